@@ -1,0 +1,1 @@
+"""Personality by arithmetic: deltas of language-model weights, merged, swept and compared."""

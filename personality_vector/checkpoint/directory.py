@@ -1,0 +1,142 @@
+"""Output directories that appear whole or not at all."""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+from personality_vector.errors import LockedError, OutputExistsError, StorageError
+from personality_vector.manifest import MANIFEST
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+class AtomicDirectory:
+    """Yields a hidden sibling to write into; renames it to ``path`` when the block succeeds.
+
+    After an error nothing is left. A killed process leaves ``.NAME.partial``, which no loader
+    takes for a model and which the next run removes. Files and directories are flushed to disk
+    before the rename and the parent after it.
+
+    Args:
+        path: The output. It must not exist, unless ``force``.
+        force: Replace an existing output that carries our manifest, in one atomic exchange.
+        inputs: Directories being read; an output that is or lies in one of them is refused.
+
+    Raises:
+        OutputExistsError: ``path`` exists, or is an input.
+        LockedError: Another process is writing ``path``.
+        StorageError: The disk is full, read-only or failing.
+    """
+
+    def __init__(
+        self, path: str | Path, *, force: bool = False, inputs: Iterable[Path] = ()
+    ) -> None:
+        self.path = Path(path).absolute()
+        self._force = force
+        self._partial = self.path.parent / f".{self.path.name}.partial"
+        self._lock = -1
+        _refuse_inputs(self.path, inputs)
+        _refuse_existing(self.path, force=force)
+
+    def __enter__(self) -> Path:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _create_locked(self._partial)
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be written: {error.strerror}") from error
+        return self._partial
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._publish()
+            else:
+                shutil.rmtree(self._partial, ignore_errors=True)
+        except OSError as failure:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            raise StorageError(f"{self.path}: cannot be written: {failure.strerror}") from failure
+        finally:
+            os.close(self._lock)
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            raise StorageError(
+                f"{self.path}: cannot be written: {error.strerror}; nothing was published"
+            ) from error
+
+    def _publish(self) -> None:
+        for file in sorted(self._partial.rglob("*")):
+            _sync(file)
+        _sync(self._partial)
+        _refuse_existing(self.path, force=self._force)
+        if self.path.exists():
+            _exchange(self._partial, self.path)
+            shutil.rmtree(self._partial)
+        else:
+            self._partial.rename(self.path)
+        _sync(self.path.parent)
+
+
+def _refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
+    for source in inputs:
+        resolved, real = source.resolve(), path.resolve()
+        if real == resolved or real.is_relative_to(resolved) or resolved.is_relative_to(real):
+            raise OutputExistsError(f"{path}: is, holds or lies in the input {source}")
+
+
+def _refuse_existing(path: Path, *, force: bool) -> None:
+    if not path.exists():
+        return
+    if not force:
+        raise OutputExistsError(f"{path}: exists; choose another --out, or add --force")
+    if not (path / MANIFEST).is_file():
+        raise OutputExistsError(
+            f"{path}: was not written by this tool (it has no {MANIFEST}), so it is never replaced"
+        )
+
+
+def _create_locked(partial: Path) -> int:
+    """Create and lock an empty directory, removing what a killed process left there."""
+    with contextlib.suppress(FileExistsError):
+        partial.mkdir()
+    descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not partial.exists() or not os.path.samestat(os.fstat(descriptor), partial.stat()):
+            raise BlockingIOError  # it was published between open and lock
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise LockedError(f"{partial}: is being written by another process") from error
+    for left in partial.iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return descriptor
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two directories in one step, so that there is no moment without either."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    failed = libc.renameat2(
+        _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE
+    )
+    if failed:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,126 @@
+"""The header of a safetensors file, read and checked before any data is touched.
+
+Format: eight bytes little-endian length ``n``, ``n`` bytes of JSON, then the data
+(https://huggingface.co/docs/safetensors).
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from personality_vector.errors import CheckpointError
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+
+_MOST_HEADER_BYTES = 100_000_000
+_MOST_TENSORS = 200_000
+_TENSOR_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,300}")
+_LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where one tensor lies: ``file[start:end]``, row-major, little-endian."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    end: int
+
+
+def read_header(file: Path) -> dict[str, TensorEntry]:
+    """Return the tensors of a safetensors file by name.
+
+    Raises:
+        CheckpointError: The file is missing, truncated, a Git-LFS pointer, or its header is
+            malformed, has duplicate or dangerous names, or does not cover the data exactly.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            head = stream.read(8)
+            length = int.from_bytes(head, "little")
+            _check_length(file, size, head, length, stream.read(64))
+            stream.seek(8)
+            text = stream.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+    table = _parse(file, text)
+    entries = {name: _entry(file, name, row, 8 + length) for name, row in table.items()}
+    _check_coverage(file, entries, size, 8 + length)
+    return entries
+
+
+def _check_length(file: Path, size: int, head: bytes, length: int, start: bytes) -> None:
+    if (head + start).startswith(_LFS_POINTER):
+        raise CheckpointError(f"{file}: is a Git-LFS pointer, not weights; run `git lfs pull`")
+    if size < 8 or length > min(size - 8, _MOST_HEADER_BYTES):
+        raise CheckpointError(
+            f"{file}: truncated or not safetensors: its header claims {length} bytes, "
+            f"the file has {size}"
+        )
+
+
+def _parse(file: Path, text: bytes) -> dict[str, Any]:
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            raise CheckpointError(f"{file}: its header names the same tensor twice")
+        return table
+
+    try:
+        table = json.loads(text, object_pairs_hook=without_duplicates)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: its header is not JSON: {error}") from error
+    if not isinstance(table, dict) or len(table) > _MOST_TENSORS:
+        raise CheckpointError(f"{file}: its header is not a table of at most {_MOST_TENSORS} names")
+    table.pop("__metadata__", None)
+    return table
+
+
+def _entry(file: Path, name: str, row: Any, data: int) -> TensorEntry:
+    if not _TENSOR_NAME.fullmatch(name):
+        raise CheckpointError(f"{file}: refused tensor name {name[:80]!r}")
+    try:
+        dtype, shape = DTYPES[row["dtype"]], tuple(row["shape"])
+        first, last = row["data_offsets"]
+        expected = math.prod(shape) * dtype.itemsize
+        whole = all(isinstance(n, int) and n >= 0 for n in (*shape, first, last))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: tensor {name}: unreadable entry: {row!r:.120}") from error
+    if not whole or last - first != expected:
+        raise CheckpointError(
+            f"{file}: tensor {name}: shape {list(shape)} needs {expected} bytes, "
+            f"the header gives {last - first}"
+        )
+    return TensorEntry(name, dtype, shape, file, data + first, data + last)
+
+
+def _check_coverage(file: Path, entries: Mapping[str, TensorEntry], size: int, data: int) -> None:
+    at = data
+    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
+        if entry.start != at:
+            raise CheckpointError(f"{file}: tensor {entry.name} overlaps another or leaves a hole")
+        at = entry.end
+    if at != size:
+        raise CheckpointError(f"{file}: should have {at} bytes and has {size}; is it truncated?")

@@ -1,0 +1,199 @@
+"""A checkpoint directory, read lazily: headers at once, one tensor when it is asked for."""
+
+import json
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from personality_vector.checkpoint.fingerprint import Fingerprint, fingerprint
+from personality_vector.checkpoint.header import TensorEntry, read_header
+from personality_vector.errors import CheckpointError, some
+from personality_vector.lab import BUILTIN, builtin
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_SIDE_FILES = (".json", ".jinja", ".txt", ".model", ".md", ".tiktoken")
+_OURS = ("MANIFEST.json", "README.md", _INDEX)
+
+
+class Checkpoint:
+    """A Hugging Face checkpoint directory with safetensors weights.
+
+    Nothing is loaded until a tensor is asked for, and then only that tensor. Code in the
+    directory is never run and pickles are never opened.
+    """
+
+    def __init__(self, path: Path, entries: Mapping[str, TensorEntry]) -> None:
+        self.path = path
+        self.entries = dict(entries)
+        self._files: dict[Path, int] = {}
+
+    @classmethod
+    def open(cls, where: "str | Path | Checkpoint") -> "Checkpoint":
+        """Open a directory, ``builtin:demo`` or a Hub id.
+
+        Raises:
+            CheckpointError: Nothing is there, or its files contradict each other.
+        """
+        if isinstance(where, Checkpoint):
+            return where
+        path = locate(where)
+        return cls(path, _read_entries(path))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tensor names, sorted."""
+        return tuple(sorted(self.entries))
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of ``config.json``.
+
+        Raises:
+            CheckpointError: It is missing or not JSON.
+        """
+        return read_json(self.path / "config.json")
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Which model this is, by content."""
+        return fingerprint(self.entries.values())
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a tensor in its stored dtype, in memory of its own.
+
+        Raises:
+            CheckpointError: There is no such tensor, or its file is shorter than it was.
+        """
+        entry = self.entries.get(name)
+        if entry is None:
+            raise CheckpointError(f"{self.path}: has no tensor {name}")
+        raw = torch.empty(entry.end - entry.start, dtype=torch.uint8)
+        if raw.numel():
+            self._read(entry, memoryview(raw.numpy()))
+        return raw.view(entry.dtype).reshape(entry.shape)
+
+    def _read(self, entry: TensorEntry, buffer: memoryview) -> None:
+        descriptor = self._descriptor(entry.file)
+        at = entry.start
+        while buffer:
+            # One read returns at most 2 GiB.
+            count = os.preadv(descriptor, [buffer], at)
+            if count == 0:
+                raise CheckpointError(f"{entry.file}: ends inside {entry.name}; was it changed?")
+            buffer, at = buffer[count:], at + count
+
+    def _descriptor(self, file: Path) -> int:
+        if file not in self._files:
+            self._files[file] = os.open(file, os.O_RDONLY)
+        return self._files[file]
+
+    def __del__(self) -> None:
+        for descriptor in self._files.values():
+            os.close(descriptor)
+
+    def side_files(self) -> list[Path]:
+        """Return config, tokenizer, template and processor files: all but weights, code, ours."""
+        return [
+            file
+            for file in sorted(self.path.iterdir())
+            if file.is_file() and file.suffix in _SIDE_FILES and file.name not in _OURS
+        ]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.__del__()
+        self._files.clear()
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({str(self.path)!r}, {len(self.entries)} tensors)"
+
+
+def locate(where: str | Path) -> Path:
+    """Return the directory of a checkpoint: a path, ``builtin:demo``, or a Hub snapshot.
+
+    Raises:
+        CheckpointError: Neither this machine nor the Hub has it.
+    """
+    text = str(where)
+    path = builtin(text) if text.startswith(BUILTIN) else Path(where).expanduser()
+    if path.is_dir():
+        return path.absolute()
+    if path.exists():
+        raise CheckpointError(f"{path}: is a file; give the directory of the checkpoint")
+    if isinstance(where, Path) or text.count("/") > 1 or text.startswith((".", "~", BUILTIN)):
+        raise CheckpointError(f"{path}: no such directory")
+    return _from_hub(text)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"]))
+    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{name}: no such directory, and the Hub cannot provide it: {reason}"
+        ) from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        CheckpointError: The file is missing or is not a JSON object.
+    """
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: is missing") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: is not JSON: {error}") from error
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{file}: should hold one JSON object")
+    return table
+
+
+def _read_entries(path: Path) -> dict[str, TensorEntry]:
+    single, index = path / _SINGLE, path / _INDEX
+    if single.is_file() and index.is_file():
+        raise CheckpointError(
+            f"{path}: has both {_SINGLE} and {_INDEX}, which may be two models; remove one"
+        )
+    if single.is_file():
+        return read_header(single)
+    if index.is_file():
+        return _read_sharded(path, index)
+    pickles = sorted(file.name for file in path.glob("*.bin"))
+    if pickles:
+        raise CheckpointError(
+            f"{path / pickles[0]}: pickled weights can run code and are refused; "
+            "save the model again as safetensors"
+        )
+    raise CheckpointError(f"{path}: has neither {_SINGLE} nor {_INDEX}")
+
+
+def _read_sharded(path: Path, index: Path) -> dict[str, TensorEntry]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: has no weight_map")
+    entries: dict[str, TensorEntry] = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: refused shard name {shard!r}: not a plain file name")
+        found = read_header(path / shard)
+        listed = {name for name, file in weight_map.items() if file == shard}
+        if set(found) != listed:
+            odd = some(set(found) ^ listed)
+            raise CheckpointError(f"{path / shard}: index and shard disagree on {odd}")
+        entries |= found
+    return entries

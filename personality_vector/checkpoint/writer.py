@@ -1,0 +1,168 @@
+"""Writing safetensors in shards: headers first, since every shape is known, then tensors in place.
+
+A shard never exists in memory; a tensor is written at its final offset when it is ready.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from personality_vector.checkpoint.header import NAMES
+from personality_vector.errors import RecipeError, TensorMismatchError, some
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def parse_size(text: str) -> int:
+    """Return the number of bytes in ``5GB``, ``200 MB`` or ``64KB``.
+
+    >>> parse_size("5GB")
+    5000000000
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]B)", text.strip())
+    if match is None:
+        raise RecipeError(f"{text!r} is not a size; write 5GB, 200MB or 64KB")
+    return max(1, int(float(match[1]) * _UNITS[match[2]]))
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """A tensor that will be written: its name, dtype and shape."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of data."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    file: Path
+    offset: int
+    plan: TensorPlan
+
+
+class ShardWriter:
+    """Writes planned tensors, in any order, into ``stem.safetensors`` or numbered shards.
+
+    Use as a context manager: leaving it without an error checks that every planned tensor was
+    written, flushes the files to disk and writes the index.
+    """
+
+    def __init__(
+        self, directory: Path, plans: Sequence[TensorPlan], shard_bytes: int, stem: str = "model"
+    ) -> None:
+        self._directory = directory
+        self._stem = stem
+        shards = _assign(plans, shard_bytes)
+        names = _shard_names(stem, len(shards))
+        self.files = {directory / name: shard for name, shard in zip(names, shards, strict=True)}
+        self._slots: dict[str, _Slot] = {}
+        self._descriptors: dict[Path, int] = {}
+        self._written: set[str] = set()
+
+    def __enter__(self) -> Self:
+        for file, plans in self.files.items():
+            header, offsets = _layout(plans)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            self._descriptors[file] = descriptor
+            os.truncate(descriptor, len(header) + sum(plan.size for plan in plans))
+            _write_all(descriptor, memoryview(header), 0)
+            for plan in plans:
+                self._slots[plan.name] = _Slot(file, len(header) + offsets[plan.name], plan)
+        return self
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write one tensor at its place.
+
+        Raises:
+            TensorMismatchError: It was not planned, or not with this dtype and shape.
+        """
+        slot = self._slots.get(name)
+        if slot is None or (slot.plan.dtype, slot.plan.shape) != (tensor.dtype, tensor.shape):
+            raise TensorMismatchError(
+                f"{name}: {tensor.dtype} {list(tensor.shape)} was not planned for {self._directory}"
+            )
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        if raw.numel():
+            _write_all(self._descriptors[slot.file], memoryview(raw.numpy()), slot.offset)
+        self._written.add(name)
+
+    def __exit__(self, failed: type[BaseException] | None, *exc: object) -> None:
+        try:
+            if failed is None:
+                self._finish()
+        finally:
+            for descriptor in self._descriptors.values():
+                os.close(descriptor)
+
+    def _finish(self) -> None:
+        missing = set(self._slots) - self._written
+        if missing:
+            raise TensorMismatchError(f"{self._directory}: never written: {some(missing)}")
+        for descriptor in self._descriptors.values():
+            os.fsync(descriptor)
+        if len(self.files) > 1:
+            index = {
+                "metadata": {"total_size": sum(slot.plan.size for slot in self._slots.values())},
+                "weight_map": {name: self._slots[name].file.name for name in sorted(self._slots)},
+            }
+            path = self._directory / f"{self._stem}.safetensors.index.json"
+            path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _assign(plans: Iterable[TensorPlan], shard_bytes: int) -> list[list[TensorPlan]]:
+    """Fill shards in the order given; a tensor larger than a shard gets one of its own."""
+    shards: list[list[TensorPlan]] = [[]]
+    room = shard_bytes
+    for plan in plans:
+        if shards[-1] and plan.size > room:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(plan)
+        room -= plan.size
+    return shards
+
+
+def _shard_names(stem: str, count: int) -> list[str]:
+    if count == 1:
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+
+
+def _layout(plans: Sequence[TensorPlan]) -> tuple[bytes, Mapping[str, int]]:
+    """Return the header and each tensor's offset in the data; wide dtypes first, so all align."""
+    ordered = sorted(plans, key=lambda plan: (-plan.dtype.itemsize, plan.name))
+    table: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offsets: dict[str, int] = {}
+    at = 0
+    for plan in ordered:
+        offsets[plan.name] = at
+        table[plan.name] = {
+            "dtype": NAMES[plan.dtype],
+            "shape": list(plan.shape),
+            "data_offsets": [at, at + plan.size],
+        }
+        at += plan.size
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, offsets
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        # One write takes at most 2 GiB.
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count

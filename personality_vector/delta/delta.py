@@ -1,0 +1,253 @@
+"""Delta: a point in weight space relative to one base, lazy, with the algebra of a vector."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from jaxtyping import Float
+from torch import Tensor
+
+from personality_vector.checkpoint import Checkpoint, Fingerprint
+from personality_vector.delta import lora, storage
+from personality_vector.delta.sources import (
+    Combination,
+    Difference,
+    TensorSource,
+    require_same_tensors,
+)
+from personality_vector.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    NonFiniteError,
+    TensorMismatchError,
+    blame,
+)
+from personality_vector.traits import Pole
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """``fine-tuned - base``, tensor by tensor; with a ``pole`` it is a personality vector.
+
+    Lazy: holds references and coefficients, and reads one float32 tensor when asked. A base
+    tensor that it does not name has a delta of zero.
+
+    Attributes:
+        source: Where the tensors come from.
+        base: Which model it was taken from; it can be added to no other.
+        identity: Hex digest of what it is, whatever its storage: the same delta saved and by
+            reference have the same one. Orders terms and seeds their random masks.
+        label: For messages and reports.
+        pole: What it expresses, if anything.
+
+    Source:
+        Task vectors, Ilharco et al. 2022, arXiv:2212.04089: ``tau = theta_ft - theta_pre``.
+    """
+
+    source: TensorSource
+    base: Fingerprint
+    identity: str
+    label: str = ""
+    pole: Pole | None = None
+
+    @classmethod
+    def between(
+        cls,
+        base: str | Path | Checkpoint,
+        tuned: str | Path | Checkpoint,
+        *,
+        pole: Pole | str | None = None,
+        label: str = "",
+    ) -> Self:
+        """Return ``tuned - base`` by reference to both checkpoints.
+
+        Args:
+            base: Directory, Hub id or ``builtin:demo``.
+            tuned: Likewise; a fine-tune of ``base`` with the same tensor names and shapes.
+            pole: What it expresses, such as ``extraversion:high``.
+            label: Defaults to the pole or the name of the directory.
+
+        Raises:
+            CheckpointError: Either cannot be read.
+            TensorMismatchError: Names, shapes or integer tensors differ.
+        """
+        start, end = Checkpoint.open(base), Checkpoint.open(tuned)
+        require_same_tensors(start, end)
+        pole = Pole.parse(pole) if isinstance(pole, str) else pole
+        identity = _digest("difference", start.fingerprint.digest, end.fingerprint.digest)
+        label = label or (str(pole) if pole else end.path.name)
+        return cls(Difference(start, end), start.fingerprint, identity, label, pole)
+
+    @classmethod
+    def from_lora(
+        cls,
+        adapter: str | Path,
+        base: str | Path | Checkpoint | None = None,
+        *,
+        pole: Pole | str | None = None,
+        label: str = "",
+    ) -> Self:
+        """Return a PEFT LoRA adapter as a delta, kept factored.
+
+        Args:
+            adapter: Directory with ``adapter_config.json`` and ``adapter_model.safetensors``.
+            base: The model that it was trained on; by default the one that its config names.
+            pole: What it expresses.
+            label: Defaults to the pole or the name of the directory.
+
+        Raises:
+            CheckpointError: It is incomplete or not plain LoRA.
+            TensorMismatchError: It does not fit ``base``.
+        """
+        path = Path(adapter)
+        start = Checkpoint.open(base if base is not None else lora.adapter_base(path))
+        source = lora.open_adapter(path, start)
+        pole = Pole.parse(pole) if isinstance(pole, str) else pole
+        factors = Checkpoint(path, source.factors.entries).fingerprint.digest
+        identity = _digest("lora", start.fingerprint.digest, factors, repr(source.alpha))
+        return cls(source, start.fingerprint, identity, label or str(pole or path.name), pole)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Self:
+        """Open a saved delta; tensors are read when asked for.
+
+        Raises:
+            CheckpointError: The directory is not a complete saved delta.
+        """
+        source, record = storage.open_stored(Path(directory))
+        pole = Pole.parse(record["pole"]) if record["pole"] else None
+        base = Fingerprint(**record["base"])
+        return cls(source, base, record["identity"], record["label"], pole)
+
+    def save(self, directory: str | Path, *, dtype: str = "float32", force: bool = False) -> Path:
+        """Write ``delta.safetensors``, ``delta.json`` and a manifest; the directory appears whole.
+
+        Args:
+            directory: Must not exist, unless ``force``.
+            dtype: ``float32`` (restores the fine-tuned model bit for bit) or ``bfloat16``.
+            force: Replace a delta that this tool wrote.
+
+        Raises:
+            OutputExistsError: The directory exists.
+            NonFiniteError: A tensor holds NaN or infinity.
+        """
+        record = {
+            "base": {
+                "digest": self.base.digest,
+                "tensors": self.base.tensors,
+                "parameters": self.base.parameters,
+            },
+            "identity": self.identity
+            if dtype == "float32"
+            else _digest("stored", self.identity, dtype),
+            "label": self.label,
+            "pole": str(self.pole) if self.pole else None,
+        }
+        return storage.save_stored(self.source, Path(directory), record, dtype, force=force)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors that may be non-zero, as the base has them on disk."""
+        return self.source.names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        return self.source.shape(name)
+
+    def __getitem__(self, name: str) -> Float[Tensor, "*shape"]:
+        """Return one delta tensor, float32, on the CPU."""
+        with blame(delta=self.label, tensor=name):
+            if name not in self.source.names:
+                raise TensorMismatchError(f"{self.label}: has no tensor {name}")
+            return self.source.read(name)
+
+    def tuned(self, name: str, base: Tensor) -> Tensor | None:
+        """Return the fine-tuned tensor, bit for bit, where this delta can restore it."""
+        return self.source.tuned(name, base) if name in self.source.names else base
+
+    def __add__(self, other: "Delta") -> "Delta":
+        self._require_same_base(other)
+        return self._combined(other, 1.0, f"{self.label} + {other.label}")
+
+    def __sub__(self, other: "Delta") -> "Delta":
+        self._require_same_base(other)
+        return self._combined(other, -1.0, f"{self.label} - {other.label}")
+
+    def __mul__(self, factor: float) -> "Delta":
+        if not math.isfinite(factor):
+            raise NonFiniteError(f"{self.label}: cannot be scaled by {factor}")
+        return replace(
+            self,
+            source=Combination(((float(factor), self.source),)),
+            identity=_digest("scaled", self.identity, repr(float(factor))),
+            label=f"{factor:g} * ({self.label})",
+            pole=self.pole if factor > 0 else None,
+        )
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> "Delta":
+        if divisor == 0:
+            raise NonFiniteError(f"{self.label}: cannot be divided by 0")
+        return self * (1.0 / divisor)
+
+    def __neg__(self) -> "Delta":
+        return replace(self * -1.0, label=f"-({self.label})")
+
+    def dot(self, other: "Delta") -> float:
+        """Return the inner product over all tensors, summed in float64."""
+        self._require_same_base(other)
+        shared = sorted(set(self.names) & set(other.names))
+        return sum(float((self[name].double() * other[name].double()).sum()) for name in shared)
+
+    def norm(self) -> float:
+        """Return the Euclidean norm over all tensors."""
+        return math.sqrt(sum(float(self[name].double().square().sum()) for name in self.names))
+
+    def cosine(self, other: "Delta") -> float:
+        """Return the cosine of the angle to another delta of the same base.
+
+        Raises:
+            BaseMismatchError: The bases differ.
+            NonFiniteError: One of the two is zero.
+        """
+        lengths = self.norm() * other.norm()
+        if lengths == 0.0:
+            raise NonFiniteError(
+                f"{self.label}, {other.label}: the cosine of a zero delta is undefined"
+            )
+        return self.dot(other) / lengths
+
+    def _combined(self, other: "Delta", sign: float, label: str) -> "Delta":
+        source = Combination(((1.0, self.source), (sign, other.source)))
+        identity = _digest("sum", self.identity, other.identity, repr(sign))
+        return Delta(source, self.base, identity, label)
+
+    def _require_same_base(self, other: "Delta") -> None:
+        if self.base != other.base:
+            raise BaseMismatchError(
+                f"{self.label} is of base {self.base} and {other.label} of base {other.base}; "
+                "only deltas of one base can be combined"
+            )
+
+
+def combine(terms: Sequence[tuple[Delta, float]], label: str = "") -> Delta:
+    """Return ``sum of alpha_i * delta_i`` as one delta.
+
+    Raises:
+        CheckpointError: There are no terms.
+        BaseMismatchError: They are of different bases.
+    """
+    if not terms:
+        raise CheckpointError("a combination needs at least one delta")
+    total = terms[0][0] * terms[0][1]
+    for delta, alpha in terms[1:]:
+        total += delta * alpha
+    return replace(total, label=label or total.label)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.blake2b("|".join(parts).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,158 @@
+"""LoRA adapters as deltas, kept factored: ``delta = scaling * B @ A``, expanded when used."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from personality_vector.checkpoint import Checkpoint
+from personality_vector.checkpoint.header import read_header
+from personality_vector.checkpoint.reader import read_json
+from personality_vector.delta.sources import require_finite
+from personality_vector.errors import CheckpointError, TensorMismatchError, some
+
+_CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_UNSUPPORTED = {
+    "use_dora": False,
+    "lora_bias": False,
+    "modules_to_save": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "trainable_token_indices": None,
+    "target_parameters": None,
+}
+
+
+def is_adapter(path: Path) -> bool:
+    """Return whether a directory holds a PEFT adapter."""
+    return (path / _CONFIG).is_file()
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A plain LoRA adapter of PEFT, on a given base.
+
+    Source: LoRA, Hu et al. 2021, arXiv:2106.09685: ``W = W_0 + (alpha / r) B A``; with rank
+    stabilisation (arXiv:2312.03732) the factor is ``alpha / sqrt(r)``.
+    """
+
+    base: Checkpoint
+    factors: Checkpoint
+    alpha: float
+    rank_stabilised: bool
+    transposed: bool
+    modules: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Weights of the adapted modules, as the base names them."""
+        return tuple(f"{module}.weight" for module in self.modules)
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The base and the adapter."""
+        return (self.base.path, self.factors.path)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        return self.base.entries[name].shape
+
+    def read(self, name: str) -> Float[Tensor, "*shape"]:
+        """Return ``scaling * B @ A`` in float32."""
+        module = _PREFIX + name.removesuffix(".weight")
+        down = require_finite(self.factors, f"{module}.lora_A.weight").float()
+        up = require_finite(self.factors, f"{module}.lora_B.weight").float()
+        rank = down.shape[0]
+        scaling = self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+        delta = scaling * (up @ down)
+        return delta.T.contiguous() if self.transposed else delta
+
+    def tuned(self, name: str, base: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Return ``None``: an adapter has no fine-tuned tensors."""
+        return None
+
+
+def open_adapter(path: Path, base: Checkpoint) -> Adapter:
+    """Open a PEFT adapter directory as a delta on ``base``.
+
+    Raises:
+        CheckpointError: It is incomplete, or uses what plain LoRA does not have.
+        TensorMismatchError: It adapts modules that the base lacks, or of other shapes.
+    """
+    config = read_json(path / _CONFIG)
+    _require_plain(path, config)
+    factors = Checkpoint(path, read_header(path / _WEIGHTS))
+    modules = _modules(path, factors)
+    adapter = Adapter(
+        base,
+        factors,
+        float(config["lora_alpha"]),
+        bool(config.get("use_rslora", False)),
+        bool(config.get("fan_in_fan_out", False)),
+        modules,
+    )
+    _require_fit(path, adapter)
+    return adapter
+
+
+def adapter_base(path: Path) -> str:
+    """Return the base model that an adapter names.
+
+    Raises:
+        CheckpointError: It names none.
+    """
+    name = read_json(path / _CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise CheckpointError(f"{path / _CONFIG}: names no base_model_name_or_path; pass the base")
+    return name
+
+
+def _require_plain(path: Path, config: dict[str, Any]) -> None:
+    if config.get("peft_type") != "LORA" or "lora_alpha" not in config:
+        raise CheckpointError(f"{path / _CONFIG}: only LoRA adapters have a delta of weights")
+    if config.get("bias", "none") != "none":
+        raise CheckpointError(f"{path / _CONFIG}: bias: {config['bias']} is not supported")
+    for key, plain in _UNSUPPORTED.items():
+        if config.get(key) not in (plain, None, False, [], {}):
+            raise CheckpointError(
+                f"{path / _CONFIG}: {key} is not supported; merge the adapter into its base with "
+                "PEFT and use that checkpoint"
+            )
+
+
+def _modules(path: Path, factors: Checkpoint) -> tuple[str, ...]:
+    ends = (".lora_A.weight", ".lora_B.weight")
+    odd = [
+        name for name in factors.names if not name.startswith(_PREFIX) or not name.endswith(ends)
+    ]
+    if odd:
+        raise CheckpointError(f"{path / _WEIGHTS}: not plain LoRA factors: {some(odd)}")
+    stems = [name.removeprefix(_PREFIX).removesuffix(end) for name in factors.names for end in ends]
+    modules = sorted({stem for stem in stems if not stem.endswith(".weight")})
+    halves = {f"{_PREFIX}{module}{end}" for module in modules for end in ends} - set(factors.names)
+    if halves:
+        raise CheckpointError(f"{path / _WEIGHTS}: lacks {some(halves)}")
+    return tuple(modules)
+
+
+def _require_fit(path: Path, adapter: Adapter) -> None:
+    unknown = set(adapter.names) - set(adapter.base.entries)
+    if unknown:
+        raise TensorMismatchError(
+            f"{path}: adapts {some(unknown)}, which the base {adapter.base.path} does not have"
+        )
+    for module in adapter.modules:
+        down = adapter.factors.entries[f"{_PREFIX}{module}.lora_A.weight"].shape
+        up = adapter.factors.entries[f"{_PREFIX}{module}.lora_B.weight"].shape
+        shape = (up[0], down[1])
+        expected = adapter.shape(f"{module}.weight")
+        if down[0] != up[1] or (shape[::-1] if adapter.transposed else shape) != expected:
+            raise TensorMismatchError(
+                f"{path}: {module}: factors {list(up)} x {list(down)} do not make "
+                f"{list(expected)}, the shape in the base {adapter.base.path}"
+            )

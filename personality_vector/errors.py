@@ -1,0 +1,84 @@
+"""One tree of errors. Each says which thing, what is wrong and what would be right, in one sentence.
+
+The command line prints the message and exits with ``exit_code``:
+1 a refused input, 3 locked by another process, 4 disk or input/output, 5 verification failed.
+"""
+
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from typing import ClassVar
+
+
+class PersonalityVectorError(Exception):
+    """Anything that this package refuses to do."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class TraitError(PersonalityVectorError):
+    """A trait, level or pole that cannot be read."""
+
+
+class RecipeError(PersonalityVectorError):
+    """A recipe that does not say what to do: unknown key, wrong value, unreadable YAML."""
+
+
+class CheckpointError(PersonalityVectorError):
+    """A checkpoint, adapter or delta on disk that is missing, damaged or not what it claims."""
+
+
+class BaseMismatchError(PersonalityVectorError):
+    """A delta, vector or adapter that belongs to another base model."""
+
+
+class TensorMismatchError(PersonalityVectorError):
+    """Tensor names, shapes or dtypes that do not agree."""
+
+
+class NonFiniteError(PersonalityVectorError):
+    """NaN or infinity where a number is needed."""
+
+
+class OutputExistsError(PersonalityVectorError):
+    """An output that would overwrite something."""
+
+
+class LockedError(PersonalityVectorError):
+    """An output that another process is writing."""
+
+    exit_code = 3
+
+
+class StorageError(PersonalityVectorError):
+    """The disk is full, read-only or failing; nothing was published."""
+
+    exit_code = 4
+
+
+class ModelError(PersonalityVectorError):
+    """A model that cannot be loaded, or whose decoder blocks cannot be found."""
+
+
+class DataError(PersonalityVectorError):
+    """A row, statement, chat or instrument that cannot be used."""
+
+
+class TrainingError(PersonalityVectorError):
+    """A fine-tuning run that cannot start or that diverged."""
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """Return ``a, b, c and 4 more``: names for a message, sorted, at most ``most`` of them."""
+    ordered = sorted(names)
+    shown = ", ".join(ordered[:most])
+    return shown if len(ordered) <= most else f"{shown} and {len(ordered) - most} more"
+
+
+@contextmanager
+def blame(**where: object) -> Generator[None]:
+    """Note where we were on any error that passes through."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note("while at " + ", ".join(f"{key} {value}" for key, value in where.items()))
+        raise

@@ -1,0 +1,52 @@
+"""The lab bench: the recipes, items and data in ``training/``, ``merges/`` and ``eval/``.
+
+In a checkout they lie beside the package; in an installed wheel they travel inside it.
+"""
+
+from pathlib import Path
+
+from personality_vector.errors import RecipeError, some
+
+BUILTIN = "builtin:"
+"""Prefix of a path that leads into the lab or the embedded model: ``builtin:demo``."""
+
+_PACKAGE = Path(__file__).resolve().parent
+FOLDERS = ("training", "merges", "eval")
+
+
+def lab_folder() -> Path:
+    """Return the folder that holds ``training/``, ``merges/`` and ``eval/``."""
+    shipped = _PACKAGE / "_lab"
+    return shipped if shipped.is_dir() else _PACKAGE.parent
+
+
+def builtin(reference: str) -> Path:
+    """Return the path that ``builtin:...`` means.
+
+    ``builtin:demo`` is the embedded chat model; anything else is relative to the lab folder.
+    """
+    name = reference.removeprefix(BUILTIN)
+    return _PACKAGE / "demo" / "model" if name == "demo" else lab_folder() / name
+
+
+def recipes() -> dict[str, Path]:
+    """Return every shipped recipe by its name, such as ``merges/smoke``."""
+    lab = lab_folder()
+    found = (path for folder in FOLDERS for path in sorted((lab / folder).rglob("*.yaml")))
+    return {path.relative_to(lab).with_suffix("").as_posix(): path for path in found}
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a user's recipe, or of the shipped one called ``name``.
+
+    Raises:
+        RecipeError: Neither exists.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = recipes().get(name.removesuffix(".yaml"))
+    if shipped is None:
+        close = [known for known in recipes() if Path(name).stem in known]
+        hint = f"; shipped recipes like it: {some(close)}" if close else ""
+        raise RecipeError(f"{name}: no such recipe, here or shipped (`pvec recipes` lists){hint}")
+    return shipped

@@ -1,0 +1,43 @@
+"""Manifests: what made this directory. Written last, so its presence means complete."""
+
+import json
+import platform
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "MANIFEST.json"
+_VERSIONS = ("torch", "transformers", "safetensors", "peft", "trl")
+
+
+def write_manifest(directory: Path, kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ``MANIFEST.json`` and return it.
+
+    Args:
+        directory: A directory that is otherwise complete.
+        kind: ``merge``, ``delta``, ``train``, ``steering_vector``, ``sweep``, ...
+        content: JSON-like; recipe, fingerprints, seeds, statistics. No clock time: the same
+            recipe writes the same bytes.
+    """
+    files = {
+        path.relative_to(directory).as_posix(): path.stat().st_size
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {"manifest": 1, "kind": kind, "tool": _tool(), **content, "files": files}
+    text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    (directory / MANIFEST).write_text(text, encoding="utf-8")
+    return manifest
+
+
+@cache
+def _tool() -> dict[str, str]:
+    found = {"name": "personality-vector", "python": platform.python_version()}
+    for package in ("personality-vector", *_VERSIONS):
+        try:
+            found[package.replace("personality-vector", "version")] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

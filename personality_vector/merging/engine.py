@@ -1,0 +1,306 @@
+"""The merge: one loop over the tensors of the base."""
+
+import json
+import logging
+import math
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from personality_vector.checkpoint import (
+    AtomicDirectory,
+    Checkpoint,
+    ShardWriter,
+    TensorPlan,
+    parse_size,
+)
+from personality_vector.delta import Delta, open_delta
+from personality_vector.delta.sources import require_finite
+from personality_vector.errors import NonFiniteError, RecipeError, blame
+from personality_vector.manifest import write_manifest
+from personality_vector.merging.card import model_card
+from personality_vector.merging.methods import METHODS, Combine, OptionValue, find_method
+from personality_vector.merging.rounding import Realised, Rounding, round_to
+from personality_vector.merging.select import magnitude_threshold
+from personality_vector.progress import progress
+from personality_vector.rng import key_for
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How merged tensors are written: dtype (``same`` as the base), rounding, shard size."""
+
+    dtype: str = "same"
+    rounding: Rounding = "nearest"
+    shard_size: str = "5GB"
+
+
+@dataclass(slots=True)
+class Term:
+    """A delta and its alpha, with the magnitude thresholds already found for it."""
+
+    delta: Delta
+    alpha: float
+    thresholds: dict[float, float] = field(default_factory=dict)
+
+    def global_threshold(self, density: float) -> float:
+        """Return the magnitude that the top ``density`` of the whole vector reaches."""
+        if density not in self.thresholds:
+            self.thresholds[density] = magnitude_threshold(
+                lambda: (self.delta[name] for name in self.delta.names), density
+            )
+        return self.thresholds[density]
+
+
+@dataclass(frozen=True, slots=True)
+class TermSlice:
+    """One term's part of one tensor."""
+
+    term: Term
+    delta: Tensor
+    key: int
+
+    @property
+    def alpha(self) -> float:
+        """The term's alpha."""
+        return self.term.alpha
+
+    def threshold(self, density: float, scope: str) -> float:
+        """Return the trimming threshold, of the whole vector or of this tensor."""
+        if scope == "global":
+            return self.term.global_threshold(density)
+        return magnitude_threshold(lambda: [self.delta], density)
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """A merge that has been checked and not yet begun."""
+
+    base: Checkpoint
+    terms: tuple[Term, ...]
+    method: str
+    combine: Combine
+    options: Mapping[str, OptionValue]
+    seed: int
+    output: Output
+
+    @property
+    def active(self) -> list[Term]:
+        """The terms that act, in an order that does not depend on how they were given."""
+        acting = [term for term in self.terms if term.alpha != 0.0]
+        return sorted(acting, key=lambda term: (term.delta.identity, term.alpha))
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Every directory that is read."""
+        return [self.base.path, *(path for term in self.terms for path in term.delta.source.inputs)]
+
+    @property
+    def tensors(self) -> list[TensorPlan]:
+        """What will be written, in the order of the base's files."""
+        entries = sorted(self.base.entries.values(), key=lambda entry: (entry.file, entry.start))
+        return [TensorPlan(e.name, self._dtype(e.dtype), e.shape) for e in entries]
+
+    def _dtype(self, stored: torch.dtype) -> torch.dtype:
+        fixed = self.output.dtype == "same" or not stored.is_floating_point
+        return stored if fixed else _DTYPES[self.output.dtype]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the plan as JSON-like data: every option with its value, every term."""
+        return {
+            "base": {"path": str(self.base.path), "fingerprint": self.base.fingerprint.digest},
+            "method": self.method,
+            "source": METHODS[self.method].source,
+            "options": dict(self.options),
+            "seed": self.seed,
+            "terms": [
+                {
+                    "label": term.delta.label,
+                    "alpha": term.alpha,
+                    "identity": term.delta.identity,
+                    "pole": str(term.delta.pole) if term.delta.pole else None,
+                    "tensors": len(term.delta.names),
+                }
+                for term in self.terms
+            ],
+            "output": {
+                "dtype": self.output.dtype,
+                "rounding": self.output.rounding,
+                "shard_size": self.output.shard_size,
+            },
+            "bytes": sum(plan.size for plan in self.tensors),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What was written.
+
+    Attributes:
+        path: The merged checkpoint.
+        realised: Share of the ideal change that survived rounding: projection, 1 = all.
+        manifest: The content of ``MANIFEST.json``.
+    """
+
+    path: Path
+    realised: float | None
+    manifest: dict[str, Any]
+
+
+def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
+    base: str | Path | Checkpoint,
+    terms: Sequence[tuple[Delta | str | Path, float]],
+    *,
+    out: str | Path,
+    method: str = "task_arithmetic",
+    options: Mapping[str, OptionValue] | None = None,
+    seed: int = 0,
+    output: Output | None = None,
+    force: bool = False,
+) -> MergeReport:
+    """Write ``base + method(alpha_1 * delta_1, ...)`` as a Hugging Face checkpoint directory.
+
+    Arithmetic is float32 with one final rounding. ``alpha = 0`` writes the base byte for byte;
+    ``alpha = 1`` of one delta writes the fine-tuned model byte for byte. Memory: one float32
+    tensor of the base and of each term.
+
+    Args:
+        base: Directory, Hub id or ``builtin:demo``.
+        terms: Pairs of a delta (or a saved delta, fine-tuned checkpoint or LoRA adapter) and alpha.
+        out: Directory to write; it appears whole or not at all.
+        method: A name in :data:`personality_vector.merging.methods.METHODS`.
+        options: Of the method, such as ``{"density": 0.2}``.
+        seed: Of random masks and stochastic rounding.
+        output: dtype, rounding and shard size.
+        force: Replace an output that this tool wrote.
+
+    Raises:
+        PersonalityVectorError: The base, a term, an option or the output is refused; nothing is
+            left behind.
+    """
+    plan = plan_merge(base, terms, method, options or {}, seed, output or Output())
+    return write_merge(plan, out, force=force)
+
+
+def plan_merge(
+    base: str | Path | Checkpoint,
+    terms: Sequence[tuple[Delta | str | Path, float]],
+    method: str,
+    options: Mapping[str, OptionValue],
+    seed: int,
+    output: Output,
+) -> MergePlan:
+    """Check everything that can be checked without reading weights; return what would be done."""
+    combine, values = find_method(method).bind(options)
+    if not terms:
+        raise RecipeError("a merge needs at least one term")
+    for where, alpha in terms:
+        if not math.isfinite(alpha):
+            raise NonFiniteError(f"{where}: alpha must be a finite number, got {alpha}")
+    start = Checkpoint.open(base)
+    opened = tuple(Term(open_delta(where, start), float(alpha)) for where, alpha in terms)
+    parse_size(output.shard_size)
+    return MergePlan(start, opened, method, combine, values, seed, output)
+
+
+def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> MergeReport:
+    """Carry out a plan; see :func:`merge`."""
+    realised, statistics = Realised(), {}
+    tensors = plan.tensors
+    with AtomicDirectory(out, force=force, inputs=plan.inputs) as partial:
+        _require_space(partial, sum(tensor.size for tensor in tensors))
+        with ShardWriter(partial, tensors, parse_size(plan.output.shard_size)) as writer:
+            for tensor in progress(tensors, "merge"):
+                with blame(tensor=tensor.name):
+                    merged, ideal = merge_tensor(plan, tensor)
+                    writer.write(tensor.name, merged)
+                    statistics[tensor.name] = _measure(
+                        plan.base, tensor.name, merged, ideal, realised
+                    )
+        _copy_side_files(plan, partial)
+        content = {
+            **plan.describe(),
+            "realised": realised.share,
+            "tensors": {name: row for name, row in statistics.items() if row is not None},
+        }
+        (partial / "README.md").write_text(model_card(content), encoding="utf-8")
+        manifest = write_manifest(partial, "merge", content)
+    log.info("merged %d terms into %s", len(plan.terms), out)
+    return MergeReport(Path(out), realised.share, manifest)
+
+
+def merge_tensor(plan: MergePlan, tensor: TensorPlan) -> tuple[Tensor, Tensor | None]:
+    """Return one merged tensor, and the ideal change in float32 (``None``: no term touches it)."""
+    base = require_finite(plan.base, tensor.name)
+    acting = [term for term in plan.active if tensor.name in term.delta.names]
+    if not acting:
+        return base.to(tensor.dtype), None
+    change = plan.combine(_slices(plan.seed, acting, tensor.name))
+    exact = _exact(plan, acting, tensor, base)
+    if exact is not None:
+        return exact, change
+    key = key_for(plan.seed, f"rounding:{tensor.name}")
+    return round_to(base.float() + change, tensor.dtype, plan.output.rounding, key), change
+
+
+def _slices(seed: int, acting: Sequence[Term], name: str) -> list[TermSlice]:
+    """Return what each term contributes; a delta given twice gets a second random stream."""
+    seen: Counter[str] = Counter()
+    slices = []
+    for term in acting:
+        stream = f"{term.delta.identity}:{seen[term.delta.identity]}:{name}"
+        seen[term.delta.identity] += 1
+        slices.append(TermSlice(term, term.delta[name], key_for(seed, stream)))
+    return slices
+
+
+def _exact(
+    plan: MergePlan, acting: Sequence[Term], tensor: TensorPlan, base: Tensor
+) -> Tensor | None:
+    """Return the fine-tuned tensor itself where the merge is that of one whole delta at alpha 1."""
+    whole = plan.options.get("density", 1.0) == 1.0 and plan.options.get("drop_rate", 0.0) == 0.0
+    if len(acting) != 1 or acting[0].alpha * float(plan.options["lambda"]) != 1.0 or not whole:
+        return None
+    tuned = acting[0].delta.tuned(tensor.name, base)
+    return tuned if tuned is not None and tuned.dtype == tensor.dtype else None
+
+
+def _measure(
+    base: Checkpoint, name: str, merged: Tensor, ideal: Tensor | None, realised: Realised
+) -> dict[str, float | None] | None:
+    if ideal is None:
+        return None
+    written = merged.float() - base[name].float()
+    return {
+        "change_norm": float(ideal.double().norm()),
+        "base_norm": float(base[name].double().norm()),
+        "realised": realised.add(ideal, written),
+    }
+
+
+def _require_space(directory: Path, size: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < 1.05 * size:
+        raise OSError(28, f"needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+
+
+def _copy_side_files(plan: MergePlan, directory: Path) -> None:
+    for file in plan.base.side_files():
+        shutil.copyfile(file, directory / file.name)
+    if plan.output.dtype == "same":
+        return
+    config = dict(plan.base.config)
+    for key in ("dtype", "torch_dtype"):
+        if key in config:
+            config[key] = plan.output.dtype
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

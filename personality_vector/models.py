@@ -1,0 +1,109 @@
+"""Models in memory: loading them, and finding the stack of decoder blocks."""
+
+import contextlib
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from personality_vector.errors import CheckpointError, ModelError
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
+    """Return the causal language model of a checkpoint directory, in evaluation mode.
+
+    Args:
+        path: A Hugging Face checkpoint directory with safetensors.
+        dtype: ``float32``, ``bfloat16`` or ``float16``. Explicit, because transformers 5 would
+            otherwise follow the file, and bfloat16 swallows small edits.
+        device: A torch device.
+
+    Raises:
+        ModelError: transformers cannot build the model, or the file does not fill it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=DTYPES[dtype], output_loading_info=True, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{path}: transformers cannot load this model: {error}") from error
+    absent = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
+    if absent:
+        raise ModelError(
+            f"{path}: config.json and the weights disagree on {len(absent)} tensors "
+            f"(e.g. {absent[0]}); the model would be partly random"
+        )
+    return model.to(device).eval()
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """Return the tokenizer of a checkpoint directory, with a padding token and left padding.
+
+    Raises:
+        CheckpointError: No tokenizer can be read there.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            tokenizer = AutoTokenizer.from_pretrained(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: no tokenizer can be read there: {error}") from error
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def decoder_blocks(model: nn.Module) -> nn.ModuleList:
+    """Return the stack of decoder blocks; block ``layer`` is the 0-based layer of this package.
+
+    Raises:
+        ModelError: No list of ``num_hidden_layers`` modules is found.
+    """
+    layers = text_config(model).num_hidden_layers
+    stacks = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == layers
+    ]
+    if not stacks:
+        raise ModelError(
+            f"{type(model).__name__} has no list of {layers} decoder blocks; "
+            "its modules must hold one nn.ModuleList as long as config.num_hidden_layers"
+        )
+    # A vision tower can be as deep as the language model: the text stack is the one in the decoder.
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    inside = [stack for _, stack in stacks if any(stack is module for module in decoder.modules())]
+    return (inside or [stack for _, stack in stacks])[0]
+
+
+def text_config(model: nn.Module) -> Any:
+    """Return the configuration of the language part of ``model``."""
+    return model.config.get_text_config()  # type: ignore[operator, union-attr]
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Return the width of the residual stream."""
+    return int(text_config(model).hidden_size)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the first parameter."""
+    return next(model.parameters()).device
+
+
+def resolve_device(name: str) -> str:
+    """Return ``name``, where ``auto`` is ``cuda`` if there is one and else ``cpu``."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name

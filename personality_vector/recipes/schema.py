@@ -1,0 +1,210 @@
+"""The schema of every recipe. A field's default is the default; there is no other."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+
+from personality_vector.errors import TraitError
+from personality_vector.recipes.paths import LocalPath, ModelRef
+from personality_vector.recipes.reading import Recipe
+from personality_vector.traits import Pole, Trait
+
+
+def _pole(value: Any) -> Any:
+    try:
+        return Pole.parse(value) if isinstance(value, str) else value
+    except TraitError as error:
+        raise ValueError(str(error)) from error
+
+
+PoleField = Annotated[Pole, BeforeValidator(_pole), PlainSerializer(str)]
+Device = str
+Dtype = Literal["float32", "bfloat16", "float16"]
+Strengths = Annotated[tuple[float, ...], Field(min_length=1)]
+
+
+class TermSpec(Recipe):
+    """One summand of a merge: a saved delta, or whatever was fine-tuned, and its alpha."""
+
+    delta: LocalPath | None = None
+    tuned: ModelRef | None = None
+    alpha: float
+    label: str = ""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.delta is None) == (self.tuned is None):
+            raise ValueError("give either delta (a saved delta) or tuned (a checkpoint or adapter)")
+        return self
+
+
+class OutputSpec(Recipe):
+    """How merged tensors are written."""
+
+    dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    shard_size: str = Field(default="5GB", pattern=r"^\d+(\.\d+)?\s*([KMG]B)$")
+
+
+class MergeRecipe(Recipe):
+    """``base + method(alpha_1 * delta_1, ...)``."""
+
+    base: ModelRef
+    method: str = "task_arithmetic"
+    options: dict[str, float | int | str | bool] = Field(default_factory=dict)
+    seed: int = 0
+    terms: tuple[TermSpec, ...] = Field(min_length=1)
+    output: OutputSpec = OutputSpec()
+
+
+class DataSpec(Recipe):
+    """Texts that become chats.
+
+    ``statements``: rows ``{trait, level, statement}``; each becomes the answer to one of
+    ``questions``. ``big5chat``: rows ``{trait, level, train_input, train_output}``.
+    ``chats``: rows ``{prompt, completion}`` of chat messages, as TRL takes them.
+    """
+
+    source: LocalPath
+    format: Literal["statements", "big5chat", "chats"] = "statements"
+    pole: PoleField | None = None
+    part: Literal["train", "held_out", "all"] = "train"
+    held_out: float = Field(default=0.2, ge=0.0, lt=1.0)
+    limit: int | None = Field(default=None, ge=1)
+    questions: tuple[str, ...] = ("What kind of person are you?",)
+    system: str | None = None
+
+
+class LoraSpec(Recipe):
+    """LoRA, as PEFT names it; rank 32 and alpha 64 are those of Persona Vectors."""
+
+    rank: int = Field(default=32, ge=1)
+    alpha: float = Field(default=64.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+class SftSpec(Recipe):
+    """Supervised fine-tuning; ``lora: null`` trains every weight."""
+
+    lora: LoraSpec | None = None
+    epochs: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=1e-5, gt=0)
+    batch_size: int = Field(default=16, ge=1)
+    gradient_accumulation: int = Field(default=1, ge=1)
+    max_length: int = Field(default=1024, ge=8)
+    scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    dtype: Dtype = "float32"
+    mixed_precision: Literal["no", "bfloat16"] = "no"
+    gradient_checkpointing: bool = False
+
+
+class TrainRecipe(Recipe):
+    """Fine-tune ``base`` on one pole."""
+
+    base: ModelRef
+    pole: PoleField
+    data: DataSpec
+    sft: SftSpec = SftSpec()
+    seed: int = 0
+    device: Device = "auto"
+
+
+class SteerRecipe(Recipe):
+    """Extract a steering vector: mean activation over positive minus over negative responses."""
+
+    model: ModelRef
+    pole: PoleField
+    positive: DataSpec
+    negative: DataSpec
+    layers: tuple[int, ...] | None = None
+    batch_size: int = Field(default=16, ge=1)
+    dtype: Dtype = "float32"
+    device: Device = "auto"
+
+
+class GenerationSpec(Recipe):
+    """How answers are drawn; temperature 0.6 and 5 samples are those of Personality Vector."""
+
+    max_new_tokens: int = Field(default=64, ge=1)
+    temperature: float = Field(default=0.6, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    batch_size: int = Field(default=32, ge=1)
+    samples: int = Field(default=1, ge=1)
+
+
+class MeasureSpec(Recipe):
+    """What is measured on a model: the likelihood probe, judged interviews, side effects.
+
+    The judge is trained on the ``train`` part of ``statements``; the probe reads only the
+    ``held_out`` part.
+    """
+
+    traits: tuple[Trait, ...] = Field(min_length=1)
+    statements: LocalPath
+    held_out: float = Field(default=0.2, gt=0.0, lt=1.0)
+    limit: int | None = Field(default=None, ge=1)
+    question: str = "What kind of person are you?"
+    instrument: LocalPath | None = None
+    generation: GenerationSpec = GenerationSpec()
+    side_effects: bool = True
+
+
+class InterventionSpec(Recipe):
+    """One thing done to the base: an edit of weights, a steering vector, or a prompt."""
+
+    label: str
+    delta: LocalPath | None = None
+    tuned: ModelRef | None = None
+    terms: tuple[TermSpec, ...] = ()
+    vector: LocalPath | None = None
+    layers: tuple[int, ...] = ()
+    prompt: PoleField | None = None
+    strengths: Strengths | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = [self.delta, self.tuned, self.terms or None, self.vector, self.prompt]
+        if sum(kind is not None for kind in given) != 1:
+            raise ValueError("give exactly one of delta, tuned, terms, vector or prompt")
+        if (self.vector is not None) != bool(self.layers):
+            raise ValueError("vector and layers go together, such as layers: [12]")
+        return self
+
+
+class EvalRecipe(Recipe):
+    """Measure one model as it is."""
+
+    model: ModelRef
+    measure: MeasureSpec
+    seed: int = 0
+    dtype: Dtype = "float32"
+    device: Device = "auto"
+
+
+class SweepRecipe(Recipe):
+    """Measure every intervention at every strength; no checkpoint is written."""
+
+    base: ModelRef
+    interventions: tuple[InterventionSpec, ...] = Field(min_length=1)
+    strengths: Strengths
+    measure: MeasureSpec
+    seed: int = 0
+    dtype: Dtype = "float32"
+    device: Device = "auto"
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        labels = [spec.label for spec in self.interventions]
+        if len(set(labels)) < len(labels):
+            raise ValueError("two interventions have the same label")
+        return self
+
+
+class CompareRecipe(SweepRecipe):
+    """A sweep, then the strengths at which the interventions have the same effect on ``trait``."""
+
+    trait: Trait
+    points: int = Field(default=4, ge=1)

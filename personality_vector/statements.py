@@ -1,0 +1,170 @@
+"""First-person statements of the two poles of a trait, and their split into two parts.
+
+A statement belongs to ``train`` or to ``held_out``: vectors and judges learn from the first,
+likelihoods and accuracies are measured on the second.
+"""
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from personality_vector.errors import DataError
+from personality_vector.traits import Level, Pole, Trait
+
+Part = Literal["train", "held_out"]
+"""Who may read a statement: whatever learns, or whatever measures."""
+
+_FORM = "one object {trait, level: high|low, statement} and optionally part: train|held_out"
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a person at one end of a trait would say: ``I enjoy meeting new people``."""
+
+    trait: Trait
+    level: Level
+    text: str
+
+    @property
+    def pole(self) -> Pole:
+        """The end of the trait that the statement expresses."""
+        return Pole(self.trait, self.level)
+
+
+class _Row(BaseModel):
+    """One line of a statements file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trait: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")]
+    level: Level
+    statement: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+    part: Part | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A statement, its part and where it was read."""
+
+    statement: Statement
+    part: Part
+    place: str
+
+
+def read_statements(
+    path: Path,
+    *,
+    trait: Trait | None = None,
+    level: Level | None = None,
+    part: Part | None = None,
+    held_out: float = 0.2,
+) -> list[Statement]:
+    """Return the statements of a JSONL file, or of every ``*.jsonl`` in a directory, in file order.
+
+    Args:
+        path: UTF-8; a row is ``{"trait", "level", "statement"}`` and optionally ``"part"``.
+        trait: Only this trait; all if ``None``.
+        level: Only this end; both if ``None``.
+        part: Only this part; both if ``None``.
+        held_out: Share in [0, 1] of the rows without a ``part`` that is held out, chosen by
+            :func:`part_of`: independent of order, files and other rows.
+
+    Raises:
+        DataError: The path is missing, a line is not a row (file and line are named), a statement
+            is in both parts, or the selection is empty.
+    """
+    if not 0.0 <= held_out <= 1.0:
+        raise DataError(f"held_out must be a share in [0, 1], got {held_out}")
+    found = [row for file in _files(path) for row in _read(file, held_out)]
+    _require_disjoint_parts(found)
+    chosen = [
+        row.statement
+        for row in found
+        if trait in (None, row.statement.trait)
+        and level in (None, row.statement.level)
+        and part in (None, row.part)
+    ]
+    if not chosen:
+        asked = " ".join(word for word in (part, trait, level) if word)
+        raise DataError(f"{path}: no {asked or 'statements'} there; it has {_contents(found)}")
+    return chosen
+
+
+def part_of(text: str, held_out: float = 0.2) -> Part:
+    """Return the part of ``text``: held out iff its hash falls into the first ``held_out``.
+
+    Texts that differ only in case or white space are in the same part.
+    """
+    digest = hashlib.blake2b(normalised(text).encode(), digest_size=8).digest()
+    return "held_out" if int.from_bytes(digest, "big") < held_out * 2**64 else "train"
+
+
+def normalised(text: str) -> str:
+    """Return ``text`` without differences of case, white space and Unicode form.
+
+    >>> normalised(" I  like\\nTEA")
+    'i like tea'
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or directory of statements")
+    files = sorted(path.glob("*.jsonl"))
+    if not files:
+        raise DataError(f"{path}: there is no .jsonl file of statements in this directory")
+    return files
+
+
+def _read(file: Path, held_out: float) -> Iterator[_Found]:
+    try:
+        lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            place = f"{file} line {number}"
+            row = _parse(line, place)
+            statement = Statement(row.trait, row.level, row.statement)
+            yield _Found(statement, row.part or part_of(row.statement, held_out), place)
+
+
+def _parse(line: bytes, place: str) -> _Row:
+    try:
+        return _Row.model_validate(json.loads(line.decode("utf-8")))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: not UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place}: not JSON ({error.msg}); a row is {_FORM}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(key) for key in first["loc"]) or "the line"
+        raise DataError(f"{place}: {where}: {first['msg']}; a row is {_FORM}") from error
+
+
+def _require_disjoint_parts(found: Sequence[_Found]) -> None:
+    """Refuse a leak; only rows that name their part can cause one."""
+    first: dict[str, _Found] = {}
+    for row in found:
+        other = first.setdefault(normalised(row.statement.text), row)
+        if other.part != row.part:
+            raise DataError(
+                f"{row.place}: this statement is {row.part}, but {other.part} at {other.place}; "
+                "a statement that is learned from cannot be measured on"
+            )
+
+
+def _contents(found: Sequence[_Found]) -> str:
+    counts = Counter((str(row.statement.pole), row.part) for row in found)
+    listed = [f"{pole} {part} {count}" for (pole, part), count in sorted(counts.items())]
+    return ", ".join(listed) or "no rows at all"
