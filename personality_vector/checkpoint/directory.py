@@ -77,6 +77,7 @@ class AtomicDirectory:
 
     def _publish(self) -> None:
         for file in sorted(self._partial.rglob("*")):
+            _make_readable(file)
             _sync(file)
         _sync(self._partial)
         _refuse_existing(self.path, force=self._force)
@@ -132,6 +133,14 @@ def _exchange(one: Path, other: Path) -> None:
     if failed:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def _make_readable(path: Path) -> None:
+    """Give a file the usual mode; safetensors' own writer leaves 0600 (safetensors #782)."""
+    umask = os.umask(0)
+    os.umask(umask)
+    if path.is_file():
+        path.chmod(0o666 & ~umask)
 
 
 def _sync(path: Path) -> None:

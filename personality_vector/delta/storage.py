@@ -54,7 +54,6 @@ def save_stored(
                     writer.write(plan.name, _learn(source, plan, learnt))
         if learnt.exact:
             save_file(learnt.exact, partial / _EXACT)
-            (partial / _EXACT).chmod(0o644)
         content = {
             **record,
             "dtype": dtype,

@@ -1,0 +1,160 @@
+"""Supervised fine-tuning through TRL's ``SFTTrainer``, on prompt-completion chats."""
+
+import logging
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from personality_vector.chat import Chat
+from personality_vector.checkpoint import AtomicDirectory, Checkpoint
+from personality_vector.data import read_chats
+from personality_vector.delta.sources import require_same_tensors
+from personality_vector.manifest import write_manifest
+from personality_vector.models import load_model, load_tokenizer, resolve_device
+from personality_vector.recipes import DataSpec, TrainRecipe
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What was trained.
+
+    Attributes:
+        path: A checkpoint directory, or a LoRA adapter if the recipe has ``lora``.
+        examples: Number of chats.
+        loss: Training loss of the last step, nats per token.
+        manifest: The content of ``MANIFEST.json``.
+    """
+
+    path: Path
+    examples: int
+    loss: float
+    manifest: dict[str, Any]
+
+
+def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> TrainReport:
+    """Fine-tune ``recipe.base`` on one pole and write the result.
+
+    The loss is on the response only. Weights are trained and saved in ``sft.dtype``, float32 by
+    default: in bfloat16 most of a small fine-tune is rounded away.
+
+    Raises:
+        DataError: The data cannot be read or selects nothing.
+        TrainingError: The loss is not finite.
+        OutputExistsError: ``out`` exists.
+    """
+    base = Checkpoint.open(recipe.base)
+    chats = read_chats(_data_of_pole(recipe))
+    with AtomicDirectory(out, force=force, inputs=[base.path]) as partial:
+        losses = _fit(recipe, base, chats, partial)
+        content = {
+            "recipe": recipe.model_dump(mode="json"),
+            "base": {"path": str(base.path), "fingerprint": base.fingerprint.digest},
+            "pole": str(recipe.pole),
+            "seed": recipe.seed,
+            "examples": len(chats),
+            "losses": losses,
+        }
+        manifest = write_manifest(partial, "train", content)
+    log.info("trained %s on %d chats into %s", recipe.pole, len(chats), out)
+    return TrainReport(Path(out), len(chats), losses[-1], manifest)
+
+
+def _data_of_pole(recipe: TrainRecipe) -> DataSpec:
+    """Return the data of the recipe, narrowed to its pole where the rows say their pole."""
+    if recipe.data.pole is not None or recipe.data.format == "chats":
+        return recipe.data
+    return recipe.data.model_copy(update={"pole": recipe.pole})
+
+
+def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) -> list[float]:
+    """Train, save into ``out`` and return the loss of every step."""
+    device = resolve_device(recipe.device)
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # v6 renames gradient_checkpointing
+        trainer = _trainer(recipe, base, chats, _arguments(recipe, scratch, device))
+        trainer.train()
+    trainer.model.save_pretrained(out)
+    if recipe.sft.lora is None:
+        _complete(out, base)
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def _trainer(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], arguments: Any) -> Any:
+    from datasets import Dataset
+    from datasets.utils.logging import disable_progress_bar
+    from transformers import PrinterCallback
+    from trl import SFTTrainer
+
+    from personality_vector.finetuning.watch import Watch
+
+    disable_progress_bar()
+    rows = [{"prompt": list(chat[:-1]), "completion": [chat[-1]]} for chat in chats]
+    trainer = SFTTrainer(
+        model=load_model(base.path, dtype=recipe.sft.dtype),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=load_tokenizer(base.path),
+        peft_config=_peft_config(recipe),
+        callbacks=[Watch()],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints every log line to stdout
+    return trainer
+
+
+def _complete(out: Path, base: Checkpoint) -> None:
+    """Add the base's tokenizer, template and generation files, and check the tensors' names."""
+    for file in base.side_files():
+        if file.name != "config.json":
+            shutil.copyfile(file, out / file.name)
+    with Checkpoint.open(out) as tuned:
+        require_same_tensors(base, tuned)
+
+
+def _arguments(recipe: TrainRecipe, scratch: str, device: str) -> Any:
+    from trl import SFTConfig
+
+    sft = recipe.sft
+    return SFTConfig(
+        output_dir=scratch,
+        num_train_epochs=sft.epochs,
+        learning_rate=sft.learning_rate,
+        per_device_train_batch_size=sft.batch_size,
+        gradient_accumulation_steps=sft.gradient_accumulation,
+        max_length=sft.max_length,
+        lr_scheduler_type=sft.scheduler,
+        warmup_steps=sft.warmup_steps,
+        weight_decay=sft.weight_decay,
+        gradient_checkpointing=sft.gradient_checkpointing,
+        # Left unset, TRL turns on bfloat16 autocast, also on a CPU.
+        bf16=sft.mixed_precision == "bfloat16",
+        use_cpu=device == "cpu",
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        logging_steps=1,
+        # The default replaces a NaN loss by the running mean and goes on.
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _peft_config(recipe: TrainRecipe) -> Any:
+    if recipe.sft.lora is None:
+        return None
+    from peft import LoraConfig
+
+    lora = recipe.sft.lora
+    targets = lora.target_modules
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
