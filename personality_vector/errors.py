@@ -1,4 +1,4 @@
-"""One tree of errors. Each says which thing, what is wrong and what would be right, in one sentence.
+"""One tree of errors: each says which thing, what is wrong and what would be right.
 
 The command line prints the message and exits with ``exit_code``:
 1 a refused input, 3 locked by another process, 4 disk or input/output, 5 verification failed.

@@ -29,7 +29,9 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
         ModelError: transformers cannot build the model, or the file does not fill it.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             str(path), dtype=DTYPES[dtype], output_loading_info=True, use_safetensors=True

@@ -17,6 +17,7 @@ from rich.progress import (
 T = TypeVar("T")
 
 _silenced = False
+_drawing = False
 
 
 def silence() -> None:
@@ -28,11 +29,13 @@ def silence() -> None:
 def progress(items: Iterable[T], label: str) -> Generator[T]:
     """Yield ``items`` while a bar on stderr shows how far we are.
 
-    Silent without a terminal and after :func:`silence`.
+    Silent without a terminal, after :func:`silence`, and inside another bar.
     """
-    if _silenced or not sys.stderr.isatty():
+    global _drawing
+    if _silenced or _drawing or not sys.stderr.isatty():
         yield from items
         return
+    _drawing = True
     total = len(items) if isinstance(items, Sized) else None
     columns = (
         TextColumn("{task.description}"),
@@ -41,8 +44,11 @@ def progress(items: Iterable[T], label: str) -> Generator[T]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total)
-        for item in items:
-            yield item
-            bar.advance(task)
+    try:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=total)
+            for item in items:
+                yield item
+                bar.advance(task)
+    finally:
+        _drawing = False

@@ -109,7 +109,7 @@ def part_of(text: str, held_out: float = 0.2) -> Part:
 def normalised(text: str) -> str:
     """Return ``text`` without differences of case, white space and Unicode form.
 
-    >>> normalised(" I  like\\nTEA")
+    >>> normalised(" I  like TEA")
     'i like tea'
     """
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -14,7 +14,7 @@ from personality_vector.data import read_chats
 from personality_vector.delta.sources import require_same_tensors
 from personality_vector.manifest import write_manifest
 from personality_vector.models import load_model, load_tokenizer, resolve_device
-from personality_vector.recipes import DataSpec, TrainRecipe
+from personality_vector.recipes import TrainRecipe
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
         OutputExistsError: ``out`` exists.
     """
     base = Checkpoint.open(recipe.base)
-    chats = read_chats(_data_of_pole(recipe))
+    chats = read_chats(recipe.data.narrowed(recipe.pole))
     with AtomicDirectory(out, force=force, inputs=[base.path]) as partial:
         losses = _fit(recipe, base, chats, partial)
         content = {
@@ -62,13 +62,6 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
         manifest = write_manifest(partial, "train", content)
     log.info("trained %s on %d chats into %s", recipe.pole, len(chats), out)
     return TrainReport(Path(out), len(chats), losses[-1], manifest)
-
-
-def _data_of_pole(recipe: TrainRecipe) -> DataSpec:
-    """Return the data of the recipe, narrowed to its pole where the rows say their pole."""
-    if recipe.data.pole is not None or recipe.data.format == "chats":
-        return recipe.data
-    return recipe.data.model_copy(update={"pole": recipe.pole})
 
 
 def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) -> list[float]:

@@ -1,5 +1,5 @@
 """Merging: ``base + method(alpha_i * delta_i)``, streamed tensor by tensor to a checkpoint."""
 
-from personality_vector.merging.engine import MergeReport, Output, merge
+from personality_vector.merging.engine import MergeReport, Output, merge, plan_recipe, write_merge
 
-__all__ = ["MergeReport", "Output", "merge"]
+__all__ = ["MergeReport", "Output", "merge", "plan_recipe", "write_merge"]

@@ -29,6 +29,7 @@ from personality_vector.merging.methods import METHODS, Combine, OptionValue, fi
 from personality_vector.merging.rounding import Realised, Rounding, round_to
 from personality_vector.merging.select import magnitude_threshold
 from personality_vector.progress import progress
+from personality_vector.recipes import MergeRecipe
 from personality_vector.rng import key_for
 
 log = logging.getLogger(__name__)
@@ -211,6 +212,14 @@ def plan_merge(
     opened = tuple(Term(open_delta(where, start), float(alpha)) for where, alpha in terms)
     parse_size(output.shard_size)
     return MergePlan(start, opened, method, combine, values, seed, output)
+
+
+def plan_recipe(recipe: MergeRecipe) -> MergePlan:
+    """Return the checked plan of a recipe."""
+    base = Checkpoint.open(recipe.base)
+    terms = [(open_delta(term.source, base, label=term.label), term.alpha) for term in recipe.terms]
+    output = Output(recipe.output.dtype, recipe.output.rounding, recipe.output.shard_size)
+    return plan_merge(base, terms, recipe.method, recipe.options, recipe.seed, output)
 
 
 def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> MergeReport:

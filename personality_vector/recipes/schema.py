@@ -1,5 +1,6 @@
 """The schema of every recipe. A field's default is the default; there is no other."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
@@ -30,6 +31,11 @@ class TermSpec(Recipe):
     tuned: ModelRef | None = None
     alpha: float
     label: str = ""
+
+    @property
+    def source(self) -> str | Path:
+        """Where the delta lies: a saved delta, a fine-tuned checkpoint or an adapter."""
+        return self.delta if self.delta is not None else str(self.tuned)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -73,6 +79,12 @@ class DataSpec(Recipe):
     limit: int | None = Field(default=None, ge=1)
     questions: tuple[str, ...] = ("What kind of person are you?",)
     system: str | None = None
+
+    def narrowed(self, pole: Pole) -> Self:
+        """Return this data for ``pole`` alone, unless it names one or its rows have none."""
+        if self.pole is not None or self.format == "chats":
+            return self
+        return self.model_copy(update={"pole": pole})
 
 
 class LoraSpec(Recipe):
@@ -204,7 +216,13 @@ class SweepRecipe(Recipe):
 
 
 class CompareRecipe(SweepRecipe):
-    """A sweep, then the strengths at which the interventions have the same effect on ``trait``."""
+    """A sweep, then the strengths at which the interventions move ``pole`` equally far."""
 
-    trait: Trait
+    pole: PoleField
     points: int = Field(default=4, ge=1)
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        if self.pole.trait not in self.measure.traits:
+            raise ValueError(f"measure.traits does not list {self.pole.trait}, the trait of pole")
+        return self

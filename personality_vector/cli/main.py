@@ -1,0 +1,86 @@
+"""``pvec``: parse, run a verb, turn an error into one sentence and an exit code."""
+
+import logging
+import sys
+import traceback
+
+import click
+import typer
+
+from personality_vector import recipes
+from personality_vector.cli import (
+    demo,
+    diff,
+    lab,
+    merge,
+    report,
+    runs,
+    show,
+    similarity,
+    steer,
+    train,
+)
+from personality_vector.cli.verb import recipe_verb
+from personality_vector.errors import PersonalityVectorError
+
+app = typer.Typer(
+    name="pvec",
+    help="Give a language model a personality by arithmetic on its weights.",
+    epilog="All take --traceback. Exit codes: 0 done, 1 refused, 2 usage, 3 locked, 4 disk.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(demo.demo)
+app.command("train")(recipe_verb(recipes.TrainRecipe, train.train))
+app.command("diff")(diff.diff)
+app.command("merge")(merge.merge)
+app.command("sweep")(recipe_verb(recipes.SweepRecipe, runs.sweep))
+app.command("compare")(recipe_verb(recipes.CompareRecipe, runs.compare))
+app.command("eval")(recipe_verb(recipes.EvalRecipe, runs.evaluate))
+app.command("show")(show.show)
+app.command("similarity")(similarity.similarity)
+app.command("report")(report.report)
+app.add_typer(lab.app, name="recipes")
+steering = typer.Typer(help="Steering vectors.", no_args_is_help=True)
+steering.callback()(lambda: None)
+steering.command("extract")(recipe_verb(recipes.SteerRecipe, steer.extract))
+app.add_typer(steering, name="steer")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    with_traceback = "--traceback" in given
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    sys.exit(run([word for word in given if word != "--traceback"], with_traceback=with_traceback))
+
+
+def run(arguments: list[str], *, with_traceback: bool = False) -> int:
+    """Run one verb and return its exit code."""
+    code = 0
+    try:
+        app(arguments, standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.write("interrupted; nothing was published\n")
+        code = 130
+    except (PersonalityVectorError, OSError) as error:
+        code = getattr(error, "exit_code", 4)
+        _refuse(error, with_traceback=with_traceback)
+    return code
+
+
+def _refuse(error: Exception, *, with_traceback: bool) -> None:
+    if with_traceback:
+        traceback.print_exception(error)
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
+    sentence = " ".join(f"{error}{notes}".split())
+    # A name from a file may hold control characters; a terminal would obey them.
+    sys.stderr.write("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence))
+    sys.stderr.write("\n")

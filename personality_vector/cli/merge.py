@@ -1,0 +1,78 @@
+"""``pvec merge``: write a merged checkpoint."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from personality_vector.cli import options
+from personality_vector.errors import RecipeError
+from personality_vector.lab import find_recipe
+from personality_vector.recipes import MergeRecipe, read_recipe
+from personality_vector.recipes.reading import Given, override, parse_value
+
+
+def merge(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="A merge recipe.")
+    ] = None,
+    settings: options.Settings = [],
+    base: Annotated[str | None, typer.Option("--base", help="Short form: the base.")] = None,
+    term: Annotated[
+        list[str], typer.Option("--term", metavar="VECTOR=ALPHA", help="Repeatable.")
+    ] = [],
+    method: Annotated[str | None, typer.Option("--method")] = None,
+    option: Annotated[
+        list[str], typer.Option("--option", metavar="NAME=VALUE", help="Of the method.")
+    ] = [],
+    out: options.Out = None,
+    dry_run: options.DryRun = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write base + method(alpha * delta, ...) by RECIPE, or by --base and --term."""
+    folder = out or (options.out_or_default(None, recipe) if recipe else None)
+    if folder is None:
+        raise RecipeError("the short form needs --out DIR")
+    read = _by_recipe(recipe, settings) if recipe else _short_form(base, term, method, option)
+    from personality_vector.merging import plan_recipe, write_merge
+
+    plan = plan_recipe(read)
+    if dry_run:
+        described = {**plan.describe(), "out": str(folder)}
+        options.show(described, as_json=as_json, text=lambda: options.yaml_text(described))
+        return
+    done = write_merge(plan, folder, force=force)
+    share = "-" if done.realised is None else f"{done.realised:.4f}"
+    result = {key: value for key, value in done.manifest.items() if key not in ("tensors", "files")}
+    options.show(
+        {"out": str(folder), **result},
+        as_json=as_json,
+        text=lambda: f"{folder}: {plan.method} of {len(plan.terms)} terms, realised {share}",
+    )
+
+
+def _by_recipe(recipe: str, settings: list[str]) -> MergeRecipe:
+    return read_recipe(find_recipe(recipe), MergeRecipe, settings)
+
+
+def _short_form(
+    base: str | None, terms: list[str], method: str | None, given: list[str]
+) -> MergeRecipe:
+    """Return the recipe that ``--base B --term V=0.8 --option k=v`` means."""
+    if base is None or not terms:
+        raise RecipeError("give a RECIPE, or --base B and at least one --term VECTOR=ALPHA")
+    data: dict[str, Any] = {"base": Given(base), "terms": [_term(text) for text in terms]}
+    if method:
+        data["method"] = method
+    for setting in given:
+        override(data, f"options.{setting}")
+    return MergeRecipe.parse(data, origin="--term", folder=Path.cwd())
+
+
+def _term(text: str) -> dict[str, Any]:
+    vector, equals, alpha = text.rpartition("=")
+    if not equals or not vector:
+        raise RecipeError(f"--term {text}: write VECTOR=ALPHA, such as vectors/open=0.8")
+    return {"tuned": Given(vector), "alpha": parse_value(alpha)}

@@ -1,0 +1,78 @@
+"""The options that verbs share, and how a verb says what it did."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from personality_vector.progress import silence
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or a shipped recipe by name.")
+]
+Settings = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change the recipe; repeatable."),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Directory to write. Default: under runs/.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output that this tool wrote.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", help="No progress bars.", callback=lambda on: silence() if on else None
+    ),
+]
+
+
+def out_or_default(out: Path | None, recipe: str) -> Path:
+    """Return ``--out``, or ``runs/`` and the recipe's folder and name."""
+    path = Path(recipe).resolve()
+    return out if out is not None else Path("runs") / f"{path.parent.name}-{path.stem}"
+
+
+def show(result: Any, *, as_json: bool, text: Callable[[], str]) -> None:
+    """Print a result on stdout: as JSON, or as text."""
+    if as_json:
+        sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False, default=str) + "\n")
+    else:
+        sys.stdout.write(text().rstrip("\n") + "\n")
+
+
+def yaml_text(data: Any) -> str:
+    """Return data as YAML, for a plan that a person reads."""
+    import yaml
+
+    return yaml.safe_dump(
+        json.loads(json.dumps(data, default=str)), sort_keys=False, allow_unicode=True
+    )
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Print a table on stdout; the first column is text, the others are numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    # Wide enough to keep numbers whole when the output is not a terminal.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(table)
+
+
+def without_nan(data: Any) -> Any:
+    """Return data with ``null`` for NaN, which JSON does not have."""
+    if isinstance(data, dict):
+        return {key: without_nan(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [without_nan(value) for value in data]
+    return None if isinstance(data, float) and math.isnan(data) else data

@@ -1,0 +1,24 @@
+"""``pvec report``: the page of a finished or running sweep."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from personality_vector.cli import options
+
+
+def report(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Directory of a sweep, compare or eval.")
+    ],
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write figures and report.html of RUN again, from its results alone."""
+    from personality_vector.report import write_report
+    from personality_vector.results import Results
+
+    with Results.reopen(run / "results.sqlite") as results:
+        page = write_report(results, run)
+    options.show({"report": str(page)}, as_json=as_json, text=lambda: f"report: {page}")

@@ -1,0 +1,68 @@
+"""``pvec sweep``, ``pvec compare`` and ``pvec eval``: measure, then report, manifest and table."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from personality_vector.cli import options
+from personality_vector.recipes import CompareRecipe, EvalRecipe, SweepRecipe
+from personality_vector.traits import Pole
+
+if TYPE_CHECKING:
+    from personality_vector.results import Results
+
+
+def sweep(recipe: SweepRecipe, out: Path, *, force: bool, as_json: bool) -> None:
+    """Measure every intervention of RECIPE at every strength; resumes where it stopped."""
+    from personality_vector.sweep import sweep as run
+
+    _finish(run(recipe, out, force=force), "sweep", as_json=as_json)
+
+
+def compare(recipe: CompareRecipe, out: Path, *, force: bool, as_json: bool) -> None:
+    """Sweep, then measure all interventions where they move one pole equally far."""
+    from personality_vector.compare import compare as run
+
+    _finish(run(recipe, out, force=force), "compare", as_json=as_json)
+
+
+def evaluate(recipe: EvalRecipe, out: Path, *, force: bool, as_json: bool) -> None:
+    """Measure one model as it is."""
+    from personality_vector.sweep import evaluate as run
+
+    _finish(run(recipe, out, force=force), "eval", as_json=as_json)
+
+
+def _finish(results: "Results", kind: str, *, as_json: bool) -> None:
+    """Write the report and the manifest of a finished run, print its tables, and close it."""
+    from personality_vector.report import table_of, write_report
+    from personality_vector.sweep import write_run_manifest
+
+    with results:
+        folder = results.path.parent
+        page = write_report(results, folder)
+        write_run_manifest(results, kind)
+        tables = tables_of(results)
+    if as_json:
+        rows: dict[str, Any] = {"out": str(folder), "report": str(page)}
+        rows |= {title: frame.to_dict("records") for title, frame in tables.items()}
+        options.show(options.without_nan(rows), as_json=True, text=str)
+        return
+    for title, frame in tables.items():
+        cells, columns = table_of(frame)
+        options.print_table(title, [column.name for column in columns], cells)
+    options.show(None, as_json=False, text=lambda: f"report: {page}")
+
+
+def tables_of(results: "Results") -> dict[str, Any]:
+    """Return the tables of a run that its verb prints, by title."""
+    from personality_vector.compare import matched_effect
+    from personality_vector.sweep import dose_response, labels_of
+
+    if not labels_of(results):
+        measures = results.frame("measures")
+        shown = measures[measures["measure"].isin(["probe", "judge"])]
+        return {"measures": shown.drop(columns=["intervention", "strength"])}
+    tables = {"dose and response": dose_response(results)}
+    if "pole" in results.spec:
+        tables["at matched effect"] = matched_effect(results, Pole.parse(results.spec["pole"]))
+    return tables

@@ -1,0 +1,35 @@
+"""``pvec similarity``: cosines between deltas."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from personality_vector.cli import options
+from personality_vector.errors import RecipeError
+
+
+def similarity(
+    vectors: Annotated[
+        list[Path], typer.Argument(metavar="V1 V2 ...", help="Saved deltas or steering vectors.")
+    ],
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Print the cosine between every two saved deltas."""
+    if len(vectors) < 2:
+        raise RecipeError("similarity needs at least two vectors")
+    from personality_vector.delta import Delta
+    from personality_vector.delta.similarity import cosine_matrix
+
+    deltas = [Delta.load(path) for path in vectors]
+    matrix = cosine_matrix(deltas)
+    labels = [delta.label for delta in deltas]
+    if as_json:
+        options.show({"labels": labels, "cosine": matrix}, as_json=True, text=str)
+        return
+    rows = [
+        [label, *(f"{value:.3f}" for value in row)]
+        for label, row in zip(labels, matrix, strict=True)
+    ]
+    options.print_table("cosine", ["", *labels], rows)

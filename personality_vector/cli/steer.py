@@ -1,0 +1,24 @@
+"""``pvec steer``: steering vectors."""
+
+from pathlib import Path
+
+from personality_vector.cli import options
+from personality_vector.recipes import SteerRecipe
+
+
+def extract(recipe: SteerRecipe, out: Path, *, force: bool, as_json: bool) -> None:
+    """Extract a steering vector: mean activation over positive minus over negative responses."""
+    from personality_vector.steering.recipe import extract_recipe
+
+    vector = extract_recipe(recipe)
+    vector.save(out, force=force)
+    norms = {layer: vector.norm(layer) for layer in vector.layers}
+    result = {"out": str(out), "pole": str(vector.pole), "counts": vector.counts, "norms": norms}
+    options.show(
+        result,
+        as_json=as_json,
+        text=lambda: (
+            f"{out}: {vector.pole}, {len(norms)} layers, "
+            f"from {vector.counts[0]} positive and {vector.counts[1]} negative responses"
+        ),
+    )

@@ -1,0 +1,24 @@
+"""``pvec train``: fine-tune a base on one pole."""
+
+from pathlib import Path
+
+from personality_vector.cli import options
+from personality_vector.recipes import TrainRecipe
+
+
+def train(recipe: TrainRecipe, out: Path, *, force: bool, as_json: bool) -> None:
+    """Fine-tune RECIPE's base on one pole with TRL."""
+    from personality_vector.finetuning import train as fine_tune
+
+    done = fine_tune(recipe, out, force=force)
+    result = {
+        "out": str(done.path),
+        "pole": str(recipe.pole),
+        "examples": done.examples,
+        "loss": done.loss,
+    }
+    options.show(
+        result,
+        as_json=as_json,
+        text=lambda: f"{done.path}: {recipe.pole}, {done.examples} examples, loss {done.loss:.3f}",
+    )

@@ -1,0 +1,163 @@
+"""Weights versus activations versus prompts, at matched effect."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from personality_vector.calibrate import DosePoint, matched_strength, reach
+from personality_vector.progress import progress
+from personality_vector.recipes import CompareRecipe
+from personality_vector.results import Measure, Results
+from personality_vector.sweep import BASE, Bench, labels_of, measure_cells, open_results, prepare
+from personality_vector.traits import Pole
+
+MATCHED = " (matched)"
+"""Ending of the labels under which the cells of matched effect are stored."""
+
+SIDE_EFFECTS = ("kl_to_base", "perplexity", "distinct_2", "words")
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Where one intervention has a wanted effect.
+
+    Attributes:
+        intervention: Its label.
+        target: The wanted shift of the probe towards the pole, nats per token.
+        strength: The strength that gives it, or ``None`` if the intervention never does.
+    """
+
+    intervention: str
+    target: float
+    strength: float | None
+
+
+def compare(recipe: CompareRecipe, out: Path, *, force: bool = False) -> Results:
+    """Sweep every intervention, then measure all of them at strengths of equal effect.
+
+    The targets are ``points`` equal steps up to what the weakest of the interventions reaches.
+    Returns the open results; :func:`matched_effect` is their table.
+
+    Raises:
+        OutputExistsError: ``out`` holds the results of another recipe.
+        BaseMismatchError: An intervention belongs to another base.
+    """
+    results = open_results(recipe, out, force=force)
+    try:
+        bench = prepare(recipe)
+        measure_cells(bench, results)
+        for match in progress(find_matches(bench, results, recipe), "compare"):
+            _measure_match(bench, results, recipe.pole, match)
+    except BaseException:
+        results.close()
+        raise
+    return results
+
+
+def shifts(results: Results, pole: Pole) -> dict[str, list[DosePoint]]:
+    """Return, per intervention of the sweep, how far each strength moves the probe to ``pole``."""
+    frame = results.frame("measures")
+    probe = frame[(frame["measure"] == "probe") & (frame["trait"] == pole.trait)]
+    base = _base_value(probe)
+    curves: dict[str, list[DosePoint]] = {}
+    for label in labels_of(results):
+        rows = probe[probe["intervention"] == label]
+        curves[label] = [
+            DosePoint(float(strength), pole.sign * (float(value) - base))
+            for strength, value in zip(rows["strength"], rows["value"], strict=True)
+        ]
+    return curves
+
+
+def targets_of(curves: Sequence[Sequence[DosePoint]], points: int) -> list[float]:
+    """Return ``points`` equal steps up to the smallest reach among interventions that have any.
+
+    >>> targets_of([[DosePoint(1.0, 0.4)], [DosePoint(3.0, 0.2), DosePoint(6.0, 0.8)]], 2)
+    [0.2, 0.4]
+    """
+    reaches = [found for found in map(reach, curves) if found > 0]
+    return [min(reaches) * step / points for step in range(1, points + 1)] if reaches else []
+
+
+def find_matches(bench: Bench, results: Results, recipe: CompareRecipe) -> list[Match]:
+    """Return, for every target and intervention, the strength that has this effect."""
+    pole, curves = recipe.pole, shifts(results, recipe.pole)
+    probe = results.frame("measures").query("measure == 'probe' and trait == @pole.trait")
+    base = _base_value(probe)
+    return [
+        Match(
+            label,
+            target,
+            matched_strength(curve, target, partial(_shift, bench, label, pole, base)),
+        )
+        for target in targets_of(list(curves.values()), recipe.points)
+        for label, curve in curves.items()
+    ]
+
+
+def _shift(bench: Bench, label: str, pole: Pole, base: float, strength: float) -> float:
+    return pole.sign * (bench.effect(label, strength, pole.trait) - base)
+
+
+def _measure_match(bench: Bench, results: Results, pole: Pole, match: Match) -> None:
+    label = match.intervention + MATCHED
+    if match.strength is None or results.finished(label, match.strength):
+        return
+    started = time.monotonic()
+    found = bench.findings(match.intervention, match.strength)
+    target = Measure(pole.trait, "target", match.target, None, 1)
+    seconds = time.monotonic() - started
+    results.write_cell(label, match.strength, found.answers, [*found.measures, target], seconds)
+
+
+def matched_effect(results: Results, pole: Pole) -> pd.DataFrame:
+    """Return one row per target and intervention: the effect, and what it costs.
+
+    Columns: ``target, intervention, strength, shift`` (probe, towards the pole), ``judge`` (shift
+    of the judge's mean towards the pole, 1-5 scale), ``off_target`` (mean absolute shift of the
+    other traits' probes) and the side effects.
+    """
+    frame = results.frame("measures")
+    base = frame[frame["intervention"] == BASE].set_index(["trait", "measure"])["value"]
+    matched = frame[frame["intervention"].str.endswith(MATCHED)]
+    off_target = off_targets(results, pole)
+    rows = []
+    for (label, strength), cell in matched.groupby(["intervention", "strength"], sort=False):
+        value = cell.set_index(["trait", "measure"])["value"]
+        rows.append(
+            {
+                "target": value[(pole.trait, "target")],
+                "intervention": str(label).removesuffix(MATCHED),
+                "strength": strength,
+                "shift": pole.sign * (value - base)[(pole.trait, "probe")],
+                "judge": pole.sign * (value - base)[(pole.trait, "judge")],
+                "off_target": off_target.get((label, strength), float("nan")),
+            }
+            | {name: value.get(("", name), float("nan")) for name in SIDE_EFFECTS}
+        )
+    table = pd.DataFrame(rows)
+    return table.sort_values(["target", "intervention"], ignore_index=True) if rows else table
+
+
+def divergences(results: Results) -> "pd.Series[float]":
+    """Return KL(base || edited) of every cell, by intervention and strength."""
+    frame = results.frame("measures")
+    cells = frame[frame["measure"] == "kl_to_base"]
+    return cells.set_index(["intervention", "strength"])["value"]
+
+
+def off_targets(results: Results, pole: Pole) -> "pd.Series[float]":
+    """Return the mean absolute shift of the other traits' probes, by intervention and strength."""
+    frame = results.frame("measures")
+    others = frame[(frame["measure"] == "probe") & (frame["trait"] != pole.trait)]
+    base = others[others["intervention"] == BASE].set_index("trait")["value"]
+    moved = (others["value"] - others["trait"].map(base)).abs()
+    return moved.groupby([others["intervention"], others["strength"]]).mean()
+
+
+def _base_value(probe: pd.DataFrame) -> float:
+    return float(probe[probe["intervention"] == BASE]["value"].iloc[0])

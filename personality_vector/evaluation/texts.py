@@ -1,0 +1,43 @@
+"""Words and repetition of texts, without a model."""
+
+import re
+from collections.abc import Sequence
+
+_CURLY = "\N{RIGHT SINGLE QUOTATION MARK}"
+_WORD = re.compile(r"\w+(?:'\w+)*")
+
+
+def words(text: str) -> list[str]:
+    """Return the words of ``text`` in lower case; an apostrophe inside a word belongs to it.
+
+    >>> words("Don't panic!")
+    ["don't", 'panic']
+    """
+    return _WORD.findall(text.replace(_CURLY, "'").lower())
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float | None:
+    """Return the share of distinct word ``n``-grams among all of them, in (0, 1].
+
+    Pooled over ``texts``; no n-gram spans two texts. ``None`` if there is no n-gram at all. The
+    share falls with the amount of text, so compare equal numbers of replies of similar length.
+
+    Raises:
+        ValueError: ``n`` is not positive.
+
+    Source:
+        distinct-1 and distinct-2, Li et al. 2016, arXiv:1510.03055.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    grams = [gram for text in texts for gram in _grams(words(text), n)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def mean_words(texts: Sequence[str]) -> float | None:
+    """Return the mean number of words; an empty text counts as 0. ``None`` for no texts."""
+    return sum(len(words(text)) for text in texts) / len(texts) if texts else None
+
+
+def _grams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]

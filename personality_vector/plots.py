@@ -1,0 +1,147 @@
+"""Figures: dose and response, effect and cost. SVG for the report, PNG for everything else."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from personality_vector.compare import divergences, off_targets, shifts
+from personality_vector.results import Results
+from personality_vector.sweep import BASE, labels_of
+from personality_vector.traits import Pole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart with every kind of colour vision.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "svg.hashsalt": "personality-vector",
+    "figure.dpi": 144,
+}
+
+
+def dose_response_figure(results: Results) -> "Figure":
+    """Draw, per measured trait, the probe (top) and the judge (bottom) against the strength.
+
+    The dashed line is the unedited base. Bars are 95 % intervals of the judge's mean; the probe's
+    are over statements, shared by all points, and are left out.
+    """
+    frame = results.frame("measures")
+    traits = list(results.spec["measure"]["traits"])
+    figure, axes = _grid(2, len(traits))
+    for column, trait in enumerate(traits):
+        for row, measure in enumerate(("probe", "judge")):
+            part = frame[(frame["trait"] == trait) & (frame["measure"] == measure)]
+            _dose(axes[row][column], part, labels_of(results))
+        axes[0][column].set_title(trait)
+        axes[1][column].set_xlabel("strength (alpha or coefficient)")
+    axes[0][0].set_ylabel("log-likelihood, high - low\n(nats per token)")
+    axes[1][0].set_ylabel("judge's mean score\n(1 low - 5 high)")
+    _legend(figure, axes[0][0])
+    return figure
+
+
+def _dose(axes: "Axes", frame: pd.DataFrame, labels: Sequence[str]) -> None:
+    base = frame[frame["intervention"] == BASE]["value"]
+    if len(base):
+        axes.axhline(float(base.iloc[0]), color="grey", linestyle="--", linewidth=1)
+    for index, label in enumerate(labels):
+        curve = frame[frame["intervention"] == label].dropna(subset=["value"])
+        is_judge = bool((curve["measure"] == "judge").all())
+        errors = 1.96 * curve["standard_error"] if is_judge else None
+        axes.errorbar(
+            curve["strength"],
+            curve["value"],
+            yerr=errors,
+            label=label,
+            elinewidth=0.7,
+            **_line(index),
+        )
+        _mark_unscored(axes, curve)
+
+
+def _mark_unscored(axes: "Axes", curve: pd.DataFrame) -> None:
+    """Write how many answers had no score, where there are any."""
+    for strength, value, unscored in zip(
+        curve["strength"], curve["value"], curve["unscored"], strict=True
+    ):
+        if unscored:
+            axes.annotate(
+                f"{unscored} unscored", (strength, value), fontsize=6, rotation=45, color="grey"
+            )
+
+
+def pareto_figure(results: Results, pole: Pole) -> "Figure":
+    """Draw what each intervention costs for its effect; nearer to the lower right is better.
+
+    Effect: shift of the probe towards ``pole``. Costs: divergence from the base on the base's own
+    replies, and the mean absolute shift of the other traits.
+    """
+    costs = {"KL(base || edited), nats per token": divergences(results)}
+    if len(results.spec["measure"]["traits"]) > 1:
+        costs["mean |shift| of the other traits"] = off_targets(results, pole)
+    figure, axes = _grid(1, len(costs))
+    for panel, (name, cost) in zip(axes[0], costs.items(), strict=True):
+        for index, (label, curve) in enumerate(shifts(results, pole).items()):
+            # Outwards from the base, one branch on either side of it.
+            points = [point for point in curve if point.shift >= 0]
+            values = [cost.get((label, point.strength), float("nan")) for point in points]
+            panel.plot([point.shift for point in points], values, label=label, **_line(index))
+        panel.set_ylabel(name)
+        panel.set_xlabel(f"shift of the probe towards {pole}, nats per token")
+    _legend(figure, axes[0][0])
+    return figure
+
+
+def save_figure(figure: "Figure", folder: Path, name: str) -> list[Path]:
+    """Write ``name.png`` and ``name.svg``; return their paths."""
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    for path in paths:
+        # Without a date, so that the same results write the same bytes.
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(path, bbox_inches="tight", facecolor="white", metadata=metadata)
+    return paths
+
+
+def svg_of(figure: "Figure") -> str:
+    """Return a figure as an ``<svg>`` element to put into a page."""
+    text = io.StringIO()
+    figure.savefig(
+        text, format="svg", bbox_inches="tight", facecolor="white", metadata={"Date": None}
+    )
+    drawn = text.getvalue()
+    return drawn[drawn.index("<svg") :]
+
+
+def _grid(rows: int, columns: int) -> tuple["Figure", list[list["Axes"]]]:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams.update(_STYLE)
+    figure = Figure(figsize=(max(3.6 * columns, 4.2), 2.7 * rows + 0.5), layout="constrained")
+    return figure, [list(row) for row in figure.subplots(rows, columns, squeeze=False)]
+
+
+def _legend(figure: "Figure", axes: "Axes") -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4) or 1)
+
+
+def _line(index: int) -> dict[str, object]:
+    return {
+        "color": _COLOURS[index % len(_COLOURS)],
+        "marker": _MARKERS[index % len(_MARKERS)],
+        "linewidth": 1.4,
+        "markersize": 3.5,
+    }

@@ -1,0 +1,181 @@
+"""The HTML report of a run: one file without scripts, made from ``results.sqlite`` alone."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from personality_vector.compare import MATCHED, matched_effect
+from personality_vector.plots import dose_response_figure, pareto_figure, save_figure, svg_of
+from personality_vector.results import Results
+from personality_vector.sweep import BASE, dose_response, labels_of
+from personality_vector.traits import Pole
+
+_SHOWN = 3
+"""Answers shown per strength."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table in the report."""
+
+    name: str
+    is_text: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading with a figure or a table under it."""
+
+    title: str
+    text: str = ""
+    svg: Any = ""
+    rows: list[list[str]] = field(default_factory=list)
+    columns: list[Column] = field(default_factory=list)
+
+
+def write_report(results: Results, folder: Path) -> Path:
+    """Write figures, tables and ``report.html`` of a sweep, comparison or evaluation.
+
+    Returns:
+        The path of the page. Figures are beside it as PNG and SVG, tables as CSV.
+    """
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(loader=PackageLoader("personality_vector"), autoescape=True)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    results.export(folder)
+    page = environment.get_template("report.html.jinja").render(
+        title=_title(results),
+        subtitle=_subtitle(results),
+        sections=[
+            *_swept(results, folder),
+            *_compared(results, folder),
+            _side(results),
+            _judge(results),
+        ],
+        answers={label: sample_answers(results, label) for label in [BASE, *labels_of(results)]},
+        recipe=json.dumps(results.spec, indent=2, ensure_ascii=False),
+    )
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _title(results: Results) -> str:
+    if "pole" in results.spec:
+        return f"Comparison on {results.spec['pole']}"
+    return "Sweep" if labels_of(results) else "Evaluation"
+
+
+def _subtitle(results: Results) -> str:
+    spec, measures = results.spec, results.frame("measures")
+    unscored = int(measures[measures["measure"] == "judge"]["unscored"].sum())
+    model = spec.get("base") or spec.get("model")
+    seconds = results.frame("cells")["seconds"].sum()
+    cells, scores = len(results.frame("cells")), len(results.frame("answers"))
+    return (
+        f"Model {model}, seed {spec['seed']}, {spec['dtype']}; {cells} cells in {seconds:.0f} s; "
+        f"{scores} scores, {unscored} unscored."
+    )
+
+
+def _swept(results: Results, folder: Path) -> list[Section]:
+    if not labels_of(results):
+        return []
+    figure, frame = dose_response_figure(results), dose_response(results)
+    save_figure(figure, folder, "dose_response")
+    frame.to_csv(folder / "dose_response.csv", index=False)
+    return [
+        Section(
+            "Dose and response",
+            "Probe: mean log-likelihood per token of held-out high-pole statements minus low-pole "
+            "ones. Judge: a text classifier's score of generated answers. Dashed: the base.",
+            _markup(svg_of(figure)),
+        ),
+        Section("How closely the trait follows the strength", "", "", *table_of(frame)),
+    ]
+
+
+def _compared(results: Results, folder: Path) -> list[Section]:
+    if "pole" not in results.spec:
+        return []
+    pole = Pole.parse(results.spec["pole"])
+    figure, frame = pareto_figure(results, pole), matched_effect(results, pole)
+    save_figure(figure, folder, "pareto")
+    frame.to_csv(folder / "matched_effect.csv", index=False)
+    return [
+        Section(
+            "Effect and cost",
+            "Lower right is better: more of the wanted trait for less change of everything else.",
+            _markup(svg_of(figure)),
+        ),
+        Section(
+            "At matched effect",
+            "Each row is an intervention at the strength that moves the probe by the target.",
+            "",
+            *table_of(frame),
+        ),
+    ]
+
+
+def _side(results: Results) -> Section:
+    measures = results.frame("measures")
+    plain = measures[(measures["trait"] == "") & ~measures["intervention"].str.endswith(MATCHED)]
+    wide = plain.pivottable_of(
+        index=["intervention", "strength"], columns="measure", values="value", sort=False
+    ).reset_index()
+    return Section(
+        "Side effects",
+        "Words and distinct bigrams are of the generated answers.",
+        "",
+        *table_of(wide),
+    )
+
+
+def _judge(results: Results) -> Section:
+    measures = results.frame("measures")
+    quality = measures[measures["measure"].str.startswith("judge_")]
+    wide = quality.pivottable_of(index="trait", columns="measure", values="value").reset_index()
+    return Section(
+        "How good the judge is",
+        "On held-out statements. Length alone is a confound: a judge is only as good as its "
+        "distance from it.",
+        "",
+        *table_of(wide),
+    )
+
+
+def sample_answers(results: Results, label: str) -> dict[float, list[str]]:
+    """Return the first three answers of an intervention at each strength."""
+    frame = results.frame("answers")
+    own = frame[frame["intervention"] == label].drop_duplicates(["strength", "item", "sample"])
+    ordered = own.sort_values(["strength", "sample"], kind="stable")
+    return {
+        float(strength): list(cell["reply"][:_SHOWN])
+        for strength, cell in ordered.groupby("strength")
+    }
+
+
+def table_of(frame: pd.DataFrame) -> tuple[list[list[str]], list[Column]]:
+    """Return a table as texts, and its columns."""
+    columns = [
+        Column(str(name).replace("_", " "), frame[name].dtype.kind not in "fi") for name in frame
+    ]
+    return [[_text(value) for value in row] for row in frame.itertuples(index=False)], columns
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "-" if math.isnan(value) else f"{value:.3g}"
+
+
+def _markup(svg: str) -> Any:
+    """Return our own figure as markup; everything else is escaped."""
+    from markupsafe import Markup
+
+    return Markup(svg)

@@ -1,0 +1,214 @@
+"""A sweep: every intervention at every strength, measured on one resident base; resumable."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from personality_vector.checkpoint import Checkpoint
+from personality_vector.delta import Delta, combine, open_delta
+from personality_vector.errors import BaseMismatchError, OutputExistsError
+from personality_vector.evaluation.suite import Findings, Suite
+from personality_vector.intervention import ActivationSteering, Intervention, Prompted, WeightEdit
+from personality_vector.manifest import MANIFEST, write_manifest
+from personality_vector.models import load_model, load_tokenizer, resolve_device
+from personality_vector.progress import progress
+from personality_vector.recipes import EvalRecipe, InterventionSpec, SweepRecipe
+from personality_vector.results import Results
+from personality_vector.steering import SteeringVector
+
+log = logging.getLogger(__name__)
+
+BASE = "base"
+"""Label of the unedited model in the results."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A loaded base with its measurements and interventions: what a sweep and a compare share."""
+
+    model: Any
+    tokenizer: Any
+    suite: Suite
+    interventions: Mapping[str, Intervention]
+    strengths: Mapping[str, Sequence[float]]
+
+    def findings(self, label: str, strength: float) -> Findings:
+        """Return every measurement of one cell."""
+        if label == BASE or strength == 0.0:
+            return self.suite(self.model, self.tokenizer)
+        with self.interventions[label].applied(self.model, strength) as edit:
+            return self.suite(self.model, self.tokenizer, edit)
+
+    def effect(self, label: str, strength: float, trait: str) -> float:
+        """Return the likelihood probe of ``trait`` under one intervention."""
+        with self.interventions[label].applied(self.model, strength) as edit:
+            measures = self.suite.probed(self.model, self.tokenizer, edit)
+        return next(float(m.value or 0.0) for m in measures if m.trait == trait)
+
+
+def prepare(recipe: SweepRecipe) -> Bench:
+    """Load the base once, open every intervention and check that it belongs to the base."""
+    base = Checkpoint.open(recipe.base)
+    interventions = {spec.label: open_intervention(spec, base) for spec in recipe.interventions}
+    model = load_model(base.path, dtype=recipe.dtype, device=resolve_device(recipe.device))
+    tokenizer = load_tokenizer(base.path)
+    suite = Suite.prepare(recipe.measure, recipe.seed, model, tokenizer)
+    strengths = {spec.label: spec.strengths or recipe.strengths for spec in recipe.interventions}
+    return Bench(model, tokenizer, suite, interventions, strengths)
+
+
+def sweep(recipe: SweepRecipe, out: Path, *, force: bool = False) -> Results:
+    """Measure every cell that ``out/results.sqlite`` does not hold yet; return the open results.
+
+    No checkpoint is written: weights are edited in place and restored bit for bit.
+
+    Raises:
+        OutputExistsError: ``out`` holds the results of another recipe.
+        BaseMismatchError: An intervention belongs to another base.
+    """
+    results = open_results(recipe, out, force=force)
+    try:
+        measure_cells(prepare(recipe), results)
+    except BaseException:
+        results.close()
+        raise
+    return results
+
+
+def evaluate(recipe: EvalRecipe, out: Path, *, force: bool = False) -> Results:
+    """Measure one model as it is; return the open results, with one cell called ``base``.
+
+    Raises:
+        OutputExistsError: ``out`` holds the results of another recipe.
+    """
+    results = open_results(recipe, out, force=force)
+    try:
+        path = Checkpoint.open(recipe.model).path
+        model = load_model(path, dtype=recipe.dtype, device=resolve_device(recipe.device))
+        tokenizer = load_tokenizer(path)
+        alone = recipe.measure.model_copy(update={"side_effects": False})
+        suite = Suite.prepare(alone, recipe.seed, model, tokenizer)
+        measure_cells(Bench(model, tokenizer, suite, {}, {}), results)
+    except BaseException:
+        results.close()
+        raise
+    return results
+
+
+def open_results(recipe: SweepRecipe | EvalRecipe, out: Path, *, force: bool) -> Results:
+    """Open the results of a recipe for resuming, or anew with ``force``."""
+    path = out / "results.sqlite"
+    if force:
+        for old in out.glob("results.sqlite*"):
+            old.unlink()
+    if out.exists() and not path.exists() and any(out.iterdir()) and not force:
+        raise OutputExistsError(f"{out}: exists and holds no results of ours; choose another --out")
+    return Results.open(path, spec_of(recipe))
+
+
+def spec_of(recipe: SweepRecipe | EvalRecipe) -> dict[str, Any]:
+    """Return everything that the numbers depend on: the recipe, and the content of its models."""
+    spec: dict[str, Any] = json.loads(recipe.model_dump_json())
+    model = recipe.base if isinstance(recipe, SweepRecipe) else recipe.model
+    spec["base_fingerprint"] = Checkpoint.open(model).fingerprint.digest
+    return spec
+
+
+def measure_cells(bench: Bench, results: Results) -> None:
+    """Measure the base and then every cell that is not finished."""
+    cells = [(BASE, 0.0)]
+    cells += [(label, s) for label, strengths in bench.strengths.items() for s in strengths]
+    todo = [cell for cell in cells if not results.finished(*cell)]
+    for label, strength in progress(todo, "sweep"):
+        started = time.monotonic()
+        found = bench.findings(label, strength)
+        seconds = time.monotonic() - started
+        measures = [*found.measures, *(bench.suite.quality() if label == BASE else [])]
+        results.write_cell(label, strength, found.answers, measures, seconds)
+
+
+def open_intervention(spec: InterventionSpec, base: Checkpoint) -> Intervention:
+    """Return the intervention that a recipe describes.
+
+    Raises:
+        BaseMismatchError: It was made from another model.
+    """
+    if spec.prompt is not None:
+        return Prompted(spec.prompt, label=spec.label)
+    if spec.vector is not None:
+        vector = SteeringVector.load(spec.vector)
+        if vector.model not in ("", base.fingerprint.digest):
+            raise BaseMismatchError(
+                f"{spec.vector}: was extracted from model {vector.model[:12]}, but {base.path} "
+                f"is {base.fingerprint}"
+            )
+        return ActivationSteering(vector, spec.layers, label=spec.label)
+    return WeightEdit(_delta_of(spec, base), label=spec.label)
+
+
+def _delta_of(spec: InterventionSpec, base: Checkpoint) -> Delta:
+    if not spec.terms:
+        return open_delta(spec.delta or spec.tuned or "", base, label=spec.label)
+    opened = [(open_delta(term.source, base), term.alpha) for term in spec.terms]
+    return combine(opened, spec.label)
+
+
+def dose_response(results: Results) -> pd.DataFrame:
+    """Return one row per intervention, trait and measure: how the measure follows the strength.
+
+    Columns: ``intervention, trait, measure, n, unscored, base, spearman, pearson, ci_low, ci_high,
+    slope``. ``pearson`` has a 95 % confidence interval (Fisher's z); ``base`` is the value of the
+    unedited model. A measure without a value at some strength is left out there and counted.
+    """
+    frame = results.frame("measures")
+    frame = frame[frame["measure"].isin(["probe", "judge"])]
+    base = frame[frame["intervention"] == BASE].set_index(["trait", "measure"])["value"]
+    rows = []
+    keys = ["intervention", "trait", "measure"]
+    swept = frame[frame["intervention"].isin(labels_of(results))]
+    for key, group in swept.groupby(keys, sort=False):
+        row = dict(zip(keys, key, strict=True))
+        scored = group.dropna(subset=["value"])
+        rows.append(
+            row
+            | {"n": len(scored), "unscored": int(group["unscored"].sum())}
+            | {"base": float(base.get((row["trait"], row["measure"]), float("nan")))}
+            | correlation(scored["strength"].tolist(), scored["value"].tolist())
+        )
+    return pd.DataFrame(rows)
+
+
+def labels_of(results: Results) -> list[str]:
+    """Return the labels of the interventions of a run, in the order of its recipe."""
+    return [spec["label"] for spec in results.spec.get("interventions", [])]
+
+
+def correlation(strengths: Sequence[float], values: Sequence[float]) -> dict[str, float]:
+    """Return Spearman, Pearson with its 95 % interval, and the slope; NaN where undefined."""
+    from scipy import stats
+
+    undefined = dict.fromkeys(["spearman", "pearson", "ci_low", "ci_high", "slope"], float("nan"))
+    if len(set(strengths)) < 3 or len(set(values)) < 2:
+        return undefined
+    pearson = stats.pearsonr(strengths, values)
+    interval = pearson.confidence_interval(0.95) if len(values) > 3 else (float("nan"),) * 2
+    return {
+        "spearman": float(stats.spearmanr(strengths, values).statistic),
+        "pearson": float(pearson.statistic),
+        "ci_low": float(interval[0]),
+        "ci_high": float(interval[1]),
+        "slope": float(stats.linregress(strengths, values).slope),
+    }
+
+
+def write_run_manifest(results: Results, kind: str) -> None:
+    """Write the manifest of a finished sweep, comparison or evaluation beside its results."""
+    folder = results.path.parent
+    (folder / MANIFEST).unlink(missing_ok=True)
+    write_manifest(folder, kind, {"recipe": results.spec, "seed": results.spec["seed"]})
