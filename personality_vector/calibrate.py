@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-_TOLERANCE = 1e-3
+_TOLERANCE = 0.01
 """Of a matched strength, relative to the bracket that the sweep gives."""
 
 Effect = Callable[[float], float]
@@ -54,7 +54,7 @@ def _until_turn(side: Sequence[DosePoint]) -> list[DosePoint]:
 def matched_strength(curve: Sequence[DosePoint], target: float, shift: Effect) -> float | None:
     """Return the strength at which ``shift(strength) = target``, or ``None`` if out of reach.
 
-    The curve gives the bracket, Brent's method the rest, on the live model.
+    The curve gives the bracket and its two ends, Brent's method the rest, on the live model.
 
     Args:
         curve: Measured points of the intervention.
@@ -65,15 +65,23 @@ def matched_strength(curve: Sequence[DosePoint], target: float, shift: Effect) -
 
     for before, after in pairwise(rising(curve)):
         if before.shift <= target <= after.shift:
-            if target == after.shift:
-                return after.strength
+            known = {point.strength: point.shift for point in (before, after)}
+
+            def excess(strength: float, known: dict[float, float] = known) -> float:
+                if strength not in known:
+                    known[strength] = shift(strength)
+                return known[strength] - target
+
             width = abs(after.strength - before.strength)
-            return float(
-                brentq(
-                    lambda strength: shift(strength) - target,
-                    before.strength,
-                    after.strength,
-                    xtol=_TOLERANCE * width,
-                )
-            )
+            return float(brentq(excess, before.strength, after.strength, xtol=_TOLERANCE * width))
     return None
+
+
+def nearest_strength(curve: Sequence[DosePoint], target: float) -> float | None:
+    """Return the measured strength whose shift is nearest to ``target``, below twice it.
+
+    For interventions that come in steps, such as prompts, which have no strength in between.
+    """
+    near = [point for point in rising(curve) if 0.0 < point.shift < 2.0 * target]
+    best = min(near, key=lambda point: abs(point.shift - target), default=None)
+    return best.strength if best else None

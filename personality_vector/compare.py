@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from personality_vector.calibrate import DosePoint, matched_strength, reach
+from personality_vector.calibrate import DosePoint, matched_strength, nearest_strength, reach
+from personality_vector.intervention import Prompted
 from personality_vector.progress import progress
 from personality_vector.recipes import CompareRecipe
 from personality_vector.results import Measure, Results
@@ -39,8 +40,9 @@ class Match:
 def compare(recipe: CompareRecipe, out: Path, *, force: bool = False) -> Results:
     """Sweep every intervention, then measure all of them at strengths of equal effect.
 
-    The targets are ``points`` equal steps up to what the weakest of the interventions reaches.
-    Returns the open results; :func:`matched_effect` is their table.
+    The targets are ``points`` equal steps up to what the weakest of the interventions reaches. A
+    prompt comes in steps and is taken at the nearest one. Returns the open results, of which
+    :func:`matched_effect` is the table.
 
     Raises:
         OutputExistsError: ``out`` holds the results of another recipe.
@@ -88,15 +90,16 @@ def find_matches(bench: Bench, results: Results, recipe: CompareRecipe) -> list[
     pole, curves = recipe.pole, shifts(results, recipe.pole)
     probe = results.frame("measures").query("measure == 'probe' and trait == @pole.trait")
     base = _base_value(probe)
-    return [
-        Match(
-            label,
-            target,
-            matched_strength(curve, target, partial(_shift, bench, label, pole, base)),
-        )
-        for target in targets_of(list(curves.values()), recipe.points)
-        for label, curve in curves.items()
-    ]
+    matches = []
+    for target in targets_of(list(curves.values()), recipe.points):
+        for label, curve in curves.items():
+            if isinstance(bench.interventions[label], Prompted):
+                strength = nearest_strength(curve, target)
+            else:
+                shift = partial(_shift, bench, label, pole, base)
+                strength = matched_strength(curve, target, shift)
+            matches.append(Match(label, target, strength))
+    return matches
 
 
 def _shift(bench: Bench, label: str, pole: Pole, base: float, strength: float) -> float:

@@ -47,7 +47,7 @@ def _from_statements(spec: DataSpec) -> list[Chat]:
 
 def _from_big5chat(spec: DataSpec) -> list[Chat]:
     """Read BIG5-CHAT rows, without the instruction that names the trait: labels would leak."""
-    chats = []
+    chats: list[Chat] = []
     for place, row in _rows(spec.source):
         try:
             pole = Pole.parse(f"{row['trait']}:{row['level']}")
@@ -60,7 +60,7 @@ def _from_big5chat(spec: DataSpec) -> list[Chat]:
 
 
 def _from_chats(spec: DataSpec) -> list[Chat]:
-    chats = []
+    chats: list[Chat] = []
     for place, row in _rows(spec.source):
         messages = [*row.get("prompt", []), *row.get("completion", [])]
         if not messages or not all(_is_message(message) for message in messages):

@@ -142,7 +142,7 @@ class Prompted:
     Strength is rounded to a grade from -3 to 3, halves away from 0: 1 is "a bit", 2 has no
     modifier, 3 is "very"; below 0 it names the opposite pole.
 
-    >>> Prompted(Pole.parse("neuroticism:high")).sentence(-1)
+    >>> Prompted(Pole.parse("neuroticism:high")).sentence(-1.0)
     'You are a bit relaxed, at ease and easygoing.'
 
     Attributes:

@@ -84,14 +84,16 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
             "its modules must hold one nn.ModuleList as long as config.num_hidden_layers"
         )
     # A vision tower can be as deep as the language model: the text stack is the one in the decoder.
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    inside = [stack for _, stack in stacks if any(stack is module for module in decoder.modules())]
+    find_decoder: Any = getattr(model, "get_decoder", lambda: model)
+    in_decoder = list(find_decoder().modules())
+    inside = [stack for _, stack in stacks if any(stack is module for module in in_decoder)]
     return (inside or [stack for _, stack in stacks])[0]
 
 
 def text_config(model: nn.Module) -> Any:
     """Return the configuration of the language part of ``model``."""
-    return model.config.get_text_config()  # type: ignore[operator, union-attr]
+    config: Any = model.config
+    return config.get_text_config()
 
 
 def hidden_size(model: nn.Module) -> int:

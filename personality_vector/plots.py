@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -128,7 +128,7 @@ def _grid(rows: int, columns: int) -> tuple["Figure", list[list["Axes"]]]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    mpl.rcParams.update(_STYLE)
+    mpl.rcParams.update(_STYLE)  # type: ignore[arg-type]
     figure = Figure(figsize=(max(3.6 * columns, 4.2), 2.7 * rows + 0.5), layout="constrained")
     return figure, [list(row) for row in figure.subplots(rows, columns, squeeze=False)]
 
@@ -138,7 +138,7 @@ def _legend(figure: "Figure", axes: "Axes") -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4) or 1)
 
 
-def _line(index: int) -> dict[str, object]:
+def _line(index: int) -> dict[str, Any]:
     return {
         "color": _COLOURS[index % len(_COLOURS)],
         "marker": _MARKERS[index % len(_MARKERS)],

@@ -1,29 +1,19 @@
 """The HTML report of a run: one file without scripts, made from ``results.sqlite`` alone."""
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from personality_vector.compare import MATCHED, matched_effect
 from personality_vector.plots import dose_response_figure, pareto_figure, save_figure, svg_of
 from personality_vector.results import Results
 from personality_vector.sweep import BASE, dose_response, labels_of
+from personality_vector.tables import Column, table_of
 from personality_vector.traits import Pole
 
 _SHOWN = 3
 """Answers shown per strength."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a table in the report."""
-
-    name: str
-    is_text: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +115,7 @@ def _compared(results: Results, folder: Path) -> list[Section]:
 def _side(results: Results) -> Section:
     measures = results.frame("measures")
     plain = measures[(measures["trait"] == "") & ~measures["intervention"].str.endswith(MATCHED)]
-    wide = plain.pivottable_of(
+    wide = plain.pivot_table(
         index=["intervention", "strength"], columns="measure", values="value", sort=False
     ).reset_index()
     return Section(
@@ -139,7 +129,7 @@ def _side(results: Results) -> Section:
 def _judge(results: Results) -> Section:
     measures = results.frame("measures")
     quality = measures[measures["measure"].str.startswith("judge_")]
-    wide = quality.pivottable_of(index="trait", columns="measure", values="value").reset_index()
+    wide = quality.pivot_table(index="trait", columns="measure", values="value").reset_index()
     return Section(
         "How good the judge is",
         "On held-out statements. Length alone is a confound: a judge is only as good as its "
@@ -158,20 +148,6 @@ def sample_answers(results: Results, label: str) -> dict[float, list[str]]:
         float(strength): list(cell["reply"][:_SHOWN])
         for strength, cell in ordered.groupby("strength")
     }
-
-
-def table_of(frame: pd.DataFrame) -> tuple[list[list[str]], list[Column]]:
-    """Return a table as texts, and its columns."""
-    columns = [
-        Column(str(name).replace("_", " "), frame[name].dtype.kind not in "fi") for name in frame
-    ]
-    return [[_text(value) for value in row] for row in frame.itertuples(index=False)], columns
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return "-" if math.isnan(value) else f"{value:.3g}"
 
 
 def _markup(svg: str) -> Any:

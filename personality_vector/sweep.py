@@ -47,9 +47,9 @@ class Bench:
 
     def effect(self, label: str, strength: float, trait: str) -> float:
         """Return the likelihood probe of ``trait`` under one intervention."""
+        probe = self.suite.probe_of(trait)
         with self.interventions[label].applied(self.model, strength) as edit:
-            measures = self.suite.probed(self.model, self.tokenizer, edit)
-        return next(float(m.value or 0.0) for m in measures if m.trait == trait)
+            return probe(self.model, self.tokenizer, edit)[trait].value
 
 
 def prepare(recipe: SweepRecipe) -> Bench:

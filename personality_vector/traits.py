@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 from personality_vector.errors import TraitError
 
@@ -35,7 +35,7 @@ class Pole:
     level: Level
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str) -> "Pole":
         """Read ``trait:level``.
 
         Raises:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: has no tensor {name}")
         raw = torch.empty(entry.end - entry.start, dtype=torch.uint8)
         if raw.numel():
-            self._read(entry, memoryview(raw.numpy()))
+            self._read(entry, raw.numpy().data)
         return raw.view(entry.dtype).reshape(entry.shape)
 
     def _read(self, entry: TensorEntry, buffer: memoryview) -> None:
@@ -105,7 +105,7 @@ class Checkpoint:
             if file.is_file() and file.suffix in _SIDE_FILES and file.name not in _OURS
         ]
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoint":
         return self
 
     def __exit__(self, *exc: object) -> None:

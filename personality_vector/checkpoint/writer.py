@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -73,7 +72,7 @@ class ShardWriter:
         self._descriptors: dict[Path, int] = {}
         self._written: set[str] = set()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ShardWriter":
         for file, plans in self.files.items():
             header, offsets = _layout(plans)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -97,7 +96,7 @@ class ShardWriter:
             )
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         if raw.numel():
-            _write_all(self._descriptors[slot.file], memoryview(raw.numpy()), slot.offset)
+            _write_all(self._descriptors[slot.file], raw.numpy().data, slot.offset)
         self._written.add(name)
 
     def __exit__(self, failed: type[BaseException] | None, *exc: object) -> None:

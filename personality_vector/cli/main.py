@@ -4,8 +4,8 @@ import logging
 import sys
 import traceback
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from personality_vector import recipes
 from personality_vector.cli import (
@@ -62,12 +62,12 @@ def run(arguments: list[str], *, with_traceback: bool = False) -> int:
     code = 0
     try:
         app(arguments, standalone_mode=False)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         code = stop.exit_code
-    except click.ClickException as error:
-        error.show()
+    except TyperException as error:
+        sys.stderr.write(f"error: {getattr(error, 'message', error)}; see pvec --help\n")
         code = 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted; nothing was published\n")
         code = 130
     except (PersonalityVectorError, OSError) as error:

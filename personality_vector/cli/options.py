@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from personality_vector.progress import silence
 
@@ -55,18 +53,6 @@ def yaml_text(data: Any) -> str:
     return yaml.safe_dump(
         json.loads(json.dumps(data, default=str)), sort_keys=False, allow_unicode=True
     )
-
-
-def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """Print a table on stdout; the first column is text, the others are numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    # Wide enough to keep numbers whole when the output is not a terminal.
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    console.print(table)
 
 
 def without_nan(data: Any) -> Any:

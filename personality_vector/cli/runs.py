@@ -34,8 +34,9 @@ def evaluate(recipe: EvalRecipe, out: Path, *, force: bool, as_json: bool) -> No
 
 def _finish(results: "Results", kind: str, *, as_json: bool) -> None:
     """Write the report and the manifest of a finished run, print its tables, and close it."""
-    from personality_vector.report import table_of, write_report
+    from personality_vector.report import write_report
     from personality_vector.sweep import write_run_manifest
+    from personality_vector.tables import print_frame
 
     with results:
         folder = results.path.parent
@@ -48,8 +49,7 @@ def _finish(results: "Results", kind: str, *, as_json: bool) -> None:
         options.show(options.without_nan(rows), as_json=True, text=str)
         return
     for title, frame in tables.items():
-        cells, columns = table_of(frame)
-        options.print_table(title, [column.name for column in columns], cells)
+        print_frame(title, frame)
     options.show(None, as_json=False, text=lambda: f"report: {page}")
 
 

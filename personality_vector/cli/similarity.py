@@ -19,17 +19,18 @@ def similarity(
     """Print the cosine between every two saved deltas."""
     if len(vectors) < 2:
         raise RecipeError("similarity needs at least two vectors")
+    import pandas as pd
+
     from personality_vector.delta import Delta
     from personality_vector.delta.similarity import cosine_matrix
+    from personality_vector.tables import print_frame
 
     deltas = [Delta.load(path) for path in vectors]
     matrix = cosine_matrix(deltas)
-    labels = [delta.label for delta in deltas]
+    labels = [f"{number} {delta.label}" for number, delta in enumerate(deltas, start=1)]
     if as_json:
         options.show({"labels": labels, "cosine": matrix}, as_json=True, text=str)
         return
-    rows = [
-        [label, *(f"{value:.3f}" for value in row)]
-        for label, row in zip(labels, matrix, strict=True)
-    ]
-    options.print_table("cosine", ["", *labels], rows)
+    frame = pd.DataFrame(matrix, columns=labels)
+    frame.insert(0, "", labels)
+    print_frame("cosine", frame)

@@ -8,17 +8,18 @@ from personality_vector.cli import options
 from personality_vector.lab import find_recipe
 from personality_vector.recipes import Recipe, read_recipe
 
-R = TypeVar("R", bound=Recipe, contravariant=True)
+R = TypeVar("R", bound=Recipe)
+R_contra = TypeVar("R_contra", bound=Recipe, contravariant=True)
 
 
-class CarryOut(Protocol[R]):
+class CarryOut(Protocol[R_contra]):
     """What a verb does with a recipe that has been read and checked."""
 
-    def __call__(self, recipe: R, out: Path, *, force: bool, as_json: bool) -> None:
+    def __call__(self, recipe: R_contra, out: Path, *, force: bool, as_json: bool) -> None:
         """Carry out ``recipe``, write ``out`` and print the result."""
 
 
-def recipe_verb(kind: type[Recipe], carry_out: CarryOut[R]) -> Callable[..., None]:
+def recipe_verb(kind: type[R], carry_out: CarryOut[R]) -> Callable[..., None]:
     """Return the command that reads a recipe of ``kind`` and carries it out."""
 
     def verb(

@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
 
 from jaxtyping import Float
 from torch import Tensor
@@ -61,7 +60,7 @@ class Delta:
         *,
         pole: Pole | str | None = None,
         label: str = "",
-    ) -> Self:
+    ) -> "Delta":
         """Return ``tuned - base`` by reference to both checkpoints.
 
         Args:
@@ -89,7 +88,7 @@ class Delta:
         *,
         pole: Pole | str | None = None,
         label: str = "",
-    ) -> Self:
+    ) -> "Delta":
         """Return a PEFT LoRA adapter as a delta, kept factored.
 
         Args:
@@ -111,7 +110,7 @@ class Delta:
         return cls(source, start.fingerprint, identity, label or str(pole or path.name), pole)
 
     @classmethod
-    def load(cls, directory: str | Path) -> Self:
+    def load(cls, directory: str | Path) -> "Delta":
         """Open a saved delta; tensors are read when asked for.
 
         Raises:

@@ -23,7 +23,7 @@ from personality_vector.manifest import MANIFEST
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_UNSUPPORTED = {
+_UNSUPPORTED: dict[str, object] = {
     "use_dora": False,
     "lora_bias": False,
     "modules_to_save": None,

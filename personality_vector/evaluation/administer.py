@@ -4,9 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from personality_vector.chat import Chat, Generation, generate_replies, question
-from personality_vector.errors import DataError
+import torch
+
+from personality_vector.chat import Chat, Generation, generate_replies, question, render
+from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.evaluation.instruments import Instrument, Item
+from personality_vector.models import device_of
 from personality_vector.progress import progress
 from personality_vector.rng import key_for
 
@@ -54,9 +57,12 @@ def administer(  # noqa: PLR0913  (model and tokenizer travel together throughou
     Raises:
         DataError: ``samples`` is not positive, more than one greedy sample is asked for (they
             would be copies and feign precision), or the chat template refuses a chat.
+        NonFiniteError: The model predicts NaN or infinity after the first chat; greedy decoding
+            would make words of it.
     """
     _require_samples(samples, generation.temperature)
     chats = [edit(question(item.text, system=instrument.system)) for item in instrument.items]
+    _require_numbers(model, tokenizer, chats[0])
     responses: list[Response] = []
     for sample in progress(range(samples), "administer"):
         replies = generate_replies(
@@ -75,6 +81,16 @@ def sample_seed(seed: int, sample: int) -> int:
     46 bits, because :func:`generate_replies` multiplies it by 100,003 and torch takes 63.
     """
     return key_for(seed, f"sample {sample}") >> 17
+
+
+@torch.no_grad()
+def _require_numbers(model: Any, tokenizer: Any, chat: Chat) -> None:
+    text = render(tokenizer, chat, reply_follows=True)
+    tokens = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    last = model(input_ids=tokens.to(device_of(model))).logits[0, -1].float()
+    # Single words may be ruled out with -inf, so it is their sum that must be a number.
+    if not bool(torch.isfinite(torch.logsumexp(last, dim=0))):
+        raise NonFiniteError(f"the model predicts NaN or infinity after {chat[-1]['content']!r}")
 
 
 def _require_samples(samples: int, temperature: float) -> None:

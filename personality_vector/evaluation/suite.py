@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from personality_vector.chat import Chat, Generation, answered
 from personality_vector.errors import DataError, some
@@ -41,7 +41,7 @@ class Suite:
     retention: Retention | None
 
     @classmethod
-    def prepare(cls, spec: MeasureSpec, seed: int, model: Any, tokenizer: Any) -> Self:
+    def prepare(cls, spec: MeasureSpec, seed: int, model: Any, tokenizer: Any) -> "Suite":
         """Train the judge, and let the unedited ``model`` write the reference chats.
 
         Side effects are measured on the base's own replies: what it would have said anyway.
@@ -91,14 +91,18 @@ class Suite:
             for trait in self._traits_of(response.item)
         ]
         measures = [
-            *self.probed(model, tokenizer, edit),
+            *self._probed(model, tokenizer, edit),
             *self._judged(judged),
             *self._side_effects(model, tokenizer, edit, [r.text for r in responses]),
         ]
         return Findings([_answer(*row) for row in judged], measures)
 
-    def probed(self, model: Any, tokenizer: Any, edit: ChatEdit = identity) -> list[Measure]:
-        """Return the likelihood probe alone: no generation, so it is cheap and has no noise."""
+    def probe_of(self, trait: Trait) -> LikelihoodProbe:
+        """Return the probe of one trait alone: no generation, so it is cheap and has no noise."""
+        chosen = [statement for statement in self.probe.statements if statement.trait == trait]
+        return LikelihoodProbe(chosen, self.probe.question)
+
+    def _probed(self, model: Any, tokenizer: Any, edit: ChatEdit) -> list[Measure]:
         return [
             Measure(trait, "probe", s.value, s.standard_error, s.n_high + s.n_low)
             for trait, s in self.probe(model, tokenizer, edit).items()

@@ -24,10 +24,17 @@ OptionValue = float | int | str | bool
 class Slice(Protocol):
     """One term's part of one tensor."""
 
-    alpha: float
-    delta: Float[Tensor, "*shape"]
-    key: int
-    """Names the random stream of this term and this tensor."""
+    @property
+    def alpha(self) -> float:
+        """The term's alpha."""
+
+    @property
+    def delta(self) -> Float[Tensor, "*shape"]:
+        """The term's delta of this tensor, float32."""
+
+    @property
+    def key(self) -> int:
+        """Key of the random stream of this term and this tensor."""
 
     def threshold(self, density: float, scope: str) -> float:
         """Return the magnitude that the top ``density`` of the whole term or tensor reaches."""
@@ -217,7 +224,7 @@ def drop_and_rescale(
     return torch.where(keep, delta / (1.0 - drop_rate), 0.0)
 
 
-_RANGES = {
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "density": ("in (0, 1]", lambda value: 0.0 < value <= 1.0),
     "drop_rate": ("in [0, 1)", lambda value: 0.0 <= value < 1.0),
     "lambda": ("a finite number", lambda value: abs(value) < float("inf")),

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ValidationInfo
+from pydantic import BeforeValidator
 
 from personality_vector.lab import BUILTIN, builtin
 from personality_vector.recipes.reading import Given
@@ -12,7 +12,7 @@ from personality_vector.recipes.reading import Given
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
-def _local(value: Any, info: ValidationInfo) -> Any:
+def _local(value: Any, info: Any) -> Any:
     if not isinstance(value, str):
         return value
     if value.startswith(BUILTIN):
@@ -23,7 +23,7 @@ def _local(value: Any, info: ValidationInfo) -> Any:
     return (Path(folder) / Path(value).expanduser()).resolve()
 
 
-def _model(value: Any, info: ValidationInfo) -> Any:
+def _model(value: Any, info: Any) -> Any:
     if not isinstance(value, str):
         return value
     path = Path(_local(value, info))

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,7 +22,7 @@ class Recipe(BaseModel):
     )
 
     @classmethod
-    def parse(cls, data: Mapping[str, Any], *, origin: str, folder: Path) -> Self:
+    def parse(cls: type[R], data: Mapping[str, Any], *, origin: str, folder: Path) -> R:
         """Validate ``data``; relative paths in it are resolved against ``folder``.
 
         Raises:
@@ -37,9 +37,9 @@ class Recipe(BaseModel):
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML without aliases (bombs) and without duplicate keys (the last would win)."""
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.constructor.ConstructorError(
                 None, None, "aliases are not supported; write the value out", event.start_mark
             )
@@ -48,7 +48,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002  (PyYAML's signature)
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable) or key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark

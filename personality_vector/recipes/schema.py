@@ -1,7 +1,7 @@
 """The schema of every recipe. A field's default is the default; there is no other."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
@@ -38,7 +38,7 @@ class TermSpec(Recipe):
         return self.delta if self.delta is not None else str(self.tuned)
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
+    def _one_source(self) -> "TermSpec":
         if (self.delta is None) == (self.tuned is None):
             raise ValueError("give either delta (a saved delta) or tuned (a checkpoint or adapter)")
         return self
@@ -80,7 +80,7 @@ class DataSpec(Recipe):
     questions: tuple[str, ...] = ("What kind of person are you?",)
     system: str | None = None
 
-    def narrowed(self, pole: Pole) -> Self:
+    def narrowed(self, pole: Pole) -> "DataSpec":
         """Return this data for ``pole`` alone, unless it names one or its rows have none."""
         if self.pole is not None or self.format == "chats":
             return self
@@ -177,7 +177,7 @@ class InterventionSpec(Recipe):
     strengths: Strengths | None = None
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Self:
+    def _one_kind(self) -> "InterventionSpec":
         given = [self.delta, self.tuned, self.terms or None, self.vector, self.prompt]
         if sum(kind is not None for kind in given) != 1:
             raise ValueError("give exactly one of delta, tuned, terms, vector or prompt")
@@ -208,7 +208,7 @@ class SweepRecipe(Recipe):
     device: Device = "auto"
 
     @model_validator(mode="after")
-    def _labels_differ(self) -> Self:
+    def _labels_differ(self) -> "SweepRecipe":
         labels = [spec.label for spec in self.interventions]
         if len(set(labels)) < len(labels):
             raise ValueError("two interventions have the same label")
@@ -222,7 +222,7 @@ class CompareRecipe(SweepRecipe):
     points: int = Field(default=4, ge=1)
 
     @model_validator(mode="after")
-    def _measured(self) -> Self:
+    def _measured(self) -> "CompareRecipe":
         if self.pole.trait not in self.measure.traits:
             raise ValueError(f"measure.traits does not list {self.pole.trait}, the trait of pole")
         return self

@@ -109,12 +109,12 @@ def values_of(row: Answer | Measure, where: str) -> list[str | int | float | Non
 
 
 def finite(value: float, where: str) -> float:
-    """Return ``value`` as a Python float; ``-0.0`` becomes ``0.0``.
+    """Return ``value`` as a Python float.
 
     Raises:
         NonFiniteError: It is NaN or infinite.
     """
-    number = float(value) + 0.0
+    number = float(value)
     if not math.isfinite(number):
         raise NonFiniteError(f"{where} is {number}; only finite numbers are results")
     return number

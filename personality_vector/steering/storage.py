@@ -14,6 +14,7 @@ from personality_vector.checkpoint import AtomicDirectory, Checkpoint
 from personality_vector.checkpoint.header import read_header
 from personality_vector.errors import CheckpointError, some
 from personality_vector.manifest import write_manifest
+from personality_vector.recipes.schema import PoleField
 
 _TENSORS = "vector.safetensors"
 _RECORD = "vector.json"
@@ -30,11 +31,10 @@ class Record(BaseModel):
         "0-based decoder block; the direction is added to the output of that block"
     ] = "0-based decoder block; the direction is added to the output of that block"
     model: str
-    pole: str | None
+    pole: PoleField | None
     label: str
     pooling: str
     counts: tuple[int, int]
-    hidden: int
     norms: dict[int, float]
 
 

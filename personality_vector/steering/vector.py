@@ -189,11 +189,10 @@ class SteeringVector:
         """
         record = storage.Record(
             model=self.model,
-            pole=str(self.pole) if self.pole else None,
+            pole=self.pole,
             label=self.label,
             pooling=self.pooling,
             counts=self.counts,
-            hidden=self.hidden,
             norms={layer: self.norm(layer) for layer in self.layers},
         )
         storage.write(Path(directory), record, self.directions, force=force)
@@ -207,8 +206,9 @@ class SteeringVector:
             CheckpointError: A file is missing or damaged, or the two disagree.
         """
         record, directions = storage.read(Path(directory))
-        pole = Pole.parse(record.pole) if record.pole else None
-        return cls(directions, record.model, pole, record.label, record.pooling, record.counts)
+        return cls(
+            directions, record.model, record.pole, record.label, record.pooling, record.counts
+        )
 
     def _combined(self, other: "SteeringVector", sign: float, label: str) -> "SteeringVector":
         self._require_same_space(other)

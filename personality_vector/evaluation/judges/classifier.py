@@ -9,7 +9,7 @@ from personality_vector.evaluation.administer import Response
 from personality_vector.evaluation.scores import HIGHEST, LOWEST, Score
 from personality_vector.evaluation.texts import distinct_n, words
 from personality_vector.statements import Statement, normalised
-from personality_vector.traits import Trait
+from personality_vector.traits import Pole, Trait
 
 _C = 10.0  # by 5-fold AUC on the train part of big5_statements: the knee between 0.3 and 30
 _LOOP_WORDS = 6  # a shorter text has too few bigrams to tell a loop from a sentence
@@ -28,6 +28,8 @@ class JudgeReport:
         n_held_out: Statements measured on.
         accuracy_length_only: Accuracy of the same kind of classifier that sees only the number of
             characters: what length alone, a known confound, would achieve.
+        off_topic: How far from 3 the mean score lies on the held-out statements of the worst pole
+            of another trait, on the 1-5 scale; ``None`` if there is no other trait.
     """
 
     trait: Trait
@@ -36,16 +38,22 @@ class JudgeReport:
     n_train: int
     n_held_out: int
     accuracy_length_only: float
+    off_topic: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class StatementJudge:
     """For each trait, TF-IDF of words and word pairs and a logistic regression.
 
+    Statements of the other traits are learned as neutral: each counts as high and as low, and
+    together they weigh as much as the trait's own. Without them, an answer about ideas would move
+    extraversion by more than a point, since both traits' statements say "new" and "enjoy".
+
     Deterministic, free, and a weak witness: it reads vocabulary, not behaviour. It learned from
-    single statements, so a long answer, irony or a negation that it has not met can mislead it,
-    and ``P(high)`` is not calibrated beyond the balance of the two poles: compare scores of one
-    judge with each other, not with a human's 4.2. Use it beside the likelihood probe.
+    single statements, so a long answer, irony or a negation that it has not met can mislead it. An
+    answer about nothing in particular is scored too, by its function words, somewhere around 3.
+    ``P(high)`` is not calibrated beyond the balance of the two poles: compare scores of one judge
+    with each other, not with a human's 4.2. Use it beside the likelihood probe.
 
     Made by :meth:`fit`.
     """
@@ -77,8 +85,9 @@ class StatementJudge:
         for trait in sorted({statement.trait for statement in train}):
             learned = _labelled(train, trait, "train")
             measured = _labelled(held_out, trait, "held-out")
-            classifiers[trait] = _classifier(seed).fit(*learned)
-            reports.append(_report(trait, classifiers[trait], learned, measured))
+            classifiers[trait] = _fitted(learned, _others(train, trait), seed)
+            off_topic = _off_topic(classifiers[trait], trait, held_out)
+            reports.append(_report(trait, classifiers[trait], learned, measured, off_topic))
         return cls(classifiers, reports)
 
     def __call__(self, response: Response, trait: Trait) -> Score:
@@ -122,23 +131,6 @@ def _flaw(text: str) -> str:
     return ""
 
 
-def _classifier(seed: int) -> Any:
-    from sklearn.feature_extraction.text import TfidfVectorizer  # slow to import
-    from sklearn.pipeline import make_pipeline
-
-    vectorizer = TfidfVectorizer(
-        tokenizer=words, token_pattern=None, lowercase=False, ngram_range=(1, 2), sublinear_tf=True
-    )
-    return make_pipeline(vectorizer, _regression(seed))
-
-
-def _regression(seed: int) -> Any:
-    from sklearn.linear_model import LogisticRegression
-
-    # Balanced, so that 3 stays neutral when one pole has more statements.
-    return LogisticRegression(C=_C, class_weight="balanced", max_iter=1000, random_state=seed)
-
-
 _Labelled = tuple[list[str], list[bool]]
 """Texts, and whether each is of the high pole."""
 
@@ -151,7 +143,43 @@ def _labelled(statements: Sequence[Statement], trait: Trait, part: str) -> _Labe
     return texts, labels
 
 
-def _report(trait: Trait, classifier: Any, learned: _Labelled, measured: _Labelled) -> JudgeReport:
+def _others(statements: Sequence[Statement], trait: Trait) -> list[str]:
+    return sorted(s.text for s in statements if s.trait != trait)
+
+
+def _fitted(learned: _Labelled, neutral: Sequence[str], seed: int) -> Any:
+    """Learn the poles with equal weight, and ``neutral`` as both at once with as much again."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # slow to import
+    from sklearn.pipeline import make_pipeline
+
+    texts, labels = learned
+    share = {label: len(labels) / (2 * labels.count(label)) for label in (True, False)}
+    weights = [share[label] for label in labels]
+    weights += [len(labels) / (2 * len(neutral))] * (2 * len(neutral)) if neutral else []
+    vectorizer = TfidfVectorizer(
+        tokenizer=words, token_pattern=None, lowercase=False, ngram_range=(1, 2), sublinear_tf=True
+    )
+    classifier = make_pipeline(vectorizer, _regression(seed))
+    return classifier.fit(
+        [*texts, *neutral, *neutral],
+        [*labels, *[True] * len(neutral), *[False] * len(neutral)],
+        logisticregression__sample_weight=weights,
+    )
+
+
+def _regression(seed: int) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=_C, max_iter=1000, random_state=seed)
+
+
+def _report(
+    trait: Trait,
+    classifier: Any,
+    learned: _Labelled,
+    measured: _Labelled,
+    off_topic: float | None,
+) -> JudgeReport:
     from sklearn.metrics import roc_auc_score
 
     texts, labels = measured
@@ -162,6 +190,7 @@ def _report(trait: Trait, classifier: Any, learned: _Labelled, measured: _Labell
         n_train=len(learned[0]),
         n_held_out=len(texts),
         accuracy_length_only=_length_only(learned, measured),
+        off_topic=off_topic,
     )
 
 
@@ -170,8 +199,18 @@ def _length_only(learned: _Labelled, measured: _Labelled) -> float:
     from sklearn.preprocessing import StandardScaler
 
     lengths = [[[float(len(text))] for text in texts] for texts, _ in (learned, measured)]
-    model = make_pipeline(StandardScaler(), _regression(0)).fit(lengths[0], learned[1])
+    regression = _regression(0).set_params(class_weight="balanced")
+    model = make_pipeline(StandardScaler(), regression).fit(lengths[0], learned[1])
     return float(model.score(lengths[1], measured[1]))
+
+
+def _off_topic(classifier: Any, trait: Trait, held_out: Sequence[Statement]) -> float | None:
+    by_pole: dict[Pole, list[str]] = {}
+    for statement in held_out:
+        if statement.trait != trait:
+            by_pole.setdefault(statement.pole, []).append(statement.text)
+    means = [float(classifier.predict_proba(texts)[:, 1].mean()) for texts in by_pole.values()]
+    return max(((HIGHEST - LOWEST) * abs(mean - 0.5) for mean in means), default=None)
 
 
 def _require_disjoint(train: Sequence[Statement], held_out: Sequence[Statement]) -> None:

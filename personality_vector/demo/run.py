@@ -1,0 +1,156 @@
+"""The demo: the shipped smoke recipes in sequence, on the embedded model.
+
+Every step publishes its directory whole, so a demo that was interrupted goes on where it stopped.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+
+from personality_vector.chat import Generation, generate_replies, question
+from personality_vector.compare import compare, matched_effect
+from personality_vector.delta import Delta
+from personality_vector.delta.similarity import cosine_matrix
+from personality_vector.finetuning import train
+from personality_vector.lab import builtin, find_recipe
+from personality_vector.merging import plan_recipe, write_merge
+from personality_vector.models import load_model, load_tokenizer
+from personality_vector.recipes import (
+    CompareRecipe,
+    MergeRecipe,
+    Recipe,
+    SteerRecipe,
+    SweepRecipe,
+    TrainRecipe,
+    read_recipe,
+)
+from personality_vector.report import sample_answers, write_report
+from personality_vector.steering.recipe import extract_recipe
+from personality_vector.sweep import BASE, dose_response, sweep, write_run_manifest
+from personality_vector.tables import print_frame
+from personality_vector.traits import Pole
+
+POLES = (Pole("extraversion", "high"), Pole("neuroticism", "high"))
+R = TypeVar("R", bound=Recipe)
+
+
+def run(out: Path, *, force: bool = False) -> None:
+    """Train two poles, diff, merge, sweep alpha, steer, compare; print tables and report paths.
+
+    Args:
+        out: Directory for everything; what is complete there is not done again.
+        force: Do it all again.
+    """
+    started = time.monotonic()
+    Demo(out.absolute(), force).run()
+    sys.stdout.write(f"done in {time.monotonic() - started:.0f} s\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """The steps of the demo, and where each one writes."""
+
+    out: Path
+    force: bool
+
+    def run(self) -> None:
+        """Take every step."""
+        for pole in POLES:
+            self._step(f"fine-tune {pole}", self.tuned(pole), partial(self._train, pole))
+            self._step(f"diff {pole}", self.delta(pole), partial(self._diff, pole))
+        self._step("merge", self.out / "merged", self._merge)
+        self._step("extract a steering vector", self.out / "steering", self._extract)
+        self._show_similarity()
+        self._sweep(self.out / "sweep")
+        _show_merged(self.out / "merged")
+        self._compare(self.out / "compare")
+
+    def tuned(self, pole: Pole) -> Path:
+        """Return where the fine-tune of a pole goes."""
+        return self.out / "tuned" / f"{pole.trait}-{pole.level}"
+
+    def delta(self, pole: Pole) -> Path:
+        """Return where the vector of a pole goes."""
+        return self.out / "vectors" / f"{pole.trait}-{pole.level}"
+
+    def _step(self, title: str, folder: Path, make: Callable[[Path], object]) -> None:
+        done = folder.exists() and not self.force
+        sys.stderr.write(f"{title}{': already done' if done else ''}\n")
+        if not done:
+            make(folder)
+
+    def _train(self, pole: Pole, folder: Path) -> None:
+        train(_recipe("training/smoke", TrainRecipe, f"pole={pole}"), folder, force=self.force)
+
+    def _diff(self, pole: Pole, folder: Path) -> None:
+        delta = Delta.between(builtin("builtin:demo"), self.tuned(pole), pole=pole)
+        delta.save(folder, force=self.force)
+
+    def _merge(self, folder: Path) -> None:
+        terms = [f"terms.{index}.tuned={self.tuned(pole)}" for index, pole in enumerate(POLES)]
+        recipe = _recipe("merges/smoke", MergeRecipe, *terms)
+        write_merge(plan_recipe(recipe), folder, force=self.force)
+
+    def _extract(self, folder: Path) -> None:
+        vector = extract_recipe(_recipe("training/steering/smoke", SteerRecipe))
+        vector.save(folder, force=self.force)
+
+    def _show_similarity(self) -> None:
+        deltas = [Delta.load(self.delta(pole)) for pole in POLES]
+        frame = pd.DataFrame(cosine_matrix(deltas), columns=[delta.label for delta in deltas])
+        frame.insert(0, "", [delta.label for delta in deltas])
+        print_frame("Cosine between the two personality vectors", frame)
+
+    def _sweep(self, folder: Path) -> None:
+        sys.stderr.write("sweep alpha\n")
+        tuned = [
+            f"interventions.{index}.tuned={self.tuned(pole)}" for index, pole in enumerate(POLES)
+        ]
+        recipe = _recipe("eval/sweeps/smoke", SweepRecipe, *tuned)
+        with sweep(recipe, folder, force=self.force) as results:
+            page = write_report(results, folder)
+            write_run_manifest(results, "sweep")
+            print_frame("Trait against alpha, on held-out statements", dose_response(results))
+            for pole in POLES:
+                answers = sample_answers(results, str(pole)) | sample_answers(results, BASE)
+                _show_answers(str(pole), answers)
+        sys.stdout.write(f"\nreport of the sweep: {page}\n")
+
+    def _compare(self, folder: Path) -> None:
+        sys.stderr.write("compare weights, activations and a prompt\n")
+        made = (
+            f"interventions.0.tuned={self.tuned(POLES[0])}",
+            f"interventions.1.vector={self.out / 'steering'}",
+        )
+        recipe = _recipe("eval/compare/smoke", CompareRecipe, *made)
+        with compare(recipe, folder, force=self.force) as results:
+            page = write_report(results, folder)
+            write_run_manifest(results, "compare")
+            print_frame(f"At equal effect on {recipe.pole}", matched_effect(results, recipe.pole))
+        sys.stdout.write(f"\nreport of the comparison: {page}\n")
+
+
+def _recipe(name: str, kind: type[R], *settings: str) -> R:
+    return read_recipe(find_recipe(name), kind, settings)
+
+
+def _show_answers(title: str, answers: dict[float, list[str]]) -> None:
+    sys.stdout.write(f"\n{title}: three answers per alpha (0 is the base)\n")
+    for alpha, replies in sorted(answers.items()):
+        for index, reply in enumerate(replies):
+            sys.stdout.write(f"  {f'{alpha:g}' if index == 0 else '':>5}  {reply}\n")
+
+
+def _show_merged(folder: Path) -> None:
+    """Let the merged checkpoint speak, loaded as any other."""
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    chats = [question("What kind of person are you?")] * 3
+    sys.stdout.write("\nmerged (0.8 extraversion:high - 0.6 neuroticism:high)\n")
+    for reply in generate_replies(model, tokenizer, chats, Generation(), seed=0):
+        sys.stdout.write(f"         {reply}\n")

@@ -1,0 +1,169 @@
+"""Law 6: a live edit restores bit-identical weights, whatever happens; nothing is subtracted."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from personality_vector.checkpoint import Checkpoint
+from personality_vector.delta import Delta
+from personality_vector.intervention import WeightEdit
+from personality_vector.models import load_model
+
+FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi")
+DTYPES = ("float32", "bfloat16")
+TOLERANCE = 1e-5
+
+
+@dataclass
+class FailsAt:
+    """The tensors of another source, of which one cannot be read."""
+
+    source: Any
+    name: str
+    error: BaseException
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.source.names
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        return ()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.source.shape(name)
+
+    def read(self, name: str) -> Tensor:
+        if name == self.name:
+            raise self.error
+        return self.source.read(name)
+
+    def tuned(self, _name: str, _base: Tensor) -> None:
+        return None
+
+
+def copies(model: Any) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], model: Any) -> set[str]:
+    after = model.state_dict()
+    return {name for name, value in before.items() if not torch.equal(value, after[name])}
+
+
+@pytest.fixture
+def delta(pico, pico_tuned):
+    def make(family: str, dtype: str = "float32") -> Delta:
+        return Delta.between(pico(family, dtype), pico_tuned(family, dtype))
+
+    return make
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_are_restored_bit_for_bit(pico, delta, family, dtype):
+    model = load_model(pico(family, dtype), dtype=dtype)
+    before = copies(model)
+    with WeightEdit(delta(family, dtype)).applied(model, 1.7):
+        assert changed(before, model) == set(before)
+    assert not changed(before, model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_are_restored_after_an_exception_in_the_body(pico, delta, family, dtype):
+    model = load_model(pico(family, dtype), dtype=dtype)
+    before = copies(model)
+    with pytest.raises(KeyboardInterrupt), WeightEdit(delta(family, dtype)).applied(model, -3.0):
+        raise KeyboardInterrupt
+    assert not changed(before, model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("error", [OSError("the disk went away"), KeyboardInterrupt()])
+def test_weights_are_restored_after_an_exception_while_applying(pico, delta, family, error):
+    model = load_model(pico(family, "bfloat16"), dtype="bfloat16")
+    before = copies(model)
+    whole = delta(family, "bfloat16")
+    middle = whole.names[len(whole.names) // 2]
+    broken = replace(whole, source=FailsAt(whole.source, middle, error))
+    with pytest.raises(type(error)), WeightEdit(broken).applied(model, 1.0):
+        pytest.fail("the body must not run on half an edit")
+    assert not changed(before, model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("alpha", [-1.0, 0.3, 1.0])
+def test_weights_are_base_plus_alpha_delta_rounded_once(pico, delta, family, dtype, alpha):
+    base, change = Checkpoint.open(pico(family, dtype)), delta(family, dtype)
+    model = load_model(base.path, dtype=dtype)
+    renamed = {"embed_out.weight": "lm_head.weight"}
+    with WeightEdit(change).applied(model, alpha):
+        for name in base.names:
+            expected = (base[name].float() + alpha * change[name]).to(base[name].dtype)
+            assert torch.equal(model.state_dict()[renamed.get(name, name)], expected), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_alpha_one_is_the_fine_tuned_model(pico, pico_tuned, delta, prompts, family):
+    model, tuned = load_model(pico(family)), load_model(pico_tuned(family))
+    with torch.no_grad(), WeightEdit(delta(family)).applied(model, 1.0):
+        for row in prompts:
+            got, expected = model(row[None]).logits, tuned(row[None]).logits
+            torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strength_zero_touches_nothing(pico, delta, dtype):
+    model = load_model(pico("qwen2", dtype), dtype=dtype)
+    versions = {name: value._version for name, value in model.named_parameters()}
+    with WeightEdit(delta("qwen2", dtype)).applied(model, 0.0):
+        pass
+    assert versions == {name: value._version for name, value in model.named_parameters()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_edited_model_is_one_model(pico, delta, differences, family):
+    model = load_model(pico(family))
+    with WeightEdit(delta(family)).applied(model, 1.5):
+        found = differences(model)
+    assert max(found.values()) < TOLERANCE, found
+
+
+@contextmanager
+def undone_by_subtracting(model: Any, delta: Delta, alpha: float) -> Generator[None]:
+    """The wrong way: rounding on the way back is not rounding on the way there."""
+    weights = dict(model.named_parameters())
+    for sign in (1, -1):
+        with torch.no_grad():
+            for name in delta.names:
+                weights[name].copy_(weights[name].float() + sign * alpha * delta[name])
+        if sign == 1:
+            yield
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_check_finds_an_edit_that_is_undone_by_subtracting(pico, delta, dtype):
+    model = load_model(pico("llama", dtype), dtype=dtype)
+    before = copies(model)
+    with undone_by_subtracting(model, delta("llama", dtype), 1.7):
+        pass
+    assert changed(before, model)
+
+
+def test_nested_edits_are_undone_in_turn(pico, delta):
+    model = load_model(pico("llama", "bfloat16"), dtype="bfloat16")
+    edit = WeightEdit(delta("llama", "bfloat16"))
+    before = copies(model)
+    with edit.applied(model, 0.5):
+        between = copies(model)
+        with edit.applied(model, -2.0):
+            assert changed(between, model)
+        assert not changed(between, model)
+    assert not changed(before, model)

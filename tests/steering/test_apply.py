@@ -1,0 +1,121 @@
+"""Adding to block outputs: which block, which shape, and what is refused."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from personality_vector.errors import BaseMismatchError, DataError, ModelError, NonFiniteError
+from personality_vector.models import decoder_blocks, load_model
+from personality_vector.steering import resolve_layers, steered
+
+HIDDEN = 48
+
+
+class ToyBlock(nn.Module):
+    """Returns a tuple, as transformers 4 did, or the tensor that it was given, unchanged."""
+
+    def __init__(self, as_tuple: bool) -> None:
+        super().__init__()
+        self.as_tuple = as_tuple
+
+    def forward(self, hidden: Tensor) -> Any:
+        return (hidden, "attention") if self.as_tuple else hidden
+
+
+class Toy(nn.Module):
+    def __init__(self, as_tuple: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ToyBlock(as_tuple) for _ in range(2))
+        text = SimpleNamespace(num_hidden_layers=2, hidden_size=4)
+        self.config = SimpleNamespace(get_text_config=lambda: text)
+
+
+def hooks_on(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
+@pytest.fixture
+def llama(pico):
+    return load_model(pico("llama"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_tuple_stays_a_tuple_and_only_its_first_item_moves(dtype):
+    hidden, vector = torch.ones(2, 3, 4, dtype=dtype), torch.arange(4.0)
+    model = Toy(as_tuple=True)
+    with steered(model, {1: vector}):
+        assert model.blocks[0](hidden) == (hidden, "attention")
+        moved, rest = model.blocks[1](hidden)
+    assert rest == "attention"
+    assert moved.dtype == dtype
+    assert torch.equal(moved, hidden + vector.to(dtype))
+
+
+def test_the_output_is_not_modified_in_place():
+    hidden, model = torch.ones(1, 1, 4), Toy(as_tuple=False)
+    with steered(model, {0: torch.ones(4)}):
+        assert torch.equal(model.blocks[0](hidden), 2 * torch.ones(1, 1, 4))
+    assert torch.equal(hidden, torch.ones(1, 1, 4))
+
+
+def test_every_width_of_output_gets_the_original_vector():
+    """A cast to bfloat16 for one call must not lose bits for a later call in float32."""
+    vector, model = torch.full((4,), 1.0 + 2**-20), Toy(as_tuple=False)
+    with steered(model, {0: vector}):
+        model.blocks[0](torch.zeros(1, 1, 4, dtype=torch.bfloat16))
+        assert torch.equal(model.blocks[0](torch.zeros(1, 1, 4))[0, 0], vector)
+
+
+def test_gradients_flow_through_an_addition():
+    hidden, model = torch.ones(1, 1, 4, requires_grad=True), Toy(as_tuple=False)
+    with steered(model, {0: torch.ones(4)}):
+        model.blocks[0](hidden).sum().backward()
+    assert torch.equal(hidden.grad, torch.ones(1, 1, 4))
+
+
+def test_an_addition_of_zero_registers_nothing(llama):
+    with steered(llama, {0: torch.zeros(HIDDEN), 1: torch.ones(HIDDEN)}):
+        assert not decoder_blocks(llama)[0]._forward_hooks
+        assert len(decoder_blocks(llama)[1]._forward_hooks) == 1
+    assert hooks_on(llama) == 0
+
+
+@pytest.mark.parametrize("layer", [3, -1])
+def test_a_layer_that_is_not_there_is_refused(llama, layer):
+    good = {0: torch.ones(HIDDEN)}
+    with (
+        pytest.raises(ModelError, match=rf"layer {layer} does not exist.*3 blocks, 0 to 2"),
+        steered(llama, good | {layer: torch.ones(HIDDEN)}),
+    ):
+        pytest.fail("the body must not run")
+    assert hooks_on(llama) == 0
+
+
+@pytest.mark.parametrize("shape", [(HIDDEN + 1,), (1, HIDDEN), (), (1,)])
+def test_another_width_is_refused_even_where_it_would_broadcast(llama, shape):
+    with pytest.raises(BaseMismatchError, match="layer 1"), steered(llama, {1: torch.ones(shape)}):
+        pytest.fail("the body must not run")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_vector_that_is_not_finite_is_refused(llama, bad):
+    vector = torch.ones(HIDDEN)
+    vector[5] = bad
+    with pytest.raises(NonFiniteError, match="layer 2"), steered(llama, {2: vector}):
+        pytest.fail("the body must not run")
+
+
+def test_negative_layers_count_from_the_end(llama):
+    assert resolve_layers(llama, [-1, 0, -2]) == (2, 0, 1)
+
+
+def test_layers_that_make_no_sense_are_refused(llama):
+    with pytest.raises(ModelError, match="layer -4"):
+        resolve_layers(llama, [0, -4])
+    with pytest.raises(DataError, match="same block twice"):
+        resolve_layers(llama, [2, -1])
+    with pytest.raises(DataError, match="no layer"):
+        resolve_layers(llama, [])
