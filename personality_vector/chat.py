@@ -1,6 +1,6 @@
 """Chats as tokens: which tokens are the response, how likely it is, and what the model replies."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +13,8 @@ from personality_vector.models import device_of
 
 Message = Mapping[str, str]
 Chat = Sequence[Message]
+ChatEdit = Callable[[Chat], Chat]
+"""What an intervention does to a chat before the model reads it, such as adding a prompt."""
 T = TypeVar("T")
 
 
@@ -58,6 +60,11 @@ def question(text: str, *, system: str | None = None) -> list[Message]:
     """Return a chat of one user message, after a system message if there is one."""
     opening: list[Message] = [{"role": "system", "content": system}] if system else []
     return [*opening, {"role": "user", "content": text}]
+
+
+def identity(chat: Chat) -> Chat:
+    """Return ``chat`` itself: the edit of an intervention that changes weights or activations."""
+    return chat
 
 
 def answered(chat: Chat, reply: str) -> list[Message]:

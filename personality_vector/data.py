@@ -1,7 +1,8 @@
 """Data files as chats that end with the assistant's response."""
 
+import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,19 @@ def _selected(spec: DataSpec, text: str) -> bool:
 
 
 def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ``(file:line, row)`` of a JSONL file."""
+    """Yield ``(file:line, row)`` of a JSONL file, or of a CSV file with a header."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        with file.open(encoding="utf-8", newline="") as lines:
+            if file.suffix == ".csv":
+                reader = csv.DictReader(lines)
+                yield from ((f"{file}:{reader.line_num}", row) for row in reader)
+            else:
+                yield from _json_rows(file, lines)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file}: cannot be read: {error}") from error
+
+
+def _json_rows(file: Path, lines: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from personality_vector.adjectives import ADJECTIVES
-from personality_vector.chat import Chat, Message
+from personality_vector.chat import Chat, ChatEdit, Message, identity
 from personality_vector.delta import Delta
 from personality_vector.errors import (
     NonFiniteError,
@@ -20,7 +20,6 @@ from personality_vector.errors import (
     blame,
     some,
 )
-from personality_vector.evaluation.administer import ChatEdit, identity
 from personality_vector.steering import SteeringVector, resolve_layers, steered
 from personality_vector.traits import Pole
 

@@ -6,7 +6,7 @@ zero. Arithmetic is float32.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import NonFiniteError, TensorMismatchError, some
 
 
+@runtime_checkable
 class TensorSource(Protocol):
     """Anything that yields float32 delta tensors by name."""
 

@@ -1,25 +1,24 @@
 """Asking a model the items of an instrument."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from personality_vector.chat import Chat, Generation, generate_replies, question, render
+from personality_vector.chat import (
+    Chat,
+    ChatEdit,
+    Generation,
+    generate_replies,
+    identity,
+    question,
+    render,
+)
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.evaluation.instruments import Instrument, Item
 from personality_vector.models import device_of
 from personality_vector.progress import progress
 from personality_vector.rng import key_for
-
-ChatEdit = Callable[[Chat], Chat]
-"""What an intervention does to a chat before the model reads it, such as adding a prompt."""
-
-
-def identity(chat: Chat) -> Chat:
-    """Return ``chat`` itself: the edit of an intervention that changes weights or activations."""
-    return chat
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from personality_vector.chat import answered, mean_log_likelihood, question
+from personality_vector.chat import ChatEdit, answered, identity, mean_log_likelihood, question
 from personality_vector.errors import DataError, NonFiniteError
-from personality_vector.evaluation.administer import ChatEdit, identity
 from personality_vector.statements import Statement
 from personality_vector.traits import Pole, Trait
 

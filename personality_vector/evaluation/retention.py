@@ -9,9 +9,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from personality_vector.chat import Chat, EncodedChats, batched, encode_chats, response_log_probs
+from personality_vector.chat import (
+    Chat,
+    ChatEdit,
+    EncodedChats,
+    batched,
+    encode_chats,
+    identity,
+    response_log_probs,
+)
 from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
-from personality_vector.evaluation.administer import ChatEdit, identity
 from personality_vector.evaluation.texts import distinct_n, mean_words
 from personality_vector.models import device_of
 

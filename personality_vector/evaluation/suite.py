@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from personality_vector.chat import Chat, Generation, answered
+from personality_vector.chat import Chat, ChatEdit, Generation, answered, identity
 from personality_vector.errors import DataError, some
-from personality_vector.evaluation.administer import ChatEdit, Response, administer, identity
+from personality_vector.evaluation.administer import Response, administer
 from personality_vector.evaluation.instruments import Instrument, Item, read_instrument
 from personality_vector.evaluation.judges.classifier import StatementJudge
 from personality_vector.evaluation.probe import LikelihoodProbe

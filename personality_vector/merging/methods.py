@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol, get_args, get_origin
+from typing import Literal, Protocol, get_args, get_origin, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +21,7 @@ from personality_vector.rng import uniform
 OptionValue = float | int | str | bool
 
 
+@runtime_checkable
 class Slice(Protocol):
     """One term's part of one tensor."""
 

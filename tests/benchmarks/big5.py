@@ -106,7 +106,9 @@ def main() -> None:
     table = pd.DataFrame(rows)
     table.to_csv(out / "table.csv", index=False)
     print(table.round(3).to_string(index=False))
-    deltas = [Delta.between(base, out / "tuned" / str(row["vector"]).replace(":", "-")) for row in rows]
+    deltas = [
+        Delta.between(base, out / "tuned" / str(row["vector"]).replace(":", "-")) for row in rows
+    ]
     print("norms:", ", ".join(f"{delta.norm():.3g}" for delta in deltas))
 
 

@@ -1,0 +1,195 @@
+"""Reading recipes: each mistake is one sentence that names the file and the key."""
+
+import re
+
+import pytest
+
+from personality_vector.errors import RecipeError
+from personality_vector.recipes import MergeRecipe, SweepRecipe, TrainRecipe, read_recipe, read_yaml
+from personality_vector.recipes.schema import InterventionSpec, MeasureSpec
+
+GOOD = """\
+base: ./base
+method: ties
+options: {density: 0.2}
+terms:
+  - {tuned: ./one, alpha: 0.8}
+  - {delta: ./two, alpha: -0.4, label: second}
+"""
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Return ``read(text)``: the merge recipe of that text."""
+
+    def parse(text, kind=MergeRecipe):
+        file = tmp_path / "mine.yaml"
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
+        return read_recipe(file, kind)
+
+    return parse
+
+
+def test_a_recipe_says_what_was_written_and_defaults_for_the_rest(read, tmp_path):
+    recipe = read(GOOD)
+    assert recipe.base == str(tmp_path / "base")
+    assert [term.alpha for term in recipe.terms] == [0.8, -0.4]
+    assert recipe.terms[0].source == str(tmp_path / "one")
+    assert recipe.terms[1].source == tmp_path / "two"
+    assert (recipe.seed, recipe.output.dtype, recipe.output.rounding) == (0, "same", "nearest")
+    assert MergeRecipe.parse(recipe.model_dump(), origin="again", folder=tmp_path) == recipe
+
+
+MISTAKES = {
+    "unknown key": (GOOD + "sede: 3\n", "unknown key 'sede'; did you mean 'seed'?"),
+    "unlike any key": (GOOD + "zzz: 3\n", "unknown key 'zzz'; known keys are base, method, option"),
+    "unknown key in a list": (
+        GOOD.replace("alpha: 0.8", "alfa: 0.8"),
+        "unknown key 'terms.0.alfa'; did you mean 'alpha'?",
+    ),
+    "unknown key in a mapping": (
+        GOOD + "output: {rouding: nearest}\n",
+        "unknown key 'output.rouding'; did you mean 'rounding'?",
+    ),
+    "duplicate key": (GOOD + "base: ./other\n", "line 7: the key 'base' is given twice"),
+    "duplicate key in a list": (
+        GOOD.replace("alpha: 0.8", "alpha: 0.8, alpha: 0.9"),
+        "line 5: the key 'alpha' is given twice",
+    ),
+    "alias": ("base: &b ./base\nmethod: *b\n", "line 2: aliases are not supported"),
+    "python tag": ("base: !!python/object/apply:os.getcwd []\n", "line 1: could not determine a c"),
+    "empty": ("", "a recipe is a mapping of keys to values, this is empty"),
+    "only a comment": ("# nothing\n", "this is empty"),
+    "list": ("- base\n", "this is a list"),
+    "text": ("base\n", "this is a text"),
+    "2 MB": (GOOD + "#" * 2_000_000, "more than 1 MB"),
+    "not YAML": (GOOD + "terms: [\n", "line 8: "),
+    "control character": (GOOD + "seed: \x07\n", "not YAML: unacceptable character"),
+    "not UTF-8": (GOOD.encode() + b"# \xff\n", "cannot be read: "),
+    "two documents": (GOOD + "---\n" + GOOD, "but found another document"),
+    "missing key": (GOOD.replace("base: ./base\n", ""), "the key 'base' is missing"),
+    "missing key in a list": (
+        GOOD.replace(", alpha: 0.8", ""),
+        "the key 'terms.0.alpha' is missing",
+    ),
+    "NaN": (GOOD.replace("0.8", ".nan"), "terms.0.alpha: Input should be a finite number"),
+    "infinity": (GOOD.replace("0.8", "-.inf"), "terms.0.alpha: Input should be a finite number"),
+    "overflow": (GOOD.replace("0.8", "1.0e+999"), "terms.0.alpha: Input should be a finite"),
+    "NaN option": (GOOD.replace("0.2", ".nan"), "options.density.float: Input should be a finite"),
+    "wrong type": (GOOD.replace("0.8", "much"), "terms.0.alpha: Input should be a valid number"),
+    "list for a text": (GOOD.replace("./base", "[a]"), "base: Input should be a valid string"),
+    "no terms": ("base: ./b\nterms: []\n", "terms: Tuple should have at least 1 item"),
+    "two sources": (
+        GOOD.replace("tuned: ./one", "tuned: a, delta: b"),
+        "terms.0: give either delt",
+    ),
+    "no source": (GOOD.replace("tuned: ./one, ", ""), "terms.0: give either delta"),
+    "impossible size": (GOOD + "output: {shard_size: big}\n", "output.shard_size: String should"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_sentence_that_names_file_and_key(read, tmp_path, text, message):
+    with pytest.raises(RecipeError, match=re.escape(message)) as caught:
+        read(text)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{tmp_path / 'mine.yaml'}:")
+    assert "\n" not in sentence
+    assert len(sentence) < 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(
+            GOOD + "seed: 2020-13-45\n",
+            id="impossible date",
+            marks=pytest.mark.xfail(
+                strict=True, raises=ValueError, reason="PyYAML's ValueError passes read_yaml"
+            ),
+        ),
+        pytest.param(
+            "base: " + "[" * 3000 + "]" * 3000,
+            id="nested too deeply",
+            marks=pytest.mark.xfail(
+                strict=True, raises=RecursionError, reason="RecursionError passes read_yaml"
+            ),
+        ),
+    ],
+)
+def test_yaml_that_python_chokes_on_is_a_recipe_error(read, text):
+    with pytest.raises(RecipeError, match=r"mine\.yaml"):
+        read(text)
+
+
+@pytest.mark.xfail(strict=True, reason="pydantic turns a text or a boolean into a number")
+@pytest.mark.parametrize("alpha", ["'0.5'", "true"])
+def test_a_number_is_not_guessed_from_something_else(read, alpha):
+    with pytest.raises(RecipeError, match=r"terms\.0\.alpha"):
+        read(GOOD.replace("0.8", alpha))
+
+
+def test_a_missing_file_says_how_to_list_the_shipped_ones(tmp_path):
+    with pytest.raises(RecipeError, match=r"absent\.yaml: no such recipe; `pvec recipes`"):
+        read_yaml(tmp_path / "absent.yaml")
+
+
+def test_a_folder_is_not_a_recipe(tmp_path):
+    with pytest.raises(RecipeError, match="cannot be read"):
+        read_yaml(tmp_path)
+
+
+def test_a_recipe_cannot_be_changed_afterwards(read):
+    with pytest.raises(ValueError, match="frozen"):
+        read(GOOD).seed = 1
+
+
+def test_a_pole_must_be_a_pole(read):
+    text = "base: ./b\npole: extraversion\ndata: {source: x.jsonl}\n"
+    with pytest.raises(RecipeError, match="pole: 'extraversion' is not a pole: write trait:high"):
+        read(text, TrainRecipe)
+
+
+MEASURE = {"traits": ["openness"], "statements": "s.jsonl"}
+WEIGHTS = {"label": "w", "tuned": "./t"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "message"),
+    [
+        (InterventionSpec, {"label": "x"}, "give exactly one of delta, tuned, terms, vector or p"),
+        (InterventionSpec, {**WEIGHTS, "prompt": "openness:high"}, "give exactly one"),
+        (InterventionSpec, {"label": "x", "vector": "v"}, "vector and layers go together"),
+        (InterventionSpec, {**WEIGHTS, "layers": [1]}, "vector and layers go together"),
+        (InterventionSpec, {**WEIGHTS, "strengths": []}, "strengths: Tuple should have at least 1"),
+        (MeasureSpec, {**MEASURE, "traits": []}, "traits: Tuple should have at least 1"),
+        (MeasureSpec, {**MEASURE, "held_out": 1.0}, "held_out: Input should be less than 1"),
+        (
+            MeasureSpec,
+            {**MEASURE, "generation": {"samples": 0}},
+            "generation.samples: Input should",
+        ),
+        (
+            SweepRecipe,
+            {
+                "base": "b",
+                "interventions": [WEIGHTS, WEIGHTS],
+                "strengths": [1],
+                "measure": MEASURE,
+            },
+            "two interventions have the same label",
+        ),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(tmp_path, kind, data, message):
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        kind.parse(data, origin="mine", folder=tmp_path)
+
+
+@pytest.mark.xfail(strict=True, reason="such a label takes the cells of the base or of a match")
+@pytest.mark.parametrize("label", ["base", "weights (matched)"])
+def test_a_label_that_the_results_use_themselves_is_refused(tmp_path, label):
+    data = {"base": "b", "strengths": [1], "measure": MEASURE}
+    data["interventions"] = [{**WEIGHTS, "label": label}]
+    with pytest.raises(RecipeError, match="label"):
+        SweepRecipe.parse(data, origin="mine", folder=tmp_path)

@@ -1,0 +1,121 @@
+"""The shape of the repository: what lies where, how long it is, and what imports what."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from personality_vector.lab import FOLDERS
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "personality_vector"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+MOST_LINES, MOST_FUNCTION_LINES = 400, 50
+TREE = re.compile(r"^#+ .*(?:tree|layout).*?```\w*\n(.*?)```", re.IGNORECASE | re.DOTALL | re.M)
+
+
+def name_of(module: Path) -> str:
+    return module.relative_to(ROOT).as_posix()
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return the length of a function from ``def`` to its end, without its docstring."""
+    lines = (function.end_lineno or 0) - function.lineno + 1
+    if ast.get_docstring(function) is None:
+        return lines
+    docstring = function.body[0]
+    return lines - ((docstring.end_lineno or 0) - docstring.lineno + 1)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_lab_holds_no_python_and_a_readme(folder):
+    assert list((ROOT / folder).rglob("*.py")) == []
+    assert (ROOT / folder / "README.md").is_file()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_a_module_says_what_it_is_and_is_short(module):
+    text = module.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree)
+    assert len(text.splitlines()) <= MOST_LINES
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    long = {f.name: code_lines(f) for f in functions if code_lines(f) > MOST_FUNCTION_LINES}
+    assert long == {}
+
+
+def test_every_folder_with_python_is_a_package():
+    lacking = {m.parent for m in MODULES if not (m.parent / "__init__.py").is_file()}
+    assert lacking == set()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_every_module_can_be_imported_by_itself(module):
+    parts = module.relative_to(ROOT).with_suffix("").parts
+    importlib.import_module(".".join(part for part in parts if part != "__init__"))
+
+
+@pytest.mark.parametrize("module", ["recipes", "traits", "errors", "lab", "cli.main", "manifest"])
+def test_it_imports_no_torch(module):
+    """What a refused recipe and ``--help`` need must not take seconds to import."""
+    heavy = ("torch", "transformers", "trl", "pandas", "scipy", "sklearn", "matplotlib")
+    code = (
+        f"import sys, personality_vector.{module}; "
+        f"print(*[name for name in {heavy!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def paths_in(tree: str) -> list[str]:
+    """Return the paths of an annotated tree: an entry is after the branch, before the comment."""
+    found: list[str] = []
+    parents: list[tuple[int, str]] = []
+    for line in tree.splitlines():
+        match = re.match(r"^([\s│├└─|`+-]*)([\w.][\w./*-]*)", line)
+        if match is None:
+            continue
+        depth, entry = len(match[1]), match[2]
+        while parents and parents[-1][0] >= depth:
+            parents.pop()
+        path = "".join(parent for _, parent in parents) + entry
+        if entry.endswith("/"):
+            parents.append((depth, entry))
+        found.append(path)
+    return found
+
+
+def tracked() -> list[str]:
+    try:
+        done = subprocess.run(
+            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no list of tracked files: {error}")
+    return done.stdout.splitlines()
+
+
+def test_the_tree_in_the_readme_is_the_repository():
+    match = TREE.search((ROOT / "README.md").read_text(encoding="utf-8"))
+    if match is None:
+        pytest.skip("README.md has no fenced tree under a heading with 'tree' or 'layout' yet")
+    files = tracked()
+    existing = {*files, *(f"{p.as_posix()}/" for file in files for p in Path(file).parents)}
+    root = f"{ROOT.name}/"
+    named = [
+        path.removeprefix("personality-vector/").removeprefix(root) for path in paths_in(match[1])
+    ]
+    absent = [
+        path for path in named if path and path not in existing and f"{path}/" not in existing
+    ]
+    assert named
+    assert [path for path in absent if not any(Path(f).match(path) for f in existing)] == []
+
+
+def test_a_tree_is_read_with_its_folders():
+    tree = "repo/\n├── a.md     about\n└── src/   code\n    ├── one.py\n    └── two/\n"
+    assert paths_in(tree) == ["repo/", "repo/a.md", "repo/src/", "repo/src/one.py", "repo/src/two/"]

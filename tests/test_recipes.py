@@ -1,0 +1,101 @@
+"""Every YAML of the lab is valid, is listed, and names files that exist."""
+
+import pytest
+
+from personality_vector.cli.main import run
+from personality_vector.errors import RecipeError
+from personality_vector.evaluation.instruments import Instrument
+from personality_vector.lab import FOLDERS, find_recipe, lab_folder, recipes
+from personality_vector.merging.methods import find_method
+from personality_vector.recipes import (
+    CompareRecipe,
+    EvalRecipe,
+    MergeRecipe,
+    SteerRecipe,
+    SweepRecipe,
+    TrainRecipe,
+    read_recipe,
+)
+
+KINDS = {
+    "training": TrainRecipe,
+    "training/big5": TrainRecipe,
+    "training/steering": SteerRecipe,
+    "merges": MergeRecipe,
+    "eval": EvalRecipe,
+    "eval/instruments": Instrument,
+    "eval/sweeps": SweepRecipe,
+    "eval/compare": CompareRecipe,
+}
+LAB = lab_folder()
+FILES = sorted(file for folder in FOLDERS for file in (LAB / folder).rglob("*.y*ml"))
+
+
+def kind_of(file):
+    return KINDS[file.parent.relative_to(LAB).as_posix()]
+
+
+def measured(recipe):
+    """Return the files that a measurement reads."""
+    spec = recipe.measure
+    return [spec.statements, spec.instrument] if spec.instrument else [spec.statements]
+
+
+def test_there_are_recipes_in_every_folder():
+    assert {kind_of(file) for file in FILES} == set(KINDS.values())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(LAB)))
+def test_a_shipped_recipe_is_valid(file):
+    recipe = read_recipe(file, kind_of(file))
+    if isinstance(recipe, MergeRecipe):
+        _, values = find_method(recipe.method).bind(recipe.options)
+        assert values.items() >= recipe.options.items()
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.stem == "smoke"], ids=str)
+def test_what_a_smoke_recipe_reads_is_in_the_repository(file):
+    recipe = read_recipe(file, kind_of(file))
+    if isinstance(recipe, EvalRecipe | SweepRecipe):
+        sources = measured(recipe)
+    elif isinstance(recipe, SteerRecipe):
+        sources = [recipe.positive.source, recipe.negative.source]
+    else:
+        sources = [recipe.data.source] if isinstance(recipe, TrainRecipe) else []
+    assert [source for source in sources if not source.is_file()] == []
+    assert str(LAB / "personality_vector/demo/model") in recipe.model_dump_json()
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if "eval" in f.parts], ids=str)
+def test_an_evaluation_finds_its_statements_and_instrument(file):
+    recipe = read_recipe(file, kind_of(file))
+    if not isinstance(recipe, Instrument):
+        assert [source for source in measured(recipe) if not source.is_file()] == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(LAB)))
+def test_a_shipped_recipe_begins_by_saying_what_it_does(file):
+    assert file.suffix == ".yaml"
+    assert file.read_text(encoding="utf-8").startswith("# ")
+
+
+def test_pvec_recipes_lists_each(capsys):
+    assert run(["recipes"]) == 0
+    names = [file.relative_to(LAB).with_suffix("").as_posix() for file in FILES]
+    assert sorted(capsys.readouterr().out.split()) == sorted(names)
+
+
+def test_a_shipped_recipe_is_found_by_name_and_a_file_before_it(tmp_path, monkeypatch):
+    for name, path in recipes().items():
+        assert find_recipe(name) == find_recipe(f"{name}.yaml") == path
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "merges").mkdir()
+    (tmp_path / "merges" / "smoke.yaml").write_text("mine: true\n")
+    assert find_recipe("merges/smoke.yaml").resolve() == tmp_path / "merges" / "smoke.yaml"
+
+
+def test_a_recipe_that_does_not_exist_names_those_like_it():
+    with pytest.raises(
+        RecipeError, match=r"sweeps/smok: no such recipe.*like it: eval/compare/smo"
+    ):
+        find_recipe("sweeps/smok")
