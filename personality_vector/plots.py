@@ -31,39 +31,42 @@ _STYLE = {
 }
 
 
-def dose_response_figure(results: Results) -> "Figure":
+def dose_response_figure(*runs: Results) -> "Figure":
     """Draw, per measured trait, the probe (top) and the judge (bottom) against the strength.
 
     The dashed line is the unedited base. Bars are 95 % intervals of the judge's mean; the probe's
-    are over statements, shared by all points, and are left out.
+    are over statements, shared by all points, and are left out. Several runs stand side by side.
     """
-    frame = results.frame("measures")
-    traits = list(results.spec["measure"]["traits"])
-    figure, axes = _grid(2, len(traits))
-    for column, trait in enumerate(traits):
+    panels = [(run, trait) for run in runs for trait in run.spec["measure"]["traits"]]
+    figure, axes = _grid(2, len(panels))
+    for column, (run, trait) in enumerate(panels):
+        frame = run.frame("measures")
         for row, measure in enumerate(("probe", "judge")):
             part = frame[(frame["trait"] == trait) & (frame["measure"] == measure)]
-            _dose(axes[row][column], part, labels_of(results))
+            _dose(axes[row][column], part, labels_of(run))
         axes[0][column].set_title(trait)
         axes[1][column].set_xlabel("strength (alpha or coefficient)")
+        if len(runs) > 1:
+            axes[0][column].legend(fontsize=7)
     axes[0][0].set_ylabel("log-likelihood, high - low\n(nats per token)")
     axes[1][0].set_ylabel("judge's mean score\n(1 low - 5 high)")
-    _legend(figure, axes[0][0])
+    if len(runs) == 1:
+        _legend(figure, axes[0][0])
     return figure
 
 
 def _dose(axes: "Axes", frame: pd.DataFrame, labels: Sequence[str]) -> None:
-    base = frame[frame["intervention"] == BASE]["value"]
-    if len(base):
-        axes.axhline(float(base.iloc[0]), color="grey", linestyle="--", linewidth=1)
+    base = frame[frame["intervention"] == BASE]
+    axes.axhline(float(base["value"].iloc[0]), color="grey", linestyle="--", linewidth=1)
     for index, label in enumerate(labels):
-        curve = frame[frame["intervention"] == label].dropna(subset=["value"])
+        # Every curve passes through the base: strength 0 of any intervention.
+        own = frame[(frame["intervention"] == label) & (frame["strength"] != 0.0)]
+        curve = pd.concat([own, base]).dropna(subset=["value"]).sort_values("strength")
         is_judge = bool((curve["measure"] == "judge").all())
-        errors = 1.96 * curve["standard_error"] if is_judge else None
         axes.errorbar(
             curve["strength"],
             curve["value"],
-            yerr=errors,
+            yerr=1.96 * curve["standard_error"] if is_judge else None,
             label=label,
             elinewidth=0.7,
             **_line(index),
@@ -88,18 +91,19 @@ def pareto_figure(results: Results, pole: Pole) -> "Figure":
     Effect: shift of the probe towards ``pole``. Costs: divergence from the base on the base's own
     replies, and the mean absolute shift of the other traits.
     """
-    costs = {"KL(base || edited), nats per token": divergences(results)}
+    costs = {"KL(base || edited)\n(nats per token)": divergences(results)}
     if len(results.spec["measure"]["traits"]) > 1:
-        costs["mean |shift| of the other traits"] = off_targets(results, pole)
+        costs["mean |shift| of the other traits\n(nats per token)"] = off_targets(results, pole)
     figure, axes = _grid(1, len(costs))
     for panel, (name, cost) in zip(axes[0], costs.items(), strict=True):
         for index, (label, curve) in enumerate(shifts(results, pole).items()):
-            # Outwards from the base, one branch on either side of it.
-            points = [point for point in curve if point.shift >= 0]
+            points = [point for point in curve if point.shift > 0]
             values = [cost.get((label, point.strength), float("nan")) for point in points]
-            panel.plot([point.shift for point in points], values, label=label, **_line(index))
+            # From the base, where both effect and cost are zero.
+            outwards = [0.0, *(point.shift for point in points)]
+            panel.plot(outwards, [0.0, *values], label=label, **_line(index))
         panel.set_ylabel(name)
-        panel.set_xlabel(f"shift of the probe towards {pole}, nats per token")
+        panel.set_xlabel(f"shift of the probe towards\n{pole} (nats per token)")
     _legend(figure, axes[0][0])
     return figure
 

@@ -116,7 +116,7 @@ def _side(results: Results) -> Section:
     measures = results.frame("measures")
     plain = measures[(measures["trait"] == "") & ~measures["intervention"].str.endswith(MATCHED)]
     wide = plain.pivot_table(
-        index=["intervention", "strength"], columns="measure", values="value", sort=False
+        index=["intervention", "strength"], columns="measure", values="value"
     ).reset_index()
     return Section(
         "Side effects",

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from personality_vector.delta import Delta
 from personality_vector.finetuning import train
 from personality_vector.plots import dose_response_figure, save_figure
 from personality_vector.recipes import SweepRecipe, TrainRecipe
@@ -98,18 +97,16 @@ def main() -> None:
     parser.add_argument("--traits", nargs="*", default=list(BIG_FIVE))
     given = parser.parse_args()
     base, statements, out = given.base.resolve(), given.statements.resolve(), given.out.resolve()
-    rows = []
-    for trait in given.traits:
-        with sweep_trait(base, statements, trait, out) as results:
-            rows += rows_of(results, trait)
-            save_figure(dose_response_figure(results), out / trait, "dose_response")
+    runs = [sweep_trait(base, statements, trait, out) for trait in given.traits]
+    rows = [
+        row for trait, run in zip(given.traits, runs, strict=True) for row in rows_of(run, trait)
+    ]
+    save_figure(dose_response_figure(*runs), out, "dose_response")
+    for run in runs:
+        run.close()
     table = pd.DataFrame(rows)
     table.to_csv(out / "table.csv", index=False)
     print(table.round(3).to_string(index=False))
-    deltas = [
-        Delta.between(base, out / "tuned" / str(row["vector"]).replace(":", "-")) for row in rows
-    ]
-    print("norms:", ", ".join(f"{delta.norm():.3g}" for delta in deltas))
 
 
 if __name__ == "__main__":
