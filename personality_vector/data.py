@@ -51,7 +51,7 @@ def _from_big5chat(spec: DataSpec) -> list[Chat]:
     chats: list[Chat] = []
     for place, row in _rows(spec.source):
         try:
-            pole = Pole.parse(f"{row['trait']}:{row['level']}")
+            pole = Pole.parse(f"{row['trait']}:{row['level']}".lower())
             asked, said = row["train_input"], row["train_output"]
         except KeyError as error:
             raise DataError(f"{place}: a BIG5-CHAT row needs the key {error}") from error

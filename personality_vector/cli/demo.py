@@ -13,7 +13,10 @@ def demo(
     force: options.Force = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train, diff, merge, sweep, steer and compare on the embedded model: no network, 3 minutes."""
+    """The whole job on the embedded model.
+
+    Train, diff, merge, sweep, steer and compare: no network, two minutes.
+    """
     from personality_vector.demo.run import run
 
     run(out, force=force)

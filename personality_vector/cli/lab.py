@@ -9,12 +9,12 @@ from personality_vector.cli import options
 from personality_vector.errors import OutputExistsError
 from personality_vector.lab import find_recipe, recipes
 
-app = typer.Typer(help="List the shipped recipes; copy one to edit.", invoke_without_command=True)
+app = typer.Typer(help="List the shipped recipes, or copy one.", invoke_without_command=True)
 
 
 @app.callback()
 def list_recipes(context: typer.Context, as_json: options.Json = False) -> None:
-    """List the shipped recipes; copy one to edit."""
+    """List the shipped recipes."""
     if context.invoked_subcommand is None:
         shipped = {name: str(path) for name, path in recipes().items()}
         options.show(shipped, as_json=as_json, text=lambda: "\n".join(shipped))

@@ -27,7 +27,6 @@ app = typer.Typer(
     name="pvec",
     help="Give a language model a personality by arithmetic on its weights.",
     epilog="All take --traceback. Exit codes: 0 done, 1 refused, 2 usage, 3 locked, 4 disk.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -61,11 +60,12 @@ def run(arguments: list[str], *, with_traceback: bool = False) -> int:
     """Run one verb and return its exit code."""
     code = 0
     try:
-        app(arguments, standalone_mode=False)
+        app(arguments or ["--help"], standalone_mode=False)
     except typer.Exit as stop:
         code = stop.exit_code
     except TyperException as error:
-        sys.stderr.write(f"error: {getattr(error, 'message', error)}; see pvec --help\n")
+        message = str(getattr(error, "message", error)).rstrip(".")
+        sys.stderr.write(f"error: {message}; see pvec --help\n")
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted; nothing was published\n")

@@ -31,11 +31,16 @@ def merge(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write base + method(alpha * delta, ...) by RECIPE, or by --base and --term."""
-    folder = out or (options.out_or_default(None, recipe) if recipe else None)
-    if folder is None:
-        raise RecipeError("the short form needs --out DIR")
-    read = _by_recipe(recipe, settings) if recipe else _short_form(base, term, method, option)
+    """Write a merged checkpoint: base + method(alpha * delta, ...).
+
+    By RECIPE, or by --base, --term and --out.
+    """
+    if recipe is not None:
+        read = _by_recipe(recipe, settings)
+        folder = options.out_or_default(out, recipe)
+    else:
+        read = _short_form(base, term, method, option)
+        folder = _required(out)
     from personality_vector.merging import plan_recipe, write_merge
 
     plan = plan_recipe(read)
@@ -57,6 +62,12 @@ def _by_recipe(recipe: str, settings: list[str]) -> MergeRecipe:
     return read_recipe(find_recipe(recipe), MergeRecipe, settings)
 
 
+def _required(out: Path | None) -> Path:
+    if out is None:
+        raise RecipeError("the short form needs --out DIR")
+    return out
+
+
 def _short_form(
     base: str | None, terms: list[str], method: str | None, given: list[str]
 ) -> MergeRecipe:
@@ -75,4 +86,7 @@ def _term(text: str) -> dict[str, Any]:
     vector, equals, alpha = text.rpartition("=")
     if not equals or not vector:
         raise RecipeError(f"--term {text}: write VECTOR=ALPHA, such as vectors/open=0.8")
-    return {"tuned": Given(vector), "alpha": parse_value(alpha)}
+    value = parse_value(alpha)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RecipeError(f"--term {text}: alpha must be a number, such as 0.8, not {alpha!r}")
+    return {"tuned": Given(vector), "alpha": value}

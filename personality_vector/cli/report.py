@@ -15,7 +15,7 @@ def report(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write figures and report.html of RUN again, from its results alone."""
+    """Write the figures and report of a run."""
     from personality_vector.report import write_report
     from personality_vector.results import Results
 

@@ -12,14 +12,20 @@ if TYPE_CHECKING:
 
 
 def sweep(recipe: SweepRecipe, out: Path, *, force: bool, as_json: bool) -> None:
-    """Measure every intervention of RECIPE at every strength; resumes where it stopped."""
+    """Measure interventions at many strengths.
+
+    Resumes where it stopped. No checkpoint is written.
+    """
     from personality_vector.sweep import sweep as run
 
     _finish(run(recipe, out, force=force), "sweep", as_json=as_json)
 
 
 def compare(recipe: CompareRecipe, out: Path, *, force: bool, as_json: bool) -> None:
-    """Sweep, then measure all interventions where they move one pole equally far."""
+    """Compare interventions at equal effect.
+
+    A sweep, then the strengths at which all of them move one pole equally far.
+    """
     from personality_vector.compare import compare as run
 
     _finish(run(recipe, out, force=force), "compare", as_json=as_json)

@@ -15,7 +15,7 @@ def show(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Say what PATH is: kind, base, pole, norms, and the manifest's summary."""
+    """Say what a directory is, and what made it."""
     found = describe(path)
     options.show(found, as_json=as_json, text=lambda: options.yaml_text(found))
 

@@ -16,7 +16,7 @@ def similarity(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Print the cosine between every two saved deltas."""
+    """Print the cosines between saved deltas."""
     if len(vectors) < 2:
         raise RecipeError("similarity needs at least two vectors")
     import pandas as pd

@@ -7,7 +7,10 @@ from personality_vector.recipes import SteerRecipe
 
 
 def extract(recipe: SteerRecipe, out: Path, *, force: bool, as_json: bool) -> None:
-    """Extract a steering vector: mean activation over positive minus over negative responses."""
+    """Extract a steering vector.
+
+    The mean activation over positive minus that over negative responses.
+    """
     from personality_vector.steering.recipe import extract_recipe
 
     vector = extract_recipe(recipe)

@@ -7,7 +7,7 @@ from personality_vector.recipes import TrainRecipe
 
 
 def train(recipe: TrainRecipe, out: Path, *, force: bool, as_json: bool) -> None:
-    """Fine-tune RECIPE's base on one pole with TRL."""
+    """Fine-tune a base on one pole."""
     from personality_vector.finetuning import train as fine_tune
 
     done = fine_tune(recipe, out, force=force)

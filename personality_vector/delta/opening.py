@@ -4,10 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from personality_vector.checkpoint import Checkpoint
+from personality_vector.checkpoint.reader import read_json
 from personality_vector.delta.delta import Delta
 from personality_vector.delta.lora import is_adapter
 from personality_vector.delta.storage import is_saved_delta
 from personality_vector.errors import BaseMismatchError
+from personality_vector.manifest import MANIFEST
 
 
 def open_delta(where: str | Path | Delta, base: Checkpoint, *, label: str = "") -> Delta:
@@ -32,5 +34,13 @@ def _open(where: str | Path, base: Checkpoint) -> Delta:
     if is_saved_delta(path):
         return Delta.load(path)
     if is_adapter(path):
-        return Delta.from_lora(path, base)
-    return Delta.between(base, where)
+        return Delta.from_lora(path, base, pole=trained_pole(path))
+    return Delta.between(base, where, pole=trained_pole(path))
+
+
+def trained_pole(path: Path) -> str | None:
+    """Return the pole that our own manifest says a model was fine-tuned on."""
+    if not (path / MANIFEST).is_file():
+        return None
+    manifest = read_json(path / MANIFEST)
+    return manifest.get("pole") if manifest.get("kind") == "train" else None
