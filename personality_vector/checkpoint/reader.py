@@ -28,8 +28,12 @@ class Checkpoint:
     directory is never run and pickles are never opened.
     """
 
-    def __init__(self, path: Path, entries: Mapping[str, TensorEntry]) -> None:
+    def __init__(
+        self, path: Path, entries: Mapping[str, TensorEntry], reference: str | None = None
+    ) -> None:
         self.path = path
+        self.reference = reference or path.name
+        """What it was asked for by: the Hub id, or else the name of the directory."""
         self.entries = dict(entries)
         self._files: dict[Path, int] = {}
 
@@ -43,7 +47,8 @@ class Checkpoint:
         if isinstance(where, Checkpoint):
             return where
         path = locate(where)
-        return cls(path, _read_entries(path))
+        is_local = Path(where).expanduser().is_dir()
+        return cls(path, _read_entries(path), None if is_local else str(where))
 
     @property
     def names(self) -> tuple[str, ...]:

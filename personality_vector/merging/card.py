@@ -10,7 +10,7 @@ def model_card(merge: Mapping[str, Any]) -> str:
     """Return a model card for the merge that a manifest describes."""
     metadata = yaml.safe_dump(
         {
-            "base_model": merge["base"]["path"],
+            "base_model": merge["base"]["reference"],
             "base_model_relation": "merge",
             "library_name": "transformers",
             "tags": ["merge", "personality-vector"],

@@ -119,7 +119,11 @@ class MergePlan:
     def describe(self) -> dict[str, Any]:
         """Return the plan as JSON-like data: every option with its value, every term."""
         return {
-            "base": {"path": str(self.base.path), "fingerprint": self.base.fingerprint.digest},
+            "base": {
+                "path": str(self.base.path),
+                "reference": self.base.reference,
+                "fingerprint": self.base.fingerprint.digest,
+            },
             "method": self.method,
             "source": METHODS[self.method].source,
             "options": dict(self.options),
