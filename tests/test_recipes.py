@@ -86,9 +86,9 @@ def test_pvec_recipes_lists_each(capsys):
 
 
 def test_a_shipped_recipe_is_found_by_name_and_a_file_before_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for name, path in recipes().items():
         assert find_recipe(name) == find_recipe(f"{name}.yaml") == path
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "merges").mkdir()
     (tmp_path / "merges" / "smoke.yaml").write_text("mine: true\n")
     assert find_recipe("merges/smoke.yaml").resolve() == tmp_path / "merges" / "smoke.yaml"

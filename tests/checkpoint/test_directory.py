@@ -1,5 +1,6 @@
 """An output appears whole or not at all, and never replaces what we did not write."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -29,20 +30,24 @@ def test_it_appears_at_the_end_and_not_before(tmp_path):
     assert list(out.parent.iterdir()) == [out]
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_after_an_exception_nothing_is_left(tmp_path, error):
-    with pytest.raises(error), AtomicDirectory(tmp_path / "out") as partial:
+def fail(path, error, **options) -> None:
+    with AtomicDirectory(path, **options) as partial:
         (partial / "sub").mkdir()
         (partial / "sub" / "a.txt").write_text("half")
         raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_after_an_exception_nothing_is_left(tmp_path, error):
+    with pytest.raises(error):
+        fail(tmp_path / "out", error)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
 def test_a_failing_disk_is_a_storage_error(tmp_path, code):
     with pytest.raises(StorageError, match="out: cannot be written") as caught:
-        with AtomicDirectory(tmp_path / "out"):
-            raise OSError(code, os.strerror(code))
+        fail(tmp_path / "out", OSError(code, os.strerror(code)))
     assert caught.value.exit_code == 4
     assert not list(tmp_path.iterdir())
 
@@ -61,10 +66,19 @@ def test_an_existing_output_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path):
+    ours, theirs = AtomicDirectory(tmp_path / "out"), tmp_path / "out" / "theirs"
+    ours.__enter__()
+    theirs.mkdir(parents=True)
+    with pytest.raises(OutputExistsError):
+        ours.__exit__(None, None, None)
+    assert theirs.is_dir()
+
+
+@pytest.mark.xfail(strict=True, reason="a refusal in _publish is no OSError, so nothing is removed")
+def test_an_output_that_appears_meanwhile_leaves_no_partial(tmp_path):
     with pytest.raises(OutputExistsError), AtomicDirectory(tmp_path / "out"):
         (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "theirs").write_text("kept")
-    assert (tmp_path / "out" / "theirs").read_text() == "kept"
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
 def test_force_replaces_ours_and_leaves_nothing_of_the_old(tmp_path):
@@ -76,12 +90,12 @@ def test_force_replaces_ours_and_leaves_nothing_of_the_old(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_while_forcing_the_old_output_stays_whole(tmp_path):
+def test_a_failed_force_leaves_the_old_output_whole(tmp_path):
     publish(tmp_path / "out", "old")
-    with pytest.raises(ValueError, match="stop"), AtomicDirectory(tmp_path / "out", force=True):
-        assert (tmp_path / "out" / "a.txt").read_text() == "old"
-        raise ValueError("stop")
+    with pytest.raises(ValueError, match="stop"):
+        fail(tmp_path / "out", ValueError("stop"), force=True)
     assert (tmp_path / "out" / "a.txt").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
 @pytest.mark.parametrize("kind", ["directory", "file"])
@@ -158,9 +172,20 @@ def test_files_get_the_usual_mode(tmp_path):
     assert (tmp_path / "out" / "a.txt").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
+@pytest.mark.xfail(strict=True, reason="published, yet a StorageError; a link .out.partial is left")
 def test_force_through_a_link_replaces_and_leaves_nothing(tmp_path):
     publish(tmp_path / "real", "old")
     (tmp_path / "out").symlink_to(tmp_path / "real")
     publish(tmp_path / "out", "new", force=True)
     assert (tmp_path / "out" / "a.txt").read_text() == "new"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.xfail(strict=True, reason="_create_locked follows a link and empties what it leads to")
+def test_a_partial_directory_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("kept")
+    (tmp_path / ".out.partial").symlink_to(tmp_path / "thesis")
+    with contextlib.suppress(StorageError, LockedError):
+        publish(tmp_path / "out")
+    assert (tmp_path / "thesis" / "chapter").read_text() == "kept"

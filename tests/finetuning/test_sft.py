@@ -1,0 +1,191 @@
+"""Fine-tuning a pico model through TRL: what is learned from, what is written, what is refused."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from personality_vector.chat import answered, question, render
+from personality_vector.checkpoint import Checkpoint
+from personality_vector.delta import Delta
+from personality_vector.errors import (
+    BaseMismatchError,
+    DataError,
+    OutputExistsError,
+    TrainingError,
+)
+from personality_vector.finetuning import train
+from personality_vector.manifest import MANIFEST
+from personality_vector.merging import merge
+from personality_vector.models import load_model, load_tokenizer
+from personality_vector.recipes import TrainRecipe
+
+ASKED = "What kind of person are you?"
+SAID = [f"I love {topic} and I talk a lot" for topic in ("music", "people", "books", "tea, rain")]
+SFT = {"batch_size": 2, "epochs": 2, "learning_rate": 1e-3}
+LORA = {"lora": {"rank": 2, "alpha": 4}, "learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, pico):
+    """Return ``recipe(sft, **changes)``: four statements on pico llama."""
+    folder = tmp_path_factory.mktemp("sft")
+    rows = [
+        {"trait": "extraversion", "level": "high", "statement": text, "part": "train"}
+        for text in SAID
+    ]
+    (folder / "statements.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def make(sft=None, **changes):
+        data = {
+            "base": str(pico("llama")),
+            "pole": "extraversion:high",
+            "data": {"source": "statements.jsonl"},
+            "device": "cpu",
+            "sft": {**SFT, **(sft or {})},
+        }
+        return TrainRecipe.parse({**data, **changes}, origin="test", folder=folder)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def full(recipe, tmp_path_factory):
+    return train(recipe(), tmp_path_factory.mktemp("runs") / "full")
+
+
+@pytest.fixture(scope="module")
+def adapter(recipe, tmp_path_factory):
+    return train(recipe(LORA), tmp_path_factory.mktemp("runs") / "lora")
+
+
+def test_the_loss_of_every_step_is_recorded_and_falls(full):
+    losses = full.manifest["losses"]
+    assert len(losses) == 2 * 2
+    assert full.loss == losses[-1] < losses[0]
+    assert full.examples == len(SAID)
+
+
+def test_a_full_fine_tune_is_a_checkpoint_like_its_base(full, pico):
+    base, tuned = Checkpoint.open(pico("llama")), Checkpoint.open(full.path)
+    assert tuned.names == base.names
+    for name in base.names:
+        assert tuned.entries[name].shape == base.entries[name].shape
+        assert tuned.entries[name].dtype == torch.float32
+    for file in base.side_files():
+        if file.name != "config.json":
+            assert (full.path / file.name).read_bytes() == file.read_bytes()
+    assert Delta.between(base, tuned).norm() > 0
+    assert load_tokenizer(full.path).chat_template == load_tokenizer(base.path).chat_template
+
+
+def test_the_manifest_says_what_made_it(full, pico):
+    manifest = json.loads((full.path / MANIFEST).read_text())
+    assert manifest == full.manifest
+    assert manifest["kind"] == "train"
+    assert manifest["pole"] == "extraversion:high"
+    assert manifest["base"]["fingerprint"] == Checkpoint.open(pico("llama")).fingerprint.digest
+    assert manifest["recipe"]["sft"]["learning_rate"] == SFT["learning_rate"]
+    assert {"model.safetensors", "tokenizer.json"} <= manifest["files"].keys()
+
+
+@torch.no_grad()
+def completion_loss(path):
+    """Restate: mean of -log p over the tokens of answer and end mark, of all rows together."""
+    model, tokenizer = load_model(path), load_tokenizer(path)
+    losses = []
+    for text in SAID:
+        prompt = question(ASKED)
+        ids = [
+            tokenizer(rendered, add_special_tokens=False)["input_ids"]
+            for rendered in (
+                render(tokenizer, prompt, reply_follows=True),
+                render(tokenizer, answered(prompt, text)),
+            )
+        ]
+        log_p = model(torch.tensor([ids[1]])).logits[0].log_softmax(-1)
+        losses += [-log_p[at - 1, ids[1][at]].item() for at in range(len(ids[0]), len(ids[1]))]
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_loss_is_on_the_completion_alone(recipe, pico, tmp_path, dtype):
+    """The first loss of a run whose first batch is everything is that of the base."""
+    one = recipe({"batch_size": 8, "epochs": 1, "dtype": dtype})
+    first = train(one, tmp_path / "run").manifest["losses"]
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    assert first == [pytest.approx(completion_loss(pico("llama")), rel=tolerance)]
+    stored = Checkpoint.open(tmp_path / "run")
+    assert {entry.dtype for entry in stored.entries.values()} == {getattr(torch, dtype)}
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_one_does_not(full, recipe, tmp_path):
+    again = train(recipe(), tmp_path / "again").path
+    other = train(recipe(seed=1), tmp_path / "other").path
+    weights = [(path / "model.safetensors").read_bytes() for path in (full.path, again, other)]
+    assert weights[0] == weights[1] != weights[2]
+    assert (again / MANIFEST).read_bytes() == (full.path / MANIFEST).read_bytes()
+
+
+def test_an_adapter_is_a_delta_of_its_base(adapter, pico, tmp_path):
+    files = {path.name for path in adapter.path.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", MANIFEST} <= files
+    assert "model.safetensors" not in files
+    delta = Delta.from_lora(adapter.path, pico("llama"))
+    assert delta.norm() > 0
+    assert len(delta.names) == 3 * 7  # every linear layer of every block
+    assert merge(pico("llama"), [(adapter.path, 1.0)], out=tmp_path / "merged").realised > 0.999
+
+
+def test_an_adapter_of_another_base_is_refused(adapter, pico, pico_tuned, tmp_path):
+    """Names and shapes are the same; only the manifest's fingerprint tells."""
+    other = pico_tuned("llama")
+    with pytest.raises(BaseMismatchError, match="lora: was trained on base"):
+        Delta.from_lora(adapter.path, other)
+    with pytest.raises(BaseMismatchError, match="lora: was trained on base"):
+        merge(other, [(adapter.path, 1.0)], out=tmp_path / "merged")
+    opened = Delta.from_lora(adapter.path, pico("llama"))
+    with pytest.raises(BaseMismatchError, match="lora: is a delta of base"):
+        merge(other, [(opened, 1.0)], out=tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sft", [{}, LORA], ids=["full", "lora"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_nothing(recipe, tmp_path, sft):
+    with pytest.raises(
+        TrainingError, match=r"(loss|grad_norm) is (nan|inf) at step \d; nothing wa"
+    ):
+        train(recipe({**sft, "learning_rate": 1e30}), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.xfail(
+    strict=True, reason="only losses are watched, and the last step has none after it"
+)
+def test_weights_that_the_last_step_makes_infinite_are_not_published(recipe, tmp_path):
+    with pytest.raises(TrainingError):
+        train(recipe({"batch_size": 8, "epochs": 1, "learning_rate": 1e39}), tmp_path / "run")
+
+
+def test_nothing_is_trained_into_a_folder_that_exists(full, recipe, monkeypatch):
+    monkeypatch.setattr(
+        "personality_vector.finetuning.sft.load_model", lambda *_, **__: pytest.fail("loaded")
+    )
+    before = (full.path / "model.safetensors").read_bytes()
+    with pytest.raises(OutputExistsError, match="exists"):
+        train(recipe(), full.path)
+    assert (full.path / "model.safetensors").read_bytes() == before
+
+
+def test_a_pole_without_data_is_refused(recipe, tmp_path):
+    with pytest.raises(DataError, match="no train openness low there"):
+        train(recipe(pole="openness:low"), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_draws_nothing_from_the_callers_stream(recipe, tmp_path):
+    before = torch.get_rng_state()
+    report = train(recipe({"epochs": 1}), tmp_path / "run")
+    assert math.isfinite(report.loss)
+    assert torch.equal(torch.get_rng_state(), before)
