@@ -26,10 +26,23 @@ def write_manifest(directory: Path, kind: str, content: Mapping[str, Any]) -> di
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
+    content = rounded(content)
     manifest = {"manifest": 1, "kind": kind, "tool": _tool(), **content, "files": files}
     text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (directory / MANIFEST).write_text(text, encoding="utf-8")
     return manifest
+
+
+def rounded(data: Any) -> Any:
+    """Return JSON-like data with nine digits of every number.
+
+    The last digits of a sum depend on how many threads took part in it.
+    """
+    if isinstance(data, Mapping):
+        return {key: rounded(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [rounded(value) for value in data]
+    return float(f"{data:.9g}") if isinstance(data, float) else data
 
 
 @cache

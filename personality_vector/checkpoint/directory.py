@@ -63,12 +63,11 @@ class AtomicDirectory:
         try:
             if error is None:
                 self._publish()
-            else:
-                shutil.rmtree(self._partial, ignore_errors=True)
         except OSError as failure:
-            shutil.rmtree(self._partial, ignore_errors=True)
             raise StorageError(f"{self.path}: cannot be written: {failure.strerror}") from failure
         finally:
+            # After a rename there is nothing of that name; after any failure there is.
+            shutil.rmtree(self._partial, ignore_errors=True)
             os.close(self._lock)
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             raise StorageError(
@@ -83,7 +82,6 @@ class AtomicDirectory:
         _refuse_existing(self.path, force=self._force)
         if self.path.exists():
             _exchange(self._partial, self.path)
-            shutil.rmtree(self._partial)
         else:
             self._partial.rename(self.path)
         _sync(self.path.parent)
@@ -97,6 +95,8 @@ def _refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
 
 
 def _refuse_existing(path: Path, *, force: bool) -> None:
+    if path.is_symlink():
+        raise OutputExistsError(f"{path}: is a symbolic link; give the directory itself")
     if not path.exists():
         return
     if not force:
@@ -111,7 +111,7 @@ def _create_locked(partial: Path) -> int:
     """Create and lock an empty directory, removing what a killed process left there."""
     with contextlib.suppress(FileExistsError):
         partial.mkdir()
-    descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not partial.exists() or not os.path.samestat(os.fstat(descriptor), partial.stat()):
@@ -125,14 +125,15 @@ def _create_locked(partial: Path) -> int:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swap two directories in one step, so that there is no moment without either."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    failed = libc.renameat2(
-        _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE
-    )
-    if failed:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    """Swap two directories in one step where the system can, so that neither is ever missing."""
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    names = os.fsencode(one), os.fsencode(other)
+    if swap and swap(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return
+    aside = one.with_name(f"{one.name}.old")
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)
 
 
 def _make_readable(path: Path) -> None:

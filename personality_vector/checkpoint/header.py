@@ -32,7 +32,8 @@ NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items(
 
 _MOST_HEADER_BYTES = 100_000_000
 _MOST_TENSORS = 200_000
-_TENSOR_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,300}")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,300}")
+"""What a tensor or a shard may be called: nothing that a path or a terminal would act on."""
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -99,16 +100,17 @@ def _parse(file: Path, text: bytes) -> dict[str, Any]:
 
 
 def _entry(file: Path, name: str, row: Any, data: int) -> TensorEntry:
-    if not _TENSOR_NAME.fullmatch(name):
+    if not PLAIN_NAME.fullmatch(name):
         raise CheckpointError(f"{file}: refused tensor name {name[:80]!r}")
     try:
         dtype, shape = DTYPES[row["dtype"]], tuple(row["shape"])
         first, last = row["data_offsets"]
-        expected = math.prod(shape) * dtype.itemsize
-        whole = all(isinstance(n, int) and n >= 0 for n in (*shape, first, last))
+        if not all(type(number) is int and number >= 0 for number in (*shape, first, last)):
+            raise ValueError("a size or offset is not a whole number")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: tensor {name}: unreadable entry: {row!r:.120}") from error
-    if not whole or last - first != expected:
+    expected = math.prod(shape) * dtype.itemsize
+    if last - first != expected:
         raise CheckpointError(
             f"{file}: tensor {name}: shape {list(shape)} needs {expected} bytes, "
             f"the header gives {last - first}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor
 
 from personality_vector.checkpoint.fingerprint import Fingerprint, fingerprint
-from personality_vector.checkpoint.header import TensorEntry, read_header
+from personality_vector.checkpoint.header import PLAIN_NAME, TensorEntry, read_header
 from personality_vector.errors import CheckpointError, some
 from personality_vector.lab import BUILTIN, builtin
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_SUFFIX = ".safetensors"
+_TEMPLATES = "additional_chat_templates"
 _SIDE_FILES = (".json", ".jinja", ".txt", ".model", ".md", ".tiktoken")
 _OURS = ("MANIFEST.json", "README.md", _INDEX)
 
@@ -102,13 +105,17 @@ class Checkpoint:
         for descriptor in self._files.values():
             os.close(descriptor)
 
-    def side_files(self) -> list[Path]:
-        """Return config, tokenizer, template and processor files: all but weights, code, ours."""
-        return [
-            file
-            for file in sorted(self.path.iterdir())
-            if file.is_file() and file.suffix in _SIDE_FILES and file.name not in _OURS
-        ]
+    def copy_side_files(self, directory: Path) -> None:
+        """Copy config, tokenizer, templates and processor files: all but weights, code and ours.
+
+        A file that is there already is kept.
+        """
+        for file in [*self.path.iterdir(), *(self.path / _TEMPLATES).glob("*.jinja")]:
+            target = directory / file.relative_to(self.path)
+            is_ours = file.name in _OURS or target.exists()
+            if file.is_file() and file.suffix in _SIDE_FILES and not is_ours:
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, target)
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -191,10 +198,15 @@ def _read_sharded(path: Path, index: Path) -> dict[str, TensorEntry]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map")
+    for name, shard in weight_map.items():
+        if not PLAIN_NAME.fullmatch(name):
+            raise CheckpointError(f"{index}: refused tensor name {name[:80]!r}")
+        if not (isinstance(shard, str) and PLAIN_NAME.fullmatch(shard) and shard.endswith(_SUFFIX)):
+            raise CheckpointError(
+                f"{index}: refused shard name {shard!r:.80}: not a plain file name"
+            )
     entries: dict[str, TensorEntry] = {}
     for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: refused shard name {shard!r}: not a plain file name")
         found = read_header(path / shard)
         listed = {name for name, file in weight_map.items() if file == shard}
         if set(found) != listed:

@@ -105,8 +105,9 @@ class Delta:
         start = Checkpoint.open(base if base is not None else lora.adapter_base(path))
         source = lora.open_adapter(path, start)
         pole = Pole.parse(pole) if isinstance(pole, str) else pole
-        factors = Checkpoint(path, source.factors.entries).fingerprint.digest
-        identity = _digest("lora", start.fingerprint.digest, factors, repr(source.alpha))
+        factors = source.factors.fingerprint.digest
+        how = repr((source.alpha, source.rank_stabilised, source.transposed))
+        identity = _digest("lora", start.fingerprint.digest, factors, how)
         return cls(source, start.fingerprint, identity, label or str(pole or path.name), pole)
 
     @classmethod
@@ -117,9 +118,9 @@ class Delta:
             CheckpointError: The directory is not a complete saved delta.
         """
         source, record = storage.open_stored(Path(directory))
-        pole = Pole.parse(record["pole"]) if record["pole"] else None
-        base = Fingerprint(**record["base"])
-        return cls(source, base, record["identity"], record["label"], pole)
+        pole = Pole.parse(record.pole) if record.pole else None
+        base = Fingerprint(record.base.digest, record.base.tensors, record.base.parameters)
+        return cls(source, base, record.identity, record.label, pole)
 
     def save(self, directory: str | Path, *, dtype: str = "float32", force: bool = False) -> Path:
         """Write ``delta.safetensors``, ``delta.json`` and a manifest; the directory appears whole.
@@ -222,7 +223,8 @@ class Delta:
 
     def _combined(self, other: "Delta", sign: float, label: str) -> "Delta":
         source = Combination(((1.0, self.source), (sign, other.source)))
-        identity = _digest("sum", self.identity, other.identity, repr(sign))
+        parts = [self.identity, other.identity]
+        identity = _digest("sum", *(sorted(parts) if sign > 0 else parts), repr(sign))
         return Delta(source, self.base, identity, label)
 
     def _require_same_base(self, other: "Delta") -> None:

@@ -23,15 +23,17 @@ from personality_vector.manifest import MANIFEST
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_UNSUPPORTED: dict[str, object] = {
-    "use_dora": False,
-    "lora_bias": False,
-    "modules_to_save": None,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "trainable_token_indices": None,
-    "target_parameters": None,
+# Keys of PEFT's config that do not change what the two factors mean. Any other key that is set is
+# refused, so that a variant of LoRA which we do not know cannot be taken for a plain one.
+_HARMLESS = {
+    *("auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out"),
+    *("inference_mode", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout"),
+    *("megatron_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r"),
+    *("revision", "runtime_config", "target_modules", "task_type", "use_rslora"),
+    *("ensure_weight_tying", "eva_config"),
 }
+# PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA start by changing the base, so B A is not the difference.
+_HARMLESS_INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 def is_adapter(path: Path) -> bool:
@@ -131,16 +133,19 @@ def _require_base(path: Path, base: Checkpoint) -> None:
 
 
 def _require_plain(path: Path, config: dict[str, Any]) -> None:
-    if config.get("peft_type") != "LORA" or "lora_alpha" not in config:
+    alpha = config.get("lora_alpha")
+    if config.get("peft_type") != "LORA" or isinstance(alpha, bool):
         raise CheckpointError(f"{path / _CONFIG}: only LoRA adapters have a delta of weights")
-    if config.get("bias", "none") != "none":
-        raise CheckpointError(f"{path / _CONFIG}: bias: {config['bias']} is not supported")
-    for key, plain in _UNSUPPORTED.items():
-        if config.get(key) not in (plain, None, False, [], {}):
-            raise CheckpointError(
-                f"{path / _CONFIG}: {key} is not supported; merge the adapter into its base with "
-                "PEFT and use that checkpoint"
-            )
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise CheckpointError(f"{path / _CONFIG}: lora_alpha must be a number, got {alpha!r}")
+    settings = {**config, "bias": config.get("bias") not in (None, "none")}
+    settings["init_lora_weights"] = config.get("init_lora_weights", True) not in _HARMLESS_INITS
+    odd = [key for key, value in settings.items() if key not in _HARMLESS and value]
+    if odd:
+        raise CheckpointError(
+            f"{path / _CONFIG}: is not plain LoRA: it sets {some(odd)}; merge the adapter into its "
+            "base with PEFT and use that checkpoint"
+        )
 
 
 def _modules(path: Path, factors: Checkpoint) -> tuple[str, ...]:

@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -15,14 +16,13 @@ from personality_vector.checkpoint.header import DTYPES, NAMES, read_header
 from personality_vector.checkpoint.reader import read_json
 from personality_vector.delta.sources import Difference, Stored, TensorSource
 from personality_vector.errors import CheckpointError, RecipeError, blame, some
-from personality_vector.manifest import write_manifest
+from personality_vector.manifest import rounded, write_manifest
 from personality_vector.progress import progress
 
 _RECORD = "delta.json"
 _TENSORS = "delta.safetensors"
 _EXACT = "exact.safetensors"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_KEYS = ("base", "identity", "label", "pole", "dtype", "tuned_dtypes", "statistics")
 
 
 def is_saved_delta(path: Path) -> bool:
@@ -30,8 +30,33 @@ def is_saved_delta(path: Path) -> bool:
     return (path / _RECORD).is_file()
 
 
+class _Base(BaseModel):
+    """The fingerprint of the base, as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    digest: str
+    tensors: int
+    parameters: int
+
+
+class DeltaRecord(BaseModel):
+    """The content of ``delta.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: _Base
+    identity: str
+    label: str
+    pole: str | None
+    dtype: Literal["float32", "bfloat16"]
+    tuned_dtypes: dict[str, Literal["F64", "F32", "F16", "BF16"]]
+    statistics: dict[str, dict[str, float]]
+    exact: bool
+
+
 @dataclass(slots=True)
-class _Record:
+class _Learnt:
     """What is learnt about each tensor while it is written."""
 
     statistics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -46,7 +71,7 @@ def save_stored(
     if dtype not in _DTYPES:
         raise RecipeError(f"dtype {dtype!r}: a delta is stored as {' or '.join(_DTYPES)}")
     plans = [TensorPlan(name, _DTYPES[dtype], source.shape(name)) for name in source.names]
-    learnt = _Record()
+    learnt = _known(source, dtype)
     with AtomicDirectory(directory, force=force, inputs=source.inputs) as partial:
         with ShardWriter(partial, plans, 2**63, stem="delta") as writer:
             for plan in progress(plans, "diff"):
@@ -58,7 +83,8 @@ def save_stored(
             **record,
             "dtype": dtype,
             "tuned_dtypes": learnt.tuned_dtypes,
-            "statistics": learnt.statistics,
+            "statistics": rounded(learnt.statistics),
+            "exact": bool(learnt.exact),
         }
         (partial / _RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         sources = {str(index): str(path) for index, path in enumerate(source.inputs)}
@@ -66,7 +92,17 @@ def save_stored(
     return directory
 
 
-def _learn(source: TensorSource, plan: TensorPlan, learnt: _Record) -> Tensor:
+def _known(source: TensorSource, dtype: str) -> _Learnt:
+    """Return what a delta that was loaded already knows, so that saving it again keeps it exact."""
+    learnt = _Learnt()
+    if isinstance(source, Stored) and dtype == "float32":
+        learnt.tuned_dtypes = {name: NAMES[kind] for name, kind in source.tuned_dtypes.items()}
+        if source.exact is not None:
+            learnt.exact = {name: source.exact[name] for name in source.exact.names}
+    return learnt
+
+
+def _learn(source: TensorSource, plan: TensorPlan, learnt: _Learnt) -> Tensor:
     """Return the tensor to store, and note its statistics and what float32 cannot restore."""
     delta = source.read(plan.name)
     stored = delta.to(plan.dtype)
@@ -80,7 +116,7 @@ def _learn(source: TensorSource, plan: TensorPlan, learnt: _Record) -> Tensor:
     return stored
 
 
-def _note_exact(source: Difference, name: str, delta: Tensor, learnt: _Record) -> None:
+def _note_exact(source: Difference, name: str, delta: Tensor, learnt: _Learnt) -> None:
     tuned = source.tuned_checkpoint[name]
     learnt.tuned_dtypes[name] = NAMES[tuned.dtype]
     restored = (source.base[name].float() + delta).to(tuned.dtype)
@@ -96,23 +132,24 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(width)
 
 
-def open_stored(directory: Path) -> tuple[Stored, dict[str, Any]]:
-    """Open a saved delta; return its source and the content of ``delta.json``.
+def open_stored(directory: Path) -> tuple[Stored, DeltaRecord]:
+    """Open a saved delta; return its source and its record.
 
     Raises:
-        CheckpointError: A file is missing or damaged, or the two files disagree.
+        CheckpointError: A file is missing or damaged, or two files disagree.
     """
     if not is_saved_delta(directory):
         raise CheckpointError(f"{directory}: is not a saved delta: it has no {_RECORD}")
-    record = read_json(directory / _RECORD)
-    lacking = [key for key in _KEYS if key not in record]
-    if lacking:
-        raise CheckpointError(f"{directory / _RECORD}: lacks {some(lacking)}")
+    try:
+        record = DeltaRecord.model_validate(read_json(directory / _RECORD))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{directory / _RECORD}: {where}: {first['msg']}") from error
     tensors = Checkpoint(directory, read_header(directory / _TENSORS))
-    odd = set(tensors.entries) ^ set(record["statistics"])
+    odd = set(tensors.entries) ^ set(record.statistics)
     if odd:
         raise CheckpointError(f"{directory}: {_TENSORS} and {_RECORD} disagree on {some(odd)}")
-    has_exact = (directory / _EXACT).is_file()
-    exact = Checkpoint(directory, read_header(directory / _EXACT)) if has_exact else None
-    tuned_dtypes = {name: DTYPES[dtype] for name, dtype in record["tuned_dtypes"].items()}
+    exact = Checkpoint(directory, read_header(directory / _EXACT)) if record.exact else None
+    tuned_dtypes = {name: DTYPES[dtype] for name, dtype in record.tuned_dtypes.items()}
     return Stored(tensors, exact, tuned_dtypes), record

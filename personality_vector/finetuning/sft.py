@@ -1,7 +1,6 @@
 """Supervised fine-tuning through TRL's ``SFTTrainer``, on prompt-completion chats."""
 
 import logging
-import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -101,9 +100,7 @@ def _trainer(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], arguments
 
 def _complete(out: Path, base: Checkpoint) -> None:
     """Add the base's tokenizer, template and generation files, and check the tensors' names."""
-    for file in base.side_files():
-        if file.name != "config.json":
-            shutil.copyfile(file, out / file.name)
+    base.copy_side_files(out)
     with Checkpoint.open(out) as tuned:
         require_same_tensors(base, tuned)
 

@@ -2,15 +2,13 @@
 
 import json
 import logging
-import math
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from personality_vector.checkpoint import (
@@ -20,47 +18,19 @@ from personality_vector.checkpoint import (
     TensorPlan,
     parse_size,
 )
-from personality_vector.delta import Delta, open_delta
+from personality_vector.delta import Delta
 from personality_vector.delta.sources import require_finite
-from personality_vector.errors import NonFiniteError, RecipeError, blame
+from personality_vector.errors import blame
 from personality_vector.manifest import write_manifest
 from personality_vector.merging.card import model_card
-from personality_vector.merging.methods import METHODS, Combine, OptionValue, find_method
-from personality_vector.merging.rounding import Realised, Rounding, round_to
+from personality_vector.merging.methods import OptionValue
+from personality_vector.merging.plan import MergePlan, Output, Term, plan_merge
+from personality_vector.merging.rounding import Realised, round_to
 from personality_vector.merging.select import magnitude_threshold
 from personality_vector.progress import progress
-from personality_vector.recipes import MergeRecipe
 from personality_vector.rng import key_for
 
 log = logging.getLogger(__name__)
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """How merged tensors are written: dtype (``same`` as the base), rounding, shard size."""
-
-    dtype: str = "same"
-    rounding: Rounding = "nearest"
-    shard_size: str = "5GB"
-
-
-@dataclass(slots=True)
-class Term:
-    """A delta and its alpha, with the magnitude thresholds already found for it."""
-
-    delta: Delta
-    alpha: float
-    thresholds: dict[float, float] = field(default_factory=dict)
-
-    def global_threshold(self, density: float) -> float:
-        """Return the magnitude that the top ``density`` of the whole vector reaches."""
-        if density not in self.thresholds:
-            self.thresholds[density] = magnitude_threshold(
-                lambda: (self.delta[name] for name in self.delta.names), density
-            )
-        return self.thresholds[density]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,70 +51,6 @@ class TermSlice:
         if scope == "global":
             return self.term.global_threshold(density)
         return magnitude_threshold(lambda: [self.delta], density)
-
-
-@dataclass(frozen=True, slots=True)
-class MergePlan:
-    """A merge that has been checked and not yet begun."""
-
-    base: Checkpoint
-    terms: tuple[Term, ...]
-    method: str
-    combine: Combine
-    options: Mapping[str, OptionValue]
-    seed: int
-    output: Output
-
-    @property
-    def active(self) -> list[Term]:
-        """The terms that act, in an order that does not depend on how they were given."""
-        acting = [term for term in self.terms if term.alpha != 0.0]
-        return sorted(acting, key=lambda term: (term.delta.identity, term.alpha))
-
-    @property
-    def inputs(self) -> list[Path]:
-        """Every directory that is read."""
-        return [self.base.path, *(path for term in self.terms for path in term.delta.source.inputs)]
-
-    @property
-    def tensors(self) -> list[TensorPlan]:
-        """What will be written, in the order of the base's files."""
-        entries = sorted(self.base.entries.values(), key=lambda entry: (entry.file, entry.start))
-        return [TensorPlan(e.name, self._dtype(e.dtype), e.shape) for e in entries]
-
-    def _dtype(self, stored: torch.dtype) -> torch.dtype:
-        fixed = self.output.dtype == "same" or not stored.is_floating_point
-        return stored if fixed else _DTYPES[self.output.dtype]
-
-    def describe(self) -> dict[str, Any]:
-        """Return the plan as JSON-like data: every option with its value, every term."""
-        return {
-            "base": {
-                "path": str(self.base.path),
-                "reference": self.base.reference,
-                "fingerprint": self.base.fingerprint.digest,
-            },
-            "method": self.method,
-            "source": METHODS[self.method].source,
-            "options": dict(self.options),
-            "seed": self.seed,
-            "terms": [
-                {
-                    "label": term.delta.label,
-                    "alpha": term.alpha,
-                    "identity": term.delta.identity,
-                    "pole": str(term.delta.pole) if term.delta.pole else None,
-                    "tensors": len(term.delta.names),
-                }
-                for term in self.terms
-            ],
-            "output": {
-                "dtype": self.output.dtype,
-                "rounding": self.output.rounding,
-                "shard_size": self.output.shard_size,
-            },
-            "bytes": sum(plan.size for plan in self.tensors),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,35 +103,6 @@ def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
     return write_merge(plan, out, force=force)
 
 
-def plan_merge(
-    base: str | Path | Checkpoint,
-    terms: Sequence[tuple[Delta | str | Path, float]],
-    method: str,
-    options: Mapping[str, OptionValue],
-    seed: int,
-    output: Output,
-) -> MergePlan:
-    """Check everything that can be checked without reading weights; return what would be done."""
-    combine, values = find_method(method).bind(options)
-    if not terms:
-        raise RecipeError("a merge needs at least one term")
-    for where, alpha in terms:
-        if not math.isfinite(alpha):
-            raise NonFiniteError(f"{where}: alpha must be a finite number, got {alpha}")
-    start = Checkpoint.open(base)
-    opened = tuple(Term(open_delta(where, start), float(alpha)) for where, alpha in terms)
-    parse_size(output.shard_size)
-    return MergePlan(start, opened, method, combine, values, seed, output)
-
-
-def plan_recipe(recipe: MergeRecipe) -> MergePlan:
-    """Return the checked plan of a recipe."""
-    base = Checkpoint.open(recipe.base)
-    terms = [(open_delta(term.source, base, label=term.label), term.alpha) for term in recipe.terms]
-    output = Output(recipe.output.dtype, recipe.output.rounding, recipe.output.shard_size)
-    return plan_merge(base, terms, recipe.method, recipe.options, recipe.seed, output)
-
-
 def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> MergeReport:
     """Carry out a plan; see :func:`merge`."""
     realised, statistics = Realised(), {}
@@ -256,14 +133,15 @@ def merge_tensor(plan: MergePlan, tensor: TensorPlan) -> tuple[Tensor, Tensor | 
     """Return one merged tensor, and the ideal change in float32 (``None``: no term touches it)."""
     base = require_finite(plan.base, tensor.name)
     acting = [term for term in plan.active if tensor.name in term.delta.names]
-    if not acting:
-        return base.to(tensor.dtype), None
-    change = plan.combine(_slices(plan.seed, acting, tensor.name))
+    if not acting and base.dtype == tensor.dtype:
+        return base, None
+    change = plan.combine(_slices(plan.seed, acting, tensor.name)) if acting else None
     exact = _exact(plan, acting, tensor, base)
     if exact is not None:
         return exact, change
     key = key_for(plan.seed, f"rounding:{tensor.name}")
-    return round_to(base.float() + change, tensor.dtype, plan.output.rounding, key), change
+    ideal = base.float() if change is None else base.float() + change
+    return round_to(ideal, tensor.dtype, plan.output.rounding, key), change
 
 
 def _slices(seed: int, acting: Sequence[Term], name: str) -> list[TermSlice]:
@@ -308,8 +186,7 @@ def _require_space(directory: Path, size: int) -> None:
 
 
 def _copy_side_files(plan: MergePlan, directory: Path) -> None:
-    for file in plan.base.side_files():
-        shutil.copyfile(file, directory / file.name)
+    plan.base.copy_side_files(directory)
     if plan.output.dtype == "same":
         return
     config = dict(plan.base.config)

@@ -130,7 +130,7 @@ def ties(
     Deviations: alpha scales before the election, so a negative alpha votes for the opposite sign
     and a term with ``alpha = 0`` has no vote; where the sum is exactly zero nothing is added (the
     reference falls back to the majority over the whole vector). mergekit and PEFT trim per tensor:
-    ``trim: per_tensor``.
+    ``trim: per_tensor``. The whole vector of a LoRA adapter is that of the tensors it adapts.
     """
     trimmed = [s.alpha * keep_at_least(s.delta, s.threshold(density, trim)) for s in slices]
     return scaled(lambda_, agree(trimmed, elect_sign(trimmed), consensus))

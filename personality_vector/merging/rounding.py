@@ -1,5 +1,6 @@
 """The one rounding at the end, and how much of the ideal change survives it."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,9 +32,9 @@ def round_to(
     """
     rounded = tensor.to(dtype) if rounding == "nearest" else _stochastic(tensor, dtype, key)
     if rounded.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(rounded))).all()):
-        raise NonFiniteError(
-            f"{float(tensor.abs().max()):.3g} does not fit {dtype}; write output.dtype: float32"
-        )
+        largest = float(tensor.abs().max())
+        remedy = "write output.dtype: float32" if math.isfinite(largest) else "lower alpha"
+        raise NonFiniteError(f"{largest:.3g} does not fit {dtype}; {remedy}")
     return rounded
 
 
