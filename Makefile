@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/pvec demo --out runs/demo
 
 test: $(VENV)/installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -105,13 +105,21 @@ def _encode(tokenizer: Any, chat: Chat) -> tuple[list[int], list[bool]]:
     if not content:
         raise DataError("a chat must end with a message of the assistant that is not empty")
     text = render(tokenizer, chat)
-    begin = text.rfind(content)
+    # Behind the prompt, or the words could be found in what comes before or after the response.
+    prompt = render(tokenizer, chat[:-1], reply_follows=True) if chat[:-1] else ""
+    begin = text.find(content, _shared_start(prompt, text))
     if begin < 0:
         raise DataError(f"the chat template rewrites the response {content[:60]!r}")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     spans = encoded["offset_mapping"]
     end = begin + len(content)
     return encoded["input_ids"], [first < end and last > begin for first, last in spans]
+
+
+def _shared_start(one: str, other: str) -> int:
+    """Return how many characters two texts have in common before they differ."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def render(tokenizer: Any, chat: Chat, *, reply_follows: bool = False) -> str:

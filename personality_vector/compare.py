@@ -11,13 +11,10 @@ import pandas as pd
 from personality_vector.calibrate import DosePoint, matched_strength, nearest_strength, reach
 from personality_vector.intervention import Prompted
 from personality_vector.progress import progress
-from personality_vector.recipes import CompareRecipe
+from personality_vector.recipes import MATCHED, CompareRecipe
 from personality_vector.results import Measure, Results
 from personality_vector.sweep import BASE, Bench, labels_of, measure_cells, open_results, prepare
 from personality_vector.traits import Pole
-
-MATCHED = " (matched)"
-"""Ending of the labels under which the cells of matched effect are stored."""
 
 SIDE_EFFECTS = ("kl_to_base", "perplexity", "distinct_2", "words")
 
@@ -107,7 +104,7 @@ def _shift(bench: Bench, label: str, pole: Pole, base: float, strength: float) -
 
 
 def _measure_match(bench: Bench, results: Results, pole: Pole, match: Match) -> None:
-    label = match.intervention + MATCHED
+    label = f"{match.intervention}{MATCHED}{match.target:.4g})"
     if match.strength is None or results.finished(label, match.strength):
         return
     started = time.monotonic()
@@ -126,7 +123,7 @@ def matched_effect(results: Results, pole: Pole) -> pd.DataFrame:
     """
     frame = results.frame("measures")
     base = frame[frame["intervention"] == BASE].set_index(["trait", "measure"])["value"]
-    matched = frame[frame["intervention"].str.endswith(MATCHED)]
+    matched = frame[frame["intervention"].str.contains(MATCHED, regex=False)]
     off_target = off_targets(results, pole)
     rows = []
     for (label, strength), cell in matched.groupby(["intervention", "strength"], sort=False):
@@ -134,7 +131,7 @@ def matched_effect(results: Results, pole: Pole) -> pd.DataFrame:
         rows.append(
             {
                 "target": value[(pole.trait, "target")],
-                "intervention": str(label).removesuffix(MATCHED),
+                "intervention": str(label).partition(MATCHED)[0],
                 "strength": strength,
                 "shift": pole.sign * (value - base)[(pole.trait, "probe")],
                 "judge": pole.sign * (value - base)[(pole.trait, "judge")],
@@ -158,7 +155,7 @@ def off_targets(results: Results, pole: Pole) -> "pd.Series[float]":
     frame = results.frame("measures")
     others = frame[(frame["measure"] == "probe") & (frame["trait"] != pole.trait)]
     base = others[others["intervention"] == BASE].set_index("trait")["value"]
-    moved = (others["value"] - others["trait"].map(base)).abs()
+    moved = (others["value"] - others["trait"].map(base).astype(float)).abs()
     return moved.groupby([others["intervention"], others["strength"]]).mean()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from personality_vector.chat import Chat, answered, question
-from personality_vector.errors import DataError
+from personality_vector.errors import DataError, TraitError
 from personality_vector.recipes import DataSpec
 from personality_vector.statements import Part, part_of, read_statements
 from personality_vector.traits import Pole
@@ -52,9 +52,13 @@ def _from_big5chat(spec: DataSpec) -> list[Chat]:
     for place, row in _rows(spec.source):
         try:
             pole = Pole.parse(f"{row['trait']}:{row['level']}".lower())
-            asked, said = row["train_input"], row["train_output"]
+            asked, said = (row[key] or "" for key in ("train_input", "train_output"))
         except KeyError as error:
             raise DataError(f"{place}: a BIG5-CHAT row needs the key {error}") from error
+        except TraitError as error:
+            raise DataError(f"{place}: {error}") from error
+        if not (isinstance(asked, str) and isinstance(said, str)):
+            raise DataError(f"{place}: train_input and train_output must be texts")
         if spec.pole in (None, pole) and asked and said and _selected(spec, asked):
             chats.append(answered(question(asked, system=spec.system), said))
     return chats
@@ -63,14 +67,15 @@ def _from_big5chat(spec: DataSpec) -> list[Chat]:
 def _from_chats(spec: DataSpec) -> list[Chat]:
     chats: list[Chat] = []
     for place, row in _rows(spec.source):
-        messages = [*row.get("prompt", []), *row.get("completion", [])]
-        if not messages or not all(_is_message(message) for message in messages):
+        parts = [row.get("prompt"), row.get("completion")]
+        messages = [message for part in parts if isinstance(part, list) for message in part]
+        if not all(isinstance(part, list) for part in parts) or not all(map(_is_message, messages)):
             raise DataError(
                 f"{place}: needs prompt and completion, lists of {{role, content}} messages"
             )
-        if messages[-1]["role"] != "assistant":
+        if not messages or messages[-1]["role"] != "assistant":
             raise DataError(f"{place}: the completion must end with a message of the assistant")
-        if _selected(spec, json.dumps(row.get("prompt", []))):
+        if _selected(spec, json.dumps(parts[0])):
             chats.append(messages)
     return chats
 
@@ -88,7 +93,7 @@ def _selected(spec: DataSpec, text: str) -> bool:
 def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ``(file:line, row)`` of a JSONL file, or of a CSV file with a header."""
     try:
-        with file.open(encoding="utf-8", newline="") as lines:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
             if file.suffix == ".csv":
                 reader = csv.DictReader(lines)
                 yield from ((f"{file}:{reader.line_num}", row) for row in reader)

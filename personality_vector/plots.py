@@ -26,6 +26,7 @@ _STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
+    "text.parse_math": False,
     "svg.hashsalt": "personality-vector",
     "figure.dpi": 144,
 }

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from personality_vector.compare import MATCHED, matched_effect
+from personality_vector.compare import matched_effect
 from personality_vector.plots import dose_response_figure, pareto_figure, save_figure, svg_of
+from personality_vector.recipes import MATCHED
 from personality_vector.results import Results
 from personality_vector.sweep import BASE, dose_response, labels_of
 from personality_vector.tables import Column, table_of
@@ -114,7 +115,8 @@ def _compared(results: Results, folder: Path) -> list[Section]:
 
 def _side(results: Results) -> Section:
     measures = results.frame("measures")
-    plain = measures[(measures["trait"] == "") & ~measures["intervention"].str.endswith(MATCHED)]
+    is_matched = measures["intervention"].str.contains(MATCHED, regex=False)
+    plain = measures[(measures["trait"] == "") & ~is_matched]
     wide = plain.pivot_table(
         index=["intervention", "strength"], columns="measure", values="value"
     ).reset_index()

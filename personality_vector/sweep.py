@@ -1,5 +1,6 @@
 """A sweep: every intervention at every strength, measured on one resident base; resumable."""
 
+import hashlib
 import json
 import logging
 import time
@@ -12,7 +13,7 @@ import pandas as pd
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta, combine, open_delta
-from personality_vector.errors import BaseMismatchError, OutputExistsError
+from personality_vector.errors import BaseMismatchError, DataError, OutputExistsError
 from personality_vector.evaluation.suite import Findings, Suite
 from personality_vector.intervention import ActivationSteering, Intervention, Prompted, WeightEdit
 from personality_vector.manifest import MANIFEST, write_manifest
@@ -102,22 +103,57 @@ def evaluate(recipe: EvalRecipe, out: Path, *, force: bool = False) -> Results:
 
 
 def open_results(recipe: SweepRecipe | EvalRecipe, out: Path, *, force: bool) -> Results:
-    """Open the results of a recipe for resuming, or anew with ``force``."""
+    """Open the results of a recipe for resuming, or anew with ``force``.
+
+    Raises:
+        OutputExistsError: ``out`` holds another recipe's results, or files that are not ours.
+    """
+    spec = spec_of(recipe)  # before anything is deleted: it opens and checks every input
     path = out / "results.sqlite"
+    if out.exists() and not path.exists() and any(out.iterdir()):
+        raise OutputExistsError(f"{out}: exists and holds no results of ours; choose another --out")
     if force:
         for old in out.glob("results.sqlite*"):
             old.unlink()
-    if out.exists() and not path.exists() and any(out.iterdir()) and not force:
-        raise OutputExistsError(f"{out}: exists and holds no results of ours; choose another --out")
-    return Results.open(path, spec_of(recipe))
+    return Results.open(path, spec)
 
 
 def spec_of(recipe: SweepRecipe | EvalRecipe) -> dict[str, Any]:
-    """Return everything that the numbers depend on: the recipe, and the content of its models."""
+    """Return everything that the numbers depend on: the recipe, and the content of its inputs.
+
+    Raises:
+        PersonalityVectorError: An input is missing, unreadable or of another base.
+    """
+    base = Checkpoint.open(recipe.base if isinstance(recipe, SweepRecipe) else recipe.model)
+    measure = recipe.measure
+    contents = {"base": base.fingerprint.digest, "statements": content_of(measure.statements)}
+    if measure.instrument is not None:
+        contents["instrument"] = content_of(measure.instrument)
+    if isinstance(recipe, SweepRecipe):
+        for given in recipe.interventions:
+            opened = open_intervention(given, base)
+            if isinstance(opened, WeightEdit):
+                contents[given.label] = opened.delta.identity
+            elif given.vector is not None:
+                contents[given.label] = content_of(given.vector)
     spec: dict[str, Any] = json.loads(recipe.model_dump_json())
-    model = recipe.base if isinstance(recipe, SweepRecipe) else recipe.model
-    spec["base_fingerprint"] = Checkpoint.open(model).fingerprint.digest
-    return spec
+    return spec | {"contents": contents}
+
+
+def content_of(path: Path) -> str:
+    """Return a digest of a file, or of every file in a folder.
+
+    Raises:
+        DataError: There is nothing.
+    """
+    files = sorted(found for found in path.rglob("*") if found.is_file()) or [path]
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        for file in files:
+            digest.update(file.name.encode() + file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
 
 
 def measure_cells(bench: Bench, results: Results) -> None:

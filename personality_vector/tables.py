@@ -38,13 +38,14 @@ def print_frame(title: str, frame: pd.DataFrame) -> None:
     """Print a table on stdout."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     rows, columns = table_of(frame)
     table = Table(title=title, title_justify="left", title_style="bold")
     for column in columns:
-        table.add_column(column.name, justify="left" if column.is_text else "right")
+        table.add_column(Text(column.name), justify="left" if column.is_text else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))
     # Wide enough to keep numbers whole where the output is not a terminal.
     console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(table)

@@ -87,7 +87,6 @@ def test_the_response_is_the_last_place_where_its_words_occur(tokenizer, asked):
     assert masked_text(tokenizer, encoded, 0) == "yes"
 
 
-@pytest.mark.xfail(strict=True, reason="the last occurrence of the words is in the end mark")
 @pytest.mark.parametrize("reply", ["end", "|", "<|end|>", "d"])
 @TEMPLATES
 def test_a_response_that_occurs_in_what_follows_it_is_still_found(tokenizer, template, reply):

@@ -162,7 +162,6 @@ def test_a_bad_row_is_named_by_file_and_line(file, form, row, message):
         pytest.param("chats", {"prompt": None, "completion": None}, id="null"),
     ],
 )
-@pytest.mark.xfail(strict=True, reason="TraitError without a place, or a bare TypeError")
 def test_a_row_of_the_wrong_kind_is_named_by_file_and_line(file, form, row):
     source = file([row])
     with pytest.raises(PersonalityVectorError) as caught:
@@ -178,7 +177,6 @@ def test_a_csv_row_is_named_by_the_line_where_it_ends(file):
         read_chats(DataSpec(source=source, format="big5chat"))
 
 
-@pytest.mark.xfail(strict=True, reason="the byte order mark becomes part of the first column")
 def test_a_csv_that_a_spreadsheet_saved_is_read(file):
     source = file(BIG5, "big5.csv")
     source.write_bytes(b"\xef\xbb\xbf" + source.read_bytes())

@@ -179,7 +179,7 @@ def test_the_model_is_bit_for_bit_as_it_was(recipe):
         ({"seed": 1}, "seed"),
         ({"strengths": [1.0]}, "strengths"),
         ({"dtype": "bfloat16"}, "dtype"),
-        ({"interventions": [{"label": "x", "prompt": "openness:low"}]}, "interventions"),
+        ({"interventions": [{"label": "x", "prompt": "openness:low"}]}, "contents, interventions"),
     ],
 )
 def test_another_recipe_in_the_same_folder_is_refused(results, recipe, done, change, field):

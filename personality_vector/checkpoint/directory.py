@@ -39,7 +39,7 @@ class AtomicDirectory:
     def __init__(
         self, path: str | Path, *, force: bool = False, inputs: Iterable[Path] = ()
     ) -> None:
-        self.path = Path(path).absolute()
+        self.path = Path(path).resolve()
         self._force = force
         self._partial = self.path.parent / f".{self.path.name}.partial"
         self._lock = -1
@@ -51,7 +51,7 @@ class AtomicDirectory:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = _create_locked(self._partial)
         except OSError as error:
-            raise StorageError(f"{self.path}: cannot be written: {error.strerror}") from error
+            raise StorageError(f"{self.path}: cannot be written: {error}") from error
         return self._partial
 
     def __exit__(
@@ -95,8 +95,6 @@ def _refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
 
 
 def _refuse_existing(path: Path, *, force: bool) -> None:
-    if path.is_symlink():
-        raise OutputExistsError(f"{path}: is a symbolic link; give the directory itself")
     if not path.exists():
         return
     if not force:

@@ -105,15 +105,20 @@ class Checkpoint:
         for descriptor in self._files.values():
             os.close(descriptor)
 
-    def copy_side_files(self, directory: Path) -> None:
-        """Copy config, tokenizer, templates and processor files: all but weights, code and ours.
+    def side_files(self) -> list[Path]:
+        """Return config, tokenizer, template and processor files: all but weights, code, ours."""
+        found = [*self.path.iterdir(), *(self.path / _TEMPLATES).glob("*.jinja")]
+        return [
+            file
+            for file in sorted(found)
+            if file.is_file() and file.suffix in _SIDE_FILES and file.name not in _OURS
+        ]
 
-        A file that is there already is kept.
-        """
-        for file in [*self.path.iterdir(), *(self.path / _TEMPLATES).glob("*.jinja")]:
+    def copy_side_files(self, directory: Path) -> None:
+        """Copy the side files; one that is there already is kept."""
+        for file in self.side_files():
             target = directory / file.relative_to(self.path)
-            is_ours = file.name in _OURS or target.exists()
-            if file.is_file() and file.suffix in _SIDE_FILES and not is_ours:
+            if not target.exists():
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, target)
 

@@ -6,30 +6,33 @@ from typing import Annotated
 import typer
 
 from personality_vector.cli import options
-from personality_vector.errors import OutputExistsError
-from personality_vector.lab import find_recipe, recipes
+from personality_vector.errors import OutputExistsError, RecipeError
+from personality_vector.lab import find_recipe
+from personality_vector.lab import recipes as shipped_recipes
 
-app = typer.Typer(help="List the shipped recipes, or copy one.", invoke_without_command=True)
 
-
-@app.callback()
-def list_recipes(context: typer.Context, as_json: options.Json = False) -> None:
-    """List the shipped recipes."""
-    if context.invoked_subcommand is None:
-        shipped = {name: str(path) for name, path in recipes().items()}
+def recipes(
+    words: Annotated[
+        list[str], typer.Argument(metavar="[copy NAME DEST]", help="Copy one to a file or folder.")
+    ] = [],
+    as_json: options.Json = False,
+) -> None:
+    """List the shipped recipes, or copy one."""
+    if words:
+        target = _copy(words)
+        options.show({"copied": str(target)}, as_json=as_json, text=lambda: str(target))
+    else:
+        shipped = {name: str(path) for name, path in shipped_recipes().items()}
         options.show(shipped, as_json=as_json, text=lambda: "\n".join(shipped))
 
 
-@app.command()
-def copy(
-    name: Annotated[str, typer.Argument(metavar="NAME")],
-    destination: Annotated[Path, typer.Argument(metavar="DEST", help="A file or a directory.")],
-) -> None:
-    """Copy the shipped recipe NAME to DEST."""
-    source = find_recipe(name)
+def _copy(words: list[str]) -> Path:
+    if len(words) != 3 or words[0] != "copy":
+        raise RecipeError("write `pvec recipes`, or `pvec recipes copy NAME DEST`")
+    source, destination = find_recipe(words[1]), Path(words[2])
     target = destination / source.name if destination.is_dir() else destination
     if target.exists():
         raise OutputExistsError(f"{target}: exists; choose another destination")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(source.read_bytes())
-    options.show(None, as_json=False, text=lambda: str(target))
+    return target

@@ -32,19 +32,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("demo")(demo.demo)
-app.command("train")(recipe_verb(recipes.TrainRecipe, train.train))
+app.command("train")(recipe_verb(recipes.TrainRecipe, train.train, train.check))
 app.command("diff")(diff.diff)
 app.command("merge")(merge.merge)
-app.command("sweep")(recipe_verb(recipes.SweepRecipe, runs.sweep))
-app.command("compare")(recipe_verb(recipes.CompareRecipe, runs.compare))
-app.command("eval")(recipe_verb(recipes.EvalRecipe, runs.evaluate))
+app.command("sweep")(recipe_verb(recipes.SweepRecipe, runs.sweep, runs.check))
+app.command("compare")(recipe_verb(recipes.CompareRecipe, runs.compare, runs.check))
+app.command("eval")(recipe_verb(recipes.EvalRecipe, runs.evaluate, runs.check))
 app.command("show")(show.show)
 app.command("similarity")(similarity.similarity)
 app.command("report")(report.report)
-app.add_typer(lab.app, name="recipes")
+app.command("recipes")(lab.recipes)
 steering = typer.Typer(help="Steering vectors.", no_args_is_help=True)
 steering.callback()(lambda: None)
-steering.command("extract")(recipe_verb(recipes.SteerRecipe, steer.extract))
+steering.command("extract")(recipe_verb(recipes.SteerRecipe, steer.extract, steer.check))
 app.add_typer(steering, name="steer")
 
 
@@ -58,21 +58,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str], *, with_traceback: bool = False) -> int:
     """Run one verb and return its exit code."""
-    code = 0
     try:
-        app(arguments or ["--help"], standalone_mode=False)
-    except typer.Exit as stop:
-        code = stop.exit_code
+        code = int(app(arguments or ["--help"], standalone_mode=False) or 0)
     except TyperException as error:
-        message = str(getattr(error, "message", error)).rstrip(".")
+        message = str(getattr(error, "format_message", lambda: error)()).rstrip(".")
         sys.stderr.write(f"error: {message}; see pvec --help\n")
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("interrupted; nothing was published\n")
         code = 130
     except (PersonalityVectorError, OSError) as error:
         code = getattr(error, "exit_code", 4)
         _refuse(error, with_traceback=with_traceback)
+    if code == 130:
+        sys.stderr.write("interrupted; run it again to go on\n")
     return code
 
 

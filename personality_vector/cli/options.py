@@ -11,6 +11,14 @@ import typer
 
 from personality_vector.progress import silence
 
+
+def silenced(on: bool) -> bool:
+    """Draw no progress bars if ``--quiet`` was given."""
+    if on:
+        silence()
+    return on
+
+
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML file, or a shipped recipe by name.")
 ]
@@ -24,12 +32,7 @@ Out = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that this tool wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Quiet = Annotated[
-    bool,
-    typer.Option(
-        "--quiet", help="No progress bars.", callback=lambda on: silence() if on else None
-    ),
-]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.", callback=silenced)]
 
 
 def out_or_default(out: Path | None, recipe: str) -> Path:

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from personality_vector.results import Results
 
 
+def check(recipe: SweepRecipe | EvalRecipe) -> dict[str, Any]:
+    """Open every input."""
+    from personality_vector.sweep import spec_of
+
+    return {"contents": spec_of(recipe)["contents"]}
+
+
 def sweep(recipe: SweepRecipe, out: Path, *, force: bool, as_json: bool) -> None:
     """Measure interventions at many strengths.
 

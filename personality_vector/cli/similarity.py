@@ -11,7 +11,7 @@ from personality_vector.errors import RecipeError
 
 def similarity(
     vectors: Annotated[
-        list[Path], typer.Argument(metavar="V1 V2 ...", help="Saved deltas or steering vectors.")
+        list[Path], typer.Argument(metavar="V1 V2 ...", help="Saved deltas of one base.")
     ],
     as_json: options.Json = False,
     quiet: options.Quiet = False,

@@ -1,9 +1,22 @@
 """``pvec steer``: steering vectors."""
 
 from pathlib import Path
+from typing import Any
 
 from personality_vector.cli import options
 from personality_vector.recipes import SteerRecipe
+
+
+def check(recipe: SteerRecipe) -> dict[str, Any]:
+    """Open the model and read both sides."""
+    from personality_vector.checkpoint import Checkpoint
+    from personality_vector.data import read_chats
+
+    return {
+        "fingerprint": str(Checkpoint.open(recipe.model).fingerprint),
+        "positive": len(read_chats(recipe.positive.narrowed(recipe.pole))),
+        "negative": len(read_chats(recipe.negative.narrowed(recipe.pole.opposite))),
+    }
 
 
 def extract(recipe: SteerRecipe, out: Path, *, force: bool, as_json: bool) -> None:

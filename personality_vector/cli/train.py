@@ -1,9 +1,21 @@
 """``pvec train``: fine-tune a base on one pole."""
 
 from pathlib import Path
+from typing import Any
 
 from personality_vector.cli import options
 from personality_vector.recipes import TrainRecipe
+
+
+def check(recipe: TrainRecipe) -> dict[str, Any]:
+    """Open the base and read the data."""
+    from personality_vector.checkpoint import Checkpoint
+    from personality_vector.data import read_chats
+
+    return {
+        "base": str(Checkpoint.open(recipe.base).fingerprint),
+        "examples": len(read_chats(recipe.data.narrowed(recipe.pole))),
+    }
 
 
 def train(recipe: TrainRecipe, out: Path, *, force: bool, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from personality_vector.cli import options
 from personality_vector.lab import find_recipe
@@ -12,6 +12,7 @@ R = TypeVar("R", bound=Recipe)
 R_contra = TypeVar("R_contra", bound=Recipe, contravariant=True)
 
 
+@runtime_checkable
 class CarryOut(Protocol[R_contra]):
     """What a verb does with a recipe that has been read and checked."""
 
@@ -19,8 +20,13 @@ class CarryOut(Protocol[R_contra]):
         """Carry out ``recipe``, write ``out`` and print the result."""
 
 
-def recipe_verb(kind: type[R], carry_out: CarryOut[R]) -> Callable[..., None]:
-    """Return the command that reads a recipe of ``kind`` and carries it out."""
+def recipe_verb(
+    kind: type[R], carry_out: CarryOut[R], check: Callable[[R], dict[str, Any]]
+) -> Callable[..., None]:
+    """Return the command that reads a recipe of ``kind`` and carries it out.
+
+    ``check`` opens every input without using it; its findings are the plan of ``--dry-run``.
+    """
 
     def verb(
         recipe: options.RecipeArgument,
@@ -35,7 +41,7 @@ def recipe_verb(kind: type[R], carry_out: CarryOut[R]) -> Callable[..., None]:
         read = read_recipe(file, kind, settings)
         folder = options.out_or_default(out, str(file))
         if dry_run:
-            plan = {"recipe": read.model_dump(mode="json"), "out": str(folder)}
+            plan = {"recipe": read.model_dump(mode="json"), **check(read), "out": str(folder)}
             options.show(plan, as_json=as_json, text=lambda: options.yaml_text(plan))
         else:
             carry_out(read, folder, force=force, as_json=as_json)

@@ -145,7 +145,8 @@ def open_stored(directory: Path) -> tuple[Stored, DeltaRecord]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{directory / _RECORD}: {where}: {first['msg']}") from error
+        wrong = f"lacks {where}" if first["type"] == "missing" else f"{where}: {first['msg']}"
+        raise CheckpointError(f"{directory / _RECORD}: {wrong}") from error
     tensors = Checkpoint(directory, read_header(directory / _TENSORS))
     odd = set(tensors.entries) ^ set(record.statistics)
     if odd:

@@ -9,8 +9,10 @@ from typing import Any
 
 from personality_vector.chat import Chat
 from personality_vector.checkpoint import AtomicDirectory, Checkpoint
+from personality_vector.checkpoint.header import read_header
 from personality_vector.data import read_chats
-from personality_vector.delta.sources import require_same_tensors
+from personality_vector.delta.sources import require_finite, require_same_tensors
+from personality_vector.errors import NonFiniteError, TrainingError
 from personality_vector.manifest import write_manifest
 from personality_vector.models import load_model, load_tokenizer, resolve_device
 from personality_vector.recipes import TrainRecipe
@@ -60,7 +62,7 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
         }
         manifest = write_manifest(partial, "train", content)
     log.info("trained %s on %d chats into %s", recipe.pole, len(chats), out)
-    return TrainReport(Path(out), len(chats), losses[-1], manifest)
+    return TrainReport(Path(out), len(chats), manifest["losses"][-1], manifest)
 
 
 def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) -> list[float]:
@@ -71,6 +73,7 @@ def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) ->
         trainer = _trainer(recipe, base, chats, _arguments(recipe, scratch, device))
         trainer.train()
     trainer.model.save_pretrained(out)
+    _require_finite(out)
     if recipe.sft.lora is None:
         _complete(out, base)
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
@@ -96,6 +99,20 @@ def _trainer(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], arguments
     )
     trainer.remove_callback(PrinterCallback)  # it prints every log line to stdout
     return trainer
+
+
+def _require_finite(out: Path) -> None:
+    """Check the weights: the last step can break them without any loss showing it."""
+    for file in sorted(out.glob("*.safetensors")):
+        weights = Checkpoint(out, read_header(file))
+        for name in weights.names:
+            try:
+                require_finite(weights, name)
+            except NonFiniteError as error:
+                raise TrainingError(
+                    f"{name} is not finite after training; nothing was saved; "
+                    "try a lower sft.learning_rate"
+                ) from error
 
 
 def _complete(out: Path, base: Checkpoint) -> None:

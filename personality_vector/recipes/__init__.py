@@ -2,6 +2,7 @@
 
 from personality_vector.recipes.reading import Recipe, override, read_recipe, read_yaml
 from personality_vector.recipes.schema import (
+    MATCHED,
     CompareRecipe,
     DataSpec,
     EvalRecipe,
@@ -16,6 +17,7 @@ from personality_vector.recipes.schema import (
 )
 
 __all__ = [
+    "MATCHED",
     "CompareRecipe",
     "DataSpec",
     "EvalRecipe",

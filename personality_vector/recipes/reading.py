@@ -49,7 +49,11 @@ class _StrictLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable) or key in seen:
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be a plain word", key_node.start_mark
+                )
+            if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark
                 )
@@ -82,7 +86,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         raise RecipeError(f"{path}:{line} {error.problem}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is {_kind(data)}")
@@ -121,8 +125,8 @@ def parse_value(text: str) -> Any:
     """Return a value typed on the command line, read as YAML; strings are marked as given there."""
     try:
         value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{text!r} is not a YAML value") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{text[:80]!r} is not a YAML value") from error
     return _mark(value)
 
 
@@ -170,7 +174,9 @@ def _sentence(recipe: type[BaseModel], error: ValidationError) -> str:
     """Say the most telling complaint: unknown keys first, since a typo also makes a key missing."""
     complaints = sorted(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     first = complaints[0]
-    where = ".".join(str(part) for part in first["loc"])
+    # pydantic adds the member of a union that it tried.
+    parts = [str(part) for part in first["loc"] if part not in ("float", "int", "str", "bool")]
+    where = ".".join(parts)
     if first["type"] == "extra_forbidden":
         return f"unknown key {where!r}{_suggestion(recipe, first['loc'])}"
     if first["type"] == "missing":

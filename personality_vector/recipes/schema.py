@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, Strict, model_validator
 
 from personality_vector.errors import TraitError
 from personality_vector.recipes.paths import LocalPath, ModelRef
@@ -19,9 +19,19 @@ def _pole(value: Any) -> Any:
 
 
 PoleField = Annotated[Pole, BeforeValidator(_pole), PlainSerializer(str)]
+Real = Annotated[float, Strict()]
+"""A number, as YAML writes it: neither a text nor a boolean."""
+
+Whole = Annotated[int, Strict()]
+"""A whole number, likewise."""
+
 Device = str
 Dtype = Literal["float32", "bfloat16", "float16"]
-Strengths = Annotated[tuple[float, ...], Field(min_length=1)]
+Strengths = Annotated[tuple[Real, ...], Field(min_length=1)]
+
+
+MATCHED = " (matched at "
+"""What follows an intervention's label in the results of a comparison."""
 
 
 class TermSpec(Recipe):
@@ -29,7 +39,7 @@ class TermSpec(Recipe):
 
     delta: LocalPath | None = None
     tuned: ModelRef | None = None
-    alpha: float
+    alpha: Real
     label: str = ""
 
     @property
@@ -57,8 +67,8 @@ class MergeRecipe(Recipe):
 
     base: ModelRef
     method: str = "task_arithmetic"
-    options: dict[str, float | int | str | bool] = Field(default_factory=dict)
-    seed: int = 0
+    options: dict[str, Real | Whole | str | bool] = Field(default_factory=dict)
+    seed: Whole = 0
     terms: tuple[TermSpec, ...] = Field(min_length=1)
     output: OutputSpec = OutputSpec()
 
@@ -75,8 +85,8 @@ class DataSpec(Recipe):
     format: Literal["statements", "big5chat", "chats"] = "statements"
     pole: PoleField | None = None
     part: Literal["train", "held_out", "all"] = "train"
-    held_out: float = Field(default=0.2, ge=0.0, lt=1.0)
-    limit: int | None = Field(default=None, ge=1)
+    held_out: Real = Field(default=0.2, ge=0.0, lt=1.0)
+    limit: Whole | None = Field(default=None, ge=1)
     questions: tuple[str, ...] = ("What kind of person are you?",)
     system: str | None = None
 
@@ -90,9 +100,9 @@ class DataSpec(Recipe):
 class LoraSpec(Recipe):
     """LoRA, as PEFT names it; rank 32 and alpha 64 are those of Persona Vectors."""
 
-    rank: int = Field(default=32, ge=1)
-    alpha: float = Field(default=64.0, gt=0)
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    rank: Whole = Field(default=32, ge=1)
+    alpha: Real = Field(default=64.0, gt=0)
+    dropout: Real = Field(default=0.0, ge=0.0, lt=1.0)
     target_modules: str | tuple[str, ...] = "all-linear"
 
 
@@ -100,14 +110,14 @@ class SftSpec(Recipe):
     """Supervised fine-tuning; ``lora: null`` trains every weight."""
 
     lora: LoraSpec | None = None
-    epochs: float = Field(default=1.0, gt=0)
-    learning_rate: float = Field(default=1e-5, gt=0)
-    batch_size: int = Field(default=16, ge=1)
-    gradient_accumulation: int = Field(default=1, ge=1)
-    max_length: int = Field(default=1024, ge=8)
+    epochs: Real = Field(default=1.0, gt=0)
+    learning_rate: Real = Field(default=1e-5, gt=0)
+    batch_size: Whole = Field(default=16, ge=1)
+    gradient_accumulation: Whole = Field(default=1, ge=1)
+    max_length: Whole = Field(default=1024, ge=8)
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: int = Field(default=0, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: Whole = Field(default=0, ge=0)
+    weight_decay: Real = Field(default=0.0, ge=0)
     dtype: Dtype = "float32"
     mixed_precision: Literal["no", "bfloat16"] = "no"
     gradient_checkpointing: bool = False
@@ -120,7 +130,7 @@ class TrainRecipe(Recipe):
     pole: PoleField
     data: DataSpec
     sft: SftSpec = SftSpec()
-    seed: int = 0
+    seed: Whole = 0
     device: Device = "auto"
 
 
@@ -131,8 +141,8 @@ class SteerRecipe(Recipe):
     pole: PoleField
     positive: DataSpec
     negative: DataSpec
-    layers: tuple[int, ...] | None = None
-    batch_size: int = Field(default=16, ge=1)
+    layers: tuple[Whole, ...] | None = None
+    batch_size: Whole = Field(default=16, ge=1)
     dtype: Dtype = "float32"
     device: Device = "auto"
 
@@ -140,11 +150,11 @@ class SteerRecipe(Recipe):
 class GenerationSpec(Recipe):
     """How answers are drawn; temperature 0.6 and 5 samples are those of Personality Vector."""
 
-    max_new_tokens: int = Field(default=64, ge=1)
-    temperature: float = Field(default=0.6, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    batch_size: int = Field(default=32, ge=1)
-    samples: int = Field(default=1, ge=1)
+    max_new_tokens: Whole = Field(default=64, ge=1)
+    temperature: Real = Field(default=0.6, ge=0)
+    top_p: Real = Field(default=1.0, gt=0, le=1)
+    batch_size: Whole = Field(default=32, ge=1)
+    samples: Whole = Field(default=1, ge=1)
 
 
 class MeasureSpec(Recipe):
@@ -156,8 +166,8 @@ class MeasureSpec(Recipe):
 
     traits: tuple[Trait, ...] = Field(min_length=1)
     statements: LocalPath
-    held_out: float = Field(default=0.2, gt=0.0, lt=1.0)
-    limit: int | None = Field(default=None, ge=1)
+    held_out: Real = Field(default=0.2, gt=0.0, lt=1.0)
+    limit: Whole | None = Field(default=None, ge=1)
     question: str = "What kind of person are you?"
     instrument: LocalPath | None = None
     generation: GenerationSpec = GenerationSpec()
@@ -172,12 +182,14 @@ class InterventionSpec(Recipe):
     tuned: ModelRef | None = None
     terms: tuple[TermSpec, ...] = ()
     vector: LocalPath | None = None
-    layers: tuple[int, ...] = ()
+    layers: tuple[Whole, ...] = ()
     prompt: PoleField | None = None
     strengths: Strengths | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> "InterventionSpec":
+        if self.label == "base" or MATCHED in self.label or not self.label.strip():
+            raise ValueError(f"the label {self.label!r} is taken; results use it for themselves")
         given = [self.delta, self.tuned, self.terms or None, self.vector, self.prompt]
         if sum(kind is not None for kind in given) != 1:
             raise ValueError("give exactly one of delta, tuned, terms, vector or prompt")
@@ -191,7 +203,7 @@ class EvalRecipe(Recipe):
 
     model: ModelRef
     measure: MeasureSpec
-    seed: int = 0
+    seed: Whole = 0
     dtype: Dtype = "float32"
     device: Device = "auto"
 
@@ -203,7 +215,7 @@ class SweepRecipe(Recipe):
     interventions: tuple[InterventionSpec, ...] = Field(min_length=1)
     strengths: Strengths
     measure: MeasureSpec
-    seed: int = 0
+    seed: Whole = 0
     dtype: Dtype = "float32"
     device: Device = "auto"
 
@@ -219,7 +231,7 @@ class CompareRecipe(SweepRecipe):
     """A sweep, then the strengths at which the interventions move ``pole`` equally far."""
 
     pole: PoleField
-    points: int = Field(default=4, ge=1)
+    points: Whole = Field(default=4, ge=1)
 
     @model_validator(mode="after")
     def _measured(self) -> "CompareRecipe":

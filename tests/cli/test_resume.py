@@ -8,8 +8,6 @@ from personality_vector.results import Results
 from personality_vector.steering import SteeringVector
 from personality_vector.traits import Pole
 
-CHANGED = pytest.mark.xfail(strict=True, reason="spec_of fingerprints the base alone")
-
 
 @pytest.fixture
 def measured(monkeypatch):
@@ -69,7 +67,6 @@ def test_a_folder_of_something_else_is_refused(short, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.xfail(strict=True, reason="old results are deleted before the recipe is checked")
 @pytest.mark.parametrize("wrong", ["base=/no/such/base", "interventions.0.tuned=/no/such/model"])
 def test_force_keeps_old_results_until_the_new_run_can_start(short, tmp_path, wrong):
     assert short().code == 0
@@ -78,7 +75,6 @@ def test_force_keeps_old_results_until_the_new_run_can_start(short, tmp_path, wr
         assert len(results.frame("cells")) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="with --force a sweep writes into any folder")
 def test_force_never_writes_into_a_folder_of_something_else(short, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "report.html").write_text("mine")
@@ -86,7 +82,6 @@ def test_force_never_writes_into_a_folder_of_something_else(short, tmp_path):
     assert (tmp_path / "run" / "report.html").read_text() == "mine"
 
 
-@CHANGED
 def test_a_retrained_intervention_at_the_same_path_is_another_run(short, pico_tuned, tmp_path):
     link = tmp_path / "tuned"
     link.symlink_to(pico_tuned("llama"))
@@ -97,7 +92,6 @@ def test_a_retrained_intervention_at_the_same_path_is_another_run(short, pico_tu
     assert short(change).code == 1
 
 
-@CHANGED
 def test_other_statements_at_the_same_path_are_another_run(short, lab, tmp_path):
     file = tmp_path / "statements.jsonl"
     text = (lab.folder / "statements.jsonl").read_text()

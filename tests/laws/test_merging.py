@@ -284,7 +284,6 @@ def large(tmp_path):
     return tmp_path / "base", tmp_path / "tuned"
 
 
-@pytest.mark.xfail(strict=True, reason="sums of realised alpha and norms vary with the threads")
 def test_the_manifest_does_not_depend_on_threads(large, tmp_path):
     manifests = []
     for threads in (1, 2, 5):

@@ -68,7 +68,6 @@ def test_same_dtype_copies_the_config_as_it_is(pico, pico_tuned, tmp_path):
     assert (tmp_path / "out/config.json").read_bytes() == (pico("phi") / "config.json").read_bytes()
 
 
-@pytest.mark.xfail(strict=True, reason="only files of the top folder are copied")
 def test_named_chat_templates_are_carried(toy, tmp_path):
     base, tuned = toy("base", a=torch.ones(2)), toy("tuned", a=torch.zeros(2))
     template = Path("additional_chat_templates") / "tool_use.jinja"

@@ -50,18 +50,18 @@ def test_stochastic_to_another_dtype_is_refused(dtype):
 
 
 @pytest.mark.parametrize(
-    ("value", "dtype", "rounding"),
+    ("value", "dtype", "rounding", "remedy"),
     [
-        (65_520.0, torch.float16, "nearest"),
-        (-1e6, torch.float16, "nearest"),
-        (3.4e38, torch.bfloat16, "nearest"),
-        (float("inf"), torch.float32, "nearest"),
-        (float("nan"), torch.float32, "nearest"),
-        (float("inf"), torch.bfloat16, "stochastic"),
+        (65_520.0, torch.float16, "nearest", "output.dtype: float32"),
+        (-1e6, torch.float16, "nearest", "output.dtype: float32"),
+        (3.4e38, torch.bfloat16, "nearest", "output.dtype: float32"),
+        (float("inf"), torch.float32, "nearest", "lower alpha"),
+        (float("nan"), torch.float32, "nearest", "lower alpha"),
+        (float("inf"), torch.bfloat16, "stochastic", "lower alpha"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_a_remedy(value, dtype, rounding):
-    with pytest.raises(NonFiniteError, match=f"does not fit {dtype}.*float32"):
+def test_what_does_not_fit_is_refused_with_a_remedy(value, dtype, rounding, remedy):
+    with pytest.raises(NonFiniteError, match=f"does not fit {dtype}; .*{remedy}"):
         round_to(torch.tensor([1.0, value]), dtype, rounding, KEY)
 
 
