@@ -22,9 +22,15 @@ def diff(
 ) -> None:
     """Save the delta TUNED - BASE."""
     from personality_vector.checkpoint import Checkpoint
-    from personality_vector.delta import open_delta, with_pole
+    from personality_vector.delta import Delta
+    from personality_vector.delta.lora import is_adapter
+    from personality_vector.delta.provenance import trained_pole
 
-    delta = with_pole(open_delta(tuned, Checkpoint.open(base)), pole)
+    pole = pole or trained_pole(Path(tuned))
+    if is_adapter(Path(tuned)):
+        delta = Delta.from_lora(tuned, Checkpoint.open(base), pole=pole)
+    else:
+        delta = Delta.between(base, tuned, pole=pole)
     delta.save(out, dtype=dtype, force=force)
     result = {
         "out": str(out),

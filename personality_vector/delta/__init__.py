@@ -1,6 +1,6 @@
 """Deltas: fine-tuned minus base, tensor by tensor, and their algebra."""
 
-from personality_vector.delta.delta import Delta, combine, with_pole
+from personality_vector.delta.delta import Delta, combine
 from personality_vector.delta.opening import open_delta
 
-__all__ = ["Delta", "combine", "open_delta", "with_pole"]
+__all__ = ["Delta", "combine", "open_delta"]

@@ -235,11 +235,6 @@ class Delta:
             )
 
 
-def with_pole(delta: Delta, pole: str | None) -> Delta:
-    """Return ``delta`` as the personality vector of ``pole``, and labelled so; or as it is."""
-    return replace(delta, pole=Pole.parse(pole), label=pole) if pole else delta
-
-
 def combine(terms: Sequence[tuple[Delta, float]], label: str = "") -> Delta:
     """Return ``sum of alpha_i * delta_i`` as one delta.
 

@@ -11,14 +11,13 @@ from torch import Tensor
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.checkpoint.header import read_header
 from personality_vector.checkpoint.reader import read_json
+from personality_vector.delta.provenance import require_trained_on
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import (
-    BaseMismatchError,
     CheckpointError,
     TensorMismatchError,
     some,
 )
-from personality_vector.manifest import MANIFEST
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -94,7 +93,7 @@ def open_adapter(path: Path, base: Checkpoint) -> Adapter:
     """
     config = read_json(path / _CONFIG)
     _require_plain(path, config)
-    _require_base(path, base)
+    require_trained_on(path, base)
     factors = Checkpoint(path, read_header(path / _WEIGHTS))
     modules = _modules(path, factors)
     adapter = Adapter(
@@ -119,17 +118,6 @@ def adapter_base(path: Path) -> str:
     if not isinstance(name, str) or not name:
         raise CheckpointError(f"{path / _CONFIG}: names no base_model_name_or_path; pass the base")
     return name
-
-
-def _require_base(path: Path, base: Checkpoint) -> None:
-    """Compare bases by content where our own manifest recorded it; PEFT records only a name."""
-    if not (path / MANIFEST).is_file():
-        return
-    trained_on = read_json(path / MANIFEST).get("base", {}).get("fingerprint")
-    if trained_on not in (None, base.fingerprint.digest):
-        raise BaseMismatchError(
-            f"{path}: was trained on base {trained_on[:12]}, but {base.path} is {base.fingerprint}"
-        )
 
 
 def _require_plain(path: Path, config: dict[str, Any]) -> None:

@@ -4,12 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.reader import read_json
 from personality_vector.delta.delta import Delta
 from personality_vector.delta.lora import is_adapter
+from personality_vector.delta.provenance import (
+    require_related,
+    require_trained_on,
+    trained_pole,
+)
 from personality_vector.delta.storage import is_saved_delta
 from personality_vector.errors import BaseMismatchError
-from personality_vector.manifest import MANIFEST
 
 
 def open_delta(where: str | Path | Delta, base: Checkpoint, *, label: str = "") -> Delta:
@@ -35,12 +38,8 @@ def _open(where: str | Path, base: Checkpoint) -> Delta:
         return Delta.load(path)
     if is_adapter(path):
         return Delta.from_lora(path, base, pole=trained_pole(path))
-    return Delta.between(base, where, pole=trained_pole(path))
-
-
-def trained_pole(path: Path) -> str | None:
-    """Return the pole that our own manifest says a model was fine-tuned on."""
-    if not (path / MANIFEST).is_file():
-        return None
-    manifest = read_json(path / MANIFEST)
-    return manifest.get("pole") if manifest.get("kind") == "train" else None
+    tuned = Checkpoint.open(where)
+    require_trained_on(tuned.path, base)
+    delta = Delta.between(base, tuned, pole=trained_pole(tuned.path))
+    require_related(tuned, base)
+    return delta

@@ -1,0 +1,63 @@
+"""What our own manifest says about a fine-tune, and whether a model can be one of this base."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from personality_vector.checkpoint import Checkpoint
+from personality_vector.checkpoint.reader import read_json
+from personality_vector.errors import BaseMismatchError
+from personality_vector.manifest import MANIFEST
+
+_MOST_RATIO = 1.2
+"""Of the norms of delta and base. A fine-tune has 0.001 to 0.3, two unrelated models 1.4."""
+
+_SAMPLED = 8
+
+
+def trained_pole(path: Path) -> str | None:
+    """Return the pole that a model of ours was fine-tuned on."""
+    return _trained(path).get("pole")
+
+
+def require_trained_on(path: Path, base: Checkpoint) -> None:
+    """Check the base that our manifest recorded by content, where there is one.
+
+    Raises:
+        BaseMismatchError: It is another one.
+    """
+    trained_on = _trained(path).get("base", {}).get("fingerprint")
+    if trained_on not in (None, base.fingerprint.digest):
+        raise BaseMismatchError(
+            f"{path}: was trained on base {trained_on[:12]}, but {base.path} is {base.fingerprint}"
+        )
+
+
+def require_related(tuned: Checkpoint, base: Checkpoint) -> None:
+    """Check on a few matrices that ``tuned`` can be a fine-tune of ``base`` at all.
+
+    Raises:
+        BaseMismatchError: The models are farther apart than the base is from zero.
+    """
+    matrices = [name for name in base.names if len(base.entries[name].shape) == 2]
+    chosen = matrices[:: max(1, len(matrices) // _SAMPLED)]
+    ratios = [_ratio(base, tuned, name) for name in chosen]
+    if ratios and statistics.median(ratios) > _MOST_RATIO:
+        raise BaseMismatchError(
+            f"{tuned.path}: is not a fine-tune of {base.path}: the norm of their difference is "
+            f"{statistics.median(ratios):.1f} times that of the base; if it is one all the same, "
+            "save the delta with `pvec diff` and merge that"
+        )
+
+
+def _ratio(base: Checkpoint, tuned: Checkpoint, name: str) -> float:
+    start = base[name].float()
+    length = float(start.norm())
+    return float((tuned[name].float() - start).norm()) / length if length else 0.0
+
+
+def _trained(path: Path) -> dict[str, Any]:
+    if not (path / MANIFEST).is_file():
+        return {}
+    manifest = read_json(path / MANIFEST)
+    return manifest if manifest.get("kind") == "train" else {}
