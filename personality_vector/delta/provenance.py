@@ -6,6 +6,7 @@ from typing import Any
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.checkpoint.reader import read_json
+from personality_vector.delta.sources import require_finite
 from personality_vector.errors import BaseMismatchError
 from personality_vector.manifest import MANIFEST
 
@@ -51,9 +52,10 @@ def require_related(tuned: Checkpoint, base: Checkpoint) -> None:
 
 
 def _ratio(base: Checkpoint, tuned: Checkpoint, name: str) -> float:
-    start = base[name].float()
+    start = require_finite(base, name).float()
     length = float(start.norm())
-    return float((tuned[name].float() - start).norm()) / length if length else 0.0
+    change = require_finite(tuned, name).float() - start
+    return float(change.norm()) / length if length else 0.0
 
 
 def _trained(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.delta import Delta, combine, open_delta, with_pole
+from personality_vector.delta import Delta, combine, open_delta
 from personality_vector.errors import (
     BaseMismatchError,
     CheckpointError,
@@ -32,9 +32,6 @@ def test_labels_and_poles(pico, pico_tuned):
     named = Delta.between(base, tuned, pole="openness:low")
     assert (named.label, named.pole) == ("openness:low", Pole("openness", "low"))
     assert Delta.between(base, tuned, pole="openness:low", label="x").label == "x"
-    given = with_pole(Delta.between(base, tuned), "openness:low")
-    assert (given.label, given.pole) == (named.label, named.pole)
-    assert with_pole(named, None) == named
 
 
 def test_identity_is_of_the_content_and_not_of_the_path(pico, pico_tuned, tmp_path):

@@ -160,7 +160,7 @@ def test_an_incomplete_adapter_is_refused_by_file(pico, adapter, name):
 
 def test_an_adapter_whose_manifest_names_another_base_is_refused(pico, pico_tuned, adapter):
     path, base = adapter(), Checkpoint.open(pico("llama"))
-    manifest = {"base": {"fingerprint": base.fingerprint.digest}}
+    manifest = {"kind": "train", "base": {"fingerprint": base.fingerprint.digest}}
     (path / "MANIFEST.json").write_text(json.dumps(manifest))
     assert Delta.from_lora(path, base).names
     with pytest.raises(BaseMismatchError, match="was trained on base"):

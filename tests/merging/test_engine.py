@@ -194,8 +194,8 @@ def test_force_replaces_a_merge_of_ours(toy, tmp_path):
 def test_a_disk_too_small_is_refused_before_weights_are_read(toy, tmp_path, monkeypatch):
     base, tuned = toy("base", a=A), toy("tuned", a=A + 1)
     monkeypatch.setattr(engine.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
-    monkeypatch.setattr(Checkpoint, "__getitem__", lambda *_: pytest.fail("read"))
     plan = engine.plan_merge(base, [(tuned, 0.5)], "dare", {}, 0, Output())
+    monkeypatch.setattr(Checkpoint, "__getitem__", lambda *_: pytest.fail("read"))
     with pytest.raises(StorageError, match="cannot be written"):
         write_merge(plan, tmp_path / "out")
     assert not (tmp_path / "out").exists()
