@@ -138,7 +138,7 @@ def test_a_fault_is_named_and_leaves_no_output(toy, tmp_path, name):
         merge(paths["base"], terms, out=tmp_path / "out", **(fault.given or {}))
     assert fault.said in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == {"base", "tuned"}
-    if name.startswith(("nan", "inf", "overflow")):
+    if name.startswith("overflow"):
         assert any(note.startswith("while at tensor ") for note in caught.value.__notes__)
 
 
