@@ -1,0 +1,47 @@
+"""On a small real model the trait follows alpha, measured on statements held out from training."""
+
+from pathlib import Path
+
+import pytest
+
+from personality_vector.finetuning import train
+from personality_vector.recipes import SweepRecipe, TrainRecipe
+from personality_vector.sweep import BASE, correlation, sweep
+from personality_vector.traits import Pole
+
+ALPHAS = [round(0.1 * step, 1) for step in range(1, 21)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pole", ["extraversion:high", "conscientiousness:low"])
+def test_the_probe_follows_alpha_crosses_the_base_and_extrapolates(shared, tmp_path, pole):
+    trait, sign = Pole.parse(pole).trait, Pole.parse(pole).sign
+    base, statements = str(shared / "models/persona-tiny"), str(shared / "data/big5_statements")
+    recipe = {
+        "base": base,
+        "pole": pole,
+        "data": {"source": statements},
+        "sft": {"learning_rate": 3e-4, "epochs": 3, "batch_size": 16, "scheduler": "constant"},
+    }
+    train(TrainRecipe.parse(recipe, origin="test", folder=Path.cwd()), tmp_path / "tuned")
+    measured = {
+        "base": base,
+        "interventions": [{"label": pole, "tuned": str(tmp_path / "tuned")}],
+        "strengths": [-1.0, *ALPHAS],
+        "measure": {
+            "traits": [trait],
+            "statements": statements,
+            "limit": 50,
+            "side_effects": False,
+            "generation": {"max_new_tokens": 8},
+        },
+    }
+    kind = SweepRecipe.parse(measured, origin="test", folder=Path.cwd())
+    with sweep(kind, tmp_path / "sweep") as results:
+        probe = results.frame("measures").query("measure == 'probe'")
+    value = probe.set_index(["intervention", "strength"])["value"]
+    found = correlation(ALPHAS, [float(value[pole, alpha]) for alpha in ALPHAS])
+    assert sign * found["spearman"] >= 0.99
+    assert sign * found["pearson"] >= 0.95
+    assert sign * (value[pole, -1.0] - value[BASE, 0.0]) < 0
+    assert sign * (value[pole, 2.0] - value[pole, 1.0]) > 0
