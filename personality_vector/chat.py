@@ -204,7 +204,11 @@ def _generate(
         attention_mask=prompts["attention_mask"],
         max_new_tokens=generation.max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
+        # A model's own generation_config may set these; they would be hidden settings.
         top_k=None,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
         **sampling,
     )
     new = tokens[:, prompts["input_ids"].shape[1] :]

@@ -13,7 +13,7 @@ from personality_vector.intervention import Prompted
 from personality_vector.progress import progress
 from personality_vector.recipes import MATCHED, CompareRecipe
 from personality_vector.results import Measure, Results
-from personality_vector.sweep import BASE, Bench, labels_of, measure_cells, open_results, prepare
+from personality_vector.sweep import BASE, Bench, labels_of, measure_cells, prepare, running
 from personality_vector.traits import Pole
 
 SIDE_EFFECTS = ("kl_to_base", "perplexity", "distinct_2", "words")
@@ -45,15 +45,11 @@ def compare(recipe: CompareRecipe, out: Path, *, force: bool = False) -> Results
         OutputExistsError: ``out`` holds the results of another recipe.
         BaseMismatchError: An intervention belongs to another base.
     """
-    results = open_results(recipe, out, force=force)
-    try:
+    with running(recipe, out, force=force) as results:
         bench = prepare(recipe)
         measure_cells(bench, results)
         for match in progress(find_matches(bench, results, recipe), "compare"):
             _measure_match(bench, results, recipe.pole, match)
-    except BaseException:
-        results.close()
-        raise
     return results
 
 
@@ -117,8 +113,8 @@ def _measure_match(bench: Bench, results: Results, pole: Pole, match: Match) -> 
 def matched_effect(results: Results, pole: Pole) -> pd.DataFrame:
     """Return one row per target and intervention: the effect, and what it costs.
 
-    Columns: ``target, intervention, strength, shift`` (probe, towards the pole), ``judge`` (shift
-    of the judge's mean towards the pole, 1-5 scale), ``off_target`` (mean absolute shift of the
+    Columns: ``target, intervention, strength, shift`` (probe, towards the pole), ``judge_shift``
+    (of the judge's mean towards the pole, 1-5 scale), ``off_target`` (mean absolute shift of the
     other traits' probes) and the side effects.
     """
     frame = results.frame("measures")
@@ -134,7 +130,7 @@ def matched_effect(results: Results, pole: Pole) -> pd.DataFrame:
                 "intervention": str(label).partition(MATCHED)[0],
                 "strength": strength,
                 "shift": pole.sign * (value - base)[(pole.trait, "probe")],
-                "judge": pole.sign * (value - base)[(pole.trait, "judge")],
+                "judge_shift": pole.sign * (value - base)[(pole.trait, "judge")],
                 "off_target": off_target.get((label, strength), float("nan")),
             }
             | {name: value.get(("", name), float("nan")) for name in SIDE_EFFECTS}

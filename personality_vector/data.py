@@ -73,7 +73,9 @@ def _from_chats(spec: DataSpec) -> list[Chat]:
             raise DataError(
                 f"{place}: needs prompt and completion, lists of {{role, content}} messages"
             )
-        if not messages or messages[-1]["role"] != "assistant":
+        if not parts[0] or not messages or not messages[-1]["content"].strip():
+            raise DataError(f"{place}: the prompt or the completion is empty")
+        if messages[-1]["role"] != "assistant":
             raise DataError(f"{place}: the completion must end with a message of the assistant")
         if _selected(spec, json.dumps(parts[0])):
             chats.append(messages)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -20,6 +20,7 @@ from personality_vector.errors import (
     blame,
     some,
 )
+from personality_vector.merging.rounding import Realised
 from personality_vector.steering import SteeringVector, resolve_layers, steered
 from personality_vector.traits import Pole
 
@@ -58,6 +59,8 @@ class WeightEdit:
 
     delta: Delta
     label: str = ""
+    realised: Realised = field(default_factory=Realised, compare=False)
+    """Of the last edit: the share of the ideal change that survived the parameters' dtype."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.delta.label)
@@ -79,11 +82,12 @@ class WeightEdit:
         parameters = _edited_parameters(model, self.delta)
         saved: dict[str, Tensor] = {}
         try:
+            self.realised.reset()
             if strength != 0:
                 for name, parameter in parameters.items():
                     with blame(tensor=name, alpha=strength):
                         saved[name] = parameter.detach().clone()
-                        _add(parameter, self.delta[name], strength)
+                        _add(parameter, self.delta[name], strength, self.realised)
             yield identity
         finally:
             with torch.no_grad():
@@ -205,14 +209,15 @@ def _require_finite(label: str, strength: float) -> None:
 
 
 @torch.no_grad()
-def _add(parameter: Tensor, delta: Tensor, strength: float) -> None:
+def _add(parameter: Tensor, delta: Tensor, strength: float, realised: Realised) -> None:
     """Write ``parameter + strength * delta``, computed in float32 and rounded once."""
-    edited = strength * delta.to(parameter.device)
-    edited += parameter
-    parameter.copy_(edited)
+    change = strength * delta.to(parameter.device)
+    before = parameter.detach().float()
+    parameter.copy_(before + change)
     low, high = torch.aminmax(parameter)
     if not bool(torch.isfinite(low) & torch.isfinite(high)):
         raise NonFiniteError(f"the edited weights would hold NaN or infinity in {parameter.dtype}")
+    realised.add(change, parameter.float() - before)
 
 
 def _edited_parameters(model: nn.Module, delta: Delta) -> dict[str, Tensor]:

@@ -36,6 +36,14 @@ def recipes() -> dict[str, Path]:
     return {path.relative_to(lab).with_suffix("").as_posix(): path for path in found}
 
 
+def folder_of(name: str) -> Path | None:
+    """Return where the relative paths of a recipe start, if not in its own folder.
+
+    A shipped recipe that is called by name acts as if its folder lay in the working directory.
+    """
+    return None if Path(name).is_file() else Path.cwd() / Path(name).parent
+
+
 def find_recipe(name: str) -> Path:
     """Return the file of a user's recipe, or of the shipped one called ``name``.
 

@@ -107,7 +107,13 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def resolve_device(name: str) -> str:
-    """Return ``name``, where ``auto`` is ``cuda`` if there is one and else ``cpu``."""
+    """Return ``name``, where ``auto`` is ``cuda`` if there is one and else ``cpu``.
+
+    Raises:
+        ModelError: There is no such device.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"device {name}: this torch sees no CUDA device; use auto or cpu")
     return name

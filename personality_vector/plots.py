@@ -44,9 +44,12 @@ def dose_response_figure(*runs: Results) -> "Figure":
         frame = run.frame("measures")
         for row, measure in enumerate(("probe", "judge")):
             part = frame[(frame["trait"] == trait) & (frame["measure"] == measure)]
-            _dose(axes[row][column], part, labels_of(run))
+            # Alpha, coefficient and grade of a prompt have different units.
+            _dose(axes[row][column], part, labels_of(run), in_units="pole" not in run.spec)
         axes[0][column].set_title(trait)
-        axes[1][column].set_xlabel("strength (alpha or coefficient)")
+        axes[1][column].set_ylim(0.9, 5.1)
+        unit = "share of its own grid" if "pole" in run.spec else "alpha or coefficient"
+        axes[1][column].set_xlabel(f"strength ({unit})")
         if len(runs) > 1:
             axes[0][column].legend(fontsize=7)
     axes[0][0].set_ylabel("log-likelihood, high - low\n(nats per token)")
@@ -56,7 +59,9 @@ def dose_response_figure(*runs: Results) -> "Figure":
     return figure
 
 
-def _dose(axes: "Axes", frame: pd.DataFrame, labels: Sequence[str]) -> None:
+def _dose(
+    axes: "Axes", frame: pd.DataFrame, labels: Sequence[str], *, in_units: bool = True
+) -> None:
     base = frame[frame["intervention"] == BASE]
     axes.axhline(float(base["value"].iloc[0]), color="grey", linestyle="--", linewidth=1)
     for index, label in enumerate(labels):
@@ -64,6 +69,8 @@ def _dose(axes: "Axes", frame: pd.DataFrame, labels: Sequence[str]) -> None:
         own = frame[(frame["intervention"] == label) & (frame["strength"] != 0.0)]
         curve = pd.concat([own, base]).dropna(subset=["value"]).sort_values("strength")
         is_judge = bool((curve["measure"] == "judge").all())
+        if not in_units:
+            curve["strength"] /= curve["strength"].abs().max()
         axes.errorbar(
             curve["strength"],
             curve["value"],
@@ -82,7 +89,11 @@ def _mark_unscored(axes: "Axes", curve: pd.DataFrame) -> None:
     ):
         if unscored:
             axes.annotate(
-                f"{unscored} unscored", (strength, value), fontsize=6, rotation=45, color="grey"
+                f"{unscored} unscored",
+                (strength, value),
+                xytext=(4, 6),
+                textcoords="offset points",
+                fontsize=6,
             )
 
 
@@ -90,7 +101,7 @@ def pareto_figure(results: Results, pole: Pole) -> "Figure":
     """Draw what each intervention costs for its effect; nearer to the lower right is better.
 
     Effect: shift of the probe towards ``pole``. Costs: divergence from the base on the base's own
-    replies, and the mean absolute shift of the other traits.
+    replies, and the mean absolute shift of the other traits. Each point carries its strength.
     """
     costs = {"KL(base || edited)\n(nats per token)": divergences(results)}
     if len(results.spec["measure"]["traits"]) > 1:
@@ -103,6 +114,11 @@ def pareto_figure(results: Results, pole: Pole) -> "Figure":
             # From the base, where both effect and cost are zero.
             outwards = [0.0, *(point.shift for point in points)]
             panel.plot(outwards, [0.0, *values], label=label, **_line(index))
+            for point, value in zip(points, values, strict=True):
+                place = (point.shift, value)
+                panel.annotate(
+                    f"{point.strength:g}", place, (3, 3), textcoords="offset points", fontsize=6
+                )
         panel.set_ylabel(name)
         panel.set_xlabel(f"shift of the probe towards\n{pole} (nats per token)")
     _legend(figure, axes[0][0])

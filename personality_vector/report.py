@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from personality_vector.compare import matched_effect
 from personality_vector.plots import dose_response_figure, pareto_figure, save_figure, svg_of
 from personality_vector.recipes import MATCHED
@@ -12,6 +14,17 @@ from personality_vector.results import Results
 from personality_vector.sweep import BASE, dose_response, labels_of
 from personality_vector.tables import Column, table_of
 from personality_vector.traits import Pole
+
+_MEASURES = (
+    "Probe: mean log-likelihood per token of held-out high-pole statements minus low-pole ones, in "
+    "nats. Judge: mean score of generated answers by a text classifier, 1 (low) to 5 (high)."
+)
+
+_SIDE_EFFECTS = (
+    "Of the generated answers: words each, share of distinct word pairs, share that is word for "
+    "word a statement of the training part. Of the base's own answers under the edited model: KL "
+    "to the base in nats per token, perplexity. Realised: share of a weight edit that its dtype kept."
+)
 
 _SHOWN = 3
 """Answers shown per strength."""
@@ -76,15 +89,17 @@ def _subtitle(results: Results) -> str:
 
 def _swept(results: Results, folder: Path) -> list[Section]:
     if not labels_of(results):
-        return []
+        measures = results.frame("measures")
+        shown = measures[measures["measure"].isin(["probe", "judge"])]
+        plain = shown.drop(columns=["intervention", "strength"])
+        return [Section("Measured", _MEASURES, "", *table_of(plain))]
     figure, frame = dose_response_figure(results), dose_response(results)
     save_figure(figure, folder, "dose_response")
     frame.to_csv(folder / "dose_response.csv", index=False)
     return [
         Section(
             "Dose and response",
-            "Probe: mean log-likelihood per token of held-out high-pole statements minus low-pole "
-            "ones. Judge: a text classifier's score of generated answers. Dashed: the base.",
+            f"{_MEASURES} Dashed: the base. Bars: 95 % interval of the judge's mean.",
             _markup(svg_of(figure)),
         ),
         Section("How closely the trait follows the strength", "", "", *table_of(frame)),
@@ -106,26 +121,36 @@ def _compared(results: Results, folder: Path) -> list[Section]:
         ),
         Section(
             "At matched effect",
-            "Each row is an intervention at the strength that moves the probe by the target.",
+            _matched_text(frame),
             "",
             *table_of(frame),
         ),
     ]
 
 
+def _matched_text(frame: pd.DataFrame) -> str:
+    if frame.empty:
+        return (
+            "No strength in the grids moves the probe towards this pole; give strengths of the "
+            "other sign, or larger ones."
+        )
+    return (
+        "Each row is an intervention at the strength that moves the probe by the target; a prompt, "
+        "which has no strengths in between, at its nearest grade. Shift, judge shift and off "
+        "target are changes against the base, the rest is as measured."
+    )
+
+
 def _side(results: Results) -> Section:
     measures = results.frame("measures")
     is_matched = measures["intervention"].str.contains(MATCHED, regex=False)
     plain = measures[(measures["trait"] == "") & ~is_matched]
-    wide = plain.pivot_table(
-        index=["intervention", "strength"], columns="measure", values="value"
-    ).reset_index()
-    return Section(
-        "Side effects",
-        "Words and distinct bigrams are of the generated answers.",
-        "",
-        *table_of(wide),
+    wide = plain.pivot_table(index=["intervention", "strength"], columns="measure", values="value")
+    order = {label: index for index, label in enumerate([BASE, *labels_of(results)])}
+    rows = wide.reset_index().sort_values(
+        ["intervention", "strength"], key=lambda c: c.map(order) if c.name == "intervention" else c
     )
+    return Section("Side effects", _SIDE_EFFECTS, "", *table_of(rows))
 
 
 def _judge(results: Results) -> Section:
@@ -134,8 +159,8 @@ def _judge(results: Results) -> Section:
     wide = quality.pivot_table(index="trait", columns="measure", values="value").reset_index()
     return Section(
         "How good the judge is",
-        "On held-out statements. Length alone is a confound: a judge is only as good as its "
-        "distance from it.",
+        "On held-out statements; chance is 0.5. Length only: the accuracy that the number of "
+        "characters alone reaches. The judge learned from the same training part as the vectors.",
         "",
         *table_of(wide),
     )

@@ -4,26 +4,30 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from personality_vector.checkpoint import Checkpoint
+from personality_vector.checkpoint import LOCK, Checkpoint, locked
 from personality_vector.delta import Delta, combine, open_delta
-from personality_vector.errors import BaseMismatchError, DataError, OutputExistsError
-from personality_vector.evaluation.suite import Findings, Suite
+from personality_vector.errors import BaseMismatchError, DataError, ModelError, OutputExistsError
+from personality_vector.evaluation.instruments import read_instrument
+from personality_vector.evaluation.suite import Findings, Suite, require_statements
 from personality_vector.intervention import ActivationSteering, Intervention, Prompted, WeightEdit
 from personality_vector.manifest import MANIFEST, write_manifest
 from personality_vector.models import load_model, load_tokenizer, resolve_device
 from personality_vector.progress import progress
 from personality_vector.recipes import EvalRecipe, InterventionSpec, SweepRecipe
-from personality_vector.results import Results
+from personality_vector.results import Measure, Results
 from personality_vector.steering import SteeringVector
 
 log = logging.getLogger(__name__)
+
+_FILE = "results.sqlite"
 
 BASE = "base"
 """Label of the unedited model in the results."""
@@ -43,8 +47,13 @@ class Bench:
         """Return every measurement of one cell."""
         if label == BASE or strength == 0.0:
             return self.suite(self.model, self.tokenizer)
-        with self.interventions[label].applied(self.model, strength) as edit:
-            return self.suite(self.model, self.tokenizer, edit)
+        intervention = self.interventions[label]
+        with intervention.applied(self.model, strength) as edit:
+            found = self.suite(self.model, self.tokenizer, edit)
+        if isinstance(intervention, WeightEdit):
+            share = Measure("", "realised", intervention.realised.share, None, 1)
+            return Findings(found.answers, [*found.measures, share])
+        return found
 
     def effect(self, label: str, strength: float, trait: str) -> float:
         """Return the likelihood probe of ``trait`` under one intervention."""
@@ -73,12 +82,8 @@ def sweep(recipe: SweepRecipe, out: Path, *, force: bool = False) -> Results:
         OutputExistsError: ``out`` holds the results of another recipe.
         BaseMismatchError: An intervention belongs to another base.
     """
-    results = open_results(recipe, out, force=force)
-    try:
+    with running(recipe, out, force=force) as results:
         measure_cells(prepare(recipe), results)
-    except BaseException:
-        results.close()
-        raise
     return results
 
 
@@ -88,31 +93,58 @@ def evaluate(recipe: EvalRecipe, out: Path, *, force: bool = False) -> Results:
     Raises:
         OutputExistsError: ``out`` holds the results of another recipe.
     """
-    results = open_results(recipe, out, force=force)
-    try:
+    with running(recipe, out, force=force) as results:
         path = Checkpoint.open(recipe.model).path
         model = load_model(path, dtype=recipe.dtype, device=resolve_device(recipe.device))
         tokenizer = load_tokenizer(path)
         alone = recipe.measure.model_copy(update={"side_effects": False})
         suite = Suite.prepare(alone, recipe.seed, model, tokenizer)
         measure_cells(Bench(model, tokenizer, suite, {}, {}), results)
-    except BaseException:
-        results.close()
-        raise
     return results
 
 
-def open_results(recipe: SweepRecipe | EvalRecipe, out: Path, *, force: bool) -> Results:
-    """Open the results of a recipe for resuming, or anew with ``force``.
+@contextmanager
+def running(
+    recipe: SweepRecipe | EvalRecipe, out: Path, *, force: bool = False
+) -> Generator[Results]:
+    """Hold ``out`` for this process and yield its open results; they stay open on success.
+
+    After an error they are closed, and a run that has measured nothing leaves nothing.
+    """
+    spec = spec_of(recipe)  # first, since it opens and checks every input
+    is_new = not out.exists()
+    if not is_new and not (out / _FILE).exists() and {p.name for p in out.iterdir()} - {LOCK}:
+        raise OutputExistsError(f"{out}: exists and holds no results of ours; choose another --out")
+    with locked(out):
+        results = open_results(spec, out, force=force)
+        try:
+            yield results
+        except BaseException:
+            is_empty = results.frame("cells").empty
+            results.close()
+            if is_empty:
+                _remove(out, is_new=is_new)
+            raise
+
+
+def _remove(out: Path, *, is_new: bool) -> None:
+    for file in out.glob("results.sqlite*"):
+        file.unlink()
+    if is_new:
+        (out / LOCK).unlink()
+        out.rmdir()
+
+
+def open_results(spec: Mapping[str, Any], out: Path, *, force: bool) -> Results:
+    """Open the results of a run for resuming, or anew with ``force``.
 
     Raises:
-        OutputExistsError: ``out`` holds another recipe's results, or files that are not ours.
+        OutputExistsError: ``out`` holds another recipe's results.
+        CheckpointError: What lies there under that name is no results file.
     """
-    spec = spec_of(recipe)  # before anything is deleted: it opens and checks every input
-    path = out / "results.sqlite"
-    if out.exists() and not path.exists() and any(out.iterdir()):
-        raise OutputExistsError(f"{out}: exists and holds no results of ours; choose another --out")
-    if force:
+    path = out / _FILE
+    if force and path.exists():
+        Results.reopen(path).close()  # it is ours, or this refuses
         for old in out.glob("results.sqlite*"):
             old.unlink()
     return Results.open(path, spec)
@@ -128,16 +160,38 @@ def spec_of(recipe: SweepRecipe | EvalRecipe) -> dict[str, Any]:
     measure = recipe.measure
     contents = {"base": base.fingerprint.digest, "statements": content_of(measure.statements)}
     if measure.instrument is not None:
+        read_instrument(measure.instrument)
         contents["instrument"] = content_of(measure.instrument)
+    require_statements(measure)
     if isinstance(recipe, SweepRecipe):
         for given in recipe.interventions:
             opened = open_intervention(given, base)
+            require_strengths(given, recipe.strengths, base)
             if isinstance(opened, WeightEdit):
                 contents[given.label] = opened.delta.identity
             elif given.vector is not None:
                 contents[given.label] = content_of(given.vector)
     spec: dict[str, Any] = json.loads(recipe.model_dump_json())
     return spec | {"contents": contents}
+
+
+def require_strengths(given: InterventionSpec, default: Sequence[float], base: Checkpoint) -> None:
+    """Check layers and prompt grades before a model is loaded.
+
+    Raises:
+        RecipeError: A prompt has no such grade.
+        ModelError: The base has no such layer.
+    """
+    for strength in given.strengths or default:
+        if given.prompt is not None:
+            Prompted(given.prompt).sentence(strength)
+    count = base.config.get("text_config", base.config).get("num_hidden_layers")
+    for layer in given.layers:
+        if isinstance(count, int) and not -count <= layer < count:
+            raise ModelError(
+                f"{given.label}: layer {layer} is not one of the {count} decoder blocks of "
+                f"{base.path}, numbered from 0"
+            )
 
 
 def content_of(path: Path) -> str:
@@ -243,8 +297,7 @@ def correlation(strengths: Sequence[float], values: Sequence[float]) -> dict[str
     }
 
 
-def write_run_manifest(results: Results, kind: str) -> None:
-    """Write the manifest of a finished sweep, comparison or evaluation beside its results."""
-    folder = results.path.parent
+def write_run_manifest(folder: Path, spec: Mapping[str, Any], kind: str) -> None:
+    """Write the manifest of a finished run, after its results are closed."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    write_manifest(folder, kind, {"recipe": results.spec, "seed": results.spec["seed"]})
+    write_manifest(folder, kind, {"recipe": spec, "seed": spec["seed"]})

@@ -40,6 +40,9 @@ def print_frame(title: str, frame: pd.DataFrame) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    if frame.empty:
+        sys.stdout.write(f"{title}: nothing; no strength in the grids reaches a common effect\n")
+        return
     rows, columns = table_of(frame)
     table = Table(title=title, title_justify="left", title_style="bold")
     for column in columns:

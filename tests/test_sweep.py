@@ -1,6 +1,7 @@
 """A sweep: which cells it measures, that it resumes, and that the base is left as it was."""
 
 import json
+import sqlite3
 from itertools import product
 
 import pandas as pd
@@ -8,7 +9,14 @@ import pytest
 import torch
 
 from personality_vector import sweep as module
-from personality_vector.errors import DataError, OutputExistsError
+from personality_vector.checkpoint import locked
+from personality_vector.errors import (
+    CheckpointError,
+    DataError,
+    LockedError,
+    OutputExistsError,
+    RecipeError,
+)
 from personality_vector.evaluation.suite import Suite
 from personality_vector.manifest import MANIFEST
 from personality_vector.models import load_model, load_tokenizer
@@ -103,10 +111,11 @@ def test_there_is_a_cell_for_the_base_and_for_each_strength(results):
     assert list(zip(cells["intervention"], cells["strength"], strict=True)) == CELLS
     measures = results.frame("measures")
     each = measures[~measures["measure"].str.startswith("judge_")]
-    kinds = {("", side) for side in ("words", "distinct_2", "kl_to_base", "perplexity")}
+    kinds = {("", side) for side in ("words", "distinct_2", "verbatim", "kl_to_base", "perplexity")}
     kinds |= set(product(TRAITS, ("probe", "judge")))
     for _, cell in each.groupby(["intervention", "strength"]):
-        assert set(zip(cell["trait"], cell["measure"], strict=True)) == kinds
+        found = set(zip(cell["trait"], cell["measure"], strict=True))
+        assert found - {("", "realised")} == kinds
     assert set(measures[measures["measure"] == "judge_accuracy"]["intervention"]) == {BASE}
 
 
@@ -190,7 +199,7 @@ def test_another_recipe_in_the_same_folder_is_refused(results, recipe, done, cha
 
 def test_a_trait_without_statements_is_refused(recipe, tmp_path):
     spec = {**recipe().measure.model_dump(), "traits": ["humour"]}
-    with pytest.raises(DataError, match="no held_out humour high there; it has"):
+    with pytest.raises(DataError, match="no train statements of humour"):
         sweep(recipe(measure=spec), tmp_path / "run")
 
 
@@ -205,7 +214,8 @@ def test_an_evaluation_is_the_base_alone(recipe, results, tmp_path, folder):
         both = own.merge(of_sweep, on=["trait", "measure"])
         assert len(both) == len(own)
         pd.testing.assert_series_equal(both["value_x"], both["value_y"], check_names=False)
-        write_run_manifest(found, "eval")
+        spec = found.spec
+    write_run_manifest(tmp_path, spec, "eval")
     manifest = json.loads((tmp_path / MANIFEST).read_text())
     assert (manifest["kind"], manifest["seed"]) == ("eval", 0)
     assert "results.sqlite" in manifest["files"]
@@ -237,3 +247,41 @@ def test_the_suite_is_the_same_whenever_it_is_prepared(recipe):
     one, two = (Suite.prepare(recipe().measure, 0, model, tokenizer) for _ in range(2))
     assert one(model, tokenizer) == two(model, tokenizer)
     assert one.quality() == two.quality()
+
+
+def test_a_sweep_that_measured_nothing_leaves_nothing(recipe, tmp_path):
+    spec = {**recipe().measure.model_dump(), "traits": ["humour"]}
+    with pytest.raises(DataError):
+        sweep(recipe(measure=spec), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_another_process_holds_is_refused(recipe, tmp_path):
+    with locked(tmp_path / "run"), pytest.raises(LockedError, match="another process"):
+        sweep(recipe(), tmp_path / "run")
+
+
+def test_force_never_deletes_a_database_that_is_not_ours(recipe, tmp_path):
+    (tmp_path / "run").mkdir()
+    theirs = sqlite3.connect(tmp_path / "run" / "results.sqlite")
+    theirs.execute("CREATE TABLE thesis (chapter TEXT)")
+    theirs.commit()
+    theirs.close()
+    with pytest.raises(CheckpointError, match="not one of results"):
+        sweep(recipe(), tmp_path / "run", force=True)
+    with sqlite3.connect(tmp_path / "run" / "results.sqlite") as kept:
+        assert kept.execute("SELECT name FROM sqlite_master").fetchall() == [("thesis",)]
+    kept.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"prompt": "openness:high", "strengths": [9.0]}, RecipeError),
+        ({"prompt": "openness:high", "strengths": [1.0, 1.0]}, RecipeError),
+    ],
+)
+def test_an_impossible_strength_is_refused_before_a_model_is_loaded(recipe, given, error, tmp_path):
+    with pytest.raises(error):
+        sweep(recipe(interventions=[{"label": "x", **given}]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,15 +1,17 @@
 """Checkpoints on disk: a lazy reader, an atomic sharded writer, fingerprints."""
 
-from personality_vector.checkpoint.directory import AtomicDirectory
+from personality_vector.checkpoint.directory import LOCK, AtomicDirectory, locked
 from personality_vector.checkpoint.fingerprint import Fingerprint
 from personality_vector.checkpoint.reader import Checkpoint
 from personality_vector.checkpoint.writer import ShardWriter, TensorPlan, parse_size
 
 __all__ = [
+    "LOCK",
     "AtomicDirectory",
     "Checkpoint",
     "Fingerprint",
     "ShardWriter",
     "TensorPlan",
+    "locked",
     "parse_size",
 ]

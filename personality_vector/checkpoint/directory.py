@@ -6,12 +6,15 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from types import TracebackType
 
 from personality_vector.errors import LockedError, OutputExistsError, StorageError
 from personality_vector.manifest import MANIFEST
+
+LOCK = ".lock"
+"""File in a run's folder that its process holds locked; never deleted, since that is a race."""
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
 _RENAME_EXCHANGE = 2
@@ -85,6 +88,30 @@ class AtomicDirectory:
         else:
             self._partial.rename(self.path)
         _sync(self.path.parent)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Generator[None]:
+    """Hold a folder that is filled over time, such as that of a sweep, for this process alone.
+
+    Raises:
+        LockedError: Another process holds it.
+        StorageError: It cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise LockedError(f"{folder}: is being written by another process") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:

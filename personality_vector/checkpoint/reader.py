@@ -19,6 +19,7 @@ from personality_vector.lab import BUILTIN, builtin
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SUFFIX = ".safetensors"
+_FROM_HUB = ["model*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _TEMPLATES = "additional_chat_templates"
 _SIDE_FILES = (".json", ".jinja", ".txt", ".model", ".md", ".tiktoken")
 _OURS = ("MANIFEST.json", "README.md", _INDEX)
@@ -155,7 +156,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"]))
+        return Path(snapshot_download(name, allow_patterns=_FROM_HUB))
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
@@ -190,6 +191,13 @@ def _read_entries(path: Path) -> dict[str, TensorEntry]:
         return read_header(single)
     if index.is_file():
         return _read_sharded(path, index)
+    if (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{path}: is a LoRA adapter and no whole model; merge it into its base first, with "
+            f"`pvec merge --base BASE --term {path}=1 --out DIR`"
+        )
+    if (path / "results.sqlite").is_file():
+        raise CheckpointError(f"{path}: is a run and no model; see `pvec report {path}`")
     pickles = sorted(file.name for file in path.glob("*.bin"))
     if pickles:
         raise CheckpointError(

@@ -24,19 +24,27 @@ def diff(
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.delta import Delta
     from personality_vector.delta.lora import is_adapter
-    from personality_vector.delta.provenance import trained_pole
+    from personality_vector.delta.provenance import (
+        require_not_swapped,
+        require_trained_on,
+        trained_pole,
+    )
+    from personality_vector.delta.storage import saved_norm
 
-    pole = pole or trained_pole(Path(tuned))
+    start, pole = Checkpoint.open(base), pole or trained_pole(Path(tuned))
     if is_adapter(Path(tuned)):
-        delta = Delta.from_lora(tuned, Checkpoint.open(base), pole=pole)
+        delta = Delta.from_lora(tuned, start, pole=pole)
     else:
-        delta = Delta.between(base, tuned, pole=pole)
+        end = Checkpoint.open(tuned)
+        require_not_swapped(start, end)
+        require_trained_on(end.path, start)
+        delta = Delta.between(start, end, pole=pole)
     delta.save(out, dtype=dtype, force=force)
     result = {
         "out": str(out),
         "pole": str(delta.pole) if delta.pole else None,
         "tensors": len(delta.names),
-        "norm": delta.norm(),
+        "norm": saved_norm(out),
         "base": delta.base.digest,
         "dtype": dtype,
     }

@@ -30,7 +30,8 @@ def _copy(words: list[str]) -> Path:
     if len(words) != 3 or words[0] != "copy":
         raise RecipeError("write `pvec recipes`, or `pvec recipes copy NAME DEST`")
     source, destination = find_recipe(words[1]), Path(words[2])
-    target = destination / source.name if destination.is_dir() else destination
+    is_folder = destination.is_dir() or words[2].endswith("/")
+    target = destination / source.name if is_folder else destination
     if target.exists():
         raise OutputExistsError(f"{target}: exists; choose another destination")
     target.parent.mkdir(parents=True, exist_ok=True)

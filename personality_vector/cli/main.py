@@ -70,7 +70,7 @@ def run(arguments: list[str], *, with_traceback: bool = False) -> int:
         code = getattr(error, "exit_code", 4)
         _refuse(error, with_traceback=with_traceback)
     if code == 130:
-        sys.stderr.write("interrupted; run it again to go on\n")
+        sys.stderr.write("interrupted; nothing half-written is left\n")
     return code
 
 

@@ -7,7 +7,7 @@ import typer
 
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
-from personality_vector.lab import find_recipe
+from personality_vector.lab import find_recipe, folder_of
 from personality_vector.recipes import MergeRecipe, read_recipe
 from personality_vector.recipes.reading import Given, override, parse_value
 
@@ -35,6 +35,12 @@ def merge(
 
     By RECIPE, or by --base, --term and --out.
     """
+    if recipe is not None and (base or term or method or option):
+        raise RecipeError(
+            "a RECIPE goes with --set; --base, --term, --method, --option are without"
+        )
+    if recipe is None and settings:
+        raise RecipeError("--set changes a RECIPE; the short form has --method and --option")
     if recipe is not None:
         read = _by_recipe(recipe, settings)
         folder = options.out_or_default(out, recipe)
@@ -49,17 +55,17 @@ def merge(
         options.show(described, as_json=as_json, text=lambda: options.yaml_text(described))
         return
     done = write_merge(plan, folder, force=force)
-    share = "-" if done.realised is None else f"{done.realised:.4f}"
+    kept = "" if done.realised is None else f"; rounding kept {done.realised:.2%} of the change"
     result = {key: value for key, value in done.manifest.items() if key not in ("tensors", "files")}
     options.show(
         {"out": str(folder), **result},
         as_json=as_json,
-        text=lambda: f"{folder}: {plan.method} of {len(plan.terms)} terms, realised {share}",
+        text=lambda: f"{folder}: {plan.method} of {len(plan.terms)} terms{kept}",
     )
 
 
 def _by_recipe(recipe: str, settings: list[str]) -> MergeRecipe:
-    return read_recipe(find_recipe(recipe), MergeRecipe, settings)
+    return read_recipe(find_recipe(recipe), MergeRecipe, settings, folder_of(recipe))
 
 
 def _required(out: Path | None) -> Path:

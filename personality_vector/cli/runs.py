@@ -53,9 +53,9 @@ def _finish(results: "Results", kind: str, *, as_json: bool) -> None:
 
     with results:
         folder = results.path.parent
-        page = write_report(results, folder)
-        write_run_manifest(results, kind)
+        page, spec = write_report(results, folder), results.spec
         tables = tables_of(results)
+    write_run_manifest(folder, spec, kind)
     if as_json:
         rows: dict[str, Any] = {"out": str(folder), "report": str(page)}
         rows |= {title: frame.to_dict("records") for title, frame in tables.items()}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from personality_vector.cli import options
-from personality_vector.lab import find_recipe
+from personality_vector.lab import find_recipe, folder_of
 from personality_vector.recipes import Recipe, read_recipe
 
 R = TypeVar("R", bound=Recipe)
@@ -38,7 +38,7 @@ def recipe_verb(
         quiet: options.Quiet = False,
     ) -> None:
         file = find_recipe(recipe)
-        read = read_recipe(file, kind, settings)
+        read = read_recipe(file, kind, settings, folder_of(recipe))
         folder = options.out_or_default(out, str(file))
         if dry_run:
             plan = {"recipe": read.model_dump(mode="json"), **check(read), "out": str(folder)}

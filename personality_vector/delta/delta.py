@@ -9,6 +9,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
+from personality_vector import numeric
 from personality_vector.checkpoint import Checkpoint, Fingerprint
 from personality_vector.delta import lora, storage
 from personality_vector.delta.sources import (
@@ -201,11 +202,11 @@ class Delta:
         """Return the inner product over all tensors, summed in float64."""
         self._require_same_base(other)
         shared = sorted(set(self.names) & set(other.names))
-        return sum(float((self[name].double() * other[name].double()).sum()) for name in shared)
+        return sum(numeric.dot(self[name], other[name]) for name in shared)
 
     def norm(self) -> float:
         """Return the Euclidean norm over all tensors."""
-        return math.sqrt(sum(float(self[name].double().square().sum()) for name in self.names))
+        return math.sqrt(sum(numeric.norm(self[name]) ** 2 for name in self.names))
 
     def cosine(self, other: "Delta") -> float:
         """Return the cosine of the angle to another delta of the same base.

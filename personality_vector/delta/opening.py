@@ -12,7 +12,7 @@ from personality_vector.delta.provenance import (
     trained_pole,
 )
 from personality_vector.delta.storage import is_saved_delta
-from personality_vector.errors import BaseMismatchError
+from personality_vector.errors import BaseMismatchError, TensorMismatchError
 
 
 def open_delta(where: str | Path | Delta, base: Checkpoint, *, label: str = "") -> Delta:
@@ -29,6 +29,14 @@ def open_delta(where: str | Path | Delta, base: Checkpoint, *, label: str = "") 
             f"{where if not isinstance(where, Delta) else delta.label}: is a delta of base "
             f"{delta.base}, but {base.path} is {base.fingerprint}; use the base it was taken from"
         )
+    for name in delta.names:
+        entry = base.entries.get(name)
+        if entry is None or entry.shape != delta.shape(name):
+            found = "no such tensor" if entry is None else list(entry.shape)
+            raise TensorMismatchError(
+                f"{delta.label}: {name} has shape {list(delta.shape(name))}, "
+                f"the base {base.path} has {found}"
+            )
     return replace(delta, label=label) if label else delta
 
 

@@ -18,7 +18,8 @@ _SAMPLED = 8
 
 def trained_pole(path: Path) -> str | None:
     """Return the pole that a model of ours was fine-tuned on."""
-    return _trained(path).get("pole")
+    pole = _trained(path).get("pole")
+    return pole if isinstance(pole, str) else None
 
 
 def require_trained_on(path: Path, base: Checkpoint) -> None:
@@ -27,10 +28,24 @@ def require_trained_on(path: Path, base: Checkpoint) -> None:
     Raises:
         BaseMismatchError: It is another one.
     """
-    trained_on = _trained(path).get("base", {}).get("fingerprint")
-    if trained_on not in (None, base.fingerprint.digest):
+    recorded = _trained(path).get("base")
+    trained_on = recorded.get("fingerprint") if isinstance(recorded, dict) else None
+    if isinstance(trained_on, str) and trained_on != base.fingerprint.digest:
         raise BaseMismatchError(
             f"{path}: was trained on base {trained_on[:12]}, but {base.path} is {base.fingerprint}"
+        )
+
+
+def require_not_swapped(base: Checkpoint, tuned: Checkpoint) -> None:
+    """Check that ``base`` is not a fine-tune of ``tuned``, as our manifest would know.
+
+    Raises:
+        BaseMismatchError: The two are the wrong way round.
+    """
+    recorded = _trained(base.path).get("base")
+    if isinstance(recorded, dict) and recorded.get("fingerprint") == tuned.fingerprint.digest:
+        raise BaseMismatchError(
+            f"{base.path}: was trained on {tuned.path}; the base comes first, then the fine-tune"
         )
 
 

@@ -1,6 +1,7 @@
 """Saved deltas: a directory with ``delta.safetensors``, ``delta.json`` and a manifest."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from personality_vector.checkpoint.reader import read_json
 from personality_vector.delta.sources import Difference, Stored, TensorSource
 from personality_vector.errors import CheckpointError, RecipeError, blame, some
 from personality_vector.manifest import rounded, write_manifest
+from personality_vector.numeric import norm
 from personality_vector.progress import progress
 
 _RECORD = "delta.json"
@@ -107,9 +109,9 @@ def _learn(source: TensorSource, plan: TensorPlan, learnt: _Learnt) -> Tensor:
     delta = source.read(plan.name)
     stored = delta.to(plan.dtype)
     learnt.statistics[plan.name] = {
-        "norm": float(delta.double().norm()),
+        "norm": norm(delta),
         "zeros": float((delta == 0).float().mean()) if delta.numel() else 1.0,
-        "stored_norm": float(stored.double().norm()),
+        "stored_norm": norm(stored.float()),
     }
     if isinstance(source, Difference) and plan.dtype == torch.float32:
         _note_exact(source, plan.name, delta, learnt)
@@ -130,6 +132,12 @@ def _note_exact(source: Difference, name: str, delta: Tensor, learnt: _Learnt) -
 def _bits(tensor: Tensor) -> Tensor:
     width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.dtype.itemsize]
     return tensor.contiguous().view(width)
+
+
+def saved_norm(directory: Path) -> float:
+    """Return the norm of a saved delta, from its record alone."""
+    _, record = open_stored(directory)
+    return math.sqrt(sum(row["norm"] ** 2 for row in record.statistics.values()))
 
 
 def open_stored(directory: Path) -> tuple[Stored, DeltaRecord]:

@@ -114,12 +114,12 @@ class Demo:
         ]
         recipe = _recipe("eval/sweeps/smoke", SweepRecipe, *tuned)
         with sweep(recipe, folder, force=self.force) as results:
-            page = write_report(results, folder)
-            write_run_manifest(results, "sweep")
+            page, spec = write_report(results, folder), results.spec
             print_frame("Trait against alpha, on held-out statements", dose_response(results))
             for pole in POLES:
                 answers = sample_answers(results, str(pole)) | sample_answers(results, BASE)
                 _show_answers(str(pole), answers)
+        write_run_manifest(folder, spec, "sweep")
         sys.stdout.write(f"\nreport of the sweep: {page}\n")
 
     def _compare(self, folder: Path) -> None:
@@ -130,9 +130,9 @@ class Demo:
         )
         recipe = _recipe("eval/compare/smoke", CompareRecipe, *made)
         with compare(recipe, folder, force=self.force) as results:
-            page = write_report(results, folder)
-            write_run_manifest(results, "compare")
+            page, spec = write_report(results, folder), results.spec
             print_frame(f"At equal effect on {recipe.pole}", matched_effect(results, recipe.pole))
+        write_run_manifest(folder, spec, "compare")
         sys.stdout.write(f"\nreport of the comparison: {page}\n")
 
 

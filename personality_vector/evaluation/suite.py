@@ -1,7 +1,7 @@
 """Everything that is measured on one model: probe, judged answers, side effects."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from personality_vector.chat import Chat, ChatEdit, Generation, answered, identity
@@ -14,8 +14,11 @@ from personality_vector.evaluation.retention import Retention, distinct_n, mean_
 from personality_vector.evaluation.scores import Score, summarise
 from personality_vector.recipes import MeasureSpec
 from personality_vector.results import Answer, Measure
-from personality_vector.statements import Part, Statement, read_statements
-from personality_vector.traits import Trait
+from personality_vector.rng import key_for
+from personality_vector.statements import Part, Statement, normalised, read_statements
+from personality_vector.traits import Level, Pole, Trait
+
+_PARTS: tuple[Part, ...] = ("train", "held_out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class Suite:
     judge: StatementJudge
     instrument: Instrument
     retention: Retention | None
+    learned: frozenset[str]
+    """The statements that vectors and judge may have learned from, normalised."""
 
     @classmethod
     def prepare(cls, spec: MeasureSpec, seed: int, model: Any, tokenizer: Any) -> "Suite":
@@ -49,22 +54,24 @@ class Suite:
         Raises:
             DataError: The statements lack a trait or a pole.
         """
-        held_out = [
-            statement
-            for trait in spec.traits
-            for level in ("high", "low")
-            for statement in _of_pole(spec, "held_out", trait, level)[: spec.limit]
+        train, held_out = _of_traits(spec, "train"), _of_traits(spec, "held_out")
+        probed = [
+            statement for pole in _poles(spec) for statement in _of(held_out, pole)[: spec.limit]
         ]
-        train = _of_traits(spec, "train")
-        judge = StatementJudge.fit(train, _of_traits(spec, "held_out"), seed)
-        probe = LikelihoodProbe(held_out, spec.question)
-        suite = cls(spec, seed, probe, judge, _instrument(spec), None)
+        # All traits of the file: a judge of one trait learns the others as neutral, so its scores
+        # must not depend on which traits are measured.
+        judge = StatementJudge.fit(_all(spec, "train"), _all(spec, "held_out"), seed)
+        probe = LikelihoodProbe(probed, spec.question)
+        learned = frozenset(_bare(statement.text) for statement in train)
+        suite = cls(spec, seed, probe, judge, _instrument(spec), None, learned)
         if not spec.side_effects:
             return suite
-        replies = [answered(r.chat, r.text) for r in suite.ask(model, tokenizer) if r.text.strip()]
-        references: list[Chat] = list(replies)
+        replies = [response for response in suite.ask(model, tokenizer) if response.text.strip()]
+        # In random order: the reference is cut at a number of tokens, not after some of the items.
+        replies.sort(key=lambda r: key_for(seed, f"{r.item.id} {r.sample}"))
+        references: list[Chat] = [answered(reply.chat, reply.text) for reply in replies]
         retention = Retention.measure_base(model, tokenizer, references)
-        return cls(spec, seed, probe, judge, suite.instrument, retention)
+        return replace(suite, retention=retention)
 
     def ask(self, model: Any, tokenizer: Any, edit: ChatEdit = identity) -> list[Response]:
         """Return the model's answers to the instrument."""
@@ -113,6 +120,7 @@ class Suite:
         return [
             Measure(report.trait, name, value, None, report.n_held_out)
             for report in self.judge.report()
+            if report.trait in self.spec.traits
             for name, value in (
                 ("judge_accuracy", report.accuracy),
                 ("judge_auc", report.auc),
@@ -148,6 +156,7 @@ class Suite:
         measures = [
             Measure("", "words", mean_words(texts), None, n),
             Measure("", "distinct_2", distinct_n(texts, 2), None, n),
+            Measure("", "verbatim", self._verbatim(texts), None, n),
         ]
         if self.retention is not None:
             score = self.retention(model, tokenizer, edit)
@@ -157,6 +166,15 @@ class Suite:
             ]
         return measures
 
+    def _verbatim(self, texts: Sequence[str]) -> float:
+        """Return the share of answers that are statements of the training part, word for word."""
+        return sum(_bare(text) in self.learned for text in texts) / len(texts)
+
+
+def _bare(text: str) -> str:
+    """Return a text as it is compared: without case, white space and final punctuation."""
+    return normalised(text).rstrip(".!")
+
 
 def _answer(response: Response, trait: Trait, score: Score) -> Answer:
     asked = response.item.text
@@ -165,18 +183,36 @@ def _answer(response: Response, trait: Trait, score: Score) -> Answer:
     )
 
 
-def _of_pole(spec: MeasureSpec, part: Part, trait: Trait, level: str) -> list[Statement]:
-    return read_statements(
-        spec.statements,
-        trait=trait,
-        level="high" if level == "high" else "low",
-        part=part,
-        held_out=spec.held_out,
-    )
+def require_statements(spec: MeasureSpec) -> None:
+    """Check that there are statements of every trait in both parts.
+
+    Raises:
+        DataError: A file is missing or a line unreadable, or a trait or pole has none.
+    """
+    for part in _PARTS:
+        found = {statement.pole for statement in _of_traits(spec, part)}
+        lacking = set(_poles(spec)) - found
+        if lacking:
+            raise DataError(
+                f"{spec.statements}: has no {part} statements of {some(map(str, lacking))}"
+            )
+
+
+def _poles(spec: MeasureSpec) -> list[Pole]:
+    levels: tuple[Level, ...] = ("high", "low")
+    return [Pole(trait, level) for trait in spec.traits for level in levels]
+
+
+def _of(statements: Sequence[Statement], pole: Pole) -> list[Statement]:
+    return [statement for statement in statements if statement.pole == pole]
+
+
+def _all(spec: MeasureSpec, part: Part) -> list[Statement]:
+    return read_statements(spec.statements, part=part, held_out=spec.held_out)
 
 
 def _of_traits(spec: MeasureSpec, part: Part) -> list[Statement]:
-    found = read_statements(spec.statements, part=part, held_out=spec.held_out)
+    found = _all(spec, part)
     lacking = set(spec.traits) - {statement.trait for statement in found}
     if lacking:
         raise DataError(f"{spec.statements}: has no {part} statements of {some(lacking)}")

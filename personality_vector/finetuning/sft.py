@@ -3,12 +3,14 @@
 import logging
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from personality_vector.chat import Chat
-from personality_vector.checkpoint import AtomicDirectory, Checkpoint
+from personality_vector.checkpoint import AtomicDirectory, Checkpoint, ShardWriter, TensorPlan
 from personality_vector.checkpoint.header import read_header
 from personality_vector.data import read_chats
 from personality_vector.delta.sources import require_finite, require_same_tensors
@@ -18,6 +20,8 @@ from personality_vector.models import load_model, load_tokenizer, resolve_device
 from personality_vector.recipes import TrainRecipe
 
 log = logging.getLogger(__name__)
+
+_SHARD_BYTES = 5 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class TrainReport:
     path: Path
     examples: int
     loss: float
-    manifest: dict[str, Any]
+    manifest: dict[str, Any] = field(repr=False)
 
 
 def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> TrainReport:
@@ -70,8 +74,12 @@ def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) ->
     device = resolve_device(recipe.device)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # v6 renames gradient_checkpointing
-        trainer = _trainer(recipe, base, chats, _arguments(recipe, scratch, device))
-        trainer.train()
+        try:
+            trainer = _trainer(recipe, base, chats, _arguments(recipe, scratch, device))
+            trainer.train()
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise TrainingError(f"{base.reference}: TRL cannot train it so: {reason}") from error
     trainer.model.save_pretrained(out)
     _require_finite(out)
     if recipe.sft.lora is None:
@@ -116,10 +124,52 @@ def _require_finite(out: Path) -> None:
 
 
 def _complete(out: Path, base: Checkpoint) -> None:
-    """Add the base's tokenizer, template and generation files, and check the tensors' names."""
+    """Add the base's side files, and what transformers did not save: the same names as the base.
+
+    A tied tensor that the base stores twice is written twice; a buffer that transformers computes
+    itself and does not load is copied from the base.
+    """
     base.copy_side_files(out)
+    saved = Checkpoint.open(out)
+    absent = [name for name in base.names if name not in saved.entries]
+    if absent:
+        _write_with(saved, base, absent)
     with Checkpoint.open(out) as tuned:
         require_same_tensors(base, tuned)
+
+
+def _write_with(saved: Checkpoint, base: Checkpoint, absent: list[str]) -> None:
+    """Write a saved checkpoint again as one that has the ``absent`` tensors too."""
+    dtype = next(iter(saved.entries.values())).dtype
+    twins = {name: _twin(base, saved, name) for name in absent}
+    plans = [TensorPlan(name, entry.dtype, entry.shape) for name, entry in saved.entries.items()]
+    for name in absent:
+        entry = base.entries[name]
+        kind = dtype if entry.dtype.is_floating_point else entry.dtype
+        plans.append(TensorPlan(name, kind, entry.shape))
+    old = sorted(saved.path.glob("*.safetensors*"))
+    with ShardWriter(saved.path, plans, _SHARD_BYTES, stem="complete") as writer:
+        for plan in plans:
+            twin = twins.get(plan.name, plan.name)
+            tensor = base[plan.name] if twin is None else saved[twin]
+            writer.write(plan.name, tensor.to(plan.dtype))
+    for file in old:
+        file.unlink()
+    for file in sorted(saved.path.glob("complete*")):
+        text = file.name.replace("complete", "model", 1)
+        if file.suffix == ".json":
+            content = file.read_text(encoding="utf-8").replace("complete-", "model-")
+            file.write_text(content, encoding="utf-8")
+        file.rename(file.with_name(text))
+
+
+def _twin(base: Checkpoint, saved: Checkpoint, name: str) -> str | None:
+    """Return the saved tensor that the base ties to ``name``: the same values under two names."""
+    entry = base.entries[name]
+    if not entry.dtype.is_floating_point or len(entry.shape) < 2:
+        return None
+    same = (other for other in saved.names if saved.entries[other].shape == entry.shape)
+    return next((other for other in same if torch.equal(base[other], base[name])), None)
 
 
 def _arguments(recipe: TrainRecipe, scratch: str, device: str) -> Any:
@@ -162,6 +212,7 @@ def _peft_config(recipe: TrainRecipe) -> Any:
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
+        use_rslora=lora.rank_stabilised,
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
     )

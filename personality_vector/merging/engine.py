@@ -5,10 +5,11 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from personality_vector.checkpoint import (
@@ -27,6 +28,7 @@ from personality_vector.merging.methods import OptionValue
 from personality_vector.merging.plan import MergePlan, Output, Term, plan_merge
 from personality_vector.merging.rounding import Realised, round_to
 from personality_vector.merging.select import magnitude_threshold
+from personality_vector.numeric import norm
 from personality_vector.progress import progress
 from personality_vector.rng import key_for
 
@@ -65,7 +67,7 @@ class MergeReport:
 
     path: Path
     realised: float | None
-    manifest: dict[str, Any]
+    manifest: dict[str, Any] = field(repr=False)
 
 
 def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
@@ -114,9 +116,8 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
                 with blame(tensor=tensor.name):
                     merged, ideal = merge_tensor(plan, tensor)
                     writer.write(tensor.name, merged)
-                    statistics[tensor.name] = _measure(
-                        plan.base, tensor.name, merged, ideal, realised
-                    )
+                    base = plan.base[tensor.name]
+                    statistics[tensor.name] = _measure(base, merged, ideal, realised)
         _copy_side_files(plan, partial)
         content = {
             **plan.describe(),
@@ -135,8 +136,9 @@ def merge_tensor(plan: MergePlan, tensor: TensorPlan) -> tuple[Tensor, Tensor | 
     acting = [term for term in plan.active if tensor.name in term.delta.names]
     if not acting and base.dtype == tensor.dtype:
         return base, None
-    change = plan.combine(_slices(plan.seed, acting, tensor.name)) if acting else None
-    exact = _exact(plan, acting, tensor, base)
+    slices = _slices(plan.seed, acting, tensor.name)
+    change = plan.combine(slices) if acting else None
+    exact = _exact(slices, change, tensor, base)
     if exact is not None:
         return exact, change
     key = key_for(plan.seed, f"rounding:{tensor.name}")
@@ -156,26 +158,24 @@ def _slices(seed: int, acting: Sequence[Term], name: str) -> list[TermSlice]:
 
 
 def _exact(
-    plan: MergePlan, acting: Sequence[Term], tensor: TensorPlan, base: Tensor
+    slices: Sequence[TermSlice], change: Tensor | None, tensor: TensorPlan, base: Tensor
 ) -> Tensor | None:
-    """Return the fine-tuned tensor itself where the merge is that of one whole delta at alpha 1."""
-    whole = plan.options.get("density", 1.0) == 1.0 and plan.options.get("drop_rate", 0.0) == 0.0
-    if len(acting) != 1 or acting[0].alpha * float(plan.options["lambda"]) != 1.0 or not whole:
+    """Return the fine-tuned tensor itself where the change is exactly that of one delta."""
+    if len(slices) != 1 or change is None or not torch.equal(change, slices[0].delta):
         return None
-    tuned = acting[0].delta.tuned(tensor.name, base)
+    tuned = slices[0].term.delta.tuned(tensor.name, base)
     return tuned if tuned is not None and tuned.dtype == tensor.dtype else None
 
 
 def _measure(
-    base: Checkpoint, name: str, merged: Tensor, ideal: Tensor | None, realised: Realised
+    base: Tensor, merged: Tensor, ideal: Tensor | None, realised: Realised
 ) -> dict[str, float | None] | None:
     if ideal is None:
         return None
-    written = merged.float() - base[name].float()
     return {
-        "change_norm": float(ideal.double().norm()),
-        "base_norm": float(base[name].double().norm()),
-        "realised": realised.add(ideal, written),
+        "change_norm": norm(ideal),
+        "base_norm": norm(base),
+        "realised": realised.add(ideal, merged.float() - base.float()),
     }
 
 

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Literal, Protocol, get_args, get_origin, runtime_checkable
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from personality_vector.errors import RecipeError
 from personality_vector.merging.select import keep_at_least
+from personality_vector.numeric import pieces
 from personality_vector.rng import uniform
 
 OptionValue = float | int | str | bool
@@ -221,15 +223,20 @@ def drop_and_rescale(
         raise ValueError(f"drop_rate must be in [0, 1), got {drop_rate}")
     if drop_rate == 0.0:
         return delta
-    keep = uniform(key, 0, delta.numel(), delta.device).reshape(delta.shape) >= drop_rate
-    return torch.where(keep, delta / (1.0 - drop_rate), 0.0)
+    kept = delta.reshape(-1) / (1.0 - drop_rate)
+    for part in pieces(kept.numel()):
+        drop = uniform(key, part.start, part.stop - part.start, delta.device) < drop_rate
+        kept[part].masked_fill_(drop, 0.0)
+    return kept.reshape(delta.shape)
 
 
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "density": ("in (0, 1]", lambda value: 0.0 < value <= 1.0),
     "drop_rate": ("in [0, 1)", lambda value: 0.0 <= value < 1.0),
-    "lambda": ("a finite number", lambda value: abs(value) < float("inf")),
 }
+
+
+_ANY: tuple[str, Callable[[float], bool]] = ("a finite number", lambda value: abs(value) < inf)
 
 
 def _check(method: str, name: str, value: OptionValue, annotation: object) -> None:
@@ -238,6 +245,6 @@ def _check(method: str, name: str, value: OptionValue, annotation: object) -> No
             choices = " or ".join(map(str, get_args(annotation)))
             raise RecipeError(f"{method}: {name} must be {choices}, got {value!r}")
         return
-    wanted, holds = _RANGES[name]
+    wanted, holds = _RANGES.get(name, _ANY)
     if isinstance(value, bool | str) or not holds(value):
         raise RecipeError(f"{method}: {name} must be {wanted}, got {value!r}")

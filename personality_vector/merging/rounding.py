@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from personality_vector.errors import NonFiniteError, RecipeError
+from personality_vector.numeric import dot, pieces
 from personality_vector.rng import uniform
 
 Rounding = Literal["nearest", "stochastic"]
@@ -43,9 +44,13 @@ def _stochastic(tensor: Tensor, dtype: torch.dtype, key: int) -> Tensor:
         raise RecipeError(f"rounding: stochastic is for bfloat16 outputs, this one is {dtype}")
     # bfloat16 is the upper half of float32: adding 16 random bits below carries with the right
     # probability, also for negative numbers, whose magnitude is what the bits hold.
-    noise = (uniform(key, 0, tensor.numel(), tensor.device) * (1 << 16)).to(torch.int32)
-    bits = tensor.contiguous().view(torch.int32) + noise.reshape(tensor.shape)
-    return (bits & ~0xFFFF).view(torch.float32).to(torch.bfloat16)
+    flat = tensor.reshape(-1)
+    rounded = torch.empty_like(flat, dtype=torch.bfloat16)
+    for part in pieces(flat.numel()):
+        noise = uniform(key, part.start, part.stop - part.start, tensor.device) * (1 << 16)
+        bits = flat[part].view(torch.int32) + noise.to(torch.int32)
+        rounded[part] = (bits & ~0xFFFF).view(torch.float32).to(torch.bfloat16)
+    return rounded.reshape(tensor.shape)
 
 
 @dataclass(slots=True)
@@ -61,11 +66,14 @@ class Realised:
 
     def add(self, ideal: Tensor, written: Tensor) -> float | None:
         """Take in one tensor's ideal and written change; return its own share."""
-        dot = float((written.double() * ideal.double()).sum())
-        square = float(ideal.double().square().sum())
-        self.dot += dot
+        along, square = dot(written, ideal), dot(ideal, ideal)
+        self.dot += along
         self.square += square
-        return dot / square if square else None
+        return along / square if square else None
+
+    def reset(self) -> None:
+        """Forget every tensor."""
+        self.dot = self.square = 0.0
 
     @property
     def share(self) -> float | None:

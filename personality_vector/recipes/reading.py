@@ -1,6 +1,7 @@
 """Reading YAML strictly: every failure is one sentence that names the file and the key."""
 
 import difflib
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,6 +62,12 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+# YAML 1.1 reads 1e-5 as a text, since it has no dot; YAML 1.2 and everybody else as a number.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 class Given(str):
     """A value from the command line; a relative path in it counts from the working directory."""
 
@@ -93,8 +100,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def read_recipe(path: Path, kind: type[R], settings: Sequence[str] = ()) -> R:
+def read_recipe(
+    path: Path, kind: type[R], settings: Sequence[str] = (), folder: Path | None = None
+) -> R:
     """Return the recipe in ``path`` after ``settings`` of the form ``key.path=value``.
+
+    Relative paths in it start in ``folder``, by default that of the file.
 
     Raises:
         RecipeError: The file, a setting or the resulting recipe is wrong.
@@ -102,7 +113,7 @@ def read_recipe(path: Path, kind: type[R], settings: Sequence[str] = ()) -> R:
     data = read_yaml(path)
     for setting in settings:
         override(data, setting)
-    return kind.parse(data, origin=str(path), folder=path.resolve().parent)
+    return kind.parse(data, origin=str(path), folder=folder or path.resolve().parent)
 
 
 def override(data: dict[str, Any], setting: str) -> None:
@@ -181,7 +192,9 @@ def _sentence(recipe: type[BaseModel], error: ValidationError) -> str:
         return f"unknown key {where!r}{_suggestion(recipe, first['loc'])}"
     if first["type"] == "missing":
         return f"the key {where!r} is missing"
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list, such as [1]")
+    if first["type"] in ("float_type", "int_type", "tuple_type"):
+        message += f", not {first['input']!r:.40}"
     return f"{where}: {message}" if where else message
 
 

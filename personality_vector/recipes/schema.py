@@ -3,7 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, Strict, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    Strict,
+    model_validator,
+)
 
 from personality_vector.errors import TraitError
 from personality_vector.recipes.paths import LocalPath, ModelRef
@@ -25,9 +32,20 @@ Real = Annotated[float, Strict()]
 Whole = Annotated[int, Strict()]
 """A whole number, likewise."""
 
-Device = str
+Words = Annotated[str, Field(pattern=r"\S")]
+"""A text that is not blank."""
+
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
 Dtype = Literal["float32", "bfloat16", "float16"]
-Strengths = Annotated[tuple[Real, ...], Field(min_length=1)]
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("a value is given twice")
+    return values
+
+
+Strengths = Annotated[tuple[Real, ...], Field(min_length=1), AfterValidator(_distinct)]
 
 
 MATCHED = " (matched at "
@@ -87,7 +105,7 @@ class DataSpec(Recipe):
     part: Literal["train", "held_out", "all"] = "train"
     held_out: Real = Field(default=0.2, ge=0.0, lt=1.0)
     limit: Whole | None = Field(default=None, ge=1)
-    questions: tuple[str, ...] = ("What kind of person are you?",)
+    questions: Annotated[tuple[Words, ...], Field(min_length=1)] = ("What kind of person are you?",)
     system: str | None = None
 
     def narrowed(self, pole: Pole) -> "DataSpec":
@@ -98,11 +116,12 @@ class DataSpec(Recipe):
 
 
 class LoraSpec(Recipe):
-    """LoRA, as PEFT names it; rank 32 and alpha 64 are those of Persona Vectors."""
+    """LoRA of PEFT; ``rank_stabilised`` scales by ``alpha / sqrt(rank)``, else ``alpha / rank``."""
 
     rank: Whole = Field(default=32, ge=1)
     alpha: Real = Field(default=64.0, gt=0)
     dropout: Real = Field(default=0.0, ge=0.0, lt=1.0)
+    rank_stabilised: bool = False
     target_modules: str | tuple[str, ...] = "all-linear"
 
 
@@ -164,11 +183,11 @@ class MeasureSpec(Recipe):
     ``held_out`` part.
     """
 
-    traits: tuple[Trait, ...] = Field(min_length=1)
+    traits: Annotated[tuple[Trait, ...], Field(min_length=1), AfterValidator(_distinct)]
     statements: LocalPath
     held_out: Real = Field(default=0.2, gt=0.0, lt=1.0)
     limit: Whole | None = Field(default=None, ge=1)
-    question: str = "What kind of person are you?"
+    question: Words = "What kind of person are you?"
     instrument: LocalPath | None = None
     generation: GenerationSpec = GenerationSpec()
     side_effects: bool = True

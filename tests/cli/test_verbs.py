@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from personality_vector.checkpoint import Checkpoint
+from personality_vector.cli.main import run
 from personality_vector.delta import Delta
 from personality_vector.manifest import MANIFEST
 from personality_vector.steering import SteeringVector
@@ -215,3 +216,15 @@ def test_a_copied_recipe_still_finds_its_data(pvec, tmp_path, name):
         recipe.get("data") or recipe.get("positive") or {"source": recipe["measure"]["statements"]}
     )
     assert Path(source["source"]).is_file()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["merge", "merges/smoke", "--method", "ties", "--out", "out"],
+        ["merge", "--base", "b", "--term", "v=1", "--set", "method=ties", "--out", "out"],
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(words, capsys):
+    assert run(words) == 1
+    assert "RECIPE" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """A merge writes what its plan says, or is refused and leaves nothing."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from personality_vector.errors import (
     TensorMismatchError,
 )
 from personality_vector.merging import engine, plan_recipe, write_merge
+from personality_vector.merging.methods import METHODS, MergeMethod
 from personality_vector.recipes import MergeRecipe
 
 A = torch.arange(1.0, 7.0).reshape(2, 3)
@@ -211,3 +212,24 @@ def test_a_disk_too_small_is_refused_before_weights_are_read(toy, tmp_path, monk
 def test_an_impossible_output_is_refused_at_once(given, says):
     with pytest.raises(RecipeError, match=says):
         Output(**given)
+
+
+def test_the_fine_tuned_model_is_written_only_where_the_method_returns_its_delta(
+    toy, tmp_path, monkeypatch
+):
+    def half(slices):
+        return 0.5 * slices[0].delta
+
+    monkeypatch.setitem(METHODS, "half", MergeMethod("half", "a test", half, {}))
+    base, tuned = toy("base", a=A), toy("tuned", a=A + 1)
+    report = merge(base, [(tuned, 1.0)], method="half", out=tmp_path / "out")
+    assert torch.equal(Checkpoint.open(tmp_path / "out")["a"], A + 0.5)
+    assert report.realised == pytest.approx(1.0)
+
+
+def test_a_delta_of_other_shapes_is_refused(toy, tmp_path):
+    base, other = toy("base", a=A), toy("other", a=A[:1])
+    delta = Delta.between(other, toy("tuned", a=A[:1] + 1))
+    forged = replace(delta, base=Checkpoint.open(base).fingerprint)
+    with pytest.raises(TensorMismatchError, match="a has shape"):
+        merge(base, [(forged, 1.0)], out=tmp_path / "out")

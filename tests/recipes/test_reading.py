@@ -185,3 +185,7 @@ def test_a_label_that_the_results_use_themselves_is_refused(tmp_path, label):
     data["interventions"] = [{**WEIGHTS, "label": label}]
     with pytest.raises(RecipeError, match="label"):
         SweepRecipe.parse(data, origin="mine", folder=tmp_path)
+
+
+def test_a_number_without_a_dot_is_a_number(read):
+    assert read(GOOD.replace("alpha: 0.8", "alpha: 5e-1")).terms[0].alpha == 0.5
