@@ -23,7 +23,8 @@ _MEASURES = (
 _SIDE_EFFECTS = (
     "Of the generated answers: words each, share of distinct word pairs, share that is word for "
     "word a statement of the training part. Of the base's own answers under the edited model: KL "
-    "to the base in nats per token, perplexity. Realised: share of a weight edit that its dtype kept."
+    "to the base in nats per token, perplexity. Realised: share of a weight edit that survived "
+    "the rounding of its dtype."
 )
 
 _SHOWN = 3
