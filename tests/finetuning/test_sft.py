@@ -2,9 +2,11 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from personality_vector.chat import answered, question, render
 from personality_vector.checkpoint import Checkpoint
@@ -186,3 +188,17 @@ def test_training_draws_nothing_from_the_callers_stream(recipe, tmp_path):
     report = train(recipe({"epochs": 1}), tmp_path / "run")
     assert math.isfinite(report.loss)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_base_that_stores_more_than_transformers_saves_gets_it_back(recipe, pico, tmp_path):
+    base = shutil.copytree(pico("qwen2"), tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.arange(4.0)
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    tuned = Checkpoint.open(train(recipe(base=str(base)), tmp_path / "tuned").path)
+    assert tuned.names == Checkpoint.open(base).names
+    assert torch.equal(tuned["lm_head.weight"], tuned["model.embed_tokens.weight"])
+    assert not torch.equal(tuned["lm_head.weight"], tensors["lm_head.weight"])
+    assert torch.equal(tuned["model.layers.0.self_attn.rotary_emb.inv_freq"], torch.arange(4.0))
+    load_model(tuned.path)
