@@ -238,12 +238,12 @@ def _edited_parameters(model: nn.Module, delta: Delta) -> dict[str, Tensor]:
                 f"in this model it is {list(parameter.shape)}"
             )
         owner = owners.setdefault(id(parameter), name)
-        if owner != name:
+        if owner != name and not torch.equal(delta[owner], delta[name]):
             raise TensorMismatchError(
-                f"{delta.label}: names both {owner} and {name}, which are one tied parameter of "
-                "this model; it would be edited twice"
+                f"{delta.label}: changes {owner} and {name} differently, which are one tied "
+                "parameter of this model"
             )
-    return edited
+    return {name: edited[name] for name in owners.values()}
 
 
 def _parameters_on_disk(model: nn.Module) -> Mapping[str, Tensor]:
