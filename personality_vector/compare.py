@@ -13,7 +13,8 @@ from personality_vector.intervention import Prompted
 from personality_vector.progress import progress
 from personality_vector.recipes import MATCHED, CompareRecipe
 from personality_vector.results import Measure, Results
-from personality_vector.sweep import BASE, Bench, labels_of, measure_cells, prepare, running
+from personality_vector.runs import running
+from personality_vector.sweep import BASE, Bench, labels_of, measure_cells, prepare
 from personality_vector.traits import Pole
 
 SIDE_EFFECTS = ("kl_to_base", "perplexity", "distinct_2", "words")

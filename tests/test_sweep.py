@@ -21,6 +21,7 @@ from personality_vector.evaluation.suite import Suite
 from personality_vector.manifest import MANIFEST
 from personality_vector.models import load_model, load_tokenizer
 from personality_vector.recipes import EvalRecipe, SweepRecipe
+from personality_vector.runs import write_run_manifest
 from personality_vector.sweep import (
     BASE,
     correlation,
@@ -28,7 +29,6 @@ from personality_vector.sweep import (
     evaluate,
     prepare,
     sweep,
-    write_run_manifest,
 )
 
 TRAITS = ("extraversion", "openness")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def check(recipe: SweepRecipe | EvalRecipe) -> dict[str, Any]:
     """Open every input."""
-    from personality_vector.sweep import spec_of
+    from personality_vector.runs import spec_of
 
     return {"contents": spec_of(recipe)["contents"]}
 
@@ -48,7 +48,7 @@ def evaluate(recipe: EvalRecipe, out: Path, *, force: bool, as_json: bool) -> No
 def _finish(results: "Results", kind: str, *, as_json: bool) -> None:
     """Write the report and the manifest of a finished run, print its tables, and close it."""
     from personality_vector.report import write_report
-    from personality_vector.sweep import write_run_manifest
+    from personality_vector.runs import write_run_manifest
     from personality_vector.tables import print_frame
 
     with results:

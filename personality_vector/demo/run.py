@@ -31,8 +31,9 @@ from personality_vector.recipes import (
     read_recipe,
 )
 from personality_vector.report import sample_answers, write_report
+from personality_vector.runs import write_run_manifest
 from personality_vector.steering.recipe import extract_recipe
-from personality_vector.sweep import BASE, dose_response, sweep, write_run_manifest
+from personality_vector.sweep import BASE, dose_response, sweep
 from personality_vector.tables import print_frame
 from personality_vector.traits import Pole
 
