@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from personality_vector.checkpoint import LOCK, Checkpoint, locked
+from personality_vector.checkpoint.reader import read_json
 from personality_vector.delta import Delta, combine, open_delta
 from personality_vector.errors import BaseMismatchError, DataError, ModelError, OutputExistsError
 from personality_vector.evaluation.instruments import read_instrument
 from personality_vector.evaluation.suite import require_statements
 from personality_vector.intervention import ActivationSteering, Intervention, Prompted, WeightEdit
 from personality_vector.manifest import MANIFEST, write_manifest
-from personality_vector.recipes import EvalRecipe, InterventionSpec, SweepRecipe
+from personality_vector.recipes import EvalRecipe, InterventionSpec, MeasureSpec, SweepRecipe
 from personality_vector.results import Results
 from personality_vector.steering import SteeringVector
 
@@ -85,6 +86,7 @@ def spec_of(recipe: SweepRecipe | EvalRecipe) -> dict[str, Any]:
         for given in recipe.interventions:
             opened = open_intervention(given, base)
             require_strengths(given, recipe.strengths, base)
+            require_held_out(given, measure)
             if isinstance(opened, WeightEdit):
                 contents[given.label] = opened.delta.identity
             elif given.vector is not None:
@@ -109,6 +111,27 @@ def require_strengths(given: InterventionSpec, default: Sequence[float], base: C
             raise ModelError(
                 f"{given.label}: layer {layer} is not one of the {count} decoder blocks of "
                 f"{base.path}, numbered from 0"
+            )
+
+
+def require_held_out(given: InterventionSpec, measure: MeasureSpec) -> None:
+    """Check that a fine-tune of ours was not trained on the statements that measure it.
+
+    Raises:
+        DataError: Its recipe split the same statements elsewhere.
+    """
+    for tuned in (given.tuned, *(term.tuned for term in given.terms)):
+        manifest = Path(tuned or "") / MANIFEST
+        data = read_json(manifest).get("recipe", {}).get("data") if manifest.is_file() else None
+        if not isinstance(data, dict) or data.get("format") != "statements":
+            continue
+        ours, theirs = measure.statements.resolve(), Path(str(data.get("source"))).resolve()
+        is_same = ours == theirs or ours in theirs.parents or theirs in ours.parents
+        if is_same and (data.get("part"), data.get("held_out")) != ("train", measure.held_out):
+            raise DataError(
+                f"{tuned}: was trained on part {data.get('part')} with held_out "
+                f"{data.get('held_out')} of {theirs}; measure.held_out {measure.held_out} would "
+                "measure it on its own training text"
             )
 
 
