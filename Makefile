@@ -1,5 +1,5 @@
 # `make demo` and `make test` work on a fresh clone with nothing installed but Python 3.11 and make.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 # One thread is several times faster than two for models of this size.
