@@ -1,6 +1,5 @@
 """Weights versus activations versus prompts, at matched effect."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +13,13 @@ from personality_vector.progress import progress
 from personality_vector.recipes import MATCHED, CompareRecipe
 from personality_vector.results import Measure, Results
 from personality_vector.runs import running
-from personality_vector.sweep import BASE, Bench, labels_of, measure_cells, prepare
+from personality_vector.sweep import BASE, Bench, labels_of, measure_cell, measure_cells, prepare
 from personality_vector.traits import Pole
+
+NO_MATCH = (
+    "No strength in the grids moves the probe towards this pole; give strengths of the other sign, "
+    "or larger ones."
+)
 
 SIDE_EFFECTS = ("kl_to_base", "perplexity", "distinct_2", "words")
 
@@ -104,11 +108,8 @@ def _measure_match(bench: Bench, results: Results, pole: Pole, match: Match) -> 
     label = f"{match.intervention}{MATCHED}{match.target:.4g})"
     if match.strength is None or results.finished(label, match.strength):
         return
-    started = time.monotonic()
-    found = bench.findings(match.intervention, match.strength)
     target = Measure(pole.trait, "target", match.target, None, 1)
-    seconds = time.monotonic() - started
-    results.write_cell(label, match.strength, found.answers, [*found.measures, target], seconds)
+    measure_cell(bench, results, match.intervention, match.strength, label, [target])
 
 
 def matched_effect(results: Results, pole: Pole) -> pd.DataFrame:

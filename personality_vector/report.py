@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from personality_vector.compare import matched_effect
+from personality_vector.compare import NO_MATCH, matched_effect
 from personality_vector.plots import dose_response_figure, pareto_figure, save_figure, svg_of
 from personality_vector.recipes import MATCHED
 from personality_vector.results import Results
-from personality_vector.sweep import BASE, dose_response, labels_of
+from personality_vector.sweep import BASE, dose_response, labels_of, measured
 from personality_vector.tables import Column, table_of
 from personality_vector.traits import Pole
 
@@ -90,10 +90,7 @@ def _subtitle(results: Results) -> str:
 
 def _swept(results: Results, folder: Path) -> list[Section]:
     if not labels_of(results):
-        measures = results.frame("measures")
-        shown = measures[measures["measure"].isin(["probe", "judge"])]
-        plain = shown.drop(columns=["intervention", "strength"])
-        return [Section("Measured", _MEASURES, "", *table_of(plain))]
+        return [Section("Measured", _MEASURES, "", *table_of(measured(results)))]
     figure, frame = dose_response_figure(results), dose_response(results)
     save_figure(figure, folder, "dose_response")
     frame.to_csv(folder / "dose_response.csv", index=False)
@@ -131,10 +128,7 @@ def _compared(results: Results, folder: Path) -> list[Section]:
 
 def _matched_text(frame: pd.DataFrame) -> str:
     if frame.empty:
-        return (
-            "No strength in the grids moves the probe towards this pole; give strengths of the "
-            "other sign, or larger ones."
-        )
+        return NO_MATCH
     return (
         "Each row is an intervention at the strength that moves the probe by the target; a prompt, "
         "which has no strengths in between, at its nearest grade. Shift, judge shift and off "

@@ -97,11 +97,30 @@ def measure_cells(bench: Bench, results: Results) -> None:
     cells += [(label, s) for label, strengths in bench.strengths.items() for s in strengths]
     todo = [cell for cell in cells if not results.finished(*cell)]
     for label, strength in progress(todo, "sweep"):
-        started = time.monotonic()
-        found = bench.findings(label, strength)
-        seconds = time.monotonic() - started
-        measures = [*found.measures, *(bench.suite.quality() if label == BASE else [])]
-        results.write_cell(label, strength, found.answers, measures, seconds)
+        quality = bench.suite.quality() if label == BASE else []
+        measure_cell(bench, results, label, strength, label, quality)
+
+
+def measure_cell(
+    bench: Bench,
+    results: Results,
+    label: str,
+    strength: float,
+    stored_as: str,
+    more: Sequence[Measure],
+) -> None:
+    """Measure one intervention at one strength and store it, with ``more`` measures, as a cell."""
+    started = time.monotonic()
+    found = bench.findings(label, strength)
+    seconds = time.monotonic() - started
+    results.write_cell(stored_as, strength, found.answers, [*found.measures, *more], seconds)
+
+
+def measured(results: Results) -> pd.DataFrame:
+    """Return the probe and the judge's mean of every trait, of a run without interventions."""
+    measures = results.frame("measures")
+    shown = measures[measures["measure"].isin(["probe", "judge"])]
+    return shown.drop(columns=["intervention", "strength"])
 
 
 def dose_response(results: Results) -> pd.DataFrame:

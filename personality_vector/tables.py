@@ -34,14 +34,14 @@ def text_of(value: object) -> str:
     return "-" if math.isnan(value) else f"{value:.3g}"
 
 
-def print_frame(title: str, frame: pd.DataFrame) -> None:
-    """Print a table on stdout."""
+def print_frame(title: str, frame: pd.DataFrame, *, if_empty: str = "no rows") -> None:
+    """Print a table on stdout, or ``if_empty`` where it has no rows."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     if frame.empty:
-        sys.stdout.write(f"{title}: nothing; no strength in the grids reaches a common effect\n")
+        sys.stdout.write(f"{title}: {if_empty}\n")
         return
     rows, columns = table_of(frame)
     table = Table(title=title, title_justify="left", title_style="bold")

@@ -47,6 +47,7 @@ def evaluate(recipe: EvalRecipe, out: Path, *, force: bool, as_json: bool) -> No
 
 def _finish(results: "Results", kind: str, *, as_json: bool) -> None:
     """Write the report and the manifest of a finished run, print its tables, and close it."""
+    from personality_vector.compare import NO_MATCH
     from personality_vector.report import write_report
     from personality_vector.runs import write_run_manifest
     from personality_vector.tables import print_frame
@@ -62,19 +63,17 @@ def _finish(results: "Results", kind: str, *, as_json: bool) -> None:
         options.show(options.without_nan(rows), as_json=True, text=str)
         return
     for title, frame in tables.items():
-        print_frame(title, frame)
+        print_frame(title, frame, if_empty=NO_MATCH)
     options.show(None, as_json=False, text=lambda: f"report: {page}")
 
 
 def tables_of(results: "Results") -> dict[str, Any]:
     """Return the tables of a run that its verb prints, by title."""
     from personality_vector.compare import matched_effect
-    from personality_vector.sweep import dose_response, labels_of
+    from personality_vector.sweep import dose_response, labels_of, measured
 
     if not labels_of(results):
-        measures = results.frame("measures")
-        shown = measures[measures["measure"].isin(["probe", "judge"])]
-        return {"measures": shown.drop(columns=["intervention", "strength"])}
+        return {"measures": measured(results)}
     tables = {"dose and response": dose_response(results)}
     if "pole" in results.spec:
         tables["at matched effect"] = matched_effect(results, Pole.parse(results.spec["pole"]))

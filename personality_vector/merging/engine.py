@@ -114,9 +114,9 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
         with ShardWriter(partial, tensors, parse_size(plan.output.shard_size)) as writer:
             for tensor in progress(tensors, "merge"):
                 with blame(tensor=tensor.name):
-                    merged, ideal = merge_tensor(plan, tensor)
+                    base = require_finite(plan.base, tensor.name)
+                    merged, ideal = merge_tensor(plan, tensor, base)
                     writer.write(tensor.name, merged)
-                    base = plan.base[tensor.name]
                     statistics[tensor.name] = _measure(base, merged, ideal, realised)
         _copy_side_files(plan, partial)
         content = {
@@ -130,9 +130,8 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
     return MergeReport(Path(out), realised.share, manifest)
 
 
-def merge_tensor(plan: MergePlan, tensor: TensorPlan) -> tuple[Tensor, Tensor | None]:
+def merge_tensor(plan: MergePlan, tensor: TensorPlan, base: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return one merged tensor, and the ideal change in float32 (``None``: no term touches it)."""
-    base = require_finite(plan.base, tensor.name)
     acting = [term for term in plan.active if tensor.name in term.delta.names]
     if not acting and base.dtype == tensor.dtype:
         return base, None

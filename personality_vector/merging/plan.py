@@ -14,9 +14,8 @@ from personality_vector.errors import NonFiniteError, RecipeError
 from personality_vector.merging.methods import METHODS, Combine, OptionValue, find_method
 from personality_vector.merging.rounding import Rounding
 from personality_vector.merging.select import magnitude_threshold
+from personality_vector.models import DTYPES
 from personality_vector.recipes import MergeRecipe
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +27,8 @@ class Output:
     shard_size: str = "5GB"
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("same", *_DTYPES):
-            known = ", ".join(("same", *_DTYPES))
+        if self.dtype not in ("same", *DTYPES):
+            known = ", ".join(("same", *DTYPES))
             raise RecipeError(f"output.dtype must be one of {known}, got {self.dtype!r}")
         if self.rounding not in get_args(Rounding):
             raise RecipeError(f"output.rounding must be nearest or stochastic: {self.rounding!r}")
@@ -84,7 +83,7 @@ class MergePlan:
 
     def _dtype(self, stored: torch.dtype) -> torch.dtype:
         fixed = self.output.dtype == "same" or not stored.is_floating_point
-        return stored if fixed else _DTYPES[self.output.dtype]
+        return stored if fixed else DTYPES[self.output.dtype]
 
     def describe(self) -> dict[str, Any]:
         """Return the plan as JSON-like data: every option with its value, every term."""
