@@ -117,7 +117,12 @@ def pareto_figure(results: Results, pole: Pole) -> "Figure":
             for point, value in zip(points, values, strict=True):
                 place = (point.shift, value)
                 panel.annotate(
-                    f"{point.strength:g}", place, (3, 3), textcoords="offset points", fontsize=6
+                    f"{point.strength:g}",
+                    place,
+                    (3, 3),
+                    textcoords="offset points",
+                    fontsize=6,
+                    color=_line(index)["color"],
                 )
         panel.set_ylabel(name)
         panel.set_xlabel(f"shift of the probe towards\n{pole} (nats per token)")
