@@ -160,7 +160,7 @@ class Delta:
 
     def __getitem__(self, name: str) -> Float[Tensor, "*shape"]:
         """Return one delta tensor, float32, on the CPU."""
-        with blame(delta=self.label):
+        with blame(delta=self.label, tensor=name):
             if name not in self.source.names:
                 raise TensorMismatchError(f"{self.label}: has no tensor {name}")
             return self.source.read(name)
