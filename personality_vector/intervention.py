@@ -20,7 +20,9 @@ from personality_vector.errors import (
     blame,
     some,
 )
-from personality_vector.merging.rounding import Realised
+from personality_vector.kernels import projection
+from personality_vector.merging.rounding import Realised, round_to
+from personality_vector.numeric import pieces
 from personality_vector.steering import SteeringVector, resolve_layers, steered
 from personality_vector.traits import Pole
 
@@ -69,9 +71,9 @@ class WeightEdit:
     def applied(self, model: nn.Module, strength: float) -> Generator[ChatEdit]:
         """Edit in place; on exit copy the saved parameters back, bit for bit.
 
-        Arithmetic is float32, with one rounding to the dtype of the parameter. Nothing is undone
-        by subtracting. Memory: a copy of each edited parameter, and two float32 tensors at a time.
-        Strength 0 touches nothing.
+        Arithmetic is float64, with one rounding to the dtype of the parameter, so that it holds
+        the weights that a merge would write. Nothing is undone by subtracting. Memory: a copy of
+        each edited parameter. Strength 0 touches nothing.
 
         Raises:
             TensorMismatchError: The delta names a tensor that the model has not, that has another
@@ -87,7 +89,7 @@ class WeightEdit:
                 for name, parameter in parameters.items():
                     with blame(tensor=name, alpha=strength):
                         saved[name] = parameter.detach().clone()
-                        _add(parameter, self.delta[name], strength, self.realised)
+                        _add(parameter, self.delta, name, strength, self.realised)
             yield identity
         finally:
             with torch.no_grad():
@@ -209,15 +211,18 @@ def _require_finite(label: str, strength: float) -> None:
 
 
 @torch.no_grad()
-def _add(parameter: Tensor, delta: Tensor, strength: float, realised: Realised) -> None:
-    """Write ``parameter + strength * delta``, computed in float32 and rounded once."""
-    change = strength * delta.to(parameter.device)
-    before = parameter.detach().float()
-    parameter.copy_(before + change)
-    low, high = torch.aminmax(parameter)
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        raise NonFiniteError(f"the edited weights would hold NaN or infinity in {parameter.dtype}")
-    realised.add(change, parameter.float() - before)
+def _add(parameter: Tensor, delta: Delta, name: str, strength: float, realised: Realised) -> None:
+    """Write ``parameter + strength * delta`` as a merge does: in float64, rounded once."""
+    flat = parameter.view(-1)
+    device = "cpu" if parameter.is_mps else parameter.device  # which has no float64
+    sums = []
+    for part in pieces(flat.numel()):
+        base = flat[part].to(device).double()
+        change = strength * delta.source.part(name, part).to(device)
+        written = round_to(base + change, parameter.dtype)
+        flat[part] = written
+        sums.append(projection(base, change, written))
+    realised.add(math.fsum(s[2] for s in sums), math.fsum(s[1] for s in sums))
 
 
 def _edited_parameters(model: nn.Module, delta: Delta) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from personality_vector.compare import divergences, off_targets, shifts
@@ -127,6 +128,37 @@ def pareto_figure(results: Results, pole: Pole) -> "Figure":
         panel.set_ylabel(name)
         panel.set_xlabel(f"shift of the probe towards\n{pole} (nats per token)")
     _legend(figure, axes[0][0])
+    return figure
+
+
+def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> "Figure":
+    """Draw cosines as a heat map with its numbers: blue below 0, red above, white at 0.
+
+    Args:
+        frame: Cosines in [-1, 1], with the names of rows and columns; NaN is left grey.
+        centred: Whether the mean direction was removed, for the title.
+    """
+    rows, columns = frame.shape
+    figure, ((axes,),) = _grid(1, 1)
+    figure.set_size_inches(0.5 * columns + 2.6, 0.34 * rows + 1.6)
+    # Blue and red of one lightness are told apart with every kind of colour vision.
+    image = axes.pcolormesh(
+        frame.to_numpy(), cmap="RdBu_r", vmin=-1.0, vmax=1.0, edgecolors="white", linewidth=1
+    )
+    axes.set(facecolor="#D9D9D9", title="cosine, mean direction removed" if centred else "cosine")
+    axes.set_xticks([x + 0.5 for x in range(columns)], frame.columns)
+    axes.tick_params("x", rotation=40, rotation_mode="xtick")
+    axes.set_yticks([y + 0.5 for y in range(rows)], frame.index)
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.invert_yaxis()
+    for (y, x), value in np.ndenumerate(frame.to_numpy()):
+        # Dark cells need light figures.
+        colour = "white" if abs(value) > 0.6 else "black"
+        text = "-" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
+        axes.text(x + 0.5, y + 0.5, text, color=colour, fontsize=7, ha="center", va="center")
+    figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02).outline.set_visible(False)
     return figure
 
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from personality_vector.checkpoint import LOCK, Checkpoint, locked
 from personality_vector.checkpoint.reader import read_json
@@ -173,7 +173,7 @@ def open_intervention(spec: InterventionSpec, base: Checkpoint) -> Intervention:
 def _delta_of(spec: InterventionSpec, base: Checkpoint) -> Delta:
     if not spec.terms:
         return open_delta(spec.delta or spec.tuned or "", base, label=spec.label)
-    opened = [(open_delta(term.source, base), term.alpha) for term in spec.terms]
+    opened = [(open_delta(term.source, base), cast("float", term.alpha)) for term in spec.terms]
     return combine(opened, spec.label)
 
 

@@ -1,4 +1,4 @@
-"""Pico models: real architectures, random weights, no download."""
+"""Pico models: real architectures, random weights, no download; and the rounding of an oracle."""
 
 import os
 
@@ -6,24 +6,23 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["PVEC_THREADS"] = "1"  # threads cost more than they save here; law 8 sets its own
 
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import nn
+from torch import Tensor, nn
 
 from personality_vector.rng import generator_for
 
 torch.set_num_threads(1)
-
-FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi")
-"""What they cover: no bias anywhere; tied embeddings and biases in attention; post-norms, tied,
-soft-capped and windowed; parallel residual with LayerNorm biases; a bias on everything."""
 
 PAD, END = "<|endoftext|>", "<|end|>"
 _SPECIAL = [PAD, "<|system|>", "<|user|>", "<|assistant|>", END]
@@ -48,20 +47,46 @@ _SIZES = {
     "num_attention_heads": 4,
 }
 _GROUPED = {"num_key_value_heads": 2}
+_SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    **_GROUPED,
+}
+_GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16}
 _CONFIGS: dict[str, dict[str, Any]] = {
+    # no bias anywhere
     "llama": {**_SIZES, **_GROUPED, "tie_word_embeddings": False},
+    # tied embeddings, biases in attention
     "qwen2": {**_SIZES, **_GROUPED, "tie_word_embeddings": True},
+    # post-norms, tied, soft-capped and windowed
     "gemma2": {
         **_SIZES,
         **_GROUPED,
+        **_GEMMA,
         "num_hidden_layers": 2,
-        "head_dim": 16,
-        "query_pre_attn_scalar": 16,
-        "sliding_window": 16,
         "tie_word_embeddings": True,
     },
+    # parallel residual, LayerNorm biases, queries, keys and values in one tensor
     "gpt_neox": {**_SIZES, "tie_word_embeddings": False},
+    # a bias on everything
     "phi": {**_SIZES, "num_hidden_layers": 2, "tie_word_embeddings": False},
+    # norms of queries and keys
+    "qwen3": {**_SMALL, "head_dim": 16, "tie_word_embeddings": True},
+    "gemma3_text": {
+        **_SMALL,
+        **_GEMMA,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "tie_word_embeddings": True,
+    },
+    "mistral": {**_SMALL, "sliding_window": 16, "tie_word_embeddings": False},
+    # queries, keys and values in one tensor, gate and up in another
+    "phi3": {**_SMALL, "tie_word_embeddings": False},
+    # experts: on disk one tensor for each, in memory one for all
+    "mixtral": {**_SMALL, "num_local_experts": 4, "tie_word_embeddings": False},
+    # norms after, not before
+    "olmo2": {**_SMALL, "tie_word_embeddings": False},
 }
 
 Pico = Callable[..., Path]
@@ -69,23 +94,38 @@ Pico = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def pico(tmp_path_factory: pytest.TempPathFactory) -> Pico:
-    """Return ``pico(family, dtype="float32")``: the directory of a checkpoint, made once."""
+    """Return ``pico(family, dtype="float32")``: the directory of a checkpoint, made once.
+
+    ``tied`` overrides whether embeddings and head are one tensor; ``sharded`` writes many files.
+    """
 
     @cache
-    def make(family: str, dtype: str = "float32") -> Path:
+    def make(
+        family: str, dtype: str = "float32", *, tied: bool | None = None, sharded: bool = False
+    ) -> Path:
         path = tmp_path_factory.mktemp("pico") / f"{family}-{dtype}"
-        return _save(_model(family, dtype), path)
+        return _save(_model(family, dtype, tied), path, sharded)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def pico_tuned(tmp_path_factory: pytest.TempPathFactory) -> Pico:
-    """Return ``pico_tuned(family, dtype="float32", seed=0)``: pico plus a small random change."""
+    """Return ``pico_tuned(family, dtype="float32", seed=0)``: pico plus a small random change.
+
+    ``tied`` and ``sharded`` are as in ``pico``.
+    """
 
     @cache
-    def make(family: str, dtype: str = "float32", seed: int = 0) -> Path:
-        model = _model(family, dtype)
+    def make(
+        family: str,
+        dtype: str = "float32",
+        seed: int = 0,
+        *,
+        tied: bool | None = None,
+        sharded: bool = False,
+    ) -> Path:
+        model = _model(family, dtype, tied)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 generator = generator_for(seed, f"tuned {name}")
@@ -93,9 +133,52 @@ def pico_tuned(tmp_path_factory: pytest.TempPathFactory) -> Pico:
                 size = 0.05 * parameter.float().square().mean().sqrt()
                 parameter.copy_(parameter.float() + size * change)
         path = tmp_path_factory.mktemp("pico") / f"{family}-{dtype}-tuned-{seed}"
-        return _save(model, path)
+        return _save(model, path, sharded)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def weights() -> Callable[[Path], dict[str, Tensor]]:
+    """Return ``weights(path)``: every tensor of a checkpoint directory, by name."""
+
+    def read(path: Path) -> dict[str, Tensor]:
+        files = sorted(path.glob("*.safetensors"))
+        return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def require_same_bytes() -> Callable[[dict[str, Tensor], dict[str, Tensor]], None]:
+    """Return a check that two models have the same names, dtypes, shapes and bits."""
+
+    def check(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+        assert set(found) == set(expected)
+        for name, tensor in expected.items():
+            assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
+            bits = (one.reshape(-1).view(torch.uint8) for one in (found[name], tensor))
+            assert torch.equal(*bits), name
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def rounded_once() -> Callable[[np.ndarray, torch.dtype], Tensor]:
+    """Return ``rounded_once(values, dtype)``: float64 to the nearest of ``dtype``, ties to even.
+
+    Stated by what a floating-point format is: whole multiples of a step, which is a power of two
+    that depends on the magnitude. ``values.to(torch.bfloat16)`` would round twice.
+    """
+    digits = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}
+    lowest = {torch.bfloat16: -126, torch.float16: -14, torch.float32: -126}
+
+    def to_nearest(values: np.ndarray, dtype: torch.dtype) -> Tensor:
+        exponent = np.frexp(values)[1] - 1
+        step = np.ldexp(1.0, np.maximum(exponent, lowest[dtype]) - (digits[dtype] - 1))
+        return torch.from_numpy(np.rint(values / step) * step).to(dtype)  # the cast is exact
+
+    return to_nearest
 
 
 @pytest.fixture(scope="session")
@@ -107,10 +190,13 @@ def shared() -> Path:
     return path
 
 
-def _model(family: str, dtype: str) -> Any:
+def _model(family: str, dtype: str, tied: bool | None) -> Any:
     """Return a model whose every parameter is random: norms and biases too, so none hides."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    settings = (
+        _CONFIGS[family] if tied is None else {**_CONFIGS[family], "tie_word_embeddings": tied}
+    )
     config = AutoConfig.for_model(
         family,
         vocab_size=_VOCAB,
@@ -118,7 +204,7 @@ def _model(family: str, dtype: str) -> Any:
         pad_token_id=0,
         bos_token_id=None,
         eos_token_id=4,
-        **_CONFIGS[family],
+        **settings,
     )
     with torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -141,11 +227,11 @@ def _randomise(family: str, model: nn.Module) -> None:
             parameter.copy_(gain * noise * parameter.shape[1] ** -0.5)
 
 
-def _save(model: Any, path: Path) -> Path:
+def _save(model: Any, path: Path, sharded: bool) -> Path:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    model.save_pretrained(path)
+    model.save_pretrained(path, max_shard_size="30KB" if sharded else "5GB")
     _tokenizer().save_pretrained(path)
     return path
 

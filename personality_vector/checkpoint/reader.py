@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from threading import Lock, local
 from typing import Any
 
 import torch
@@ -40,6 +41,10 @@ class Checkpoint:
         """What it was asked for by: the Hub id, or else the name of the directory."""
         self.entries = dict(entries)
         self._files: dict[Path, int] = {}
+        self._stamps: dict[Path, tuple[int, int]] = {}
+        self._opening = Lock()
+        self.last = local()
+        """For each thread, whatever its reader likes to keep of the part that it read last."""
 
     @classmethod
     def open(cls, where: "str | Path | Checkpoint") -> "Checkpoint":
@@ -54,7 +59,7 @@ class Checkpoint:
         is_local = Path(where).expanduser().is_dir()
         return cls(path, _read_entries(path), None if is_local else str(where))
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Tensor names, sorted."""
         return tuple(sorted(self.entries))
@@ -79,17 +84,36 @@ class Checkpoint:
         Raises:
             CheckpointError: There is no such tensor, or its file is shorter than it was.
         """
+        return self.part(name, slice(None)).reshape(self._entry(name).shape)
+
+    def part(self, name: str, part: slice, out: Tensor | None = None) -> Tensor:
+        """Return some entries of a tensor, flat and row-major, in its stored dtype.
+
+        Args:
+            name: Of the tensor.
+            part: Which entries, such as ``slice(0, 4096)``; without a step.
+            out: Where to put them: contiguous, in the stored dtype; by default in new memory.
+
+        Raises:
+            CheckpointError: There is no such tensor, or its file is shorter than it was.
+        """
+        entry = self._entry(name)
+        width = entry.dtype.itemsize
+        start, stop, _ = part.indices((entry.end - entry.start) // width)
+        found = torch.empty(max(0, stop - start), dtype=entry.dtype) if out is None else out
+        if found.numel():
+            raw = found.view(torch.uint8).numpy().data
+            self._read(entry, raw, entry.start + start * width)
+        return found
+
+    def _entry(self, name: str) -> TensorEntry:
         entry = self.entries.get(name)
         if entry is None:
             raise CheckpointError(f"{self.path}: has no tensor {name}")
-        raw = torch.empty(entry.end - entry.start, dtype=torch.uint8)
-        if raw.numel():
-            self._read(entry, raw.numpy().data)
-        return raw.view(entry.dtype).reshape(entry.shape)
+        return entry
 
-    def _read(self, entry: TensorEntry, buffer: memoryview) -> None:
+    def _read(self, entry: TensorEntry, buffer: memoryview, at: int) -> None:
         descriptor = self._descriptor(entry.file)
-        at = entry.start
         while buffer:
             # One read returns at most 2 GiB.
             count = os.preadv(descriptor, [buffer], at)
@@ -98,9 +122,24 @@ class Checkpoint:
             buffer, at = buffer[count:], at + count
 
     def _descriptor(self, file: Path) -> int:
-        if file not in self._files:
-            self._files[file] = os.open(file, os.O_RDONLY)
-        return self._files[file]
+        if file in self._files:
+            return self._files[file]
+        with self._opening:
+            if file not in self._files:
+                descriptor = os.open(file, os.O_RDONLY)
+                self._stamps[file] = _stamp(descriptor)
+                self._files[file] = descriptor
+            return self._files[file]
+
+    def require_unchanged(self) -> None:
+        """Check that no file that was read has been written to since it was opened.
+
+        Raises:
+            CheckpointError: One has, so that old and new tensors may be mixed.
+        """
+        for file, descriptor in self._files.items():
+            if _stamp(descriptor) != self._stamps[file]:
+                raise CheckpointError(f"{file}: was changed while it was being read")
 
     def __del__(self) -> None:
         for descriptor in self._files.values():
@@ -132,6 +171,12 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.path)!r}, {len(self.entries)} tensors)"
+
+
+def _stamp(descriptor: int) -> tuple[int, int]:
+    """Return what changes when a file is written to: its size and time of modification."""
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
 
 
 def locate(where: str | Path) -> Path:

@@ -7,9 +7,11 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -70,7 +72,8 @@ class ShardWriter:
         self.files = {directory / name: shard for name, shard in zip(names, shards, strict=True)}
         self._slots: dict[str, _Slot] = {}
         self._descriptors: dict[Path, int] = {}
-        self._written: set[str] = set()
+        self._written: Counter[str] = Counter()
+        self._counting = Lock()
 
     def __enter__(self) -> "ShardWriter":
         for file, plans in self.files.items():
@@ -94,10 +97,29 @@ class ShardWriter:
             raise TensorMismatchError(
                 f"{name}: {tensor.dtype} {list(tensor.shape)} was not planned for {self._directory}"
             )
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        if raw.numel():
-            _write_all(self._descriptors[slot.file], raw.numpy().data, slot.offset)
-        self._written.add(name)
+        self.write_part(name, 0, tensor.detach().cpu().contiguous().reshape(-1))
+
+    def write_part(self, name: str, start: int, entries: Tensor) -> None:
+        """Write some entries of a tensor at their place, from any thread; each entry once.
+
+        Args:
+            name: Of a planned tensor.
+            start: Index of the first entry, row-major.
+            entries: Flat, contiguous, on the CPU, in the planned dtype.
+
+        Raises:
+            TensorMismatchError: They are of another dtype, or reach beyond the tensor.
+        """
+        slot = self._slots[name]
+        end = start + entries.numel()
+        if entries.dtype != slot.plan.dtype or end > math.prod(slot.plan.shape):
+            raise TensorMismatchError(f"{name}: {entries.dtype} up to {end} was not planned")
+        raw = entries.view(torch.uint8).numpy().data
+        _write_all(
+            self._descriptors[slot.file], raw, slot.offset + start * entries.dtype.itemsize
+        )
+        with self._counting:
+            self._written[name] += entries.numel()
 
     def __exit__(self, failed: type[BaseException] | None, *exc: object) -> None:
         try:
@@ -108,7 +130,11 @@ class ShardWriter:
                 os.close(descriptor)
 
     def _finish(self) -> None:
-        missing = set(self._slots) - self._written
+        missing = {
+            name
+            for name, slot in self._slots.items()
+            if self._written[name] != math.prod(slot.plan.shape)
+        }
         if missing:
             raise TensorMismatchError(f"{self._directory}: never written: {some(missing)}")
         for descriptor in self._descriptors.values():

@@ -1,11 +1,16 @@
 """``pvec diff``: save fine-tuned minus base."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from personality_vector.cli import options
+from personality_vector.errors import RecipeError
+
+if TYPE_CHECKING:
+    from personality_vector.delta import Delta
+    from personality_vector.delta.record import DeltaRecord
 
 
 def diff(
@@ -15,12 +20,40 @@ def diff(
     ],
     out: Annotated[Path, typer.Option("--out", help="Directory to write.")],
     pole: Annotated[str | None, typer.Option("--pole", metavar="TRAIT:LEVEL")] = None,
-    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option("--dtype")] = "float32",
+    storage: Annotated[
+        Literal["float32", "bfloat16", "lora", "reference"] | None,
+        typer.Option(
+            "--as",
+            "--dtype",
+            help="float32 is exact and the default, bfloat16 half as large; lora keeps the factors "
+            "of an adapter, reference only the paths of BASE and TUNED.",
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            "--low-rank", min=1, metavar="R", help="Keep R singular values of every matrix."
+        ),
+    ] = None,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Save the delta TUNED - BASE."""
+    if storage is not None and rank is not None:
+        raise RecipeError(f"--as {storage} and --low-rank {rank}: give one of the two")
+    from personality_vector.delta.record import read_record
+
+    delta = _open(base, tuned, pole)
+    chosen = "low-rank" if rank is not None else storage or "float32"
+    delta.save(out, storage=chosen, rank=rank, force=force)
+    record = read_record(out)
+    options.show(
+        {"out": str(out), **_result(record)}, as_json=as_json, text=lambda: _sentence(out, record)
+    )
+
+
+def _open(base: str, tuned: str, pole: str | None) -> "Delta":
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.delta import Delta
     from personality_vector.delta.lora import is_adapter
@@ -29,27 +62,46 @@ def diff(
         require_trained_on,
         trained_pole,
     )
-    from personality_vector.delta.storage import saved_norm
 
     start, pole = Checkpoint.open(base), pole or trained_pole(Path(tuned))
     if is_adapter(Path(tuned)):
-        delta = Delta.from_lora(tuned, start, pole=pole)
-    else:
-        end = Checkpoint.open(tuned)
-        require_not_swapped(start, end)
-        require_trained_on(end.path, start)
-        delta = Delta.between(start, end, pole=pole)
-    delta.save(out, dtype=dtype, force=force)
+        return Delta.from_lora(tuned, start, pole=pole)
+    end = Checkpoint.open(tuned)
+    require_not_swapped(start, end)
+    require_trained_on(end.path, start)
+    return Delta.between(start, end, pole=pole)
+
+
+def _result(record: "DeltaRecord") -> dict[str, Any]:
+    total = record.total
     result = {
-        "out": str(out),
-        "pole": str(delta.pole) if delta.pole else None,
-        "tensors": len(delta.names),
-        "norm": saved_norm(out),
-        "base": delta.base.digest,
-        "dtype": dtype,
+        "label": record.label,
+        "pole": record.pole,
+        "storage": record.storage,
+        "tensors": total.tensors,
+        "norm": total.norm,
+        "loss": total.loss,
+        "base": record.base.digest,
     }
-    options.show(
-        result,
-        as_json=as_json,
-        text=lambda: f"{out}: {delta.label}, {len(delta.names)} tensors, norm {result['norm']:.4g}",
-    )
+    return result | ({"rank": record.rank, "kept": total.kept} if record.rank else {})
+
+
+def _sentence(out: Path, record: "DeltaRecord") -> str:
+    """Return what was written; of a lossy storage, also what was lost, and where most."""
+    from personality_vector.delta.layers import layer_of
+
+    total, layers = record.total, record.totals(layer_of)
+    said = f"{out}: {record.label}, {total.tensors} tensors, norm {total.norm:.4g}"
+    if record.rank:
+        worst = min(layers, key=lambda layer: layers[layer].kept)
+        said += (
+            f"; rank {record.rank} keeps {total.kept:.1%} of its energy, "
+            f"least in {worst}: {layers[worst].kept:.1%}"
+        )
+    elif record.storage == "bfloat16":
+        worst = max(record.tensors, key=lambda name: record.tensors[name].loss)
+        said += (
+            f"; rounding lost {total.loss:.2%} of it, "
+            f"most in {worst}: {record.tensors[worst].loss:.2%}"
+        )
+    return said

@@ -19,12 +19,22 @@ def merge(
     settings: options.Settings = [],
     base: Annotated[str | None, typer.Option("--base", help="Short form: the base.")] = None,
     term: Annotated[
-        list[str], typer.Option("--term", metavar="VECTOR=ALPHA", help="Repeatable.")
+        list[str],
+        typer.Option(
+            "--term",
+            metavar="VECTOR=ALPHA",
+            help="Repeatable; also 'TUNED - ITS_BASE=ALPHA' for a delta of another base.",
+        ),
     ] = [],
     method: Annotated[str | None, typer.Option("--method")] = None,
     option: Annotated[
         list[str], typer.Option("--option", metavar="NAME=VALUE", help="Of the method.")
     ] = [],
+    exclude: Annotated[
+        list[str],
+        typer.Option("--exclude", metavar="WORD", help="embeddings, head, norms, or a pattern."),
+    ] = [],
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     out: options.Out = None,
     dry_run: options.DryRun = False,
     force: options.Force = False,

@@ -1,47 +1,65 @@
 """``pvec show``: what a directory is, and what made it."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from personality_vector.cli import options
+from personality_vector.errors import RecipeError
+
+if TYPE_CHECKING:
+    from personality_vector.delta.record import DeltaRecord
+
+_BULKY = ("tensors", "files", "losses", "manifest")
+_TABLES = ("layers", "modules")
 
 
 def show(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="A delta, vector, checkpoint or run.")
     ],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read a saved delta again and compare every hash.")
+    ] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Say what a directory is, and what made it."""
     found = describe(path)
+    if verify:
+        found["verified"] = _verified(path)
+    tables = {} if as_json else {name: found.pop(name, {}) for name in (*_TABLES, "by_tensor")}
     options.show(found, as_json=as_json, text=lambda: options.yaml_text(found))
+    for name in _TABLES:
+        if tables.get(name):
+            _print_totals(name, tables[name])
 
 
 def describe(path: Path) -> dict[str, Any]:
     """Return what a directory is, as JSON-like data."""
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.checkpoint.reader import read_json
+    from personality_vector.delta.lora import is_adapter
     from personality_vector.delta.storage import is_saved_delta
     from personality_vector.manifest import MANIFEST
 
     manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
-    bulky = ("tensors", "files", "losses", "manifest")
-    summary = {key: value for key, value in manifest.items() if key not in bulky}
+    summary = {key: value for key, value in manifest.items() if key not in _BULKY}
     if is_saved_delta(path):
         return {"path": str(path), **summary, **_delta(path)}
-    if (
-        manifest.get("kind") not in (None, "merge", "train")
-        or (path / "adapter_config.json").is_file()
-    ):
+    if is_adapter(path):
+        return {"path": str(path), "kind": "adapter", **summary, **_adapter(path)}
+    if manifest.get("kind") not in (None, "merge", "train"):
         return {"path": str(path), **summary}
+    return {"path": str(path), "kind": "checkpoint", **summary, **_checkpoint(path)}
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    from personality_vector.checkpoint import Checkpoint
+
     checkpoint = Checkpoint.open(path)
     return {
-        "path": str(path),
-        "kind": "checkpoint",
-        **summary,
         "model_type": checkpoint.config.get("model_type"),
         "tensors": checkpoint.fingerprint.tensors,
         "parameters": checkpoint.fingerprint.parameters,
@@ -49,18 +67,47 @@ def describe(path: Path) -> dict[str, Any]:
     }
 
 
-def _delta(path: Path) -> dict[str, Any]:
-    import math
-
+def _adapter(path: Path) -> dict[str, Any]:
     from personality_vector.checkpoint.reader import read_json
 
-    statistics = read_json(path / "delta.json")["statistics"]
-    largest = sorted(statistics, key=lambda name: -statistics[name]["norm"])[:5]
-    norm = math.sqrt(sum(row["norm"] ** 2 for row in statistics.values()))
-    lost = math.sqrt(sum((row["norm"] - row["stored_norm"]) ** 2 for row in statistics.values()))
+    config = read_json(path / "adapter_config.json")
+    keys = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules")
+    return {"adapter": {key: config.get(key) for key in keys}}
+
+
+def _delta(path: Path) -> dict[str, Any]:
+    """Return what the record says; no tensor is read."""
+    from personality_vector.delta.layers import layer_of, module_of
+    from personality_vector.delta.record import read_record
+
+    record = read_record(path)
     return {
-        "tensors": len(statistics),
-        "norm": norm,
-        "norm_lost_in_storage": lost,
-        "largest": {name: statistics[name]["norm"] for name in largest},
+        "restores_the_fine_tune": bool(record.tuned_dtypes or record.reference),
+        **({"reference": record.reference.model_dump()} if record.reference else {}),
+        **_total(record, record.total),
+        "layers": {k: _total(record, total) for k, total in record.totals(layer_of).items()},
+        "modules": {k: _total(record, total) for k, total in record.totals(module_of).items()},
+        "by_tensor": {name: row.model_dump(mode="json") for name, row in record.tensors.items()},
     }
+
+
+def _total(record: "DeltaRecord", total: Any) -> dict[str, Any]:
+    return asdict(total) | ({"kept": total.kept} if record.rank else {})
+
+
+def _verified(path: Path) -> str:
+    from personality_vector.delta import Delta
+    from personality_vector.delta.storage import is_saved_delta
+
+    if not is_saved_delta(path):
+        raise RecipeError(f"--verify {path}: only a saved delta has hashes to compare")
+    return f"{Delta.load(path).verify()} tensors are as they were written"
+
+
+def _print_totals(title: str, totals: dict[str, dict[str, Any]]) -> None:
+    import pandas as pd
+
+    from personality_vector.tables import print_frame
+
+    rows = [{"": name, **total} for name, total in totals.items()]
+    print_frame(f"norms of {title}", pd.DataFrame(rows))

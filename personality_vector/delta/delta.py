@@ -2,22 +2,25 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from personality_vector import numeric
 from personality_vector.checkpoint import Checkpoint, Fingerprint
-from personality_vector.delta import lora, storage
+from personality_vector.delta import lora
+from personality_vector.delta.combination import Combination
 from personality_vector.delta.sources import (
-    Combination,
     Difference,
     TensorSource,
     require_same_tensors,
+    whole,
 )
+from personality_vector.delta.storage import open_stored, save_stored, verify
 from personality_vector.errors import (
     BaseMismatchError,
     CheckpointError,
@@ -25,15 +28,16 @@ from personality_vector.errors import (
     TensorMismatchError,
     blame,
 )
+from personality_vector.numeric import pieces
 from personality_vector.traits import Pole
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Delta:
     """``fine-tuned - base``, tensor by tensor; with a ``pole`` it is a personality vector.
 
-    Lazy: holds references and coefficients, and reads one float32 tensor when asked. A base
-    tensor that it does not name has a delta of zero.
+    Lazy: holds references and coefficients, and reads one float32 tensor when asked. Sums, norms
+    and products are of float64 parts. A base tensor that it does not name has a delta of zero.
 
     Attributes:
         source: Where the tensors come from.
@@ -42,6 +46,7 @@ class Delta:
             reference have the same one. Orders terms and seeds their random masks.
         label: For messages and reports.
         pole: What it expresses, if anything.
+        directory: Where it was loaded from, if it was saved.
 
     Source:
         Task vectors, Ilharco et al. 2022, arXiv:2212.04089: ``tau = theta_ft - theta_pre``.
@@ -52,6 +57,7 @@ class Delta:
     identity: str
     label: str = ""
     pole: Pole | None = None
+    directory: Path | None = field(default=None, compare=False)
 
     @classmethod
     def between(
@@ -118,36 +124,61 @@ class Delta:
         Raises:
             CheckpointError: The directory is not a complete saved delta.
         """
-        source, record = storage.open_stored(Path(directory))
+        path = Path(directory)
+        source, record = open_stored(path)
         pole = Pole.parse(record.pole) if record.pole else None
         base = Fingerprint(record.base.digest, record.base.tensors, record.base.parameters)
-        return cls(source, base, record.identity, record.label, pole)
+        return cls(source, base, record.identity, record.label, pole, path)
 
-    def save(self, directory: str | Path, *, dtype: str = "float32", force: bool = False) -> Path:
-        """Write ``delta.safetensors``, ``delta.json`` and a manifest; the directory appears whole.
+    def save(
+        self,
+        directory: str | Path,
+        *,
+        storage: str = "float32",
+        rank: int | None = None,
+        force: bool = False,
+    ) -> Path:
+        """Write ``delta.json``, the tensors and a manifest; the directory appears whole.
 
         Args:
             directory: Must not exist, unless ``force``.
-            dtype: ``float32`` (restores the fine-tuned model bit for bit) or ``bfloat16``.
+            storage: ``float32`` restores the fine-tuned model bit for bit; ``bfloat16`` takes half
+                the room; ``lora`` keeps the factors of an adapter; ``low-rank`` keeps the largest
+                singular values of every matrix; ``reference`` keeps the paths of two checkpoints.
+                What ``bfloat16`` and ``low-rank`` lose is in the record, and they are another
+                delta, with another identity.
+            rank: Of ``low-rank``, and of no other.
             force: Replace a delta that this tool wrote.
 
         Raises:
+            RecipeError: There is no such storage, or not for this delta.
             OutputExistsError: The directory exists.
-            NonFiniteError: A tensor holds NaN or infinity.
+            NonFiniteError: A tensor holds NaN or infinity, or does not fit the dtype.
         """
+        fingerprint, how = self.base, " ".join([storage, *([str(rank)] if rank else [])])
+        lossy = storage in ("bfloat16", "low-rank")
         record = {
             "base": {
-                "digest": self.base.digest,
-                "tensors": self.base.tensors,
-                "parameters": self.base.parameters,
+                "digest": fingerprint.digest,
+                "tensors": fingerprint.tensors,
+                "parameters": fingerprint.parameters,
             },
-            "identity": self.identity
-            if dtype == "float32"
-            else _digest("stored", self.identity, dtype),
+            "identity": _digest("stored", self.identity, how) if lossy else self.identity,
             "label": self.label,
             "pole": str(self.pole) if self.pole else None,
         }
-        return storage.save_stored(self.source, Path(directory), record, dtype, force=force)
+        save_stored(self.source, Path(directory), record, storage=storage, rank=rank, force=force)
+        return Path(directory)
+
+    def verify(self) -> int:
+        """Read a saved delta again and return how many tensors are as they were written.
+
+        Raises:
+            CheckpointError: Some are not, and are named; or it was not loaded from a directory.
+        """
+        if self.directory is None:
+            raise CheckpointError(f"{self.label}: was never saved, so it has nothing to verify")
+        return verify(self.directory)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -161,13 +192,20 @@ class Delta:
     def __getitem__(self, name: str) -> Float[Tensor, "*shape"]:
         """Return one delta tensor, float32, on the CPU."""
         with blame(delta=self.label, tensor=name):
-            if name not in self.source.names:
+            if name not in self:
                 raise TensorMismatchError(f"{self.label}: has no tensor {name}")
-            return self.source.read(name)
+            delta = torch.empty(self.shape(name))
+            flat = delta.view(-1)
+            for part in pieces(flat.numel()):
+                flat[part] = self.source.part(name, part)
+            return delta
 
-    def tuned(self, name: str, base: Tensor) -> Tensor | None:
-        """Return the fine-tuned tensor, bit for bit, where this delta can restore it."""
-        return self.source.tuned(name, base) if name in self.source.names else base
+    def __contains__(self, name: object) -> bool:
+        return name in self._named
+
+    @cached_property
+    def _named(self) -> frozenset[str]:
+        return frozenset(self.source.names)
 
     def __add__(self, other: "Delta") -> "Delta":
         self._require_same_base(other)
@@ -182,10 +220,11 @@ class Delta:
             raise NonFiniteError(f"{self.label}: cannot be scaled by {factor}")
         return replace(
             self,
-            source=Combination(((float(factor), self.source),)),
+            source=Combination.of((float(factor), self.source)),
             identity=_digest("scaled", self.identity, repr(float(factor))),
             label=f"{factor:g} * ({self.label})",
             pole=self.pole if factor > 0 else None,
+            directory=None,
         )
 
     __rmul__ = __mul__
@@ -201,12 +240,21 @@ class Delta:
     def dot(self, other: "Delta") -> float:
         """Return the inner product over all tensors, summed in float64."""
         self._require_same_base(other)
-        shared = sorted(set(self.names) & set(other.names))
-        return sum(numeric.dot(self[name], other[name]) for name in shared)
+        shared = ((name, part) for name, part in self._parts() if name in other)
+        return math.fsum(
+            float(self.source.part(name, part).dot(other.source.part(name, part)))
+            for name, part in shared
+        )
 
     def norm(self) -> float:
         """Return the Euclidean norm over all tensors."""
-        return math.sqrt(sum(numeric.norm(self[name]) ** 2 for name in self.names))
+        parts = (self.source.part(name, part) for name, part in self._parts())
+        return math.sqrt(math.fsum(float(part.dot(part)) for part in parts))
+
+    def _parts(self) -> Iterator[tuple[str, slice]]:
+        for name in self.names:
+            for part in pieces(whole(self.source, name).stop):
+                yield name, part
 
     def cosine(self, other: "Delta") -> float:
         """Return the cosine of the angle to another delta of the same base.
@@ -223,7 +271,7 @@ class Delta:
         return self.dot(other) / lengths
 
     def _combined(self, other: "Delta", sign: float, label: str) -> "Delta":
-        source = Combination(((1.0, self.source), (sign, other.source)))
+        source = Combination.of((1.0, self.source), (sign, other.source))
         parts = [self.identity, other.identity]
         identity = _digest("sum", *(sorted(parts) if sign > 0 else parts), repr(sign))
         return Delta(source, self.base, identity, label)

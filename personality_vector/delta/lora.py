@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
@@ -40,7 +41,7 @@ def is_adapter(path: Path) -> bool:
     return (path / _CONFIG).is_file()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Adapter:
     """A plain LoRA adapter of PEFT, on a given base.
 
@@ -55,7 +56,7 @@ class Adapter:
     transposed: bool
     modules: tuple[str, ...]
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Weights of the adapted modules, as the base names them."""
         return tuple(f"{module}.weight" for module in self.modules)
@@ -69,19 +70,40 @@ class Adapter:
         """Shape of one tensor."""
         return self.base.entries[name].shape
 
-    def read(self, name: str) -> Float[Tensor, "*shape"]:
-        """Return ``scaling * B @ A`` in float32."""
-        module = _PREFIX + name.removesuffix(".weight")
-        down = require_finite(self.factors, f"{module}.lora_A.weight").float()
-        up = require_finite(self.factors, f"{module}.lora_B.weight").float()
-        rank = down.shape[0]
-        scaling = self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
-        delta = scaling * (up @ down)
-        return delta.T.contiguous() if self.transposed else delta
+    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
+        """Return entries of ``scaling * B @ A``, multiplying only the rows that they lie in."""
+        up, down = self._factors(name)
+        scaling = self.alpha / (math.sqrt(len(down)) if self.rank_stabilised else len(down))
+        left, right = (down.T, up.T) if self.transposed else (up, down)
+        return scaling * rows_of_product(left, right, part)
 
-    def tuned(self, name: str, base: Tensor) -> Tensor | None:  # noqa: ARG002
+    def _factors(self, name: str) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]:
+        module = _PREFIX + name.removesuffix(".weight")
+        names = f"{module}.lora_B.weight", f"{module}.lora_A.weight"
+        up, down = (
+            require_finite(self.factors, name).reshape(self.factors.entries[name].shape)
+            for name in names
+        )
+        return up, down
+
+    def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:  # noqa: ARG002
         """Return ``None``: an adapter has no fine-tuned tensors."""
         return None
+
+    def require_unchanged(self) -> None:
+        """Check the base and the adapter."""
+        self.base.require_unchanged()
+        self.factors.require_unchanged()
+
+
+def rows_of_product(
+    left: Float[Tensor, "rows rank"], right: Float[Tensor, "rank columns"], part: slice
+) -> Float64[Tensor, " entries"]:
+    """Return the entries ``part`` of ``left @ right``, row-major, multiplied in float64."""
+    columns = right.shape[1]
+    first, last = part.start // columns, -(-part.stop // columns)
+    product = left[first:last].double() @ right.double()
+    return product.reshape(-1)[part.start - first * columns : part.stop - first * columns]
 
 
 def open_adapter(path: Path, base: Checkpoint) -> Adapter:

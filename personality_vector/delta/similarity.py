@@ -1,18 +1,100 @@
-"""How alike deltas are."""
+"""How alike vectors are: one pass for their inner products, and every cosine from those."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
 
 import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
 
 from personality_vector.delta.delta import Delta
-from personality_vector.errors import BaseMismatchError, NonFiniteError
+from personality_vector.delta.layers import grouped
+from personality_vector.delta.sources import whole
+from personality_vector.errors import (
+    BaseMismatchError,
+    NonFiniteError,
+    RecipeError,
+    TensorMismatchError,
+    blame,
+)
+from personality_vector.progress import progress
+
+_PART = 1 << 20
+_NO_DIRECTION = 1e-7
+"""Length, of unit vectors after centring, below which rounding alone decides the direction."""
 
 
-def cosine_matrix(deltas: Sequence[Delta]) -> list[list[float]]:
-    """Return the cosine between every two deltas, reading every tensor once.
+@dataclass(frozen=True, slots=True, eq=False)
+class Similarity:
+    """The inner products of some vectors, by layer, and the cosines that follow from them.
 
-    Memory: one float32 tensor of each delta.
+    Attributes:
+        labels: Of the ``n`` vectors.
+        grams: Layer to the inner products of the vectors there, float64; together, the layers are
+            the vectors.
+
+    Raises:
+        NonFiniteError: A vector is zero everywhere, or not finite.
+    """
+
+    labels: tuple[str, ...]
+    grams: Mapping[str, Float64[Tensor, "n n"]]
+
+    def __post_init__(self) -> None:
+        for label, square in zip(self.labels, self.gram().diagonal().tolist(), strict=True):
+            if not 0.0 < square < float("inf"):
+                raise NonFiniteError(f"{label}: a vector of norm {square**0.5} has no direction")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers, from the embedding to the head."""
+        return tuple(self.grams)
+
+    def gram(self, layer: str | None = None) -> Float64[Tensor, "n n"]:
+        """Return the inner products in a layer, or over all of them.
+
+        Raises:
+            TensorMismatchError: There is no such layer.
+        """
+        if layer is None:
+            start = torch.zeros(len(self.labels), len(self.labels), dtype=torch.float64)
+            return reduce(torch.add, self.grams.values(), start)
+        if layer not in self.grams:
+            raise TensorMismatchError(f"no layer {layer!r}, only {', '.join(self.grams)}")
+        return self.grams[layer]
+
+    def cosine(self, layer: str | None = None, *, centred: bool = False) -> Float64[Tensor, "n n"]:
+        """Return the cosine of the angle between every two vectors.
+
+        Args:
+            layer: One of :attr:`layers`; by default the vectors are compared as a whole.
+            centred: First remove what all have in common: scale each vector to length one, there
+                where it is compared, and subtract the mean of them. Scaled first, since a cosine
+                does not depend on lengths, and the mean of unequal ones is that of the longest.
+                What is left sums to zero, so unrelated vectors now have ``-1 / (n - 1)``, not 0.
+
+        Returns:
+            NaN for a vector that is zero in this layer, which is also left out of the mean, or
+            that is no longer than rounding once centred.
+
+        Raises:
+            RecipeError: ``centred``, of fewer than three vectors.
+        """
+        found = _cosine(self.gram(layer), 0.0)
+        if not centred:
+            return found
+        if len(self.labels) < 3:
+            raise RecipeError(
+                "centring needs at least three vectors: two minus their mean are always opposite"
+            )
+        return _centred(found)
+
+
+def similarity(deltas: Sequence[Delta]) -> Similarity:
+    """Compare deltas, reading every tensor once, part by part.
+
+    Memory: 16 MiB of each delta.
 
     Raises:
         BaseMismatchError: They are not all of one base.
@@ -24,25 +106,47 @@ def cosine_matrix(deltas: Sequence[Delta]) -> list[list[float]]:
                 f"{delta.label} is of base {delta.base} and {deltas[0].label} of {deltas[0].base}; "
                 "only deltas of one base have a cosine"
             )
-    products = torch.zeros(len(deltas), len(deltas), dtype=torch.float64)
-    for name in sorted({name for delta in deltas for name in delta.names}):
-        products += _products(deltas, name)
-    lengths = products.diagonal().sqrt().tolist()
-    for delta, length in zip(deltas, lengths, strict=True):
-        if length == 0.0 or not math.isfinite(length):
-            raise NonFiniteError(f"{delta.label}: a delta of norm {length} has no direction")
-    return [
-        [float(product) / (a * b) for product, b in zip(row, lengths, strict=True)]
-        for row, a in zip(products, lengths, strict=True)
-    ]
+    groups = grouped({name for delta in deltas for name in delta.names})
+    layers = {name: layer for layer, names in groups.items() for name in names}
+    grams = {layer: torch.zeros(len(deltas), len(deltas), dtype=torch.float64) for layer in groups}
+    for name in progress(list(layers), "similarity"):
+        with blame(tensor=name):
+            _add_products(deltas, name, grams[layers[name]])
+    return Similarity(tuple(delta.label for delta in deltas), grams)
 
 
-def _products(deltas: Sequence[Delta], name: str) -> torch.Tensor:
-    """Return the inner products between the deltas on one tensor; absent is zero."""
-    rows = {i: delta[name].double() for i, delta in enumerate(deltas) if name in delta.names}
-    products = torch.zeros(len(deltas), len(deltas), dtype=torch.float64)
-    for i, one in rows.items():
-        for j, other in rows.items():
-            if j >= i:
-                products[i, j] = products[j, i] = (one * other).sum()
-    return products
+def inner_products(rows: Float[Tensor, "n entries"]) -> Float64[Tensor, "n n"]:
+    """Return the inner product of every two rows, in float64, symmetric to the bit."""
+    rows = rows.double()
+    products = rows @ rows.T
+    return (products + products.T) / 2
+
+
+def _add_products(deltas: Sequence[Delta], name: str, gram: Tensor) -> None:
+    """Add the inner products of one tensor; a delta that does not name it is zero there."""
+    holders = [index for index, delta in enumerate(deltas) if name in delta]
+    count = whole(deltas[holders[0]].source, name).stop
+    where = torch.tensor(holders)
+    for start in range(0, count, _PART):
+        part = slice(start, min(start + _PART, count))
+        rows = torch.stack([deltas[index].source.part(name, part) for index in holders])
+        gram[where[:, None], where] += inner_products(rows)
+
+
+def _cosine(gram: Tensor, least: float) -> Tensor:
+    """Divide by the lengths; NaN where one is not above ``least``."""
+    lengths = gram.diagonal().clamp(min=0.0).sqrt()
+    lengths = torch.where(lengths > least, lengths, torch.nan)
+    return (gram / (lengths[:, None] * lengths)).clamp(-1.0, 1.0)
+
+
+def _centred(cosine: Tensor) -> Tensor:
+    """Return the cosines of unit vectors minus their mean, from their cosines."""
+    found = torch.full_like(cosine, torch.nan)
+    there = (~cosine.diagonal().isnan()).nonzero()[:, 0]
+    if len(there) >= 3:
+        among = cosine[there[:, None], there]
+        mean = among.mean(0)
+        centred = among - (mean[:, None] + mean) + among.mean()
+        found[there[:, None], there] = _cosine(centred, _NO_DIRECTION)
+    return found

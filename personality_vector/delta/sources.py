@@ -1,24 +1,29 @@
-"""Where the tensors of a delta come from. Each source is lazy: one tensor in memory at a time.
+"""Where the tensors of a delta come from. Each source is lazy and read in parts.
 
 A source holds the tensors that it changes; a base tensor that it does not name has a delta of
-zero. Arithmetic is float32.
+zero. A part is a run of entries of one tensor, row-major; arithmetic is float64, in which the
+difference of two weights is exact.
 """
 
+import math
+from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import NonFiniteError, TensorMismatchError, some
+from personality_vector.kernels import difference, is_finite
 
 
 @runtime_checkable
 class TensorSource(Protocol):
-    """Anything that yields float32 delta tensors by name."""
+    """Anything that yields delta tensors by name, a part at a time."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -31,21 +36,27 @@ class TensorSource(Protocol):
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""
 
-    def read(self, name: str) -> Float[Tensor, "*shape"]:
-        """Return one delta tensor, float32, on the CPU."""
+    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
+        """Return the entries ``part.start .. part.stop`` of one delta tensor, on the CPU."""
 
-    def tuned(self, name: str, base: Tensor) -> Tensor | None:
-        """Return the fine-tuned tensor itself, bit for bit, if this source can; else ``None``."""
+    def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:
+        """Return these entries of the fine-tuned tensor itself, bit for bit, if it is known.
+
+        ``base`` holds the same entries of the base, in its stored dtype.
+        """
+
+    def require_unchanged(self) -> None:
+        """Raise :class:`CheckpointError` if a file changed since it was opened."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Difference:
     """``tuned - base``, by reference to two checkpoints."""
 
     base: Checkpoint
-    tuned_checkpoint: Checkpoint
+    tuned: Checkpoint
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Floating-point tensors of the base."""
         return tuple(name for name in self.base.names if _is_float(self.base, name))
@@ -53,33 +64,39 @@ class Difference:
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Both checkpoints."""
-        return (self.base.path, self.tuned_checkpoint.path)
+        return (self.base.path, self.tuned.path)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""
         return self.base.entries[name].shape
 
-    def read(self, name: str) -> Float[Tensor, "*shape"]:
-        """Return ``float32(tuned) - float32(base)``.
+    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
+        """Return ``tuned - base``.
 
         Raises:
-            NonFiniteError: Either tensor holds NaN or infinity.
+            NonFiniteError: Either holds NaN or infinity there.
         """
-        ends = [require_finite(end, name) for end in (self.tuned_checkpoint, self.base)]
-        return ends[0].float() - ends[1].float()
+        return difference(
+            require_finite(self.tuned, name, part), require_finite(self.base, name, part)
+        )
 
-    def tuned(self, name: str, base: Tensor) -> Tensor | None:  # noqa: ARG002
-        """Return the tensor of the fine-tuned checkpoint."""
-        return self.tuned_checkpoint[name]
+    def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Return the entries of the fine-tuned checkpoint."""
+        return self.tuned.part(name, part)
+
+    def require_unchanged(self) -> None:
+        """Check both checkpoints."""
+        self.base.require_unchanged()
+        self.tuned.require_unchanged()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stored:
     """A delta that was saved: float32 or bfloat16 tensors.
 
-    ``exact`` holds, per tensor, the places where ``base + delta`` in float32 would not round back
-    to the fine-tuned value, and that value: with it a float32 delta restores the fine-tuned model
-    bit for bit.
+    ``exact`` holds, per tensor, the places where ``base + delta`` would not round back to the
+    fine-tuned value, and that value: with it a float32 delta restores the fine-tuned model bit for
+    bit.
     """
 
     tensors: Checkpoint
@@ -100,27 +117,50 @@ class Stored:
         """Shape of one tensor."""
         return self.tensors.entries[name].shape
 
-    def read(self, name: str) -> Float[Tensor, "*shape"]:
-        """Return the stored tensor as float32."""
-        return require_finite(self.tensors, name).float()
+    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
+        """Return the stored entries."""
+        return require_finite(self.tensors, name, part).double()
 
-    def tuned(self, name: str, base: Tensor) -> Tensor | None:
+    def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:
         """Return ``base + delta`` with the recorded exact values put in."""
         if name not in self.tuned_dtypes:
             return None
-        tuned = (base.float() + self.read(name)).to(self.tuned_dtypes[name])
+        delta = self.tensors.part(name, part)
+        restored = self.sum_of(base, delta, self.tuned_dtypes[name])
         if self.exact is not None and f"{name}.index" in self.exact.entries:
-            tuned.view(-1)[self.exact[f"{name}.index"]] = self.exact[f"{name}.value"]
-        return tuned
+            listed = self._listed(self.exact, name, part)
+            index = self.exact.part(f"{name}.index", listed)
+            restored[index - part.start] = self.exact.part(f"{name}.value", listed)
+        return restored
+
+    @staticmethod
+    def sum_of(base: Tensor, delta: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return ``base + delta``, added in float32: the tuned tensor but for a few entries."""
+        return (base.float() + delta).to(dtype)
+
+    @staticmethod
+    def _listed(exact: Checkpoint, name: str, part: slice) -> slice:
+        """Return where the ascending list of exact values speaks of ``part``, by bisection."""
+
+        def index_at(place: int) -> int:
+            return int(exact.part(f"{name}.index", slice(place, place + 1)))
+
+        places = range(math.prod(exact.entries[f"{name}.index"].shape))
+        first, last = (bisect_left(places, end, key=index_at) for end in (part.start, part.stop))
+        return slice(first, last)
+
+    def require_unchanged(self) -> None:
+        """Check the files of the saved delta."""
+        self.tensors.require_unchanged()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Combination:
-    """``sum of coefficient * source``, summed in the order given, in float32."""
+    """``sum of coefficient * source``, summed in the order given."""
 
     terms: tuple[tuple[float, TensorSource], ...]
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Every tensor that a term names."""
         return tuple(sorted({name for _, source in self.terms for name in source.names}))
@@ -134,35 +174,81 @@ class Combination:
         """Shape of one tensor."""
         return next(source.shape(name) for _, source in self.terms if name in source.names)
 
-    def read(self, name: str) -> Float[Tensor, "*shape"]:
+    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return the weighted sum of the terms that name this tensor."""
-        total = torch.zeros(self.shape(name))
+        total = torch.zeros(part.stop - part.start, dtype=torch.float64)
         for coefficient, source in self.terms:
             if name in source.names:
-                total += coefficient * source.read(name)
+                total += coefficient * source.part(name, part)
         return total
 
-    def tuned(self, name: str, base: Tensor) -> Tensor | None:  # noqa: ARG002
+    def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:  # noqa: ARG002
         """Return ``None``: a combination has no fine-tuned model."""
         return None
 
+    def require_unchanged(self) -> None:
+        """Check every term."""
+        for _, source in self.terms:
+            source.require_unchanged()
 
-def require_finite(checkpoint: Checkpoint, name: str) -> Tensor:
-    """Return a tensor after checking it.
+
+@dataclass(frozen=True)
+class Restricted:
+    """Some of the tensors of another source; the others have a delta of zero."""
+
+    source: TensorSource
+    names: tuple[str, ...]
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Those of the source."""
+        return self.source.inputs
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        return self.source.shape(name)
+
+    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
+        """Return what the source has there."""
+        return self.source.part(name, part)
+
+    def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:
+        """Return what the source has there."""
+        return self.source.tuned_part(name, part, base)
+
+    def require_unchanged(self) -> None:
+        """Check the source."""
+        self.source.require_unchanged()
+
+
+def whole(source: TensorSource, name: str) -> slice:
+    """Return the part that is all of a tensor."""
+    return slice(0, math.prod(source.shape(name)))
+
+
+def require_finite(
+    checkpoint: Checkpoint, name: str, part: slice = slice(None)
+) -> Shaped[Tensor, " entries"]:
+    """Return entries of a tensor, flat and in their stored dtype, after checking them.
+
+    They are not to be modified: all terms of a merge share the part of the base that was read last.
 
     Raises:
-        NonFiniteError: It holds NaN or infinity; names file, tensor and how many.
+        NonFiniteError: They hold NaN or infinity; names file, tensor and how many of the tensor.
     """
-    tensor = checkpoint[name]
-    if tensor.numel() and tensor.is_floating_point():
-        low, high = torch.aminmax(tensor)
-        if not bool(torch.isfinite(low) & torch.isfinite(high)):
-            count = int((~torch.isfinite(tensor)).sum())
-            raise NonFiniteError(
-                f"{checkpoint.entries[name].file}: {name}: {count} of {tensor.numel()} values "
-                "are NaN or infinite"
-            )
-    return tensor
+    asked = (name, part.start, part.stop)
+    if getattr(checkpoint.last, "asked", None) == asked:
+        return cast("Tensor", checkpoint.last.entries)
+    entries = checkpoint.part(name, part)
+    if entries.is_floating_point() and not is_finite(entries):
+        tensor = checkpoint[name]
+        count = int((~torch.isfinite(tensor)).sum())
+        raise NonFiniteError(
+            f"{checkpoint.entries[name].file}: {name}: {count} of {tensor.numel()} values "
+            "are NaN or infinite"
+        )
+    checkpoint.last.asked, checkpoint.last.entries = asked, entries
+    return entries
 
 
 def require_same_tensors(base: Checkpoint, tuned: Checkpoint) -> None:

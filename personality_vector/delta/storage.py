@@ -1,27 +1,32 @@
 """Saved deltas: a directory with ``delta.safetensors``, ``delta.json`` and a manifest."""
 
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
-from torch import Tensor
 
-from personality_vector.checkpoint import AtomicDirectory, Checkpoint, ShardWriter, TensorPlan
-from personality_vector.checkpoint.header import DTYPES, NAMES, read_header
-from personality_vector.checkpoint.reader import read_json
-from personality_vector.delta.sources import Difference, Stored, TensorSource
-from personality_vector.errors import CheckpointError, RecipeError, blame, some
+from personality_vector.checkpoint import AtomicDirectory, Checkpoint
+from personality_vector.checkpoint.header import DTYPES, TensorEntry, read_header
+from personality_vector.delta import writing
+from personality_vector.delta.layers import layer_of
+from personality_vector.delta.lora import Adapter
+from personality_vector.delta.low_rank import LEFT, RIGHT, LowRank
+from personality_vector.delta.record import (
+    RECORD,
+    AdapterRecord,
+    DeltaRecord,
+    ReferenceRecord,
+    Storage,
+    read_record,
+)
+from personality_vector.delta.sources import Difference, Stored, TensorSource, whole
+from personality_vector.errors import CheckpointError, RecipeError, some
 from personality_vector.manifest import rounded, write_manifest
-from personality_vector.numeric import norm
-from personality_vector.progress import progress
+from personality_vector.numeric import pieces
 
-_RECORD = "delta.json"
 _TENSORS = "delta.safetensors"
 _EXACT = "exact.safetensors"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -29,136 +34,202 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def is_saved_delta(path: Path) -> bool:
     """Return whether a directory is a saved delta."""
-    return (path / _RECORD).is_file()
-
-
-class _Base(BaseModel):
-    """The fingerprint of the base, as JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    digest: str
-    tensors: int
-    parameters: int
-
-
-class DeltaRecord(BaseModel):
-    """The content of ``delta.json``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    base: _Base
-    identity: str
-    label: str
-    pole: str | None
-    dtype: Literal["float32", "bfloat16"]
-    tuned_dtypes: dict[str, Literal["F64", "F32", "F16", "BF16"]]
-    statistics: dict[str, dict[str, float]]
-    exact: bool
-
-
-@dataclass(slots=True)
-class _Learnt:
-    """What is learnt about each tensor while it is written."""
-
-    statistics: dict[str, dict[str, float]] = field(default_factory=dict)
-    tuned_dtypes: dict[str, str] = field(default_factory=dict)
-    exact: dict[str, Tensor] = field(default_factory=dict)
+    return (path / RECORD).is_file()
 
 
 def save_stored(
-    source: TensorSource, directory: Path, record: Mapping[str, Any], dtype: str, *, force: bool
-) -> Path:
-    """Write every tensor of ``source``, one at a time; see :meth:`Delta.save`."""
-    if dtype not in _DTYPES:
-        raise RecipeError(f"dtype {dtype!r}: a delta is stored as {' or '.join(_DTYPES)}")
-    plans = [TensorPlan(name, _DTYPES[dtype], source.shape(name)) for name in source.names]
-    learnt = _known(source, dtype)
+    source: TensorSource,
+    directory: Path,
+    record: Mapping[str, Any],
+    *,
+    storage: str,
+    rank: int | None,
+    force: bool,
+) -> DeltaRecord:
+    """Write a delta part by part and return its record; see :meth:`Delta.save`.
+
+    ``record`` has the keys of :class:`DeltaRecord` that do not depend on the storage.
+    """
+    _require_storable(source, str(record["label"]), storage, rank)
+    how = {"storage": storage} | ({"rank": rank} if rank else {})
     with AtomicDirectory(directory, force=force, inputs=source.inputs) as partial:
-        with ShardWriter(partial, plans, 2**63, stem="delta") as writer:
-            for plan in progress(plans, "diff"):
-                with blame(tensor=plan.name):
-                    writer.write(plan.name, _learn(source, plan, learnt))
-        if learnt.exact:
-            save_file(learnt.exact, partial / _EXACT)
-        content = {
-            **record,
-            "dtype": dtype,
-            "tuned_dtypes": learnt.tuned_dtypes,
-            "statistics": rounded(learnt.statistics),
-            "exact": bool(learnt.exact),
-        }
-        (partial / _RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        sources = {str(index): str(path) for index, path in enumerate(source.inputs)}
-        write_manifest(partial, "delta", {**record, "dtype": dtype, "inputs": sources})
-    return directory
+        learnt = _write(source, partial, storage, rank)
+        source.require_unchanged()
+        content = DeltaRecord.model_validate({**record, **how, **_learnt(source, storage, learnt)})
+        text = json.dumps(content.model_dump(mode="json"), indent=2)
+        (partial / RECORD).write_text(text + "\n", encoding="utf-8")
+        inputs = {str(index): str(path) for index, path in enumerate(source.inputs)}
+        write_manifest(partial, "delta", {**record, **how, "inputs": inputs, **_kept(content)})
+    return content
 
 
-def _known(source: TensorSource, dtype: str) -> _Learnt:
-    """Return what a delta that was loaded already knows, so that saving it again keeps it exact."""
-    learnt = _Learnt()
-    if isinstance(source, Stored) and dtype == "float32":
-        learnt.tuned_dtypes = {name: NAMES[kind] for name, kind in source.tuned_dtypes.items()}
-        if source.exact is not None:
-            learnt.exact = {name: source.exact[name] for name in source.exact.names}
+def _write(source: TensorSource, folder: Path, storage: str, rank: int | None) -> writing.Learnt:
+    learnt = writing.Learnt()
+    if isinstance(source, Adapter) and storage == "lora":
+        writing.write_adapter(source, folder, learnt)
+    elif storage == "reference":
+        writing.measure(source, learnt)
+    elif rank is not None:
+        writing.write_low_rank(source, folder, rank, learnt)
+    else:
+        writing.write_entries(source, folder, _DTYPES[storage], learnt)
+    if learnt.exact:
+        save_file(learnt.exact, folder / _EXACT)
+        learnt.hashes |= {name: writing.hash_of([part]) for name, part in learnt.exact.items()}
     return learnt
 
 
-def _learn(source: TensorSource, plan: TensorPlan, learnt: _Learnt) -> Tensor:
-    """Return the tensor to store, and note its statistics and what float32 cannot restore."""
-    delta = source.read(plan.name)
-    stored = delta.to(plan.dtype)
-    learnt.statistics[plan.name] = {
-        "norm": norm(delta),
-        "zeros": float((delta == 0).float().mean()) if delta.numel() else 1.0,
-        "stored_norm": norm(stored.float()),
+def _learnt(source: TensorSource, storage: str, learnt: writing.Learnt) -> dict[str, Any]:
+    """Return the part of the record that is known only once a delta has been written."""
+    tensors = {name: rounded(row.model_dump()) for name, row in learnt.tensors.items()}
+    found: dict[str, Any] = {
+        "tensors": tensors,
+        "hashes": learnt.hashes,
+        "tuned_dtypes": learnt.tuned_dtypes,
+        "exact": bool(learnt.exact),
     }
-    if isinstance(source, Difference) and plan.dtype == torch.float32:
-        _note_exact(source, plan.name, delta, learnt)
-    return stored
+    if isinstance(source, Adapter) and storage == "lora":
+        found["adapter"] = AdapterRecord(
+            alpha=source.alpha,
+            rank_stabilised=source.rank_stabilised,
+            transposed=source.transposed,
+        )
+    if isinstance(source, Difference) and storage == "reference":
+        found["reference"] = ReferenceRecord(
+            base=str(source.base.path),
+            tuned=str(source.tuned.path),
+            tuned_digest=source.tuned.fingerprint.digest,
+        )
+    return found
 
 
-def _note_exact(source: Difference, name: str, delta: Tensor, learnt: _Learnt) -> None:
-    tuned = source.tuned_checkpoint[name]
-    learnt.tuned_dtypes[name] = NAMES[tuned.dtype]
-    restored = (source.base[name].float() + delta).to(tuned.dtype)
-    # Compared as bits, so that -0.0 and 0.0 differ.
-    wrong = (_bits(restored) != _bits(tuned)).reshape(-1).nonzero()[:, 0]
-    if wrong.numel():
-        learnt.exact[f"{name}.index"] = wrong
-        learnt.exact[f"{name}.value"] = tuned.reshape(-1)[wrong]
+def _kept(record: DeltaRecord) -> dict[str, Any]:
+    """Return the share of the energy that a low-rank delta kept, for its manifest."""
+    if record.rank is None:
+        return {}
+    layers = {layer: total.kept for layer, total in record.totals(layer_of).items()}
+    return {"kept": {"all": record.total.kept, "layers": layers}}
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.dtype.itemsize]
-    return tensor.contiguous().view(width)
+def _require_storable(source: TensorSource, label: str, storage: str, rank: int | None) -> None:
+    known = get_args(Storage)
+    if storage not in known:
+        raise RecipeError(
+            f"storage {storage!r}: a delta is stored as {', '.join(known[:-1])} or {known[-1]}"
+        )
+    if (storage == "low-rank") != (rank is not None) or (rank is not None and rank < 1):
+        raise RecipeError(
+            f"storage {storage}, rank {rank}: low-rank, and no other, takes a rank of 1 or more"
+        )
+    if storage == "lora" and not isinstance(source, Adapter):
+        raise RecipeError(
+            f"{label}: is not one LoRA adapter, so it has no factors to keep; "
+            "use --low-rank R, which finds some"
+        )
+    if storage == "reference" and not isinstance(source, Difference):
+        raise RecipeError(
+            f"{label}: is not the difference of two checkpoints, so it cannot be kept by "
+            "reference; use float32, or lora for an adapter"
+        )
 
 
-def saved_norm(directory: Path) -> float:
-    """Return the norm of a saved delta, from its record alone."""
-    _, record = open_stored(directory)
-    return math.sqrt(sum(row["norm"] ** 2 for row in record.statistics.values()))
-
-
-def open_stored(directory: Path) -> tuple[Stored, DeltaRecord]:
+def open_stored(directory: Path) -> tuple[TensorSource, DeltaRecord]:
     """Open a saved delta; return its source and its record.
 
     Raises:
-        CheckpointError: A file is missing or damaged, or two files disagree.
+        CheckpointError: A file is missing or damaged, two files disagree, or a checkpoint that it
+            refers to was moved or changed.
     """
-    if not is_saved_delta(directory):
-        raise CheckpointError(f"{directory}: is not a saved delta: it has no {_RECORD}")
-    try:
-        record = DeltaRecord.model_validate(read_json(directory / _RECORD))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        wrong = f"lacks {where}" if first["type"] == "missing" else f"{where}: {first['msg']}"
-        raise CheckpointError(f"{directory / _RECORD}: {wrong}") from error
+    record = read_record(directory)
+    if record.reference is not None:
+        return _referred(directory, record, record.reference), record
     tensors = Checkpoint(directory, read_header(directory / _TENSORS))
-    odd = set(tensors.entries) ^ set(record.statistics)
-    if odd:
-        raise CheckpointError(f"{directory}: {_TENSORS} and {_RECORD} disagree on {some(odd)}")
     exact = Checkpoint(directory, read_header(directory / _EXACT)) if record.exact else None
+    _require_agreement(tensors, exact, record)
+    shapes = {name: row.shape for name, row in record.tensors.items()}
+    if record.adapter is not None:
+        return _adapter(tensors, shapes, record.adapter), record
+    if record.rank is not None:
+        return LowRank(tensors, shapes), record
     tuned_dtypes = {name: DTYPES[dtype] for name, dtype in record.tuned_dtypes.items()}
     return Stored(tensors, exact, tuned_dtypes), record
+
+
+def _adapter(
+    factors: Checkpoint, shapes: Mapping[str, tuple[int, ...]], how: AdapterRecord
+) -> Adapter:
+    """Return the adapter; of its base it needs the shapes, and no tensor is ever read."""
+    nowhere = factors.path / RECORD
+    entries = {
+        name: TensorEntry(name, torch.float32, shape, nowhere, 0, 0)
+        for name, shape in shapes.items()
+    }
+    modules = tuple(name.removesuffix(".weight") for name in shapes)
+    base = Checkpoint(factors.path, entries)
+    return Adapter(base, factors, how.alpha, how.rank_stabilised, how.transposed, modules)
+
+
+def _referred(directory: Path, record: DeltaRecord, reference: ReferenceRecord) -> Difference:
+    base = _unmoved(directory, reference.base, record.base.digest)
+    return Difference(base, _unmoved(directory, reference.tuned, reference.tuned_digest))
+
+
+def _unmoved(directory: Path, where: str, digest: str) -> Checkpoint:
+    if not Path(where).is_dir():
+        raise CheckpointError(
+            f"{directory}: is a delta by reference to {where}, which is not there; "
+            "put it back, or take the delta again"
+        )
+    checkpoint = Checkpoint.open(Path(where))
+    if checkpoint.fingerprint.digest != digest:
+        raise CheckpointError(
+            f"{directory}: is a delta by reference to {where}, which was {digest[:12]} and is now "
+            f"{checkpoint.fingerprint}; put the old one back, or take the delta again"
+        )
+    return checkpoint
+
+
+def _require_agreement(tensors: Checkpoint, exact: Checkpoint | None, record: DeltaRecord) -> None:
+    stored = set(tensors.entries) | set(exact.entries if exact else ())
+    odd = stored ^ set(record.hashes)
+    if record.adapter is None:
+        halves = {name + end: name for name in record.tensors for end in (LEFT, RIGHT)}
+        odd |= {halves.get(name, name) for name in tensors.entries} ^ set(record.tensors)
+    odd |= {
+        name
+        for name in set(tensors.entries) & set(record.tensors)
+        if tensors.entries[name].shape != record.tensors[name].shape
+    }
+    if odd:
+        raise CheckpointError(f"{tensors.path}: {_TENSORS} and {RECORD} disagree on {some(odd)}")
+
+
+def verify(directory: Path) -> int:
+    """Read a saved delta again, all of it, and return how many tensors are as they were written.
+
+    Raises:
+        CheckpointError: A tensor is not; names all of them.
+    """
+    source, record = open_stored(directory)
+    found = dict(_hashes(directory, source, record))
+    odd = [name for name, digest in record.hashes.items() if found.get(name) != digest]
+    if odd:
+        raise CheckpointError(
+            f"{directory}: {some(odd)}: the content is not what was saved; take the delta again"
+        )
+    return len(found)
+
+
+def _hashes(
+    directory: Path, source: TensorSource, record: DeltaRecord
+) -> Iterator[tuple[str, str]]:
+    if record.reference is not None:
+        for name in source.names:
+            parts = pieces(whole(source, name).stop)
+            yield name, writing.hash_of(source.part(name, part) for part in parts)
+        return
+    for file in (_TENSORS, _EXACT) if record.exact else (_TENSORS,):
+        stored = Checkpoint(directory, read_header(directory / file))
+        for name, entry in stored.entries.items():
+            parts = pieces((entry.end - entry.start) // entry.dtype.itemsize)
+            yield name, writing.hash_of(stored.part(name, part) for part in parts)

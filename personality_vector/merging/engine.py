@@ -1,13 +1,14 @@
-"""The merge: one loop over the tensors of the base."""
+"""The merge: headers first, then every tensor in chunks, on all cores, straight into its place."""
 
 import json
 import logging
+import math
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,37 +23,20 @@ from personality_vector.checkpoint import (
 from personality_vector.delta import Delta
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import blame
+from personality_vector.kernels import projection
 from personality_vector.manifest import write_manifest
 from personality_vector.merging.card import model_card
+from personality_vector.merging.depth import Alpha
+from personality_vector.merging.loop import Squares, changed, merged
 from personality_vector.merging.methods import OptionValue
-from personality_vector.merging.plan import MergePlan, Output, Term, plan_merge
+from personality_vector.merging.plan import MergePlan, Output, Summand, plan_merge
 from personality_vector.merging.rounding import Realised, round_to
-from personality_vector.merging.select import magnitude_threshold
-from personality_vector.numeric import norm
+from personality_vector.merging.terms import BATCH, CHUNK, Acting, TermSlice, runs
+from personality_vector.parallel import in_parallel
 from personality_vector.progress import progress
 from personality_vector.rng import key_for
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class TermSlice:
-    """One term's part of one tensor."""
-
-    term: Term
-    delta: Tensor
-    key: int
-
-    @property
-    def alpha(self) -> float:
-        """The term's alpha."""
-        return self.term.alpha
-
-    def threshold(self, density: float, scope: str) -> float:
-        """Return the trimming threshold, of the whole vector or of this tensor."""
-        if scope == "global":
-            return self.term.global_threshold(density)
-        return magnitude_threshold(lambda: [self.delta], density)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,112 +54,183 @@ class MergeReport:
     manifest: dict[str, Any] = field(repr=False)
 
 
+class Batch(NamedTuple):
+    """A run of one tensor that one thread merges, and the terms that act on it."""
+
+    tensor: TensorPlan
+    part: slice
+    acting: tuple[Acting, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes that will be written."""
+        return int(self.part.stop - self.part.start) * self.tensor.dtype.itemsize
+
+
 def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
     base: str | Path | Checkpoint,
-    terms: Sequence[tuple[Delta | str | Path, float]],
+    terms: Sequence[tuple[Delta | str | Path, Alpha] | Summand],
     *,
     out: str | Path,
     method: str = "task_arithmetic",
     options: Mapping[str, OptionValue] | None = None,
     seed: int = 0,
     output: Output | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    device: str = "auto",
     force: bool = False,
 ) -> MergeReport:
     """Write ``base + method(alpha_1 * delta_1, ...)`` as a Hugging Face checkpoint directory.
 
-    Arithmetic is float32 with one final rounding. ``alpha = 0`` writes the base byte for byte;
-    ``alpha = 1`` of one delta writes the fine-tuned model byte for byte. Memory: one float32
-    tensor of the base and of each term.
+    Arithmetic is float64 with one final rounding: task arithmetic writes, for every entry, the
+    number of the output dtype that is nearest to the true sum. ``alpha = 0`` writes the base byte
+    for byte; ``alpha = 1`` of one delta writes the fine-tuned model byte for byte. Memory: some
+    chunks of 65,536 entries, whatever the size of the tensors.
 
     Args:
         base: Directory, Hub id or ``builtin:demo``.
-        terms: Pairs of a delta (or a saved delta, fine-tuned checkpoint or LoRA adapter) and alpha.
+        terms: Pairs of a delta (or a saved delta, fine-tuned checkpoint or LoRA adapter) and
+            alpha; or :class:`Summand`, for a delta of another base.
         out: Directory to write; it appears whole or not at all.
         method: A name in :data:`personality_vector.merging.methods.METHODS`.
         options: Of the method, such as ``{"density": 0.2}``.
         seed: Of random masks and stochastic rounding.
         output: dtype, rounding and shard size.
+        include: Tensors to change, by word (``embeddings``, ``head``, ``norms``) or by pattern.
+        exclude: Tensors to leave as they are, likewise.
+        device: ``auto``, ``cpu`` or ``cuda``.
         force: Replace an output that this tool wrote.
 
     Raises:
         PersonalityVectorError: The base, a term, an option or the output is refused; nothing is
             left behind.
     """
-    plan = plan_merge(base, terms, method, options or {}, seed, output or Output())
+    summands = [term if isinstance(term, Summand) else Summand(*term) for term in terms]
+    plan = plan_merge(
+        base,
+        summands,
+        method=method,
+        options=options,
+        seed=seed,
+        output=output,
+        include=include,
+        exclude=exclude,
+        device=device,
+    )
     return write_merge(plan, out, force=force)
 
 
 def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> MergeReport:
     """Carry out a plan; see :func:`merge`."""
-    realised, statistics = Realised(), {}
-    tensors = plan.tensors
-    with AtomicDirectory(out, force=force, inputs=plan.inputs) as partial:
-        _require_space(partial, sum(tensor.size for tensor in tensors))
-        with ShardWriter(partial, tensors, parse_size(plan.output.shard_size)) as writer:
-            for tensor in progress(tensors, "merge"):
-                with blame(tensor=tensor.name):
-                    base = require_finite(plan.base, tensor.name)
-                    merged, ideal = merge_tensor(plan, tensor, base)
-                    writer.write(tensor.name, merged)
-                    statistics[tensor.name] = _measure(base, merged, ideal, realised)
-        _copy_side_files(plan, partial)
-        content = {
-            **plan.describe(),
-            "realised": realised.share,
-            "tensors": {name: row for name, row in statistics.items() if row is not None},
-        }
-        (partial / "README.md").write_text(model_card(content), encoding="utf-8")
-        manifest = write_manifest(partial, "merge", content)
+    with AtomicDirectory(out, force=force, inputs=plan.inputs) as partial_directory:
+        _require_space(partial_directory, plan.size)
+        shard_size = parse_size(plan.output.shard_size)
+        with ShardWriter(partial_directory, plan.tensors, shard_size) as writer:
+            squares = _merge_tensors(plan, writer)
+        for source in (plan.base, *(term.delta.source for term in plan.terms)):
+            source.require_unchanged()
+        _copy_side_files(plan, partial_directory)
+        realised, statistics = _statistics(squares)
+        content = {**plan.describe(), "realised": realised, "tensors": statistics}
+        card = model_card(content)
+        (partial_directory / "README.md").write_text(card, encoding="utf-8")
+        manifest = write_manifest(partial_directory, "merge", content)
     log.info("merged %d terms into %s", len(plan.terms), out)
-    return MergeReport(Path(out), realised.share, manifest)
+    return MergeReport(Path(out), realised, manifest)
 
 
-def merge_tensor(plan: MergePlan, tensor: TensorPlan, base: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return one merged tensor, and the ideal change in float32 (``None``: no term touches it)."""
-    acting = [term for term in plan.active if tensor.name in term.delta.names]
-    if not acting and base.dtype == tensor.dtype:
-        return base, None
-    slices = _slices(plan.seed, acting, tensor.name)
-    change = plan.combine(slices) if acting else None
-    exact = _exact(slices, change, tensor, base)
-    if exact is not None:
-        return exact, change
-    key = key_for(plan.seed, f"rounding:{tensor.name}")
-    ideal = base.float() if change is None else base.float() + change
-    return round_to(ideal, tensor.dtype, plan.output.rounding, key), change
+def _merge_tensors(plan: MergePlan, writer: ShardWriter) -> dict[str, list[Squares]]:
+    """Merge and write every tensor; return what was measured of those that a term acts on."""
+    acting = {tensor.name: plan.acting_on(tensor.name) for tensor in plan.tensors}
+    for tensor in progress(plan.tensors, "survey"):
+        _survey(plan, tensor, acting[tensor.name])
+    batches = [
+        Batch(tensor, part, acting[tensor.name])
+        for tensor in plan.tensors
+        for part in runs(tensor.shape, BATCH)
+    ]
+    measured: dict[str, list[Squares]] = {}
+    done = in_parallel(partial(_merge_batch, plan, writer), batches)
+    for batch, squares in zip(progress(batches, "merge", lambda b: b.size), done, strict=True):
+        if batch.acting:
+            measured.setdefault(batch.tensor.name, []).append(squares)
+    return measured
 
 
-def _slices(seed: int, acting: Sequence[Term], name: str) -> list[TermSlice]:
-    """Return what each term contributes; a delta given twice gets a second random stream."""
-    seen: Counter[str] = Counter()
-    slices = []
-    for term in acting:
-        stream = f"{term.delta.identity}:{seen[term.delta.identity]}:{name}"
-        seen[term.delta.identity] += 1
-        slices.append(TermSlice(term, term.delta[name], key_for(seed, stream)))
-    return slices
+def _survey(plan: MergePlan, tensor: TensorPlan, acting: Sequence[Acting]) -> None:
+    """Let the method ask empty slices for what it needs to know of whole tensors, once."""
+    with blame(tensor=tensor.name):
+        if acting:
+            plan.combine([term.slice(slice(0, 0), plan.device) for term in acting])
+
+
+def _merge_batch(plan: MergePlan, writer: ShardWriter, batch: Batch) -> Squares:
+    tensor, total = batch.tensor, Squares()
+    with blame(tensor=tensor.name):
+        for part in runs(tensor.shape, CHUNK, batch.part):
+            written, squares = merge_part(plan, tensor, batch.acting, part)
+            writer.write_part(tensor.name, part.start, written)
+            total = Squares(*map(sum, zip(total, squares, strict=True)))
+    return total
+
+
+def merge_part(
+    plan: MergePlan, tensor: TensorPlan, acting: Sequence[Acting], part: slice
+) -> tuple[Tensor, Squares]:
+    """Return some entries of a merged tensor, in the output dtype, and their inner products."""
+    stored = require_finite(plan.base, tensor.name, part)
+    if not acting and stored.dtype == tensor.dtype:
+        return stored, Squares()
+    slices = [term.slice(part, plan.device) for term in acting]
+    if plan.loop and slices and _is_plain(plan, tensor, stored) and not _may_restore(slices):
+        return merged(plan.loop, slices, stored)
+    base = stored.to(plan.device).double()
+    change = _change(plan, slices, stored) if slices else torch.zeros_like(base)
+    written = _exact(slices, change, tensor, stored)
+    if written is None:
+        key = key_for(plan.seed, f"rounding:{tensor.name}")
+        written = round_to(base + change, tensor.dtype, plan.output.rounding, key, part.start)
+    return written.cpu(), Squares(*projection(base, change, written))
+
+
+def _is_plain(plan: MergePlan, tensor: TensorPlan, stored: Tensor) -> bool:
+    """Return whether bfloat16 becomes bfloat16 by the nearest number."""
+    return stored.dtype == tensor.dtype == torch.bfloat16 and plan.output.rounding == "nearest"
+
+
+def _may_restore(slices: Sequence[TermSlice]) -> bool:
+    return len(slices) == 1 and slices[0].alpha == 1.0
+
+
+def _change(plan: MergePlan, slices: Sequence[TermSlice], stored: Tensor) -> Tensor:
+    return changed(plan.loop, slices, stored) if plan.loop else plan.combine(slices)
 
 
 def _exact(
-    slices: Sequence[TermSlice], change: Tensor | None, tensor: TensorPlan, base: Tensor
+    slices: Sequence[TermSlice], change: Tensor, tensor: TensorPlan, stored: Tensor
 ) -> Tensor | None:
-    """Return the fine-tuned tensor itself where the change is exactly that of one delta."""
-    if len(slices) != 1 or change is None or not torch.equal(change, slices[0].delta):
+    """Return the fine-tuned entries themselves where the change is exactly that of one delta."""
+    if len(slices) != 1 or not torch.equal(change, slices[0].delta):
         return None
-    tuned = slices[0].term.delta.tuned(tensor.name, base)
-    return tuned if tuned is not None and tuned.dtype == tensor.dtype else None
+    source = slices[0].acting.term.delta.source
+    tuned = source.tuned_part(tensor.name, slices[0].part, stored)
+    exact = tuned is not None and tuned.dtype == tensor.dtype
+    return tuned.to(change.device) if exact and tuned is not None else None
 
 
-def _measure(
-    base: Tensor, merged: Tensor, ideal: Tensor | None, realised: Realised
-) -> dict[str, float | None] | None:
-    if ideal is None:
-        return None
-    return {
-        "change_norm": norm(ideal),
-        "base_norm": norm(base),
-        "realised": realised.add(ideal, merged.float() - base.float()),
-    }
+def _statistics(
+    measured: Mapping[str, Sequence[Squares]],
+) -> tuple[float | None, dict[str, dict[str, float | None]]]:
+    realised, rows = Realised(), {}
+    for name, parts in measured.items():
+        base, change, along = (math.fsum(column) for column in zip(*parts, strict=True))
+        rows[name] = {
+            "change_norm": math.sqrt(change),
+            "base_norm": math.sqrt(base),
+            "realised": realised.add(along, change),
+        }
+    return realised.share, rows
 
 
 def _require_space(directory: Path, size: int) -> None:

@@ -1,8 +1,10 @@
-"""The plan of a merge: what would be done, checked before any weight is read."""
+"""The plan of a merge: what would be done, checked before any weight is written."""
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,12 +12,20 @@ import torch
 
 from personality_vector.checkpoint import Checkpoint, TensorPlan, parse_size
 from personality_vector.delta import Delta, open_delta
-from personality_vector.errors import NonFiniteError, RecipeError
+from personality_vector.delta.sources import Restricted
+from personality_vector.delta.transfer import transferred
+from personality_vector.errors import CheckpointError, ModelError, NonFiniteError, RecipeError
+from personality_vector.merging.depth import Alpha, alpha_by_tensor, chosen, selected
+from personality_vector.merging.loop import LOOPS, Loop
 from personality_vector.merging.methods import METHODS, Combine, OptionValue, find_method
-from personality_vector.merging.rounding import Rounding
-from personality_vector.merging.select import magnitude_threshold
+from personality_vector.merging.rounding import Rounding, require_stochastic
+from personality_vector.merging.terms import BATCH, CHUNK, Acting, Term, acting_on, runs
 from personality_vector.models import DTYPES
+from personality_vector.parallel import cores
 from personality_vector.recipes import MergeRecipe
+
+_PROCESS_BYTES = 300_000_000
+"""Of Python, torch and the compiled loops; the rest of a merge's memory are its chunks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,51 +45,73 @@ class Output:
         parse_size(self.shard_size)
 
 
-@dataclass(slots=True)
-class Term:
-    """A delta and its alpha, with the magnitude thresholds already found for it."""
-
-    delta: Delta
-    alpha: float
-    thresholds: dict[float, float] = field(default_factory=dict)
-
-    def global_threshold(self, density: float) -> float:
-        """Return the magnitude that the top ``density`` of the whole vector reaches."""
-        if density not in self.thresholds:
-            self.thresholds[density] = magnitude_threshold(
-                lambda: (self.delta[name] for name in self.delta.names), density
-            )
-        return self.thresholds[density]
-
-
 @dataclass(frozen=True, slots=True)
+class Summand:
+    """A term as it is asked for.
+
+    Attributes:
+        where: A delta, or where a saved delta, fine-tuned checkpoint or LoRA adapter lies.
+        alpha: A number, numbers over depth, or numbers by pattern.
+        of: The base that the delta was taken from, where it is not the base of the merge.
+        label: In messages and reports; by default that of the delta.
+    """
+
+    where: Delta | str | Path
+    alpha: Alpha
+    of: str | Path | Checkpoint | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True)
 class MergePlan:
     """A merge that has been checked and not yet begun."""
 
     base: Checkpoint
     terms: tuple[Term, ...]
     method: str
+    source: str
     combine: Combine
     options: Mapping[str, OptionValue]
-    seed: int
-    output: Output
+    seed: int = 0
+    output: Output = field(default_factory=Output)
+    device: str = "cpu"
+    loop: Loop | None = None
+    """The compiled form of ``combine``, if it has one and the device is the CPU."""
+    notes: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def active(self) -> list[Term]:
         """The terms that act, in an order that does not depend on how they were given."""
         acting = [term for term in self.terms if term.alpha != 0.0]
-        return sorted(acting, key=lambda term: (term.delta.identity, term.alpha))
+        return sorted(acting, key=lambda term: (term.delta.identity, str(term.alpha)))
 
     @property
     def inputs(self) -> list[Path]:
         """Every directory that is read."""
         return [self.base.path, *(path for term in self.terms for path in term.delta.source.inputs)]
 
-    @property
+    @cached_property
     def tensors(self) -> list[TensorPlan]:
         """What will be written, in the order of the base's files."""
         entries = sorted(self.base.entries.values(), key=lambda entry: (entry.file, entry.start))
         return [TensorPlan(e.name, self._dtype(e.dtype), e.shape) for e in entries]
+
+    @property
+    def size(self) -> int:
+        """Bytes that will be written."""
+        return sum(tensor.size for tensor in self.tensors)
+
+    @property
+    def peak_memory(self) -> int:
+        """Estimate of the bytes of memory in use, beyond the page cache."""
+        rows = [runs(tensor.shape, CHUNK)[:1] for tensor in self.tensors]
+        chunk = max((part.stop for parts in rows for part in parts), default=0)
+        # A chunk of each term is held up to three times, the base and the sums a few times more.
+        return _PROCESS_BYTES + cores() * chunk * 8 * (3 * len(self.terms) + 8)
+
+    def acting_on(self, name: str) -> tuple[Acting, ...]:
+        """Return the active terms that change a tensor."""
+        return acting_on(self.active, self.seed, name)
 
     def _dtype(self, stored: torch.dtype) -> torch.dtype:
         fixed = self.output.dtype == "same" or not stored.is_floating_point
@@ -94,51 +126,159 @@ class MergePlan:
                 "fingerprint": self.base.fingerprint.digest,
             },
             "method": self.method,
-            "source": METHODS[self.method].source,
+            "source": self.source,
             "options": dict(self.options),
             "seed": self.seed,
-            "terms": [
-                {
-                    "label": term.delta.label,
-                    "alpha": term.alpha,
-                    "identity": term.delta.identity,
-                    "pole": str(term.delta.pole) if term.delta.pole else None,
-                    "tensors": len(term.delta.names),
-                }
-                for term in self.terms
-            ],
+            "terms": [_described(term, self) for term in self.terms],
             "output": {
                 "dtype": self.output.dtype,
                 "rounding": self.output.rounding,
                 "shard_size": self.output.shard_size,
             },
-            "bytes": sum(plan.size for plan in self.tensors),
+            "bytes": self.size,
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
 
-def plan_merge(
+def _described(term: Term, plan: MergePlan) -> dict[str, Any]:
+    alpha = dict(term.alpha) if isinstance(term.alpha, Mapping) else term.alpha
+    row = {
+        "label": term.delta.label,
+        "alpha": list(alpha) if isinstance(alpha, tuple) else alpha,
+        "identity": term.delta.identity,
+        "pole": str(term.delta.pole) if term.delta.pole else None,
+        "tensors": sum(term.alpha_at(name) != 0.0 for name in term.delta.names),
+        "of_tensors": len(plan.base.entries),
+    }
+    return row | ({"transfer": term.transfer.describe()} if term.transfer else {})
+
+
+def foresight(plan: MergePlan, out: Path) -> dict[str, Any]:
+    """Return what a dry run adds to the plan: norms, bytes and memory; reads every term once."""
+    parent = next(path for path in out.absolute().parents if path.exists())
+    norms = {f"{i} {term.delta.label}": term.delta.norm() for i, term in enumerate(plan.terms, 1)}
+    return {
+        "norms": {label: float(f"{norm:.6g}") for label, norm in norms.items()},
+        "bytes_to_write": plan.size,
+        "bytes_free": shutil.disk_usage(parent).free,
+        "peak_memory": plan.peak_memory,
+        "threads": cores(),
+        "device": plan.device,
+        "out": str(out),
+    }
+
+
+def plan_merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
     base: str | Path | Checkpoint,
-    terms: Sequence[tuple[Delta | str | Path, float]],
-    method: str,
-    options: Mapping[str, OptionValue],
-    seed: int,
-    output: Output,
+    terms: Sequence[Summand],
+    *,
+    method: str = "task_arithmetic",
+    options: Mapping[str, OptionValue] | None = None,
+    seed: int = 0,
+    output: Output | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    device: str = "auto",
 ) -> MergePlan:
-    """Check everything that can be checked without reading weights; return what would be done."""
-    combine, values = find_method(method).bind(options)
+    """Check everything that can be checked before weights are written; return what would be done.
+
+    Raises:
+        PersonalityVectorError: The base, a term, an option or the output is refused.
+    """
+    combine, values = find_method(method).bind(options or {})
     if not terms:
         raise RecipeError("a merge needs at least one term")
-    for where, alpha in terms:
-        if not math.isfinite(alpha):
-            raise NonFiniteError(f"{where}: alpha must be a finite number, got {alpha}")
-    start = Checkpoint.open(base)
-    opened = tuple(Term(open_delta(where, start), float(alpha)) for where, alpha in terms)
-    return MergePlan(start, opened, method, combine, values, seed, output)
+    for summand in terms:
+        _require_finite(summand)
+    start, output = Checkpoint.open(base), output or Output()
+    opened = tuple(
+        _open(summand, position, start, include, exclude) for position, summand in enumerate(terms)
+    )
+    if output.rounding == "stochastic":
+        dtypes = {e.dtype for e in start.entries.values() if e.dtype.is_floating_point}
+        for dtype in {DTYPES[output.dtype]} if output.dtype != "same" else dtypes:
+            require_stochastic(dtype)
+    return MergePlan(
+        start,
+        opened,
+        method,
+        METHODS[method].source,
+        combine,
+        values,
+        seed,
+        output,
+        where := resolve_device(device),
+        LOOPS[method](values) if where == "cpu" and method in LOOPS else None,
+    )
 
 
 def plan_recipe(recipe: MergeRecipe) -> MergePlan:
     """Return the checked plan of a recipe."""
-    base = Checkpoint.open(recipe.base)
-    terms = [(open_delta(term.source, base, label=term.label), term.alpha) for term in recipe.terms]
-    output = Output(recipe.output.dtype, recipe.output.rounding, recipe.output.shard_size)
-    return plan_merge(base, terms, recipe.method, recipe.options, recipe.seed, output)
+    return plan_merge(
+        recipe.base,
+        [Summand(term.source, term.alpha, term.of, term.label) for term in recipe.terms],
+        method=recipe.method,
+        options=recipe.options,
+        seed=recipe.seed,
+        output=Output(recipe.output.dtype, recipe.output.rounding, recipe.output.shard_size),
+        include=recipe.include,
+        exclude=recipe.exclude,
+        device=recipe.device,
+    )
+
+
+def resolve_device(device: str) -> str:
+    """Return the device to compute on: ``auto`` is CUDA where there is one.
+
+    Raises:
+        ModelError: It is not there, or has no float64.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "mps":
+        raise ModelError("device mps has no float64, which a merge computes in; use cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"device {device}: torch sees no CUDA device; use cpu or auto")
+    return device
+
+
+def _open(
+    summand: Summand, position: int, base: Checkpoint, include: Sequence[str], exclude: Sequence[str]
+) -> Term:
+    if summand.of is None:
+        transfer = None
+        delta = open_delta(summand.where, base, label=summand.label)
+        kept = selected(delta.names, include, exclude)
+    else:
+        of = Checkpoint.open(summand.of)
+        delta = open_delta(summand.where, of, label=summand.label)
+        left_out = set().union(*(chosen(delta.names, pattern) for pattern in exclude))
+        delta, transfer = transferred(delta, of, base, left_out.__contains__)
+        kept = selected(delta.names, include, ())
+    if len(kept) < len(delta.names):
+        delta = replace(delta, source=Restricted(delta.source, tuple(kept)))
+    require_nonzero(delta)
+    return Term(delta, summand.alpha, alpha_by_tensor(summand.alpha, kept), position, transfer)
+
+
+def require_nonzero(delta: Delta) -> None:
+    """Refuse a delta that changes nothing; reads until the first entry that is not zero.
+
+    Raises:
+        CheckpointError: Every entry is zero.
+    """
+    for name in delta.names:
+        for part in runs(delta.shape(name), BATCH):
+            if bool(delta.source.part(name, part).any()):
+                return
+    raise CheckpointError(
+        f"{delta.label}: is zero in every tensor: the fine-tuned model and the base are the same"
+    )
+
+
+def _require_finite(summand: Summand) -> None:
+    alpha = summand.alpha
+    values = alpha.values() if isinstance(alpha, Mapping) else alpha
+    for value in values if not isinstance(values, int | float) else (values,):
+        if not math.isfinite(value):
+            raise NonFiniteError(f"{summand.where}: alpha must be a finite number, got {value}")

@@ -53,11 +53,21 @@ MATCHED = " (matched at "
 
 
 class TermSpec(Recipe):
-    """One summand of a merge: a saved delta, or whatever was fine-tuned, and its alpha."""
+    """One summand of a merge: a saved delta, or whatever was fine-tuned, and its alpha.
+
+    ``alpha`` is a number; or numbers from the first layer to the last, interpolated; or numbers
+    by word (``embeddings``, ``head``, ``norms``) or name pattern, of which the first that matches
+    counts. ``of`` is the base that the delta was taken from, where it is not that of the recipe.
+    """
 
     delta: LocalPath | None = None
     tuned: ModelRef | None = None
-    alpha: Real
+    of: ModelRef | None = None
+    alpha: (
+        Real
+        | Annotated[tuple[Real, ...], Field(min_length=1)]
+        | Annotated[dict[str, Real], Field(min_length=1)]
+    )
     label: str = ""
 
     @property
@@ -88,7 +98,10 @@ class MergeRecipe(Recipe):
     options: dict[str, Real | Whole | str | bool] = Field(default_factory=dict)
     seed: Whole = 0
     terms: tuple[TermSpec, ...] = Field(min_length=1)
+    include: tuple[Words, ...] = ()
+    exclude: tuple[Words, ...] = ()
     output: OutputSpec = OutputSpec()
+    device: Device = "auto"
 
 
 class DataSpec(Recipe):
@@ -212,6 +225,8 @@ class InterventionSpec(Recipe):
         given = [self.delta, self.tuned, self.terms or None, self.vector, self.prompt]
         if sum(kind is not None for kind in given) != 1:
             raise ValueError("give exactly one of delta, tuned, terms, vector or prompt")
+        if any(term.of or not isinstance(term.alpha, float) for term in self.terms):
+            raise ValueError("here a term has one alpha for all layers, and no of")
         if (self.vector is not None) != bool(self.layers):
             raise ValueError("vector and layers go together, such as layers: [12]")
         return self

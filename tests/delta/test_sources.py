@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from personality_vector.delta import Delta
+from personality_vector.delta.sources import whole
 from personality_vector.errors import NonFiniteError, TensorMismatchError
 
 A = torch.arange(6.0).reshape(2, 3)
@@ -71,9 +72,31 @@ def test_a_tensor_that_one_term_lacks_counts_as_zero(pico, pico_tuned, adapter):
     part = Delta.from_lora(adapter(), pico("llama"))
     total = full - 2.0 * part
     assert total.names == full.names
+    product = 0.0
     for name in full.names:
-        expected = full[name] - (2.0 * part[name] if name in part.names else 0.0)
-        assert torch.equal(total[name], expected)
-    assert full.dot(part) == pytest.approx(
-        sum(float((full[n].double() * part[n].double()).sum()) for n in part.names), rel=1e-9
-    )
+        every = whole(full.source, name)
+        expected = full.source.part(name, every)
+        if name in part:
+            there = part.source.part(name, every)
+            product += float(expected @ there)
+            expected = expected - 2.0 * there
+        assert torch.equal(total.source.part(name, every), expected)
+    assert full.dot(part) == part.dot(full) == pytest.approx(product, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["difference", "float32", "bfloat16", "low-rank", "lora", "sum"])
+def test_a_tensor_is_the_same_in_any_parts(pico, pico_tuned, adapter, tmp_path, kind):
+    """The merge engine reads in chunks of its own; a part must not depend on its neighbours."""
+    whole_delta = Delta.between(pico("llama"), pico_tuned("llama"))
+    factored = Delta.from_lora(adapter(), pico("llama"))
+    ready = {"difference": whole_delta, "sum": 0.3 * whole_delta - factored}
+    if kind not in ready:
+        delta = factored if kind == "lora" else whole_delta
+        rank = 3 if kind == "low-rank" else None
+        ready[kind] = Delta.load(delta.save(tmp_path / "saved", storage=kind, rank=rank))
+    source = ready[kind].source
+    for name in source.names:
+        every = whole(source, name)
+        parts = [slice(at, min(at + 1001, every.stop)) for at in range(0, every.stop, 1001)]
+        joined = torch.cat([source.part(name, part) for part in parts])
+        torch.testing.assert_close(joined, source.part(name, every), rtol=1e-14, atol=1e-17)

@@ -1,6 +1,7 @@
 """What ``pvec merge`` refuses: one sentence, exit code 1, no output, no traceback."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from personality_vector.checkpoint import Checkpoint, ShardWriter
 from personality_vector.cli.main import run
 from personality_vector.delta import Delta
+from personality_vector.merging import engine
 
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
@@ -41,6 +44,12 @@ def merge(bench, capsys):
         return code, printed.err
 
     return call
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """A refusal comes before there is an output, even a hidden one."""
+    monkeypatch.setattr(engine, "AtomicDirectory", lambda *_, **__: pytest.fail("output begun"))
 
 
 def require_refused(folder, ended, message):
@@ -83,6 +92,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(("change", "message"), RECIPES.values(), ids=RECIPES)
 def test_a_wrong_recipe_is_refused(merge, bench, change, message):
     folder, recipe = bench
@@ -97,9 +107,37 @@ def poke(value):
     return edit
 
 
+def other_vocabulary(tensors):
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], tensors[name][:10]])
+
+
+NUMBERS = {
+    "NaN": (float("nan"), "1 of 3840 values are NaN or infinite"),
+    "infinity": (float("inf"), "1 of 3840 values are NaN or infinite"),
+    "minus infinity": (float("-inf"), "1 of 3840 values are NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize(("place", "alpha"), [("tuned", 0.5), ("base", 0.5), ("base", 0.0)])
+@pytest.mark.parametrize(("value", "message"), NUMBERS.values(), ids=NUMBERS)
+def test_a_number_that_is_none_is_refused(merge, bench, pico, value, message, place, alpha):
+    folder, recipe = bench
+    recipe["terms"][0]["alpha"] = alpha
+    if place == "base":
+        recipe["base"] = str(shutil.copytree(pico("llama"), folder / "base"))
+    file = folder / place / "model.safetensors"
+    tensors = load_file(file)
+    poke(value)(tensors)
+    save_file(tensors, file)
+    require_refused(folder, merge(), f"{file}: {WEIGHT}: {message}")
+
+
 TENSORS = {
-    "NaN": (poke(float("nan")), f"{WEIGHT}: 1 of 3840 values are NaN or infinite"),
-    "infinity": (poke(float("inf")), f"{WEIGHT}: 1 of 3840 values are NaN or infinite"),
+    "other vocabulary": (
+        other_vocabulary,
+        "lm_head.weight has shape [310, 48], in the base",
+    ),
     "shape": (
         lambda tensors: tensors.update({WEIGHT: torch.ones(80, 47)}),
         f"{WEIGHT} has shape [80, 47], in the base",
@@ -128,6 +166,7 @@ TENSORS = {
 }
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(("edit", "message"), TENSORS.values(), ids=TENSORS)
 def test_a_wrong_tensor_is_refused(merge, bench, edit, message):
     folder, _ = bench
@@ -135,6 +174,35 @@ def test_a_wrong_tensor_is_refused(merge, bench, edit, message):
     tensors = load_file(file)
     edit(tensors)
     save_file(tensors, file)
+    require_refused(folder, merge(), message)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    ("tied", "message"),
+    [(True, "tuned: adds lm_head.weight;"), (False, "tuned: lacks lm_head.weight;")],
+    ids=["base", "fine-tuned"],
+)
+def test_a_head_that_only_one_of_the_two_has_is_refused(
+    merge, bench, pico, pico_tuned, tied, message
+):
+    folder, recipe = bench
+    shutil.rmtree(folder / "tuned")
+    shutil.copytree(pico_tuned("llama", tied=not tied), folder / "tuned")
+    recipe["base"] = str(pico("llama", tied=tied))
+    require_refused(folder, merge(), message)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("how", ["by reference", "saved"])
+def test_a_delta_of_zero_is_refused(merge, bench, pico, how):
+    folder, recipe = bench
+    shutil.rmtree(folder / "tuned")
+    shutil.copytree(pico("llama"), folder / "tuned")
+    if how == "saved":
+        Delta.between(pico("llama"), folder / "tuned").save(folder / "zero")
+        recipe["terms"] = [{"delta": str(folder / "zero"), "alpha": 1.0}]
+    message = "tuned: is zero in every tensor: the fine-tuned model and the base are the same"
     require_refused(folder, merge(), message)
 
 
@@ -157,8 +225,31 @@ def cut(folder):
     file.write_bytes(file.read_bytes()[:-1])
 
 
+def rewritten(folder, change):
+    """Change the header of the weights: a table of dtypes, shapes and offsets."""
+    file = folder / "model.safetensors"
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    table = json.loads(raw[8 : 8 + length])
+    change(table)
+    text = json.dumps(table).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+
+
+def overlapping(table):
+    """Let a tensor lie where another of its size does."""
+    other = table[WEIGHT.replace("layers.1", "layers.0")]
+    table[WEIGHT]["data_offsets"] = other["data_offsets"]
+
+
+def beyond(table):
+    table[WEIGHT]["data_offsets"] = [10**9, 10**9 + 4 * 3840]
+
+
 FILES = {
     "truncated": (cut, "is it truncated?"),
+    "overlapping tensors": (lambda f: rewritten(f, overlapping), "overlaps another or leaves a"),
+    "a tensor beyond the end": (lambda f: rewritten(f, beyond), "overlaps another or leaves a"),
     "empty file": (
         lambda f: (f / "model.safetensors").write_bytes(b""),
         "truncated or not safetens",
@@ -168,7 +259,8 @@ FILES = {
         "is a Git-LFS pointer, not weights; run `git lfs pull`",
     ),
     "no weights": (without_weights, "has neither model.safetensors nor"),
-    "pickle": (pickled, "pickled weights can run code and are refused"),
+    "pickle": (pickled, "pytorch_model.bin: pickled weights can run code and are refused"),
+    "pickle, and what to do": (pickled, "`pvec convert"),
     "index leads outside": (
         lambda f: indexed(f, "../../secret.safetensors"),
         "refused shard name '../../secret.safetensors': not a plain file name",
@@ -177,6 +269,7 @@ FILES = {
 }
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(("damage", "message"), FILES.values(), ids=FILES)
 def test_a_damaged_checkpoint_is_refused(merge, bench, damage, message):
     folder, _ = bench
@@ -184,6 +277,7 @@ def test_a_damaged_checkpoint_is_refused(merge, bench, damage, message):
     require_refused(folder, merge(), message)
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_delta_of_another_base_with_the_same_shapes_is_refused(merge, bench, pico_tuned):
     folder, recipe = bench
     other, tuned = pico_tuned("llama", seed=1), pico_tuned("llama", seed=2)
@@ -192,15 +286,34 @@ def test_a_delta_of_another_base_with_the_same_shapes_is_refused(merge, bench, p
     require_refused(folder, merge(), "delta: is a delta of base")
 
 
+@pytest.mark.usefixtures("at_once")
+def test_a_model_of_the_same_architecture_and_other_weights_is_refused(merge, bench, pico):
+    """Names, shapes and dtypes agree; the content does not."""
+    folder, recipe = bench
+    other = shutil.copytree(pico("llama"), folder / "other")
+    tensors = load_file(other / "model.safetensors")
+    save_file({k: t.flip(0).contiguous() for k, t in tensors.items()}, other / "model.safetensors")
+    recipe["terms"] = [{"tuned": str(other), "alpha": 0.5}]
+    require_refused(folder, merge(), f"other: is not a fine-tune of {pico('llama')}")
+
+
+@pytest.mark.usefixtures("at_once")
 def test_a_model_of_another_architecture_is_refused(merge, bench, pico):
     folder, recipe = bench
     recipe["terms"] = [{"tuned": str(pico("phi")), "alpha": 1.0}]
     require_refused(folder, merge(), "a fine-tune of")
 
 
-def test_a_change_too_large_for_the_dtype_is_refused(merge, bench):
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "della"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("terms", [1, 2])
+def test_a_change_too_large_for_the_dtype_is_refused(
+    merge, bench, pico, pico_tuned, dtype, method, terms
+):
     folder, recipe = bench
-    recipe["terms"][0]["alpha"] = 1e39
+    recipe["base"], tuned = str(pico("llama", dtype)), str(pico_tuned("llama", dtype))
+    recipe["terms"] = [{"tuned": tuned, "alpha": 1e42}] * terms
+    recipe["method"] = method
     require_refused(folder, merge(), "while at tensor")
 
 
@@ -224,3 +337,83 @@ def test_an_output_that_exists_is_refused_and_left_alone(merge, bench, force):
     assert code == 1
     assert "out: exists" in err or "was not written by this tool" in err
     assert [path.name for path in (folder / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_a_disk_too_small_is_refused_before_anything_is_merged(merge, bench, monkeypatch):
+    folder, _ = bench
+    monkeypatch.setattr(engine.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+    monkeypatch.setattr(ShardWriter, "__enter__", lambda _: pytest.fail("a shard was begun"))
+    code, err = merge()
+    assert code == 4
+    assert "out: cannot be written: needs 0.00 GB, 0.00 GB are free" in err
+    assert err.count("\n") == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["mine.yaml", "tuned"]
+
+
+def written_to(file):
+    """Change one byte in the middle."""
+    with file.open("r+b") as stream:
+        stream.seek(-1000, os.SEEK_END)
+        byte = stream.read(1)[0]
+        stream.seek(-1000, os.SEEK_END)
+        stream.write(bytes([byte ^ 1]))
+
+
+def touched(file):
+    later = file.stat().st_mtime_ns + 1_000_000
+    os.utime(file, ns=(later, later))
+
+
+def truncated(file):
+    os.truncate(file, file.stat().st_size - 100)
+
+
+@pytest.mark.parametrize("change", [written_to, touched, truncated])
+@pytest.mark.parametrize("place", ["base", "tuned", "delta"])
+def test_an_input_that_changes_during_the_merge_is_refused(
+    merge, bench, pico, monkeypatch, change, place
+):
+    folder, recipe = bench
+    base = shutil.copytree(pico("llama"), folder / "base")
+    recipe["base"] = str(base)
+    Delta.between(base, folder / "tuned").save(folder / "delta")
+    recipe["terms"].append({"delta": str(folder / "delta"), "alpha": 0.25})
+    file = next((folder / place).glob("*.safetensors"))
+    write_part, left = ShardWriter.write_part, [change]
+
+    def write_and_change(self, *given):
+        write_part(self, *given)
+        if left:
+            left.pop()(file)
+
+    monkeypatch.setattr(ShardWriter, "write_part", write_and_change)
+    code, err = merge()
+    said = ("was changed while it was being read", "was it changed?")
+    assert code == 1
+    assert f"{file}: " in err
+    assert any(words in err for words in said)
+    assert err.count("\n") == 1
+    assert not [path for path in folder.iterdir() if "out" in path.name]
+
+
+def test_an_input_that_is_replaced_during_the_merge_is_read_to_its_end(
+    merge, bench, pico, monkeypatch, tmp_path_factory
+):
+    """The files that were opened are the files that are read: nothing is mixed."""
+    folder, _ = bench
+    before = tmp_path_factory.mktemp("before") / "out"
+    assert merge("--out", str(before))[0] == 0
+    write_part, left = ShardWriter.write_part, [folder / "tuned" / "model.safetensors"]
+
+    def write_and_replace(self, *given):
+        write_part(self, *given)
+        if left:
+            shutil.copy(pico("llama") / "model.safetensors", folder / "new")
+            (folder / "new").rename(left.pop())
+
+    monkeypatch.setattr(ShardWriter, "write_part", write_and_replace)
+    assert merge() == (0, "")
+    weights = [path / "model.safetensors" for path in (before, folder / "out")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    with Checkpoint.open(folder / "tuned") as tuned, Checkpoint.open(pico("llama")) as base:
+        assert torch.equal(tuned[WEIGHT], base[WEIGHT])

@@ -1,15 +1,47 @@
-"""What every changed model owes: it is one model, however it is run."""
+"""What every changed model owes: it is one model, however it is run; and a merge, restated."""
 
+import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from personality_vector import merge
 from personality_vector.rng import generator_for
 
 Differences = dict[str, float]
+Weights = dict[str, Tensor]
+
+
+@pytest.fixture
+def merged(tmp_path: Path, weights: Callable[[Path], Weights]) -> Callable[..., Weights]:
+    """Return ``merged(base, terms, ...)``: the tensors that a merge wrote."""
+    numbers = itertools.count()
+
+    def run(base: Path, terms: Sequence[tuple[Any, float]], **given: Any) -> Weights:
+        out = tmp_path / f"merged-{next(numbers)}"
+        return weights(merge(base, terms, out=out, **given).path)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def restated(weights: Callable[[Path], Weights], rounded_once: Any) -> Callable[..., Weights]:
+    """Return ``base + sum of alpha * (tuned - base)`` in float64 of numpy, rounded once."""
+
+    def run(base: Path, terms: Sequence[tuple[Path, float]]) -> Weights:
+        start, ends = weights(base), [(weights(tuned), alpha) for tuned, alpha in terms]
+        result = {}
+        for name, tensor in start.items():
+            origin = tensor.double().numpy()
+            change = sum(alpha * (end[name].double().numpy() - origin) for end, alpha in ends)
+            result[name] = rounded_once(origin + change, tensor.dtype)
+        return result
+
+    return run
 
 
 @pytest.fixture(scope="session")

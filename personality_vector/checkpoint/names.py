@@ -1,0 +1,101 @@
+"""One name for each tensor of the language part, whatever layout a checkpoint is written in.
+
+A vision-language model (VLM) holds a text model, but calls its tensors otherwise, and each writer
+has its own way: ``language_model.model.layers.0`` (the default on disk of the llava family),
+``model.language_model.layers.0`` (in memory), ``model.text_model.layers.0`` (SmolVLM), or
+``model.layers.0`` as in the text model itself (Qwen2-VL). Here they have the name of the text
+model, and tensors of other parts the name of the part, so two layouts of one VLM agree as well.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Literal
+
+from personality_vector.checkpoint.reader import Checkpoint
+from personality_vector.errors import TensorMismatchError
+
+Kind = Literal["embeddings", "head", "norms", "vision"]
+"""What a delta may leave out: ``vision`` is every tensor outside the language part."""
+
+_PART = (
+    r"vis(?:ual|ion)\w*|(?:multi_modal|mm|audio|image)_\w+|embed_(?:vision|audio)|connector|"
+    r"\w*projector"
+)
+# The head and the parts beside the language model stand alone ...
+_ALONE = re.compile(rf"^(?:(?:language_)?model\.)*(?=(?:lm_head|{_PART})(?:\.|$))")
+# ... the language model is `model`, however deep it is wrapped (5.5.0 wraps Qwen3.5 three times),
+_TEXT = re.compile(r"^(?:model\.)?(?:(?:language|text)_model\.)+(?:model\.)?")
+# ... and a vision tower has no model inside, as before transformers 5.
+_TOWER = re.compile(r"^vision_tower\.vision_model\.")
+
+_OTHER = re.compile(rf"^(?:{_PART})(?:\.|$)")
+_KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+    ("vision", _OTHER),
+    ("embeddings", re.compile(r"(?:^|\.)(?:embed_tokens\w*|embed_in|wte)\.")),
+    ("head", re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.")),
+    ("norms", re.compile(r"(?:norm\w*|\bln_\w+)\.(?:weight|bias)$")),
+)
+
+
+def canonical(name: str) -> str:
+    """Return the one name of a tensor in every layout.
+
+    >>> canonical("language_model.model.layers.0.mlp.up_proj.weight")
+    'model.layers.0.mlp.up_proj.weight'
+    >>> canonical("model.vision_tower.vision_model.post_layernorm.bias")
+    'vision_tower.post_layernorm.bias'
+    """
+    name = _ALONE.sub("", name)
+    return _TOWER.sub("vision_tower.", _TEXT.sub("model.", name))
+
+
+def text_name(name: str) -> str | None:
+    """Return what a tensor is called in a text model, or ``None`` outside the language part.
+
+    >>> text_name("model.language_model.norm.weight")
+    'model.norm.weight'
+    """
+    found = canonical(name)
+    return None if _OTHER.match(found) else found
+
+
+def kind(name: str) -> Kind | None:
+    """Return what sort of tensor this is, if it is of a sort that a delta may leave out.
+
+    The norms are all normalisations of the language part; a layer's matrices have no kind.
+    """
+    found = canonical(name)
+    return next((kind for kind, pattern in _KINDS if pattern.search(found)), None)
+
+
+def canonical_names(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return ``{canonical name: name on disk}`` of every tensor.
+
+    Raises:
+        TensorMismatchError: Two tensors on disk would have one canonical name.
+    """
+    return _by(canonical, checkpoint)
+
+
+def text_names(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return ``{name in a text model: name on disk}`` of the language part.
+
+    Raises:
+        TensorMismatchError: Two tensors on disk would have one name.
+    """
+    return _by(text_name, checkpoint)
+
+
+def _by(naming: Callable[[str], str | None], checkpoint: Checkpoint) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in checkpoint.names:
+        given = naming(name)
+        if given is None:
+            continue
+        if given in found:
+            raise TensorMismatchError(
+                f"{checkpoint.path}: {found[given]} and {name} are both {given}; "
+                "a model has each tensor once"
+            )
+        found[given] = name
+    return found

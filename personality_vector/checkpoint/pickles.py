@@ -1,0 +1,235 @@
+"""Pickled checkpoints (``pytorch_model.bin``) become safetensors; what they hold is never run.
+
+A pickle is a program. torch's weights-only reader carries out nothing of it but the building of
+tensors. It was broken twice (CVE-2025-32434, CVE-2026-24747), so torch before 2.10 is refused and
+every file is read by a child process, of which nothing but a safetensors file is taken.
+"""
+
+import errno
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from personality_vector.checkpoint.directory import AtomicDirectory
+from personality_vector.checkpoint.header import NAMES, PLAIN_NAME, read_header
+from personality_vector.checkpoint.reader import Checkpoint, locate, read_json
+from personality_vector.checkpoint.writer import ShardWriter, TensorPlan
+from personality_vector.errors import (
+    CheckpointError,
+    PersonalityVectorError,
+    StorageError,
+    some,
+)
+from personality_vector.manifest import write_manifest
+from personality_vector.progress import progress
+
+_SINGLE, _INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_HEAD = "lm_head.weight"
+_SAFE_TORCH = "2.10"
+_REFUSED, _DISK = 1, 4
+
+
+def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict[str, Any]:
+    """Write a pickled checkpoint again as safetensors, one file in memory at a time.
+
+    An output head that is the same memory as another tensor is left out where ``config.json``
+    says ``tie_word_embeddings: true``, as transformers does; other tensors that share memory are
+    all stored.
+
+    Args:
+        source: Directory with ``pytorch_model.bin``, or its shards and their index.
+        out: Directory to write; it appears whole or not at all.
+        force: Replace an output that this tool wrote.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CheckpointError: A file is missing, damaged, or holds anything but tensors.
+        StorageError: The disk is full, read-only or failing.
+    """
+    _require_safe_torch()
+    path = locate(Path(source))
+    files = _pickles(path)
+    start = Checkpoint(path, {})
+    tied = start.config.get("tie_word_embeddings") is True
+    left_out: list[str] = []
+    with AtomicDirectory(out, force=force, inputs=[path]) as partial:
+        _require_space(partial, sum(map(_size, files)))
+        for number, file in enumerate(progress(list(files), "convert", _size), 1):
+            of_many = f"model-{number:05}-of-{len(files):05}"
+            stem = "model" if len(files) == 1 else of_many
+            left_out += _in_a_child(file, partial / f"{stem}.safetensors", files[file], tied=tied)
+        if len(files) > 1:
+            _write_index(partial)
+        start.copy_side_files(partial)
+        (partial / _INDEX).unlink(missing_ok=True)
+        written = Checkpoint.open(partial)
+        content = {
+            "source": path.name,
+            "pickles": {file.name: _size(file) for file in files},
+            "left_out": left_out,
+            "tensors": len(written.names),
+            "fingerprint": written.fingerprint.digest,
+        }
+        return write_manifest(partial, "convert", content)
+
+
+def write_safetensors(file: Path, target: Path, *, tied: bool) -> list[str]:
+    """Write the tensors of one pickle into ``target``; return the names that were left out.
+
+    Called in a child process: a pickle made to break the reader breaks nothing else.
+
+    Raises:
+        CheckpointError: The pickle holds something that is not a tensor, or cannot be read.
+    """
+    state = _load(file)
+    left_out = [_HEAD] if tied and _shares_memory(state, _HEAD) else []
+    kept = {name: tensor for name, tensor in state.items() if name not in left_out}
+    plans = [TensorPlan(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in kept.items()]
+    with ShardWriter(target.parent, plans, 2**63, target.stem) as writer:
+        for name, tensor in kept.items():
+            writer.write(name, tensor)
+    return left_out
+
+
+def _require_safe_torch() -> None:
+    if torch.__version__ < _SAFE_TORCH:
+        raise CheckpointError(
+            f"torch {torch.__version__} reads pickles unsafely (CVE-2026-24747); "
+            "pip install 'torch>=2.10'"
+        )
+
+
+def _pickles(path: Path) -> dict[Path, set[str] | None]:
+    """Return the pickles of a checkpoint, each with the names that its index lists, if any."""
+    single, index = path / _SINGLE, path / _INDEX
+    if single.is_file() and index.is_file():
+        raise CheckpointError(
+            f"{path}: has both {_SINGLE} and {_INDEX}, which may be two models; remove one"
+        )
+    if single.is_file():
+        return {single: None}
+    if not index.is_file():
+        raise CheckpointError(f"{path}: has neither {_SINGLE} nor {_INDEX}: nothing to convert")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: has no weight_map")
+    names: dict[Path, set[str] | None] = {}
+    for shard in sorted(set(map(str, weight_map.values()))):
+        if not (PLAIN_NAME.fullmatch(shard) and shard.endswith(".bin")):
+            raise CheckpointError(f"{index}: refused shard name {shard!r:.80}")
+        if not (path / shard).is_file():
+            raise CheckpointError(f"{path / shard}: is missing; {_INDEX} lists it")
+        names[path / shard] = {name for name, of in weight_map.items() if of == shard}
+    return names
+
+
+def _in_a_child(file: Path, target: Path, listed: set[str] | None, *, tied: bool) -> list[str]:
+    """Run :func:`write_safetensors` in a process of its own; check what it wrote."""
+    # -P: a json.py or torch.py in the current folder, which may be a download, is not imported.
+    command = [sys.executable, "-P", "-m", __name__, str(file), str(target), str(int(tied))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == _DISK:
+        raise StorageError(done.stdout)
+    if done.returncode == _REFUSED and done.stdout:
+        raise CheckpointError(done.stdout)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise CheckpointError(f"{file}: the process that reads it failed: {last}")
+    left_out: list[str] = json.loads(done.stdout)
+    odd = set(read_header(target)) ^ (listed - set(left_out)) if listed is not None else set()
+    if odd:
+        raise CheckpointError(f"{file}: index and shard disagree on {some(odd)}")
+    return left_out
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251  (see above)
+    except Exception as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = (
+            f"asks for {asked[1]}, which is not weights" if asked else "is no pickle of tensors"
+        )
+        raise CheckpointError(f"{file}: {reason}; refused, and nothing in it was run") from error
+    if not isinstance(state, Mapping) or not state:
+        raise CheckpointError(f"{file}: should hold names and tensors, not {type(state).__name__}")
+    for name, value in state.items():
+        _require_plain(file, name, value)
+    return dict(state)
+
+
+def _require_plain(file: Path, name: object, value: object) -> None:
+    if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
+        raise CheckpointError(f"{file}: refused tensor name {name!r:.80}")
+    if not isinstance(value, Tensor):
+        raise CheckpointError(
+            f"{file}: {name} is a {type(value).__name__}, not a tensor; save the state dict alone"
+        )
+    if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in NAMES:
+        raise CheckpointError(
+            f"{file}: tensor {name}: {value.dtype}, {value.layout} on {value.device.type} "
+            "cannot be stored"
+        )
+    if value.numel() * value.itemsize > value.untyped_storage().nbytes():
+        raise CheckpointError(
+            f"{file}: tensor {name}: shape {list(value.shape)} is more than the file holds"
+        )
+
+
+def _shares_memory(state: Mapping[str, Tensor], name: str) -> bool:
+    """Return whether another tensor of the same shape is the same memory as ``name``."""
+
+    def place(tensor: Tensor) -> tuple[object, ...]:
+        return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+    others = [tensor for other, tensor in state.items() if other != name]
+    return name in state and place(state[name]) in map(place, others)
+
+
+def _write_index(directory: Path) -> None:
+    entries = [
+        entry
+        for file in sorted(directory.glob("*.safetensors"))
+        for entry in read_header(file).values()
+    ]
+    index = {
+        "metadata": {"total_size": sum(entry.end - entry.start for entry in entries)},
+        "weight_map": {entry.name: entry.file.name for entry in entries},
+    }
+    path = directory / "model.safetensors.index.json"
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _require_space(directory: Path, size: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < 1.05 * size:
+        raise OSError(errno.ENOSPC, f"needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
+
+
+def _child(file: str, target: str, tied: str) -> int:
+    try:
+        said, code = json.dumps(write_safetensors(Path(file), Path(target), tied=tied == "1")), 0
+    except PersonalityVectorError as error:
+        said, code = "; ".join([str(error), *getattr(error, "__notes__", [])]), _REFUSED
+    except OSError as error:
+        said, code = f"{target}: cannot be written: {error.strerror}", _DISK
+    sys.stdout.write(said)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(_child(*sys.argv[1:]))

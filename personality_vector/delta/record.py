@@ -1,0 +1,165 @@
+"""``delta.json``: what a saved delta is, and what was learnt of it while it was written."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from personality_vector.checkpoint.reader import read_json
+from personality_vector.delta.layers import grouped
+from personality_vector.errors import CheckpointError
+
+RECORD = "delta.json"
+
+Storage = Literal["float32", "bfloat16", "lora", "low-rank", "reference"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseRecord(_Frozen):
+    """The fingerprint of the base."""
+
+    digest: str
+    tensors: int
+    parameters: int
+
+
+class TensorRecord(_Frozen):
+    """One tensor of a delta.
+
+    Attributes:
+        shape: That of the tensor in the base.
+        norm: Euclidean, of the delta before it was stored.
+        stored_norm: Likewise, of what was stored.
+        loss: Norm of stored minus delta, divided by that of the delta; 0 where that is 0.
+        zeros: Share of entries that are exactly 0 in the delta; 1 of a tensor without entries.
+    """
+
+    shape: tuple[int, ...]
+    norm: float
+    stored_norm: float
+    loss: float
+    zeros: float
+
+
+class AdapterRecord(_Frozen):
+    """How the two factors of a LoRA adapter are scaled."""
+
+    alpha: float
+    rank_stabilised: bool
+    transposed: bool
+
+
+class ReferenceRecord(_Frozen):
+    """The two checkpoints that a delta by reference is read from."""
+
+    base: str
+    tuned: str
+    tuned_digest: str
+
+
+class DeltaRecord(_Frozen):
+    """The content of ``delta.json``.
+
+    Attributes:
+        identity: That of :class:`~personality_vector.delta.Delta`.
+        storage: What the files hold.
+        rank: Of the factors, for ``low-rank`` alone.
+        adapter: For ``lora`` alone.
+        reference: For ``reference`` alone.
+        tensors: By name.
+        hashes: blake2b of every tensor in the files; by reference, of the float64 delta.
+        tuned_dtypes: Of the fine-tuned tensors, where they can be restored bit for bit.
+        exact: Whether there is a list of values that base plus delta does not restore.
+    """
+
+    base: BaseRecord
+    identity: str
+    label: str
+    pole: str | None
+    storage: Storage
+    rank: int | None = None
+    adapter: AdapterRecord | None = None
+    reference: ReferenceRecord | None = None
+    tensors: dict[str, TensorRecord]
+    hashes: dict[str, str]
+    tuned_dtypes: dict[str, Literal["F64", "F32", "F16", "BF16"]]
+    exact: bool
+
+    @model_validator(mode="after")
+    def _has_what_its_storage_needs(self) -> "DeltaRecord":
+        needed = {"low-rank": self.rank, "lora": self.adapter, "reference": self.reference}
+        odd = [
+            kind for kind, part in needed.items() if (part is not None) != (kind == self.storage)
+        ]
+        if odd:
+            raise ValueError(f"storage {self.storage} does not go with the keys of {odd[0]}")
+        return self
+
+    @property
+    def total(self) -> "Total":
+        """All tensors together."""
+        return Total.of(self.tensors.values())
+
+    def totals(self, group: Callable[[str], str]) -> dict[str, "Total"]:
+        """The tensors of each group together, from the embedding to the head."""
+        groups = grouped(self.tensors, group)
+        return {
+            key: Total.of(self.tensors[name] for name in names) for key, names in groups.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What several tensors of a delta come to.
+
+    Attributes:
+        tensors: How many.
+        parameters: How many entries they have.
+        norm: Euclidean, over all entries.
+        loss: Norm of stored minus delta, divided by ``norm``.
+        zeros: Share of entries that are exactly 0.
+    """
+
+    tensors: int
+    parameters: int
+    norm: float
+    loss: float
+    zeros: float
+
+    @classmethod
+    def of(cls, rows: Iterable[TensorRecord]) -> "Total":
+        """Return the total of these tensors."""
+        rows = list(rows)
+        sizes = [math.prod(row.shape) for row in rows]
+        norm = math.hypot(*(row.norm for row in rows))
+        lost = math.hypot(*(row.loss * row.norm for row in rows))
+        zeros = math.fsum(row.zeros * size for row, size in zip(rows, sizes, strict=True))
+        return cls(len(rows), sum(sizes), norm, lost / (norm or 1.0), zeros / (sum(sizes) or 1))
+
+    @property
+    def kept(self) -> float:
+        """Share of the energy, the squared norm, that storage kept: ``1 - loss**2``."""
+        return 1.0 - self.loss**2
+
+
+def read_record(directory: Path) -> DeltaRecord:
+    """Return the record of a saved delta.
+
+    Raises:
+        CheckpointError: There is none, or it lacks something.
+    """
+    if not (directory / RECORD).is_file():
+        raise CheckpointError(f"{directory}: is not a saved delta: it has no {RECORD}")
+    try:
+        return DeltaRecord.model_validate(read_json(directory / RECORD))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        wrong = f"lacks {where}" if first["type"] == "missing" else f"{where}: {first['msg']}"
+        raise CheckpointError(f"{directory / RECORD}: {wrong}") from error

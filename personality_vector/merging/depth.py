@@ -1,0 +1,108 @@
+"""Which tensors a word or a pattern of a recipe means, and alpha as a function of the tensor."""
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from personality_vector.errors import RecipeError
+
+Alpha = float | tuple[float, ...] | Mapping[str, float]
+"""A number; numbers over depth, interpolated; or numbers by word or name pattern."""
+
+_LAYER = re.compile(r"^(.*?\b(?:layers|layer|h|blocks|block))\.(\d+)\.")
+_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens\w*|wte|wpe|embed_in|word_embeddings)\.")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.")
+_NORM = re.compile(r"(norm\w*|(^|\.)ln_\w+)\.(weight|bias)$")
+
+GROUPS: Mapping[str, re.Pattern[str]] = {
+    "embeddings": _EMBEDDINGS,
+    "head": _HEAD,
+    "norms": _NORM,
+}
+"""Words for tensors whose names differ between families."""
+
+
+def chosen(names: Iterable[str], pattern: str) -> set[str]:
+    """Return the names that a pattern means: a word of :data:`GROUPS`, or a glob over the name.
+
+    >>> sorted(chosen(["model.norm.weight", "lm_head.weight"], "norms"))
+    ['model.norm.weight']
+
+    Raises:
+        RecipeError: It means none of them.
+    """
+    if pattern in GROUPS:
+        found = {name for name in names if GROUPS[pattern].search(name)}
+    else:
+        found = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
+    if not found:
+        raise RecipeError(
+            f"{pattern!r} matches no tensor; write {', '.join(GROUPS)}, or a pattern over the "
+            "whole name such as '*.mlp.*'"
+        )
+    return found
+
+
+def selected(names: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+    """Return the names that ``include`` means (all, if empty) and ``exclude`` does not.
+
+    Raises:
+        RecipeError: A pattern matches nothing, or nothing is left.
+    """
+    kept = set(names) if not include else set().union(*(chosen(names, p) for p in include))
+    for pattern in exclude:
+        kept -= chosen(names, pattern)
+    if not kept:
+        raise RecipeError("include and exclude leave no tensor to merge")
+    return [name for name in names if name in kept]
+
+
+def layer_of(name: str) -> tuple[str, int] | None:
+    """Return the stack and the number of the layer that a tensor lies in.
+
+    >>> layer_of("model.layers.3.mlp.up_proj.weight")
+    ('model.layers', 3)
+    """
+    match = _LAYER.match(name)
+    return (match[1], int(match[2])) if match else None
+
+
+def alpha_by_tensor(alpha: Alpha, names: Sequence[str]) -> Callable[[str], float]:
+    """Return alpha as a function of the tensor's name.
+
+    Numbers over depth are spread evenly from the first layer to the last and interpolated; what
+    comes before the layers (embeddings) has the first number, what comes after (final norm, head)
+    the last. Of numbers by pattern the first that matches counts; a tensor that none matches has 0.
+
+    Raises:
+        RecipeError: A pattern matches none of ``names``, or there are no layers.
+    """
+    if isinstance(alpha, Mapping):
+        table: dict[str, float] = {}
+        for pattern, value in alpha.items():
+            for name in chosen(names, pattern):
+                table.setdefault(name, float(value))
+        return lambda name: table.get(name, 0.0)
+    if isinstance(alpha, tuple):
+        return _over_depth(alpha, names)
+    value = float(alpha)
+    return lambda name: value  # noqa: ARG005
+
+
+def _over_depth(alpha: tuple[float, ...], names: Sequence[str]) -> Callable[[str], float]:
+    places = [place for place in map(layer_of, names) if place]
+    last = {stack: max(layer for s, layer in places if s == stack) for stack, _ in places}
+    if not last:
+        raise RecipeError("alpha is given over depth, but no tensor lies in a numbered layer")
+
+    def at(name: str) -> float:
+        place = layer_of(name)
+        if place is None:
+            return alpha[0] if _EMBEDDINGS.search(name) else alpha[-1]
+        stack, layer = place
+        position = layer / max(1, last[stack]) * (len(alpha) - 1)
+        below = min(int(position), len(alpha) - 1)
+        above = min(below + 1, len(alpha) - 1)
+        return alpha[below] + (position - below) * (alpha[above] - alpha[below])
+
+    return at

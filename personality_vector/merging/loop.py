@@ -1,0 +1,309 @@
+"""The compiled form of the methods that have one: everything that a merge does to a run of entries.
+
+The functions of :mod:`personality_vector.merging.methods` say what a method is; for those in
+:data:`LOOPS` this loop computes the same bits on the CPU without a single intermediate tensor in
+memory, which is several times faster. What it fuses: the difference, the sparsification (by
+magnitude or by chance), the consensus, the sum, the rounding to bfloat16 and the statistics.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import ceil, inf
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import BFloat16, Float, Float64
+from numba import njit, types
+from numba.extending import overload
+from torch import Tensor
+
+from personality_vector.checkpoint import Checkpoint
+from personality_vector.delta.sources import require_finite
+from personality_vector.errors import blame
+from personality_vector.kernels import LOOP, SUM, entry_of, nearest_bfloat16, wide
+from personality_vector.merging.methods import Slice
+from personality_vector.merging.terms import Acting, TermSlice
+from personality_vector.rng import mixed
+
+_BLOCK = 2048
+"""Entries that go through all steps together: of six terms 100 KB, which the inner caches hold."""
+
+_CONSENSUS = {"all": 0, "mean": 1, "sum": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What the loop needs to know of a method.
+
+    Attributes:
+        low: The float32 magnitude below which an entry of a slice is left out.
+        high: The magnitude from which on it is left out.
+        drop_rate: Probability that an entry is left out; the others are divided by its complement.
+        consensus: The sum of ``all`` terms; or the ``mean`` or ``sum`` of those that have the
+            elected sign.
+        by_count: Whether the sign is elected by the number of terms, not by their mass.
+        lambda_: Factor of the result.
+    """
+
+    low: Callable[[Slice], float] = lambda _: 0.0
+    high: Callable[[Slice], float] = lambda _: inf
+    drop_rate: float = 0.0
+    consensus: Literal["all", "mean", "sum"] = "all"
+    by_count: bool = False
+    lambda_: float = 1.0
+
+
+class Squares(NamedTuple):
+    """Inner products over some entries: base with itself, change with itself and as written."""
+
+    base: float = 0.0
+    change: float = 0.0
+    along: float = 0.0
+
+
+def _breadcrumbs(o: Mapping[str, Any]) -> Loop:
+    def low(s: Slice) -> float:
+        return s.threshold(1.0 - o["beta"], "per_tensor")
+
+    def high(s: Slice) -> float:
+        return max(low(s), s.threshold(o["gamma"], "per_tensor")) if o["gamma"] else inf
+
+    return Loop(low=low, high=high, lambda_=o["lambda"])
+
+
+def _agreeing(o: Mapping[str, Any], **sparsify: Any) -> Loop:
+    by_count = o["election"] == "count"
+    return Loop(consensus=o["consensus"], by_count=by_count, lambda_=o["lambda"], **sparsify)
+
+
+LOOPS: Mapping[str, Callable[[Mapping[str, Any]], Loop]] = {
+    "task_arithmetic": lambda o: Loop(lambda_=o["lambda"]),
+    "ties": lambda o: _agreeing(o, low=lambda s: s.threshold(o["density"], o["trim"])),
+    "dare": lambda o: Loop(drop_rate=o["drop_rate"], lambda_=o["lambda"]),
+    "dare_ties": lambda o: _agreeing(o, drop_rate=o["drop_rate"]),
+    "breadcrumbs": _breadcrumbs,
+}
+"""From the options of a method to its loop."""
+
+
+def merged(
+    loop: Loop, slices: Sequence[TermSlice], base: BFloat16[Tensor, " entries"]
+) -> tuple[BFloat16[Tensor, " entries"], Squares]:
+    """Return ``base + change`` rounded once to bfloat16, and the inner products.
+
+    Raises:
+        NonFiniteError: A term holds NaN or infinity.
+    """
+    given = _Given.of(loop, slices, base)
+    written = torch.empty_like(base)
+    *squares, odd = _merge(*given.arrays, *given.numbers, written.view(torch.uint16).numpy())
+    given.require_finite(odd)
+    return written, Squares(*squares)
+
+
+def changed(
+    loop: Loop, slices: Sequence[TermSlice], base: Float[Tensor, " entries"]
+) -> Float64[Tensor, " entries"]:
+    """Return the change alone, in float64.
+
+    Raises:
+        NonFiniteError: A term holds NaN or infinity.
+    """
+    given = _Given.of(loop, slices, base)
+    change = torch.empty(base.shape, dtype=torch.float64)
+    odd = _change(*given.arrays, *given.numbers, change.numpy())
+    given.require_finite(odd)
+    return change
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The arguments of the compiled loops."""
+
+    slices: Sequence[TermSlice]
+    arrays: tuple[Any, Any]
+    numbers: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, loop: Loop, slices: Sequence[TermSlice], base: Tensor) -> "_Given":
+        low = np.array([loop.low(s) for s in slices], np.float32)
+        high = np.array([loop.high(s) for s in slices], np.float32)
+        rate = np.uint64(ceil(float(np.float32(loop.drop_rate)) * 2**24))
+        numbers = (
+            np.array([s.alpha for s in slices]),
+            low,
+            high,
+            np.array([s.acting.key for s in slices], np.uint64),
+            np.int64(slices[0].start),
+            rate,
+            1.0 - loop.drop_rate,
+            np.int64(_CONSENSUS[loop.consensus]),
+            loop.by_count,
+            loop.lambda_,
+        )
+        return cls(slices, _arrays(slices, base), numbers)
+
+    def require_finite(self, odd: int) -> None:
+        if odd >= 0:
+            culprit = self.slices[odd]
+            with blame(delta=culprit.acting.term.delta.label):
+                require_finite(tuned_of(culprit), culprit.name, culprit.part)
+
+
+def _arrays(slices: Sequence[TermSlice], base: Tensor) -> tuple[Any, Any]:
+    """Return base and terms: bits of bfloat16 weights if all are, else float64 base and deltas."""
+    if base.dtype == torch.bfloat16 and all(s.acting.term.is_bfloat16(s.name) for s in slices):
+        rows = torch.empty((len(slices), base.numel()), dtype=torch.bfloat16)
+        for row, s in zip(rows, slices, strict=True):
+            tuned_of(s).part(s.name, s.part, row)
+        return base.view(torch.uint16).numpy(), rows.view(torch.uint16).numpy()
+    return base.double().numpy(), torch.stack([s.delta for s in slices]).numpy()
+
+
+def tuned_of(s: TermSlice) -> Checkpoint:
+    """Return the fine-tuned checkpoint of a term that is the difference of two."""
+    difference = s.acting.term.difference
+    assert difference is not None
+    return difference.tuned
+
+
+def _weight(entry: Any) -> Any:  # noqa: ARG001
+    """Return a weight in float64: given as such, or as bits."""
+
+
+def _is_odd(entry: Any) -> Any:  # noqa: ARG001
+    """Return whether bits are those of NaN or infinity; a float64 has been checked before."""
+
+
+@overload(_weight, strict=False)  # type: ignore[untyped-decorator]
+def _(entry: Any) -> Any:
+    if isinstance(entry, types.Integer):
+        return lambda entry: wide(entry)
+    return lambda entry: entry
+
+
+@overload(_is_odd, strict=False)  # type: ignore[untyped-decorator]
+def _(entry: Any) -> Any:
+    if isinstance(entry, types.Integer):
+        return lambda entry: (entry & np.uint16(0x7F80)) == np.uint16(0x7F80)
+    return lambda entry: False  # noqa: ARG005
+
+
+@njit(**LOOP)  # type: ignore[untyped-decorator]
+def _merge(  # noqa: PLR0913
+    base, terms, alphas, low, high, keys, start, rate, kept, consensus, by_count, lambda_, written
+):
+    weighted = np.empty((len(terms), _BLOCK))
+    weights, change = np.empty(_BLOCK), np.empty(_BLOCK)
+    spare = np.empty((2, _BLOCK))
+    squares = np.zeros(3)
+    odd = -1
+    for first in range(0, base.size, _BLOCK):
+        size = min(_BLOCK, base.size - first)
+        here = slice(first, first + size)
+        _widen(base[here], weights)
+        for i in range(len(terms)):
+            if _sparse(terms[i, here], weights, low[i], high[i], keys[i], start + first, rate, kept,
+                       alphas[i], weighted[i]):
+                odd = i
+        _agree(weighted, size, consensus, by_count, lambda_, spare, change)
+        _finish(weights, change, written[here], squares)
+    return squares[0], squares[1], squares[2], odd
+
+
+@njit(**LOOP)  # type: ignore[untyped-decorator]
+def _change(  # noqa: PLR0913
+    base, terms, alphas, low, high, keys, start, rate, kept, consensus, by_count, lambda_, out
+):
+    weighted = np.empty((len(terms), _BLOCK))
+    weights = np.empty(_BLOCK)
+    spare = np.empty((2, _BLOCK))
+    odd = -1
+    for first in range(0, base.size, _BLOCK):
+        size = min(_BLOCK, base.size - first)
+        here = slice(first, first + size)
+        _widen(base[here], weights)
+        for i in range(len(terms)):
+            if _sparse(terms[i, here], weights, low[i], high[i], keys[i], start + first, rate, kept,
+                       alphas[i], weighted[i]):
+                odd = i
+        _agree(weighted, size, consensus, by_count, lambda_, spare, out[here])
+    return odd
+
+
+@njit(**LOOP)  # type: ignore[untyped-decorator]
+def _widen(base, weights):
+    for j in range(base.size):
+        weights[j] = _weight(base[j])
+
+
+@njit(**LOOP)  # type: ignore[untyped-decorator]
+def _sparse(term, weights, low, high, key, start, rate, kept, alpha, out):
+    """Write ``alpha * sparsified delta``; return whether the term holds NaN or infinity."""
+    odd = False
+    plain = low <= 0.0 and high == np.inf and rate == 0
+    for j in range(term.size):
+        entry = entry_of(term[j], weights[j])
+        out[j] = alpha * entry if plain else entry
+        odd |= _is_odd(term[j])
+    if plain:
+        return odd
+    if low > 0.0 or high < np.inf:
+        for j in range(term.size):
+            magnitude = np.float32(abs(out[j]))
+            out[j] = out[j] if (magnitude >= low) & (magnitude < high) else 0.0
+    if rate > 0:
+        for j in range(term.size):
+            out[j] = out[j] / kept if mixed(key, start + j) >= rate else 0.0
+    for j in range(term.size):
+        out[j] *= alpha
+    return odd
+
+
+@njit(**LOOP)  # type: ignore[untyped-decorator]
+def _agree(weighted, size, consensus, by_count, lambda_, spare, change):
+    """Write the consensus of the terms."""
+    elected, count, total = spare[0], spare[1], change
+    if consensus == 0:
+        elected = change
+    for j in range(size):
+        elected[j] = 0.0
+    for i in range(len(weighted)):
+        for j in range(size):
+            elected[j] += np.sign(weighted[i, j]) if by_count else weighted[i, j]
+    if consensus != 0:
+        for j in range(size):
+            total[j] = 0.0
+            count[j] = 0.0
+        for i in range(len(weighted)):
+            for j in range(size):
+                agrees = weighted[i, j] * elected[j] > 0.0
+                total[j] += weighted[i, j] if agrees else 0.0
+                count[j] += 1.0 if agrees else 0.0
+        if consensus == 1:
+            for j in range(size):
+                total[j] /= max(count[j], 1.0)
+    if lambda_ != 1.0:
+        for j in range(size):
+            total[j] *= lambda_
+
+
+@njit(**LOOP)  # type: ignore[untyped-decorator]
+def _finish(weights, change, written, squares):
+    for j in range(written.size):
+        written[j] = nearest_bfloat16(weights[j] + change[j])
+    _measure(weights, change, written, squares)
+
+
+@njit(**SUM)  # type: ignore[untyped-decorator]
+def _measure(weights, change, written, squares):
+    of_base = of_change = along = 0.0
+    for j in range(written.size):
+        of_base += weights[j] * weights[j]
+        of_change += change[j] * change[j]
+        along += (wide(written[j]) - weights[j]) * change[j]
+    squares[0] += of_base
+    squares[1] += of_change
+    squares[2] += along

@@ -1,0 +1,235 @@
+"""mergekit's other methods, tensor by tensor through its in-memory interface.
+
+That interface knows nothing of architectures or names; reading, checking and writing are ours. So
+is the dtype that is written: without out_dtype, some of mergekit's methods write float32 whatever
+the inputs and ``dtype`` are (its issue #604).
+Memory: one tensor of every model, and what the method needs. mergekit is imported when it is used.
+"""
+
+import importlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from personality_vector.checkpoint import AtomicDirectory, Checkpoint, ShardWriter, TensorPlan
+from personality_vector.delta.sources import require_finite, require_same_tensors
+from personality_vector.errors import NonFiniteError, RecipeError, blame
+from personality_vector.kernels import is_finite
+from personality_vector.manifest import write_manifest
+from personality_vector.merging.card import model_card
+from personality_vector.merging.engine import MergeReport
+from personality_vector.merging.mergekit.inputs import (
+    open_models,
+    output_dtype,
+    promoted,
+    require_vocabulary,
+)
+from personality_vector.merging.mergekit.recipe import MergekitRecipe, Scalar
+from personality_vector.merging.mergekit.regions import regions_of
+from personality_vector.merging.mergekit.settings import (
+    Parameter,
+    Values,
+    resolve,
+    summary,
+    summary_of,
+)
+from personality_vector.models import DTYPES
+from personality_vector.progress import progress
+from personality_vector.rng import key_for
+
+log = logging.getLogger(__name__)
+
+_SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class BridgePlan:
+    """A merge by a method of mergekit's own, checked and not yet begun.
+
+    Attributes:
+        recipe: The YAML, checked.
+        models: By reference.
+        values: Parameters by tensor.
+        tensors: What will be written.
+        seed: Of methods that draw at random.
+        given: The YAML as it was given.
+    """
+
+    recipe: MergekitRecipe
+    models: Mapping[str, Checkpoint]
+    values: Mapping[str, Values]
+    tensors: Sequence[TensorPlan]
+    seed: int
+    given: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return f"mergekit-{self.recipe.merge_method}"
+
+    @property
+    def base(self) -> Checkpoint:
+        """The model that gives config and tokenizer: the base, or else the first."""
+        first = next(iter(self.models))
+        return self.models[self.recipe.base_model or first]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the plan as JSON-like data."""
+        return {
+            "base": {
+                "path": str(self.base.path),
+                "reference": self.base.reference,
+                "fingerprint": self.base.fingerprint.digest,
+            },
+            "method": self.method,
+            "source": f"mergekit {version('mergekit')}",
+            "options": summary(found.shared for found in self.values.values()),
+            "seed": self.seed,
+            "terms": [
+                {
+                    "label": one.reference,
+                    "identity": one.fingerprint.digest,
+                    **summary_of(self.values, model),
+                }
+                for model, one in self.models.items()
+            ],
+            "output": {"dtype": self.recipe.out_dtype or self.recipe.dtype or "same"},
+            "bytes": sum(tensor.size for tensor in self.tensors),
+            "recipe": dict(self.given),
+        }
+
+
+def plan_bridge(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int) -> BridgePlan:
+    """Check a YAML whose method is mergekit's own.
+
+    Raises:
+        RecipeError: mergekit is missing, knows no such method, or refuses models or parameters.
+    """
+    method = _method(recipe.merge_method)
+    models = dict(zip(recipe.references, open_models(recipe.references), strict=True))
+    base = models[recipe.base_model] if recipe.base_model else next(iter(models.values()))
+    for other in models.values():
+        if other is not base:
+            require_same_tensors(base, other)
+    require_vocabulary(recipe, [base, *(one for one in models.values() if one is not base)])
+    regions = regions_of(recipe, base.names)
+    for region in regions:
+        _require_inputs(method, region.where, list(region.models), recipe.base_model)
+    stored = promoted([base, *models.values()])
+    values = resolve(recipe, regions, [_parameter(p) for p in method.spec.parameters], list(stored))
+    written = output_dtype(recipe, base, stored)
+    tensors = [
+        TensorPlan(e.name, DTYPES.get(written, e.dtype) if e.name in stored else e.dtype, e.shape)
+        for e in sorted(base.entries.values(), key=lambda entry: (entry.file, entry.start))
+    ]
+    return BridgePlan(recipe, models, values, tensors, seed, data)
+
+
+def write_bridge(plan: BridgePlan, out: str | Path, *, force: bool = False) -> MergeReport:
+    """Carry out a plan; the output appears whole or not at all."""
+    inputs = [one.path for one in plan.models.values()]
+    with AtomicDirectory(out, force=force, inputs=inputs) as directory:
+        with ShardWriter(directory, plan.tensors, _SHARD_BYTES) as writer:
+            for tensor in progress(plan.tensors, "merge", lambda tensor: tensor.size):
+                with blame(tensor=tensor.name):
+                    writer.write(tensor.name, _merged(plan, tensor))
+        for one in plan.models.values():
+            one.require_unchanged()
+        _copy_side_files(plan, directory)
+        content = {**plan.describe(), "realised": None, "tensors": {}}
+        (directory / "README.md").write_text(model_card(content), encoding="utf-8")
+        manifest = write_manifest(directory, "merge", content)
+    log.info("merged %d models into %s", len(plan.models), out)
+    return MergeReport(Path(out), None, manifest)
+
+
+def _merged(plan: BridgePlan, tensor: TensorPlan) -> Tensor:
+    """Return one merged tensor in its planned dtype; integer tensors are those of the base."""
+    name = tensor.name
+    if name not in plan.values:
+        return plan.base[name]
+    values, recipe = plan.values[name], plan.recipe
+    ids = list(values.of)
+    inputs = [require_finite(plan.models[one], name).reshape(tensor.shape) for one in ids]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(key_for(plan.seed, name))
+        try:
+            merged: Tensor = _mergekit().merge_tensors(
+                inputs,
+                _method(recipe.merge_method),
+                parameters={**values.shared, **_by_model(values.of)},
+                ids=ids,
+                base_index=ids.index(recipe.base_model) if recipe.base_model in ids else None,
+                name=name,
+                dtype=DTYPES[recipe.dtype] if recipe.dtype else None,
+                out_dtype=tensor.dtype,
+            )
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise RecipeError(f"mergekit's {recipe.merge_method} fails: {error}") from error
+    if not is_finite(merged.reshape(-1)):
+        raise NonFiniteError(f"{name}: {recipe.merge_method} of mergekit gives NaN or infinity")
+    return merged
+
+
+def _by_model(of: Mapping[str, Mapping[str, Scalar]]) -> dict[str, dict[str, Scalar | None]]:
+    """Return the parameters of the models by name and model, as mergekit takes them."""
+    names = {name for own in of.values() for name in own}
+    return {name: {model: own.get(name) for model, own in of.items()} for name in sorted(names)}
+
+
+def _parameter(spec: Any) -> Parameter:
+    """Return a parameter of mergekit's as one of ours."""
+    scopes = {"shared": "shared", "input": "model", "non_base": "tuned"}
+    return Parameter(
+        spec.name,
+        None if spec.required else spec.default,
+        scopes[spec.scope.value],  # type: ignore[arg-type]
+        "truth" if spec.value_type is bool else "number",
+        optional=not spec.required and spec.default is None,
+    )
+
+
+def _require_inputs(method: Any, where: str, models: Sequence[str], base: str | None) -> None:
+    try:
+        method.validate_inputs(models, base)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def _method(name: str) -> Any:
+    methods = {one.spec.name: one for one in _mergekit().registered_methods()}
+    if name not in methods:
+        raise RecipeError(
+            f"unknown merge_method {name!r}; mergekit has {', '.join(sorted(methods))}"
+        )
+    return methods[name]
+
+
+def _mergekit() -> Any:
+    try:
+        return importlib.import_module("mergekit.merge_methods")
+    except ImportError as error:
+        raise RecipeError(
+            f"this merge_method runs through mergekit, which cannot be imported ({error}); "
+            "pip install mergekit"
+        ) from error
+
+
+def _copy_side_files(plan: BridgePlan, directory: Path) -> None:
+    plan.base.copy_side_files(directory)
+    written = plan.recipe.out_dtype or plan.recipe.dtype
+    if written is None:
+        return
+    config = {
+        key: written if key in ("dtype", "torch_dtype") else value
+        for key, value in plan.base.config.items()
+    }
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,224 @@
+"""A merge recipe of ours as mergekit YAML, or which of its conventions mergekit does not have.
+
+mergekit computes in ``dtype`` and rounds once more to ``out_dtype``; in float32 the two agree but
+for the last bit. What differs for a few entries only is said in a comment of the YAML.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from personality_vector.checkpoint import Checkpoint
+from personality_vector.delta.lora import is_adapter
+from personality_vector.delta.storage import is_saved_delta
+from personality_vector.errors import RecipeError
+from personality_vector.merging.depth import alpha_by_tensor, layer_of, selected
+from personality_vector.merging.methods import OptionValue, find_method
+from personality_vector.models import DTYPES
+from personality_vector.recipes import MergeRecipe
+from personality_vector.recipes.schema import TermSpec
+
+Options = Mapping[str, OptionValue]
+
+_TIES = "where the terms cancel exactly, mergekit adds the positive ones and this tool nothing"
+_MASKS = "the masks are mergekit's own: give --random-seed, and expect other entries"
+
+
+@dataclass(frozen=True, slots=True)
+class Equivalent:
+    """A method of mergekit that does what one of ours does.
+
+    Attributes:
+        method: Its name there.
+        parameters: Shared by all models, but for lambda.
+        own: Of each model, but for weight.
+        factor: Which lambda is multiplied by.
+        remarks: What differs for some entries.
+    """
+
+    method: str
+    parameters: Mapping[str, bool]
+    own: Mapping[str, float]
+    factor: float = 1.0
+    remarks: tuple[str, ...] = ()
+
+
+def export_mergekit(recipe: MergeRecipe) -> str:
+    """Return the mergekit YAML that does what a recipe does.
+
+    Raises:
+        RecipeError: mergekit cannot express it; the message names the convention.
+        CheckpointError: The base cannot be read.
+    """
+    _, options = find_method(recipe.method).bind(recipe.options)
+    equivalent = _equivalent(recipe.method, options)
+    _require_plain(recipe)
+    terms = [term for term in recipe.terms if term.alpha != 0.0]
+    if not terms:
+        raise RecipeError("every alpha is 0: the result is the base, there is nothing to export")
+    base = Checkpoint.open(recipe.base)
+    factor = equivalent.factor * float(options["lambda"])
+    if equivalent.parameters["normalize"]:
+        weights: list[Any] = [1.0] * len(terms)
+        factor *= _common_alpha(terms, recipe)
+    else:
+        weights = [_weight(term, base.names, recipe) for term in terms]
+    content = {
+        "merge_method": equivalent.method,
+        "base_model": recipe.base,
+        "models": [
+            {"model": term.tuned, "parameters": {"weight": weight, **equivalent.own}}
+            for term, weight in zip(terms, weights, strict=True)
+        ],
+        "parameters": {**equivalent.parameters, "lambda": factor},
+        "dtype": "float32",
+        "out_dtype": _written(recipe, base),
+    }
+    remarks = "".join(f"# {remark}\n" for remark in equivalent.remarks)
+    return remarks + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _equivalent(method: str, options: Options) -> Equivalent:
+    if method not in _EQUIVALENTS:
+        raise RecipeError(
+            f"mergekit has no method with the conventions of {method}; export knows "
+            f"{', '.join(_EQUIVALENTS)}"
+        )
+    return _EQUIVALENTS[method](options)
+
+
+def _task_arithmetic(_options: Options) -> Equivalent:
+    return Equivalent("task_arithmetic", {"normalize": False}, {})
+
+
+def _ties(options: Options) -> Equivalent:
+    density = float(options["density"])
+    if options["trim"] == "global" and density < 1.0:
+        raise RecipeError(
+            "ties: mergekit trims each tensor alone, not the whole vector; "
+            "trim: per_tensor can be exported"
+        )
+    remarks = (_TIES, "of equal magnitudes at the threshold mergekit keeps some, this tool all")
+    own = {"density": density}
+    return Equivalent("ties", {"normalize": _is_mean(options)}, own, 1.0, remarks)
+
+
+def _dare(options: Options) -> Equivalent:
+    density = round(1.0 - float(options["drop_rate"]), 12)
+    # mergekit's own rescaling matches the L1 norm of each tensor.
+    parameters = {"normalize": False, "rescale": False}
+    remarks = (_MASKS,) if density < 1.0 else ()
+    return Equivalent("dare_linear", parameters, {"density": density}, 1.0 / density, remarks)
+
+
+def _dare_ties(options: Options) -> Equivalent:
+    linear = _dare(options)
+    parameters = {"normalize": _is_mean(options), "rescale": False}
+    remarks = (*linear.remarks, _TIES)
+    return Equivalent("dare_ties", parameters, linear.own, linear.factor, remarks)
+
+
+def _breadcrumbs(options: Options) -> Equivalent:
+    beta, gamma = float(options["beta"]), float(options["gamma"])
+    remarks = ("mergekit rounds the number of entries at each end in another way",)
+    own = {"density": max(0.0, round(1.0 - beta - gamma, 12)), "gamma": gamma}
+    return Equivalent("breadcrumbs", {"normalize": False}, own, 1.0, remarks)
+
+
+def _della(_options: Options) -> Equivalent:
+    raise RecipeError(
+        "della: mergekit rescales a tensor to its L1 norm, not each entry by its own probability"
+    )
+
+
+_EQUIVALENTS: Mapping[str, Callable[[Options], Equivalent]] = {
+    "task_arithmetic": _task_arithmetic,
+    "ties": _ties,
+    "dare": _dare,
+    "dare_ties": _dare_ties,
+    "breadcrumbs": _breadcrumbs,
+    "della": _della,
+}
+
+
+def _is_mean(options: Options) -> bool:
+    """Whether the terms that agree are averaged: by their count, which is a sum of weights of 1."""
+    if options["election"] == "count":
+        raise RecipeError("election: count has no counterpart in mergekit, which sums the terms")
+    return options["consensus"] == "mean"
+
+
+def _common_alpha(terms: Sequence[TermSpec], recipe: MergeRecipe) -> float:
+    alphas = {term.alpha for term in terms if isinstance(term.alpha, float)}
+    if len(alphas) != 1 or any(not isinstance(term.alpha, float) for term in terms):
+        raise RecipeError(
+            "consensus: mean divides by a number of terms and mergekit by a sum of weights, which "
+            "is the same only if every alpha is; consensus: sum can be exported"
+        )
+    if recipe.include or recipe.exclude:
+        raise RecipeError("consensus: mean with include or exclude: mergekit divides weights out")
+    return alphas.pop()
+
+
+def _require_plain(recipe: MergeRecipe) -> None:
+    if recipe.output.rounding != "nearest":
+        raise RecipeError("output.rounding: mergekit has no stochastic rounding")
+    for number, term in enumerate(recipe.terms):
+        if term.of is not None:
+            raise RecipeError(f"terms.{number}.of: mergekit has no delta of another base")
+        path = Path(term.source)
+        if term.delta is not None or is_saved_delta(path):
+            raise RecipeError(f"terms.{number}: mergekit reads models, {path} is a saved delta")
+        if is_adapter(path):
+            raise RecipeError(f"terms.{number}: mergekit reads models, {path} is a LoRA adapter")
+    for where in (recipe.base, *(str(term.tuned) for term in recipe.terms)):
+        if "+" in where or "@" in where:
+            raise RecipeError(f"{where}: mergekit takes + and @ in a path for its own signs")
+
+
+def _weight(term: TermSpec, names: Sequence[str], recipe: MergeRecipe) -> Any:
+    """Return alpha, or rules for it: filters are parts of names, the first that fits wins."""
+    if isinstance(term.alpha, float) and not recipe.include and not recipe.exclude:
+        return term.alpha
+    kept = selected(list(names), recipe.include, recipe.exclude)
+    alpha_at = alpha_by_tensor(term.alpha, kept)
+    table = dict.fromkeys(names, 0.0) | {name: alpha_at(name) for name in kept}
+    default = Counter(table.values()).most_common(1)[0][0]
+    parts = _parts(table)
+    needed = [
+        {"filter": part, "value": value}
+        for part, value in parts.items()
+        if value != default or any(other in part for other in parts if other != part)
+    ]
+    return [*needed, {"value": default}]
+
+
+def _parts(table: Mapping[str, float]) -> dict[str, float]:
+    """Return parts of names with their value: a layer if all of it has one, else whole names.
+
+    The longest come first, so that no part hides a longer one that it is in.
+    """
+    layers: dict[str, set[float]] = {}
+    for name, value in table.items():
+        layers.setdefault(_layer(name), set()).add(value)
+    parts = {_layer(n) if len(layers[_layer(n)]) == 1 else n: v for n, v in table.items()}
+    return dict(sorted(parts.items(), key=lambda item: (-len(item[0]), item[0])))
+
+
+def _layer(name: str) -> str:
+    place = layer_of(name)
+    return f"{place[0]}.{place[1]}." if place else name
+
+
+def _written(recipe: MergeRecipe, base: Checkpoint) -> str:
+    if recipe.output.dtype != "same":
+        return recipe.output.dtype
+    stored = {e.dtype for e in base.entries.values() if e.dtype.is_floating_point}
+    names = [name for name, dtype in DTYPES.items() if stored == {dtype}]
+    if not names:
+        raise RecipeError("output.dtype: same: the base mixes dtypes, mergekit writes one; name it")
+    return names[0]

@@ -1,0 +1,173 @@
+"""The parameters of a mergekit YAML, resolved: which value holds for which tensor and model.
+
+A parameter is looked up under the model, then under its slice, then at the top; at each level the
+first rule that fits the tensor counts.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from personality_vector.errors import RecipeError, some
+from personality_vector.merging.mergekit.recipe import MergekitRecipe, Rule, Scalar
+from personality_vector.merging.mergekit.regions import Level, Region, depths_of, place
+
+Scope = Literal["shared", "model", "tuned"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of a merge method.
+
+    Attributes:
+        name: In the YAML.
+        default: Its value where none is given; ``None``: it has to be given.
+        scope: ``shared`` by all models; of each ``model``; of each but the base (``tuned``).
+        kind: What it takes.
+        optional: It may be left out, though it has no default.
+    """
+
+    name: str
+    default: Scalar | None = None
+    scope: Scope = "shared"
+    kind: Literal["number", "truth"] = "number"
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What holds for one tensor: shared parameters, and those of each model that takes part."""
+
+    shared: Mapping[str, Scalar]
+    of: Mapping[str, Mapping[str, Scalar]]
+
+
+def resolve(
+    recipe: MergekitRecipe,
+    regions: Sequence[Region],
+    parameters: Sequence[Parameter],
+    names: Sequence[str],
+) -> dict[str, Values]:
+    """Return the values for every tensor, after checking every parameter that is given.
+
+    Raises:
+        RecipeError: A parameter is unknown, missing, of the wrong kind, at a level where mergekit
+            would ignore it, or a filter is in no tensor name.
+    """
+    for where, level, of_model in _levels(recipe, regions):
+        _check_names(f"{where}: {recipe.merge_method}", level, parameters, of_model=of_model)
+        _check_rules(where, level, parameters, names)
+    depths = depths_of(names)
+
+    def at(name: str) -> Values:
+        region, share = place(name, regions, depths)
+        common = (region.parameters, recipe.parameters)
+
+        def found(
+            scopes: Sequence[Scope], levels: Sequence[Level], where: str
+        ) -> dict[str, Scalar]:
+            wanted = [parameter for parameter in parameters if parameter.scope in scopes]
+            table = {p.name: _lookup(p, levels, name, share) for p in wanted}
+            for parameter in wanted:
+                if table[parameter.name] is None and not parameter.optional:
+                    raise RecipeError(f"{where}: has no {parameter.name} for {name}")
+            return {key: value for key, value in table.items() if value is not None}
+
+        of = {}
+        for model, own in region.models.items():
+            scopes: tuple[Scope, ...] = ("model", "tuned")
+            is_base = model == recipe.base_model
+            of[model] = found(scopes[:1] if is_base else scopes, (own, *common), model)
+        return Values(found(("shared",), common, region.where), of)
+
+    return {name: at(name) for name in names}
+
+
+def _lookup(
+    parameter: Parameter, levels: Sequence[Level], name: str, share: float
+) -> Scalar | None:
+    for level in levels:
+        rules = level.get(parameter.name, ())
+        rule = next((rule for rule in rules if rule.matches(name)), None)
+        if rule is not None:
+            return interpolated(rule.points, share)
+    return parameter.default
+
+
+def interpolated(points: Sequence[Scalar], share: float) -> Scalar:
+    """Return the value at ``share`` of the way from the first point to the last.
+
+    >>> interpolated((0.0, 1.0, 0.0), 0.25)
+    0.5
+    """
+    along = share * (len(points) - 1)
+    below = int(along)
+    above = min(below + 1, len(points) - 1)
+    if len(points) == 1 or isinstance(points[0], bool):
+        return points[below]
+    return (1.0 - (along - below)) * points[below] + (along - below) * points[above]
+
+
+def _levels(recipe: MergekitRecipe, regions: Sequence[Region]) -> Iterator[tuple[str, Level, bool]]:
+    """Yield every level of parameters with its place in the YAML, and whether it is a model's."""
+    yield "parameters", recipe.parameters, False
+    for region in regions:
+        yield f"{region.where}.parameters", region.parameters, False
+        inside = "" if region.where == "models" else ".sources"
+        for number, own in enumerate(region.models.values()):
+            yield f"{region.where}{inside}.{number}.parameters", own, True
+
+
+def _check_names(
+    where: str, level: Level, parameters: Sequence[Parameter], *, of_model: bool
+) -> None:
+    known = {parameter.name: parameter for parameter in parameters}
+    for name in level:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
+            raise RecipeError(f"{where} has no parameter {name!r}; {hint}")
+        if of_model and known[name].scope == "shared":
+            raise RecipeError(
+                f"{where} shares {name} among all models, and mergekit would ignore it here; "
+                "move it to the parameters at the top"
+            )
+
+
+def _check_rules(
+    where: str, level: Level, parameters: Sequence[Parameter], names: Sequence[str]
+) -> None:
+    known = {parameter.name: parameter for parameter in parameters}
+    for parameter, rules in level.items():
+        for rule in rules:
+            _check_points(f"{where}.{parameter}", known[parameter], rule)
+            if not any(rule.matches(name) for name in names):
+                raise RecipeError(
+                    f"{where}.{parameter}: the filter {rule.filter!r} is in no tensor name, "
+                    f"such as {some(names, 2)}"
+                )
+
+
+def _check_points(where: str, parameter: Parameter, rule: Rule) -> None:
+    for point in rule.points:
+        if isinstance(point, bool) != (parameter.kind == "truth"):
+            wanted = "true or false" if parameter.kind == "truth" else "a number"
+            raise RecipeError(f"{where}: give {wanted}, not {point!r}")
+        if parameter.name in ("density", "gamma", "epsilon") and not 0 <= point <= 1:
+            raise RecipeError(f"{where}: a share lies in [0, 1], {point!r} does not")
+
+
+def summary(rows: Iterable[Mapping[str, Scalar]]) -> dict[str, Scalar | str]:
+    """Return each parameter with its value, or ``by tensor`` where it differs between rows."""
+    table: dict[str, Scalar | str] = {}
+    for row in rows:
+        for name, value in row.items():
+            table[name] = value if table.get(name, value) == value else "by tensor"
+    return table
+
+
+def summary_of(values: Mapping[str, Values], model: str) -> dict[str, Scalar | str | None]:
+    """Return the parameters of a model; its weight is what recipes of ours call alpha."""
+    own = summary(found.of[model] for found in values.values() if model in found.of)
+    return {"alpha": own.pop("weight", None), **own}

@@ -1,0 +1,189 @@
+"""The terms of a merge, and the slices of them that a method sees."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import Any, TypeVar, cast
+
+import torch
+from jaxtyping import Float32, Float64
+from torch import Tensor
+
+from personality_vector.delta import Delta
+from personality_vector.delta.transfer import Transfer
+from personality_vector.delta.sources import Difference, Restricted, require_finite
+from personality_vector.errors import blame
+from personality_vector.kernels import count_magnitudes
+from personality_vector.merging.depth import Alpha
+from personality_vector.merging.methods import Slice
+from personality_vector.merging.select import magnitude_threshold
+from personality_vector.rng import key_for, uniform
+
+T = TypeVar("T")
+
+CHUNK = 1 << 17
+"""Entries that are read at once: of six bfloat16 models 1.5 MB, which a cache holds."""
+
+BATCH = 1 << 21
+"""Entries that a thread takes at once."""
+
+
+@dataclass(slots=True)
+class Term:
+    """A delta and its alpha, with what has been measured of it."""
+
+    delta: Delta
+    alpha: Alpha
+    alpha_at: Callable[[str], float]
+    position: int
+    transfer: Transfer | None = None
+    _measured: dict[tuple[str | None, str], Any] = field(default_factory=dict)
+
+    def threshold(self, density: float, name: str | None) -> float:
+        """Return the magnitude that the top ``density`` reaches, of one tensor or of all."""
+        names = self.delta.names if name is None else [name]
+        return self.once((name, f"top {density}"), lambda: self._threshold(names, density))
+
+    def once(self, what: tuple[str | None, str], measure: Callable[[], T]) -> T:
+        """Return a measurement, made the first time that it is asked for."""
+        if what not in self._measured:
+            self._measured[what] = measure()
+        return cast("T", self._measured[what])
+
+    @property
+    def difference(self) -> Difference | None:
+        """The two checkpoints that the delta is the difference of, if that is what it is."""
+        source = self.delta.source
+        source = source.source if isinstance(source, Restricted) else source
+        return source if isinstance(source, Difference) else None
+
+    def is_bfloat16(self, name: str) -> bool:
+        """Return whether a tensor is the difference of two bfloat16 ones."""
+        ends = (self.difference.tuned, self.difference.base) if self.difference else ()
+        dtypes = {end.entries[name].dtype for end in ends}
+        return dtypes == {torch.bfloat16}
+
+    def _threshold(self, names: Sequence[str], density: float) -> float:
+        counters = [
+            partial(self._count, name, batch)
+            for name in names
+            for batch in runs(self.delta.shape(name), BATCH)
+        ]
+        return magnitude_threshold(counters, density)
+
+    def _count(self, name: str, batch: slice, upper: int | None, counts: Tensor) -> None:
+        """Count the magnitudes of a run of entries; see :func:`count_magnitudes`."""
+        with blame(delta=self.delta.label, tensor=name):
+            for part in runs(self.delta.shape(name), CHUNK, batch):
+                if self.difference and self.is_bfloat16(name):
+                    tuned = require_finite(self.difference.tuned, name, part)
+                    base = require_finite(self.difference.base, name, part)
+                    count_magnitudes(tuned, base, upper, counts)
+                else:
+                    count_magnitudes(self.delta.source.part(name, part), None, upper, counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Acting:
+    """A term that changes a tensor, and the key of its random stream there."""
+
+    term: Term
+    name: str
+    alpha: float
+    key: int
+
+    def slice(self, part: slice, device: str) -> "TermSlice":
+        """Return the term's part of the tensor."""
+        return TermSlice(self, part, device)
+
+
+class TermSlice:
+    """One term's part of one tensor; see :class:`personality_vector.merging.methods.Slice`."""
+
+    __slots__ = ("_delta", "acting", "alpha", "device", "name", "part", "start")
+
+    def __init__(self, acting: Acting, part: slice, device: str) -> None:
+        self.acting = acting
+        self.part = part
+        self.device = device
+        self.alpha = acting.alpha
+        self.name = acting.name
+        self.start = int(part.start)
+        self._delta: Tensor | None = None
+
+    @property
+    def delta(self) -> Float64[Tensor, " entries"]:
+        """The term's delta, on the device of the merge; read once."""
+        if self._delta is None:
+            self._delta = self._read()
+        return self._delta
+
+    def _read(self) -> Tensor:
+        if self.start == self.part.stop:
+            return torch.empty(0, dtype=torch.float64, device=self.device)
+        delta = self.acting.term.delta
+        with blame(delta=delta.label):
+            return delta.source.part(self.name, self.part).to(self.device)
+
+    @property
+    def position(self) -> int:
+        """Place of the term in the recipe."""
+        return self.acting.term.position
+
+    @property
+    def columns(self) -> int:
+        """Length of a row of the tensor."""
+        return columns_of(self.acting.term.delta.shape(self.name))
+
+    def uniform(self) -> Float32[Tensor, " entries"]:
+        """Return the random numbers of these entries."""
+        return uniform(self.acting.key, self.start, self.part.stop - self.start, self.device)
+
+    def threshold(self, density: float, scope: str) -> float:
+        """Return the trimming threshold, of the whole vector or of this tensor."""
+        return self.acting.term.threshold(density, None if scope == "global" else self.name)
+
+    def survey(self, what: str, measure: Callable[[Callable[[], Iterator[Slice]]], T]) -> T:
+        """Return a measurement of the whole tensor, made once."""
+        shape = self.acting.term.delta.shape(self.name)
+
+        def slices() -> Iterator[Slice]:
+            return (self.acting.slice(part, self.device) for part in runs(shape, CHUNK))
+
+        return self.acting.term.once((self.name, what), lambda: measure(slices))
+
+
+def acting_on(terms: Sequence[Term], seed: int, name: str) -> tuple[Acting, ...]:
+    """Return the terms that change a tensor; a delta given twice gets a second random stream."""
+    seen: Counter[str] = Counter()
+    acting = []
+    for term in terms:
+        identity = term.delta.identity
+        stream = f"{identity}:{seen[identity]}:{name}"
+        seen[identity] += 1
+        if name in term.delta and term.alpha_at(name) != 0.0:
+            acting.append(Acting(term, name, term.alpha_at(name), key_for(seed, stream)))
+    return tuple(acting)
+
+
+def columns_of(shape: Sequence[int]) -> int:
+    """Return the length of a row: the last dimension; a vector is one row."""
+    return shape[-1] if shape else 1
+
+
+def runs(shape: Sequence[int], size: int, within: slice | None = None) -> list[slice]:
+    """Return slices of about ``size`` entries that cover a tensor, in whole rows.
+
+    The cuts depend on the shape alone, so that the same recipe writes the same bytes. A row longer
+    than a million entries is cut nevertheless.
+
+    >>> runs((5, 3), 6)
+    [slice(0, 6, None), slice(6, 12, None), slice(12, 15, None)]
+    """
+    whole = within or slice(0, torch.Size(shape).numel())
+    columns = columns_of(shape)
+    step = size if not 0 < columns <= 1 << 20 else max(1, size // columns) * columns
+    cuts = [*range(whole.start, whole.stop, step), whole.stop]
+    return [slice(start, stop) for start, stop in pairwise(cuts)]

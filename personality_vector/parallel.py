@@ -1,0 +1,55 @@
+"""All cores at work on one list: threads, since every inner loop lets go of Python's lock."""
+
+import os
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_here = threading.local()
+
+
+def cores() -> int:
+    """Return the number of threads to use: ``PVEC_THREADS``, or the cores of this process."""
+    given = os.environ.get("PVEC_THREADS", "")
+    return max(1, int(given)) if given.isdecimal() else len(os.sched_getaffinity(0))
+
+
+def in_parallel(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
+    """Yield ``work(item)`` for every item, in the order of the items.
+
+    After an error, or when the caller stops listening, what was not begun is not begun. Inside
+    another ``in_parallel`` it works alone.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    if getattr(_here, "busy", False):
+        yield from map(work, items)
+    elif len(items) < 2 or cores() == 1:
+        # One thread: the pieces are too small for torch to gain by more.
+        torch.set_num_threads(1)
+        try:
+            yield from map(work, items)
+        finally:
+            torch.set_num_threads(threads)
+    else:
+        yield from _in_pool(work, items)
+
+
+def _in_pool(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
+    pool = ThreadPoolExecutor(cores(), initializer=_begin)
+    try:
+        yield from pool.map(work, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    import torch
+
+    _here.busy = True
+    torch.set_num_threads(1)
