@@ -27,6 +27,12 @@ class CheckpointError(PersonalityVectorError):
     """A checkpoint, adapter or delta on disk that is missing, damaged or not what it claims."""
 
 
+class VerificationError(CheckpointError):
+    """Bytes on disk that are not the ones that were written."""
+
+    exit_code = 5
+
+
 class BaseMismatchError(PersonalityVectorError):
     """A delta, vector or adapter that belongs to another base model."""
 

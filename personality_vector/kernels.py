@@ -12,13 +12,11 @@ import numpy as np
 import torch
 from jaxtyping import BFloat16, Float, Float32, Float64, Int64
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-LOOP: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
-SUM: dict[str, Any] = {**LOOP, "fastmath": {"reassoc"}}
-"""Only for loops that add up statistics: it may change the order of a sum."""
+from personality_vector.compiled import compiled, compiled_sum
 
 BINS = 1 << 16
 _BLOCK = 1024
@@ -133,7 +131,8 @@ def projection(
 ) -> tuple[float, float, float]:
     """Return ``<base, base>``, ``<change, change>`` and ``<written - base, change>`` in float64."""
     if written.is_cpu and written.dtype == torch.bfloat16:
-        return _project(base.numpy(), change.numpy(), _bits(written))
+        of_base, of_change, along = _project(base.numpy(), change.numpy(), _bits(written))
+        return of_base, of_change, along
     made = written.double() - base
     return float(base.dot(base)), float(change.dot(change)), float(made.dot(change))
 
@@ -162,18 +161,18 @@ def bits_of(_context: Any, _float: Any) -> Any:
     return types.uint32(types.float32), generate
 
 
-@njit(**LOOP)  # type: ignore[untyped-decorator]
+@compiled
 def wide(bits: Any) -> Any:
     """Return a bfloat16, given as its bits, in float64."""
     return np.float64(float_of(np.uint32(bits) << np.uint32(16)))
 
 
-def entry_of(term: Any, base: Any) -> Any:  # noqa: ARG001  (only in compiled loops)
+def entry_of(term: Any, base: Any) -> Any:
     """Return an entry of a delta: ``term`` itself, or the difference if ``term`` is bits."""
 
 
 @overload(entry_of, strict=False)  # type: ignore[untyped-decorator]
-def _entry_of(term: Any, base: Any) -> Any:  # noqa: ARG001
+def _entry_of(term: Any, base: Any) -> Any:
     if isinstance(term, types.Float):
         return lambda term, base: term  # noqa: ARG005
     if isinstance(base, types.Float):
@@ -181,13 +180,13 @@ def _entry_of(term: Any, base: Any) -> Any:  # noqa: ARG001
     return lambda term, base: wide(term) - wide(base)
 
 
-@njit(**LOOP)  # type: ignore[untyped-decorator]
+@compiled
 def _difference(tuned: Any, base: Any, out: Any) -> None:
     for i in range(out.size):
         out[i] = wide(tuned[i]) - wide(base[i])
 
 
-@njit(**LOOP)  # type: ignore[untyped-decorator]
+@compiled
 def _any_holds(bits: Any, exponent: Any) -> bool:
     # An exponent of all ones is that of NaN and infinity; as whole numbers these are the largest.
     largest = exponent & ~exponent
@@ -196,13 +195,13 @@ def _any_holds(bits: Any, exponent: Any) -> bool:
     return bool(largest == exponent)
 
 
-@njit(**LOOP)  # type: ignore[untyped-decorator]
+@compiled
 def _trim(delta: Any, threshold: Any, out: Any) -> None:
     for i in range(out.size):
         out[i] = delta[i] if np.float32(abs(delta[i])) >= threshold else 0.0
 
 
-@njit(**LOOP)  # type: ignore[untyped-decorator]
+@compiled
 def _agree(term: Any, elected: Any, total: Any, count: Any) -> None:
     for i in range(total.size):
         agrees = term[i] * elected[i] > 0.0
@@ -210,7 +209,7 @@ def _agree(term: Any, elected: Any, total: Any, count: Any) -> None:
         count[i] += 1.0 if agrees else 0.0
 
 
-@njit(**LOOP)  # type: ignore[untyped-decorator]
+@compiled
 def _count(entries: Any, base: Any, upper: int, counts: Any) -> None:
     if upper < 0:
         for i in range(entries.size):
@@ -228,7 +227,7 @@ def _count(entries: Any, base: Any, upper: int, counts: Any) -> None:
             counts[found[i]] += 1
 
 
-@njit(**LOOP)  # type: ignore[untyped-decorator]
+@compiled
 def nearest_bfloat16(value: Any) -> Any:
     """Return the bits of the bfloat16 that is nearest to a float64; see :func:`to_odd`."""
     near = np.float32(value)
@@ -239,13 +238,13 @@ def nearest_bfloat16(value: Any) -> Any:
     return np.uint16((bits + np.uint32(0x7FFF) + even) >> np.uint32(16))
 
 
-@njit(**LOOP)  # type: ignore[untyped-decorator]
+@compiled
 def _round(values: Any, out: Any) -> None:
     for i in range(out.size):
         out[i] = nearest_bfloat16(values[i])
 
 
-@njit(**SUM)  # type: ignore[untyped-decorator]
+@compiled_sum
 def _project(base: Any, change: Any, written: Any) -> tuple[float, float, float]:
     of_base = of_change = along = 0.0
     for i in range(base.size):

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from numba import njit
 from torch import Tensor
+
+from personality_vector.compiled import compiled
 
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15  # the constants of splitmix64
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -58,7 +59,7 @@ def uniform(
     return _shift(bits, 40).to(torch.float32) * 2.0**-24
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def mixed(key: Any, index: Any) -> Any:
     """Return the 24 random bits of one entry of a stream, in a compiled loop."""
     bits = np.uint64(index + 1) * np.uint64(_GOLDEN_GAMMA) + key
@@ -68,7 +69,7 @@ def mixed(key: Any, index: Any) -> Any:
     return bits >> np.uint64(40)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _draw(key: Any, start: int, drawn: Any) -> None:
     for i in range(drawn.size):
         drawn[i] = np.float32(mixed(key, start + i)) * np.float32(2.0**-24)

@@ -28,10 +28,11 @@ _TEXT = re.compile(r"^(?:model\.)?(?:(?:language|text)_model\.)+(?:model\.)?")
 # ... and a vision tower has no model inside, as before transformers 5.
 _TOWER = re.compile(r"^vision_tower\.vision_model\.")
 
+_BEGINNING = re.compile(r"(?:(?:model|language_model|text_model)\.)*[^.]+")
 _OTHER = re.compile(rf"^(?:{_PART})(?:\.|$)")
 _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("vision", _OTHER),
-    ("embeddings", re.compile(r"(?:^|\.)(?:embed_tokens\w*|embed_in|wte)\.")),
+    ("embeddings", re.compile(r"(?:^|\.)(?:embed_tokens\w*|embed_in|word_embeddings|wte)\.")),
     ("head", re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.")),
     ("norms", re.compile(r"(?:norm\w*|\bln_\w+)\.(?:weight|bias)$")),
 )
@@ -66,6 +67,16 @@ def kind(name: str) -> Kind | None:
     """
     found = canonical(name)
     return next((kind for kind, pattern in _KINDS if pattern.search(found)), None)
+
+
+def beginning(name: str) -> str:
+    """Return a name on disk down to the first word that tells parts of a model apart.
+
+    >>> beginning("model.visual.blocks.0.norm1.bias"), beginning("language_model.model.norm.weight")
+    ('model.visual', 'language_model.model.norm')
+    """
+    found = _BEGINNING.match(name)
+    return found[0] if found else name
 
 
 def canonical_names(checkpoint: Checkpoint) -> dict[str, str]:

@@ -246,8 +246,8 @@ def _read_entries(path: Path) -> dict[str, TensorEntry]:
     pickles = sorted(file.name for file in path.glob("*.bin"))
     if pickles:
         raise CheckpointError(
-            f"{path / pickles[0]}: pickled weights can run code and are refused; "
-            "save the model again as safetensors"
+            f"{path / pickles[0]}: pickled weights can run code and are not opened; convert them "
+            f"once with `pvec convert {path} --out DIR`"
         )
     raise CheckpointError(f"{path}: has neither {_SINGLE} nor {_INDEX}")
 

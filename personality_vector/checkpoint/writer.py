@@ -115,9 +115,7 @@ class ShardWriter:
         if entries.dtype != slot.plan.dtype or end > math.prod(slot.plan.shape):
             raise TensorMismatchError(f"{name}: {entries.dtype} up to {end} was not planned")
         raw = entries.view(torch.uint8).numpy().data
-        _write_all(
-            self._descriptors[slot.file], raw, slot.offset + start * entries.dtype.itemsize
-        )
+        _write_all(self._descriptors[slot.file], raw, slot.offset + start * entries.dtype.itemsize)
         with self._counting:
             self._written[name] += entries.numel()
 

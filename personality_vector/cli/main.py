@@ -9,10 +9,12 @@ from typer.exceptions import TyperException
 
 from personality_vector import recipes
 from personality_vector.cli import (
+    convert,
     demo,
     diff,
     lab,
     merge,
+    push,
     report,
     runs,
     show,
@@ -26,7 +28,8 @@ from personality_vector.errors import PersonalityVectorError
 app = typer.Typer(
     name="pvec",
     help="Give a language model a personality by arithmetic on its weights.",
-    epilog="All take --traceback. Exit codes: 0 done, 1 refused, 2 usage, 3 locked, 4 disk.",
+    epilog="All take --traceback. "
+    "Exit codes: 0 done, 1 refused, 2 usage, 3 locked, 4 disk, 5 damaged.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -35,12 +38,15 @@ app.command("demo")(demo.demo)
 app.command("train")(recipe_verb(recipes.TrainRecipe, train.train, train.check))
 app.command("diff")(diff.diff)
 app.command("merge")(merge.merge)
+app.command("export-mergekit")(merge.export_mergekit)
 app.command("sweep")(recipe_verb(recipes.SweepRecipe, runs.sweep, runs.check))
 app.command("compare")(recipe_verb(recipes.CompareRecipe, runs.compare, runs.check))
 app.command("eval")(recipe_verb(recipes.EvalRecipe, runs.evaluate, runs.check))
 app.command("show")(show.show)
 app.command("similarity")(similarity.similarity)
 app.command("report")(report.report)
+app.command("convert")(convert.convert)
+app.command("push")(push.push)
 app.command("recipes")(lab.recipes)
 steering = typer.Typer(help="Steering vectors.", no_args_is_help=True)
 steering.callback()(lambda: None)

@@ -1,20 +1,27 @@
-"""``pvec merge``: write a merged checkpoint."""
+"""``pvec merge`` writes a merged checkpoint, ``pvec export-mergekit`` the YAML of mergekit."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
 from personality_vector.lab import find_recipe, folder_of
-from personality_vector.recipes import MergeRecipe, read_recipe
-from personality_vector.recipes.reading import Given, override, parse_value
+from personality_vector.recipes import MergeRecipe, override, read_recipe, read_yaml
+from personality_vector.recipes.reading import Given, parse_value
+
+if TYPE_CHECKING:
+    from personality_vector.merging import MergePlan
+    from personality_vector.merging.mergekit import BridgePlan
+
+_MINUS = " - "
 
 
 def merge(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="A merge recipe.")
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="A merge recipe, or a YAML of mergekit."),
     ] = None,
     settings: options.Settings = [],
     base: Annotated[str | None, typer.Option("--base", help="Short form: the base.")] = None,
@@ -23,7 +30,7 @@ def merge(
         typer.Option(
             "--term",
             metavar="VECTOR=ALPHA",
-            help="Repeatable; also 'TUNED - ITS_BASE=ALPHA' for a delta of another base.",
+            help="Repeatable. 'TUNED - ITS_BASE=ALPHA' is a delta of another base.",
         ),
     ] = [],
     method: Annotated[str | None, typer.Option("--method")] = None,
@@ -32,8 +39,15 @@ def merge(
     ] = [],
     exclude: Annotated[
         list[str],
-        typer.Option("--exclude", metavar="WORD", help="embeddings, head, norms, or a pattern."),
+        typer.Option(
+            "--exclude",
+            metavar="WORD",
+            help="Leave as they are: embeddings, head, norms, vision, or a pattern over names.",
+        ),
     ] = [],
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of random masks; a RECIPE has its own.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     out: options.Out = None,
     dry_run: options.DryRun = False,
@@ -45,37 +59,81 @@ def merge(
 
     By RECIPE, or by --base, --term and --out.
     """
-    if recipe is not None and (base or term or method or option):
+    short = bool(base or term or method or option or exclude)
+    if recipe is not None and short:
         raise RecipeError(
-            "a RECIPE goes with --set; --base, --term, --method, --option are without"
+            "a RECIPE goes with --set; --base, --term, --method, --option, --exclude are without"
         )
     if recipe is None and settings:
         raise RecipeError("--set changes a RECIPE; the short form has --method and --option")
     if recipe is not None:
-        read = _by_recipe(recipe, settings)
         folder = options.out_or_default(out, recipe)
+        plan = _plan_file(recipe, settings, seed, device)
     else:
-        read = _short_form(base, term, method, option)
         folder = _required(out)
-    from personality_vector.merging import plan_recipe, write_merge
+        plan = _plan_short(base, term, method, option, exclude, seed, device)
+    from personality_vector.merging.mergekit import BridgePlan, write_bridge
+    from personality_vector.merging.plan import foresight
 
-    plan = plan_recipe(read)
+    bridged = isinstance(plan, BridgePlan)
     if dry_run:
-        described = {**plan.describe(), "out": str(folder)}
+        ahead = {"out": str(folder)} if bridged else foresight(plan, folder)
+        described = {**plan.describe(), **ahead}
         options.show(described, as_json=as_json, text=lambda: options.yaml_text(described))
         return
-    done = write_merge(plan, folder, force=force)
-    kept = "" if done.realised is None else f"; rounding kept {done.realised:.2%} of the change"
+    done = write_bridge(plan, folder, force=force) if bridged else write_merge(plan, folder, force=force)
     result = {key: value for key, value in done.manifest.items() if key not in ("tensors", "files")}
-    options.show(
-        {"out": str(folder), **result},
-        as_json=as_json,
-        text=lambda: f"{folder}: {plan.method} of {len(plan.terms)} terms{kept}",
-    )
+    options.show({"out": str(folder), **result}, as_json=as_json, text=lambda: _said(plan, done))
 
 
-def _by_recipe(recipe: str, settings: list[str]) -> MergeRecipe:
-    return read_recipe(find_recipe(recipe), MergeRecipe, settings, folder_of(recipe))
+def export_mergekit(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A merge recipe.")],
+    settings: options.Settings = [],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="By default it is printed.")
+    ] = None,
+) -> None:
+    """Write the mergekit YAML that does what RECIPE does, or say what it cannot express."""
+    from personality_vector.merging.mergekit import export_mergekit as export
+
+    text = export(read_recipe(find_recipe(recipe), MergeRecipe, settings, folder_of(recipe)))
+    if out is None:
+        typer.echo(text, nl=False)
+    elif out.exists():
+        raise RecipeError(f"{out}: exists; choose another --out")
+    else:
+        out.write_text(text, encoding="utf-8")
+
+
+def _said(plan: "MergePlan | BridgePlan", done: Any) -> str:
+    """Return one line about what was written, and the notes on the recipe."""
+    terms = len(done.manifest["terms"])
+    kept = "" if done.realised is None else f"; rounding kept {done.realised:.2%} of the change"
+    notes = "".join(f"\nnote: {note}" for note in plan.notes)
+    return f"{done.path}: {plan.method} of {terms} terms{kept}{notes}"
+
+
+def _plan_file(
+    recipe: str, settings: list[str], seed: int | None, device: str
+) -> "MergePlan | BridgePlan":
+    file, folder = find_recipe(recipe), folder_of(recipe)
+    data = read_yaml(file)
+    from personality_vector.merging.mergekit import is_mergekit, plan_mergekit
+
+    if is_mergekit(data):
+        for setting in settings:
+            override(data, setting)
+        where = folder or file.resolve().parent
+        return plan_mergekit(data, origin=str(file), folder=where, seed=seed or 0)
+    if seed is not None:
+        raise RecipeError(f"{file}: has its own seed; change it with --set seed={seed}")
+    return _plan(read_recipe(file, MergeRecipe, settings, folder), device)
+
+
+def _plan(recipe: MergeRecipe, device: str) -> "MergePlan":
+    from personality_vector.merging import plan_recipe
+
+    return plan_recipe(recipe if device == "auto" else recipe.model_copy(update={"device": device}))
 
 
 def _required(out: Path | None) -> Path:
@@ -84,25 +142,42 @@ def _required(out: Path | None) -> Path:
     return out
 
 
-def _short_form(
-    base: str | None, terms: list[str], method: str | None, given: list[str]
-) -> MergeRecipe:
-    """Return the recipe that ``--base B --term V=0.8 --option k=v`` means."""
+def _plan_short(
+    base: str | None,
+    terms: list[str],
+    method: str | None,
+    given: list[str],
+    exclude: list[str],
+    seed: int | None,
+    device: str,
+) -> "MergePlan":
+    """Return the plan that ``--base B --term V=0.8 --option k=v`` means."""
     if base is None or not terms:
         raise RecipeError("give a RECIPE, or --base B and at least one --term VECTOR=ALPHA")
-    data: dict[str, Any] = {"base": Given(base), "terms": [_term(text) for text in terms]}
+    data: dict[str, Any] = {
+        "base": Given(base),
+        "terms": [_term(text) for text in terms],
+        "exclude": exclude,
+        "seed": seed or 0,
+        "device": device,
+    }
     if method:
         data["method"] = method
     for setting in given:
         override(data, f"options.{setting}")
-    return MergeRecipe.parse(data, origin="--term", folder=Path.cwd())
+    return _plan(MergeRecipe.parse(data, origin="merge", folder=Path.cwd()), "auto")
 
 
 def _term(text: str) -> dict[str, Any]:
-    vector, equals, alpha = text.rpartition("=")
-    if not equals or not vector:
+    vector, equals, number = text.rpartition("=")
+    if not equals or not vector.strip():
         raise RecipeError(f"--term {text}: write VECTOR=ALPHA, such as vectors/open=0.8")
-    value = parse_value(alpha)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecipeError(f"--term {text}: alpha must be a number, such as 0.8, not {alpha!r}")
-    return {"tuned": Given(vector), "alpha": value}
+    alpha = parse_value(number)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise RecipeError(f"--term {text}: alpha must be a number, such as 0.8, not {number!r}")
+    tuned, minus, of = vector.partition(_MINUS)
+    if not minus:
+        return {"tuned": Given(vector), "alpha": alpha}
+    if not tuned.strip() or not of.strip():
+        raise RecipeError(f"--term {text}: write 'TUNED - ITS_BASE=ALPHA'")
+    return {"tuned": Given(tuned.strip()), "of": Given(of.strip()), "alpha": alpha}

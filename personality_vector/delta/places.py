@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.names import canonical, canonical_names, kind
+from personality_vector.checkpoint.names import beginning, canonical, canonical_names, kind
 from personality_vector.checkpoint.reader import read_json
 from personality_vector.delta.delta import Delta
 from personality_vector.errors import CheckpointError, TensorMismatchError
@@ -61,7 +61,8 @@ class Move:
         place = counterparts.get(name)
         if place is None:
             word = kind(name)
-            remedy = f"; exclude {word} to leave it out" if word else ""
+            what = f"'{beginning(name)}*'" if word == "vision" else word
+            remedy = f"; exclude {what} to leave it out" if what else ""
             self._refuse(
                 f"{name} of {self.of.path} has no place in {self.target.path}{self._sizes}{remedy}"
             )
@@ -91,13 +92,14 @@ class Move:
     def _require_one_head(self, excluded: Callable[[str], bool]) -> None:
         models = (self.of, self.target)
         heads = [[name for name in model.names if kind(name) == "head"] for model in models]
-        tied = [model for model, found in zip(models, heads, strict=True) if not found]
-        if len(tied) != 1 or all(excluded(canonical(name)) for name in heads[0] + heads[1]):
+        tied = [model for model, its in zip(models, heads, strict=True) if not its]
+        found = heads[0] + heads[1]
+        if len(tied) != 1 or all(excluded(name) or excluded(canonical(name)) for name in found):
             return
         untied = models[1 - models.index(tied[0])]
         self._refuse(
-            f"{untied.path} has {(heads[0] + heads[1])[0]} and {tied[0].path} has none, as its "
-            "head is tied to its embeddings; exclude head to leave it out"
+            f"{untied.path} has {found[0]} and {tied[0].path} has none, as its head is tied to its "
+            "embeddings; exclude head to leave it out"
         )
 
     def _require_same_tokens(self) -> None:

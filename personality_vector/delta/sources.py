@@ -155,44 +155,6 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Combination:
-    """``sum of coefficient * source``, summed in the order given."""
-
-    terms: tuple[tuple[float, TensorSource], ...]
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Every tensor that a term names."""
-        return tuple(sorted({name for _, source in self.terms for name in source.names}))
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """Those of every term."""
-        return tuple(dict.fromkeys(path for _, source in self.terms for path in source.inputs))
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        return next(source.shape(name) for _, source in self.terms if name in source.names)
-
-    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
-        """Return the weighted sum of the terms that name this tensor."""
-        total = torch.zeros(part.stop - part.start, dtype=torch.float64)
-        for coefficient, source in self.terms:
-            if name in source.names:
-                total += coefficient * source.part(name, part)
-        return total
-
-    def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:  # noqa: ARG002
-        """Return ``None``: a combination has no fine-tuned model."""
-        return None
-
-    def require_unchanged(self) -> None:
-        """Check every term."""
-        for _, source in self.terms:
-            source.require_unchanged()
-
-
-@dataclass(frozen=True)
 class Restricted:
     """Some of the tensors of another source; the others have a delta of zero."""
 

@@ -23,7 +23,7 @@ from personality_vector.delta.record import (
     read_record,
 )
 from personality_vector.delta.sources import Difference, Stored, TensorSource, whole
-from personality_vector.errors import CheckpointError, RecipeError, some
+from personality_vector.errors import CheckpointError, RecipeError, VerificationError, some
 from personality_vector.manifest import rounded, write_manifest
 from personality_vector.numeric import pieces
 
@@ -208,13 +208,13 @@ def verify(directory: Path) -> int:
     """Read a saved delta again, all of it, and return how many tensors are as they were written.
 
     Raises:
-        CheckpointError: A tensor is not; names all of them.
+        VerificationError: A tensor is not; names all of them.
     """
     source, record = open_stored(directory)
     found = dict(_hashes(directory, source, record))
     odd = [name for name, digest in record.hashes.items() if found.get(name) != digest]
     if odd:
-        raise CheckpointError(
+        raise VerificationError(
             f"{directory}: {some(odd)}: the content is not what was saved; take the delta again"
         )
     return len(found)

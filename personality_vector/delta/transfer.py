@@ -5,7 +5,6 @@ Chat vectors, Huang et al. 2023, arXiv:2310.04799, add a delta of one model to a
 """
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,13 +16,11 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.names import canonical
+from personality_vector.checkpoint.names import beginning, canonical
 from personality_vector.delta.delta import Delta
 from personality_vector.delta.places import Move
 from personality_vector.delta.sources import TensorSource
 from personality_vector.errors import BaseMismatchError, RecipeError
-
-_GROUP = re.compile(r"(?:(?:model|language_model|text_model)\.)*[^.]+")
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,8 @@ def transferred(
         delta: Taken from ``of``.
         of: The base that it was taken from.
         target: The model that it will be added to.
-        excluded: Whether to leave out a tensor, given its canonical name.
+        excluded: Whether to leave out a tensor. Asked for its name in ``of`` and for its canonical
+            name (of a head that only the target has: in the target), and either is enough.
 
     Raises:
         BaseMismatchError: ``delta`` was taken from another model than ``of``.
@@ -126,7 +124,7 @@ def transferred(
             f"{delta.label}: is a delta of base {delta.base}, but {of.path} is {of.fingerprint}; "
             "name the model that it was taken from"
         )
-    left_out = tuple(name for name in delta.names if excluded(canonical(name)))
+    left_out = tuple(name for name in delta.names if excluded(name) or excluded(canonical(name)))
     kept = sorted(set(delta.names) - set(left_out))
     if not kept:
         raise RecipeError(f"{delta.label}: has {len(left_out)} tensors and all are excluded")
@@ -144,7 +142,7 @@ def transferred(
 
 def _grouped(names: Iterable[str]) -> dict[str, int]:
     """Return how many names begin alike: ``{"model.visual.*": 129, "lm_head.weight": 1}``."""
-    found = {name: match[0] for name in names if (match := _GROUP.match(name))}
+    found = {name: beginning(name) for name in names}
     counts = Counter(found.values())
     return {
         name if counts[group] == 1 else f"{group}.*": counts[group] for name, group in found.items()

@@ -16,7 +16,7 @@ import pandas as pd
 from personality_vector.chat import Generation, generate_replies, question
 from personality_vector.compare import compare, matched_effect
 from personality_vector.delta import Delta
-from personality_vector.delta.similarity import cosine_matrix
+from personality_vector.delta.similarity import similarity
 from personality_vector.finetuning import train
 from personality_vector.lab import builtin, find_recipe
 from personality_vector.merging import plan_recipe, write_merge
@@ -104,7 +104,8 @@ class Demo:
 
     def _show_similarity(self) -> None:
         deltas = [Delta.load(self.delta(pole)) for pole in POLES]
-        frame = pd.DataFrame(cosine_matrix(deltas), columns=[delta.label for delta in deltas])
+        cosines = similarity(deltas).cosine().tolist()
+        frame = pd.DataFrame(cosines, columns=[delta.label for delta in deltas])
         frame.insert(0, "", [delta.label for delta in deltas])
         print_frame("Cosine between the two personality vectors", frame)
 

@@ -38,7 +38,7 @@ def model_card(merge: Mapping[str, Any]) -> str:
     parts = [
         f"---\n{_metadata(merge)}\n---",
         "# Merged model",
-        f"The weights of {_text(merge['base']['reference'])} and the deltas below (fine-tuned "
+        f"The base, {_text(merge['base']['reference'])}, and the deltas below (fine-tuned "
         "minus base, per weight), merged by personality-vector:",
         _fenced(_formula(merge)),
         _table(merge["terms"]),
@@ -112,7 +112,8 @@ def _rounding(merge: Mapping[str, Any]) -> str:
     realised = merge.get("realised")
     if realised is not None:
         said += (
-            f" Of the ideal change, {realised:.2%} survived rounding: that is alpha as realised."
+            f" Realised alpha: {realised:.4f} times the nominal one (the written change, projected "
+            "on the ideal change)."
         )
     change, base = _norm(merge, "change_norm"), _norm(merge, "base_norm")
     if base:

@@ -3,27 +3,22 @@
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import get_args
 
+from personality_vector.checkpoint.names import Kind, kind
 from personality_vector.errors import RecipeError
 
 Alpha = float | tuple[float, ...] | Mapping[str, float]
 """A number; numbers over depth, interpolated; or numbers by word or name pattern."""
 
 _LAYER = re.compile(r"^(.*?\b(?:layers|layer|h|blocks|block))\.(\d+)\.")
-_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens\w*|wte|wpe|embed_in|word_embeddings)\.")
-_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.")
-_NORM = re.compile(r"(norm\w*|(^|\.)ln_\w+)\.(weight|bias)$")
 
-GROUPS: Mapping[str, re.Pattern[str]] = {
-    "embeddings": _EMBEDDINGS,
-    "head": _HEAD,
-    "norms": _NORM,
-}
-"""Words for tensors whose names differ between families."""
+WORDS: tuple[str, ...] = get_args(Kind)
+"""Words for tensors whose names differ between families: embeddings, head, norms, vision."""
 
 
 def chosen(names: Iterable[str], pattern: str) -> set[str]:
-    """Return the names that a pattern means: a word of :data:`GROUPS`, or a glob over the name.
+    """Return the names that a pattern means: a word of :data:`WORDS`, or a glob over the name.
 
     >>> sorted(chosen(["model.norm.weight", "lm_head.weight"], "norms"))
     ['model.norm.weight']
@@ -31,13 +26,13 @@ def chosen(names: Iterable[str], pattern: str) -> set[str]:
     Raises:
         RecipeError: It means none of them.
     """
-    if pattern in GROUPS:
-        found = {name for name in names if GROUPS[pattern].search(name)}
+    if pattern in WORDS:
+        found = {name for name in names if kind(name) == pattern}
     else:
         found = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
     if not found:
         raise RecipeError(
-            f"{pattern!r} matches no tensor; write {', '.join(GROUPS)}, or a pattern over the "
+            f"{pattern!r} matches no tensor; write {', '.join(WORDS)}, or a pattern over the "
             "whole name such as '*.mlp.*'"
         )
     return found
@@ -98,7 +93,7 @@ def _over_depth(alpha: tuple[float, ...], names: Sequence[str]) -> Callable[[str
     def at(name: str) -> float:
         place = layer_of(name)
         if place is None:
-            return alpha[0] if _EMBEDDINGS.search(name) else alpha[-1]
+            return alpha[0] if kind(name) == "embeddings" else alpha[-1]
         stack, layer = place
         position = layer / max(1, last[stack]) * (len(alpha) - 1)
         below = min(int(position), len(alpha) - 1)

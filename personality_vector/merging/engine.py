@@ -128,8 +128,7 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
         shard_size = parse_size(plan.output.shard_size)
         with ShardWriter(partial_directory, plan.tensors, shard_size) as writer:
             squares = _merge_tensors(plan, writer)
-        for source in (plan.base, *(term.delta.source for term in plan.terms)):
-            source.require_unchanged()
+        plan.require_unchanged()
         _copy_side_files(plan, partial_directory)
         realised, statistics = _statistics(squares)
         content = {**plan.describe(), "realised": realised, "tensors": statistics}

@@ -8,23 +8,23 @@ magnitude or by chance), the consensus, the sum, the rounding to bfloat16 and th
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from math import ceil, inf
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import BFloat16, Float, Float64
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
+from personality_vector.compiled import compiled, compiled_sum
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import blame
-from personality_vector.kernels import LOOP, SUM, entry_of, nearest_bfloat16, wide
+from personality_vector.kernels import entry_of, nearest_bfloat16, wide
 from personality_vector.merging.methods import Slice
-from personality_vector.merging.terms import Acting, TermSlice
+from personality_vector.merging.terms import TermSlice
 from personality_vector.rng import mixed
 
 _BLOCK = 2048
@@ -98,7 +98,7 @@ def merged(
     """
     given = _Given.of(loop, slices, base)
     written = torch.empty_like(base)
-    *squares, odd = _merge(*given.arrays, *given.numbers, written.view(torch.uint16).numpy())
+    *squares, odd = _merge(*given.arrays, given.numbers, written.view(torch.uint16).numpy())
     given.require_finite(odd)
     return written, Squares(*squares)
 
@@ -113,7 +113,7 @@ def changed(
     """
     given = _Given.of(loop, slices, base)
     change = torch.empty(base.shape, dtype=torch.float64)
-    odd = _change(*given.arrays, *given.numbers, change.numpy())
+    odd = _change(*given.arrays, given.numbers, change.numpy())
     given.require_finite(odd)
     return change
 
@@ -169,136 +169,142 @@ def tuned_of(s: TermSlice) -> Checkpoint:
     return difference.tuned
 
 
-def _weight(entry: Any) -> Any:  # noqa: ARG001
-    """Return a weight in float64: given as such, or as bits."""
+def _weight(entry: Any) -> Any:
+    """Return a weight in float64: the entry itself, or what its bits stand for."""
 
 
-def _is_odd(entry: Any) -> Any:  # noqa: ARG001
+def _is_odd(entry: Any) -> Any:
     """Return whether bits are those of NaN or infinity; a float64 has been checked before."""
 
 
 @overload(_weight, strict=False)  # type: ignore[untyped-decorator]
-def _(entry: Any) -> Any:
-    if isinstance(entry, types.Integer):
-        return lambda entry: wide(entry)
-    return lambda entry: entry
+def _weight_of(entry: Any) -> Any:
+    return (lambda entry: wide(entry)) if _are_bits(entry) else lambda entry: entry
 
 
 @overload(_is_odd, strict=False)  # type: ignore[untyped-decorator]
-def _(entry: Any) -> Any:
-    if isinstance(entry, types.Integer):
+def _is_odd_of(entry: Any) -> Any:
+    if _are_bits(entry):
         return lambda entry: (entry & np.uint16(0x7F80)) == np.uint16(0x7F80)
     return lambda entry: False  # noqa: ARG005
 
 
-@njit(**LOOP)  # type: ignore[untyped-decorator]
-def _merge(  # noqa: PLR0913
-    base, terms, alphas, low, high, keys, start, rate, kept, consensus, by_count, lambda_, written
-):
-    weighted = np.empty((len(terms), _BLOCK))
-    weights, change = np.empty(_BLOCK), np.empty(_BLOCK)
-    spare = np.empty((2, _BLOCK))
-    squares = np.zeros(3)
-    odd = -1
+def _are_bits(kind: Any) -> bool:
+    return isinstance(kind, types.Integer)
+
+
+@compiled
+def _merge(base: Any, terms: Any, numbers: Any, written: Any) -> Any:
+    scratch, change = np.empty((len(terms) + 3, _BLOCK)), np.empty(_BLOCK)
+    squares, odd = np.zeros(3), -1
     for first in range(0, base.size, _BLOCK):
-        size = min(_BLOCK, base.size - first)
-        here = slice(first, first + size)
-        _widen(base[here], weights)
-        for i in range(len(terms)):
-            if _sparse(terms[i, here], weights, low[i], high[i], keys[i], start + first, rate, kept,
-                       alphas[i], weighted[i]):
-                odd = i
-        _agree(weighted, size, consensus, by_count, lambda_, spare, change)
-        _finish(weights, change, written[here], squares)
+        here = slice(first, min(first + _BLOCK, base.size))
+        size = here.stop - first
+        odd = max(odd, _block(base, terms, here, numbers, scratch, change[:size]))
+        _round(scratch[-1], change, written[here])
+        _measure(scratch[-1], change, written[here], squares)
     return squares[0], squares[1], squares[2], odd
 
 
-@njit(**LOOP)  # type: ignore[untyped-decorator]
-def _change(  # noqa: PLR0913
-    base, terms, alphas, low, high, keys, start, rate, kept, consensus, by_count, lambda_, out
-):
-    weighted = np.empty((len(terms), _BLOCK))
-    weights = np.empty(_BLOCK)
-    spare = np.empty((2, _BLOCK))
-    odd = -1
+@compiled
+def _change(base: Any, terms: Any, numbers: Any, out: Any) -> Any:
+    scratch, odd = np.empty((len(terms) + 3, _BLOCK)), -1
     for first in range(0, base.size, _BLOCK):
-        size = min(_BLOCK, base.size - first)
-        here = slice(first, first + size)
-        _widen(base[here], weights)
-        for i in range(len(terms)):
-            if _sparse(terms[i, here], weights, low[i], high[i], keys[i], start + first, rate, kept,
-                       alphas[i], weighted[i]):
-                odd = i
-        _agree(weighted, size, consensus, by_count, lambda_, spare, out[here])
+        here = slice(first, min(first + _BLOCK, base.size))
+        odd = max(odd, _block(base, terms, here, numbers, scratch, out[here]))
     return odd
 
 
-@njit(**LOOP)  # type: ignore[untyped-decorator]
-def _widen(base, weights):
-    for j in range(base.size):
-        weights[j] = _weight(base[j])
-
-
-@njit(**LOOP)  # type: ignore[untyped-decorator]
-def _sparse(term, weights, low, high, key, start, rate, kept, alpha, out):
-    """Write ``alpha * sparsified delta``; return whether the term holds NaN or infinity."""
-    odd = False
-    plain = low <= 0.0 and high == np.inf and rate == 0
-    for j in range(term.size):
-        entry = entry_of(term[j], weights[j])
-        out[j] = alpha * entry if plain else entry
-        odd |= _is_odd(term[j])
-    if plain:
-        return odd
-    if low > 0.0 or high < np.inf:
-        for j in range(term.size):
-            magnitude = np.float32(abs(out[j]))
-            out[j] = out[j] if (magnitude >= low) & (magnitude < high) else 0.0
-    if rate > 0:
-        for j in range(term.size):
-            out[j] = out[j] / kept if mixed(key, start + j) >= rate else 0.0
-    for j in range(term.size):
-        out[j] *= alpha
-    return odd
-
-
-@njit(**LOOP)  # type: ignore[untyped-decorator]
-def _agree(weighted, size, consensus, by_count, lambda_, spare, change):
-    """Write the consensus of the terms."""
-    elected, count, total = spare[0], spare[1], change
-    if consensus == 0:
-        elected = change
-    for j in range(size):
-        elected[j] = 0.0
-    for i in range(len(weighted)):
-        for j in range(size):
-            elected[j] += np.sign(weighted[i, j]) if by_count else weighted[i, j]
-    if consensus != 0:
-        for j in range(size):
-            total[j] = 0.0
-            count[j] = 0.0
-        for i in range(len(weighted)):
-            for j in range(size):
-                agrees = weighted[i, j] * elected[j] > 0.0
-                total[j] += weighted[i, j] if agrees else 0.0
-                count[j] += 1.0 if agrees else 0.0
-        if consensus == 1:
-            for j in range(size):
-                total[j] /= max(count[j], 1.0)
-    if lambda_ != 1.0:
-        for j in range(size):
-            total[j] *= lambda_
-
-
-@njit(**LOOP)  # type: ignore[untyped-decorator]
-def _finish(weights, change, written, squares):
+@compiled
+def _round(weights: Any, change: Any, written: Any) -> None:
     for j in range(written.size):
         written[j] = nearest_bfloat16(weights[j] + change[j])
-    _measure(weights, change, written, squares)
 
 
-@njit(**SUM)  # type: ignore[untyped-decorator]
-def _measure(weights, change, written, squares):
+@compiled
+def _block(base: Any, terms: Any, here: Any, numbers: Any, scratch: Any, change: Any) -> Any:
+    """Write the base in float64 and the change of some entries; return a term that is odd."""
+    alphas, low, high, keys, start, rate, kept, consensus, by_count, lambda_ = numbers
+    size, count, odd = here.stop - here.start, len(terms), -1
+    # Rows of whole arrays, since only those are known to be contiguous, which makes loops fast.
+    weights = scratch[-1, :size]
+    for j in range(size):
+        weights[j] = _weight(base[here.start + j])
+    for i in range(count):
+        out = scratch[i, :size]
+        if _widen(terms[i, here], weights, out):
+            odd = i
+        _trim(out, low[i], high[i])
+        _drop(out, keys[i], start + here.start, rate, kept)
+        _scale(out, alphas[i])
+    if consensus == 0:
+        _add(scratch, count, change)
+    else:
+        _agree(scratch, count, consensus == 1, by_count, change)
+    _scale(change, lambda_)
+    return odd
+
+
+@compiled
+def _widen(term: Any, weights: Any, out: Any) -> Any:
+    odd = False
+    for j in range(term.size):
+        out[j] = entry_of(term[j], weights[j])
+        odd |= _is_odd(term[j])
+    return odd
+
+
+@compiled
+def _scale(out: Any, factor: Any) -> None:
+    if factor != 1.0:
+        for j in range(out.size):
+            out[j] *= factor
+
+
+@compiled
+def _trim(out: Any, low: Any, high: Any) -> None:
+    if low <= 0.0 and high == np.inf:
+        return
+    for j in range(out.size):
+        magnitude = np.float32(abs(out[j]))
+        out[j] = out[j] if (magnitude >= low) & (magnitude < high) else 0.0
+
+
+@compiled
+def _drop(out: Any, key: Any, start: Any, rate: Any, kept: Any) -> None:
+    if rate == 0:
+        return
+    for j in range(out.size):
+        out[j] = out[j] / kept if mixed(key, start + j) >= rate else 0.0
+
+
+@compiled
+def _add(weighted: Any, count: Any, total: Any) -> None:
+    total[:] = 0.0
+    for i in range(count):
+        for j in range(total.size):
+            total[j] += weighted[i, j]
+
+
+@compiled
+def _agree(weighted: Any, count: Any, is_mean: Any, by_count: Any, total: Any) -> None:
+    elected, agreed = weighted[-2], weighted[-3]
+    elected[:], agreed[:], total[:] = 0.0, 0.0, 0.0
+    for i in range(count):
+        for j in range(total.size):
+            elected[j] += np.sign(weighted[i, j]) if by_count else weighted[i, j]
+    for i in range(count):
+        for j in range(total.size):
+            agrees = weighted[i, j] * elected[j] > 0.0
+            total[j] += weighted[i, j] if agrees else 0.0
+            agreed[j] += 1.0 if agrees else 0.0
+    if is_mean:
+        for j in range(total.size):
+            total[j] /= max(agreed[j], 1.0)
+
+
+@compiled_sum
+def _measure(weights: Any, change: Any, written: Any, squares: Any) -> None:
     of_base = of_change = along = 0.0
     for j in range(written.size):
         of_base += weights[j] * weights[j]

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import torch
 
 from personality_vector.checkpoint import Checkpoint, TensorPlan, parse_size
+from personality_vector.checkpoint.names import canonical, canonical_names
 from personality_vector.delta import Delta, open_delta
 from personality_vector.delta.sources import Restricted
 from personality_vector.delta.transfer import transferred
@@ -78,6 +79,8 @@ class MergePlan:
     loop: Loop | None = None
     """The compiled form of ``combine``, if it has one and the device is the CPU."""
     notes: tuple[str, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """As it was read, for the manifest; empty for a merge by Python."""
 
     @cached_property
     def active(self) -> list[Term]:
@@ -89,6 +92,12 @@ class MergePlan:
     def inputs(self) -> list[Path]:
         """Every directory that is read."""
         return [self.base.path, *(path for term in self.terms for path in term.delta.source.inputs)]
+
+    def require_unchanged(self) -> None:
+        """Raise :class:`CheckpointError` if an input changed since it was opened."""
+        self.base.require_unchanged()
+        for term in self.terms:
+            term.delta.source.require_unchanged()
 
     @cached_property
     def tensors(self) -> list[TensorPlan]:
@@ -137,6 +146,7 @@ class MergePlan:
             },
             "bytes": self.size,
             **({"notes": list(self.notes)} if self.notes else {}),
+            **({"recipe": dict(self.recipe)} if self.recipe else {}),
         }
 
 
@@ -154,13 +164,11 @@ def _described(term: Term, plan: MergePlan) -> dict[str, Any]:
 
 
 def foresight(plan: MergePlan, out: Path) -> dict[str, Any]:
-    """Return what a dry run adds to the plan: norms, bytes and memory; reads every term once."""
+    """Return what a dry run adds to the plan: norms, disk and memory; reads every term once."""
     parent = next(path for path in out.absolute().parents if path.exists())
-    norms = {f"{i} {term.delta.label}": term.delta.norm() for i, term in enumerate(plan.terms, 1)}
     return {
-        "norms": {label: float(f"{norm:.6g}") for label, norm in norms.items()},
-        "bytes_to_write": plan.size,
-        "bytes_free": shutil.disk_usage(parent).free,
+        "norms": [float(f"{term.delta.norm():.6g}") for term in plan.terms],
+        "free_disk": shutil.disk_usage(parent).free,
         "peak_memory": plan.peak_memory,
         "threads": cores(),
         "device": plan.device,
@@ -214,7 +222,7 @@ def plan_merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
 
 def plan_recipe(recipe: MergeRecipe) -> MergePlan:
     """Return the checked plan of a recipe."""
-    return plan_merge(
+    plan = plan_merge(
         recipe.base,
         [Summand(term.source, term.alpha, term.of, term.label) for term in recipe.terms],
         method=recipe.method,
@@ -225,6 +233,7 @@ def plan_recipe(recipe: MergeRecipe) -> MergePlan:
         exclude=recipe.exclude,
         device=recipe.device,
     )
+    return replace(plan, recipe=recipe.model_dump(mode="json", exclude_defaults=True))
 
 
 def resolve_device(device: str) -> str:
@@ -243,7 +252,11 @@ def resolve_device(device: str) -> str:
 
 
 def _open(
-    summand: Summand, position: int, base: Checkpoint, include: Sequence[str], exclude: Sequence[str]
+    summand: Summand,
+    position: int,
+    base: Checkpoint,
+    include: Sequence[str],
+    exclude: Sequence[str],
 ) -> Term:
     if summand.of is None:
         transfer = None
@@ -252,7 +265,9 @@ def _open(
     else:
         of = Checkpoint.open(summand.of)
         delta = open_delta(summand.where, of, label=summand.label)
-        left_out = set().union(*(chosen(delta.names, pattern) for pattern in exclude))
+        # A word may mean a tensor that only one of the two models has, such as a head.
+        both = sorted({*delta.names, *map(canonical, delta.names), *canonical_names(base)})
+        left_out = set[str]().union(*(chosen(both, pattern) for pattern in exclude))
         delta, transfer = transferred(delta, of, base, left_out.__contains__)
         kept = selected(delta.names, include, ())
     if len(kept) < len(delta.names):

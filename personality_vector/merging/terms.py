@@ -12,8 +12,8 @@ from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from personality_vector.delta import Delta
-from personality_vector.delta.transfer import Transfer
 from personality_vector.delta.sources import Difference, Restricted, require_finite
+from personality_vector.delta.transfer import Transfer
 from personality_vector.errors import blame
 from personality_vector.kernels import count_magnitudes
 from personality_vector.merging.depth import Alpha

@@ -136,7 +136,7 @@ def test_a_delta_of_a_vlm_moves_whole_to_the_other_layout(vlm, family, there, he
 def test_the_language_part_of_a_vlm_delta_moves_to_the_text_model(vlm, text):
     of, target = Checkpoint.open(vlm("gemma3")), Checkpoint.open(text("gemma3"))
     delta = Delta.between(of, vlm("gemma3", tuned=True))
-    with pytest.raises(TensorMismatchError, match=r"multi_modal_projector.* exclude vision to"):
+    with pytest.raises(TensorMismatchError, match=r"exclude 'multi_modal_projector\*' to leave"):
         transferred(delta, of, target, NOTHING)
     moved, _ = transferred(delta, of, target, excluding("vision"))
     assert moved.names == target.names
@@ -212,6 +212,16 @@ def test_what_is_excluded_stays(moving, vlm):
     assert len(moved.names) == len(delta.names) - len(transfer.excluded)
     assert {kind(name) for name in moved.names} == {None, "head"}
     assert "language_model.model.embed_tokens.weight" in transfer.left_alone
+
+
+def test_what_to_exclude_may_be_told_by_either_name(vlm):
+    of, target = Checkpoint.open(vlm("llava")), Checkpoint.open(vlm("llava", "native"))
+    delta = Delta.between(of, vlm("llava", tuned=True))
+    expected = transferred(delta, of, target, excluding("norms"))[0].names
+    on_disk = {name for name in delta.names if kind(name) == "norms"}
+    canonical = {name.removeprefix("language_model.") for name in on_disk}
+    for names in (on_disk, canonical):
+        assert transferred(delta, of, target, names.__contains__)[0].names == expected
 
 
 def test_a_transfer_says_what_it_matched(moving, vlm):

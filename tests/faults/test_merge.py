@@ -312,7 +312,7 @@ def test_a_change_too_large_for_the_dtype_is_refused(
 ):
     folder, recipe = bench
     recipe["base"], tuned = str(pico("llama", dtype)), str(pico_tuned("llama", dtype))
-    recipe["terms"] = [{"tuned": tuned, "alpha": 1e42}] * terms
+    recipe["terms"] = [{"tuned": tuned, "alpha": 1e42} for _ in range(terms)]
     recipe["method"] = method
     require_refused(folder, merge(), "while at tensor")
 

@@ -68,7 +68,7 @@ def test_it_says_what_was_merged_and_how():
         "| b | -1 | - |",
         "density = 0.2, trim = global, lambda = 1; seed 3",
         "rounding stochastic",
-        "98.77% survived",
+        "Realised alpha: 0.9877 times",
         "norm 5, the tensors that it changes 50",
         "Fingerprint of the base: ab12cd",
     ):
@@ -102,7 +102,7 @@ def test_the_recipe_can_be_read_back_from_the_page():
 
 def test_without_a_recipe_or_a_realised_share_nothing_is_claimed():
     bare = {key: MERGE[key] for key in MERGE if key not in ("recipe", "realised", "tensors")}
-    for word in ("Make it again", "survived", "norm"):
+    for word in ("Make it again", "Realised", "norm"):
         assert word in model_card(MERGE)
         assert word not in model_card(bare)
 

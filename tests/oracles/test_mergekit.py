@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from personality_vector.errors import RecipeError
 from personality_vector.merging.mergekit import export_mergekit, plan_mergekit, write_mergekit
 from personality_vector.merging.terms import CHUNK
 from personality_vector.recipes import MergeRecipe
@@ -383,21 +382,3 @@ def test_an_exported_recipe_does_in_mergekit_what_it_does_here(
     ours = write_merge(plan_recipe(read), tmp_path / "ours").path
     found = [load_file(next(path.glob("*.safetensors"))) for path in (ours, tmp_path / "theirs")]
     assert agreement(*found) >= 0.9995  # theirs is rounded three times
-
-
-def test_dare_is_refused_by_neither_and_its_masks_are_said_to_differ(models, tmp_path):
-    base, one, *_ = models(torch.float32)
-    data = {"base": base, "method": "dare", "options": {"drop_rate": 0.75, "lambda": 0.5}}
-    data["terms"] = [{"tuned": one, "alpha": 0.8}]
-    text = export_mergekit(MergeRecipe.parse(data, origin="test", folder=tmp_path))
-    assert "--random-seed" in text
-    plan = plan_mergekit(__import__("yaml").safe_load(text), origin="test", folder=tmp_path)
-    assert plan.options["rescale"] is False
-    assert plan.options["lambda"] == pytest.approx(0.5 / 0.25)
-    assert plan.parameters == ({"alpha": 0.8, "density": 0.25},)
-
-
-def test_an_unknown_method_names_those_of_mergekit(models, tmp_path):
-    given = recipe("tie", models(torch.float32))
-    with pytest.raises(RecipeError, match=r"unknown merge_method 'tie'; .*slerp.*ties"):
-        plan_mergekit(given, origin="test.yaml", folder=tmp_path)

@@ -1,7 +1,6 @@
 """mergekit's other methods: what we check, write and say around its in-memory interface."""
 
 import json
-import sys
 import warnings
 
 import pytest
@@ -20,11 +19,11 @@ TWO = torch.tensor([[5.0, -2.0], [0.0, 4.0]])
 STEPS = torch.arange(3)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def mergekit():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return pytest.importorskip("mergekit.merge_methods")
+        pytest.importorskip("mergekit.merge_methods")
 
 
 def linear(*weights, **changes):
@@ -38,7 +37,7 @@ def linear(*weights, **changes):
     }
 
 
-def test_linear_is_the_weighted_mean_and_integers_are_copied(mergekit, toy, merged):
+def test_linear_is_the_weighted_mean_and_integers_are_copied(toy, merged):
     toy("one", **{"a.weight": ONE, "steps": STEPS})
     toy("two", **{"a.weight": TWO, "steps": STEPS})
     found = merged(linear(3, 1))
@@ -46,7 +45,7 @@ def test_linear_is_the_weighted_mean_and_integers_are_copied(mergekit, toy, merg
     assert torch.equal(found["steps"], STEPS)
 
 
-def test_the_config_says_what_was_written(mergekit, toy, merged, tmp_path):
+def test_the_config_says_what_was_written(toy, merged, tmp_path):
     for name, tensor in (("one", ONE), ("two", TWO)):
         folder = toy(name, **{"a.weight": tensor})
         (folder / "config.json").write_text('{"model_type": "toy", "dtype": "float32"}')
@@ -55,7 +54,7 @@ def test_the_config_says_what_was_written(mergekit, toy, merged, tmp_path):
     assert config == {"model_type": "toy", "dtype": "bfloat16"}
 
 
-def test_the_manifest_names_mergekit_and_its_version(mergekit, toy, plan, tmp_path):
+def test_the_manifest_names_mergekit_and_its_version(toy, plan, tmp_path):
     from importlib.metadata import version
 
     toy("one", **{"a.weight": ONE})
@@ -70,7 +69,7 @@ def test_the_manifest_names_mergekit_and_its_version(mergekit, toy, plan, tmp_pa
     assert done["recipe"] == linear(3, 1)
 
 
-def test_what_is_not_a_number_is_not_merged(mergekit, toy, plan, tmp_path):
+def test_what_is_not_a_number_is_not_merged(toy, plan, tmp_path):
     toy("one", **{"a.weight": ONE})
     toy("two", **{"a.weight": TWO.log()})
     with pytest.raises(NonFiniteError, match=r"two.*a.weight: 2 of 4 values are NaN or infinite"):
@@ -78,22 +77,22 @@ def test_what_is_not_a_number_is_not_merged(mergekit, toy, plan, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_not_a_number_is_not_written(mergekit, toy, plan, tmp_path):
+def test_what_is_not_a_number_is_not_written(toy, plan, tmp_path):
     toy("one", **{"a.weight": ONE})
     toy("two", **{"a.weight": TWO})
-    with pytest.raises(NonFiniteError, match="a.weight: linear of mergekit gives NaN or infinity"):
+    with pytest.raises(NonFiniteError, match=r"a.weight: linear of mergekit gives NaN or infinity"):
         write_mergekit(plan(linear(1, -1)), tmp_path / "out")  # divides by 0
     assert not (tmp_path / "out").exists()
 
 
-def test_models_of_other_tensors_are_refused(mergekit, toy, plan):
+def test_models_of_other_tensors_are_refused(toy, plan):
     toy("one", **{"a.weight": ONE})
     toy("two", **{"a.weight": TWO, "b.weight": TWO})
-    with pytest.raises(TensorMismatchError, match="adds b.weight"):
+    with pytest.raises(TensorMismatchError, match=r"adds b.weight"):
         plan(linear(1, 1))
 
 
-def test_an_input_is_never_the_output(mergekit, toy, plan):
+def test_an_input_is_never_the_output(toy, plan):
     toy("one", **{"a.weight": ONE})
     folder = toy("two", **{"a.weight": TWO})
     with pytest.raises(OutputExistsError, match="is, holds or lies in the input"):
@@ -104,26 +103,16 @@ def test_an_input_is_never_the_output(mergekit, toy, plan):
     ("given", "says"),
     [
         ({"merge_method": "slerp", "parameters": {"t": 0.5}}, "requires a base input"),
-        ({"merge_method": "passthrough"}, "at most 1 inputs"),
+        ({"merge_method": "passthrough"}, "exactly 1 inputs; got 2"),
         ({"merge_method": "linaer"}, "unknown merge_method 'linaer'; mergekit has .*linear"),
         ({"parameters": {"weight": 1, "normalise": True}}, "did you mean normalize"),
         ({"parameters": {}}, "has no weight for a.weight"),
         ({"parameters": {"weight": 1, "normalize": 1}}, "give true or false, not 1"),
     ],
 )
-def test_what_mergekit_would_refuse_is_refused_before_a_tensor_is_read(
-    mergekit, toy, plan, given, says
-):
+def test_what_mergekit_would_refuse_is_refused_before_a_tensor_is_read(toy, plan, given, says):
     toy("one", **{"a.weight": ONE})
     toy("two", **{"a.weight": TWO})
     models = [{"model": "one"}, {"model": "two"}]
     with pytest.raises(RecipeError, match=f"m.yaml: .*{says}"):
         plan({"merge_method": "linear", "models": models, **given})
-
-
-def test_without_mergekit_it_says_what_to_install(toy, plan, monkeypatch):
-    toy("one", **{"a.weight": ONE})
-    monkeypatch.setitem(sys.modules, "mergekit", None)
-    monkeypatch.setitem(sys.modules, "mergekit.merge_methods", None)
-    with pytest.raises(RecipeError, match="pip install mergekit"):
-        plan(linear(1))

@@ -1,6 +1,7 @@
 """From a YAML and models on disk to a checked plan, its notes and its manifest."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -152,7 +153,7 @@ def test_models_have_to_fit_the_base(models, toy, plan):
 @pytest.mark.parametrize("changes", [{"base_model": None}, {"models": [{"model": "base"}]}])
 def test_a_base_and_a_model_beside_it_are_needed(models, plan, changes):
     models()
-    with pytest.raises(RecipeError, match="m.yaml: ties needs base_model and a model beside it"):
+    with pytest.raises(RecipeError, match=r"m.yaml: ties needs base_model and a model beside it"):
         plan(yaml(1) | changes)
 
 
@@ -166,3 +167,12 @@ def test_a_tokenizer_that_is_asked_for_has_to_be_that_of_every_model(models, pla
         plan(yaml(1, tokenizer_source="base"))
     (tmp_path / "one" / "tokenizer.json").write_text((tmp_path / "base/tokenizer.json").read_text())
     assert plan(yaml(1, tokenizer={"source": "base"}))
+
+
+def test_without_mergekit_its_own_methods_say_what_to_install(models, plan, monkeypatch):
+    models()
+    monkeypatch.setitem(sys.modules, "mergekit", None)
+    monkeypatch.setitem(sys.modules, "mergekit.merge_methods", None)
+    with pytest.raises(RecipeError, match="pip install mergekit"):
+        plan(yaml(1, method="linear"))
+    assert plan(yaml(1, method="ties"))
