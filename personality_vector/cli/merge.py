@@ -12,43 +12,48 @@ from personality_vector.recipes import MergeRecipe, override, read_recipe, read_
 from personality_vector.recipes.reading import Given, parse_value
 
 if TYPE_CHECKING:
-    from personality_vector.merging import MergePlan
+    from personality_vector.merging import MergePlan, MergeReport
     from personality_vector.merging.mergekit import BridgePlan
 
 _MINUS = " - "
 
 
+RecipeOrNone = Annotated[
+    str | None, typer.Argument(metavar="[RECIPE]", help="A merge recipe, or a YAML of mergekit.")
+]
+Base = Annotated[str | None, typer.Option("--base", help="Short form: the base.")]
+Terms = Annotated[
+    list[str],
+    typer.Option(
+        "--term",
+        metavar="VECTOR=ALPHA",
+        help="Repeatable. 'TUNED - ITS_BASE=ALPHA' is a delta of another base.",
+    ),
+]
+Method = Annotated[str | None, typer.Option("--method")]
+Option = Annotated[list[str], typer.Option("--option", metavar="NAME=VALUE", help="Of the method.")]
+Exclude = Annotated[
+    list[str],
+    typer.Option(
+        "--exclude",
+        metavar="WORD",
+        help="Leave as they are: embeddings, head, norms, vision, or a pattern over names.",
+    ),
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of random masks; a RECIPE has its own.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+
+
 def merge(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(metavar="[RECIPE]", help="A merge recipe, or a YAML of mergekit."),
-    ] = None,
+    recipe: RecipeOrNone = None,
     settings: options.Settings = [],
-    base: Annotated[str | None, typer.Option("--base", help="Short form: the base.")] = None,
-    term: Annotated[
-        list[str],
-        typer.Option(
-            "--term",
-            metavar="VECTOR=ALPHA",
-            help="Repeatable. 'TUNED - ITS_BASE=ALPHA' is a delta of another base.",
-        ),
-    ] = [],
-    method: Annotated[str | None, typer.Option("--method")] = None,
-    option: Annotated[
-        list[str], typer.Option("--option", metavar="NAME=VALUE", help="Of the method.")
-    ] = [],
-    exclude: Annotated[
-        list[str],
-        typer.Option(
-            "--exclude",
-            metavar="WORD",
-            help="Leave as they are: embeddings, head, norms, vision, or a pattern over names.",
-        ),
-    ] = [],
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Of random masks; a RECIPE has its own.")
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    base: Base = None,
+    term: Terms = [],
+    method: Method = None,
+    option: Option = [],
+    exclude: Exclude = [],
+    seed: Seed = None,
+    device: Device = "auto",
     out: options.Out = None,
     dry_run: options.DryRun = False,
     force: options.Force = False,
@@ -59,8 +64,7 @@ def merge(
 
     By RECIPE, or by --base, --term and --out.
     """
-    short = bool(base or term or method or option or exclude)
-    if recipe is not None and short:
+    if recipe is not None and (base or term or method or option or exclude):
         raise RecipeError(
             "a RECIPE goes with --set; --base, --term, --method, --option, --exclude are without"
         )
@@ -72,16 +76,13 @@ def merge(
     else:
         folder = _required(out)
         plan = _plan_short(base, term, method, option, exclude, seed, device)
-    from personality_vector.merging.mergekit import BridgePlan, write_bridge
-    from personality_vector.merging.plan import foresight
-
-    bridged = isinstance(plan, BridgePlan)
     if dry_run:
-        ahead = {"out": str(folder)} if bridged else foresight(plan, folder)
-        described = {**plan.describe(), **ahead}
+        described = _foreseen(plan, folder)
         options.show(described, as_json=as_json, text=lambda: options.yaml_text(described))
         return
-    done = write_bridge(plan, folder, force=force) if bridged else write_merge(plan, folder, force=force)
+    from personality_vector.merging.mergekit import write_mergekit
+
+    done = write_mergekit(plan, folder, force=force)
     result = {key: value for key, value in done.manifest.items() if key not in ("tensors", "files")}
     options.show({"out": str(folder), **result}, as_json=as_json, text=lambda: _said(plan, done))
 
@@ -105,7 +106,15 @@ def export_mergekit(
         out.write_text(text, encoding="utf-8")
 
 
-def _said(plan: "MergePlan | BridgePlan", done: Any) -> str:
+def _foreseen(plan: "MergePlan | BridgePlan", folder: Path) -> dict[str, Any]:
+    from personality_vector.merging.mergekit import BridgePlan
+    from personality_vector.merging.plan import foresight
+
+    ahead = {"out": str(folder)} if isinstance(plan, BridgePlan) else foresight(plan, folder)
+    return {**plan.describe(), **ahead}
+
+
+def _said(plan: "MergePlan | BridgePlan", done: "MergeReport") -> str:
     """Return one line about what was written, and the notes on the recipe."""
     terms = len(done.manifest["terms"])
     kept = "" if done.realised is None else f"; rounding kept {done.realised:.2%} of the change"

@@ -92,7 +92,13 @@ def test_the_short_form_takes_method_and_options(pvec, lab, tmp_path, monkeypatc
     words += ["--method", "ties", "--option", "density=0.3", "--option", "consensus=sum"]
     plan = pvec("merge", *words, "--out", tmp_path / "out", "--dry-run", "--json").json
     assert plan["method"] == "ties"
-    assert plan["options"] == {"density": 0.3, "trim": "global", "consensus": "sum", "lambda": 1.0}
+    assert plan["options"] == {
+        "density": 0.3,
+        "trim": "global",
+        "election": "mass",
+        "consensus": "sum",
+        "lambda": 1.0,
+    }
     assert [(term["label"], term["alpha"]) for term in plan["terms"]] == [
         ("seed 0", 0.8),
         ("seed 1", -0.4),

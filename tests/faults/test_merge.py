@@ -76,6 +76,15 @@ RECIPES = {
         "got drop_rate (density = 1 - drop_rate)",
     ),
     "impossible option": ({"method": "ties", "options": {"density": 2}}, "density"),
+    "probabilities below 0": (
+        {"method": "della", "options": {"drop_rate": 0.1, "epsilon": 0.3}},
+        "epsilon",
+    ),
+    "a share of nothing": (
+        {"method": "breadcrumbs", "options": {"beta": 0.9, "gamma": 0.2}},
+        "gamma",
+    ),
+    "unknown election": ({"method": "ties", "options": {"election": "mob"}}, "mass or count"),
     "unknown option": ({"options": {"densty": 0.2}}, "densty"),
     "missing base": ({"base": "/no/such/base"}, "/no/such/base: no such directory"),
     "missing term": (
@@ -259,8 +268,8 @@ FILES = {
         "is a Git-LFS pointer, not weights; run `git lfs pull`",
     ),
     "no weights": (without_weights, "has neither model.safetensors nor"),
-    "pickle": (pickled, "pytorch_model.bin: pickled weights can run code and are refused"),
-    "pickle, and what to do": (pickled, "`pvec convert"),
+    "pickle": (pickled, "pytorch_model.bin: pickled weights can run code and are not opened"),
+    "pickle, and what to do": (pickled, "tuned --out DIR`"),
     "index leads outside": (
         lambda f: indexed(f, "../../secret.safetensors"),
         "refused shard name '../../secret.safetensors': not a plain file name",

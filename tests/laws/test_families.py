@@ -20,8 +20,16 @@ FAMILIES = (
     "gpt_neox",
     "mixtral",
     "olmo2",
-    "persona-tiny",
 )
+CASES = [
+    *(
+        (family, tied, sharded)
+        for family in FAMILIES
+        for tied in (True, False)
+        for sharded in (0, 1)
+    ),
+    ("persona-tiny", True, 0),
+]
 METHODS = {
     "task_arithmetic": {},
     "ties": {"density": 0.3},
@@ -32,29 +40,22 @@ METHODS = {
 SEVERAL = Output(shard_size="30KB")
 
 
-@pytest.fixture(params=[False, True], ids=["one file", "shards"])
-def sharded(request):
-    return request.param
+def _name(case):
+    family, tied, sharded = case
+    return f"{family}-{'tied' if tied else 'untied'}-{'shards' if sharded else 'one file'}"
 
 
-@pytest.fixture(params=[True, False], ids=["tied", "untied"])
-def tied(request):
-    return request.param
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request, tied, sharded, pico, pico_tuned):
+@pytest.fixture(params=CASES, ids=_name)
+def family(request, pico, pico_tuned):
     """A base and two fine-tunes, bfloat16; ``persona-tiny`` is a real model with real deltas."""
-    if request.param == "persona-tiny":
-        if sharded or not tied:
-            pytest.skip("the real model is tied and in one file")
+    name, tied, sharded = request.param
+    if name == "persona-tiny":
         base, *tuned = request.getfixturevalue("persona")
     else:
-        given = {"tied": tied, "sharded": sharded}
-        base = pico(request.param, "bfloat16", **given)
-        tuned = [pico_tuned(request.param, "bfloat16", seed, **given) for seed in (0, 1)]
-    output = SEVERAL if sharded else Output()
-    return SimpleNamespace(base=base, tuned=tuned, output=output)
+        given = {"tied": tied, "sharded": bool(sharded)}
+        base = pico(name, "bfloat16", **given)
+        tuned = [pico_tuned(name, "bfloat16", seed, **given) for seed in (0, 1)]
+    return SimpleNamespace(base=base, tuned=tuned, output=SEVERAL if sharded else Output())
 
 
 @pytest.fixture(scope="session")
@@ -158,7 +159,7 @@ def test_law_5_ties_trims_the_whole_vector_elects_and_averages(
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", FAMILIES[:-1])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_law_8_shards_and_threads_change_no_byte(
     pico, pico_tuned, merged, monkeypatch, require_same_bytes, name, method
 ):

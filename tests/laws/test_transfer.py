@@ -1,10 +1,6 @@
 """A language model's delta in the language part of a VLM, through the whole merge."""
 
 import sys
-from functools import partial
 from pathlib import Path
-
-import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from personality_vector import Checkpoint, Delta, Output, merge
+from personality_vector.delta.sources import whole
 from personality_vector.errors import (
     BaseMismatchError,
     CheckpointError,
@@ -17,7 +18,7 @@ from personality_vector.errors import (
     StorageError,
     TensorMismatchError,
 )
-from personality_vector.merging import engine, plan_recipe, write_merge
+from personality_vector.merging import Summand, engine, plan_merge, plan_recipe, write_merge
 from personality_vector.merging.methods import METHODS, MergeMethod
 from personality_vector.recipes import MergeRecipe
 
@@ -48,7 +49,10 @@ def test_a_lora_merge_leaves_other_tensors_byte_for_byte(pico, tmp_path):
     base, found = Checkpoint.open(pico("llama")), Checkpoint.open(path)
     delta = Delta.from_lora(tmp_path / "adapter", base)
     for name in base.names:
-        expected = base[name] + 2.0 * delta[name] if name in delta.names else base[name]
+        expected = base[name]
+        if name in delta:
+            change = 2.0 * delta.source.part(name, whole(delta.source, name))
+            expected = (expected.double() + change.reshape(expected.shape)).float()
         assert torch.equal(found[name], expected)
 
 
@@ -105,6 +109,13 @@ FAULTS = {
         alpha=0.5,
         given={"output": Output(dtype="float16")},
     ),
+    "overflow in bfloat16": Fault(
+        NonFiniteError,
+        "does not fit torch.bfloat16",
+        {"b": A.bfloat16()},
+        {"b": A.bfloat16() + 1},
+        alpha=1e39,
+    ),
     "overflow in float32": Fault(NonFiniteError, "does not fit", alpha=1e39),
     "alpha nan": Fault(NonFiniteError, "alpha must be a finite number, got nan", alpha=torch.nan),
     "alpha inf": Fault(NonFiniteError, "alpha must be a finite number, got inf", alpha=torch.inf),
@@ -114,6 +125,21 @@ FAULTS = {
         RecipeError,
         "drop_rate = 1 - density",
         given={"method": "dare", "options": {"density": 0.5}},
+    ),
+    "della beyond 0": Fault(
+        RecipeError,
+        "epsilon",
+        given={"method": "della", "options": {"drop_rate": 0.1, "epsilon": 0.3}},
+    ),
+    "della beyond 1": Fault(
+        RecipeError,
+        "epsilon",
+        given={"method": "della", "options": {"drop_rate": 0.9, "epsilon": 0.2}},
+    ),
+    "breadcrumbs of nothing": Fault(
+        RecipeError,
+        "gamma",
+        given={"method": "breadcrumbs", "options": {"beta": 0.9, "gamma": 0.2}},
     ),
     "density 2": Fault(
         RecipeError, "in (0, 1], got 2", given={"method": "ties", "options": {"density": 2.0}}
@@ -195,8 +221,8 @@ def test_force_replaces_a_merge_of_ours(toy, tmp_path):
 def test_a_disk_too_small_is_refused_before_weights_are_read(toy, tmp_path, monkeypatch):
     base, tuned = toy("base", a=A), toy("tuned", a=A + 1)
     monkeypatch.setattr(engine.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
-    plan = engine.plan_merge(base, [(tuned, 0.5)], "dare", {}, 0, Output())
-    monkeypatch.setattr(Checkpoint, "__getitem__", lambda *_: pytest.fail("read"))
+    plan = plan_merge(base, [Summand(tuned, 0.5)], method="dare")
+    monkeypatch.setattr(Checkpoint, "part", lambda *_: pytest.fail("read"))
     with pytest.raises(StorageError, match="cannot be written"):
         write_merge(plan, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,6 @@
 """mergekit's YAML: read as it is, and written from a merge recipe of ours."""
 
-from personality_vector.merging.mergekit.bridge import BridgePlan
+from personality_vector.merging.mergekit.bridge import BridgePlan, write_bridge
 from personality_vector.merging.mergekit.export import export_mergekit
 from personality_vector.merging.mergekit.plan import MergekitPlan, plan_mergekit, write_mergekit
 from personality_vector.merging.mergekit.recipe import is_mergekit
@@ -11,5 +11,6 @@ __all__ = [
     "export_mergekit",
     "is_mergekit",
     "plan_mergekit",
+    "write_bridge",
     "write_mergekit",
 ]

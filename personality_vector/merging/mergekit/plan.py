@@ -1,7 +1,7 @@
 """From a mergekit YAML to a checked plan: on our engine, or through mergekit where we must."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,14 @@ _LONGEST_ROW = 1 << 20
 class MergekitPlan(MergePlan):
     """A merge by one of mergekit's conventions, on our engine."""
 
-    recipe: Mapping[str, Any] = field(default_factory=dict)
     parameters: tuple[Mapping[str, Any], ...] = ()
     """Of each term, for the manifest."""
 
     def describe(self) -> dict[str, Any]:
-        """Return the plan as JSON-like data, with the YAML and the parameters of each model."""
+        """Return the plan as JSON-like data, with the parameters of each model."""
         described = super().describe()
         rows = zip(described["terms"], self.parameters, strict=True)
-        terms = [{**term, **own} for term, own in rows]
-        return {**described, "terms": terms, "recipe": dict(self.recipe)}
+        return {**described, "terms": [{**term, **own} for term, own in rows]}
 
 
 def plan_mergekit(
@@ -73,9 +71,9 @@ def plan_mergekit(
 
 
 def write_mergekit(
-    plan: MergekitPlan | BridgePlan, out: str | Path, *, force: bool = False
+    plan: MergePlan | BridgePlan, out: str | Path, *, force: bool = False
 ) -> MergeReport:
-    """Carry out a plan of :func:`plan_mergekit`."""
+    """Carry out a plan, on our engine or through mergekit."""
     if isinstance(plan, BridgePlan):
         return write_bridge(plan, out, force=force)
     return write_merge(plan, out, force=force)

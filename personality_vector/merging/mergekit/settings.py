@@ -59,29 +59,39 @@ def resolve(
         _check_names(f"{where}: {recipe.merge_method}", level, parameters, of_model=of_model)
         _check_rules(where, level, parameters, names)
     depths = depths_of(names)
+    return {
+        name: _values(recipe, *place(name, regions, depths), parameters, name) for name in names
+    }
 
-    def at(name: str) -> Values:
-        region, share = place(name, regions, depths)
-        common = (region.parameters, recipe.parameters)
 
-        def found(
-            scopes: Sequence[Scope], levels: Sequence[Level], where: str
-        ) -> dict[str, Scalar]:
-            wanted = [parameter for parameter in parameters if parameter.scope in scopes]
-            table = {p.name: _lookup(p, levels, name, share) for p in wanted}
-            for parameter in wanted:
-                if table[parameter.name] is None and not parameter.optional:
-                    raise RecipeError(f"{where}: has no {parameter.name} for {name}")
-            return {key: value for key, value in table.items() if value is not None}
+def _values(
+    recipe: MergekitRecipe,
+    region: Region,
+    share: float,
+    parameters: Sequence[Parameter],
+    name: str,
+) -> Values:
+    common = (region.parameters, recipe.parameters)
+    of = {}
+    for model, own in region.models.items():
+        scopes = ("model",) if model == recipe.base_model else ("model", "tuned")
+        its = [parameter for parameter in parameters if parameter.scope in scopes]
+        of[model] = _found(its, (own, *common), name, share, model)
+    shared = [parameter for parameter in parameters if parameter.scope == "shared"]
+    return Values(_found(shared, common, name, share, region.where), of)
 
-        of = {}
-        for model, own in region.models.items():
-            scopes: tuple[Scope, ...] = ("model", "tuned")
-            is_base = model == recipe.base_model
-            of[model] = found(scopes[:1] if is_base else scopes, (own, *common), model)
-        return Values(found(("shared",), common, region.where), of)
 
-    return {name: at(name) for name in names}
+def _found(
+    parameters: Sequence[Parameter], levels: Sequence[Level], name: str, share: float, where: str
+) -> dict[str, Scalar]:
+    table = {}
+    for parameter in parameters:
+        value = _lookup(parameter, levels, name, share)
+        if value is not None:
+            table[parameter.name] = value
+        elif not parameter.optional:
+            raise RecipeError(f"{where}: has no {parameter.name} for {name}")
+    return table
 
 
 def _lookup(

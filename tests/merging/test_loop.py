@@ -1,0 +1,243 @@
+"""The compiled loop of a method computes the bits of its function, whatever it is given."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from personality_vector import Checkpoint, Delta, merge
+from personality_vector.errors import NonFiniteError
+from personality_vector.merging import Summand, plan_merge
+from personality_vector.merging.loop import LOOPS, changed, merged
+from personality_vector.merging.methods import METHODS
+from personality_vector.merging.plan import MergePlan
+from personality_vector.merging.rounding import round_to
+
+BF16, F32 = torch.bfloat16, torch.float32
+LENGTHS = (1, 2047, 2048, 2049, 70_001)
+"""About the 2048 entries that go through the loop together, and many of them."""
+MOST_TERMS = 5
+KINDS = ("tuned", "saved", "lossy")
+"""Terms in bfloat16 that the loop subtracts itself, and deltas that it gets in float64."""
+
+OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    "density": st.sampled_from([1e-4, 0.2, 0.5, 1.0]),
+    "trim": st.sampled_from(["global", "per_tensor"]),
+    "election": st.sampled_from(["mass", "count"]),
+    "consensus": st.sampled_from(["mean", "sum"]),
+    "drop_rate": st.sampled_from([0.0, 1e-9, 0.1, 0.5, 0.9, 0.999]),
+    "beta": st.sampled_from([0.0, 0.3, 0.85]),
+    "gamma": st.sampled_from([0.0, 0.01, 0.1]),
+    "lambda": st.sampled_from([1.0, -1.0, 0.3, 2.5, 0.0]),
+}
+ALTERED = {
+    "density": 0.6,
+    "trim": "per_tensor",
+    "election": "count",
+    "consensus": "sum",
+    "drop_rate": 0.6,
+    "beta": 0.5,
+    "gamma": 0.2,
+    "lambda": 0.5,
+}
+ALPHAS = st.sampled_from([1.0, -1.0, 0.5, -0.3, 0.1, 3.0, 1e-3])
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory, write_toy, hard_weights) -> Callable[..., Path]:
+    """Return ``bench(dtype, kind, number)``: a base, or a term of it of some kind."""
+    root = tmp_path_factory.mktemp("loop")
+    start = {f"w{count}": hard_weights(f"base {count}", count) for count in LENGTHS}
+
+    def tensors(dtype: torch.dtype, number: int | None) -> dict[str, Tensor]:
+        if number is None:
+            return {name: base.to(dtype) for name, base in start.items()}
+        # Tensors change by different amounts, so that the threshold of one is not that of all.
+        return {
+            name: hard_weights(f"{number} {name}", base.numel(), base).to(dtype) * (1 + index % 2)
+            for index, (name, base) in enumerate(start.items())
+        }
+
+    def make(dtype: torch.dtype, kind: str = "base", number: int | None = None) -> Path:
+        path = root / f"{dtype}-{kind}-{number}"
+        if path.exists():
+            return path
+        if kind in ("base", "tuned"):
+            return write_toy(path, tensors(dtype, number))
+        delta = Delta.between(make(dtype), make(dtype, "tuned", number))
+        return delta.save(path, storage={"saved": "float32", "lossy": "bfloat16"}[kind])
+
+    return make
+
+
+def same_bits(found: Tensor, expected: Tensor) -> bool:
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[expected.element_size()]
+    same = found.dtype == expected.dtype and found.shape == expected.shape
+    return same and torch.equal(found.view(integer), expected.view(integer))
+
+
+def planned(bench: Any, dtype: torch.dtype, method: str, options: Any, terms: Any) -> MergePlan:
+    summands = [
+        Summand(bench(dtype, kind, number), alpha) for number, (kind, alpha) in enumerate(terms)
+    ]
+    return plan_merge(bench(dtype), summands, method=method, options=options, device="cpu")
+
+
+def of_function(plan: MergePlan, name: str, part: slice) -> Tensor:
+    return plan.combine([term.slice(part, "cpu") for term in plan.acting_on(name)])
+
+
+@st.composite
+def merges(draw: Any) -> tuple[str, dict[str, Any], list[Any], str, slice]:
+    """Draw a method, its options, its terms, a tensor and a part of it."""
+    method = draw(st.sampled_from(sorted(LOOPS)))
+    options = {name: draw(OPTIONS[name]) for name in METHODS[method].options}
+    terms = draw(
+        st.lists(st.tuples(st.sampled_from(KINDS), ALPHAS), min_size=1, max_size=MOST_TERMS)
+    )
+    if draw(st.booleans()):
+        terms = [("tuned", alpha) for _, alpha in terms]
+    count = draw(st.sampled_from(LENGTHS))
+    start = draw(st.one_of(st.just(0), st.integers(0, count - 1)))
+    stop = draw(st.one_of(st.just(count), st.integers(start + 1, count)))
+    return method, options, terms, f"w{count}", slice(start, stop)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(drawn=merges())
+def test_merged_is_the_function_rounded_once(bench, drawn):
+    method, options, terms, name, part = drawn
+    plan = planned(bench, BF16, method, options, terms)
+    stored = plan.base.part(name, part)
+    slices = [term.slice(part, "cpu") for term in plan.acting_on(name)]
+    found, squares = merged(plan.loop, slices, stored)
+    change = of_function(plan, name, part)
+    assert same_bits(found, round_to(stored.double() + change, BF16))
+    for sum_of, one, other in zip(
+        squares,
+        (stored.double(), change, found.double() - stored.double()),
+        (stored.double(), change, change),
+        strict=True,
+    ):
+        assert sum_of == pytest.approx(float(one.dot(other)), rel=1e-9, abs=1e-300)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(drawn=merges(), dtype=st.sampled_from([BF16, F32]))
+def test_changed_is_the_function(bench, drawn, dtype):
+    method, options, terms, name, part = drawn
+    plan = planned(bench, dtype, method, options, terms)
+    stored = plan.base.part(name, part)
+    slices = [term.slice(part, "cpu") for term in plan.acting_on(name)]
+    assert same_bits(changed(plan.loop, slices, stored), of_function(plan, name, part))
+
+
+@pytest.mark.parametrize("kind", ["tuned", "saved"])
+@pytest.mark.parametrize(
+    ("method", "option"), [(method, o) for method in LOOPS for o in METHODS[method].options]
+)
+def test_every_option_of_a_method_changes_what_its_loop_computes(bench, method, option, kind):
+    terms, name = [(kind, 0.5), (kind, -0.7), (kind, 0.9)], "w2049"
+    results = []
+    for options in ({}, {option: ALTERED[option]}):
+        plan = planned(bench, BF16, method, options, terms)
+        part = slice(0, 2049)
+        slices = [term.slice(part, "cpu") for term in plan.acting_on(name)]
+        results.append(merged(plan.loop, slices, plan.base.part(name, part))[0])
+    assert not torch.equal(*results)
+
+
+@pytest.mark.parametrize("method", LOOPS)
+def test_parts_of_a_tensor_are_those_of_the_whole(bench, method):
+    plan = planned(bench, BF16, method, {}, [("tuned", 0.5), ("tuned", -0.7)])
+    cuts = [0, 1, 2047, 2049, 6_000, 69_999, 70_001]
+
+    def run(start: int, stop: int) -> Tensor:
+        slices = [term.slice(slice(start, stop), "cpu") for term in plan.acting_on("w70001")]
+        return merged(plan.loop, slices, plan.base.part("w70001", slice(start, stop)))[0]
+
+    parts = [run(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+    assert same_bits(torch.cat(parts), run(0, 70_001))
+
+
+def test_every_method_has_a_loop_but_the_one_that_ranks_rows(bench):
+    assert set(METHODS) - set(LOOPS) == {"della"}
+    assert planned(bench, BF16, "della", {}, [("tuned", 0.5)]).loop is None
+
+
+# --- what is not a number ---
+
+
+@pytest.fixture
+def spoil(toy, tmp_path) -> Callable[..., Any]:
+    """Return ``spoil(kind, value, place)``: base, a good term, a bad one, and the file at fault.
+
+    The first tensor is sound, so that opening the term, which looks for one change, goes through.
+    """
+    ones = {"a": torch.ones(1).bfloat16(), "w": torch.ones(5_000).bfloat16()}
+    changes = torch.linspace(0.5, 2.0, 5_000)
+
+    def make(kind: str, value: float, place: int) -> tuple[Path, Path, Path, Path]:
+        base = toy("base", **ones)
+        good = toy("good", a=ones["a"] + 1, w=(1 + changes).bfloat16())
+        bad = toy("bad", a=ones["a"] + 1, w=(1 - changes).bfloat16())
+        if kind == "saved":
+            bad = Delta.between(base, bad).save(tmp_path / "saved", storage="bfloat16")
+        (file,) = bad.glob("*.safetensors")
+        content = bytearray(file.read_bytes())
+        at = len(content) - 2 * (5_000 - place)
+        content[at : at + 2] = torch.tensor([value]).bfloat16().view(torch.uint8).numpy().tobytes()
+        file.write_bytes(content)
+        return base, good, bad, file
+
+    return make
+
+
+@pytest.mark.parametrize("place", [0, 2_047, 2_048, 4_999])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("kind", ["tuned", "saved"])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_not_a_number_is_refused_by_name(spoil, tmp_path, method, kind, value, place):
+    base, good, bad, file = spoil(kind, value, place)
+    with pytest.raises(NonFiniteError) as caught:
+        merge(base, [(good, 0.5), (bad, -0.5)], out=tmp_path / "out", method=method, device="cpu")
+    assert str(caught.value) == f"{file}: w: 1 of 5000 values are NaN or infinite"
+    notes = " ".join(caught.value.__notes__)
+    assert "tensor w" in notes
+    assert "delta bad" in notes
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_not_a_number_is_not_read_at_alpha_0(spoil, tmp_path, method):
+    base, good, bad, _ = spoil("tuned", torch.nan, 0)
+    found = merge(base, [(good, 0.5), (bad, 0.0)], out=tmp_path / "out", method=method).path
+    alone = merge(base, [(good, 0.5)], out=tmp_path / "alone", method=method).path
+    assert torch.equal(Checkpoint.open(found)["w"], Checkpoint.open(alone)["w"])
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("alphas", [(1e39, 1e39), (-1e39, -1e39), (1e308, 1e308), (1e308, -1e307)])
+def test_a_sum_that_does_not_fit_is_refused_by_name(toy, tmp_path, method, dtype, alphas):
+    base, changes = torch.ones(500, dtype=dtype), torch.linspace(0.5, 2.0, 500)
+    start, tuned = toy("base", w=base), toy("tuned", w=base + changes.to(dtype))
+    terms = [(tuned, alpha) for alpha in alphas]
+    with pytest.raises(NonFiniteError, match="does not fit torch") as caught:
+        merge(start, terms, out=tmp_path / "out", method=method)
+    assert "while at tensor w" in caught.value.__notes__
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_last_number_that_fits_is_written(toy, tmp_path):
+    """``base - 2 * delta`` is 3.39e38, the largest bfloat16."""
+    largest = torch.finfo(BF16).max
+    start = toy("base", w=torch.full((3,), largest / 2).bfloat16())
+    tuned = toy("tuned", w=torch.full((3,), largest / 4).bfloat16())
+    out = merge(start, [(tuned, -2.0)], out=tmp_path / "out").path
+    assert torch.equal(Checkpoint.open(out)["w"], torch.full((3,), largest).bfloat16())
