@@ -18,7 +18,6 @@ from torch import Tensor
 
 from personality_vector.compiled import compiled, compiled_sum
 
-BINS = 1 << 16
 _BLOCK = 1024
 _EXPONENT = {
     torch.bfloat16: (torch.int16, 0x7F80),
@@ -69,7 +68,7 @@ def agreement(
         if elected.is_cpu:
             _agree(term.numpy(), elected.numpy(), total.numpy(), count.numpy())
         else:
-            agrees = term * elected.sign() > 0
+            agrees = term * elected > 0
             total += torch.where(agrees, term, 0.0)
             count += agrees
     return total, count
@@ -78,22 +77,27 @@ def agreement(
 def count_magnitudes(
     entries: Float[Tensor, " entries"],
     base: BFloat16[Tensor, " entries"] | None,
-    upper: int | None,
-    counts: Int64[Tensor, "bins"],
-) -> None:
-    """Add to ``counts`` the 16 upper bits of each float32 magnitude, on the CPU.
+    low: int,
+    shift: int,
+    counts: Int64[Tensor, " bins"],
+) -> int:
+    """Add to ``counts`` a histogram of float32 magnitudes, by their bits, on the CPU.
+
+    The bits of a non-negative float32, read as a whole number, order as the floats do.
 
     Args:
         entries: Of a delta, float64; or, with ``base``, of a fine-tuned model in bfloat16.
         base: What they are to be compared with.
-        upper: Count only those that have these upper bits, by their 16 lower ones.
-        counts: One for each pattern of 16 bits.
+        low: The bits that the first bin begins with; smaller magnitudes are not counted.
+        shift: A bin holds ``2 ** shift`` patterns of bits.
+        counts: One for each bin.
+
+    Returns:
+        How many magnitudes lie above the last bin.
     """
-    digits = -1 if upper is None else upper
-    if base is None:
-        _count(entries.numpy(), entries.numpy(), digits, counts.numpy())
-    else:
-        _count(_bits(entries), _bits(base), digits, counts.numpy())
+    pair = (entries, entries) if base is None else (_bits(entries), _bits(base))
+    arrays = (part.numpy() if isinstance(part, Tensor) else part for part in pair)
+    return int(_count(*arrays, low, shift, counts.numpy()))
 
 
 def rounded(values: Float64[Tensor, " entries"], dtype: torch.dtype) -> Float[Tensor, " entries"]:
@@ -210,21 +214,24 @@ def _agree(term: Any, elected: Any, total: Any, count: Any) -> None:
 
 
 @compiled
-def _count(entries: Any, base: Any, upper: int, counts: Any) -> None:
-    if upper < 0:
-        for i in range(entries.size):
-            counts[bits_of(np.float32(abs(entry_of(entries[i], base[i])))) >> np.uint32(16)] += 1
-        return
-    found = np.empty(_BLOCK, np.uint32)
+def _count(entries: Any, base: Any, low: int, shift: int, counts: Any) -> Any:
+    places, found = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.uint32)
+    least, by, bins = np.int32(low), np.int32(shift), np.int32(counts.size)
+    above = 0
     for first in range(0, entries.size, _BLOCK):
-        number = 0
+        size, number = min(_BLOCK, entries.size - first), np.int64(0)
+        for i in range(size):
+            bits = bits_of(np.float32(abs(entry_of(entries[first + i], base[first + i]))))
+            places[i] = (np.int32(bits) - least) >> by
+        for i in range(size):
+            above += places[i] >= bins
         # Written whether or not it counts: a branch would be guessed wrong half of the time.
-        for i in range(first, min(first + _BLOCK, entries.size)):
-            bits = bits_of(np.float32(abs(entry_of(entries[i], base[i]))))
-            found[number] = bits & np.uint32(0xFFFF)
-            number += (bits >> np.uint32(16)) == upper
+        for i in range(size):
+            found[number] = places[i]
+            number += np.uint32(places[i]) < np.uint32(bins)
         for i in range(number):
             counts[found[i]] += 1
+    return above
 
 
 @compiled

@@ -1,11 +1,14 @@
 """Randomness hangs from a name and an index, never from the order of work."""
 
 import hashlib
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from numba import njit
 
-from personality_vector.rng import generator_for, key_for, uniform
+from personality_vector.rng import generator_for, key_for, mixed, uniform
 
 GAMMA, MIX_1, MIX_2, MASK = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 2**64 - 1
 
@@ -19,11 +22,29 @@ def splitmix64(key: int, index: int) -> float:
     return (z >> 40) / 2**24
 
 
+@pytest.fixture(params=["cpu", "elsewhere"])
+def anywhere(request, monkeypatch):
+    """Run :func:`uniform` in its compiled form, and in that of other devices."""
+    if request.param == "elsewhere":
+        monkeypatch.setattr(torch, "device", lambda _: SimpleNamespace(type="elsewhere"))
+
+
+@pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("key", [0, 1, 2**63 - 1, key_for(0, "a")])
-@pytest.mark.parametrize("start", [0, 1, 2**31 - 2, 2**40])
+@pytest.mark.parametrize("start", [0, 1, 2**31 - 2, 2**31, 2**32 - 3, 2**40, 2**62])
 def test_the_stream_is_splitmix64(key, start):
     expected = [splitmix64(key, index) for index in range(start, start + 50)]
     assert uniform(key, start, 50).tolist() == expected
+
+
+def test_the_bits_in_a_compiled_loop_are_those_of_the_stream():
+    @njit
+    def bits(key, start, count):
+        return [mixed(key, start + i) for i in range(count)]
+
+    key = key_for(0, "bits")
+    found = [int(one) / 2**24 for one in bits(np.uint64(key), 77, 50)]
+    assert found == uniform(key, 77, 50).tolist()
 
 
 @pytest.mark.parametrize("cut", [0, 1, 500, 999, 1000])

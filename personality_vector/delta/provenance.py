@@ -14,7 +14,7 @@ _MOST_RATIO = 1.2
 """Of the norms of delta and base. A fine-tune has 0.001 to 0.3, two unrelated models 1.4."""
 
 _SAMPLED = 8
-_READ = slice(0, 1 << 20)
+_READ = slice(0, 1 << 16)
 
 
 def trained_pole(path: Path) -> str | None:

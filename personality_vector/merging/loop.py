@@ -9,7 +9,7 @@ magnitude or by chance), the consensus, the sum, the rounding to bfloat16 and th
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -149,24 +149,19 @@ class _Given:
         if odd >= 0:
             culprit = self.slices[odd]
             with blame(delta=culprit.acting.term.delta.label):
-                require_finite(tuned_of(culprit), culprit.name, culprit.part)
+                tuned = cast(Checkpoint, culprit.acting.tuned)  # noqa: TC006
+                require_finite(tuned, culprit.name, culprit.part)
 
 
 def _arrays(slices: Sequence[TermSlice], base: Tensor) -> tuple[Any, Any]:
     """Return base and terms: bits of bfloat16 weights if all are, else float64 base and deltas."""
-    if base.dtype == torch.bfloat16 and all(s.acting.term.is_bfloat16(s.name) for s in slices):
-        rows = torch.empty((len(slices), base.numel()), dtype=torch.bfloat16)
-        for row, s in zip(rows, slices, strict=True):
-            tuned_of(s).part(s.name, s.part, row)
-        return base.view(torch.uint16).numpy(), rows.view(torch.uint16).numpy()
-    return base.double().numpy(), torch.stack([s.delta for s in slices]).numpy()
-
-
-def tuned_of(s: TermSlice) -> Checkpoint:
-    """Return the fine-tuned checkpoint of a term that is the difference of two."""
-    difference = s.acting.term.difference
-    assert difference is not None
-    return difference.tuned
+    tuned = [s.acting.tuned for s in slices if s.acting.tuned]
+    if base.dtype != torch.bfloat16 or len(tuned) < len(slices):
+        return base.double().numpy(), torch.stack([s.delta for s in slices]).numpy()
+    rows = torch.empty((len(slices), base.numel()), dtype=torch.bfloat16)
+    for row, s, checkpoint in zip(rows, slices, tuned, strict=True):
+        checkpoint.part(s.name, s.part, row)
+    return base.view(torch.uint16).numpy(), rows.view(torch.uint16).numpy()
 
 
 def _weight(entry: Any) -> Any:

@@ -1,31 +1,41 @@
 """The exact magnitude threshold of a top share, without sorting, in bounded memory.
 
-The bit pattern of a non-negative float32 orders as the number does. A histogram of the upper 16
-bits finds the bin that holds the threshold, a second one of the lower 16 bits finds the value:
-two streaming passes, 512 KiB for each thread, whatever the number of entries.
+The bits of a non-negative float32, read as a whole number, order as the floats do. A sample says
+where the threshold should lie; a histogram of the bits around it, one bin for each number, and the
+count of all that are larger say where it does lie: one streaming pass. If it lies elsewhere, a
+histogram of all numbers by their upper 16 bits finds the place, and another of that place the
+number: three passes.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from personality_vector.kernels import BINS
-from personality_vector.parallel import in_parallel
+from personality_vector.parallel import cores, in_parallel
 
-Count = Callable[[int | None, Tensor], None]
-"""Adds the magnitudes of a run of entries to a histogram; see
-:func:`personality_vector.kernels.count_magnitudes`."""
+_BINS = 1 << 16
+_AROUND = 2 * _BINS
+"""Numbers around the guess that are told apart: 0.8 % of it to each side, or more."""
+
+Count = Callable[[int, int, Int64[Tensor, " bins"]], int]
+"""Adds a run of magnitudes to a histogram, given its lowest bits and the shift of a bin; returns
+how many lie above. See :func:`personality_vector.kernels.count_magnitudes`."""
 
 
-def magnitude_threshold(runs: Sequence[Count], density: float) -> float:
-    """Return the ``k``-th largest float32 magnitude, ``k = max(1, int(density * n))``.
+def magnitude_threshold(
+    runs: Sequence[Count], size: int, sample: Float[Tensor, " sample"], density: float
+) -> float:
+    """Return the ``k``-th largest float32 magnitude of a vector, ``k = max(1, int(density * n))``.
 
     Keeping every entry with ``|x| >= threshold`` keeps the top ``density``; equal magnitudes at
     the threshold are all kept.
 
     Args:
-        runs: Of the vector; each is counted twice, on all cores.
+        runs: Of the vector; counted on all cores.
+        size: Number ``n`` of its entries.
+        sample: Some of its entries, for a guess that the count then proves or disproves.
         density: In (0, 1]; 1 keeps everything and counts nothing.
 
     Raises:
@@ -35,28 +45,36 @@ def magnitude_threshold(runs: Sequence[Count], density: float) -> float:
         raise ValueError(f"density must be in (0, 1], got {density}")
     if density == 1.0:
         return 0.0
-    upper = _histogram(runs, None)
-    keep = max(1, int(density * int(upper.sum())))
-    high, above = _bin_of(upper, keep)
-    low, _ = _bin_of(_histogram(runs, high), keep - above)
-    return float(torch.tensor((high << 16) | low, dtype=torch.int32).view(torch.float32))
+    keep = max(1, int(density * size))
+    guess = max(0, _guess(sample, density) - _AROUND // 2)
+    found = _bin_of(runs, keep, guess, 0, _AROUND)
+    if found is None:
+        place = _bin_of(runs, keep, 0, 16, _BINS) or 0
+        found = _bin_of(runs, keep, place << 16, 0, _BINS) or 0
+        guess = place << 16
+    return float(torch.tensor(guess + found, dtype=torch.int32).view(torch.float32))
 
 
-def _histogram(runs: Sequence[Count], upper: int | None) -> Tensor:
-    def count(run: Count) -> Tensor:
-        counts = torch.zeros(BINS, dtype=torch.int64)
-        run(upper, counts)
-        return counts
+def _guess(sample: Tensor, density: float) -> int:
+    """Return the bits of the threshold of a sample."""
+    magnitudes = sample.abs().float()
+    largest_but = magnitudes.numel() - max(1, int(density * magnitudes.numel()))
+    return int(magnitudes.kthvalue(largest_but + 1).values.view(torch.int32))
 
-    total = torch.zeros(BINS, dtype=torch.int64)
-    for counts in in_parallel(count, runs):
+
+def _bin_of(runs: Sequence[Count], keep: int, low: int, shift: int, bins: int) -> int | None:
+    """Return the bin that holds the ``keep``-th largest magnitude, or ``None`` if none does."""
+
+    def count(group: Sequence[Count]) -> tuple[Tensor, int]:
+        counts = torch.zeros(bins, dtype=torch.int64)
+        return counts, sum(run(low, shift, counts) for run in group)
+
+    groups = min(len(runs), 4 * cores())
+    total, above = torch.zeros(bins, dtype=torch.int64), 0
+    for counts, larger in in_parallel(count, [runs[i::groups] for i in range(groups)]):
         total += counts
-    return total
-
-
-def _bin_of(counts: Tensor, keep: int) -> tuple[int, int]:
-    """Return the bin of the ``keep``-th largest entry, and how many entries lie above that bin."""
-    from_top = counts.flip(0).cumsum(0)
-    position = int((from_top < keep).sum())
-    above = int(from_top[position - 1]) if position else 0
-    return BINS - 1 - position, above
+        above += larger
+    if not above < keep <= above + int(total.sum()):
+        return None
+    from_top = above + total.flip(0).cumsum(0)
+    return bins - 1 - int((from_top < keep).sum())

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
+from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
-from personality_vector.delta.sources import Difference, Restricted, require_finite
+from personality_vector.delta.sources import Difference, Restricted
 from personality_vector.delta.transfer import Transfer
 from personality_vector.errors import blame
 from personality_vector.kernels import count_magnitudes
@@ -59,30 +60,40 @@ class Term:
         source = source.source if isinstance(source, Restricted) else source
         return source if isinstance(source, Difference) else None
 
-    def is_bfloat16(self, name: str) -> bool:
-        """Return whether a tensor is the difference of two bfloat16 ones."""
-        ends = (self.difference.tuned, self.difference.base) if self.difference else ()
-        dtypes = {end.entries[name].dtype for end in ends}
-        return dtypes == {torch.bfloat16}
+    def bfloat16_ends(self, name: str) -> tuple[Checkpoint, Checkpoint] | None:
+        """Return fine-tuned model and base, if a tensor is bfloat16 in both."""
+        if self.difference is None:
+            return None
+        ends = self.difference.tuned, self.difference.base
+        both = all(end.entries[name].dtype == torch.bfloat16 for end in ends)
+        return ends if both else None
 
     def _threshold(self, names: Sequence[str], density: float) -> float:
-        counters = [
-            partial(self._count, name, batch)
-            for name in names
-            for batch in runs(self.delta.shape(name), BATCH)
-        ]
-        return magnitude_threshold(counters, density)
+        batches = [(name, batch) for name in names for batch in runs(self.delta.shape(name), BATCH)]
+        counts = [partial(self._count, name, batch) for name, batch in batches]
+        sample = torch.cat([self._sample(name, batch) for name, batch in batches])
+        size = sum(batch.stop - batch.start for _, batch in batches)
+        return magnitude_threshold(counts, size, sample, density)
 
-    def _count(self, name: str, batch: slice, upper: int | None, counts: Tensor) -> None:
+    def _count(self, name: str, batch: slice, low: int, shift: int, counts: Tensor) -> int:
         """Count the magnitudes of a run of entries; see :func:`count_magnitudes`."""
+        ends, above = self.bfloat16_ends(name), 0
         with blame(delta=self.delta.label, tensor=name):
-            for part in runs(self.delta.shape(name), CHUNK, batch):
-                if self.difference and self.is_bfloat16(name):
-                    tuned = require_finite(self.difference.tuned, name, part)
-                    base = require_finite(self.difference.base, name, part)
-                    count_magnitudes(tuned, base, upper, counts)
+            for part in runs(self.delta.shape(name), 2 * CHUNK, batch):
+                if ends:
+                    pair = ends[0].part(name, part), ends[1].part(name, part)
+                    above += count_magnitudes(*pair, low, shift, counts)
                 else:
-                    count_magnitudes(self.delta.source.part(name, part), None, upper, counts)
+                    delta = self.delta.source.part(name, part)
+                    above += count_magnitudes(delta, None, low, shift, counts)
+        return above
+
+    def _sample(self, name: str, batch: slice) -> Tensor:
+        """Return some entries from four places of a run."""
+        quarter = max(1, (batch.stop - batch.start) // 4)
+        starts = range(batch.start, batch.stop, quarter)
+        parts = (slice(start, min(start + min(quarter, 2048), batch.stop)) for start in starts)
+        return torch.cat([self.delta.source.part(name, part) for part in parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +104,8 @@ class Acting:
     name: str
     alpha: float
     key: int
+    tuned: Checkpoint | None
+    """The fine-tuned model, where the delta is the difference of two bfloat16 tensors."""
 
     def slice(self, part: slice, device: str) -> "TermSlice":
         """Return the term's part of the tensor."""
@@ -164,7 +177,9 @@ def acting_on(terms: Sequence[Term], seed: int, name: str) -> tuple[Acting, ...]
         stream = f"{identity}:{seen[identity]}:{name}"
         seen[identity] += 1
         if name in term.delta and term.alpha_at(name) != 0.0:
-            acting.append(Acting(term, name, term.alpha_at(name), key_for(seed, stream)))
+            ends = term.bfloat16_ends(name)
+            key = key_for(seed, stream)
+            acting.append(Acting(term, name, term.alpha_at(name), key, ends[0] if ends else None))
     return tuple(acting)
 
 

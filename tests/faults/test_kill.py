@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+pytestmark = pytest.mark.slow
 OVER = pytest.mark.parametrize("over", [False, True], ids=["fresh", "over an old output"])
 
 
@@ -75,20 +76,20 @@ def test_killed_at_any_operation_a_merge_is_old_new_or_absent(experiment, over):
 def test_killed_at_random_a_merge_is_old_new_or_absent(experiment, over):
     rows = experiment("random", over)
     require_whole(rows, over)
-    assert sum(row["ended"] == -9 for row in rows) >= 10
+    assert sum(row["ended"] == -9 for row in rows) == 20
 
 
 @OVER
 @pytest.mark.parametrize("how", ["full disk", "I/O error"])
 def test_a_disk_that_fails_at_any_operation_publishes_nothing(experiment, over, how):
     rows = experiment(how, over)
-    assert len(rows) > 15
     require_whole(rows, over)
     assert all(row["left"] == [] for row in rows)
+    # A folder that cannot be made but is there, a fast way to copy with a slow one behind it.
     harmless = [row for row in rows if row["ended"] == 0]
     assert all(row["state"] == "new" and row["said"] == "" for row in harmless)
-    assert len(harmless) < 2, "a parent that cannot be made is there already, and no more"
     refused = [row for row in rows if row["ended"] != 0]
+    assert len(refused) > 15
     for number, row in enumerate(refused, 1):
         assert row["ended"] == 4, (number, row)
         assert row["said"].startswith("error: "), (number, row)

@@ -37,6 +37,7 @@ METHODS = {
     "della": {"drop_rate": 0.5},
     "breadcrumbs": {"beta": 0.5},
 }
+ONE_FILE = [case for case in CASES if not case[2]]
 SEVERAL = Output(shard_size="30KB")
 
 
@@ -100,6 +101,7 @@ def test_law_2_arithmetic_is_float64_with_one_rounding(
     require_same_bytes(found, restated(family.base, terms))
 
 
+@pytest.mark.parametrize("family", ONE_FILE, ids=_name, indirect=True)
 def test_law_3_alpha_mirrors_and_an_alpha_of_0_and_the_order_change_nothing(
     family, merged, weights, require_same_bytes
 ):
@@ -118,6 +120,7 @@ def test_law_3_alpha_mirrors_and_an_alpha_of_0_and_the_order_change_nothing(
     require_same_bytes(*orders)
 
 
+@pytest.mark.parametrize("family", ONE_FILE, ids=_name, indirect=True)
 def test_law_4_dare_keeps_a_share_and_divides_by_it(family, merged, weights):
     rate, given = 0.6, {"output": Output(dtype="float32")}
     terms = [(family.tuned[0], 1.0)]

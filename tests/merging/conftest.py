@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from personality_vector.kernels import count_magnitudes
-from personality_vector.merging.select import magnitude_threshold
 from personality_vector.rng import generator_for, uniform
 
 
@@ -58,9 +55,12 @@ class Part:
 
     def threshold(self, density: float, scope: str) -> float:
         self.scopes.append(scope)
-        return magnitude_threshold([partial(count_magnitudes, self.delta, None)], density)
+        if density == 1.0:
+            return 0.0
+        magnitudes = self.delta.abs().float().sort(descending=True).values
+        return float(magnitudes[max(1, int(density * len(magnitudes))) - 1])
 
-    def survey(self, what: str, measure: Callable[[Callable[[], Any]], Any]) -> Any:
+    def survey(self, _what: str, measure: Callable[[Callable[[], Any]], Any]) -> Any:
         return measure(lambda: iter([self]))
 
 
@@ -92,7 +92,6 @@ def hard_weights() -> Callable[..., Tensor]:
             tuned = (around.float() + steps).bfloat16()
             return torch.where(pick % 7 == 0, around, tuned)
         special = torch.tensor([0.0, -0.0, 1e-40, -9.2e-41, 2.0**-126, 1e30, -1e30])
-        values = torch.where(pick < 7, special[pick.clamp(max=6)], drawn).bfloat16()
-        return values
+        return torch.where(pick < 7, special[pick.clamp(max=6)], drawn).bfloat16()
 
     return draw

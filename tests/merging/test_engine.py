@@ -56,6 +56,39 @@ def test_a_lora_merge_leaves_other_tensors_byte_for_byte(pico, tmp_path):
         assert torch.equal(found[name], expected)
 
 
+ODD = {"none": torch.zeros(0, 4), "one": torch.tensor(2.0), "column": A.reshape(6, 1), "row": A}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_tensors_of_every_shape_are_merged(toy, tmp_path, method, dtype):
+    """No entry, a scalar, rows of one; and none of them is NaN, zero or left out."""
+    base, tuned = (
+        toy(name, **{key: (t + step).to(dtype) for key, t in ODD.items()})
+        for name, step in (("base", 0.0), ("tuned", 0.125))
+    )
+    found = Checkpoint.open(
+        merge(base, [(tuned, 0.5), (tuned, 0.5)], out=tmp_path / "out", method=method).path
+    )
+    for name, tensor in ODD.items():
+        assert (found[name].dtype, found[name].shape) == (dtype, tensor.shape)
+        assert bool(((found[name] - tensor).abs() <= 0.5).all())
+    if method == "task_arithmetic":
+        assert torch.equal(found["row"].double(), A + 0.125)
+
+
+@pytest.mark.parametrize("threads", ["1", "4"])
+def test_an_error_in_a_thread_is_the_same_error(toy, tmp_path, monkeypatch, threads):
+    monkeypatch.setenv("PVEC_THREADS", threads)
+    fine = {f"t{i}": A.reshape(-1) for i in range(8)}  # vectors: a plan samples matrices
+    bad = {"t0": A.reshape(-1) + 1, "t5": spoilt(torch.nan).reshape(-1)}
+    base, tuned = toy("base", **fine), toy("tuned", **fine | bad)
+    with pytest.raises(NonFiniteError, match=r"tuned/model.safetensors: t5: 1 of 6") as caught:
+        merge(base, [(tuned, 0.5)], out=tmp_path / "out")
+    assert "while at tensor t5" in caught.value.__notes__
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "tuned"}
+
+
 def test_a_recipe_and_a_call_write_the_same_bytes(pico, pico_tuned, tmp_path):
     base, tuned = pico("phi"), pico_tuned("phi")
     options = {"drop_rate": 0.3}

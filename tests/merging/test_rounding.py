@@ -2,51 +2,80 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from personality_vector import Output, merge
 from personality_vector.errors import NonFiniteError, RecipeError
-from personality_vector.merging.rounding import Realised, round_to
-from personality_vector.rng import key_for
+from personality_vector.merging.rounding import Realised, require_stochastic, round_to
+from personality_vector.rng import generator_for, key_for
 
+BF16, F64 = torch.bfloat16, torch.float64
 KEY = key_for(0, "rounding")
 STEP = 2.0**-7  # of bfloat16 between 1 and 2
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_nearest_is_that_of_torch(dtype):
-    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(round_to(values, dtype, "nearest", KEY), values.to(dtype))
+def drawn(count: int) -> Tensor:
+    return torch.randn(count, generator=generator_for(0, "rounding"), dtype=F64)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_stochastic_rounds_up_with_the_share_of_a_step(share, sign):
-    values = torch.full((100_000,), sign * (1.0 + share * STEP))
-    rounded = round_to(values, torch.bfloat16, "stochastic", KEY)
-    assert set(rounded.float().unique().tolist()) <= {sign, sign * (1.0 + STEP)}
-    away = (rounded.float() != sign).double().mean()
-    assert abs(away - share) <= 4 * (share * (1 - share) / 100_000) ** 0.5 + 2.0**-16
+@pytest.mark.parametrize("dtype", [BF16, torch.float16, torch.float32, F64])
+def test_nearest_rounds_once(dtype, rounded_once):
+    values = drawn(10_000)
+    expected = values if dtype == F64 else rounded_once(values.numpy(), dtype)
+    assert torch.equal(round_to(values, dtype), expected)
+    assert torch.equal(round_to(values, dtype, "nearest", KEY, 5), expected)
+
+
+# --- stochastic ---
+
+
+@pytest.mark.parametrize("share", [0.0, 2.0**-40, 0.1, 0.5, 0.9, 1 - 2.0**-40])
+@pytest.mark.parametrize("low", [1.0, -1.0, 2.0**-133, -(2.0**-20), 3.0e38])
+def test_stochastic_goes_away_from_zero_with_the_share_of_a_step(share, low):
+    """Within four standard errors, and the 2**-16 of a step that 16 random bits tell apart."""
+    near = torch.tensor([low], dtype=F64).to(BF16)
+    far = (near.view(torch.int16) + 1).view(BF16)
+    values = (near.double() + share * (far.double() - near.double())).repeat(100_000)
+    rounded = round_to(values, BF16, "stochastic", KEY)
+    assert set(rounded.tolist()) <= {near.item(), far.item()}
+    went = (rounded == far).double().mean()
+    spread = max(share * (1 - share), 2.0**-16)
+    assert abs(went - share) <= 4 * (spread / 100_000) ** 0.5 + 2.0**-16
+
+
+def test_the_mean_of_stochastic_roundings_is_the_value():
+    values, count = drawn(50), 4_000
+    found = torch.stack([round_to(values, BF16, "stochastic", key) for key in range(count)])
+    step = 2.0 ** (values.abs().log2().floor() - 7)
+    assert bool(((found.double().mean(0) - values).abs() <= 5 * step / 2 / count**0.5).all())
 
 
 def test_stochastic_leaves_what_is_a_bfloat16_already():
-    values = torch.randn(1000, generator=torch.Generator().manual_seed(0)).bfloat16()
-    edges = torch.tensor([0.0, -0.0, 1e-40, 3.38e38]).bfloat16()
-    for exact in (values, edges):
-        rounded = round_to(exact.float(), torch.bfloat16, "stochastic", KEY)
-        assert torch.equal(rounded.view(torch.int16), exact.view(torch.int16))
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(BF16)
+    every = every[torch.isfinite(every)]
+    rounded = round_to(every.double(), BF16, "stochastic", KEY)
+    assert torch.equal(rounded.view(torch.int16), every.view(torch.int16))
 
 
-def test_stochastic_depends_on_the_key_alone():
-    values = torch.full((1000,), 1.0 + STEP / 2)
-    one, two, other = (round_to(values, torch.bfloat16, "stochastic", k) for k in (1, 1, 2))
+def test_stochastic_depends_on_the_key_and_the_place_alone():
+    values = torch.full((1000,), 1.0 + STEP / 2, dtype=F64)
+    one, two, other = (round_to(values, BF16, "stochastic", k) for k in (1, 1, 2))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
+    parts = [round_to(values[a:b], BF16, "stochastic", 1, a) for a, b in ((0, 1), (1, 1000))]
+    assert torch.equal(torch.cat(parts), one)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, F64])
 def test_stochastic_to_another_dtype_is_refused(dtype):
-    with pytest.raises(RecipeError, match="stochastic is for bfloat16"):
-        round_to(torch.ones(2), dtype, "stochastic", KEY)
+    with pytest.raises(RecipeError, match=f"stochastic is for bfloat16 outputs, .*{dtype}"):
+        round_to(drawn(2), dtype, "stochastic", KEY)
+    with pytest.raises(RecipeError, match="stochastic"):
+        require_stochastic(dtype)
+    require_stochastic(BF16)
+
+
+# --- what does not fit ---
 
 
 @pytest.mark.parametrize(
@@ -54,29 +83,44 @@ def test_stochastic_to_another_dtype_is_refused(dtype):
     [
         (65_520.0, torch.float16, "nearest", "output.dtype: float32"),
         (-1e6, torch.float16, "nearest", "output.dtype: float32"),
-        (3.4e38, torch.bfloat16, "nearest", "output.dtype: float32"),
+        (3.4e38, BF16, "nearest", "output.dtype: float32"),
+        (1e39, torch.float32, "nearest", "output.dtype: float32"),
         (float("inf"), torch.float32, "nearest", "lower alpha"),
         (float("nan"), torch.float32, "nearest", "lower alpha"),
-        (float("inf"), torch.bfloat16, "stochastic", "lower alpha"),
+        (float("nan"), BF16, "nearest", "lower alpha"),
+        (float("inf"), F64, "nearest", "lower alpha"),
+        (float("inf"), BF16, "stochastic", "lower alpha"),
+        (float("nan"), BF16, "stochastic", "lower alpha"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_remedy(value, dtype, rounding, remedy):
     with pytest.raises(NonFiniteError, match=f"does not fit {dtype}; .*{remedy}"):
-        round_to(torch.tensor([1.0, value]), dtype, rounding, KEY)
+        round_to(torch.tensor([1.0, value], dtype=F64), dtype, rounding, KEY)
 
 
-def test_empty_tensors_are_rounded():
+@pytest.mark.parametrize("value", [65_519.0, -65_519.999])
+def test_what_rounds_down_to_the_largest_fits(value):
+    found = round_to(torch.tensor([value], dtype=F64), torch.float16)
+    assert found.abs().tolist() == [torch.finfo(torch.float16).max]
+
+
+def test_no_entries_are_rounded_to_none():
     for rounding in ("nearest", "stochastic"):
-        assert round_to(torch.zeros(0, 3), torch.bfloat16, rounding, KEY).shape == (0, 3)
+        assert round_to(drawn(0), BF16, rounding, KEY).shape == (0,)
+
+
+# --- what survives ---
 
 
 def test_realised_is_the_projection():
     realised = Realised()
     assert realised.share is None
-    assert realised.add(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0])) == pytest.approx(3 / 5)
-    assert realised.add(torch.zeros(2), torch.zeros(2)) is None
-    assert realised.add(torch.tensor([3.0]), torch.tensor([4.0])) == pytest.approx(12 / 9)
+    assert realised.add(3.0, 5.0) == pytest.approx(3 / 5)
+    assert realised.add(0.0, 0.0) is None
+    assert realised.add(12.0, 9.0) == pytest.approx(12 / 9)
     assert realised.share == pytest.approx(15 / 14)
+    realised.reset()
+    assert realised.share is None
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from personality_vector import Delta, Output, merge
 
 RATES = pytest.mark.parametrize("drop_rate", [0.3, 0.5, 0.9])
 SIZES = {"a.weight": 1200, "b.weight": 500, "c.bias": 231, "d.weight": 150_063}
+COLUMNS = {"a.weight": 30, "b.weight": 500, "c.bias": 3, "d.weight": 50_021}
 SEED = 9
 
 
@@ -114,3 +115,30 @@ def test_masks_of_terms_and_tensors_are_independent(run):
     assert abs(correlation - np.eye(3)).max() < 4 / len(start) ** 0.5
     a, b = kept[0][:500], kept[0][1200:1700]
     assert abs(np.corrcoef(a, b)[0, 1]) < 4 / 500**0.5
+
+
+def rates(delta: np.ndarray, drop_rate: float, epsilon: float) -> np.ndarray:
+    """DELLA's drop rates: in each row from the largest magnitude to the smallest, evenly spaced."""
+    found, at = [], 0
+    for name, size in sorted(SIZES.items()):
+        for row in delta[at : at + size].reshape(-1, COLUMNS[name]):
+            ranks = np.empty(len(row))
+            ranks[np.argsort(-abs(row))] = np.arange(len(row))
+            found.append(drop_rate - epsilon / 2 + epsilon * ranks / (len(row) - 1))
+        at += size
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize(("drop_rate", "epsilon"), [(0.5, 0.2), (0.3, 0.6), (0.7, 0.0)])
+def test_della_drops_small_entries_more_often(exact, flat, run, drop_rate, epsilon):
+    """Deep et al. 2024, with the mask drawn anew: which entries, and what is left of them."""
+    base, tuned = exact
+    start, _, write = run
+    delta = flat(tuned[0]) - start
+    rate = rates(delta, drop_rate, epsilon)
+    kept = numbers(Delta.between(base, tuned[0]).identity) >= rate
+    found = write([1.0], "della", drop_rate=drop_rate, epsilon=epsilon) - start
+    assert np.array_equal(found != 0, kept)
+    np.testing.assert_allclose(found, np.where(kept, delta / (1 - rate), 0.0), atol=2**-20)
+    top = abs(delta) >= np.median(abs(delta[-SIZES["d.weight"] :]))
+    assert kept[top].mean() - kept[~top].mean() == pytest.approx(epsilon / 2, abs=0.05)

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from personality_vector import Output, merge
 
@@ -94,13 +96,48 @@ def test_magnitudes_differ(run):
         assert len(np.unique(abs(delta))) == len(delta)
 
 
-def test_equal_magnitudes_at_the_threshold_are_all_kept(tmp_path, flat):
-    from safetensors.numpy import save_file
+SIZE = (1 << 21) + 70_001
+"""More than a thread takes at once."""
 
+
+def shuffled(values: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(1).permutation(values)
+
+
+VECTORS = {
+    "sorted": np.linspace(-1.0, 2.0, SIZE),
+    "mostly zero": np.where(np.arange(SIZE) % 11 == 0, np.linspace(0.5, 1.0, SIZE), 0.0),
+    "two magnitudes": np.where(np.arange(SIZE) % 7 == 0, -0.75, 0.5),
+    "one magnitude": np.full(SIZE, 0.25),
+    "large in a corner": np.where(np.arange(SIZE) < 9_000, 1e4, np.linspace(0.0, 1.0, SIZE)),
+    "of all sizes": shuffled(10.0 ** np.linspace(-36, 3, SIZE)),
+    "below the normal numbers": shuffled(np.linspace(0.0, 1.0, SIZE) * 2.0**-126),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("density", [0.2, 0.001])
+@pytest.mark.parametrize("vector", VECTORS)
+def test_the_threshold_is_exact_however_the_magnitudes_lie(
+    tmp_path, weights, vector, density, dtype
+):
+    tuned = torch.from_numpy(VECTORS[vector]).to(dtype)
+    for name, values in (("base", torch.zeros_like(tuned)), ("tuned", tuned)):
+        (tmp_path / name).mkdir()
+        save_file({"w": values}, tmp_path / name / "model.safetensors")
+    magnitude = tuned.abs().float().numpy()
+    k = int(density * SIZE)
+    least = np.partition(magnitude, SIZE - k)[SIZE - k]
+    given = {"method": "ties", "options": {"density": density}, "out": tmp_path / "out"}
+    found = weights(merge(tmp_path / "base", [(tmp_path / "tuned", 1.0)], **given).path)["w"]
+    assert torch.equal(found, tuned.where(torch.from_numpy(magnitude >= least), 0))
+
+
+def test_equal_magnitudes_at_the_threshold_are_all_kept(tmp_path, flat):
     steps = np.array([1, -3, 2, 2, -2, 5, 0, 1], dtype=np.float32)
     for name, values in (("base", np.ones(8, np.float32)), ("tuned", 1 + steps)):
         (tmp_path / name).mkdir()
-        save_file({"w": values}, tmp_path / name / "model.safetensors")
+        save_file({"w": torch.from_numpy(values)}, tmp_path / name / "model.safetensors")
     terms = [(tmp_path / "tuned", 1.0)]
     options = {"density": 0.4}  # three of eight, and three more are as large as the third
     path = merge(

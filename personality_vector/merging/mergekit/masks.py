@@ -152,12 +152,13 @@ def _place(stream: Stream, whole: Whole, rank: int, *, descending: bool) -> Plac
     def deltas() -> Iterator[Tensor]:
         return (whole.read(s).double() for s in stream())
 
-    def count(upper: int | None, counts: Tensor) -> None:
-        for delta in deltas():
-            count_magnitudes(delta, None, upper, counts)
+    def count(low: int, shift: int, counts: Tensor) -> int:
+        return sum(count_magnitudes(delta, None, low, shift, counts) for delta in deltas())
 
+    sample = torch.cat([delta[::61] for delta in deltas()])
     # The half keeps int(share * size) from falling short by rounding; all have a threshold of 0.
-    threshold = magnitude_threshold([count], min(1.0, (number + 0.5) / whole.size))
+    share = min(1.0, (number + 0.5) / whole.size)
+    threshold = magnitude_threshold([count], whole.size, sample, share)
     above = equal = 0
     for delta in deltas():
         magnitude = delta.abs()
