@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         Prompted,
         WeightEdit,
     )
-    from personality_vector.merging import MergeReport, Output, merge
+    from personality_vector.merging import MergeReport, Output, Summand, merge
     from personality_vector.models import load_model, load_tokenizer
     from personality_vector.steering import SteeringVector
     from personality_vector.traits import BIG_FIVE, Pole
@@ -38,6 +38,7 @@ _HOMES = {
     "Pole": "traits",
     "Prompted": "intervention",
     "SteeringVector": "steering",
+    "Summand": "merging",
     "WeightEdit": "intervention",
     "load_model": "models",
     "load_tokenizer": "models",
@@ -57,6 +58,7 @@ __all__ = [
     "Pole",
     "Prompted",
     "SteeringVector",
+    "Summand",
     "WeightEdit",
     "load_model",
     "load_tokenizer",

@@ -1,6 +1,143 @@
-"""A language model's delta in the language part of a VLM, through the whole merge."""
+"""A delta in a model that it was not taken from, through a whole merge."""
 
-import sys
-from pathlib import Path
+import json
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from personality_vector import Summand, merge
+from personality_vector.checkpoint.names import text_name
+from personality_vector.errors import BaseMismatchError, RecipeError, TensorMismatchError
+from tests import vlms
+
+TARGETS = [
+    (family, layout)
+    for family in vlms.FAMILIES
+    for layout in vlms.LAYOUTS
+    if (family, layout) != ("smolvlm", "native")  # the same as its legacy layout
+]
+ALPHA = 0.7
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return vlms.once(vlms.save_text_model, tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory):
+    return vlms.once(vlms.save_vlm, tmp_path_factory.mktemp("vlm"))
+
+
+def weights(path):
+    return load_file(path / "model.safetensors")
+
+
+def as_bytes(tensor):
+    return tensor.contiguous().view(torch.uint8)
+
+
+def changed(text, family, names):
+    """Return ``tuned - base`` in float64, by the names of the text model."""
+    of, tuned = weights(text(family)), weights(text(family, tuned=1))
+    return {name: tuned[name].double() - of[name].double() for name in names}
+
+
+@pytest.mark.parametrize(("family", "layout"), TARGETS)
+def test_the_language_part_gets_the_delta_and_the_rest_stays(text, vlm, tmp_path, family, layout):
+    target = vlm(family, layout)
+    summand = Summand(text(family, tuned=1), ALPHA, of=text(family))
+    report = merge(target, [summand], out=tmp_path / "out")
+    before, after = weights(target), weights(report.path)
+    own = {name: text_name(name) for name in before}
+    change = changed(text, family, filter(None, own.values()))
+    assert before.keys() == after.keys()
+    for name, old in before.items():
+        if own[name] is None:
+            assert torch.equal(as_bytes(after[name]), as_bytes(old)), name
+        else:
+            expected = old.double() + ALPHA * change[own[name]]
+            assert torch.equal(after[name], expected.to(old.dtype)), name
+    found = report.manifest["terms"][0]["transfer"]
+    assert found["matched"] == sum(name is not None for name in own.values()) > 0
+    assert found["of"] == len(before) > found["matched"]
+
+
+@pytest.mark.parametrize(("family", "layout"), TARGETS)
+def test_the_merged_vlm_answers_about_an_image_as_one_edited_in_memory(
+    text, vlm, tmp_path, family, layout
+):
+    target, of, tuned = vlm(family, layout), text(family), text(family, tuned=1)
+    merged = merge(target, [Summand(tuned, ALPHA, of=of)], out=tmp_path / "out").path
+    edited = vlms.with_text_delta(target, of, tuned, ALPHA)
+    torch.testing.assert_close(vlms.logits(merged), vlms.logits(edited))
+    assert not torch.allclose(vlms.logits(merged), vlms.logits(target))
+    assert len(vlms.answers(merged)) == 8
+
+
+def test_side_files_of_the_target_are_kept(text, vlm, tmp_path):
+    target = vlm("llava", "legacy")
+    (target / "preprocessor_config.json").write_text(json.dumps({"size": 8}))
+    (target / "chat_template.jinja").write_text("{{ messages }}")
+    merged = merge(
+        target, [Summand(text("llava", tuned=1), 1.0, of=text("llava"))], out=tmp_path / "o"
+    )
+    for name in ("config.json", "preprocessor_config.json", "chat_template.jinja"):
+        assert (merged.path / name).read_bytes() == (target / name).read_bytes()
+
+
+def test_two_deltas_of_two_bases_meet_in_one_model(text, vlm, tmp_path):
+    """theta = theta_base + alpha * phi_domain + beta * phi_personality, each of its own base."""
+    target = vlm("qwen2_vl", "native")
+    domain, of_text = vlm("qwen2_vl", "native", tuned=True), text("qwen2_vl")
+    terms = [(domain, 0.5), Summand(text("qwen2_vl", tuned=1), -0.25, of=of_text)]
+    after = weights(merge(target, terms, out=tmp_path / "out").path)
+    before, tuned = weights(target), weights(domain)
+    for name, old in before.items():
+        change = 0.5 * (tuned[name].double() - old.double())
+        own = text_name(name)
+        if own is not None:
+            change += -0.25 * changed(text, "qwen2_vl", [own])[own]
+        torch.testing.assert_close(after[name], (old.double() + change).to(old.dtype))
+
+
+def test_a_chat_vector_is_a_delta_of_another_base(text, tmp_path):
+    """A + alpha (B - C)."""
+    a, b, c = (text("llava", tuned=seed) for seed in (1, 2, 3))
+    after = weights(merge(a, [Summand(b, ALPHA, of=c)], out=tmp_path / "out").path)
+    theirs = [weights(path) for path in (a, b, c)]
+    for name, tensor in after.items():
+        base, plus, minus = (table[name].double() for table in theirs)
+        assert torch.equal(tensor, (base + ALPHA * (plus - minus)).to(tensor.dtype)), name
+
+
+def test_without_of_a_delta_of_another_base_is_refused(text, vlm, tmp_path):
+    from personality_vector.delta import Delta
+
+    delta = Delta.between(text("llava"), text("llava", tuned=1))
+    with pytest.raises(BaseMismatchError, match="is a delta of base"):
+        merge(text("llava", tuned=2), [(delta, 1.0)], out=tmp_path / "out")
+    with pytest.raises(TensorMismatchError):
+        merge(vlm("llava", "legacy"), [(text("llava", tuned=1), 1.0)], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_vocabulary_needs_embeddings_and_head_excluded(text, vlm, tmp_path):
+    small = {"vocab_size": 64}
+    summand = Summand(text("llava", tuned=1, **small), 1.0, of=text("llava", **small))
+    target = vlm("llava", "legacy")
+    with pytest.raises(TensorMismatchError, match="exclude embeddings and head"):
+        merge(target, [summand], out=tmp_path / "out")
+    merged = merge(target, [summand], out=tmp_path / "out", exclude=["embeddings", "head"]).path
+    before, after = weights(target), weights(merged)
+    for name, old in before.items():
+        own = text_name(name)
+        alone = own is None or "embed_tokens" in name or "lm_head" in name
+        assert torch.equal(after[name], old) == alone, name
+
+
+def test_a_word_that_means_nothing_is_refused(text, vlm, tmp_path):
+    summand = Summand(text("llava", tuned=1), 1.0, of=text("llava"))
+    with pytest.raises(RecipeError, match=r"'\*.mpl.\*' matches no tensor"):
+        merge(vlm("llava", "legacy"), [summand], out=tmp_path / "out", exclude=["*.mpl.*"])
