@@ -167,7 +167,8 @@ def _survey(plan: MergePlan, tensor: TensorPlan, acting: Sequence[Acting]) -> No
 def _merge_batch(plan: MergePlan, writer: ShardWriter, batch: Batch) -> Squares:
     tensor, total = batch.tensor, Squares()
     with blame(tensor=tensor.name):
-        for part in runs(tensor.shape, CHUNK, batch.part):
+        # A GPU has no cache to fit into, and each of its operations a price of its own.
+        for part in runs(tensor.shape, CHUNK if plan.device == "cpu" else BATCH, batch.part):
             written, squares = merge_part(plan, tensor, batch.acting, part)
             writer.write_part(tensor.name, part.start, written)
             total = Squares(*map(sum, zip(total, squares, strict=True)))

@@ -44,6 +44,7 @@ RECIPES = {
         "got drop_rate (density = 1 - drop_rate)",
     ),
     "impossible option": ({"method": "ties", "options": {"density": 2}}, "density"),
+    # These two must be found by the plan, which is all that --dry-run checks.
     "probabilities below 0": (
         {"method": "della", "options": {"drop_rate": 0.1, "epsilon": 0.3}},
         "epsilon",
@@ -287,6 +288,7 @@ def test_a_model_of_another_architecture_is_refused(merge, bench, pico):
 def test_a_change_too_large_for_the_dtype_is_refused(
     merge, bench, pico, pico_tuned, dtype, method, terms
 ):
+    """Whatever computes it: bfloat16 has a loop of its own, which must look at what it writes."""
     folder, recipe = bench
     recipe["base"], tuned = str(pico("llama", dtype)), str(pico_tuned("llama", dtype))
     recipe["terms"] = [{"tuned": tuned, "alpha": 1e42} for _ in range(terms)]

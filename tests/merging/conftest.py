@@ -19,7 +19,7 @@ def write_toy() -> Callable[..., Path]:
 
     def write(path: Path, tensors: dict[str, Tensor]) -> Path:
         path.mkdir(parents=True)
-        own = {key: tensor.clone() for key, tensor in tensors.items()}
+        own = {key: tensor.clone().contiguous() for key, tensor in tensors.items()}
         save_file(own, path / "model.safetensors")
         (path / "config.json").write_text('{"model_type": "toy"}')
         return path
