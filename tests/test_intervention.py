@@ -52,11 +52,14 @@ class Tensors:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.tensors[name].shape)
 
-    def read(self, name: str) -> Tensor:
-        return self.tensors[name]
+    def part(self, name: str, part: slice) -> Tensor:
+        return self.tensors[name].reshape(-1)[part].double()
 
-    def tuned(self, _name: str, _base: Tensor) -> None:
+    def tuned_part(self, _name: str, _part: slice, _base: Tensor) -> None:
         return None
+
+    def require_unchanged(self) -> None:
+        pass
 
 
 def vector(layers: Any = (0, 1, 2), width: int = 48) -> SteeringVector:

@@ -83,10 +83,10 @@ def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
 ) -> MergeReport:
     """Write ``base + method(alpha_1 * delta_1, ...)`` as a Hugging Face checkpoint directory.
 
-    Arithmetic is float64 with one final rounding: task arithmetic writes, for every entry, the
-    number of the output dtype that is nearest to the true sum. ``alpha = 0`` writes the base byte
-    for byte; ``alpha = 1`` of one delta writes the fine-tuned model byte for byte. Memory: some
-    chunks of 65,536 entries, whatever the size of the tensors.
+    Arithmetic is float64, with one rounding of every entry to the output dtype at the end.
+    ``alpha = 0`` writes the base byte for byte; ``alpha = 1`` of one delta writes the fine-tuned
+    model byte for byte. Memory: a few chunks of 131,072 entries for each thread, whatever the size
+    of the tensors.
 
     Args:
         base: Directory, Hub id or ``builtin:demo``.

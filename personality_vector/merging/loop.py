@@ -24,6 +24,7 @@ from personality_vector.delta.sources import require_finite
 from personality_vector.errors import blame
 from personality_vector.kernels import entry_of, nearest_bfloat16, wide
 from personality_vector.merging.methods import Slice
+from personality_vector.merging.rounding import require_fit
 from personality_vector.merging.terms import TermSlice
 from personality_vector.rng import mixed
 
@@ -94,12 +95,13 @@ def merged(
     """Return ``base + change`` rounded once to bfloat16, and the inner products.
 
     Raises:
-        NonFiniteError: A term holds NaN or infinity.
+        NonFiniteError: A term holds NaN or infinity, or a sum does not fit bfloat16.
     """
     given = _Given.of(loop, slices, base)
     written = torch.empty_like(base)
     *squares, odd = _merge(*given.arrays, given.numbers, written.view(torch.uint16).numpy())
     given.require_finite(odd)
+    require_fit(written, lambda: base.double() + changed(loop, slices, base))
     return written, Squares(*squares)
 
 

@@ -76,6 +76,7 @@ class MergeMethod:
     source: str
     function: Callable[..., Tensor]
     options: Mapping[str, inspect.Parameter]
+    check: Callable[[Mapping[str, OptionValue]], None] = lambda _: None
 
     def bind(self, given: Mapping[str, OptionValue]) -> tuple[Combine, dict[str, OptionValue]]:
         """Return the function with its options fixed, and every option with its value.
@@ -91,6 +92,7 @@ class MergeMethod:
         }
         for name, value in values.items():
             _check(self.name, name, value, self.options[name].annotation)
+        self.check(values)
         arguments = {self.options[name].name: value for name, value in values.items()}
         return partial(self.function, **arguments), values
 
@@ -105,15 +107,21 @@ METHODS: dict[str, MergeMethod] = {}
 
 
 def merge_method(
-    name: str, *, source: str
+    name: str,
+    *,
+    source: str,
+    check: Callable[[Mapping[str, OptionValue]], None] = lambda _: None,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register a function as the merge method ``name``."""
+    """Register a function as the merge method ``name``.
+
+    ``check`` raises :class:`RecipeError` for options that do not go together.
+    """
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         parameters = list(inspect.signature(function).parameters.values())[1:]
         # ``lambda`` is a keyword of Python: the parameter is ``lambda_``, the option ``lambda``.
         options = {parameter.name.rstrip("_"): parameter for parameter in parameters}
-        METHODS[name] = MergeMethod(name, source, function, options)
+        METHODS[name] = MergeMethod(name, source, function, options, check)
         return function
 
     return register
@@ -191,7 +199,22 @@ def dare_ties(
     return scaled(lambda_, agreeing(weighted, elect(weighted, election), consensus))
 
 
-@merge_method("della", source="Deep et al. 2024, arXiv:2406.11617")
+def _check_window(options: Mapping[str, OptionValue]) -> None:
+    middle, half = float(options["drop_rate"]), float(options["epsilon"]) / 2
+    if middle < half or middle + half >= 1.0:
+        raise RecipeError(
+            "della: drop_rate -/+ epsilon / 2 must stay in [0, 1), "
+            f"here it is {middle - half:g} to {middle + half:g}"
+        )
+
+
+def _check_shares(options: Mapping[str, OptionValue]) -> None:
+    beta, gamma = options["beta"], options["gamma"]
+    if float(beta) + float(gamma) >= 1.0:
+        raise RecipeError(f"breadcrumbs: beta + gamma must be below 1, got {beta} + {gamma}")
+
+
+@merge_method("della", source="Deep et al. 2024, arXiv:2406.11617", check=_check_window)
 def della(
     slices: Sequence[Slice],
     *,
@@ -217,17 +240,18 @@ def della(
     return scaled(lambda_, agreeing(weighted, elect(weighted, election), consensus))
 
 
-@merge_method("breadcrumbs", source="Davari and Belilovsky 2023, arXiv:2312.06795")
+@merge_method(
+    "breadcrumbs", source="Davari and Belilovsky 2023, arXiv:2312.06795", check=_check_shares
+)
 def breadcrumbs(
     slices: Sequence[Slice], *, beta: float = 0.85, gamma: float = 0.01, lambda_: float = 1.0
 ) -> Entries:
     """Return ``lambda * sum_i alpha_i m_i delta_i``, without the outliers of both ends.
 
     The mask ``m_i`` leaves out the smallest share ``beta`` and the largest share ``gamma`` of the
-    magnitudes of each tensor. mergekit's ``density`` is ``1 - beta - gamma``.
+    magnitudes of each tensor: of the largest at least one, unless ``gamma`` is 0. mergekit's
+    ``density`` is ``1 - beta - gamma``.
     """
-    if beta + gamma >= 1.0:
-        raise RecipeError(f"breadcrumbs: beta + gamma must be below 1, got {beta} + {gamma}")
     kept = []
     for s in slices:
         low = s.threshold(1.0 - beta, "per_tensor")
@@ -287,16 +311,7 @@ def drop_and_rescale(
 
 
 def drop_rates(delta: Entries, columns: int, drop_rate: float, epsilon: float) -> Entries:
-    """Return DELLA's probability of each entry, by the rank of its magnitude in its row.
-
-    Raises:
-        RecipeError: A probability would not be in [0, 1).
-    """
-    low, high = drop_rate - epsilon / 2, drop_rate + epsilon / 2
-    if low < 0.0 or high >= 1.0:
-        raise RecipeError(
-            f"della: drop_rate -/+ epsilon / 2 must stay in [0, 1), here it is {low:g} to {high:g}"
-        )
+    """Return DELLA's probability of each entry, by the rank of its magnitude in its row."""
     rows = delta.abs().reshape(-1, columns)
     order = rows.argsort(dim=1, descending=True, stable=True)
     share = torch.linspace(-0.5, 0.5, columns, dtype=torch.float64, device=delta.device)

@@ -202,6 +202,8 @@ def plan_merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
     opened = tuple(
         _open(summand, position, start, include, exclude) for position, summand in enumerate(terms)
     )
+    if output.dtype != "same":
+        _ = start.config  # which will be rewritten, so it has to be there
     if output.rounding == "stochastic":
         dtypes = {e.dtype for e in start.entries.values() if e.dtype.is_floating_point}
         for dtype in {DTYPES[output.dtype]} if output.dtype != "same" else dtypes:

@@ -1,6 +1,6 @@
 """The one rounding at the end, and how much of the ideal change survives it."""
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,11 +41,24 @@ def round_to(
     else:
         require_stochastic(dtype)
         near = _stochastic(values, key, start)
-    if not is_finite(near):
-        largest = float(values.abs().max())
-        remedy = "write output.dtype: float32" if math.isfinite(largest) else "lower alpha"
-        raise NonFiniteError(f"{largest:.3g} does not fit {dtype}; {remedy}")
+    require_fit(near, lambda: values)
     return near
+
+
+def require_fit(
+    written: Float[Tensor, " entries"], values: Callable[[], Float64[Tensor, " entries"]]
+) -> None:
+    """Check that numbers still are numbers after rounding.
+
+    Raises:
+        NonFiniteError: One of ``values`` does not fit the dtype of ``written``.
+    """
+    if is_finite(written):
+        return
+    largest = float(values().abs().max())
+    fits = largest <= torch.finfo(torch.float32).max and written.dtype != torch.float32
+    remedy = "write output.dtype: float32" if fits else "lower alpha"
+    raise NonFiniteError(f"{largest:.3g} does not fit {written.dtype}; {remedy}")
 
 
 def require_stochastic(dtype: torch.dtype) -> None:

@@ -70,6 +70,8 @@ class Term:
 
     def _threshold(self, names: Sequence[str], density: float) -> float:
         batches = [(name, batch) for name in names for batch in runs(self.delta.shape(name), BATCH)]
+        if not batches:
+            return 0.0
         counts = [partial(self._count, name, batch) for name, batch in batches]
         sample = torch.cat([self._sample(name, batch) for name, batch in batches])
         size = sum(batch.stop - batch.start for _, batch in batches)

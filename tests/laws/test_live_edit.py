@@ -1,5 +1,6 @@
 """Law 6: a live edit restores bit-identical weights, whatever happens; nothing is subtracted."""
 
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from personality_vector import merge
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
 from personality_vector.intervention import WeightEdit
@@ -38,13 +40,16 @@ class FailsAt:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.source.shape(name)
 
-    def read(self, name: str) -> Tensor:
+    def part(self, name: str, part: slice) -> Tensor:
         if name == self.name:
             raise self.error
-        return self.source.read(name)
+        return self.source.part(name, part)
 
-    def tuned(self, _name: str, _base: Tensor) -> None:
-        return None
+    def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:
+        return self.source.tuned_part(name, part, base)
+
+    def require_unchanged(self) -> None:
+        self.source.require_unchanged()
 
 
 def copies(model: Any) -> dict[str, Tensor]:
@@ -62,6 +67,19 @@ def delta(pico, pico_tuned):
         return Delta.between(pico(family, dtype), pico_tuned(family, dtype))
 
     return make
+
+
+@pytest.fixture
+def adapter(pico, tmp_path):
+    """A LoRA adapter of pico llama that changes queries and the up-projection."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    with warnings.catch_warnings(action="ignore"):  # PEFT reads a property that is deprecated
+        model = AutoModelForCausalLM.from_pretrained(pico("llama"))
+        config = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+        get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -97,17 +115,75 @@ def test_weights_are_restored_after_an_exception_while_applying(pico, delta, fam
     assert not changed(before, model)
 
 
+def held(model: Any, names: Any) -> dict[str, Tensor]:
+    """Return the live weights, by their names on disk."""
+    renamed = {"embed_out.weight": "lm_head.weight"}
+    states = model.state_dict()
+    return {name: states[renamed.get(name, name)].clone() for name in names}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("alpha", [-1.0, 0.3, 1.0])
-def test_weights_are_base_plus_alpha_delta_rounded_once(pico, delta, family, dtype, alpha):
-    base, change = Checkpoint.open(pico(family, dtype)), delta(family, dtype)
-    model = load_model(base.path, dtype=dtype)
-    renamed = {"embed_out.weight": "lm_head.weight"}
+def test_weights_are_base_plus_alpha_delta_rounded_once(
+    pico, pico_tuned, delta, family, dtype, alpha, restated, require_same_bytes
+):
+    base = pico(family, dtype)
+    model = load_model(base, dtype=dtype)
+    with WeightEdit(delta(family, dtype)).applied(model, alpha):
+        found = held(model, Checkpoint.open(base).names)
+    require_same_bytes(found, restated(base, [(pico_tuned(family, dtype), alpha)]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [*DTYPES, "float16"])
+@pytest.mark.parametrize("alpha", [-1.3, 0.01, 1.0, 2.5])
+def test_a_live_edit_holds_the_weights_that_a_merge_writes(
+    pico, delta, merged, family, dtype, alpha, require_same_bytes
+):
+    base, change = pico(family, dtype), delta(family, dtype)
+    model = load_model(base, dtype=dtype)
     with WeightEdit(change).applied(model, alpha):
-        for name in base.names:
-            expected = (base[name].float() + alpha * change[name]).to(base[name].dtype)
-            assert torch.equal(model.state_dict()[renamed.get(name, name)], expected), name
+        found = held(model, Checkpoint.open(base).names)
+    require_same_bytes(found, merged(base, [(change, alpha)]))
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "lora"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("alpha", [-0.7, 1.0])
+def test_a_live_edit_of_a_saved_delta_holds_what_a_merge_of_it_writes(
+    pico, delta, adapter, merged, tmp_path, dtype, storage, alpha, require_same_bytes
+):
+    base = pico("llama", dtype)
+    whole = Delta.from_lora(adapter, base) if storage == "lora" else delta("llama", dtype)
+    change = Delta.load(whole.save(tmp_path / "saved", storage=storage))
+    model = load_model(base, dtype=dtype)
+    with WeightEdit(change).applied(model, alpha):
+        found = held(model, Checkpoint.open(base).names)
+    require_same_bytes(found, merged(base, [(change, alpha)]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_live_edit_of_a_combination_is_a_merge_of_its_terms(
+    pico, pico_tuned, merged, dtype, require_same_bytes
+):
+    """With factors that are powers of two, so that no product is rounded."""
+    base = pico("llama", dtype)
+    one, two = (Delta.between(base, pico_tuned("llama", dtype, seed=seed)) for seed in (0, 1))
+    model = load_model(base, dtype=dtype)
+    with WeightEdit(one * 0.5 - two * 0.25).applied(model, 2.0):
+        found = held(model, Checkpoint.open(base).names)
+    require_same_bytes(found, merged(base, [(one, 1.0), (two, -0.5)]))
+
+
+def test_the_share_that_survives_is_that_of_a_merge(pico, delta, tmp_path):
+    base, change = pico("llama", "bfloat16"), delta("llama", "bfloat16")
+    edit = WeightEdit(change)
+    with edit.applied(load_model(base, dtype="bfloat16"), 0.02):
+        pass
+    report = merge(base, [(change, 0.02)], out=tmp_path / "out")
+    assert edit.realised.share == pytest.approx(report.realised, rel=1e-9)
+    assert 0.0 < edit.realised.share < 1.0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -208,9 +208,7 @@ def test_what_is_not_a_number_is_refused_by_name(spoil, tmp_path, method, kind, 
     with pytest.raises(NonFiniteError) as caught:
         merge(base, [(good, 0.5), (bad, -0.5)], out=tmp_path / "out", method=method, device="cpu")
     assert str(caught.value) == f"{file}: w: 1 of 5000 values are NaN or infinite"
-    notes = " ".join(caught.value.__notes__)
-    assert "tensor w" in notes
-    assert "delta bad" in notes
+    assert any("delta bad" in note for note in caught.value.__notes__)
     assert not (tmp_path / "out").exists()
 
 
