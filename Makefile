@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench bench-merging clean
 
 demo: $(VENV)/installed
 	$(BIN)/pvec demo --out runs/demo
@@ -24,9 +24,16 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/installed
+# Each prints its table. They need a quiet machine, some 25 GB of disk, and mergekit's own merges
+# take minutes. The last needs a model and statements that are not in this repository.
+bench: bench-merging
 	$(BIN)/python tests/benchmarks/big5.py --base ../shared/models/persona-tiny \
 		--statements ../shared/data/big5_statements --out runs/big5
+
+bench-merging: $(VENV)/installed
+	$(BIN)/python tests/benchmarks/merging/realised.py --out runs/bench/realised
+	$(BIN)/python tests/benchmarks/merging/speed.py --shape 0.5b --folder runs/bench/0.5b
+	$(BIN)/python tests/benchmarks/merging/memory.py --folder runs/bench
 
 clean:
 	rm -rf $(VENV) runs build dist

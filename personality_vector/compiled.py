@@ -1,4 +1,7 @@
-"""Loops that numba compiles for the CPU on their first call, and keeps on disk from then on."""
+"""Loops that numba compiles for the CPU on their first call, and keeps on disk from then on.
+
+The first call after an installation takes some seconds more.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -21,5 +24,9 @@ def compiled_sum(function: Loop) -> Loop:
 
 def _compile(function: Loop, **options: Any) -> Loop:
     # What a checker of annotations has wrapped around the function, as in our tests, is no loop.
-    loop = njit(nogil=True, cache=True, error_model="numpy", **options)(inspect.unwrap(function))
-    return cast("Loop", loop)
+    loop = inspect.unwrap(function)
+    options = {"nogil": True, "error_model": "numpy", **options}
+    try:
+        return cast("Loop", njit(cache=True, **options)(loop))
+    except RuntimeError:  # no folder to keep it in can be written
+        return cast("Loop", njit(**options)(loop))

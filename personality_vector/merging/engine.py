@@ -142,7 +142,7 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
 def _merge_tensors(plan: MergePlan, writer: ShardWriter) -> dict[str, list[Squares]]:
     """Merge and write every tensor; return what was measured of those that a term acts on."""
     acting = {tensor.name: plan.acting_on(tensor.name) for tensor in plan.tensors}
-    for tensor in progress(plan.tensors, "survey"):
+    for tensor in plan.tensors:
         _survey(plan, tensor, acting[tensor.name])
     batches = [
         Batch(tensor, part, acting[tensor.name])

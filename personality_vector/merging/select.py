@@ -14,10 +14,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from personality_vector.parallel import cores, in_parallel
+from personality_vector.progress import progress
 
 _BINS = 1 << 16
 _AROUND = 2 * _BINS
 """Numbers around the guess that are told apart: 0.8 % of it to each side, or more."""
+
+_MANY = 64
+"""Runs whose counting takes long enough for a progress bar."""
 
 Count = Callable[[int, int, Int64[Tensor, " bins"]], int]
 """Adds a run of magnitudes to a histogram, given its lowest bits and the shift of a bin; returns
@@ -69,9 +73,11 @@ def _bin_of(runs: Sequence[Count], keep: int, low: int, shift: int, bins: int) -
         counts = torch.zeros(bins, dtype=torch.int64)
         return counts, sum(run(low, shift, counts) for run in group)
 
-    groups = min(len(runs), 4 * cores())
+    number = min(len(runs), 8 * cores())
+    groups = [runs[i::number] for i in range(number)]
+    shown = progress(groups, "survey") if len(runs) > _MANY else groups
     total, above = torch.zeros(bins, dtype=torch.int64), 0
-    for counts, larger in in_parallel(count, [runs[i::groups] for i in range(groups)]):
+    for _, (counts, larger) in zip(shown, in_parallel(count, groups), strict=True):
         total += counts
         above += larger
     if not above < keep <= above + int(total.sum()):

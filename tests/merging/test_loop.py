@@ -43,7 +43,7 @@ ALTERED = {
     "consensus": "sum",
     "drop_rate": 0.6,
     "beta": 0.5,
-    "gamma": 0.2,
+    "gamma": 0.1,
     "lambda": 0.5,
 }
 ALPHAS = st.sampled_from([1.0, -1.0, 0.5, -0.3, 0.1, 3.0, 1e-3])
@@ -240,3 +240,27 @@ def test_the_last_number_that_fits_is_written(toy, tmp_path):
     tuned = toy("tuned", w=torch.full((3,), largest / 4).bfloat16())
     out = merge(start, [(tuned, -2.0)], out=tmp_path / "out").path
     assert torch.equal(Checkpoint.open(out)["w"], torch.full((3,), largest).bfloat16())
+
+
+# --- shapes ---
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 0), (0,), (1, 1), (2, 1, 3)], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_merges_tensors_of_every_shape(toy, tmp_path, method, shape):
+    ones = torch.ones(4, 5).bfloat16()
+    odd = torch.ones(shape).bfloat16()
+    start, tuned = toy("base", a=ones, odd=odd), toy("tuned", a=2 * ones, odd=2 * odd)
+    found = Checkpoint.open(merge(start, [(tuned, 0.5)], out=tmp_path / "o", method=method).path)
+    assert found["odd"].shape == shape
+    # Chance keeps a change rescaled or drops it, and an outlier is left out.
+    assert bool(((found["odd"] == 1.0) | (found["odd"] >= 1.5)).all())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_row_of_more_than_a_million_entries_is_merged(toy, tmp_path, method):
+    """It is cut nevertheless, and DELLA ranks the entries of every part."""
+    ones = torch.ones(2**20 + 7).bfloat16()
+    start, tuned = toy("base", w=ones), toy("tuned", w=2 * ones)
+    found = Checkpoint.open(merge(start, [(tuned, 0.5)], out=tmp_path / "o", method=method).path)
+    assert bool(((found["w"] == 1.0) | (found["w"] >= 1.5)).all())

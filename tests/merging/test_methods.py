@@ -310,12 +310,21 @@ def test_options_are_refused_with_what_would_be_right(method, options, said):
         ("breadcrumbs", {"beta": 0.75, "gamma": 0.25}, "below 1, got 0.75 + 0.25"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused_before_a_weight_is_read(
-    part, method, options, said
-):
+def test_options_that_contradict_each_other_are_refused(method, options, said):
     with pytest.raises(RecipeError) as caught:
-        combined(method, [part(1.0, [], columns=3)], **options)
+        find_method(method).bind(options)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("della", {"drop_rate": 0.1, "epsilon": 0.2}),
+        ("breadcrumbs", {"beta": 0.75, "gamma": 0.125}),
+    ],
+)
+def test_options_at_the_edge_of_what_is_possible_are_taken(part, method, options):
+    assert combined(method, [part(1.0, drawn("edge", 4, 30), columns=30)], **options).any()
 
 
 def test_an_unknown_method_lists_the_known():

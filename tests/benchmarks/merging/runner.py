@@ -38,7 +38,7 @@ MERGEKIT = {
 }
 """The same cases in mergekit, which trims per tensor; its density is 1 - drop_rate."""
 
-_SHARD_BYTES = 5 * 10**9
+_SHARD_BYTES = 300 * 10**6
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def pvec_command(case: str, models: Models, out: Path) -> list[str | Path]:
             {"tuned": str(path.resolve()), "alpha": alpha}
             for path, alpha in zip(models.tuned, ALPHAS, strict=True)
         ],
-        "output": {"shard_size": f"{_SHARD_BYTES // 10**9}GB"},
+        "output": {"shard_size": f"{_SHARD_BYTES // 10**6}MB"},
     }
     file = _written(out, recipe)
     return [_script("pvec"), "merge", file, "--out", out, "--quiet"]
