@@ -111,7 +111,7 @@ def test_work_inside_work_is_done_alone(use):
     def inner(item: int) -> tuple[int, int]:
         return item, threading.get_ident()
 
-    def outer(item: int) -> bool:
+    def outer(_: int) -> bool:
         found = list(in_parallel(inner, range(5)))
         return found == [(i, threading.get_ident()) for i in range(5)]
 

@@ -18,6 +18,7 @@ from personality_vector.merging.loop import LOOPS, changed, merged
 from personality_vector.merging.methods import METHODS
 from personality_vector.merging.plan import MergePlan
 from personality_vector.merging.rounding import round_to
+from personality_vector.rng import uniform
 
 BF16, F32 = torch.bfloat16, torch.float32
 LENGTHS = (1, 2047, 2048, 2049, 70_001)
@@ -164,6 +165,23 @@ def test_parts_of_a_tensor_are_those_of_the_whole(bench, method):
 
     parts = [run(start, stop) for start, stop in pairwise(cuts)]
     assert same_bits(torch.cat(parts), run(0, 70_001))
+
+
+@pytest.mark.parametrize("method", ["dare", "dare_ties"])
+@pytest.mark.parametrize("first", [0, 2_048, 69_900])
+def test_an_entry_is_kept_at_the_rate_that_it_draws_and_dropped_above(bench, method, first):
+    terms, name = [("tuned", 0.5)], "w70001"
+    (acting,) = planned(bench, BF16, method, {}, terms).acting_on(name)
+    index = first + int(acting.slice(slice(first, first + 100), "cpu").delta.nonzero()[0])
+    at = uniform(acting.key, index, 1)
+    above = torch.nextafter(at, torch.ones(1))
+    part = slice(index, index + 1)
+    for rate, kept in ((at, True), (above, False)):
+        plan = planned(bench, BF16, method, {"drop_rate": float(rate)}, terms)
+        slices = [term.slice(part, "cpu") for term in plan.acting_on(name)]
+        change = changed(plan.loop, slices, plan.base.part(name, part))
+        assert same_bits(change, of_function(plan, name, part))
+        assert bool(change != 0) == kept
 
 
 def test_every_method_has_a_loop_but_the_one_that_ranks_rows(bench):

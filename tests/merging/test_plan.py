@@ -34,7 +34,7 @@ ALPHAS = [0.5, -2.0, (0.1, 0.9), {"*.mlp.*": 1.0, "embeddings": -0.5}]
 
 @pytest.fixture
 def pair(toy):
-    """A base of three layers and a fine-tuned model, in which every entry of a tensor moves by 1."""
+    """A base of three layers, and a fine-tuned model in which every entry is larger by 1."""
     base = {name: torch.arange(6.0).reshape(2, 3) for name in NAMES}
     return toy("base", **base), toy("tuned", **{name: t + 1 for name, t in base.items()})
 
