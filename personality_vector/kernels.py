@@ -8,17 +8,19 @@ added up in another order.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import BFloat16, Float, Float32, Float64, Int64
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, overload
 from torch import Tensor
 
-from personality_vector.compiled import compiled, compiled_sum
+from personality_vector.compiled import (
+    add_agreeing,
+    any_holds,
+    count_bits,
+    project,
+    round_all,
+    subtract,
+)
 
-_BLOCK = 1024
 _EXPONENT = {
     torch.bfloat16: (torch.int16, 0x7F80),
     torch.float16: (torch.int16, 0x7C00),
@@ -34,7 +36,7 @@ def difference(
     if not tuned.is_cpu or not tuned.dtype == base.dtype == torch.bfloat16:
         return tuned.double() - base.double()
     out = torch.empty(tuned.shape, dtype=torch.float64)
-    _difference(_bits(tuned), _bits(base), out.numpy())
+    subtract(_bits(tuned), _bits(base), out.numpy())
     return out
 
 
@@ -44,16 +46,12 @@ def is_finite(entries: Float[Tensor, " entries"]) -> bool:
     bits = entries.view(integer)
     if not entries.is_cpu:
         return not bool(((bits & exponent) == exponent).any())
-    return not _any_holds(bits.numpy(), bits.numpy().dtype.type(exponent))
+    return not any_holds(bits.numpy(), bits.numpy().dtype.type(exponent))
 
 
 def trimmed(delta: Float64[Tensor, " entries"], threshold: float) -> Float64[Tensor, " entries"]:
     """Return ``delta`` with 0 for every entry whose float32 magnitude is below ``threshold``."""
-    if not delta.is_cpu:
-        return torch.where(delta.abs().float() >= threshold, delta, 0.0)
-    out = torch.empty_like(delta)
-    _trim(delta.numpy(), np.float32(threshold), out.numpy())
-    return out
+    return torch.where(delta.abs().float() >= threshold, delta, 0.0)
 
 
 def agreement(
@@ -66,7 +64,7 @@ def agreement(
     total, count = torch.zeros_like(elected), torch.zeros_like(elected)
     for term in weighted:
         if elected.is_cpu:
-            _agree(term.numpy(), elected.numpy(), total.numpy(), count.numpy())
+            add_agreeing(term.numpy(), elected.numpy(), total.numpy(), count.numpy())
         else:
             agrees = term * elected > 0
             total += torch.where(agrees, term, 0.0)
@@ -80,7 +78,7 @@ def count_magnitudes(
     low: int,
     shift: int,
     counts: Int64[Tensor, " bins"],
-) -> int:
+) -> tuple[int, int]:
     """Add to ``counts`` a histogram of float32 magnitudes, by their bits, on the CPU.
 
     The bits of a non-negative float32, read as a whole number, order as the floats do.
@@ -93,11 +91,12 @@ def count_magnitudes(
         counts: One for each bin.
 
     Returns:
-        How many magnitudes lie above the last bin.
+        How many magnitudes lie above the last bin, and how many of these are no finite float32.
     """
     pair = (entries, entries) if base is None else (_bits(entries), _bits(base))
     arrays = (part.numpy() if isinstance(part, Tensor) else part for part in pair)
-    return int(_count(*arrays, low, shift, counts.numpy()))
+    above, odd = count_bits(*arrays, low, shift, counts.numpy())
+    return int(above), int(odd)
 
 
 def rounded(values: Float64[Tensor, " entries"], dtype: torch.dtype) -> Float[Tensor, " entries"]:
@@ -109,7 +108,7 @@ def rounded(values: Float64[Tensor, " entries"], dtype: torch.dtype) -> Float[Te
         return values.to(dtype)
     if dtype == torch.bfloat16 and values.is_cpu:
         out = torch.empty(values.shape, dtype=dtype)
-        _round(values.numpy(), _bits(out))
+        round_all(values.numpy(), _bits(out))
         return out
     return to_odd(values).to(dtype)
 
@@ -135,7 +134,7 @@ def projection(
 ) -> tuple[float, float, float]:
     """Return ``<base, base>``, ``<change, change>`` and ``<written - base, change>`` in float64."""
     if written.is_cpu and written.dtype == torch.bfloat16:
-        of_base, of_change, along = _project(base.numpy(), change.numpy(), _bits(written))
+        of_base, of_change, along = project(base.numpy(), change.numpy(), _bits(written))
         return of_base, of_change, along
     made = written.double() - base
     return float(base.dot(base)), float(change.dot(change)), float(made.dot(change))
@@ -143,119 +142,3 @@ def projection(
 
 def _bits(entries: Tensor) -> Any:
     return entries.view(torch.uint16).numpy()
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def float_of(_context: Any, _bits: Any) -> Any:
-    """Return the float32 that 32 bits stand for."""
-
-    def generate(_c: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        return builder.bitcast(given[0], ir.FloatType())
-
-    return types.float32(types.uint32), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def bits_of(_context: Any, _float: Any) -> Any:
-    """Return the 32 bits of a float32."""
-
-    def generate(_c: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        return builder.bitcast(given[0], ir.IntType(32))
-
-    return types.uint32(types.float32), generate
-
-
-@compiled
-def wide(bits: Any) -> Any:
-    """Return a bfloat16, given as its bits, in float64."""
-    return np.float64(float_of(np.uint32(bits) << np.uint32(16)))
-
-
-def entry_of(term: Any, base: Any) -> Any:
-    """Return an entry of a delta: ``term`` itself, or the difference if ``term`` is bits."""
-
-
-@overload(entry_of, strict=False)  # type: ignore[untyped-decorator]
-def _entry_of(term: Any, base: Any) -> Any:
-    if isinstance(term, types.Float):
-        return lambda term, base: term  # noqa: ARG005
-    if isinstance(base, types.Float):
-        return lambda term, base: wide(term) - base
-    return lambda term, base: wide(term) - wide(base)
-
-
-@compiled
-def _difference(tuned: Any, base: Any, out: Any) -> None:
-    for i in range(out.size):
-        out[i] = wide(tuned[i]) - wide(base[i])
-
-
-@compiled
-def _any_holds(bits: Any, exponent: Any) -> bool:
-    # An exponent of all ones is that of NaN and infinity; as whole numbers these are the largest.
-    largest = exponent & ~exponent
-    for i in range(bits.size):
-        largest = max(largest, bits[i] & exponent)
-    return bool(largest == exponent)
-
-
-@compiled
-def _trim(delta: Any, threshold: Any, out: Any) -> None:
-    for i in range(out.size):
-        out[i] = delta[i] if np.float32(abs(delta[i])) >= threshold else 0.0
-
-
-@compiled
-def _agree(term: Any, elected: Any, total: Any, count: Any) -> None:
-    for i in range(total.size):
-        agrees = term[i] * elected[i] > 0.0
-        total[i] += term[i] if agrees else 0.0
-        count[i] += 1.0 if agrees else 0.0
-
-
-@compiled
-def _count(entries: Any, base: Any, low: int, shift: int, counts: Any) -> Any:
-    places, found = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.uint32)
-    least, by, bins = np.int32(low), np.int32(shift), np.int32(counts.size)
-    above = 0
-    for first in range(0, entries.size, _BLOCK):
-        size, number = min(_BLOCK, entries.size - first), np.int64(0)
-        for i in range(size):
-            bits = bits_of(np.float32(abs(entry_of(entries[first + i], base[first + i]))))
-            places[i] = (np.int32(bits) - least) >> by
-        for i in range(size):
-            above += places[i] >= bins
-        # Written whether or not it counts: a branch would be guessed wrong half of the time.
-        for i in range(size):
-            found[number] = places[i]
-            number += np.uint32(places[i]) < np.uint32(bins)
-        for i in range(number):
-            counts[found[i]] += 1
-    return above
-
-
-@compiled
-def nearest_bfloat16(value: Any) -> Any:
-    """Return the bits of the bfloat16 that is nearest to a float64; see :func:`to_odd`."""
-    near = np.float32(value)
-    back = np.float64(near)
-    bits = bits_of(near) - np.uint32(abs(back) > abs(value))
-    bits |= np.uint32(back != value)
-    even = (bits >> np.uint32(16)) & np.uint32(1)
-    return np.uint16((bits + np.uint32(0x7FFF) + even) >> np.uint32(16))
-
-
-@compiled
-def _round(values: Any, out: Any) -> None:
-    for i in range(out.size):
-        out[i] = nearest_bfloat16(values[i])
-
-
-@compiled_sum
-def _project(base: Any, change: Any, written: Any) -> tuple[float, float, float]:
-    of_base = of_change = along = 0.0
-    for i in range(base.size):
-        of_base += base[i] * base[i]
-        of_change += change[i] * change[i]
-        along += (wide(written[i]) - base[i]) * change[i]
-    return of_base, of_change, along

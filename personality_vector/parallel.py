@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from personality_vector.errors import RecipeError
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -15,7 +17,13 @@ _here = threading.local()
 def cores() -> int:
     """Return the number of threads to use: ``PVEC_THREADS``, or the cores of this process."""
     given = os.environ.get("PVEC_THREADS", "")
-    return max(1, int(given)) if given.isdecimal() else len(os.sched_getaffinity(0))
+    if given:
+        if not given.isdecimal() or int(given) < 1:
+            raise RecipeError(f"PVEC_THREADS={given}: write a number of threads, such as 4")
+        return int(given)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def in_parallel(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
@@ -37,7 +45,11 @@ def in_parallel(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
         finally:
             torch.set_num_threads(threads)
     else:
-        yield from _in_pool(work, items)
+        try:
+            yield from _in_pool(work, items)
+        finally:
+            # What a thread sets for itself, threads that begin later begin with.
+            torch.set_num_threads(threads)
 
 
 def _in_pool(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:

@@ -5,18 +5,13 @@ any part of a stream can be drawn alone, in any order, on any device, and is alw
 """
 
 import hashlib
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from personality_vector.compiled import compiled
-
-_GOLDEN_GAMMA = 0x9E3779B97F4A7C15  # the constants of splitmix64
-_MIX_1 = 0xBF58476D1CE4E5B9
-_MIX_2 = 0x94D049BB133111EB
+from personality_vector.compiled import GOLDEN_GAMMA, MIX_1, MIX_2, draw
 
 
 def key_for(seed: int, name: str) -> int:
@@ -49,30 +44,14 @@ def uniform(
     """
     if torch.device(device).type == "cpu":
         drawn = torch.empty(count)
-        _draw(np.uint64(key), start, drawn.numpy())
+        draw(np.uint64(key), start, drawn.numpy())
         return drawn
     index = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
-    bits = index * _signed(_GOLDEN_GAMMA) + key
-    bits = (bits ^ _shift(bits, 30)) * _signed(_MIX_1)
-    bits = (bits ^ _shift(bits, 27)) * _signed(_MIX_2)
+    bits = index * _signed(GOLDEN_GAMMA) + key
+    bits = (bits ^ _shift(bits, 30)) * _signed(MIX_1)
+    bits = (bits ^ _shift(bits, 27)) * _signed(MIX_2)
     bits = bits ^ _shift(bits, 31)
     return _shift(bits, 40).to(torch.float32) * 2.0**-24
-
-
-@compiled
-def mixed(key: Any, index: Any) -> Any:
-    """Return the 24 random bits of one entry of a stream, in a compiled loop."""
-    bits = np.uint64(index + 1) * np.uint64(_GOLDEN_GAMMA) + key
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(_MIX_1)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(_MIX_2)
-    bits ^= bits >> np.uint64(31)
-    return bits >> np.uint64(40)
-
-
-@compiled
-def _draw(key: Any, start: int, drawn: Any) -> None:
-    for i in range(drawn.size):
-        drawn[i] = np.float32(mixed(key, start + i)) * np.float32(2.0**-24)
 
 
 def _signed(bits: int) -> int:

@@ -274,10 +274,11 @@ def test_magnitudes_are_counted_by_their_bits(count, of_bfloat16):
         (0, 16, 9),
     ]:
         counts = torch.full((bins,), 2)
-        above = count_magnitudes(*pair, low, shift, counts)
+        above, odd = count_magnitudes(*pair, low, shift, counts)
         expected, beyond = dense(delta, low, shift, bins)
         assert torch.equal(counts - 2, expected), (low, shift, bins)
         assert above == beyond
+        assert odd == int(delta.float().isinf().sum())
 
 
 # --- projection ---

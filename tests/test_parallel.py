@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from personality_vector.errors import RecipeError
 from personality_vector.parallel import cores, in_parallel
 
 EVERY = pytest.mark.parametrize("number", [1, 3])
@@ -34,9 +35,11 @@ def test_cores_are_those_asked_for(use, number):
     assert cores() == number
 
 
-def test_at_least_one_core_is_used(use):
-    use(0)
-    assert cores() == 1
+@pytest.mark.parametrize("number", ["0", "two", "-3", "1.5"])
+def test_what_is_no_number_of_threads_is_refused(use, number):
+    use(number)
+    with pytest.raises(RecipeError, match=f"PVEC_THREADS={number}: write a number of threads"):
+        cores()
 
 
 def test_unless_asked_cores_are_those_of_this_process(monkeypatch):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from numba import njit
 
-from personality_vector.rng import generator_for, key_for, mixed, uniform
+from personality_vector.compiled import mixed
+from personality_vector.rng import generator_for, key_for, uniform
 
 GAMMA, MIX_1, MIX_2, MASK = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 2**64 - 1
 

@@ -32,6 +32,7 @@ class AtomicDirectory:
         path: The output. It must not exist, unless ``force``.
         force: Replace an existing output that carries our manifest, in one atomic exchange.
         inputs: Directories being read; an output that is or lies in one of them is refused.
+        size: Bytes that will be written, as far as known; refused where there is no room for them.
 
     Raises:
         OutputExistsError: ``path`` exists, or is an input.
@@ -40,10 +41,16 @@ class AtomicDirectory:
     """
 
     def __init__(
-        self, path: str | Path, *, force: bool = False, inputs: Iterable[Path] = ()
+        self,
+        path: str | Path,
+        *,
+        force: bool = False,
+        inputs: Iterable[Path] = (),
+        size: int = 0,
     ) -> None:
         self.path = Path(path).resolve()
         self._force = force
+        self._size = size
         self._partial = self.path.parent / f".{self.path.name}.partial"
         self._lock = -1
         _refuse_inputs(self.path, inputs)
@@ -52,9 +59,11 @@ class AtomicDirectory:
     def __enter__(self) -> Path:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            _require_room(self.path.parent, self._size)
             self._lock = _create_locked(self._partial)
         except OSError as error:
-            raise StorageError(f"{self.path}: cannot be written: {error}") from error
+            why = error.strerror or error
+            raise StorageError(f"{self.path}: cannot be written: {why}") from error
         return self._partial
 
     def __exit__(
@@ -129,6 +138,14 @@ def _refuse_existing(path: Path, *, force: bool) -> None:
     if not (path / MANIFEST).is_file():
         raise OutputExistsError(
             f"{path}: was not written by this tool (it has no {MANIFEST}), so it is never replaced"
+        )
+
+
+def _require_room(directory: Path, size: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < 1.05 * size:
+        raise OSError(
+            errno.ENOSPC, f"needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free there"
         )
 
 

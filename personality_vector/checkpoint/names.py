@@ -32,7 +32,12 @@ _BEGINNING = re.compile(r"(?:(?:model|language_model|text_model)\.)*[^.]+")
 _OTHER = re.compile(rf"^(?:{_PART})(?:\.|$)")
 _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("vision", _OTHER),
-    ("embeddings", re.compile(r"(?:^|\.)(?:embed_tokens\w*|embed_in|word_embeddings|wte)\.")),
+    (
+        "embeddings",
+        re.compile(
+            r"(?:^|\.)(?:embed_tokens\w*|embed_in|embed_positions|word_embeddings|wte|wpe)\."
+        ),
+    ),
     ("head", re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.")),
     ("norms", re.compile(r"(?:norm\w*|\bln_\w+)\.(?:weight|bias)$")),
 )

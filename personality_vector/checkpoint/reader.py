@@ -43,7 +43,7 @@ class Checkpoint:
         self._files: dict[Path, int] = {}
         self._stamps: dict[Path, tuple[int, int]] = {}
         self._opening = Lock()
-        self.last = local()
+        self.last_read = local()
         """For each thread, whatever its reader likes to keep of the part that it read last."""
 
     @classmethod
@@ -100,7 +100,10 @@ class Checkpoint:
         entry = self._entry(name)
         width = entry.dtype.itemsize
         start, stop, _ = part.indices((entry.end - entry.start) // width)
-        found = torch.empty(max(0, stop - start), dtype=entry.dtype) if out is None else out
+        count = max(0, stop - start)
+        found = torch.empty(count, dtype=entry.dtype) if out is None else out
+        if (found.dtype, found.numel()) != (entry.dtype, count):
+            raise ValueError(f"{name}: {count} of {entry.dtype} do not fit {out}")
         if found.numel():
             raw = found.view(torch.uint8).numpy().data
             self._read(entry, raw, entry.start + start * width)

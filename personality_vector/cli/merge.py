@@ -132,6 +132,8 @@ def _plan_file(
     if is_mergekit(data):
         for setting in settings:
             override(data, setting)
+        if device not in ("auto", "cpu"):
+            raise RecipeError(f"{file}: a YAML of mergekit is merged on the cpu, not on {device}")
         where = folder or file.resolve().parent
         return plan_mergekit(data, origin=str(file), folder=where, seed=seed or 0)
     if seed is not None:
@@ -174,7 +176,9 @@ def _plan_short(
         data["method"] = method
     for setting in given:
         override(data, f"options.{setting}")
-    return _plan(MergeRecipe.parse(data, origin="merge", folder=Path.cwd()), "auto")
+    from personality_vector.merging import plan_recipe
+
+    return plan_recipe(MergeRecipe.parse(data, origin="merge", folder=Path.cwd()))
 
 
 def _term(text: str) -> dict[str, Any]:

@@ -72,19 +72,11 @@ class Adapter:
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return entries of ``scaling * B @ A``, multiplying only the rows that they lie in."""
-        up, down = self._factors(name)
-        scaling = self.alpha / (math.sqrt(len(down)) if self.rank_stabilised else len(down))
-        left, right = (down.T, up.T) if self.transposed else (up, down)
-        return scaling * rows_of_product(left, right, part)
-
-    def _factors(self, name: str) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]:
         module = _PREFIX + name.removesuffix(".weight")
-        names = f"{module}.lora_B.weight", f"{module}.lora_A.weight"
-        up, down = (
-            require_finite(self.factors, name).reshape(self.factors.entries[name].shape)
-            for name in names
-        )
-        return up, down
+        up, down = f"{module}.lora_B.weight", f"{module}.lora_A.weight"
+        rank = self.factors.entries[down].shape[0]
+        scaling = self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+        return scaling * rows_of_factors(self.factors, up, down, part, transposed=self.transposed)
 
     def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:  # noqa: ARG002
         """Return ``None``: an adapter has no fine-tuned tensors."""
@@ -96,6 +88,27 @@ class Adapter:
         self.factors.require_unchanged()
 
 
+def rows_of_factors(
+    factors: Checkpoint, left: str, right: str, part: slice, *, transposed: bool = False
+) -> Float64[Tensor, " entries"]:
+    """Return the entries ``part`` of ``left @ right``, row-major, multiplied in float64.
+
+    Only the rows of ``left`` that are needed are read; with ``transposed`` the product is that of
+    ``(left @ right).T``, of which a row needs all of both.
+    """
+    if transposed:
+        one, other = (_matrix(factors, name) for name in (left, right))
+        return rows_of_product(other.T, one.T, part)
+    second = _matrix(factors, right)
+    rank, columns = second.shape
+    first, last = part.start // columns, -(-part.stop // columns)
+    rows = require_finite(factors, left, slice(first * rank, last * rank), keep=False)
+    beyond = first * columns
+    return rows_of_product(
+        rows.reshape(-1, rank), second, slice(part.start - beyond, part.stop - beyond)
+    )
+
+
 def rows_of_product(
     left: Float[Tensor, "rows rank"], right: Float[Tensor, "rank columns"], part: slice
 ) -> Float64[Tensor, " entries"]:
@@ -104,6 +117,10 @@ def rows_of_product(
     first, last = part.start // columns, -(-part.stop // columns)
     product = left[first:last].double() @ right.double()
     return product.reshape(-1)[part.start - first * columns : part.stop - first * columns]
+
+
+def _matrix(factors: Checkpoint, name: str) -> Tensor:
+    return require_finite(factors, name).reshape(factors.entries[name].shape)
 
 
 def open_adapter(path: Path, base: Checkpoint) -> Adapter:
@@ -182,6 +199,10 @@ def _require_fit(path: Path, adapter: Adapter) -> None:
     for module in adapter.modules:
         down = adapter.factors.entries[f"{_PREFIX}{module}.lora_A.weight"].shape
         up = adapter.factors.entries[f"{_PREFIX}{module}.lora_B.weight"].shape
+        if down[0] == 0:
+            raise CheckpointError(
+                f"{path}: {module}: its factors have rank 0, so it changes nothing"
+            )
         shape = (up[0], down[1])
         expected = adapter.shape(f"{module}.weight")
         if down[0] != up[1] or (shape[::-1] if adapter.transposed else shape) != expected:

@@ -11,7 +11,7 @@ from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.delta.lora import rows_of_product
+from personality_vector.delta.lora import rows_of_factors
 from personality_vector.delta.sources import TensorSource, require_finite, whole
 from personality_vector.rng import generator_for
 
@@ -50,11 +50,7 @@ class LowRank:
         """Return entries of one tensor, multiplying only the rows that they lie in."""
         if name in self.tensors.entries:
             return require_finite(self.tensors, name, part).double()
-        left, right = (self._factor(name + end) for end in (LEFT, RIGHT))
-        return rows_of_product(left, right, part)
-
-    def _factor(self, name: str) -> Float32[Tensor, "rows columns"]:
-        return require_finite(self.tensors, name).reshape(self.tensors.entries[name].shape)
+        return rows_of_factors(self.tensors, name + LEFT, name + RIGHT, part)
 
     def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:  # noqa: ARG002
         """Return ``None``: what was cut off is lost."""

@@ -189,18 +189,20 @@ def whole(source: TensorSource, name: str) -> slice:
 
 
 def require_finite(
-    checkpoint: Checkpoint, name: str, part: slice = slice(None)
+    checkpoint: Checkpoint, name: str, part: slice = slice(None), *, keep: bool = True
 ) -> Shaped[Tensor, " entries"]:
     """Return entries of a tensor, flat and in their stored dtype, after checking them.
 
-    They are not to be modified: all terms of a merge share the part of the base that was read last.
+    They are not to be modified: unless ``keep`` is off, the part that a thread read last is kept
+    and given again, since all terms of a merge ask for the same part of the base.
 
     Raises:
         NonFiniteError: They hold NaN or infinity; names file, tensor and how many of the tensor.
     """
     asked = (name, part.start, part.stop)
-    if getattr(checkpoint.last, "asked", None) == asked:
-        return cast("Tensor", checkpoint.last.entries)
+    last = getattr(checkpoint.last_read, "part", None)
+    if last is not None and last[0] == asked:
+        return cast("Tensor", last[1])
     entries = checkpoint.part(name, part)
     if entries.is_floating_point() and not is_finite(entries):
         tensor = checkpoint[name]
@@ -209,7 +211,8 @@ def require_finite(
             f"{checkpoint.entries[name].file}: {name}: {count} of {tensor.numel()} values "
             "are NaN or infinite"
         )
-    checkpoint.last.asked, checkpoint.last.entries = asked, entries
+    if keep:
+        checkpoint.last_read.part = (asked, entries)
     return entries
 
 

@@ -38,7 +38,7 @@ def chosen(names: Iterable[str], pattern: str) -> set[str]:
     return found
 
 
-def selected(names: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+def selected(names: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
     """Return the names that ``include`` means (all, if empty) and ``exclude`` does not.
 
     Raises:
@@ -49,7 +49,7 @@ def selected(names: Sequence[str], include: Sequence[str], exclude: Sequence[str
         kept -= chosen(names, pattern)
     if not kept:
         raise RecipeError("include and exclude leave no tensor to merge")
-    return [name for name in names if name in kept]
+    return kept
 
 
 def layer_of(name: str) -> tuple[str, int] | None:
@@ -62,12 +62,20 @@ def layer_of(name: str) -> tuple[str, int] | None:
     return (match[1], int(match[2])) if match else None
 
 
-def alpha_by_tensor(alpha: Alpha, names: Sequence[str]) -> Callable[[str], float]:
+def alpha_by_tensor(
+    alpha: Alpha, names: Sequence[str], all_names: Sequence[str] | None = None
+) -> Callable[[str], float]:
     """Return alpha as a function of the tensor's name.
 
-    Numbers over depth are spread evenly from the first layer to the last and interpolated; what
-    comes before the layers (embeddings) has the first number, what comes after (final norm, head)
-    the last. Of numbers by pattern the first that matches counts; a tensor that none matches has 0.
+    Numbers over depth are spread evenly from the first layer of the model to the last and
+    interpolated; what comes before the layers (embeddings) has the first number, what comes after
+    (final norm, head) the last. Of numbers by pattern the first that matches counts; a tensor that
+    none matches has 0.
+
+    Args:
+        alpha: Of a term.
+        names: Of the tensors that the term has.
+        all_names: Of those that the model has, which say how deep it is; by default ``names``.
 
     Raises:
         RecipeError: A pattern matches none of ``names``, or there are no layers.
@@ -79,14 +87,15 @@ def alpha_by_tensor(alpha: Alpha, names: Sequence[str]) -> Callable[[str], float
                 table.setdefault(name, float(value))
         return lambda name: table.get(name, 0.0)
     if isinstance(alpha, tuple):
-        return _over_depth(alpha, names)
+        return _over_depth(alpha, all_names or names)
     value = float(alpha)
     return lambda name: value  # noqa: ARG005
 
 
 def _over_depth(alpha: tuple[float, ...], names: Sequence[str]) -> Callable[[str], float]:
-    places = [place for place in map(layer_of, names) if place]
-    last = {stack: max(layer for s, layer in places if s == stack) for stack, _ in places}
+    last: dict[str, int] = {}
+    for stack, layer in filter(None, map(layer_of, names)):
+        last[stack] = max(layer, last.get(stack, 0))
     if not last:
         raise RecipeError("alpha is given over depth, but no tensor lies in a numbered layer")
 

@@ -3,8 +3,8 @@
 import json
 import logging
 import math
-import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -123,13 +123,12 @@ def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
 
 def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> MergeReport:
     """Carry out a plan; see :func:`merge`."""
-    with AtomicDirectory(out, force=force, inputs=plan.inputs) as partial_directory:
-        _require_space(partial_directory, plan.size)
-        shard_size = parse_size(plan.output.shard_size)
+    shard_size = parse_size(plan.output.shard_size)
+    with AtomicDirectory(out, force=force, inputs=plan.inputs, size=plan.size) as partial_directory:
         with ShardWriter(partial_directory, plan.tensors, shard_size) as writer:
             squares = _merge_tensors(plan, writer)
         plan.require_unchanged()
-        _copy_side_files(plan, partial_directory)
+        copy_side_files(plan.base, partial_directory, plan.output.dtype)
         realised, statistics = _statistics(squares)
         content = {**plan.describe(), "realised": realised, "tensors": statistics}
         card = model_card(content)
@@ -150,10 +149,12 @@ def _merge_tensors(plan: MergePlan, writer: ShardWriter) -> dict[str, list[Squar
         for part in runs(tensor.shape, BATCH)
     ]
     measured: dict[str, list[Squares]] = {}
-    done = in_parallel(partial(_merge_batch, plan, writer), batches)
-    for batch, squares in zip(progress(batches, "merge", lambda b: b.size), done, strict=True):
-        if batch.acting:
-            measured.setdefault(batch.tensor.name, []).append(squares)
+    shown = progress(batches, "merge", lambda batch: batch.size)
+    # Closed, so that no thread writes on when this loop is left early.
+    with closing(in_parallel(partial(_merge_batch, plan, writer), batches)) as done:
+        for batch, squares in zip(shown, done, strict=True):
+            if batch.acting:
+                measured.setdefault(batch.tensor.name, []).append(squares)
     return measured
 
 
@@ -233,18 +234,20 @@ def _statistics(
     return realised.share, rows
 
 
-def _require_space(directory: Path, size: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if free < 1.05 * size:
-        raise OSError(28, f"needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+def copy_side_files(base: Checkpoint, directory: Path, dtype: str) -> None:
+    """Copy config, tokenizer and the like of the base; write ``dtype`` into the config."""
+    base.copy_side_files(directory)
+    if dtype != "same":
+        config = _with_dtype(base.config, dtype)
+        text = json.dumps(config, indent=2) + "\n"
+        (directory / "config.json").write_text(text, encoding="utf-8")
 
 
-def _copy_side_files(plan: MergePlan, directory: Path) -> None:
-    plan.base.copy_side_files(directory)
-    if plan.output.dtype == "same":
-        return
-    config = dict(plan.base.config)
-    for key in ("dtype", "torch_dtype"):
-        if key in config:
-            config[key] = plan.output.dtype
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+def _with_dtype(config: Any, dtype: str) -> Any:
+    """Return a config whose dtype is another, also in the parts of a vision-language model."""
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: dtype if key in ("dtype", "torch_dtype") else _with_dtype(value, dtype)
+        for key, value in config.items()
+    }

@@ -77,6 +77,7 @@ class MergeMethod:
     function: Callable[..., Tensor]
     options: Mapping[str, inspect.Parameter]
     check: Callable[[Mapping[str, OptionValue]], None] = lambda _: None
+    ranks_rows: bool = False
 
     def bind(self, given: Mapping[str, OptionValue]) -> tuple[Combine, dict[str, OptionValue]]:
         """Return the function with its options fixed, and every option with its value.
@@ -88,10 +89,9 @@ class MergeMethod:
             if name not in self.options:
                 raise RecipeError(self._unknown(name))
         values = {
-            name: given.get(name, parameter.default) for name, parameter in self.options.items()
+            name: _checked(self.name, name, given.get(name, option.default), option.annotation)
+            for name, option in self.options.items()
         }
-        for name, value in values.items():
-            _check(self.name, name, value, self.options[name].annotation)
         self.check(values)
         arguments = {self.options[name].name: value for name, value in values.items()}
         return partial(self.function, **arguments), values
@@ -111,17 +111,19 @@ def merge_method(
     *,
     source: str,
     check: Callable[[Mapping[str, OptionValue]], None] = lambda _: None,
+    ranks_rows: bool = False,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register a function as the merge method ``name``.
 
-    ``check`` raises :class:`RecipeError` for options that do not go together.
+    ``check`` raises :class:`RecipeError` for options that do not go together; a method that
+    ``ranks_rows`` cannot have rows that are cut.
     """
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         parameters = list(inspect.signature(function).parameters.values())[1:]
         # ``lambda`` is a keyword of Python: the parameter is ``lambda_``, the option ``lambda``.
         options = {parameter.name.rstrip("_"): parameter for parameter in parameters}
-        METHODS[name] = MergeMethod(name, source, function, options, check)
+        METHODS[name] = MergeMethod(name, source, function, options, check, ranks_rows)
         return function
 
     return register
@@ -214,7 +216,9 @@ def _check_shares(options: Mapping[str, OptionValue]) -> None:
         raise RecipeError(f"breadcrumbs: beta + gamma must be below 1, got {beta} + {gamma}")
 
 
-@merge_method("della", source="Deep et al. 2024, arXiv:2406.11617", check=_check_window)
+@merge_method(
+    "della", source="Deep et al. 2024, arXiv:2406.11617", check=_check_window, ranks_rows=True
+)
 def della(
     slices: Sequence[Slice],
     *,
@@ -254,7 +258,7 @@ def breadcrumbs(
     """
     kept = []
     for s in slices:
-        low = s.threshold(1.0 - beta, "per_tensor")
+        low = s.threshold(complement(beta), "per_tensor")
         high = s.threshold(gamma, "per_tensor") if gamma else inf
         # Whatever the larger threshold keeps are the outliers.
         kept.append(trimmed(s.delta, low) - trimmed(s.delta, max(low, high)))
@@ -267,6 +271,11 @@ def weighted_sum(slices: Sequence[Slice], deltas: Sequence[Entries]) -> Entries:
     for s, delta in zip(slices[1:], deltas[1:], strict=True):
         total += s.alpha * delta
     return total
+
+
+def complement(share: float) -> float:
+    """Return ``1 - share`` as one would write it: of 0.9 it is 0.1, not 0.09999999999999998."""
+    return round(1.0 - share, 12)
 
 
 def scaled(factor: float, delta: Entries) -> Entries:
@@ -307,11 +316,15 @@ def drop_and_rescale(
         DARE, arXiv:2311.03099: ``(1 - m) * delta / (1 - p)``, ``m ~ Bernoulli(p)``. mergekit's
         ``rescale`` matches the L1 norm of each tensor instead.
     """
-    return torch.where(drawn >= drop_rate, delta / (1.0 - drop_rate), 0.0)
+    # A tensor, since a GPU would multiply by the reciprocal of a number.
+    kept = torch.as_tensor(1.0 - drop_rate, dtype=torch.float64, device=delta.device)
+    return torch.where(drawn >= drop_rate, delta / kept, 0.0)
 
 
 def drop_rates(delta: Entries, columns: int, drop_rate: float, epsilon: float) -> Entries:
     """Return DELLA's probability of each entry, by the rank of its magnitude in its row."""
+    if delta.numel() == 0:
+        return delta
     rows = delta.abs().reshape(-1, columns)
     order = rows.argsort(dim=1, descending=True, stable=True)
     share = torch.linspace(-0.5, 0.5, columns, dtype=torch.float64, device=delta.device)
@@ -323,7 +336,7 @@ def drop_rates(delta: Entries, columns: int, drop_rate: float, epsilon: float) -
 
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "density": ("in (0, 1]", lambda value: 0.0 < value <= 1.0),
-    "drop_rate": ("in [0, 1)", lambda value: 0.0 <= value < 1.0),
+    "drop_rate": ("in [0, 1)", lambda value: 0.0 <= value < 1.0 - 2.0**-24),
     "epsilon": ("in [0, 1)", lambda value: 0.0 <= value < 1.0),
     "beta": ("in [0, 1)", lambda value: 0.0 <= value < 1.0),
     "gamma": ("in [0, 1)", lambda value: 0.0 <= value < 1.0),
@@ -333,12 +346,13 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 _ANY: tuple[str, Callable[[float], bool]] = ("a finite number", lambda value: abs(value) < inf)
 
 
-def _check(method: str, name: str, value: OptionValue, annotation: object) -> None:
+def _checked(method: str, name: str, value: OptionValue, annotation: object) -> OptionValue:
     if get_origin(annotation) is Literal:
         if value not in get_args(annotation):
             choices = " or ".join(map(str, get_args(annotation)))
             raise RecipeError(f"{method}: {name} must be {choices}, got {value!r}")
-        return
+        return value
     wanted, holds = _RANGES.get(name, _ANY)
-    if isinstance(value, bool | str) or not holds(value):
-        raise RecipeError(f"{method}: {name} must be {wanted}, got {value!r}")
+    if isinstance(value, bool | str) or not -1e300 < value < 1e300 or not holds(float(value)):
+        raise RecipeError(f"{method}: {name} must be {wanted}, got {value!r:.40}")
+    return float(value)

@@ -1,26 +1,36 @@
 """The plan of a merge: what would be done, checked before any weight is written."""
 
 import math
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 
 from personality_vector.checkpoint import Checkpoint, TensorPlan, parse_size
-from personality_vector.checkpoint.names import canonical, canonical_names
+from personality_vector.checkpoint.names import canonical
 from personality_vector.delta import Delta, open_delta
 from personality_vector.delta.sources import Restricted
-from personality_vector.delta.transfer import transferred
+from personality_vector.delta.transfer import Transfer, transferred
 from personality_vector.errors import CheckpointError, ModelError, NonFiniteError, RecipeError
 from personality_vector.merging.depth import Alpha, alpha_by_tensor, chosen, selected
 from personality_vector.merging.loop import LOOPS, Loop
 from personality_vector.merging.methods import METHODS, Combine, OptionValue, find_method
 from personality_vector.merging.rounding import Rounding, require_stochastic
-from personality_vector.merging.terms import BATCH, CHUNK, Acting, Term, acting_on, runs
+from personality_vector.merging.terms import (
+    BATCH,
+    CHUNK,
+    LONGEST_ROW,
+    Acting,
+    Term,
+    acting_on,
+    columns_of,
+    runs,
+)
 from personality_vector.models import DTYPES
 from personality_vector.parallel import cores
 from personality_vector.recipes import MergeRecipe
@@ -62,6 +72,9 @@ class Summand:
     of: str | Path | Checkpoint | None = None
     label: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", _finite_alpha(self.alpha, self.where))
+
 
 @dataclass(frozen=True)
 class MergePlan:
@@ -91,7 +104,8 @@ class MergePlan:
     @property
     def inputs(self) -> list[Path]:
         """Every directory that is read."""
-        return [self.base.path, *(path for term in self.terms for path in term.delta.source.inputs)]
+        paths = [(*term.delta.source.inputs, *term.inputs) for term in self.terms]
+        return [self.base.path, *(path for of_term in paths for path in of_term)]
 
     def require_unchanged(self) -> None:
         """Raise :class:`CheckpointError` if an input changed since it was opened."""
@@ -196,12 +210,11 @@ def plan_merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
     combine, values = find_method(method).bind(options or {})
     if not terms:
         raise RecipeError("a merge needs at least one term")
-    for summand in terms:
-        _require_finite(summand)
     start, output = Checkpoint.open(base), output or Output()
-    opened = tuple(
-        _open(summand, position, start, include, exclude) for position, summand in enumerate(terms)
-    )
+    _require_whole_rows(method, start)
+    others = [Checkpoint.open(summand.of) for summand in terms if summand.of is not None]
+    choice = Choice.among([start, *others], include, exclude)
+    opened = tuple(_open(summand, i, start, choice) for i, summand in enumerate(terms))
     if output.dtype != "same":
         _ = start.config  # which will be rewritten, so it has to be there
     if output.rounding == "stochastic":
@@ -248,34 +261,84 @@ def resolve_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "mps":
         raise ModelError("device mps has no float64, which a merge computes in; use cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(f"device {device}: torch sees no CUDA device; use cpu or auto")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ModelError(f"device {device!r}: a merge runs on cpu, cuda or cuda:N")
+    number = int(device.partition(":")[2] or 0)
+    if device != "cpu" and number >= torch.cuda.device_count():
+        raise ModelError(
+            f"device {device}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto"
+        )
     return device
 
 
-def _open(
-    summand: Summand,
-    position: int,
-    base: Checkpoint,
-    include: Sequence[str],
-    exclude: Sequence[str],
-) -> Term:
+def _require_whole_rows(method: str, base: Checkpoint) -> None:
+    for entry in base.entries.values():
+        if find_method(method).ranks_rows and columns_of(entry.shape) > LONGEST_ROW:
+            raise RecipeError(
+                f"{method} ranks the entries of a row, and those of {entry.name} have "
+                f"{columns_of(entry.shape)}, more than {LONGEST_ROW}; take another method"
+            )
+
+
+def _open(summand: Summand, position: int, base: Checkpoint, choice: "Choice") -> Term:
+    transfer: Transfer | None = None
+    inputs: tuple[Path, ...] = ()
     if summand.of is None:
-        transfer = None
         delta = open_delta(summand.where, base, label=summand.label)
-        kept = selected(delta.names, include, exclude)
     else:
         of = Checkpoint.open(summand.of)
-        delta = open_delta(summand.where, of, label=summand.label)
-        # A word may mean a tensor that only one of the two models has, such as a head.
-        both = sorted({*delta.names, *map(canonical, delta.names), *canonical_names(base)})
-        left_out = set[str]().union(*(chosen(both, pattern) for pattern in exclude))
-        delta, transfer = transferred(delta, of, base, left_out.__contains__)
-        kept = selected(delta.names, include, ())
+        delta, inputs = open_delta(summand.where, of, label=summand.label), (of.path,)
+        delta, transfer = transferred(delta, of, base, choice.left_out.__contains__)
+    kept = tuple(name for name in delta.names if name in choice.kept)
+    if not kept:
+        raise RecipeError(f"{delta.label}: include and exclude leave none of its tensors")
     if len(kept) < len(delta.names):
-        delta = replace(delta, source=Restricted(delta.source, tuple(kept)))
+        delta = replace(delta, source=Restricted(delta.source, kept))
     require_nonzero(delta)
-    return Term(delta, summand.alpha, alpha_by_tensor(summand.alpha, kept), position, transfer)
+    if isinstance(summand.where, str | Path):
+        inputs = (*inputs, Path(summand.where).expanduser())
+    elif summand.where.directory is not None:
+        inputs = (*inputs, summand.where.directory)
+    at = alpha_by_tensor(summand.alpha, kept, base.names)
+    return Term(delta, summand.alpha, at, position, transfer, inputs)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which tensors are to be changed.
+
+    Attributes:
+        names: Of all tensors that a word or pattern may mean: those of the base, and of the other
+            bases that terms were taken from, as on disk and canonical.
+        include: Words or patterns; all tensors if there are none.
+        exclude: Words or patterns.
+    """
+
+    names: Sequence[str]
+    include: Sequence[str]
+    exclude: Sequence[str]
+
+    @classmethod
+    def among(
+        cls, models: Sequence[Checkpoint], include: Sequence[str], exclude: Sequence[str]
+    ) -> "Choice":
+        """Return the choice among the tensors of some models."""
+        names = {name for model in models for name in model.names}
+        return cls(sorted(names | set(map(canonical, names))), include, exclude)
+
+    @cached_property
+    def kept(self) -> set[str]:
+        """Names that terms may change.
+
+        Raises:
+            RecipeError: A pattern matches no tensor, or nothing is left.
+        """
+        return selected(self.names, self.include, self.exclude)
+
+    @cached_property
+    def left_out(self) -> set[str]:
+        """Names that are excluded."""
+        return set[str]().union(*(chosen(self.names, pattern) for pattern in self.exclude))
 
 
 def require_nonzero(delta: Delta) -> None:
@@ -293,9 +356,22 @@ def require_nonzero(delta: Delta) -> None:
     )
 
 
-def _require_finite(summand: Summand) -> None:
-    alpha = summand.alpha
-    values = alpha.values() if isinstance(alpha, Mapping) else alpha
-    for value in values if not isinstance(values, int | float) else (values,):
-        if not math.isfinite(value):
-            raise NonFiniteError(f"{summand.where}: alpha must be a finite number, got {value}")
+def _finite_alpha(alpha: Any, where: Any) -> Alpha:
+    """Return alpha as floats.
+
+    Raises:
+        NonFiniteError: A number is NaN or infinite.
+        RecipeError: It is no number, or there is none.
+    """
+    if isinstance(alpha, Mapping | list | tuple) and not alpha:
+        raise RecipeError(f"{where}: alpha is empty; give at least one number")
+    if isinstance(alpha, Mapping):
+        return {str(key): cast("float", _finite_alpha(each, where)) for key, each in alpha.items()}
+    if isinstance(alpha, list | tuple):
+        return tuple(cast("float", _finite_alpha(each, where)) for each in alpha)
+    if isinstance(alpha, str | bool):
+        raise RecipeError(f"{where}: alpha must be a number, got {alpha!r}")
+    value = float(alpha)
+    if not math.isfinite(value):
+        raise NonFiniteError(f"{where}: alpha must be a finite number, got {value}")
+    return value

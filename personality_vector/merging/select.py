@@ -8,6 +8,7 @@ number: three passes.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import torch
 from jaxtyping import Float, Int64
@@ -77,9 +78,10 @@ def _bin_of(runs: Sequence[Count], keep: int, low: int, shift: int, bins: int) -
     groups = [runs[i::number] for i in range(number)]
     shown = progress(groups, "survey") if len(runs) > _MANY else groups
     total, above = torch.zeros(bins, dtype=torch.int64), 0
-    for _, (counts, larger) in zip(shown, in_parallel(count, groups), strict=True):
-        total += counts
-        above += larger
+    with closing(in_parallel(count, groups)) as counted:
+        for _, (counts, larger) in zip(shown, counted, strict=True):
+            total += counts
+            above += larger
     if not above < keep <= above + int(total.sum()):
         return None
     from_top = above + total.flip(0).cumsum(0)

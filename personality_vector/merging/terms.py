@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -30,6 +31,12 @@ CHUNK = 1 << 17
 BATCH = 1 << 21
 """Entries that a thread takes at once."""
 
+LONGEST_ROW = 1 << 20
+"""A longer one is cut, so that a method that ranks rows cannot have it."""
+
+_SAMPLE = 1 << 20
+"""Entries, at each of four places of a run, that a threshold is guessed from: in all tensors."""
+
 
 @dataclass(slots=True)
 class Term:
@@ -40,6 +47,8 @@ class Term:
     alpha_at: Callable[[str], float]
     position: int
     transfer: Transfer | None = None
+    inputs: tuple[Path, ...] = ()
+    """What is read, or was moved, beside the sources of the delta."""
     _measured: dict[tuple[str | None, str], Any] = field(default_factory=dict)
 
     def threshold(self, density: float, name: str | None) -> float:
@@ -73,29 +82,38 @@ class Term:
         if not batches:
             return 0.0
         counts = [partial(self._count, name, batch) for name, batch in batches]
-        sample = torch.cat([self._sample(name, batch) for name, batch in batches])
+        most = max(16, min(2048, _SAMPLE // len(batches)))
+        sample = torch.cat([self._sample(name, batch, most) for name, batch in batches])
         size = sum(batch.stop - batch.start for _, batch in batches)
         return magnitude_threshold(counts, size, sample, density)
 
     def _count(self, name: str, batch: slice, low: int, shift: int, counts: Tensor) -> int:
         """Count the magnitudes of a run of entries; see :func:`count_magnitudes`."""
-        ends, above = self.bfloat16_ends(name), 0
+        above = 0
         with blame(delta=self.delta.label, tensor=name):
             for part in runs(self.delta.shape(name), 2 * CHUNK, batch):
-                if ends:
-                    pair = ends[0].part(name, part), ends[1].part(name, part)
-                    above += count_magnitudes(*pair, low, shift, counts)
-                else:
-                    delta = self.delta.source.part(name, part)
-                    above += count_magnitudes(delta, None, low, shift, counts)
+                above += self._count_part(name, part, low, shift, counts)
         return above
 
-    def _sample(self, name: str, batch: slice) -> Tensor:
-        """Return some entries from four places of a run."""
+    def _count_part(self, name: str, part: slice, low: int, shift: int, counts: Tensor) -> int:
+        ends = self.bfloat16_ends(name)
+        if ends is None:
+            delta = self.delta.source.part(name, part)
+            return count_magnitudes(delta, None, low, shift, counts)[0]
+        tuned, base = ends[0].part(name, part), ends[1].part(name, part)
+        above, odd = count_magnitudes(tuned, base, low, shift, counts)
+        if odd:
+            for end in ends:
+                require_finite(end, name, part)
+        return above
+
+    def _sample(self, name: str, batch: slice, most: int) -> Tensor:
+        """Return at most ``most`` entries from each of four places of a run."""
         quarter = max(1, (batch.stop - batch.start) // 4)
         starts = range(batch.start, batch.stop, quarter)
-        parts = (slice(start, min(start + min(quarter, 2048), batch.stop)) for start in starts)
-        return torch.cat([self.delta.source.part(name, part) for part in parts])
+        parts = (slice(start, min(start + min(quarter, most), batch.stop)) for start in starts)
+        with blame(delta=self.delta.label, tensor=name):
+            return torch.cat([self.delta.source.part(name, part).float() for part in parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +223,6 @@ def runs(shape: Sequence[int], size: int, within: slice | None = None) -> list[s
     """
     whole = within or slice(0, torch.Size(shape).numel())
     columns = columns_of(shape)
-    step = size if not 0 < columns <= 1 << 20 else max(1, size // columns) * columns
+    step = size if not 0 < columns <= LONGEST_ROW else max(1, size // columns) * columns
     cuts = [*range(whole.start, whole.stop, step), whole.stop]
     return [slice(start, stop) for start, stop in pairwise(cuts)]

@@ -127,7 +127,7 @@ def test_a_canonical_name_is_its_own(name):
         ("model.layers.0.mlp.up_proj.weight", None),
         ("model.layers.0.self_attn.q_proj.bias", None),
         ("model.per_layer_model_projection.weight", None),
-        ("transformer.wpe.weight", None),
+        ("transformer.wpe.weight", "embeddings"),
     ],
 )
 def test_kinds_are_those_that_a_recipe_may_exclude(name, expected):

@@ -7,12 +7,11 @@ import pytest
 
 from personality_vector.checkpoint import ShardWriter
 from personality_vector.delta import Delta
-from personality_vector.merging import engine
 
 
 def test_a_disk_too_small_is_refused_before_anything_is_merged(merge, bench, monkeypatch):
     folder, _ = bench
-    monkeypatch.setattr(engine.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
     monkeypatch.setattr(ShardWriter, "__enter__", lambda _: pytest.fail("a shard was begun"))
     code, err = merge()
     assert code == 4

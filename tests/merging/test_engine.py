@@ -18,7 +18,7 @@ from personality_vector.errors import (
     StorageError,
     TensorMismatchError,
 )
-from personality_vector.merging import Summand, engine, plan_merge, plan_recipe, write_merge
+from personality_vector.merging import Summand, plan_merge, plan_recipe, write_merge
 from personality_vector.merging.methods import METHODS, MergeMethod
 from personality_vector.recipes import MergeRecipe
 
@@ -253,7 +253,7 @@ def test_force_replaces_a_merge_of_ours(toy, tmp_path):
 
 def test_a_disk_too_small_is_refused_before_weights_are_read(toy, tmp_path, monkeypatch):
     base, tuned = toy("base", a=A), toy("tuned", a=A + 1)
-    monkeypatch.setattr(engine.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
     plan = plan_merge(base, [Summand(tuned, 0.5)], method="dare")
     monkeypatch.setattr(Checkpoint, "part", lambda *_: pytest.fail("read"))
     with pytest.raises(StorageError, match="cannot be written"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from personality_vector import Checkpoint, Delta, merge
-from personality_vector.errors import NonFiniteError
+from personality_vector.errors import NonFiniteError, RecipeError
 from personality_vector.merging import Summand, plan_merge
 from personality_vector.merging.loop import LOOPS, changed, merged
 from personality_vector.merging.methods import METHODS
@@ -276,9 +276,12 @@ def test_every_method_merges_tensors_of_every_shape(toy, tmp_path, method, shape
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_row_of_more_than_a_million_entries_is_merged(toy, tmp_path, method):
-    """It is cut nevertheless, and DELLA ranks the entries of every part."""
+def test_a_row_of_more_than_a_million_entries_is_cut_or_refused(toy, tmp_path, method):
     ones = torch.ones(2**20 + 7).bfloat16()
     start, tuned = toy("base", w=ones), toy("tuned", w=2 * ones)
+    if method == "della":
+        with pytest.raises(RecipeError, match="della ranks the entries of a row, and those of w"):
+            merge(start, [(tuned, 0.5)], out=tmp_path / "o", method=method)
+        return
     found = Checkpoint.open(merge(start, [(tuned, 0.5)], out=tmp_path / "o", method=method).path)
     assert bool(((found["w"] == 1.0) | (found["w"] >= 1.5)).all())

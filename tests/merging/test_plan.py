@@ -214,18 +214,29 @@ def test_an_impossible_output_is_refused_at_once(given, said):
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert resolve_device("auto") == "cpu" == resolve_device("cpu")
     for device in ("cuda", "cuda:1"):
-        with pytest.raises(ModelError, match=f"device {device}: torch sees no CUDA device"):
+        with pytest.raises(ModelError, match=f"device {device}: torch sees 0 CUDA devices"):
             resolve_device(device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("auto") == "cuda" == resolve_device("cuda")
+    assert resolve_device("cuda:1") == "cuda:1"
+    with pytest.raises(ModelError, match="device cuda:2: torch sees 2 CUDA devices"):
+        resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize("device", ["gpu", "mps", "cuda:x", "", "cpu:0"])
+def test_a_device_that_cannot_merge_is_refused(device):
+    with pytest.raises(ModelError, match="device"):
+        resolve_device(device)
 
 
 def test_a_method_runs_as_a_loop_on_the_cpu_alone(pair, monkeypatch):
     base, tuned = pair
     assert plan_merge(base, [Summand(tuned, 0.5)], device="cpu").loop is not None
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert plan_merge(base, [Summand(tuned, 0.5)], device="cuda").loop is None
 
 

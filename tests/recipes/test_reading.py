@@ -42,7 +42,10 @@ def test_a_recipe_says_what_was_written_and_defaults_for_the_rest(read, tmp_path
 
 MISTAKES = {
     "unknown key": (GOOD + "sede: 3\n", "unknown key 'sede'; did you mean 'seed'?"),
-    "unlike any key": (GOOD + "zzz: 3\n", "unknown key 'zzz'; known keys are base, method, option"),
+    "unlike any key": (
+        GOOD + "zzz: 3\n",
+        "unknown key 'zzz'; known keys are base, device, exclude, inc",
+    ),
     "unknown key in a list": (
         GOOD.replace("alpha: 0.8", "alfa: 0.8"),
         "unknown key 'terms.0.alfa'; did you mean 'alpha'?",

@@ -7,7 +7,6 @@ Memory: one tensor of every model, and what the method needs. mergekit is import
 """
 
 import importlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from personality_vector.errors import NonFiniteError, RecipeError, blame
 from personality_vector.kernels import is_finite
 from personality_vector.manifest import write_manifest
 from personality_vector.merging.card import model_card
-from personality_vector.merging.engine import MergeReport
+from personality_vector.merging.engine import MergeReport, copy_side_files
 from personality_vector.merging.mergekit.inputs import (
     open_models,
     output_dtype,
@@ -81,6 +80,16 @@ class BridgePlan:
         first = next(iter(self.models))
         return self.models[self.recipe.base_model or first]
 
+    @property
+    def output_dtype(self) -> str:
+        """Of the floating-point tensors, or ``same`` as the base."""
+        return self.recipe.out_dtype or self.recipe.dtype or "same"
+
+    @property
+    def size(self) -> int:
+        """Bytes that will be written."""
+        return sum(tensor.size for tensor in self.tensors)
+
     def describe(self) -> dict[str, Any]:
         """Return the plan as JSON-like data."""
         return {
@@ -101,8 +110,8 @@ class BridgePlan:
                 }
                 for model, one in self.models.items()
             ],
-            "output": {"dtype": self.recipe.out_dtype or self.recipe.dtype or "same"},
-            "bytes": sum(tensor.size for tensor in self.tensors),
+            "output": {"dtype": self.output_dtype},
+            "bytes": self.size,
             "recipe": dict(self.given),
         }
 
@@ -136,14 +145,14 @@ def plan_bridge(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int) -> B
 def write_bridge(plan: BridgePlan, out: str | Path, *, force: bool = False) -> MergeReport:
     """Carry out a plan; the output appears whole or not at all."""
     inputs = [one.path for one in plan.models.values()]
-    with AtomicDirectory(out, force=force, inputs=inputs) as directory:
+    with AtomicDirectory(out, force=force, inputs=inputs, size=plan.size) as directory:
         with ShardWriter(directory, plan.tensors, _SHARD_BYTES) as writer:
             for tensor in progress(plan.tensors, "merge", lambda tensor: tensor.size):
                 with blame(tensor=tensor.name):
                     writer.write(tensor.name, _merged(plan, tensor))
         for one in plan.models.values():
             one.require_unchanged()
-        _copy_side_files(plan, directory)
+        copy_side_files(plan.base, directory, plan.output_dtype)
         content = {**plan.describe(), "realised": None, "tensors": {}}
         (directory / "README.md").write_text(model_card(content), encoding="utf-8")
         manifest = write_manifest(directory, "merge", content)
@@ -158,7 +167,8 @@ def _merged(plan: BridgePlan, tensor: TensorPlan) -> Tensor:
         return plan.base[name]
     values, recipe = plan.values[name], plan.recipe
     ids = list(values.of)
-    inputs = [require_finite(plan.models[one], name).reshape(tensor.shape) for one in ids]
+    # Copies, since mergekit may work in place.
+    inputs = [require_finite(plan.models[one], name).reshape(tensor.shape).clone() for one in ids]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(key_for(plan.seed, name))
         try:
@@ -221,15 +231,3 @@ def _mergekit() -> Any:
             f"this merge_method runs through mergekit, which cannot be imported ({error}); "
             "pip install mergekit"
         ) from error
-
-
-def _copy_side_files(plan: BridgePlan, directory: Path) -> None:
-    plan.base.copy_side_files(directory)
-    written = plan.recipe.out_dtype or plan.recipe.dtype
-    if written is None:
-        return
-    config = {
-        key: written if key in ("dtype", "torch_dtype") else value
-        for key, value in plan.base.config.items()
-    }
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

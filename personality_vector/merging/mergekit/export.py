@@ -185,7 +185,7 @@ def _weight(term: TermSpec, names: Sequence[str], recipe: MergeRecipe) -> Any:
     if isinstance(term.alpha, float) and not recipe.include and not recipe.exclude:
         return term.alpha
     kept = selected(list(names), recipe.include, recipe.exclude)
-    alpha_at = alpha_by_tensor(term.alpha, kept)
+    alpha_at = alpha_by_tensor(term.alpha, sorted(kept), names)
     table = dict.fromkeys(names, 0.0) | {name: alpha_at(name) for name in kept}
     default = Counter(table.values()).most_common(1)[0][0]
     parts = _parts(table)

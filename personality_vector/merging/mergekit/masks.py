@@ -153,7 +153,7 @@ def _place(stream: Stream, whole: Whole, rank: int, *, descending: bool) -> Plac
         return (whole.read(s).double() for s in stream())
 
     def count(low: int, shift: int, counts: Tensor) -> int:
-        return sum(count_magnitudes(delta, None, low, shift, counts) for delta in deltas())
+        return sum(count_magnitudes(delta, None, low, shift, counts)[0] for delta in deltas())
 
     sample = torch.cat([delta[::61] for delta in deltas()])
     # The half keeps int(share * size) from falling short by rounding; all have a threshold of 0.

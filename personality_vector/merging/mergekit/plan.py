@@ -26,11 +26,8 @@ from personality_vector.merging.mergekit.recipe import MergekitRecipe
 from personality_vector.merging.mergekit.regions import regions_of
 from personality_vector.merging.mergekit.settings import Values, resolve, summary, summary_of
 from personality_vector.merging.plan import MergePlan, Output, require_nonzero
-from personality_vector.merging.terms import Term
+from personality_vector.merging.terms import LONGEST_ROW, Term
 from personality_vector.models import DTYPES
-
-_LONGEST_ROW = 1 << 20
-"""A longer one is cut into chunks, and ranks in it are not known."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +132,8 @@ def _require_ranks(base: Checkpoint, values: Mapping[str, Values]) -> None:
                     f"density {density:g} and epsilon {epsilon:g}, for {name}: density - epsilon "
                     "and density + epsilon must lie in (0, 1)"
                 )
-            if len(shape) > 2 or shape[-1:] > (_LONGEST_ROW,):
+            if len(shape) > 2 or shape[-1:] > (LONGEST_ROW,):
                 raise RecipeError(
                     f"{name} of shape {list(shape)}: della ranks the rows of matrices, of at most "
-                    f"{_LONGEST_ROW} entries; give it a density of 1"
+                    f"{LONGEST_ROW} entries; give it a density of 1"
                 )
