@@ -138,11 +138,8 @@ def count_bits(entries: Any, base: Any, low: int, shift: int, counts: Any) -> An
 
 @compiled
 def nearest_bfloat16(value: Any) -> Any:
-    """Return the bits of the bfloat16 that is nearest to a float64; see :func:`to_odd`."""
-    near = np.float32(value)
-    back = np.float64(near)
-    bits = bits_of(near) - np.uint32(abs(back) > abs(value))
-    bits |= np.uint32(back != value)
+    """Return the bits of the bfloat16 that is nearest to a float64, by way of float32."""
+    bits = bits_of(np.float32(value))
     even = (bits >> np.uint32(16)) & np.uint32(1)
     return np.uint16((bits + np.uint32(0x7FFF) + even) >> np.uint32(16))
 

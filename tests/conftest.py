@@ -165,20 +165,24 @@ def require_same_bytes() -> Callable[[dict[str, Tensor], dict[str, Tensor]], Non
 
 @pytest.fixture(scope="session")
 def rounded_once() -> Callable[[np.ndarray, torch.dtype], Tensor]:
-    """Return ``rounded_once(values, dtype)``: float64 to the nearest of ``dtype``, ties to even.
+    """Return ``rounded_once(values, dtype)``: float64 to ``dtype`` as one conversion of torch.
 
-    Stated by what a floating-point format is: whole multiples of a step, which is a power of two
-    that depends on the magnitude. ``values.to(torch.bfloat16)`` would round twice.
+    Which goes by way of float32. Stated by what a floating-point format is: whole multiples of a
+    step, which is a power of two that depends on the magnitude, ties to even.
     """
     digits = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}
     lowest = {torch.bfloat16: -126, torch.float16: -14, torch.float32: -126}
 
-    def to_nearest(values: np.ndarray, dtype: torch.dtype) -> Tensor:
+    def nearest(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
         exponent = np.frexp(values)[1] - 1
         step = np.ldexp(1.0, np.maximum(exponent, lowest[dtype]) - (digits[dtype] - 1))
-        return torch.from_numpy(np.rint(values / step) * step).to(dtype)  # the cast is exact
+        return np.rint(values / step) * step
 
-    return to_nearest
+    def by_way_of_float32(values: np.ndarray, dtype: torch.dtype) -> Tensor:
+        found = nearest(nearest(values, torch.float32), dtype)
+        return torch.from_numpy(found).to(dtype)  # the cast is exact
+
+    return by_way_of_float32
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from personality_vector.errors import NonFiniteError, RecipeError
-from personality_vector.kernels import is_finite, rounded, to_odd
+from personality_vector.kernels import is_finite, rounded
 from personality_vector.rng import uniform
 
 Rounding = Literal["nearest", "stochastic"]
@@ -22,7 +22,7 @@ def round_to(
     key: int = 0,
     start: int = 0,
 ) -> Float[Tensor, " entries"]:
-    """Return ``values`` in ``dtype``, rounded once.
+    """Return ``values`` in ``dtype``; the one rounding of a merge.
 
     Args:
         values: float64, a run of entries of one tensor.
@@ -71,7 +71,7 @@ def _stochastic(values: Tensor, key: int, start: int) -> Tensor:
     # bfloat16 is the upper half of float32: adding 16 random bits below carries with the right
     # probability, also for negative numbers, whose magnitude is what the bits hold.
     noise = uniform(key, start, values.numel(), values.device) * (1 << 16)
-    bits = to_odd(values).view(torch.int32) + noise.int()
+    bits = values.float().view(torch.int32) + noise.int()
     return (bits & ~0xFFFF).view(torch.float32).bfloat16()
 
 

@@ -23,7 +23,10 @@ def by_sorting(vector: Tensor, density: float) -> float:
 
 
 def threshold(pieces: list[Tensor], density: float, sample: Tensor | None = None) -> float:
-    counts = [partial(count_magnitudes, piece.double(), None) for piece in pieces]
+    def count(piece: torch.Tensor, low: int, shift: int, counts: torch.Tensor) -> int:
+        return count_magnitudes(piece.double(), None, low, shift, counts)[0]
+
+    counts = [partial(count, piece) for piece in pieces]
     whole = torch.cat(pieces)
     sample = whole[::7] if sample is None else sample
     return magnitude_threshold(counts, whole.numel(), sample, density)
