@@ -242,18 +242,36 @@ def _block(base: Any, terms: Any, here: Any, numbers: Any, scratch: Any, change:
     weights = scratch[-1, :size]
     for j in range(size):
         weights[j] = _weight(base[here.start + j])
-    for i in range(count):
-        out = scratch[i, :size]
-        if _widen(terms[i, here], weights, out):
-            odd = i
-        _trim(out, low[i], high[i])
-        _drop(out, keys[i], start + here.start, rate, kept)
-        _scale(out, alphas[i])
-    if consensus == 0:
-        _add(scratch, count, change)
+    if consensus == 0 and rate == 0 and low.max() <= 0.0 and high.min() == np.inf:
+        odd = _add_scaled(terms, here, weights, alphas, change)
     else:
-        _agree(scratch, count, consensus == 1, by_count, change)
+        for i in range(count):
+            out = scratch[i, :size]
+            if _widen(terms[i, here], weights, out):
+                odd = i
+            _trim(out, low[i], high[i])
+            _drop(out, keys[i], start + here.start, rate, kept)
+            _scale(out, alphas[i])
+        if consensus == 0:
+            _add(scratch, count, change)
+        else:
+            _agree(scratch, count, consensus == 1, by_count, change)
     _scale(change, lambda_)
+    return odd
+
+
+@compiled
+def _add_scaled(terms: Any, here: Any, weights: Any, alphas: Any, total: Any) -> Any:
+    """Write the weighted sum of what nothing is left out of, without a copy of each term."""
+    odd = -1
+    for i in range(len(terms)):
+        term, alpha, is_odd = terms[i, here], alphas[i], False
+        for j in range(total.size):
+            scaled = alpha * entry_of(term[j], weights[j])
+            total[j] = scaled if i == 0 else total[j] + scaled
+            is_odd |= _is_odd(term[j])
+        if is_odd:
+            odd = i
     return odd
 
 

@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -73,7 +74,10 @@ class ShardWriter:
         self._slots: dict[str, _Slot] = {}
         self._descriptors: dict[Path, int] = {}
         self._written: Counter[str] = Counter()
+        self._left = {file: sum(plan.size for plan in plans) for file, plans in self.files.items()}
         self._counting = Lock()
+        self._flusher = ThreadPoolExecutor(1)
+        self._flushed: list[Future[None]] = []
 
     def __enter__(self) -> "ShardWriter":
         for file, plans in self.files.items():
@@ -118,12 +122,18 @@ class ShardWriter:
         _write_all(self._descriptors[slot.file], raw, slot.offset + start * entries.dtype.itemsize)
         with self._counting:
             self._written[name] += entries.numel()
+            self._left[slot.file] -= len(raw)
+            if self._left[slot.file] == 0:
+                # A shard goes to the disk while the next one is computed.
+                descriptor = self._descriptors[slot.file]
+                self._flushed.append(self._flusher.submit(os.fsync, descriptor))
 
     def __exit__(self, failed: type[BaseException] | None, *exc: object) -> None:
         try:
             if failed is None:
                 self._finish()
         finally:
+            self._flusher.shutdown(cancel_futures=True)
             for descriptor in self._descriptors.values():
                 os.close(descriptor)
 
@@ -135,8 +145,8 @@ class ShardWriter:
         }
         if missing:
             raise TensorMismatchError(f"{self._directory}: never written: {some(missing)}")
-        for descriptor in self._descriptors.values():
-            os.fsync(descriptor)
+        for flushed in self._flushed:
+            flushed.result()
         if len(self.files) > 1:
             index = {
                 "metadata": {"total_size": sum(slot.plan.size for slot in self._slots.values())},

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from personality_vector.merging.mergekit import BridgePlan
 
 _MINUS = " - "
+_MUCH = 0.95
+"""Of a change: where rounding keeps less, it is said what helps."""
 
 
 RecipeOrNone = Annotated[
@@ -74,10 +76,10 @@ def merge(
         folder = options.out_or_default(out, recipe)
         plan = _plan_file(recipe, settings, seed, device)
     else:
-        folder = _required(out)
+        folder = out or Path("runs/merged")
         plan = _plan_short(base, term, method, option, exclude, seed, device)
     if dry_run:
-        described = _foreseen(plan, folder)
+        described = _foreseen(plan, folder, force=force)
         options.show(described, as_json=as_json, text=lambda: options.yaml_text(described))
         return
     from personality_vector.merging.mergekit import write_mergekit
@@ -106,10 +108,12 @@ def export_mergekit(
         out.write_text(text, encoding="utf-8")
 
 
-def _foreseen(plan: "MergePlan | BridgePlan", folder: Path) -> dict[str, Any]:
+def _foreseen(plan: "MergePlan | BridgePlan", folder: Path, *, force: bool) -> dict[str, Any]:
+    from personality_vector.checkpoint import AtomicDirectory
     from personality_vector.merging.mergekit import BridgePlan
     from personality_vector.merging.plan import foresight
 
+    AtomicDirectory(folder, force=force, inputs=plan.inputs)  # refuses what cannot be written
     ahead = {"out": str(folder)} if isinstance(plan, BridgePlan) else foresight(plan, folder)
     return {**plan.describe(), **ahead}
 
@@ -117,7 +121,9 @@ def _foreseen(plan: "MergePlan | BridgePlan", folder: Path) -> dict[str, Any]:
 def _said(plan: "MergePlan | BridgePlan", done: "MergeReport") -> str:
     """Return one line about what was written, and the notes on the recipe."""
     terms = len(done.manifest["terms"])
-    kept = "" if done.realised is None else f"; rounding kept {done.realised:.2%} of the change"
+    kept = "" if done.realised is None else f"; rounding kept {done.realised:.1%} of the change"
+    if done.realised is not None and done.realised < _MUCH:
+        kept += " (all of it on average with output: {rounding: stochastic})"
     notes = "".join(f"\nnote: {note}" for note in plan.notes)
     return f"{done.path}: {plan.method} of {terms} terms{kept}{notes}"
 
@@ -145,12 +151,6 @@ def _plan(recipe: MergeRecipe, device: str) -> "MergePlan":
     from personality_vector.merging import plan_recipe
 
     return plan_recipe(recipe if device == "auto" else recipe.model_copy(update={"device": device}))
-
-
-def _required(out: Path | None) -> Path:
-    if out is None:
-        raise RecipeError("the short form needs --out DIR")
-    return out
 
 
 def _plan_short(

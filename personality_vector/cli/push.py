@@ -32,7 +32,8 @@ def push(
 ) -> None:
     """Upload a merged checkpoint, a saved delta or a steering vector to the Hub.
 
-    Log in first with `hf auth login`. DIR must be as its MANIFEST.json says.
+    Log in first with `hf auth login`. The files of DIR must be those that its MANIFEST.json lists,
+    by name and size, and a saved delta is verified. Manifest and card name the paths of the inputs.
     """
     manifest, files = read_pushable(directory)
     result: dict[str, Any] = {"repo": _checked_name(repo), "kind": manifest["kind"], "files": files}
@@ -67,6 +68,10 @@ def read_pushable(directory: Path) -> tuple[dict[str, Any], dict[str, int]]:
         if path.is_file()
     }
     _require_as_listed(directory, listed, found)
+    if kind == "delta":
+        from personality_vector.delta.storage import verify
+
+        verify(directory)
     return manifest, found
 
 

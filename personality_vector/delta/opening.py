@@ -27,7 +27,8 @@ def open_delta(where: str | Path | Delta, base: Checkpoint, *, label: str = "") 
     if delta.base != base.fingerprint:
         raise BaseMismatchError(
             f"{where if not isinstance(where, Delta) else delta.label}: is a delta of base "
-            f"{delta.base}, but {base.path} is {base.fingerprint}; use the base it was taken from"
+            f"{delta.base}, but {base.path} is {base.fingerprint}; use the base "
+            "it was taken from, or name that one with of"
         )
     for name in delta.names:
         entry = base.entries.get(name)

@@ -17,8 +17,10 @@ from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
+from personality_vector.checkpoint.names import kind
 from personality_vector.errors import NonFiniteError, TensorMismatchError, some
 from personality_vector.kernels import difference, is_finite
+from personality_vector.numeric import pieces
 
 
 @runtime_checkable
@@ -219,19 +221,43 @@ def require_finite(
 def require_same_tensors(base: Checkpoint, tuned: Checkpoint) -> None:
     """Check that two checkpoints have the same names and shapes, and equal integer tensors.
 
+    A head that only the fine-tuned model has, and that is nothing but a copy of its embeddings, as
+    some trainers store it, is passed over.
+
     Raises:
         TensorMismatchError: They do not; names what and which model is odd.
     """
     missing = set(base.entries) - set(tuned.entries)
-    extra = set(tuned.entries) - set(base.entries)
+    extra = {name for name in set(tuned.entries) - set(base.entries) if not _is_copy(tuned, name)}
     if missing or extra:
         parts = [f"lacks {some(missing)}"] if missing else []
         parts += [f"adds {some(extra)}"] if extra else []
+        heads = [name for name in missing | extra if kind(name) == "head"]
+        tied = " (one of the two ties its head to its embeddings)" if heads else ""
         raise TensorMismatchError(
-            f"{tuned.path}: {' and '.join(parts)}; a fine-tune of {base.path} has the same tensors"
+            f"{tuned.path}: {' and '.join(parts)}{tied}; a fine-tune of {base.path} has the same "
+            "tensors, and a delta of another base has to name that one with of"
         )
     for name in base.names:
         _require_same_tensor(base, tuned, name)
+
+
+def _is_copy(model: Checkpoint, name: str) -> bool:
+    """Return whether a tensor is a head that equals the embeddings, entry by entry."""
+    head = model.entries[name]
+    if kind(name) != "head":
+        return False
+    alike = [
+        entry.name
+        for entry in model.entries.values()
+        if kind(entry.name) == "embeddings"
+        and (entry.dtype, entry.shape) == (head.dtype, head.shape)
+    ]
+    parts = list(pieces(math.prod(head.shape)))
+    return any(
+        all(torch.equal(model.part(name, part), model.part(other, part)) for part in parts)
+        for other in alike
+    )
 
 
 def _require_same_tensor(base: Checkpoint, tuned: Checkpoint, name: str) -> None:

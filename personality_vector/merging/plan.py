@@ -369,7 +369,7 @@ def _finite_alpha(alpha: Any, where: Any) -> Alpha:
         return {str(key): cast("float", _finite_alpha(each, where)) for key, each in alpha.items()}
     if isinstance(alpha, list | tuple):
         return tuple(cast("float", _finite_alpha(each, where)) for each in alpha)
-    if isinstance(alpha, str | bool):
+    if isinstance(alpha, str | bool) or not hasattr(alpha, "__float__"):
         raise RecipeError(f"{where}: alpha must be a number, got {alpha!r}")
     value = float(alpha)
     if not math.isfinite(value):

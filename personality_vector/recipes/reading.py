@@ -193,6 +193,8 @@ def _sentence(recipe: type[BaseModel], error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"the key {where!r} is missing"
     message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list, such as [1]")
+    if first["type"] == "too_short":
+        message = "needs at least one"
     if first["type"] in ("float_type", "int_type", "tuple_type"):
         message += f", not {first['input']!r:.40}"
     return f"{where}: {message}" if where else message

@@ -81,6 +81,11 @@ class BridgePlan:
         return self.models[self.recipe.base_model or first]
 
     @property
+    def inputs(self) -> list[Path]:
+        """Every directory that is read."""
+        return [one.path for one in self.models.values()]
+
+    @property
     def output_dtype(self) -> str:
         """Of the floating-point tensors, or ``same`` as the base."""
         return self.recipe.out_dtype or self.recipe.dtype or "same"
@@ -144,8 +149,7 @@ def plan_bridge(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int) -> B
 
 def write_bridge(plan: BridgePlan, out: str | Path, *, force: bool = False) -> MergeReport:
     """Carry out a plan; the output appears whole or not at all."""
-    inputs = [one.path for one in plan.models.values()]
-    with AtomicDirectory(out, force=force, inputs=inputs, size=plan.size) as directory:
+    with AtomicDirectory(out, force=force, inputs=plan.inputs, size=plan.size) as directory:
         with ShardWriter(directory, plan.tensors, _SHARD_BYTES) as writer:
             for tensor in progress(plan.tensors, "merge", lambda tensor: tensor.size):
                 with blame(tensor=tensor.name):

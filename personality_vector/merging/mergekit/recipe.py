@@ -140,6 +140,14 @@ def _plain_tokenizer(spec: TokenizerSpec | None) -> TokenizerSpec | None:
     return spec
 
 
+def _plain_template(template: str) -> str:
+    if template != "auto":
+        raise ValueError(
+            f"{template!r} is not done here: the output has the template of the base; leave it out"
+        )
+    return template
+
+
 class MergekitRecipe(Recipe):
     """A whole mergekit YAML."""
 
@@ -152,7 +160,7 @@ class MergekitRecipe(Recipe):
     out_dtype: DtypeName | None = None
     tokenizer_source: str | None = None
     tokenizer: Annotated[TokenizerSpec | None, AfterValidator(_plain_tokenizer)] = None
-    chat_template: Literal["auto"] | None = None
+    chat_template: Annotated[str, AfterValidator(_plain_template)] | None = None
     modules: Any = None
 
     @model_validator(mode="after")
