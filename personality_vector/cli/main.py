@@ -39,10 +39,11 @@ app = typer.Typer(
 )
 
 
-def _say_version(wanted: bool) -> None:
+def _say_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"pvec {version('personality-vector')}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

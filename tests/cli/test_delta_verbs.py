@@ -164,7 +164,10 @@ def test_show_describes_a_delta_from_its_record_alone(pvec, lab, tmp_path, words
 
 
 def test_show_counts_exact_zeros(pvec, lab, tmp_path):
-    assert pvec("diff", lab.base, lab.base, "--out", tmp_path / "zero").code == 0
+    refused = pvec("diff", lab.base, lab.base, "--out", tmp_path / "none")
+    assert refused.code == 1
+    assert "is zero in every tensor" in refused.err
+    Delta.between(lab.base, lab.base).save(tmp_path / "zero")
     shown = pvec("show", tmp_path / "zero", "--json").json
     assert (shown["zeros"], shown["norm"]) == (1.0, 0.0)
 

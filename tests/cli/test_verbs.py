@@ -110,7 +110,7 @@ def test_the_short_form_takes_method_and_options(pvec, lab, tmp_path, monkeypatc
     [
         (["--base", "b", "--out", "o"], "give a RECIPE, or --base B and at least one --term"),
         (["--term", "v=1", "--out", "o"], "give a RECIPE, or --base B and at least one --term"),
-        (["--base", "b", "--term", "v=1"], "the short form needs --out DIR"),
+        ([], "give a RECIPE, or --base B and at least one --term"),
         (["--base", "b", "--term", "v", "--out", "o"], "--term v: write VECTOR=ALPHA"),
         (["--base", "b", "--term", "=1", "--out", "o"], "--term =1: write VECTOR=ALPHA"),
         (

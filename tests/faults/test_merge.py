@@ -158,7 +158,10 @@ def test_a_wrong_tensor_is_refused(merge, bench, edit, message):
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(
     ("tied", "message"),
-    [(True, "tuned: adds lm_head.weight;"), (False, "tuned: lacks lm_head.weight;")],
+    [
+        (True, "tuned: adds lm_head.weight (one of the two ties its head to its embeddings);"),
+        (False, "tuned: lacks lm_head.weight (one of the two ties its head to its embeddings);"),
+    ],
     ids=["base", "fine-tuned"],
 )
 def test_a_head_that_only_one_of_the_two_has_is_refused(
@@ -169,6 +172,19 @@ def test_a_head_that_only_one_of_the_two_has_is_refused(
     shutil.copytree(pico_tuned("llama", tied=not tied), folder / "tuned")
     recipe["base"] = str(pico("llama", tied=tied))
     require_refused(folder, merge(), message)
+
+
+def test_a_head_that_is_a_copy_of_the_embeddings_is_passed_over(merge, bench, pico, pico_tuned):
+    folder, recipe = bench
+    recipe["base"] = str(pico("llama", tied=True))
+    shutil.rmtree(folder / "tuned")
+    shutil.copytree(pico_tuned("llama", tied=True), folder / "tuned")
+    file = folder / "tuned" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, file)
+    assert merge()[0] == 0
+    assert "lm_head.weight" not in load_file(folder / "out" / "model.safetensors")
 
 
 @pytest.mark.usefixtures("at_once")
