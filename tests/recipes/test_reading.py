@@ -81,7 +81,7 @@ MISTAKES = {
     "NaN option": (GOOD.replace("0.2", ".nan"), "options.density: Input should be a finite"),
     "wrong type": (GOOD.replace("0.8", "much"), "terms.0.alpha: Input should be a valid number"),
     "list for a text": (GOOD.replace("./base", "[a]"), "base: Input should be a valid string"),
-    "no terms": ("base: ./b\nterms: []\n", "terms: Tuple should have at least 1 item"),
+    "no terms": ("base: ./b\nterms: []\n", "terms: needs at least one"),
     "two sources": (
         GOOD.replace("tuned: ./one", "tuned: a, delta: b"),
         "terms.0: give either delt",
@@ -157,8 +157,8 @@ WEIGHTS = {"label": "w", "tuned": "./t"}
         (InterventionSpec, {**WEIGHTS, "prompt": "openness:high"}, "give exactly one"),
         (InterventionSpec, {"label": "x", "vector": "v"}, "vector and layers go together"),
         (InterventionSpec, {**WEIGHTS, "layers": [1]}, "vector and layers go together"),
-        (InterventionSpec, {**WEIGHTS, "strengths": []}, "strengths: Tuple should have at least 1"),
-        (MeasureSpec, {**MEASURE, "traits": []}, "traits: Tuple should have at least 1"),
+        (InterventionSpec, {**WEIGHTS, "strengths": []}, "strengths: needs at least one"),
+        (MeasureSpec, {**MEASURE, "traits": []}, "traits: needs at least one"),
         (MeasureSpec, {**MEASURE, "held_out": 1.0}, "held_out: Input should be less than 1"),
         (
             MeasureSpec,
