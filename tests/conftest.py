@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from personality_vector.rng import generator_for
+from tests import vlms
 
 torch.set_num_threads(1)
 
@@ -183,6 +184,18 @@ def rounded_once() -> Callable[[np.ndarray, torch.dtype], Tensor]:
         return torch.from_numpy(found).to(dtype)  # the cast is exact
 
     return by_way_of_float32
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Callable[..., Path]:
+    """Return ``text(family, **options)``: the directory of a text model, made once."""
+    return vlms.once(vlms.save_text_model, tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory) -> Callable[..., Path]:
+    """Return ``vlm(family, layout, **options)``: the directory of a VLM, made once."""
+    return vlms.once(vlms.save_vlm, tmp_path_factory.mktemp("vlm"))
 
 
 @pytest.fixture(scope="session")

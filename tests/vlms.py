@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from personality_vector.checkpoint.names import kind
 from personality_vector.rng import generator_for
 
 FAMILIES = ("llava", "qwen2_vl", "gemma3", "smolvlm")
@@ -128,6 +129,11 @@ def save_vlm(
     if tuned:
         _add_noise(model, "tuned", 0.2)
     return _save(model, path, dtype, save_original_format=layout == "legacy")
+
+
+def excluding(*kinds: str) -> Callable[[str], bool]:
+    """Return what says of a name whether it is of one of these kinds."""
+    return lambda name: kind(name) in kinds
 
 
 def once(save: Callable[..., Path], root: Path) -> Callable[..., Path]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from personality_vector.checkpoint.directory import AtomicDirectory
 from personality_vector.checkpoint.header import NAMES, PLAIN_NAME, read_header
 from personality_vector.checkpoint.reader import Checkpoint, locate, read_json
-from personality_vector.checkpoint.writer import ShardWriter, TensorPlan
+from personality_vector.checkpoint.writer import ShardWriter, TensorPlan, write_index
 from personality_vector.errors import (
     CheckpointError,
     PersonalityVectorError,
@@ -200,12 +200,8 @@ def _write_index(directory: Path) -> None:
         for file in sorted(directory.glob("*.safetensors"))
         for entry in read_header(file).values()
     ]
-    index = {
-        "metadata": {"total_size": sum(entry.end - entry.start for entry in entries)},
-        "weight_map": {entry.name: entry.file.name for entry in entries},
-    }
-    path = directory / "model.safetensors.index.json"
-    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    size = sum(entry.end - entry.start for entry in entries)
+    write_index(directory, size, {entry.name: entry.file.name for entry in entries})
 
 
 def _size(file: Path) -> int:

@@ -65,6 +65,11 @@ class Checkpoint:
         return tuple(sorted(self.entries))
 
     @cached_property
+    def in_file_order(self) -> tuple[TensorEntry, ...]:
+        """The tensors as they lie in the files, which is the order to read them in."""
+        return tuple(sorted(self.entries.values(), key=lambda entry: (entry.file, entry.start)))
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The content of ``config.json``.
 

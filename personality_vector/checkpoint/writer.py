@@ -148,12 +148,18 @@ class ShardWriter:
         for flushed in self._flushed:
             flushed.result()
         if len(self.files) > 1:
-            index = {
-                "metadata": {"total_size": sum(slot.plan.size for slot in self._slots.values())},
-                "weight_map": {name: self._slots[name].file.name for name in sorted(self._slots)},
-            }
-            path = self._directory / f"{self._stem}.safetensors.index.json"
-            path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            size = sum(slot.plan.size for slot in self._slots.values())
+            files = {name: self._slots[name].file.name for name in sorted(self._slots)}
+            write_index(self._directory, size, files, self._stem)
+
+
+def write_index(
+    directory: Path, size: int, weight_map: Mapping[str, str], stem: str = "model"
+) -> None:
+    """Write the index of a sharded checkpoint: its bytes, and the file of each tensor."""
+    index = {"metadata": {"total_size": size}, "weight_map": dict(weight_map)}
+    path = directory / f"{stem}.safetensors.index.json"
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _assign(plans: Iterable[TensorPlan], shard_bytes: int) -> list[list[TensorPlan]]:

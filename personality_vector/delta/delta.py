@@ -83,7 +83,7 @@ class Delta:
         start, end = Checkpoint.open(base), Checkpoint.open(tuned)
         require_same_tensors(start, end)
         pole = Pole.parse(pole) if isinstance(pole, str) else pole
-        identity = _digest("difference", start.fingerprint.digest, end.fingerprint.digest)
+        identity = digest("difference", start.fingerprint.digest, end.fingerprint.digest)
         label = label or (str(pole) if pole else end.path.name)
         return cls(Difference(start, end), start.fingerprint, identity, label, pole)
 
@@ -114,7 +114,7 @@ class Delta:
         pole = Pole.parse(pole) if isinstance(pole, str) else pole
         factors = source.factors.fingerprint.digest
         how = repr((source.alpha, source.rank_stabilised, source.transposed))
-        identity = _digest("lora", start.fingerprint.digest, factors, how)
+        identity = digest("lora", start.fingerprint.digest, factors, how)
         return cls(source, start.fingerprint, identity, label or str(pole or path.name), pole)
 
     @classmethod
@@ -163,7 +163,7 @@ class Delta:
                 "tensors": fingerprint.tensors,
                 "parameters": fingerprint.parameters,
             },
-            "identity": _digest("stored", self.identity, how) if lossy else self.identity,
+            "identity": digest("stored", self.identity, how) if lossy else self.identity,
             "label": self.label,
             "pole": str(self.pole) if self.pole else None,
         }
@@ -221,7 +221,7 @@ class Delta:
         return replace(
             self,
             source=Combination.of((float(factor), self.source)),
-            identity=_digest("scaled", self.identity, repr(float(factor))),
+            identity=digest("scaled", self.identity, repr(float(factor))),
             label=f"{factor:g} * ({self.label})",
             pole=self.pole if factor > 0 else None,
             directory=None,
@@ -273,7 +273,7 @@ class Delta:
     def _combined(self, other: "Delta", sign: float, label: str) -> "Delta":
         source = Combination.of((1.0, self.source), (sign, other.source))
         parts = [self.identity, other.identity]
-        identity = _digest("sum", *(sorted(parts) if sign > 0 else parts), repr(sign))
+        identity = digest("sum", *(sorted(parts) if sign > 0 else parts), repr(sign))
         return Delta(source, self.base, identity, label)
 
     def _require_same_base(self, other: "Delta") -> None:
@@ -299,5 +299,6 @@ def combine(terms: Sequence[tuple[Delta, float]], label: str = "") -> Delta:
     return replace(total, label=label or total.label)
 
 
-def _digest(*parts: str) -> str:
+def digest(*parts: str) -> str:
+    """Return the identity of what is made of these parts."""
     return hashlib.blake2b("|".join(parts).encode(), digest_size=16).hexdigest()

@@ -4,7 +4,6 @@ Chat vectors, Huang et al. 2023, arXiv:2310.04799, add a delta of one model to a
 ``theta_target + alpha * (theta_tuned - theta_of)``. Only names change on the way, no number.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.checkpoint.names import beginning, canonical
-from personality_vector.delta.delta import Delta
+from personality_vector.delta.delta import Delta, digest
 from personality_vector.delta.places import Move
 from personality_vector.delta.sources import TensorSource
 from personality_vector.errors import BaseMismatchError, RecipeError
@@ -151,6 +150,5 @@ def _grouped(names: Iterable[str]) -> dict[str, int]:
 
 def _without(identity: str, excluded: Iterable[str]) -> str:
     """Return the identity of a delta that lacks these tensors: its own if it lacks none."""
-    parts = ["without", identity, *excluded]
-    digest = hashlib.blake2b("|".join(parts).encode(), digest_size=16).hexdigest()
-    return digest if len(parts) > 2 else identity
+    names = tuple(excluded)
+    return digest("without", identity, *names) if names else identity

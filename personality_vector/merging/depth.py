@@ -62,6 +62,12 @@ def layer_of(name: str) -> tuple[str, int] | None:
     return (match[1], int(match[2])) if match else None
 
 
+def depths_of(names: Iterable[str]) -> dict[str, int]:
+    """Return the number of layers of each stack."""
+    places = sorted(place for place in map(layer_of, names) if place)
+    return {stack: layer + 1 for stack, layer in places}  # the last one wins
+
+
 def alpha_by_tensor(
     alpha: Alpha, names: Sequence[str], all_names: Sequence[str] | None = None
 ) -> Callable[[str], float]:
@@ -93,10 +99,8 @@ def alpha_by_tensor(
 
 
 def _over_depth(alpha: tuple[float, ...], names: Sequence[str]) -> Callable[[str], float]:
-    last: dict[str, int] = {}
-    for stack, layer in filter(None, map(layer_of, names)):
-        last[stack] = max(layer, last.get(stack, 0))
-    if not last:
+    depths = depths_of(names)
+    if not depths:
         raise RecipeError("alpha is given over depth, but no tensor lies in a numbered layer")
 
     def at(name: str) -> float:
@@ -104,7 +108,7 @@ def _over_depth(alpha: tuple[float, ...], names: Sequence[str]) -> Callable[[str
         if place is None:
             return alpha[0] if kind(name) == "embeddings" else alpha[-1]
         stack, layer = place
-        position = layer / max(1, last[stack]) * (len(alpha) - 1)
+        position = layer / max(1, depths[stack] - 1) * (len(alpha) - 1)
         below = min(int(position), len(alpha) - 1)
         above = min(below + 1, len(alpha) - 1)
         return alpha[below] + (position - below) * (alpha[above] - alpha[below])

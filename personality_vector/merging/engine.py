@@ -85,7 +85,7 @@ def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
 
     Arithmetic is float64, with one rounding of every entry to the output dtype at the end.
     ``alpha = 0`` writes the base byte for byte; ``alpha = 1`` of one delta writes the fine-tuned
-    model byte for byte. Memory: a few chunks of 131,072 entries for each thread, whatever the size
+    model byte for byte. Memory: a few chunks of 262,144 entries for each thread, whatever the size
     of the tensors.
 
     Args:
@@ -124,16 +124,13 @@ def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
 def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> MergeReport:
     """Carry out a plan; see :func:`merge`."""
     shard_size = parse_size(plan.output.shard_size)
-    with AtomicDirectory(out, force=force, inputs=plan.inputs, size=plan.size) as partial_directory:
-        with ShardWriter(partial_directory, plan.tensors, shard_size) as writer:
+    with AtomicDirectory(out, force=force, inputs=plan.inputs, size=plan.size) as directory:
+        with ShardWriter(directory, plan.tensors, shard_size) as writer:
             squares = _merge_tensors(plan, writer)
         plan.require_unchanged()
-        copy_side_files(plan.base, partial_directory, plan.output.dtype)
         realised, statistics = _statistics(squares)
         content = {**plan.describe(), "realised": realised, "tensors": statistics}
-        card = model_card(content)
-        (partial_directory / "README.md").write_text(card, encoding="utf-8")
-        manifest = write_manifest(partial_directory, "merge", content)
+        manifest = complete(directory, plan.base, plan.output.dtype, content)
     log.info("merged %d terms into %s", len(plan.terms), out)
     return MergeReport(Path(out), realised, manifest)
 
@@ -216,8 +213,9 @@ def _exact(
         return None
     source = slices[0].acting.term.delta.source
     tuned = source.tuned_part(tensor.name, slices[0].part, stored)
-    exact = tuned is not None and tuned.dtype == tensor.dtype
-    return tuned.to(change.device) if exact and tuned is not None else None
+    if tuned is None or tuned.dtype != tensor.dtype:
+        return None
+    return tuned.to(change.device)
 
 
 def _statistics(
@@ -234,8 +232,23 @@ def _statistics(
     return realised.share, rows
 
 
-def copy_side_files(base: Checkpoint, directory: Path, dtype: str) -> None:
-    """Copy config, tokenizer and the like of the base; write ``dtype`` into the config."""
+def complete(
+    directory: Path, base: Checkpoint, dtype: str, content: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Add to merged weights what makes them a checkpoint; return the manifest, written last.
+
+    Args:
+        directory: With the weights.
+        base: Whose config, tokenizer and the like are copied.
+        dtype: That the config is to name, or ``same``.
+        content: Of the manifest, from which the card is made.
+    """
+    _copy_side_files(base, directory, dtype)
+    (directory / "README.md").write_text(model_card(content), encoding="utf-8")
+    return write_manifest(directory, "merge", content)
+
+
+def _copy_side_files(base: Checkpoint, directory: Path, dtype: str) -> None:
     base.copy_side_files(directory)
     if dtype != "same":
         config = _with_dtype(base.config, dtype)

@@ -9,14 +9,13 @@ magnitude or by chance), the consensus, the sum, the rounding to bfloat16 and th
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import BFloat16, Float, Float64
 from torch import Tensor
 
-from personality_vector.checkpoint import Checkpoint
 from personality_vector.compiled import change_all, merge_all
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import blame
@@ -141,19 +140,20 @@ class _Given:
         return cls(slices, _arrays(slices, base), numbers)
 
     def require_finite(self, odd: int) -> None:
-        if odd >= 0:
-            culprit = self.slices[odd]
-            with blame(delta=culprit.acting.term.delta.label):
-                tuned = cast(Checkpoint, culprit.acting.tuned)  # noqa: TC006
-                require_finite(tuned, culprit.name, culprit.part)
+        if odd < 0:
+            return
+        culprit = self.slices[odd]
+        with blame(delta=culprit.acting.term.delta.label):
+            for end in culprit.acting.ends or ():
+                require_finite(end, culprit.name, culprit.part)
 
 
 def _arrays(slices: Sequence[TermSlice], base: Tensor) -> tuple[Any, Any]:
     """Return base and terms: bits of bfloat16 weights if all are, else float64 base and deltas."""
-    tuned = [s.acting.tuned for s in slices if s.acting.tuned]
-    if base.dtype != torch.bfloat16 or len(tuned) < len(slices):
+    ends = [s.acting.ends for s in slices if s.acting.ends]
+    if base.dtype != torch.bfloat16 or len(ends) < len(slices):
         return base.double().numpy(), torch.stack([s.delta for s in slices]).numpy()
     rows = torch.empty((len(slices), base.numel()), dtype=torch.bfloat16)
-    for row, s, checkpoint in zip(rows, slices, tuned, strict=True):
-        checkpoint.part(s.name, s.part, row)
+    for row, s, (tuned, _) in zip(rows, slices, ends, strict=True):
+        tuned.part(s.name, s.part, row)
     return base.view(torch.uint16).numpy(), rows.view(torch.uint16).numpy()

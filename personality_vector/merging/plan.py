@@ -116,8 +116,8 @@ class MergePlan:
     @cached_property
     def tensors(self) -> list[TensorPlan]:
         """What will be written, in the order of the base's files."""
-        entries = sorted(self.base.entries.values(), key=lambda entry: (entry.file, entry.start))
-        return [TensorPlan(e.name, self._dtype(e.dtype), e.shape) for e in entries]
+        found = self.base.in_file_order
+        return [TensorPlan(e.name, self._dtype(e.dtype), e.shape) for e in found]
 
     @property
     def size(self) -> int:
@@ -143,11 +143,7 @@ class MergePlan:
     def describe(self) -> dict[str, Any]:
         """Return the plan as JSON-like data: every option with its value, every term."""
         return {
-            "base": {
-                "path": str(self.base.path),
-                "reference": self.base.reference,
-                "fingerprint": self.base.fingerprint.digest,
-            },
+            "base": described_base(self.base),
             "method": self.method,
             "source": self.source,
             "options": dict(self.options),
@@ -162,6 +158,15 @@ class MergePlan:
             **({"notes": list(self.notes)} if self.notes else {}),
             **({"recipe": dict(self.recipe)} if self.recipe else {}),
         }
+
+
+def described_base(base: Checkpoint) -> dict[str, str]:
+    """Return which model a merge begins with, as JSON-like data."""
+    return {
+        "path": str(base.path),
+        "reference": base.reference,
+        "fingerprint": base.fingerprint.digest,
+    }
 
 
 def _described(term: Term, plan: MergePlan) -> dict[str, Any]:
@@ -212,9 +217,12 @@ def plan_merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
         raise RecipeError("a merge needs at least one term")
     start, output = Checkpoint.open(base), output or Output()
     _require_whole_rows(method, start)
-    others = [Checkpoint.open(summand.of) for summand in terms if summand.of is not None]
-    choice = Choice.among([start, *others], include, exclude)
-    opened = tuple(_open(summand, i, start, choice) for i, summand in enumerate(terms))
+    bases = [None if one.of is None else Checkpoint.open(one.of) for one in terms]
+    choice = Choice.among([start, *filter(None, bases)], include, exclude)
+    opened = tuple(
+        _open(summand, of, position, start, choice)
+        for position, (summand, of) in enumerate(zip(terms, bases, strict=True))
+    )
     if output.dtype != "same":
         _ = start.config  # which will be rewritten, so it has to be there
     if output.rounding == "stochastic":
@@ -272,22 +280,25 @@ def resolve_device(device: str) -> str:
 
 
 def _require_whole_rows(method: str, base: Checkpoint) -> None:
+    if not find_method(method).ranks_rows:
+        return
     for entry in base.entries.values():
-        if find_method(method).ranks_rows and columns_of(entry.shape) > LONGEST_ROW:
+        if columns_of(entry.shape) > LONGEST_ROW:
             raise RecipeError(
                 f"{method} ranks the entries of a row, and those of {entry.name} have "
                 f"{columns_of(entry.shape)}, more than {LONGEST_ROW}; take another method"
             )
 
 
-def _open(summand: Summand, position: int, base: Checkpoint, choice: "Choice") -> Term:
+def _open(
+    summand: Summand, of: Checkpoint | None, position: int, base: Checkpoint, choice: "Choice"
+) -> Term:
+    """Return a term whose delta was taken from ``of``, or else from the base of the merge."""
     transfer: Transfer | None = None
     inputs: tuple[Path, ...] = ()
-    if summand.of is None:
-        delta = open_delta(summand.where, base, label=summand.label)
-    else:
-        of = Checkpoint.open(summand.of)
-        delta, inputs = open_delta(summand.where, of, label=summand.label), (of.path,)
+    delta = open_delta(summand.where, of or base, label=summand.label)
+    if of is not None:
+        inputs = (of.path,)
         delta, transfer = transferred(delta, of, base, choice.left_out.__contains__)
     kept = tuple(name for name in delta.names if name in choice.kept)
     if not kept:

@@ -124,8 +124,8 @@ class Acting:
     name: str
     alpha: float
     key: int
-    tuned: Checkpoint | None
-    """The fine-tuned model, where the delta is the difference of two bfloat16 tensors."""
+    ends: tuple[Checkpoint, Checkpoint] | None
+    """Fine-tuned model and base, where the delta is the difference of two bfloat16 tensors."""
 
     def slice(self, part: slice, device: str) -> "TermSlice":
         """Return the term's part of the tensor."""
@@ -156,7 +156,7 @@ class TermSlice:
     def _read(self) -> Tensor:
         if self.start == self.part.stop:
             return torch.empty(0, dtype=torch.float64, device=self.device)
-        delta, ends = self.acting.term.delta, self.acting.term.bfloat16_ends(self.name)
+        delta, ends = self.acting.term.delta, self.acting.ends
         with blame(delta=delta.label):
             if self.device == "cpu" or ends is None:
                 return delta.source.part(self.name, self.part).to(self.device)
@@ -201,9 +201,8 @@ def acting_on(terms: Sequence[Term], seed: int, name: str) -> tuple[Acting, ...]
         stream = f"{identity}:{seen[identity]}:{name}"
         seen[identity] += 1
         if name in term.delta and term.alpha_at(name) != 0.0:
-            ends = term.bfloat16_ends(name)
-            key = key_for(seed, stream)
-            acting.append(Acting(term, name, term.alpha_at(name), key, ends[0] if ends else None))
+            key, ends = key_for(seed, stream), term.bfloat16_ends(name)
+            acting.append(Acting(term, name, term.alpha_at(name), key, ends))
     return tuple(acting)
 
 

@@ -10,30 +10,12 @@ import pytest
 import torch
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.names import kind
 from personality_vector.delta import Delta
 from personality_vector.delta.transfer import Transfer, transferred
 from personality_vector.errors import CheckpointError, TensorMismatchError
 from tests import vlms
 
-
-def excluding(*kinds: str) -> Callable[[str], bool]:
-    return lambda name: kind(name) in kinds
-
-
-NOTHING = excluding()
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Callable[..., Path]:
-    """Return ``text(family, **options)``: the directory of a text model, made once."""
-    return vlms.once(vlms.save_text_model, tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory) -> Callable[..., Path]:
-    """Return ``vlm(family, layout, **options)``: the directory of a VLM, made once."""
-    return vlms.once(vlms.save_vlm, tmp_path_factory.mktemp("vlm"))
+NOTHING = vlms.excluding()
 
 
 def move(
@@ -46,7 +28,7 @@ def move(
 
 def refusal(of: Path, tuned: Path, target: Path, *kinds: str) -> str:
     with pytest.raises(TensorMismatchError) as caught:
-        move(of, tuned, target, excluding(*kinds))
+        move(of, tuned, target, vlms.excluding(*kinds))
     said = str(caught.value)
     assert said.startswith("x: ")
     return said.removeprefix("x: ")
@@ -65,7 +47,7 @@ def test_vocabularies_of_other_sizes_are_refused_unless_left_alone(pair, text):
         "exclude embeddings and head to leave them alone"
     )
     assert "embed_tokens.weight has 96 rows" in refusal(*pair, wider, "head")
-    moved, transfer = move(*pair, wider, excluding("embeddings", "head"))
+    moved, transfer = move(*pair, wider, vlms.excluding("embeddings", "head"))
     assert transfer.left_alone == ("lm_head.weight", "model.embed_tokens.weight")
     assert len(moved.names) == len(Checkpoint.open(wider).names) - 2
 
@@ -95,7 +77,7 @@ def test_rows_that_mean_other_tokens_are_refused(text, tmp_path, ours, theirs):
         f"the vocabularies differ in 2 tokens: 1 is 'b' in {of} and {second!r} in {target}; "
         "exclude embeddings and head to leave them alone"
     )
-    assert move(*pair, target, excluding("embeddings", "head"))[0].names
+    assert move(*pair, target, vlms.excluding("embeddings", "head"))[0].names
 
 
 def test_rows_that_mean_the_same_as_far_as_both_have_them_are_accepted(text, tmp_path):
@@ -119,7 +101,7 @@ def test_one_head_against_none_is_refused_unless_left_out(pair, text):
         f"{pair[0]} has lm_head.weight and {tied} has none, as its head is tied to its "
         "embeddings; exclude head to leave it out"
     )
-    assert "model.embed_tokens.weight" in move(*pair, tied, excluding("head"))[0].names
+    assert "model.embed_tokens.weight" in move(*pair, tied, vlms.excluding("head"))[0].names
 
 
 def test_no_head_against_one_is_refused_unless_the_head_is_left_alone(text, vlm):
@@ -128,7 +110,7 @@ def test_no_head_against_one_is_refused_unless_the_head_is_left_alone(text, vlm)
     said = refusal(*pair, target, "norms")
     assert said.startswith(f"{target} has language_model.lm_head.weight and {tied} has none")
     for kinds in (["head"], ["embeddings"], ["embeddings", "head"]):
-        transfer = move(*pair, target, excluding(*kinds))[1]
+        transfer = move(*pair, target, vlms.excluding(*kinds))[1]
         assert "language_model.lm_head.weight" in transfer.left_alone
 
 

@@ -32,23 +32,7 @@ TARGETS = [
 ]
 
 
-def excluding(*kinds: str) -> Callable[[str], bool]:
-    return lambda name: kind(name) in kinds
-
-
-NOTHING = excluding()
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Callable[..., Path]:
-    """Return ``text(family, **options)``: the directory of a text model, made once."""
-    return vlms.once(vlms.save_text_model, tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory) -> Callable[..., Path]:
-    """Return ``vlm(family, layout, **options)``: the directory of a VLM, made once."""
-    return vlms.once(vlms.save_vlm, tmp_path_factory.mktemp("vlm"))
+NOTHING = vlms.excluding()
 
 
 @pytest.fixture
@@ -138,7 +122,7 @@ def test_the_language_part_of_a_vlm_delta_moves_to_the_text_model(vlm, text):
     delta = Delta.between(of, vlm("gemma3", tuned=True))
     with pytest.raises(TensorMismatchError, match=r"exclude 'multi_modal_projector\*' to leave"):
         transferred(delta, of, target, NOTHING)
-    moved, _ = transferred(delta, of, target, excluding("vision"))
+    moved, _ = transferred(delta, of, target, vlms.excluding("vision"))
     assert moved.names == target.names
     assert all(torch.equal(moved[n], delta[f"language_model.{n}"]) for n in moved.names)
 
@@ -197,15 +181,15 @@ def test_identity_tells_which_numbers_and_not_where(moving, vlm):
     native, _, _ = moving("llava", vlm("llava", "native"))
     assert moved.identity == native.identity == delta.identity
     parts = [
-        moving("llava", vlm("llava"), excluding(*kinds))[0].identity
+        moving("llava", vlm("llava"), vlms.excluding(*kinds))[0].identity
         for kinds in (["norms"], ["head"], ["norms", "head"])
     ]
     assert len({*parts, delta.identity}) == 4
-    assert moving("llava", vlm("llava", "native"), excluding("norms"))[0].identity == parts[0]
+    assert moving("llava", vlm("llava", "native"), vlms.excluding("norms"))[0].identity == parts[0]
 
 
 def test_what_is_excluded_stays(moving, vlm):
-    moved, transfer, delta = moving("llava", vlm("llava"), excluding("norms", "embeddings"))
+    moved, transfer, delta = moving("llava", vlm("llava"), vlms.excluding("norms", "embeddings"))
     kinds = [kind(name) for name in delta.names]
     assert {kind(name) for name in transfer.excluded} == {"norms", "embeddings"}
     assert len(transfer.excluded) == kinds.count("norms") + kinds.count("embeddings")
@@ -217,7 +201,7 @@ def test_what_is_excluded_stays(moving, vlm):
 def test_what_to_exclude_may_be_told_by_either_name(vlm):
     of, target = Checkpoint.open(vlm("llava")), Checkpoint.open(vlm("llava", "native"))
     delta = Delta.between(of, vlm("llava", tuned=True))
-    expected = transferred(delta, of, target, excluding("norms"))[0].names
+    expected = transferred(delta, of, target, vlms.excluding("norms"))[0].names
     on_disk = {name for name in delta.names if kind(name) == "norms"}
     canonical = {name.removeprefix("language_model.") for name in on_disk}
     for names in (on_disk, canonical):
@@ -225,7 +209,7 @@ def test_what_to_exclude_may_be_told_by_either_name(vlm):
 
 
 def test_a_transfer_says_what_it_matched(moving, vlm):
-    _, transfer, _ = moving("qwen2_vl", vlm("qwen2_vl", "native"), excluding("norms", "head"))
+    _, transfer, _ = moving("qwen2_vl", vlm("qwen2_vl", "native"), vlms.excluding("norms", "head"))
     assert transfer.describe() == {
         "matched": 21,
         "of": 58,
@@ -242,7 +226,7 @@ def test_a_transfer_says_what_it_matched(moving, vlm):
         "27 of 58 tensors matched; left alone: visual.* (31)"
     )
     assert "; excluded: lm_head.weight (1)" in str(
-        moving("qwen2_vl", vlm("qwen2_vl"), excluding("head"))[1]
+        moving("qwen2_vl", vlm("qwen2_vl"), vlms.excluding("head"))[1]
     )
 
 

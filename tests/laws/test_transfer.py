@@ -20,16 +20,6 @@ TARGETS = [
 ALPHA = 0.7
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return vlms.once(vlms.save_text_model, tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    return vlms.once(vlms.save_vlm, tmp_path_factory.mktemp("vlm"))
-
-
 def weights(path):
     return load_file(path / "model.safetensors")
 

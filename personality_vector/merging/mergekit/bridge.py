@@ -21,9 +21,7 @@ from personality_vector.checkpoint import AtomicDirectory, Checkpoint, ShardWrit
 from personality_vector.delta.sources import require_finite, require_same_tensors
 from personality_vector.errors import NonFiniteError, RecipeError, blame
 from personality_vector.kernels import is_finite
-from personality_vector.manifest import write_manifest
-from personality_vector.merging.card import model_card
-from personality_vector.merging.engine import MergeReport, copy_side_files
+from personality_vector.merging.engine import MergeReport, complete
 from personality_vector.merging.mergekit.inputs import (
     open_models,
     output_dtype,
@@ -39,6 +37,7 @@ from personality_vector.merging.mergekit.settings import (
     summary,
     summary_of,
 )
+from personality_vector.merging.plan import described_base
 from personality_vector.models import DTYPES
 from personality_vector.progress import progress
 from personality_vector.rng import key_for
@@ -98,11 +97,7 @@ class BridgePlan:
     def describe(self) -> dict[str, Any]:
         """Return the plan as JSON-like data."""
         return {
-            "base": {
-                "path": str(self.base.path),
-                "reference": self.base.reference,
-                "fingerprint": self.base.fingerprint.digest,
-            },
+            "base": described_base(self.base),
             "method": self.method,
             "source": f"mergekit {version('mergekit')}",
             "options": summary(found.shared for found in self.values.values()),
@@ -142,7 +137,7 @@ def plan_bridge(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int) -> B
     written = output_dtype(recipe, base, stored)
     tensors = [
         TensorPlan(e.name, DTYPES.get(written, e.dtype) if e.name in stored else e.dtype, e.shape)
-        for e in sorted(base.entries.values(), key=lambda entry: (entry.file, entry.start))
+        for e in base.in_file_order
     ]
     return BridgePlan(recipe, models, values, tensors, seed, data)
 
@@ -156,10 +151,8 @@ def write_bridge(plan: BridgePlan, out: str | Path, *, force: bool = False) -> M
                     writer.write(tensor.name, _merged(plan, tensor))
         for one in plan.models.values():
             one.require_unchanged()
-        copy_side_files(plan.base, directory, plan.output_dtype)
         content = {**plan.describe(), "realised": None, "tensors": {}}
-        (directory / "README.md").write_text(model_card(content), encoding="utf-8")
-        manifest = write_manifest(directory, "merge", content)
+        manifest = complete(directory, plan.base, plan.output_dtype, content)
     log.info("merged %d models into %s", len(plan.models), out)
     return MergeReport(Path(out), None, manifest)
 

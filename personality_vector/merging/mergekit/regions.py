@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from personality_vector.errors import RecipeError
-from personality_vector.merging.depth import chosen, layer_of
+from personality_vector.merging.depth import chosen, depths_of, layer_of
 from personality_vector.merging.mergekit.recipe import MergekitRecipe, Rule, SliceSpec
 
 Level = Mapping[str, tuple[Rule, ...]]
@@ -83,12 +83,6 @@ def _depth(names: Iterable[str]) -> int:
     if len(depths) != 1:
         raise RecipeError("slices: the model has no layers, or several stacks of them; give models")
     return next(iter(depths.values()))
-
-
-def depths_of(names: Iterable[str]) -> dict[str, int]:
-    """Return the number of layers of each stack."""
-    places = sorted(place for place in map(layer_of, names) if place)
-    return {stack: layer + 1 for stack, layer in places}  # the last one wins
 
 
 def place(name: str, regions: Sequence[Region], depths: Mapping[str, int]) -> tuple[Region, float]:
