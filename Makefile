@@ -33,6 +33,7 @@ bench: bench-merging
 bench-merging: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/merging/realised.py --out runs/bench/realised
 	$(BIN)/python tests/benchmarks/merging/speed.py --shape 0.5b --folder runs/bench/0.5b
+	$(BIN)/python tests/benchmarks/merging/stages.py --folder runs/bench/0.5b
 	$(BIN)/python tests/benchmarks/merging/memory.py --folder runs/bench
 
 clean:
