@@ -23,18 +23,25 @@ from runner import ALPHAS, clear, markdown, warm  # noqa: E402
 
 from personality_vector.merging import Output, Summand, plan_merge, write_merge  # noqa: E402
 
-IMPORTED = time.perf_counter()
+IMPORTED = (time.perf_counter(), time.process_time())
 STAGES = ("imports, of which torch is most", "plan", "merge and write")
 
 
-def once(models: Models, out: Path) -> list[float]:
-    """Merge in this process, and return the seconds of each stage."""
-    begun = time.perf_counter()
+def now() -> tuple[float, float]:
+    """Return seconds of wall clock and of CPU."""
+    return time.perf_counter(), time.process_time()
+
+
+def once(models: Models, out: Path) -> list[list[float]]:
+    """Merge in this process, and return wall and CPU seconds of each stage."""
+    begun = now()
     terms = [Summand(path, alpha) for path, alpha in zip(models.tuned, ALPHAS, strict=True)]
     plan = plan_merge(models.base, terms, output=Output(shard_size="300MB"))
-    planned = time.perf_counter()
+    planned = now()
     write_merge(plan, out)
-    return [IMPORTED - START, *(y - x for x, y in pairwise([begun, planned, time.perf_counter()]))]
+    ends = [(START, 0.0), IMPORTED, begun, planned, now()]
+    spans = [[y - x for x, y in zip(*pair, strict=True)] for pair in pairwise(ends)]
+    return [spans[0], *spans[2:]]
 
 
 def main() -> None:
@@ -58,9 +65,10 @@ def main() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found.append(json.loads(done.stdout))
     clear(out)
-    medians = [median(seconds) for seconds in zip(*found, strict=True)]
-    rows = [[name, f"{value:.2f}"] for name, value in zip(STAGES, medians, strict=True)]
-    print(markdown(["stage", "s"], rows))
+    rows = []
+    for name, seconds in zip(STAGES, zip(*found, strict=True), strict=True):
+        rows.append([name, *(f"{median(column):.2f}" for column in zip(*seconds, strict=True))])
+    print(markdown(["stage", "wall s", "CPU s"], rows))
 
 
 if __name__ == "__main__":
