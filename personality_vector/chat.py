@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from personality_vector.errors import DataError
 from personality_vector.models import device_of
+from personality_vector.reading import Prompts, reading
 
 Message = Mapping[str, str]
 Chat = Sequence[Message]
@@ -46,6 +47,12 @@ class EncodedChats:
     attention_mask: Int[Tensor, "batch seq"]
     response_mask: Bool[Tensor, "batch seq"]
     """True on the tokens of the last message's content; template and end marks are False."""
+
+    @property
+    def prompts(self) -> Prompts:
+        """Where the prompt of each chat ends and its response begins."""
+        ends = self.response_mask.int().argmax(dim=1).tolist()
+        return Prompts.of(self.input_ids, self.attention_mask, ends)
 
     def to(self, device: torch.device) -> "EncodedChats":
         """Return a copy on ``device``."""
@@ -164,7 +171,8 @@ def response_log_probs(
     model: nn.Module, encoded: EncodedChats
 ) -> Float[Tensor, "batch positions vocab"]:
     """Return ``log p`` over the vocabulary for tokens 1, 2, ... of each row; float32."""
-    logits = model(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask).logits
+    with reading(encoded.prompts):
+        logits = model(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask).logits
     return torch.log_softmax(logits[:, :-1].float(), dim=-1)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from personality_vector.errors import CheckpointError, ModelError
+from personality_vector.errors import CheckpointError, ModelError, some
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +69,16 @@ def load_tokenizer(path: str | Path) -> Any:
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     """Return the stack of decoder blocks; block ``layer`` is the 0-based layer of this package.
 
+    It is what ``decoder_blocks`` in config.json names, such as ``transformer.h``; else the list of
+    ``num_hidden_layers`` modules, in a vision-language model that of the text part.
+
     Raises:
-        ModelError: No list of ``num_hidden_layers`` modules is found.
+        ModelError: There is no such list.
     """
-    layers = text_config(model).num_hidden_layers
+    named = getattr(model.config, "decoder_blocks", None)
+    if named is not None:
+        return _named_blocks(model, named)
+    layers = getattr(text_config(model), "num_hidden_layers", None)
     stacks = [
         (name, module)
         for name, module in model.named_modules()
@@ -80,14 +86,26 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     ]
     if not stacks:
         raise ModelError(
-            f"{type(model).__name__} has no list of {layers} decoder blocks; "
-            "its modules must hold one nn.ModuleList as long as config.num_hidden_layers"
+            f"{type(model).__name__} has no nn.ModuleList of {layers} decoder blocks "
+            "(config.num_hidden_layers); name the list in config.json, "
+            'such as "decoder_blocks": "transformer.h"'
         )
     # A vision tower can be as deep as the language model: the text stack is the one in the decoder.
     find_decoder: Any = getattr(model, "get_decoder", lambda: model)
     in_decoder = list(find_decoder().modules())
     inside = [stack for _, stack in stacks if any(stack is module for module in in_decoder)]
     return (inside or [stack for _, stack in stacks])[0]
+
+
+def _named_blocks(model: nn.Module, name: str) -> nn.ModuleList:
+    found = dict(model.named_modules()).get(name)
+    if not isinstance(found, nn.ModuleList) or not len(found):
+        lists = [path for path, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+        raise ModelError(
+            f"config.json names decoder_blocks {name!r}, which is no nn.ModuleList of this "
+            f"{type(model).__name__}; it has {some(lists, 6) or 'none'}"
+        )
+    return found
 
 
 def text_config(model: nn.Module) -> Any:

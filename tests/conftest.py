@@ -73,6 +73,8 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "gpt_neox": {**_SIZES, "tie_word_embeddings": False},
     # a bias on everything
     "phi": {**_SIZES, "num_hidden_layers": 2, "tie_word_embeddings": False},
+    # learned positions, transposed weights, a bias on everything
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
     # norms of queries and keys
     "qwen3": {**_SMALL, "head_dim": 16, "tie_word_embeddings": True},
     "gemma3_text": {

@@ -74,8 +74,17 @@ def test_a_vision_tower_of_the_same_depth_is_not_the_decoder():
 
 
 def test_a_model_without_such_a_stack_is_refused():
-    with pytest.raises(ModelError, match="Twin has no list of 5 decoder blocks"):
+    with pytest.raises(ModelError, match=r"no nn.ModuleList of 5 decoder blocks .* name the list"):
         decoder_blocks(Twin(depth=5))
+
+
+def test_the_configuration_may_name_the_stack():
+    model = Twin(depth=5)
+    model.config.decoder_blocks = "vision"
+    assert decoder_blocks(model) is model.vision
+    model.config.decoder_blocks = "text"
+    with pytest.raises(ModelError, match="'text', which is no .* it has text.layers, vision"):
+        decoder_blocks(model)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

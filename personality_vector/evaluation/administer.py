@@ -18,6 +18,7 @@ from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.evaluation.instruments import Instrument, Item
 from personality_vector.models import device_of
 from personality_vector.progress import progress
+from personality_vector.reading import Prompts, reading
 from personality_vector.rng import key_for
 
 
@@ -86,7 +87,8 @@ def sample_seed(seed: int, sample: int) -> int:
 def _require_numbers(model: Any, tokenizer: Any, chat: Chat) -> None:
     text = render(tokenizer, chat, reply_follows=True)
     tokens = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    last = model(input_ids=tokens.to(device_of(model))).logits[0, -1].float()
+    with reading(Prompts.of(tokens)):
+        last = model(input_ids=tokens.to(device_of(model))).logits[0, -1].float()
     # Single words may be ruled out with -inf, so it is their sum that must be a number.
     if not bool(torch.isfinite(torch.logsumexp(last, dim=0))):
         raise NonFiniteError(f"the model predicts NaN or infinity after {chat[-1]['content']!r}")

@@ -1,8 +1,8 @@
-"""Adding constant vectors to the outputs of decoder blocks, and taking them away again."""
+"""Changing the outputs of decoder blocks while a model runs, and leaving nothing behind."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -10,43 +10,108 @@ from torch import Tensor, nn
 
 from personality_vector.errors import BaseMismatchError, DataError, ModelError, NonFiniteError
 from personality_vector.models import decoder_blocks, hidden_size
+from personality_vector.steering.positions import ALL, Positions
+from personality_vector.steering.where import Gate, Where
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 """A forward hook: what it returns, unless ``None``, takes the place of the output."""
 
+How = Literal["add", "add_keeping_norm", "ablate"]
+"""What is done with a direction: see :data:`EDITS`."""
+
+Strength = float | Sequence[float] | Tensor
+"""One coefficient, or one for each row of the batch."""
+
+_KNOWN = ("personality_vector", "transformers", "accelerate", "peft", "torch")
+"""Packages whose hooks on a block are no left-overs."""
+
+Hidden = Float[Tensor, "rows seq hidden"]
+Edit = Callable[[Hidden, Float[Tensor, " hidden"], float | Tensor], Hidden]
+
+
+def added(hidden: Hidden, direction: Tensor, strength: float | Tensor) -> Hidden:
+    """Return ``h + strength * v``."""
+    return hidden + strength * direction
+
+
+def added_keeping_norm(hidden: Hidden, direction: Tensor, strength: float | Tensor) -> Hidden:
+    """Return ``h' * |h| / |h'|`` with ``h' = h + strength * v``; norms in float32."""
+    moved = hidden + strength * direction
+    norms = (h.float().norm(dim=-1, keepdim=True) for h in (hidden, moved))
+    before, after = norms
+    scale = before / after.clamp_min(torch.finfo(torch.float32).tiny)
+    return moved * scale.to(hidden.dtype)
+
+
+def ablated(hidden: Hidden, direction: Tensor, strength: float | Tensor) -> Hidden:
+    """Return ``h - strength * (h . q) q`` with ``q = v / |v|``; 1 removes the direction."""
+    unit = direction.float() / direction.float().norm()
+    along = (hidden.float() @ unit)[..., None] * unit
+    return hidden - strength * along.to(hidden.dtype)
+
+
+EDITS: dict[How, Edit] = {
+    "add": added,
+    "add_keeping_norm": added_keeping_norm,
+    "ablate": ablated,
+}
+"""Source of the ablation: Arditi et al. 2024, arXiv:2406.11717. Of the norm: repeng's option."""
+
 
 @contextmanager
-def steered(model: nn.Module, additions: Mapping[int, Tensor]) -> Generator[None]:
-    """Add a constant vector to the output of each named block while the ``with`` block runs.
+def steered(
+    model: nn.Module,
+    directions: Mapping[int, Tensor],
+    strength: Strength = 1.0,
+    *,
+    positions: Positions = ALL,
+    how: How = "add",
+    gate: Gate | None = None,
+) -> Generator[None]:
+    """Steer the outputs of some decoder blocks while the ``with`` block runs.
 
-    It is added at every position of every row, of the prompt and of the reply, so the logits are
-    the same cached and uncached, batched and single, generated and teacher-forced. An addition of
-    zero registers nothing, so the logits are those of the plain model bit for bit. Two nested
-    contexts add up.
+    The logits are those of one model: the same cached and uncached, whole and in chunks, batched
+    and single, padded left and right, generated and teacher-forced. A row of strength 0 is the
+    plain model bit for bit. Two nested contexts act one after the other.
+
+    Inside ``model.generate`` the prompt is known. Around any other forward pass say it with
+    :func:`personality_vector.reading.reading`, unless ``positions`` are ``all``.
 
     Args:
         model: Edited by forward hooks only; they are gone afterwards, also after an exception.
-        additions: 0-based decoder block to a vector ``(hidden,)``, in the unit of the activation:
-            the coefficient is already in it. It is cast once to dtype and device of the output.
+        directions: 0-based decoder block to a vector ``(hidden,)``, in the unit of the activation.
+            It is cast to dtype and device of the output.
+        strength: The coefficient, or one for each row of the batch; beams and samples of a row
+            have that of their row.
+        positions: Which tokens.
+        how: ``add``, ``add_keeping_norm`` or ``ablate``.
+        gate: Which rows, decided by their prompts; then only responses can be steered.
 
     Raises:
         ModelError: The model has no such block, or its blocks cannot be found.
         BaseMismatchError: A vector has another width than the model.
-        NonFiniteError: A vector holds NaN or infinity.
+        NonFiniteError: A vector or strength is NaN or infinite.
+        DataError: A strength for each row and the rows of a batch do not agree; or the positions
+            need a prompt that nobody told, or select no token of it.
 
     Source:
         Persona vectors, Chen et al. 2025, arXiv:2507.21509: ``h_l <- h_l + alpha * v_l``.
-        Deviation: all positions. Their code adds to the last position of each forward call, so
-        that a teacher-forced pass and a cached generation are two different models.
+        Deviation: positions are those of the sequence. Their code adds to the last position of
+        each forward call, so that a teacher-forced pass and a cached generation are two models.
     """
     blocks = decoder_blocks(model)
-    for layer, addition in additions.items():
-        _require_fit(model, layer, len(blocks), addition)
+    amounts = _amounts(strength)
+    for layer, direction in directions.items():
+        _require_fit(model, layer, len(blocks), direction, amounts)
+    _require_no_strangers(blocks)
     with ExitStack() as hooks:
-        for layer, addition in additions.items():
-            if addition.any():
-                handle = blocks[layer].register_forward_hook(_adding(addition.detach()))
-                hooks.callback(handle.remove)
+        where = Where(positions, amounts, gate)
+        if isinstance(amounts, Tensor) or amounts != 0:
+            where.watch(model, blocks, hooks, min(directions, default=0))
+            for layer, direction in directions.items():
+                if direction.any():
+                    hook = _hook(direction.detach(), amounts, EDITS[how], where)
+                    hooks.callback(blocks[layer].register_forward_hook(hook).remove)
         yield
 
 
@@ -75,31 +140,62 @@ def hidden_states(output: Any) -> Float[Tensor, "batch seq hidden"]:
     return hidden
 
 
-def _adding(addition: Float[Tensor, " hidden"]) -> Hook:
-    cast = addition
+def _hook(direction: Tensor, amounts: float | Tensor, edit: Edit, where: Where) -> Hook:
+    scaled = edit is added and isinstance(amounts, float)
+    whole = amounts * direction if scaled else direction
+    cast = whole
 
-    def add(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+    def steer(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         nonlocal cast
         hidden = hidden_states(output)
         if cast.dtype != hidden.dtype or cast.device != hidden.device:
-            cast = addition.to(hidden.device, hidden.dtype)
-        moved = hidden + cast
+            cast = whole.to(hidden.device, hidden.dtype)
+        chosen = where.selected(hidden)
+        if chosen is False:
+            return None
+        moved = hidden + cast if scaled else edit(hidden, cast, where.strength(hidden))
+        if chosen is not True:
+            moved = torch.where(chosen, moved, hidden)
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
-    return add
+    return steer
 
 
-def _require_fit(model: nn.Module, layer: int, count: int, addition: Tensor) -> None:
+def _amounts(strength: Strength) -> float | Tensor:
+    amounts = torch.as_tensor(strength, dtype=torch.float64).cpu()
+    if not torch.isfinite(amounts).all():
+        raise NonFiniteError(f"the strength must be a finite number, got {strength}")
+    if amounts.ndim > 1 or not amounts.numel():
+        raise DataError(f"the strength has shape {list(amounts.shape)}; give a number, or [rows]")
+    return amounts if amounts.ndim else float(amounts)
+
+
+def _require_fit(
+    model: nn.Module, layer: int, count: int, direction: Tensor, amounts: float | Tensor
+) -> None:
     if not 0 <= layer < count:
         raise ModelError(_no_such_layer(layer, count))
     width = hidden_size(model)
-    if addition.shape != (width,):
+    if direction.shape != (width,):
         raise BaseMismatchError(
-            f"layer {layer}: the vector has shape {list(addition.shape)}, but the residual stream "
+            f"layer {layer}: the vector has shape {list(direction.shape)}, but the residual stream "
             f"of this model is {width} wide; use a vector that was extracted from this model"
         )
-    if not torch.isfinite(addition).all():
+    largest = torch.as_tensor(amounts).abs().max() * direction.detach().abs().max().cpu()
+    if not torch.isfinite(largest):
         raise NonFiniteError(f"layer {layer}: the vector to add holds NaN or infinity")
+
+
+def _require_no_strangers(blocks: nn.ModuleList) -> None:
+    """Refuse hooks that another tool left behind: the two would add up unseen."""
+    for layer, block in enumerate(blocks):
+        for hook in (*block._forward_hooks.values(), *block._forward_pre_hooks.values()):
+            owner = getattr(hook, "__module__", "") or type(hook).__module__
+            if owner.partition(".")[0] not in _KNOWN:
+                raise ModelError(
+                    f"block {layer} already has a hook of {owner}, which may steer the model too; "
+                    "remove it, or load the model again"
+                )
 
 
 def _no_such_layer(layer: int, count: int) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from personality_vector import merge
+from personality_vector.reading import Prompts, reading
 from personality_vector.rng import generator_for
 
 Differences = dict[str, float]
@@ -44,31 +45,55 @@ def restated(weights: Callable[[Path], Weights], rounded_once: Any) -> Callable[
     return run
 
 
-@pytest.fixture(scope="session")
-def prompts() -> list[Tensor]:
-    """Token ids of three lengths; the longest exceeds the window of pico gemma2."""
-    return [
-        torch.randint(5, 300, (length,), generator=generator_for(0, f"prompt {length}"))
-        for length in (3, 11, 21)
-    ]
+MARK = 7
+"""A token that every prompt holds, for the clause ``after``."""
+
+Rows = Sequence[tuple[Tensor, int]]
+"""Token ids of a row, and how many of them are the prompt."""
 
 
 @pytest.fixture(scope="session")
-def differences(prompts: list[Tensor]) -> Callable[[Any], Differences]:
+def rows() -> Rows:
+    """Return three rows of different length; the longest exceeds the window of pico gemma2."""
+    return [_row(3, 2), _row(11, 6), _row(21, 13)]
+
+
+def _row(length: int, prompt: int) -> tuple[Tensor, int]:
+    ids = torch.randint(8, 85, (length,), generator=generator_for(0, f"prompt {length}"))
+    ids[(prompt - 1) // 2] = MARK
+    return ids, prompt
+
+
+@pytest.fixture(scope="session")
+def prompts(rows: Rows) -> list[Tensor]:
+    """Token ids of three lengths."""
+    return [ids for ids, _ in rows]
+
+
+@pytest.fixture(scope="session")
+def differences(rows: Rows) -> Callable[[Any], Differences]:
     """Return a check: how far the logits of a model are from its plain forward passes, at most.
 
-    ``cached`` reads in chunks and token by token, ``right_padded`` and ``left_padded`` run the
-    rows as a batch, ``generated`` compares the logits of ``generate`` with a teacher-forced pass.
+    ``cached`` reads the prompt and then token by token, ``chunked`` pieces of four tokens,
+    ``right_padded`` and ``left_padded`` run the rows as a batch, ``generated`` compares the logits
+    of ``generate`` with a teacher-forced pass, ``generated_in_chunks`` those of a prefill in
+    chunks, and ``beams`` the score of beam search with the likelihood of what it found.
     """
 
     @torch.no_grad()
     def measure(model: Any) -> Differences:
-        alone = [model(row[None], use_cache=False).logits[0] for row in prompts]
+        alone = [_forced(model, row, end) for row, end in rows]
+        in_steps = [_cached(model, row, end, [end] + [1] * (len(row) - end)) for row, end in rows]
+        chunked = [_cached(model, row, end, _fours(len(row))) for row, end in rows]
+        asked = [row[:end] for row, end in rows]
         return {
-            "cached": max(map(_largest, [_cached(model, row) for row in prompts], alone)),
-            "right_padded": max(map(_largest, _padded(model, prompts, left=False), alone)),
-            "left_padded": max(map(_largest, _padded(model, prompts, left=True), alone)),
-            "generated": _generated(model, prompts),
+            "cached": max(map(_largest, in_steps, alone)),
+            "chunked": max(map(_largest, chunked, alone)),
+            "right_padded": max(map(_largest, _padded(model, rows, left=False), alone)),
+            "left_padded": max(map(_largest, _padded(model, rows, left=True), alone)),
+            "generated": _generated(model, asked),
+            "generated_in_chunks": _generated(model, asked[-1:], prefill_chunk_size=4),
+            "beams": _beams(model, asked),
         }
 
     return measure
@@ -78,22 +103,36 @@ def _largest(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())
 
 
-def _cached(model: Any, row: Tensor) -> Tensor:
-    """Return the logits of a prefill in two chunks, followed by single tokens."""
-    half = len(row) // 2
+def _fours(length: int) -> list[int]:
+    return [4] * (length // 4) + [length % 4] * bool(length % 4)
+
+
+def _forced(model: Any, row: Tensor, end: int) -> Tensor:
+    """Return the logits of one row in one pass."""
+    return _cached(model, row, end, [len(row)])
+
+
+def _cached(model: Any, row: Tensor, end: int, sizes: Sequence[int]) -> Tensor:
+    """Return the logits of a row that is read piece by piece."""
     cache, logits = None, []
-    for chunk in torch.split(row, [half, 1] + [1] * (len(row) - half - 1)):
-        out = model(chunk[None], past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-        logits.append(out.logits[0])
+    # Explicit, since a Qwen2-VL keeps an offset of positions from the last call of generate.
+    positions = torch.arange(len(row))[None].split(list(sizes), dim=1)
+    with reading(Prompts.of(row[None], ends=[end])):
+        for chunk, at in zip(torch.split(row, list(sizes)), positions, strict=True):
+            out = model(chunk[None], past_key_values=cache, position_ids=at, use_cache=True)
+            cache = out.past_key_values
+            logits.append(out.logits[0])
     return torch.cat(logits)
 
 
-def _padded(model: Any, rows: Sequence[Tensor], *, left: bool) -> list[Tensor]:
-    ids, mask = _batch(rows, left=left)
+def _padded(model: Any, rows: Rows, *, left: bool) -> list[Tensor]:
+    ids, mask = _batch([row for row, _ in rows], left=left)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    logits = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-    return [row[real.bool()] for row, real in zip(logits, mask, strict=True)]
+    begins = mask.argmax(1).tolist()
+    ends = [begin + end for begin, (_, end) in zip(begins, rows, strict=True)]
+    with reading(Prompts.of(ids, mask, ends)):
+        out = model(ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    return [row[real.bool()] for row, real in zip(out.logits, mask, strict=True)]
 
 
 def _batch(rows: Sequence[Tensor], *, left: bool) -> tuple[Tensor, Tensor]:
@@ -105,20 +144,38 @@ def _batch(rows: Sequence[Tensor], *, left: bool) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _generated(model: Any, rows: Sequence[Tensor], new: int = 8) -> float:
+def _generated(model: Any, rows: Sequence[Tensor], **options: Any) -> float:
+    out, width = _generate(model, rows, do_sample=False, output_logits=True, **options)
+    replies, drawn = out.sequences[:, width:], torch.stack(out.logits, dim=1)
+    worst = 0.0
+    for row, reply, logits in zip(rows, replies, drawn, strict=True):
+        forced = _forced(model, torch.cat([row, reply]), len(row))
+        worst = max(worst, _largest(logits, forced[len(row) - 1 : -1]))
+    return worst
+
+
+def _beams(model: Any, rows: Sequence[Tensor]) -> float:
+    out, width = _generate(model, rows, num_beams=3, length_penalty=0.0, output_scores=True)
+    worst = 0.0
+    for row, reply, score in zip(rows, out.sequences[:, width:], out.sequences_scores, strict=True):
+        forced = _forced(model, torch.cat([row, reply]), len(row))[len(row) - 1 : -1]
+        likelihood = forced.log_softmax(-1).gather(1, reply[:, None]).sum()
+        worst = max(worst, _largest(score, likelihood))
+    return worst
+
+
+def _generate(
+    model: Any, rows: Sequence[Tensor], *, new: int = 8, **options: Any
+) -> tuple[Any, int]:
     ids, mask = _batch(rows, left=True)
     out = model.generate(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=new,
         min_new_tokens=new,
-        do_sample=False,
-        output_logits=True,
+        pad_token_id=0,
+        eos_token_id=None,
         return_dict_in_generate=True,
+        **options,
     )
-    replies, drawn = out.sequences[:, ids.shape[1] :], torch.stack(out.logits, dim=1)
-    worst = 0.0
-    for row, reply, logits in zip(rows, replies, drawn, strict=True):
-        forced = model(torch.cat([row, reply])[None], use_cache=False).logits[0]
-        worst = max(worst, _largest(logits, forced[len(row) - 1 : -1]))
-    return worst
+    return out, ids.shape[1]

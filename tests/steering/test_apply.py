@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from personality_vector.errors import BaseMismatchError, DataError, ModelError, NonFiniteError
 from personality_vector.models import decoder_blocks, load_model
-from personality_vector.steering import resolve_layers, steered
+from personality_vector.rng import generator_for
+from personality_vector.steering import EDITS, Gate, Positions, resolve_layers, steered
 
 HIDDEN = 48
 
@@ -119,3 +120,100 @@ def test_layers_that_make_no_sense_are_refused(llama):
         resolve_layers(llama, [2, -1])
     with pytest.raises(DataError, match="no layer"):
         resolve_layers(llama, [])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), [1.0, float("nan")]])
+def test_a_strength_that_is_not_finite_is_refused(llama, bad):
+    with (
+        pytest.raises(NonFiniteError, match="strength must be a finite number"),
+        steered(llama, {0: torch.ones(HIDDEN)}, bad),
+    ):
+        pytest.fail("the body must not run")
+
+
+def test_a_product_that_overflows_is_refused(llama):
+    with (
+        pytest.raises(NonFiniteError, match="layer 0"),
+        steered(llama, {0: torch.full((HIDDEN,), 1e300, dtype=torch.float64)}, 1e300),
+    ):
+        pytest.fail("the body must not run")
+
+
+@pytest.mark.parametrize("bad", [[], torch.ones(1, 1)])
+def test_a_strength_of_another_shape_is_refused(llama, bad):
+    with (
+        pytest.raises(DataError, match=r"give a number, or \[rows\]"),
+        steered(llama, {0: torch.ones(HIDDEN)}, bad),
+    ):
+        pytest.fail("the body must not run")
+
+
+def test_strengths_of_other_rows_than_the_batch_are_refused(llama):
+    ids = torch.ones(3, 4, dtype=torch.int64)
+    with (
+        steered(llama, {0: torch.ones(HIDDEN)}, [1.0, 2.0]),
+        pytest.raises(DataError, match="2 strengths were given for a batch of 3 rows"),
+    ):
+        llama(ids)
+
+
+def test_a_plain_pass_has_to_say_where_its_prompt_ends(llama):
+    with (
+        steered(llama, {0: torch.ones(HIDDEN)}, positions=Positions.parse("response")),
+        pytest.raises(DataError, match="positions response: where the prompt ends is unknown"),
+    ):
+        llama(torch.ones(1, 4, dtype=torch.int64))
+
+
+def gate(**changes: Any) -> Gate:
+    given = {"layer": 0, "direction": torch.ones(HIDDEN), "threshold": 0.1}
+    return Gate(**(given | changes))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "said"),
+    [
+        (gate(layer=3), ModelError, "must be one of the 3 blocks"),
+        (gate(layer=2), ModelError, "no later than the first steered one, 1"),
+        (gate(direction=torch.ones(3)), BaseMismatchError, r"has shape \[3\]"),
+        (gate(direction=torch.zeros(HIDDEN)), NonFiniteError, "not all zero"),
+        (gate(threshold=float("nan")), NonFiniteError, "finite numbers"),
+    ],
+)
+def test_a_gate_that_does_not_fit_is_refused(llama, wrong, error, said):
+    where = Positions.parse("response")
+    with (
+        pytest.raises(error, match=said),
+        steered(llama, {1: torch.ones(HIDDEN)}, positions=where, gate=wrong),
+    ):
+        pytest.fail("the body must not run")
+    assert hooks_on(llama) == 0
+
+
+def test_a_gate_opens_for_responses_only(llama):
+    with (
+        pytest.raises(DataError, match="positions must be response, not all"),
+        steered(llama, {1: torch.ones(HIDDEN)}, gate=gate()),
+    ):
+        pytest.fail("the body must not run")
+
+
+def test_ablation_removes_the_direction_and_nothing_else():
+    hidden = torch.randn(2, 5, 8, generator=generator_for(0, "hidden"))
+    direction = torch.randn(8, generator=generator_for(0, "direction"))
+    found = EDITS["ablate"](hidden, 3 * direction, 1.0)
+    unit = direction / direction.norm()
+    assert (found @ unit).abs().max() < 1e-6
+    torch.testing.assert_close(found + (hidden @ unit)[..., None] * unit, hidden)
+
+
+def test_keeping_the_norm_turns_and_does_not_stretch():
+    hidden = torch.randn(2, 5, 8, generator=generator_for(0, "hidden"))
+    hidden[0, 0] = 0
+    direction = torch.randn(8, generator=generator_for(0, "direction"))
+    found = EDITS["add_keeping_norm"](hidden, direction, 2.0)
+    torch.testing.assert_close(found.norm(dim=-1), hidden.norm(dim=-1))
+    expected = torch.nn.functional.normalize(hidden + 2.0 * direction, dim=-1)
+    torch.testing.assert_close(
+        torch.nn.functional.normalize(found, dim=-1)[1], expected[1], rtol=1e-5, atol=1e-6
+    )

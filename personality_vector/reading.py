@@ -1,0 +1,126 @@
+"""Where the prompts of a batch begin and end: what a model that is being run cannot know by itself.
+
+A forward pass sees tokens, not roles. Whoever runs the model inside :func:`reading` says which
+columns are the prompt; :func:`announcing` lets ``generate`` say it.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from personality_vector.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompts:
+    """The prompt of each row of a batch, in columns; a later column is the response.
+
+    Attributes:
+        begins: First column of each row that is not padding.
+        ends: First column of each row that is not prompt any more.
+        input_ids: ``(rows, columns)``, where they are known; columns beyond may be missing.
+
+    Raises:
+        DataError: A prompt ends before it begins, or the rows do not agree.
+    """
+
+    begins: tuple[int, ...]
+    ends: tuple[int, ...]
+    input_ids: Int[Tensor, "rows columns"] | None = None
+
+    def __post_init__(self) -> None:
+        rows = {len(self.begins), len(self.ends)}
+        if self.input_ids is not None:
+            rows.add(len(self.input_ids))
+        if len(rows) > 1 or rows == {0}:
+            raise DataError(f"prompts of {sorted(rows)} rows: every row needs a begin and an end")
+        for row, (begin, end) in enumerate(zip(self.begins, self.ends, strict=True)):
+            if not 0 <= begin <= end:
+                raise DataError(f"row {row}: a prompt cannot go from column {begin} to {end}")
+
+    @classmethod
+    def of(
+        cls,
+        input_ids: Int[Tensor, "rows columns"],
+        attention_mask: Int[Tensor, "rows columns"] | None = None,
+        ends: Sequence[int] | None = None,
+    ) -> "Prompts":
+        """Return the prompts of a batch.
+
+        Args:
+            input_ids: Tokens, padded on either side.
+            attention_mask: 1 on tokens, 0 on padding; without it there is none.
+            ends: First column of each response; by default all columns are prompt.
+        """
+        rows, columns = input_ids.shape
+        begins = (0,) * rows if attention_mask is None else _first_columns(attention_mask)
+        return cls(begins, tuple(ends) if ends is not None else (columns,) * rows, input_ids)
+
+
+_CURRENT: ContextVar[Prompts | None] = ContextVar("prompts", default=None)
+
+
+@contextmanager
+def reading(prompts: Prompts) -> Generator[None]:
+    """Say what the prompts are of every forward pass inside the ``with`` block.
+
+    Passes that continue a cache count on from it, so one block serves a whole generation.
+    """
+    token = _CURRENT.set(prompts)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def current_prompts() -> Prompts | None:
+    """Return what :func:`reading` said last, or ``None`` outside of it."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def announcing(model: nn.Module) -> Generator[None]:
+    """Let ``model.generate`` say what its prompts are, unless its caller did."""
+    if not hasattr(model, "generate"):
+        yield
+        return
+    generate, earlier = model.generate, model.__dict__.get("generate")
+
+    @wraps(generate)
+    def announced(inputs: Tensor | None = None, *args: Any, **given: Any) -> Any:
+        if _CURRENT.get() is not None:
+            return generate(inputs, *args, **given)
+        with reading(_of_generate(inputs, given)):
+            return generate(inputs, *args, **given)
+
+    model.generate = announced
+    try:
+        yield
+    finally:
+        del model.generate
+        if earlier is not None:
+            model.generate = earlier
+
+
+def _of_generate(inputs: Tensor | None, given: dict[str, Any]) -> Prompts:
+    ids = next((t for t in (inputs, given.get("input_ids")) if isinstance(t, Tensor)), None)
+    mask = given.get("attention_mask")
+    if ids is not None and ids.ndim == 2 and ids.dtype in (torch.int32, torch.int64):
+        return Prompts.of(ids, mask)
+    embeddings = given.get("inputs_embeds")
+    if not isinstance(embeddings, Tensor):
+        raise DataError("generate() got neither input_ids nor inputs_embeds: its prompt is unknown")
+    rows, columns = embeddings.shape[:2]
+    begins = (0,) * rows if mask is None else _first_columns(mask)
+    return Prompts(begins, (columns,) * rows)
+
+
+def _first_columns(mask: Tensor) -> tuple[int, ...]:
+    return tuple(mask.ne(0).int().argmax(dim=1).tolist())

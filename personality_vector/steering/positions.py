@@ -1,0 +1,158 @@
+"""Which tokens are steered: a clause, and for each row the columns that it means.
+
+Whatever a clause says is decided by the prompt, so that it means the same tokens in a prefill, in
+a chunk of one, in a step of decoding, in any beam, and in a teacher-forced pass.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from personality_vector.errors import DataError, RecipeError
+from personality_vector.reading import Prompts
+
+Span = tuple[int, int | float]
+"""Columns ``begin .. end - 1``; the end may be infinite."""
+
+_FORM = "all, prompt, response, last N or after TOKEN, joined by +"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a clause.
+
+    Attributes:
+        kind: ``all``; ``prompt``; ``response``, every token behind the prompt; ``last``, the last
+            ``number`` tokens of the prompt; or ``after``, whatever follows the last token
+            ``number`` of the prompt, the response included.
+        number: Of tokens, or the id of one.
+    """
+
+    kind: str
+    number: int = 0
+
+    def span(self, prompts: Prompts, row: int) -> Span:
+        """Return the columns that this means in one row.
+
+        Raises:
+            DataError: The token is not in the prompt, or the ids are not known.
+        """
+        begin, end = prompts.begins[row], prompts.ends[row]
+        spans: dict[str, Span] = {
+            "all": (begin, torch.inf),
+            "prompt": (begin, end),
+            "response": (end, torch.inf),
+            "last": (max(begin, end - self.number), end),
+        }
+        return spans.get(self.kind) or (self._last_place(prompts, row) + 1, torch.inf)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.number}" if self.kind in ("last", "after") else self.kind
+
+    def _last_place(self, prompts: Prompts, row: int) -> int:
+        if prompts.input_ids is None:
+            raise DataError(f"positions after token {self.number}: the prompt has no token ids")
+        ids = prompts.input_ids[row, : prompts.ends[row]].tolist()
+        places = [c for c, token in enumerate(ids) if token == self.number]
+        if not places or places[-1] < prompts.begins[row]:
+            raise DataError(
+                f"positions after token {self.number}: row {row} has no such token in its prompt, "
+                "so nothing would be steered"
+            )
+        return places[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """A clause such as ``all``, ``response``, ``last 1 + response`` or ``after 13``.
+
+    >>> str(Positions.parse("last 1+response"))
+    'last 1 + response'
+    """
+
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def parse(cls, text: str, tokenizer: Any = None) -> "Positions":
+        """Read a clause.
+
+        Args:
+            text: Parts joined by ``+``; a token is an id, or text if there is a tokenizer.
+            tokenizer: Turns the text of a token into its id.
+
+        Raises:
+            RecipeError: The clause has another form, selects nothing, or a text is not one token.
+        """
+        return cls(tuple(_part(word.strip(), tokenizer) for word in _split(text)))
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether every token of every row is meant, so that no prompt has to be known."""
+        return any(part.kind == "all" for part in self.parts)
+
+    @property
+    def response_only(self) -> bool:
+        """Whether nothing of the prompt is meant."""
+        return all(part.kind == "response" for part in self.parts)
+
+    def spans(self, prompts: Prompts, row: int) -> tuple[Span, ...]:
+        """Return the columns that are meant in one row.
+
+        Raises:
+            DataError: The prompt does not have what the clause asks for.
+        """
+        spans = tuple(part.span(prompts, row) for part in self.parts)
+        if all(begin >= end for begin, end in spans):
+            raise DataError(f"positions {self}: row {row} has an empty prompt, so none is steered")
+        return spans
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.parts))
+
+
+def names_a_token(text: str) -> bool:
+    """Return whether a clause needs a tokenizer to be read.
+
+    >>> names_a_token("after <|assistant|>"), names_a_token("response")
+    (True, False)
+    """
+    return any(re.fullmatch(r"after\s+.*\D.*", word.strip()) for word in _split(text))
+
+
+def _split(text: str) -> list[str]:
+    # A token may hold a plus sign itself: what follows `after` goes to the end.
+    head, after, tail = text.partition("after ")
+    words = [word for word in head.split("+") if word.strip() or not after]
+    return [*words, after + tail] if after else words
+
+
+def _part(text: str, tokenizer: Any) -> Part:
+    if text in ("all", "prompt", "response"):
+        return Part(text)
+    last = re.fullmatch(r"last\s+(\d+)", text)
+    if last and int(last[1]):
+        return Part("last", int(last[1]))
+    after = re.fullmatch(r"after\s+(\S.*)", text)
+    if after:
+        return Part("after", _token(after[1], tokenizer))
+    raise RecipeError(f"positions {text!r} select no token: write {_FORM}")
+
+
+def _token(text: str, tokenizer: Any) -> int:
+    if text.isdigit():
+        return int(text)
+    if tokenizer is None:
+        raise RecipeError(f"positions after {text!r}: without a tokenizer, give the token's id")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise RecipeError(
+            f"positions after {text!r}: it is {len(ids)} tokens of this tokenizer; "
+            "give one, such as the last mark before the reply"
+        )
+    return int(ids[0])
+
+
+ALL = Positions((Part("all"),))
+"""Every token: of the prompt and of the response."""

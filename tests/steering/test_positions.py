@@ -1,0 +1,114 @@
+"""Clauses: what they mean, how they are written, and what is refused."""
+
+from math import inf
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from personality_vector.errors import DataError, RecipeError
+from personality_vector.models import load_tokenizer
+from personality_vector.reading import Prompts
+from personality_vector.steering import ALL, Positions
+from personality_vector.steering.positions import names_a_token
+
+IDS = torch.tensor([[0, 0, 7, 9, 7, 5], [4, 7, 5, 5, 5, 5]])
+PROMPTS = Prompts((2, 0), (5, 3), IDS)
+
+
+@pytest.mark.parametrize(
+    ("clause", "expected"),
+    [
+        ("all", ([(2, inf)], [(0, inf)])),
+        ("prompt", ([(2, 5)], [(0, 3)])),
+        ("response", ([(5, inf)], [(3, inf)])),
+        ("last 2", ([(3, 5)], [(1, 3)])),
+        ("last 9", ([(2, 5)], [(0, 3)])),
+        ("last 1 + response", ([(4, 5), (5, inf)], [(2, 3), (3, inf)])),
+        ("after 7", ([(5, inf)], [(2, inf)])),
+    ],
+)
+def test_what_a_clause_means(clause, expected):
+    found = tuple(list(Positions.parse(clause).spans(PROMPTS, row)) for row in range(2))
+    assert found == expected
+
+
+def test_after_takes_the_last_mark_of_the_prompt_and_none_of_the_response():
+    prompts = Prompts((0,), (3,), torch.tensor([[7, 1, 7, 1, 7]]))
+    assert Positions.parse("after 7").spans(prompts, 0) == ((3, inf),)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(["all", "prompt", "response"]),
+            st.integers(1, 99).map(lambda n: f"last {n}"),
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_a_clause_is_read_as_it_is_written(parts):
+    text = " + ".join(parts)
+    assert str(Positions.parse(text)) == text
+    assert Positions.parse(text.replace(" + ", "+")) == Positions.parse(text)
+
+
+def test_token_zero_is_a_token():
+    assert str(Positions.parse("after 0")) == "after 0"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "last 0", "last", "last -1", "first 2", "after", "after ", "all + ", "ALL", "last x"],
+)
+def test_a_clause_that_selects_nothing_is_refused(text):
+    with pytest.raises(RecipeError, match="select no token: write all, prompt, response, last N"):
+        Positions.parse(text)
+
+
+def test_a_mark_that_a_prompt_does_not_hold_is_refused():
+    with pytest.raises(DataError, match="row 1 has no such token in its prompt"):
+        Positions.parse("after 9").spans(PROMPTS, 1)
+
+
+def test_a_mark_among_the_padding_does_not_count():
+    prompts = Prompts((2,), (4,), torch.tensor([[7, 7, 1, 1]]))
+    with pytest.raises(DataError, match="no such token"):
+        Positions.parse("after 7").spans(prompts, 0)
+
+
+def test_a_mark_needs_token_ids():
+    with pytest.raises(DataError, match="no token ids"):
+        Positions.parse("after 7").spans(Prompts((0,), (3,)), 0)
+
+
+def test_an_empty_prompt_has_nothing_to_steer():
+    with pytest.raises(DataError, match="row 0 has an empty prompt"):
+        Positions.parse("prompt").spans(Prompts((0,), (0,)), 0)
+
+
+def test_a_mark_is_given_as_text_where_there_is_a_tokenizer(pico):
+    tokenizer = load_tokenizer(pico("llama"))
+    mark = tokenizer.convert_tokens_to_ids("<|assistant|>")
+    assert str(Positions.parse("after <|assistant|>", tokenizer)) == f"after {mark}"
+    with pytest.raises(RecipeError, match="it is 2 tokens"):
+        Positions.parse("after <|user|><|end|>", tokenizer)
+    with pytest.raises(RecipeError, match="without a tokenizer, give the token's id"):
+        Positions.parse("after <|assistant|>")
+
+
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [("all", False), ("after 7", False), ("after <|x|>", True), ("last 1 + after +", True)],
+)
+def test_which_clause_needs_a_tokenizer(text, needed):
+    assert names_a_token(text) is needed
+
+
+def test_all_is_everywhere_and_response_alone_is_response_only():
+    assert ALL.everywhere
+    assert not ALL.response_only
+    assert Positions.parse("response").response_only
+    assert not Positions.parse("last 1 + response").response_only
