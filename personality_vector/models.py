@@ -17,7 +17,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
-    """Return the causal language model of a checkpoint directory, in evaluation mode.
+    """Return the language model of a checkpoint directory, in evaluation mode.
+
+    Of a vision-language model, the whole of it: it reads text without images too.
 
     Args:
         path: A Hugging Face checkpoint directory with safetensors.
@@ -28,12 +30,11 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
     Raises:
         ModelError: transformers cannot build the model, or the file does not fill it.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = _class_of(path).from_pretrained(
             str(path), dtype=DTYPES[dtype], output_loading_info=True, use_safetensors=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -45,6 +46,19 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
             f"(e.g. {absent[0]}); the model would be partly random"
         )
     return model.to(device).eval()
+
+
+def _class_of(path: str | Path) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TEXT,
+    )
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VISION,
+    )
+
+    kind = AutoConfig.from_pretrained(str(path)).model_type
+    return AutoModelForImageTextToText if kind in set(VISION) - set(TEXT) else AutoModelForCausalLM
 
 
 def load_tokenizer(path: str | Path) -> Any:

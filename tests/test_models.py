@@ -83,7 +83,7 @@ def test_the_configuration_may_name_the_stack():
     model.config.decoder_blocks = "vision"
     assert decoder_blocks(model) is model.vision
     model.config.decoder_blocks = "text"
-    with pytest.raises(ModelError, match="'text', which is no .* it has text.layers, vision"):
+    with pytest.raises(ModelError, match=r"'text', which is no .* it has text.layers, vision"):
         decoder_blocks(model)
 
 
@@ -154,3 +154,12 @@ def test_a_folder_without_a_tokenizer_is_refused(copy):
 def test_a_device_is_resolved_once():
     assert resolve_device("cpu") == "cpu"
     assert resolve_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "gemma3"])
+def test_a_vision_language_model_is_loaded_whole_and_reads_text(vlm, family):
+    model = load_model(vlm(family))
+    stack = decoder_blocks(model)
+    assert len(stack) == 2
+    assert any(stack is module for module in model.get_decoder().modules())
+    assert model(torch.tensor([[5, 6, 7]])).logits.shape == (1, 3, 96)
