@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from personality_vector.errors import DataError
 
@@ -86,7 +86,7 @@ def current_prompts() -> Prompts | None:
 
 
 @contextmanager
-def announcing(model: nn.Module) -> Generator[None]:
+def announcing(model: Any) -> Generator[None]:
     """Let ``model.generate`` say what its prompts are, unless its caller did."""
     if not hasattr(model, "generate"):
         yield

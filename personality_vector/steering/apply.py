@@ -31,12 +31,13 @@ Edit = Callable[[Hidden, Float[Tensor, " hidden"], float | Tensor], Hidden]
 
 def added(hidden: Hidden, direction: Tensor, strength: float | Tensor) -> Hidden:
     """Return ``h + strength * v``."""
-    return hidden + strength * direction
+    moved: Tensor = hidden + strength * direction
+    return moved
 
 
 def added_keeping_norm(hidden: Hidden, direction: Tensor, strength: float | Tensor) -> Hidden:
     """Return ``h' * |h| / |h'|`` with ``h' = h + strength * v``; norms in float32."""
-    moved = hidden + strength * direction
+    moved = added(hidden, direction, strength)
     norms = (h.float().norm(dim=-1, keepdim=True) for h in (hidden, moved))
     before, after = norms
     scale = before / after.clamp_min(torch.finfo(torch.float32).tiny)
@@ -47,7 +48,8 @@ def ablated(hidden: Hidden, direction: Tensor, strength: float | Tensor) -> Hidd
     """Return ``h - strength * (h . q) q`` with ``q = v / |v|``; 1 removes the direction."""
     unit = direction.float() / direction.float().norm()
     along = (hidden.float() @ unit)[..., None] * unit
-    return hidden - strength * along.to(hidden.dtype)
+    left: Tensor = hidden - strength * along.to(hidden.dtype)
+    return left
 
 
 EDITS: dict[How, Edit] = {
@@ -154,8 +156,8 @@ def _hook(direction: Tensor, amounts: float | Tensor, edit: Edit, where: Where) 
         if chosen is False:
             return None
         moved = hidden + cast if scaled else edit(hidden, cast, where.strength(hidden))
-        if chosen is not True:
-            moved = torch.where(chosen, moved, hidden)
+        if isinstance(chosen, Tensor):
+            moved = torch.where(chosen.to(hidden.device), moved, hidden)
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     return steer

@@ -82,6 +82,7 @@ class Where:
         self._is_trivial = positions.everywhere and gate is None and isinstance(amounts, float)
         self._start = 0
         self._known: tuple[Any, Selected] = (None, False)
+        self._shape: torch.Size | None = None
         self._similarity = _PromptMean()
         if gate is not None and not positions.response_only:
             raise DataError(
@@ -112,7 +113,9 @@ class Where:
         """
         if self._is_trivial:
             return True
-        chosen = self._in_chunk(hidden)
+        if hidden.shape != self._shape:
+            self._in_chunk(hidden)
+        chosen = self._known[1]
         if self._gate is None or chosen is False:
             return chosen
         return self._open(hidden) if chosen is True else self._open(hidden) & chosen
@@ -126,20 +129,21 @@ class Where:
 
     def _begin(self, start: int) -> None:
         self._start = start
+        self._shape = None
 
-    def _in_chunk(self, hidden: Tensor) -> Selected:
+    def _in_chunk(self, hidden: Tensor) -> None:
+        """Find out what of the chunk is steered: once for all blocks that it passes."""
         rows, length = hidden.shape[:2]
         prompts = None if self._positions.everywhere else _require_prompts(self._positions)
         # Behind every prompt nothing changes any more, so one answer serves each token.
         settled = max(prompts.ends) if prompts is not None else 0
-        key = (prompts, rows, length, min(self._start, settled), hidden.device)
+        key = (prompts, rows, length, min(self._start, settled))
         if self._known[0] != key:
-            self._known = (key, self._compute(prompts, rows, length, hidden.device))
-        return self._known[1]
+            chosen = self._compute(prompts, rows, length)
+            self._known = (key, chosen if isinstance(chosen, bool) else chosen.to(hidden.device))
+        self._shape = hidden.shape
 
-    def _compute(
-        self, prompts: Prompts | None, rows: int, length: int, device: torch.device
-    ) -> Selected:
+    def _compute(self, prompts: Prompts | None, rows: int, length: int) -> Selected:
         mask = torch.ones(rows, length, dtype=torch.bool)
         if prompts is not None:
             mask = self._columns(prompts, length)
@@ -148,7 +152,7 @@ class Where:
             mask = mask & _expanded(self._amounts != 0, rows, "strengths")[:, None]
         if mask.all():
             return True
-        return mask[..., None].to(device) if mask.any() else False
+        return mask[..., None] if mask.any() else False
 
     def _columns(self, prompts: Prompts, length: int) -> Bool[Tensor, "rows seq"]:
         columns = torch.arange(self._start, self._start + length)
