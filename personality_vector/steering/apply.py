@@ -37,11 +37,11 @@ def added(hidden: Hidden, direction: Tensor, strength: float | Tensor) -> Hidden
 
 def added_keeping_norm(hidden: Hidden, direction: Tensor, strength: float | Tensor) -> Hidden:
     """Return ``h' * |h| / |h'|`` with ``h' = h + strength * v``; norms in float32."""
-    moved = added(hidden, direction, strength)
-    norms = (h.float().norm(dim=-1, keepdim=True) for h in (hidden, moved))
-    before, after = norms
+    moved: Tensor = hidden + strength * direction
+    before, after = (h.float().norm(dim=-1, keepdim=True) for h in (hidden, moved))
     scale = before / after.clamp_min(torch.finfo(torch.float32).tiny)
-    return moved * scale.to(hidden.dtype)
+    kept: Tensor = moved * scale.to(hidden.dtype)
+    return kept
 
 
 def ablated(hidden: Hidden, direction: Tensor, strength: float | Tensor) -> Hidden:
