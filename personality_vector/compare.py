@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from personality_vector.calibrate import DosePoint, matched_strength, nearest_strength, reach
-from personality_vector.intervention import Prompted
+from personality_vector.intervention import SystemPrompt
 from personality_vector.progress import progress
 from personality_vector.recipes import MATCHED, CompareRecipe
 from personality_vector.results import Measure, Results
@@ -91,7 +91,7 @@ def find_matches(bench: Bench, results: Results, recipe: CompareRecipe) -> list[
     matches = []
     for target in targets_of(list(curves.values()), recipe.points):
         for label, curve in curves.items():
-            if isinstance(bench.interventions[label], Prompted):
+            if isinstance(bench.interventions[label], SystemPrompt):
                 strength = nearest_strength(curve, target)
             else:
                 shift = partial(_shift, bench, label, pole, base)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart with every kind of colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _STYLE = {
     "font.size": 9,
@@ -40,7 +40,7 @@ def dose_response_figure(*runs: Results) -> "Figure":
     are over statements, shared by all points, and are left out. Several runs stand side by side.
     """
     panels = [(run, trait) for run in runs for trait in run.spec["measure"]["traits"]]
-    figure, axes = _grid(2, len(panels))
+    figure, axes = grid(2, len(panels))
     for column, (run, trait) in enumerate(panels):
         frame = run.frame("measures")
         for row, measure in enumerate(("probe", "judge")):
@@ -56,7 +56,7 @@ def dose_response_figure(*runs: Results) -> "Figure":
     axes[0][0].set_ylabel("log-likelihood, high - low\n(nats per token)")
     axes[1][0].set_ylabel("judge's mean score\n(1 low - 5 high)")
     if len(runs) == 1:
-        _legend(figure, axes[0][0])
+        legend(figure, axes[0][0])
     return figure
 
 
@@ -78,7 +78,7 @@ def _dose(
             yerr=1.96 * curve["standard_error"] if is_judge else None,
             label=label,
             elinewidth=0.7,
-            **_line(index),
+            **line(index),
         )
         _mark_unscored(axes, curve)
 
@@ -107,14 +107,14 @@ def pareto_figure(results: Results, pole: Pole) -> "Figure":
     costs = {"KL(base || edited)\n(nats per token)": divergences(results)}
     if len(results.spec["measure"]["traits"]) > 1:
         costs["mean |shift| of the other traits\n(nats per token)"] = off_targets(results, pole)
-    figure, axes = _grid(1, len(costs))
+    figure, axes = grid(1, len(costs))
     for panel, (name, cost) in zip(axes[0], costs.items(), strict=True):
         for index, (label, curve) in enumerate(shifts(results, pole).items()):
             points = [point for point in curve if point.shift > 0]
             values = [cost.get((label, point.strength), float("nan")) for point in points]
             # From the base, where both effect and cost are zero.
             outwards = [0.0, *(point.shift for point in points)]
-            panel.plot(outwards, [0.0, *values], label=label, **_line(index))
+            panel.plot(outwards, [0.0, *values], label=label, **line(index))
             for point, value in zip(points, values, strict=True):
                 place = (point.shift, value)
                 panel.annotate(
@@ -123,11 +123,11 @@ def pareto_figure(results: Results, pole: Pole) -> "Figure":
                     (3, 3),
                     textcoords="offset points",
                     fontsize=6,
-                    color=_line(index)["color"],
+                    color=line(index)["color"],
                 )
         panel.set_ylabel(name)
         panel.set_xlabel(f"shift of the probe towards\n{pole} (nats per token)")
-    _legend(figure, axes[0][0])
+    legend(figure, axes[0][0])
     return figure
 
 
@@ -139,7 +139,7 @@ def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> "Figure":
         centred: Whether the mean direction was removed, for the title.
     """
     rows, columns = frame.shape
-    figure, ((axes,),) = _grid(1, 1)
+    figure, ((axes,),) = grid(1, 1)
     figure.set_size_inches(0.5 * columns + 2.6, 0.34 * rows + 1.6)
     # Blue and red of one lightness are told apart with every kind of colour vision.
     image = axes.pcolormesh(
@@ -182,7 +182,8 @@ def svg_of(figure: "Figure") -> str:
     return drawn[drawn.index("<svg") :]
 
 
-def _grid(rows: int, columns: int) -> tuple["Figure", list[list["Axes"]]]:
+def grid(rows: int, columns: int) -> tuple["Figure", list[list["Axes"]]]:
+    """Return a figure in this project's style, and its panels, row by row."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -191,14 +192,16 @@ def _grid(rows: int, columns: int) -> tuple["Figure", list[list["Axes"]]]:
     return figure, [list(row) for row in figure.subplots(rows, columns, squeeze=False)]
 
 
-def _legend(figure: "Figure", axes: "Axes") -> None:
+def legend(figure: "Figure", axes: "Axes") -> None:
+    """Write the legend of one panel below all of them."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4) or 1)
 
 
-def _line(index: int) -> dict[str, Any]:
+def line(index: int) -> dict[str, Any]:
+    """Return how the line number ``index`` looks: its colour, marker and width."""
     return {
-        "color": _COLOURS[index % len(_COLOURS)],
+        "color": COLOURS[index % len(COLOURS)],
         "marker": _MARKERS[index % len(_MARKERS)],
         "linewidth": 1.4,
         "markersize": 3.5,

@@ -5,19 +5,22 @@ import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from personality_vector.checkpoint import LOCK, Checkpoint, locked
 from personality_vector.checkpoint.reader import read_json
-from personality_vector.delta import Delta, combine, open_delta
-from personality_vector.errors import BaseMismatchError, DataError, ModelError, OutputExistsError
+from personality_vector.errors import DataError, ModelError, OutputExistsError
 from personality_vector.evaluation.instruments import read_instrument
 from personality_vector.evaluation.suite import require_statements
-from personality_vector.intervention import ActivationSteering, Intervention, Prompted, WeightEdit
+from personality_vector.intervention import (
+    Intervention,
+    SystemPrompt,
+    WeightEdit,
+    open_intervention,
+)
 from personality_vector.manifest import MANIFEST, write_manifest
 from personality_vector.recipes import EvalRecipe, InterventionSpec, MeasureSpec, SweepRecipe
 from personality_vector.results import Results
-from personality_vector.steering import SteeringVector
 
 _FILE = "results.sqlite"
 
@@ -85,26 +88,42 @@ def spec_of(recipe: SweepRecipe | EvalRecipe) -> dict[str, Any]:
     if isinstance(recipe, SweepRecipe):
         for given in recipe.interventions:
             opened = open_intervention(given, base)
-            require_strengths(given, recipe.strengths, base)
+            require_strengths(opened, given.strengths or recipe.strengths)
+            require_layers(given, base)
             require_held_out(given, measure)
             if isinstance(opened, WeightEdit):
                 contents[given.label] = opened.delta.identity
-            elif given.vector is not None:
-                contents[given.label] = content_of(given.vector)
+            contents |= {name: content_of(path) for name, path in _files_of(given).items()}
     spec: dict[str, Any] = json.loads(recipe.model_dump_json())
     return spec | {"contents": contents}
 
 
-def require_strengths(given: InterventionSpec, default: Sequence[float], base: Checkpoint) -> None:
-    """Check layers and prompt grades before a model is loaded.
+def _files_of(given: InterventionSpec) -> dict[str, Path]:
+    """Return what an intervention reads that has no digest of its own."""
+    read = {
+        given.label: given.vector or given.neurons,
+        f"{given.label}, gate": given.gate.vector if given.gate else None,
+    }
+    return {name: path for name, path in read.items() if path is not None}
+
+
+def require_strengths(opened: Intervention, strengths: Sequence[float]) -> None:
+    """Check the steps of a prompt before a model is loaded.
 
     Raises:
-        RecipeError: A prompt has no such grade.
+        RecipeError: A prompt has no such step.
+    """
+    if isinstance(opened, SystemPrompt):
+        for strength in strengths:
+            opened.sentence(strength)
+
+
+def require_layers(given: InterventionSpec, base: Checkpoint) -> None:
+    """Check the layers of a vector before a model is loaded.
+
+    Raises:
         ModelError: The base has no such layer.
     """
-    for strength in given.strengths or default:
-        if given.prompt is not None:
-            Prompted(given.prompt).sentence(strength)
     count = base.config.get("text_config", base.config).get("num_hidden_layers")
     for layer in given.layers:
         if isinstance(count, int) and not -count <= layer < count:
@@ -149,32 +168,6 @@ def content_of(path: Path) -> str:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     return digest.hexdigest()
-
-
-def open_intervention(spec: InterventionSpec, base: Checkpoint) -> Intervention:
-    """Return the intervention that a recipe describes.
-
-    Raises:
-        BaseMismatchError: It was made from another model.
-    """
-    if spec.prompt is not None:
-        return Prompted(spec.prompt, label=spec.label)
-    if spec.vector is not None:
-        vector = SteeringVector.load(spec.vector)
-        if vector.model not in ("", base.fingerprint.digest):
-            raise BaseMismatchError(
-                f"{spec.vector}: was extracted from model {vector.model[:12]}, but {base.path} "
-                f"is {base.fingerprint}"
-            )
-        return ActivationSteering(vector, spec.layers, label=spec.label)
-    return WeightEdit(_delta_of(spec, base), label=spec.label)
-
-
-def _delta_of(spec: InterventionSpec, base: Checkpoint) -> Delta:
-    if not spec.terms:
-        return open_delta(spec.delta or spec.tuned or "", base, label=spec.label)
-    opened = [(open_delta(term.source, base), cast("float", term.alpha)) for term in spec.terms]
-    return combine(opened, spec.label)
 
 
 def write_run_manifest(folder: Path, spec: Mapping[str, Any], kind: str) -> None:

@@ -10,12 +10,12 @@ import pandas as pd
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.evaluation.suite import Findings, Suite
-from personality_vector.intervention import Intervention, WeightEdit
+from personality_vector.intervention import Intervention, WeightEdit, open_intervention
 from personality_vector.models import load_model, load_tokenizer, resolve_device
 from personality_vector.progress import progress
 from personality_vector.recipes import EvalRecipe, SweepRecipe
 from personality_vector.results import Measure, Results
-from personality_vector.runs import open_intervention, running
+from personality_vector.runs import running
 
 BASE = "base"
 """Label of the unedited model in the results."""

@@ -8,9 +8,11 @@ from personality_vector.evaluation.instruments import Instrument
 from personality_vector.lab import FOLDERS, find_recipe, lab_folder, recipes
 from personality_vector.merging.methods import find_method
 from personality_vector.recipes import (
+    ChooseRecipe,
     CompareRecipe,
     EvalRecipe,
     MergeRecipe,
+    Persona,
     SteerRecipe,
     SweepRecipe,
     TrainRecipe,
@@ -21,11 +23,13 @@ KINDS = {
     "training": TrainRecipe,
     "training/big5": TrainRecipe,
     "training/steering": SteerRecipe,
+    "training/steering/personas": Persona,
     "merges": MergeRecipe,
     "eval": EvalRecipe,
     "eval/instruments": Instrument,
     "eval/sweeps": SweepRecipe,
     "eval/compare": CompareRecipe,
+    "eval/choose": ChooseRecipe,
 }
 LAB = lab_folder()
 FILES = sorted(file for folder in FOLDERS for file in (LAB / folder).rglob("*.y*ml"))
@@ -37,7 +41,7 @@ def kind_of(file):
 
 def measured(recipe):
     """Return the files that a measurement reads."""
-    spec = recipe.measure
+    spec = recipe if isinstance(recipe, ChooseRecipe) else recipe.measure
     return [spec.statements, spec.instrument] if spec.instrument else [spec.statements]
 
 
@@ -53,13 +57,17 @@ def test_a_shipped_recipe_is_valid(file):
         assert values.items() >= recipe.options.items()
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.stem == "smoke"], ids=str)
+@pytest.mark.parametrize("file", [f for f in FILES if f.stem.startswith("smoke")], ids=str)
 def test_what_a_smoke_recipe_reads_is_in_the_repository(file):
     recipe = read_recipe(file, kind_of(file))
     if isinstance(recipe, EvalRecipe | SweepRecipe):
         sources = measured(recipe)
+    elif isinstance(recipe, ChooseRecipe):
+        sources = measured(recipe)
     elif isinstance(recipe, SteerRecipe):
-        sources = [recipe.positive.source, recipe.negative.source]
+        sides = (recipe.positive, recipe.negative)
+        given = [recipe.persona, recipe.judge.statements, *(side and side.source for side in sides)]
+        sources = [source for source in given if source is not None]
     else:
         sources = [recipe.data.source] if isinstance(recipe, TrainRecipe) else []
     assert [source for source in sources if not source.is_file()] == []
@@ -96,6 +104,6 @@ def test_a_shipped_recipe_is_found_by_name_and_a_file_before_it(tmp_path, monkey
 
 def test_a_recipe_that_does_not_exist_names_those_like_it():
     with pytest.raises(
-        RecipeError, match=r"sweeps/smok: no such recipe.*like it: eval/compare/smo"
+        RecipeError, match=r"sweeps/smok: no such recipe.*like it: eval/c"
     ):
         find_recipe("sweeps/smok")

@@ -23,8 +23,17 @@ from personality_vector.cli import (
     runs,
     show,
     similarity,
-    steer,
     train,
+)
+from personality_vector.cli.steer import (
+    bake,
+    choose,
+    extract,
+    fuse,
+    gguf,
+    monitor,
+    neurons,
+    write_persona,
 )
 from personality_vector.cli.verb import recipe_verb
 from personality_vector.errors import PersonalityVectorError
@@ -72,7 +81,14 @@ app.command("push")(push.push)
 app.command("recipes")(lab.recipes)
 steering = typer.Typer(help="Steering vectors.", no_args_is_help=True)
 steering.callback()(lambda: None)
-steering.command("extract")(recipe_verb(recipes.SteerRecipe, steer.extract, steer.check))
+steering.command("write-persona")(write_persona.write_persona)
+steering.command("extract")(recipe_verb(recipes.SteerRecipe, extract.extract, extract.check))
+steering.command("fuse")(fuse.fuse)
+steering.command("choose")(recipe_verb(recipes.ChooseRecipe, choose.choose, choose.check))
+steering.command("monitor")(monitor.monitor)
+steering.command("bake")(bake.bake)
+steering.command("export-gguf")(gguf.export_gguf)
+steering.command("neurons")(recipe_verb(recipes.SteerRecipe, neurons.neurons, neurons.check))
 app.add_typer(steering, name="steer")
 
 

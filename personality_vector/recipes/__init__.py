@@ -1,5 +1,7 @@
 """Recipes: the schema of every YAML, and reading it strictly. Imports no torch."""
 
+from personality_vector.recipes.choice import ChooseRecipe
+from personality_vector.recipes.personas import InstructionPair, Persona, Questions
 from personality_vector.recipes.reading import Recipe, override, read_recipe, read_yaml
 from personality_vector.recipes.schema import (
     MATCHED,
@@ -10,25 +12,32 @@ from personality_vector.recipes.schema import (
     MeasureSpec,
     MergeRecipe,
     OutputSpec,
-    SteerRecipe,
     SweepRecipe,
     TermSpec,
     TrainRecipe,
 )
+from personality_vector.recipes.steering import JudgeSpec, RolloutSpec, SteerRecipe, ThresholdSpec
 
 __all__ = [
     "MATCHED",
+    "ChooseRecipe",
     "CompareRecipe",
     "DataSpec",
     "EvalRecipe",
+    "InstructionPair",
     "InterventionSpec",
+    "JudgeSpec",
     "MeasureSpec",
     "MergeRecipe",
     "OutputSpec",
+    "Persona",
+    "Questions",
     "Recipe",
+    "RolloutSpec",
     "SteerRecipe",
     "SweepRecipe",
     "TermSpec",
+    "ThresholdSpec",
     "TrainRecipe",
     "override",
     "read_recipe",

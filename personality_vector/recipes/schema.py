@@ -166,19 +166,6 @@ class TrainRecipe(Recipe):
     device: Device = "auto"
 
 
-class SteerRecipe(Recipe):
-    """Extract a steering vector: mean activation over positive minus over negative responses."""
-
-    model: ModelRef
-    pole: PoleField
-    positive: DataSpec
-    negative: DataSpec
-    layers: tuple[Whole, ...] | None = None
-    batch_size: Whole = Field(default=16, ge=1)
-    dtype: Dtype = "float32"
-    device: Device = "auto"
-
-
 class GenerationSpec(Recipe):
     """How answers are drawn; temperature 0.6 and 5 samples are those of Personality Vector."""
 
@@ -206,8 +193,41 @@ class MeasureSpec(Recipe):
     side_effects: bool = True
 
 
+class GateSpec(Recipe):
+    """Steer only chats whose prompt is similar to a direction; see ``steering.Gate``.
+
+    The direction is that of a saved steering vector at ``layer``, a 0-based decoder block.
+    """
+
+    vector: LocalPath
+    layer: Whole = Field(ge=0)
+    threshold: Real = Field(ge=-1, le=1)
+    side: Literal["above", "below"] = "above"
+
+
+KINDS = ("delta", "tuned", "terms", "vector", "prompt", "portrait", "roles", "neurons")
+"""The keys that say what an intervention is."""
+
+_KINDS_WITH = {
+    "positions": ("vector", "neurons"),
+    "how": ("vector",),
+    "gate": ("vector",),
+    "incremental": ("vector",),
+    "adjectives": ("prompt",),
+    "seed": ("prompt",),
+}
+"""The keys that say how, and the kinds that take them."""
+
+
 class InterventionSpec(Recipe):
-    """One thing done to the base: an edit of weights, a steering vector, or a prompt."""
+    """One thing done to the base: an edit of weights or activations, or a prompt.
+
+    ``delta``, ``tuned`` and ``terms`` edit weights. ``vector`` steers the output of ``layers``,
+    ``neurons`` those of MLPs, both at ``positions``, such as ``last 1 + response``; by default a
+    vector steers all tokens, neurons the response. ``incremental`` adds at each layer only what
+    the vector gains since the layer before. ``prompt`` names a pole by ``adjectives``, which a
+    ``seed`` draws; ``portrait`` describes it; ``roles`` are persons such as ``a futurist``.
+    """
 
     label: str
     delta: LocalPath | None = None
@@ -216,19 +236,44 @@ class InterventionSpec(Recipe):
     vector: LocalPath | None = None
     layers: tuple[Whole, ...] = ()
     prompt: PoleField | None = None
+    portrait: PoleField | None = None
+    roles: Annotated[tuple[Words, ...], AfterValidator(_distinct)] = ()
+    neurons: LocalPath | None = None
+    positions: Words | None = None
+    how: Literal["add", "add_keeping_norm", "ablate"] = "add"
+    gate: GateSpec | None = None
+    incremental: bool = False
+    adjectives: Whole = Field(default=3, ge=1)
+    seed: Whole | None = None
     strengths: Strengths | None = None
+
+    @property
+    def kind(self) -> str:
+        """The one of :data:`KINDS` that is given."""
+        return next(kind for kind in KINDS if getattr(self, kind) not in (None, ()))
 
     @model_validator(mode="after")
     def _one_kind(self) -> "InterventionSpec":
         if self.label == "base" or MATCHED in self.label or not self.label.strip():
             raise ValueError(f"the label {self.label!r} is taken; results use it for themselves")
-        given = [self.delta, self.tuned, self.terms or None, self.vector, self.prompt]
-        if sum(kind is not None for kind in given) != 1:
-            raise ValueError("give exactly one of delta, tuned, terms, vector or prompt")
+        if sum(getattr(self, kind) not in (None, ()) for kind in KINDS) != 1:
+            raise ValueError(f"give exactly one of {', '.join(KINDS[:-1])} or {KINDS[-1]}")
         if any(term.of or not isinstance(term.alpha, float) for term in self.terms):
             raise ValueError("here a term has one alpha for all layers, and no of")
         if (self.vector is not None) != bool(self.layers):
             raise ValueError("vector and layers go together, such as layers: [12]")
+        return self
+
+    @model_validator(mode="after")
+    def _options_of_its_kind(self) -> "InterventionSpec":
+        for key, kinds in _KINDS_WITH.items():
+            is_given = getattr(self, key) != type(self).model_fields[key].default
+            if is_given and self.kind not in kinds:
+                raise ValueError(f"{key} goes with {' or '.join(kinds)}, not with {self.kind}")
+        if self.gate is not None and self.positions != "response":
+            raise ValueError("a gate is decided by the whole prompt; add positions: response")
+        if self.incremental and min(self.layers) < 0:
+            raise ValueError("with incremental, layers are counted from 0")
         return self
 
 

@@ -2,25 +2,24 @@
 
 from dataclasses import replace
 
+from personality_vector.chat import Chat
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.data import read_chats
+from personality_vector.errors import RecipeError
 from personality_vector.models import load_model, load_tokenizer, resolve_device
 from personality_vector.recipes import SteerRecipe
 from personality_vector.steering.vector import SteeringVector
 
 
 def extract_recipe(recipe: SteerRecipe) -> SteeringVector:
-    """Return the vector of ``recipe``, tied to its model by fingerprint.
-
-    Data without a pole of its own is narrowed: positive rows to the recipe's pole, negative ones
-    to the opposite.
+    """Return the vector of a recipe with two sides of data, tied to its model by fingerprint.
 
     Raises:
+        RecipeError: It is a recipe with a persona.
         DataError: A side cannot be read or selects nothing.
         ModelError: The model cannot be loaded, or a layer is out of range.
     """
-    positive = read_chats(recipe.positive.narrowed(recipe.pole))
-    negative = read_chats(recipe.negative.narrowed(recipe.pole.opposite))
+    positive, negative = read_sides(recipe)
     checkpoint = Checkpoint.open(recipe.model)
     device = resolve_device(recipe.device)
     vector = SteeringVector.extract(
@@ -29,8 +28,28 @@ def extract_recipe(recipe: SteerRecipe) -> SteeringVector:
         positive,
         negative,
         layers=recipe.layers,
+        pooling=recipe.pooling,
+        estimator=recipe.estimator,
         batch_size=recipe.batch_size,
         pole=recipe.pole,
-        label=str(recipe.pole),
     )
     return replace(vector, model=checkpoint.fingerprint.digest)
+
+
+def read_sides(recipe: SteerRecipe) -> tuple[list[Chat], list[Chat]]:
+    """Return the positive and the negative chats of a recipe with two sides of data.
+
+    Data without a pole of its own is narrowed: positive rows to the recipe's pole, negative ones
+    to the opposite.
+
+    Raises:
+        RecipeError: It is a recipe with a persona.
+        DataError: A side cannot be read or selects nothing.
+    """
+    if recipe.pole is None or recipe.positive is None or recipe.negative is None:
+        raise RecipeError(
+            "a steer recipe with a persona has no data to read: its sides are answers of the model"
+        )
+    positive = recipe.positive.narrowed(recipe.pole)
+    negative = recipe.negative.narrowed(recipe.pole.opposite)
+    return read_chats(positive), read_chats(negative)

@@ -26,7 +26,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["steering_vector"] = "steering_vector"
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     layer_convention: Literal[
         "0-based decoder block; the direction is added to the output of that block"
     ] = "0-based decoder block; the direction is added to the output of that block"
@@ -35,6 +35,9 @@ class Record(BaseModel):
     label: str
     pooling: str
     counts: tuple[int, int]
+    estimator: str
+    template: str
+    judge: str
     norms: dict[int, float]
 
 
@@ -82,11 +85,31 @@ def read(directory: Path) -> tuple[Record, dict[int, Float[Tensor, " hidden"]]]:
 
 def _read_record(file: Path) -> Record:
     try:
-        return Record.model_validate_json(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        _require_this_format(file, text)
+        return Record.model_validate_json(text)
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: is missing; this is not a saved steering vector") from error
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise CheckpointError(f"{file}: is not the record of a steering vector: {error}") from error
+
+
+def _require_this_format(file: Path, text: str) -> None:
+    """Refuse a record of another version of this package; anything else is for pydantic."""
+    try:
+        found = _Version.model_validate_json(text).format
+    except ValidationError:
+        return
+    if found != Record.model_fields["format"].default:
+        raise CheckpointError(
+            f"{file}: is a steering vector in format {found}, this version reads format "
+            f"{Record.model_fields['format'].default}; extract it again"
+        )
+
+
+class _Version(BaseModel):
+    kind: Literal["steering_vector"]
+    format: int
 
 
 def _name(layer: int) -> str:

@@ -2,25 +2,35 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from personality_vector.chat import Chat
 from personality_vector.errors import (
     BaseMismatchError,
-    DataError,
     NonFiniteError,
     TensorMismatchError,
+    blame,
 )
-from personality_vector.models import decoder_blocks
 from personality_vector.steering import storage
-from personality_vector.steering.apply import resolve_layers
-from personality_vector.steering.extract import mean_response_activations
+from personality_vector.steering.activations import (
+    Pooling,
+    chat_reader,
+    template_hash,
+)
+from personality_vector.steering.directions import (
+    Directions,
+    checked,
+    combined,
+    cosine,
+    incremental,
+    rescaled,
+)
+from personality_vector.steering.estimators import EstimatorName, contrast, shift
 from personality_vector.traits import Pole
 
 
@@ -35,8 +45,13 @@ class SteeringVector:
             Only vectors of the same model can be combined.
         pole: What it points to, if anything.
         label: For messages and reports.
-        pooling: How activations were averaged: ``response_mean``, or what a sum was made of.
-        counts: Number of positive and of negative chats behind it.
+        pooling: Which tokens' activations were averaged, such as ``response_mean``; of a sum,
+            that of its terms.
+        counts: Number of positive and of negative inputs behind it.
+        estimator: How the direction was found from the activations, such as ``mean_difference``.
+        template: Digest of the chat template that the inputs were rendered with
+            (:func:`template_hash`); "" for plain texts, or where it is unknown.
+        judge: What selected the inputs, such as a judge and its version; "" if nothing did.
 
     Raises:
         DataError: No layer, or a direction of zero, which points nowhere.
@@ -47,19 +62,18 @@ class SteeringVector:
         Persona vectors, Chen et al. 2025, arXiv:2507.21509.
     """
 
-    directions: Mapping[int, Float[Tensor, "..."]]
+    directions: Directions
     model: str
     pole: Pole | None
     label: str
     pooling: str
     counts: tuple[int, int]
+    estimator: str = "mean_difference"
+    template: str = ""
+    judge: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "directions", dict(sorted(self.directions.items())))
-        if not self.directions:
-            raise DataError(f"{self.label}: a steering vector needs at least one layer")
-        for layer, direction in self.directions.items():
-            self._check(layer, direction)
+        object.__setattr__(self, "directions", checked(self.directions, self.label))
 
     @classmethod
     def extract(  # noqa: PLR0913  (two sides, how to read them, and what they mean)
@@ -70,25 +84,32 @@ class SteeringVector:
         negative: Sequence[Chat],
         *,
         layers: Sequence[int] | None = None,
+        pooling: Pooling = "response_mean",
+        estimator: EstimatorName = "mean_difference",
         batch_size: int = 16,
         pole: Pole | None = None,
         label: str = "",
     ) -> "SteeringVector":
-        """Return the mean activation over positive minus that over negative responses.
+        """Return the direction from the negative to the positive chats.
 
         Args:
             model: A causal language model; not changed. Its fingerprint is unknown to this
                 function: set it with ``dataclasses.replace(vector, model=digest)``.
             tokenizer: With a chat template.
-            positive: Chats that end with an assistant message which shows the pole.
-            negative: Chats that end with one which does not, or shows the opposite.
+            positive: Chats that show the pole: for ``response_mean`` each ends with an assistant
+                message that does; for a pooling of the prompt no response is read.
+            negative: Chats that do not, or show the opposite.
             layers: Decoder blocks, ``-1`` the last; by default all of them, in the same pass.
+            pooling: Which tokens' activations are averaged.
+            estimator: ``mean_difference``; ``pca``, for which chat ``i`` of the two sides is a
+                pair; or ``logistic``.
             batch_size: Chats per forward pass; it changes speed and memory only.
-            pole: What the positive responses show.
+            pole: What the positive chats show.
             label: Defaults to the pole.
 
         Raises:
-            DataError: A side is empty, a chat has no response, or the two means are equal.
+            DataError: A side is empty, a chat has not what is pooled, the two sides are equal, or
+                the estimator needs pairs.
             NonFiniteError: The model's activations are NaN or infinite.
             ModelError: The model has no such layer.
 
@@ -99,20 +120,68 @@ class SteeringVector:
             layer is taken before the final norm, which is where steering acts; the end mark of
             the turn is not part of the response; a side is averaged as given, without a judge.
         """
-        for side, chats in (("positive", positive), ("negative", negative)):
-            if not chats:
-                raise DataError(f"no {side} chats: both sides of a steering vector need at least 1")
-        chosen = resolve_layers(
-            model, range(len(decoder_blocks(model))) if layers is None else layers
+        reader = chat_reader(model, tokenizer, layers, pooling, batch_size)
+        return cls(
+            contrast(reader, positive, negative, estimator),
+            "",
+            pole,
+            label or str(pole or ""),
+            pooling,
+            (len(positive), len(negative)),
+            estimator,
+            template_hash(tokenizer),
         )
-        plus, minus = (
-            mean_response_activations(model, tokenizer, chats, chosen, batch_size)
-            for chats in (positive, negative)
+
+    @classmethod
+    def between(  # noqa: PLR0913  (two models, what they read, and how)
+        cls,
+        base: nn.Module,
+        tuned: nn.Module,
+        tokenizer: Any,
+        chats: Sequence[Chat],
+        *,
+        layers: Sequence[int] | None = None,
+        pooling: Pooling = "response_mean",
+        batch_size: int = 16,
+    ) -> "SteeringVector":
+        """Return how fine-tuning moved the mean activation over the same chats.
+
+        It is to activations what a delta is to weights. For one model in memory read it twice
+        with :func:`mean_activations`, plain and inside ``intervention.applied(model, strength)``,
+        and take :func:`shift` of the two.
+
+        Args:
+            base: The model that was fine-tuned; the vector belongs to its residual stream.
+            tuned: What it became.
+            tokenizer: Of both, with a chat template.
+            chats: What both read. At least one.
+            layers: Decoder blocks, ``-1`` the last; by default all of them.
+            pooling: Which tokens' activations are averaged.
+            batch_size: Chats per forward pass.
+
+        Raises:
+            TensorMismatchError: The two differ in depth or width.
+            DataError: There are no chats, one has not what is pooled, or nothing moved.
+            NonFiniteError: Activations are NaN or infinite.
+
+        Source:
+            Finetuning shift of persona vectors, Chen et al. 2025, arXiv:2507.21509:
+            ``mean a_tuned - mean a_base``, of which they take the projection on a direction.
+        """
+        readers = [
+            chat_reader(model, tokenizer, layers, pooling, batch_size) for model in (base, tuned)
+        ]
+        before, after = (reader.mean(chats) for reader in readers)
+        return cls(
+            shift(after, before),
+            "",
+            None,
+            "tuned - base",
+            pooling,
+            (len(chats), len(chats)),
+            "finetuning_shift",
+            template_hash(tokenizer),
         )
-        directions = {layer: (plus[layer] - minus[layer]).float() for layer in chosen}
-        counts = (len(positive), len(negative))
-        label = label or str(pole or "")
-        return cls(directions, "", pole, label, "response_mean", counts)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -140,8 +209,50 @@ class SteeringVector:
             TensorMismatchError: One has no direction for this layer, or the widths differ.
         """
         self._require_same_space(other)
-        one, two = self[layer].double(), other[layer].double()
-        return float(one @ two / (one.norm() * two.norm()))
+        return cosine(self[layer], other[layer])
+
+    def similarity(self, other: "SteeringVector") -> dict[int, float]:
+        """Return the cosine to another vector of the same model, at each layer of both.
+
+        Raises:
+            BaseMismatchError: The two are of different models.
+            TensorMismatchError: They have no layer in common, or the widths differ.
+        """
+        common = [layer for layer in self.layers if layer in other.directions]
+        if not common:
+            raise TensorMismatchError(
+                f"{self.label} has layers {list(self.layers)} and {other.label} "
+                f"{list(other.layers)}: there is none to compare"
+            )
+        return {layer: self.cosine(other, layer) for layer in common}
+
+    def unit(self) -> "SteeringVector":
+        """Return the directions at length 1; a coefficient is then in the unit of activations."""
+        return self._changed("unit", rescaled(self.directions, dict.fromkeys(self.layers, 1.0)))
+
+    def rescaled(self, norms: Mapping[int, float]) -> "SteeringVector":
+        """Return the directions with the given Euclidean norms; float32, rounded once.
+
+        Raises:
+            TensorMismatchError: The norms are not those of just the layers of this vector.
+            NonFiniteError: A norm is not a positive number.
+        """
+        return self._changed("rescaled", rescaled(self.directions, norms))
+
+    def incremental(self) -> "SteeringVector":
+        """Return ``v'_l = v_l - v_k``, ``k`` the layer of this vector before ``l``.
+
+        For steering at all layers at once: what is added up to layer ``l`` sums to ``v_l``, where
+        ``v`` itself would be added again and again. The first layer keeps its own.
+
+        Raises:
+            DataError: Two layers that follow one another have the same direction.
+
+        Source:
+            Fierro and Roger 2025, arXiv:2511.05408: ``v'_l = v_l - v_{l-1}`` at all layers.
+            Deviations: also the last layer; layers may be missing between two.
+        """
+        return self._changed("incremental", incremental(self.directions))
 
     def __getitem__(self, layer: int) -> Float[Tensor, " hidden"]:
         """Return the direction at a 0-based ``layer``."""
@@ -188,11 +299,7 @@ class SteeringVector:
             OutputExistsError: The directory exists.
         """
         record = storage.Record(
-            model=self.model,
-            pole=self.pole,
-            label=self.label,
-            pooling=self.pooling,
-            counts=self.counts,
+            **{name: getattr(self, name) for name in _METADATA},
             norms={layer: self.norm(layer) for layer in self.layers},
         )
         storage.write(Path(directory), record, self.directions, force=force)
@@ -206,25 +313,19 @@ class SteeringVector:
             CheckpointError: A file is missing or damaged, or the two disagree.
         """
         record, directions = storage.read(Path(directory))
-        return cls(
-            directions, record.model, record.pole, record.label, record.pooling, record.counts
-        )
+        return cls(directions, **{name: getattr(record, name) for name in _METADATA})
 
     def _combined(self, other: "SteeringVector", sign: float, label: str) -> "SteeringVector":
         self._require_same_space(other)
-        odd = set(self.layers) ^ set(other.layers)
-        if odd:
-            raise TensorMismatchError(
-                f"{self.label} and {other.label} do not cover the same layers: "
-                f"only one of them has {sorted(odd)}"
-            )
-        return SteeringVector(
-            {layer: self[layer] + sign * other[layer] for layer in self.layers},
-            self.model,
-            None,
-            label,
-            " + ".join(dict.fromkeys((self.pooling, other.pooling))),
-            (self.counts[0] + other.counts[0], self.counts[1] + other.counts[1]),
+        with blame(vectors=f"{self.label} and {other.label}"):
+            directions = combined(self.directions, other.directions, sign)
+        return replace(
+            self,
+            directions=directions,
+            pole=None,
+            label=label,
+            counts=(self.counts[0] + other.counts[0], self.counts[1] + other.counts[1]),
+            **{name: _joined(getattr(self, name), getattr(other, name)) for name in _ORIGINS},
         )
 
     def _require_same_space(self, other: "SteeringVector") -> None:
@@ -240,16 +341,14 @@ class SteeringVector:
                 "only vectors of one model can be compared or combined"
             )
 
-    def _check(self, layer: int, direction: Tensor) -> None:
-        where = f"{self.label or 'steering vector'}, layer {layer}"
-        if layer < 0:
-            raise DataError(f"{where}: a stored layer is 0-based; resolve negative ones first")
-        if direction.shape != (self.hidden,) or direction.dtype != torch.float32:
-            raise TensorMismatchError(
-                f"{where}: should be {self.hidden} float32 numbers, "
-                f"is {direction.dtype} of shape {list(direction.shape)}"
-            )
-        if not torch.isfinite(direction).all():
-            raise NonFiniteError(f"{where}: the direction holds NaN or infinity")
-        if not direction.any():
-            raise DataError(f"{where}: the direction is zero, so it points nowhere")
+    def _changed(self, how: str, directions: Directions) -> "SteeringVector":
+        return replace(self, directions=directions, label=f"{how}({self.label})")
+
+
+_METADATA = tuple(field.name for field in fields(SteeringVector) if field.name != "directions")
+_ORIGINS = ("pooling", "estimator", "template", "judge")
+"""Fields of a sum that name the origin of each term."""
+
+
+def _joined(one: str, other: str) -> str:
+    return " + ".join(dict.fromkeys(word for word in (one, other) if word))

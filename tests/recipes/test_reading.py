@@ -153,7 +153,7 @@ WEIGHTS = {"label": "w", "tuned": "./t"}
 @pytest.mark.parametrize(
     ("kind", "data", "message"),
     [
-        (InterventionSpec, {"label": "x"}, "give exactly one of delta, tuned, terms, vector or p"),
+        (InterventionSpec, {"label": "x"}, "give exactly one of delta, tuned, terms, vector, p"),
         (InterventionSpec, {**WEIGHTS, "prompt": "openness:high"}, "give exactly one"),
         (InterventionSpec, {"label": "x", "vector": "v"}, "vector and layers go together"),
         (InterventionSpec, {**WEIGHTS, "layers": [1]}, "vector and layers go together"),

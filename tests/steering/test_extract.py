@@ -1,5 +1,6 @@
 """Extraction equals its formula, computed the slow way, and reads what the blocks put out."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,13 +8,33 @@ import torch
 from torch import Tensor
 
 from personality_vector.chat import answered, encode_chats, question
-from personality_vector.errors import DataError, ModelError, NonFiniteError
+from personality_vector.delta import Delta
+from personality_vector.errors import (
+    DataError,
+    ModelError,
+    NonFiniteError,
+    TensorMismatchError,
+)
+from personality_vector.intervention import WeightEdit
 from personality_vector.models import decoder_blocks, load_model, load_tokenizer
 from personality_vector.rng import generator_for
 from personality_vector.steering import SteeringVector, steered
-from personality_vector.steering.extract import mean_response_activations
+from personality_vector.steering.activations import (
+    mean_activations,
+    pooled_activations,
+    template_hash,
+    text_reader,
+)
+from personality_vector.steering.estimators import ESTIMATORS, shift
+from personality_vector.steering.extract import (
+    CreativityPair,
+    creativity_direction,
+    from_texts,
+    read_creativity_pairs,
+)
 from personality_vector.traits import Pole
 
+PAIRS_FILE = Path(__file__).parents[2] / "training/steering/creativity.jsonl"
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi")
 HIGH = Pole("extraversion", "high")
 
@@ -90,9 +111,9 @@ def test_extraction_sees_steering_at_the_steered_layer(loaded, family):
     model, tokenizer = loaded(family)
     addition = 3 * torch.randn(48, generator=generator_for(0, "addition"))
     last = len(decoder_blocks(model)) - 1
-    plain = mean_response_activations(model, tokenizer, LOUD, [last], 2)[last]
+    plain = mean_activations(model, tokenizer, LOUD, [last])[last]
     with steered(model, {last: addition}):
-        moved = mean_response_activations(model, tokenizer, LOUD, [last], 2)[last]
+        moved = mean_activations(model, tokenizer, LOUD, [last])[last]
     torch.testing.assert_close(moved - plain, addition.double(), rtol=0, atol=1e-5)
 
 
@@ -106,7 +127,7 @@ def test_a_bfloat16_model_gives_nearly_the_same_direction(loaded):
 
 @pytest.mark.parametrize(("sides", "which"), [(([], QUIET), "positive"), ((LOUD, []), "negative")])
 def test_an_empty_side_is_refused_by_name(loaded, sides, which):
-    with pytest.raises(DataError, match=f"no {which} chats"):
+    with pytest.raises(DataError, match=f"no {which} inputs"):
         SteeringVector.extract(*loaded("llama"), *sides)
 
 
@@ -134,3 +155,135 @@ def test_hooks_are_gone_after_an_unusable_chat(loaded):
     with pytest.raises(DataError, match="must end with a message of the assistant"):
         SteeringVector.extract(model, tokenizer, unanswered, QUIET, batch_size=1)
     assert not any(block._forward_hooks for block in decoder_blocks(model))
+
+
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+@pytest.mark.parametrize("pooling", ["response_mean", "prompt_last", "prompt_mean", "last"])
+def test_a_vector_says_how_it_was_made_and_is_that(loaded, pooling, estimator):
+    model, tokenizer = loaded("llama")
+    sides = ([LOUD[1], LOUD[2]], [QUIET[1], QUIET[0]])
+    vector = SteeringVector.extract(
+        model, tokenizer, *sides, pooling=pooling, estimator=estimator, layers=[1]
+    )
+    assert (vector.pooling, vector.estimator) == (pooling, estimator)
+    assert vector.template == template_hash(tokenizer) != ""
+    pooled = [pooled_activations(model, tokenizer, side, [1], pooling)[1] for side in sides]
+    expected = ESTIMATORS[estimator](*(rows.double() for rows in pooled)).float()
+    torch.testing.assert_close(vector[1], expected, rtol=0, atol=1e-5)
+
+
+def test_pca_of_sides_that_are_no_pairs_is_refused(loaded):
+    with pytest.raises(DataError, match="there are 3 positive and 2 negative"):
+        SteeringVector.extract(*loaded("llama"), LOUD, QUIET, estimator="pca")
+
+
+# texts
+
+
+def test_a_vector_from_texts_is_the_difference_of_their_means(loaded):
+    model, tokenizer = loaded("qwen2")
+    tokenizer.chat_template = None
+    plus, minus = ["I love people.", "I talk."], ["I am quiet.", "I go home.", "No."]
+    vector = from_texts(model, tokenizer, plus, minus, pooling="last", batch_size=2, label="loud")
+    means = [text_reader(model, tokenizer, None, "last").mean(side) for side in (plus, minus)]
+    for layer in vector.layers:
+        expected = (means[0][layer] - means[1][layer]).float()
+        torch.testing.assert_close(vector[layer], expected, rtol=0, atol=1e-5)
+    assert (vector.label, vector.pooling, vector.counts) == ("loud", "text_last", (2, 3))
+    assert (vector.template, vector.estimator) == ("", "mean_difference")
+
+
+# two models
+
+
+def test_a_bias_that_was_fine_tuned_is_found_again(loaded):
+    """Phi adds the bias of ``mlp.fc2`` to the output of its block, so the shift is that bias."""
+    (base, tokenizer), (tuned, _) = loaded("phi"), loaded("phi")
+    change = torch.randn(48, generator=generator_for(0, "change"))
+    with torch.no_grad():
+        decoder_blocks(tuned)[-1].mlp.fc2.bias += change
+    vector = SteeringVector.between(base, tuned, tokenizer, LOUD, layers=[-1], batch_size=2)
+    torch.testing.assert_close(vector[1], change, rtol=0, atol=1e-5)
+    assert (vector.estimator, vector.counts) == ("finetuning_shift", (3, 3))
+    with pytest.raises(DataError, match="layer 0: the direction is zero"):
+        SteeringVector.between(base, tuned, tokenizer, LOUD)
+
+
+@pytest.mark.parametrize("pooling", ["response_mean", "prompt_last"])
+def test_two_models_and_one_model_with_a_weight_edit_give_the_same_shift(
+    loaded, pico, pico_tuned, pooling
+):
+    base, tokenizer = loaded("qwen2")
+    tuned = load_model(pico_tuned("qwen2"))
+    vector = SteeringVector.between(base, tuned, tokenizer, LOUD, pooling=pooling)
+    edit = WeightEdit(Delta.between(pico("qwen2"), pico_tuned("qwen2")))
+    before = mean_activations(base, tokenizer, LOUD, None, pooling)
+    with edit.applied(base, 1.0):
+        after = mean_activations(base, tokenizer, LOUD, None, pooling)
+    for layer, direction in shift(after, before).items():
+        torch.testing.assert_close(vector[layer], direction, rtol=0, atol=1e-5)
+
+
+def test_a_model_minus_itself_points_nowhere(loaded):
+    (base, tokenizer), (same, _) = loaded("llama"), loaded("llama")
+    with pytest.raises(DataError, match="points nowhere"):
+        SteeringVector.between(base, same, tokenizer, LOUD)
+
+
+def test_models_of_another_shape_are_not_compared(loaded):
+    (base, tokenizer), (deeper, _) = loaded("phi"), loaded("llama")
+    with pytest.raises(TensorMismatchError, match=r"has layers \[2\]"):
+        SteeringVector.between(base, deeper, tokenizer, LOUD)
+    with pytest.raises(TensorMismatchError, match="are not of one residual stream"):
+        SteeringVector.between(base, loaded("mistral")[0], tokenizer, LOUD)
+
+
+# creativity
+
+PAIRS = [
+    CreativityPair(creative="Write about a party of clouds.", uncreative="Write about a party."),
+    CreativityPair(creative="What does the moon love?", uncreative="What is the time?"),
+]
+
+
+@pytest.mark.parametrize("pooling", ["prompt_last", "prompt_mean"])
+def test_the_direction_of_creativity_is_the_unit_difference_of_its_prompts(loaded, pooling):
+    model, tokenizer = loaded("llama")
+    vector = creativity_direction(model, tokenizer, PAIRS, pooling=pooling, batch_size=1)
+    creative, uncreative = (
+        mean_activations(
+            model, tokenizer, [question(getattr(pair, side)) for pair in PAIRS], None, pooling
+        )
+        for side in ("creative", "uncreative")
+    )
+    for layer in vector.layers:
+        difference = creative[layer] - uncreative[layer]
+        expected = (difference / difference.norm()).float()
+        torch.testing.assert_close(vector[layer], expected, rtol=0, atol=1e-5)
+    assert (vector.label, vector.pooling, vector.counts) == ("creativity", pooling, (2, 2))
+
+
+def test_the_pairs_that_are_shipped_can_be_read():
+    pairs = read_creativity_pairs(PAIRS_FILE)
+    assert len(pairs) == 12
+    texts = [text for pair in pairs for text in (pair.creative, pair.uncreative)]
+    assert len(set(texts)) == 24
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no pair"),
+        ('{"creative": "a"}', "line 1: uncreative: Field required"),
+        ('\n{"creative": "a", "uncreative": " "}', "line 2: uncreative"),
+        ('{"creative": "a", "uncreative": "b", "dull": "c"}', "line 1: dull"),
+        ("{", "line 1: the line"),
+    ],
+)
+def test_unreadable_pairs_are_refused_by_line(tmp_path, text, message):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_creativity_pairs(file)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_creativity_pairs(tmp_path / "absent.jsonl")

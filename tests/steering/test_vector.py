@@ -1,7 +1,7 @@
 """Steering vectors are vectors: their algebra, what they refuse, and how they are kept."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -52,6 +52,12 @@ def test_algebra_keeps_track_of_what_a_vector_is():
     assert (a + b).counts == (10, 8)
     assert (a + b).pooling == "response_mean"
     assert (a + replace(b, pooling="prompt_last")).pooling == "response_mean + prompt_last"
+    other = replace(b, estimator="pca", template="1f", judge="j")
+    mixed = a - other
+    assert mixed.estimator == "mean_difference + pca"
+    assert (mixed.template, mixed.judge) == ("1f", "j")
+    assert (other + other).judge == "j"
+    assert (2.0 * other).estimator == "pca"
     assert (2.0 * a).pole == HIGH
     assert (-a).pole is None
     assert (a + b).pole is None
@@ -64,6 +70,57 @@ def test_norm_and_cosine():
     assert (3.0 * a).norm(0) == pytest.approx(3.0 * a.norm(0), rel=1e-6)
     assert a.cosine(-2.0 * a, 0) == pytest.approx(-1.0)
     assert a.cosine(b, 0) == pytest.approx(float(torch.cosine_similarity(a[0], b[0], dim=0)), 1e-5)
+
+
+def test_similarity_is_the_cosine_at_each_common_layer():
+    a, b = vector("a", layers=(0, 2, 3)), vector("b", layers=(2, 3, 5))
+    assert a.similarity(b) == {2: a.cosine(b, 2), 3: a.cosine(b, 3)}
+    assert a.similarity(0.5 * a) == pytest.approx({0: 1.0, 2: 1.0, 3: 1.0})
+    with pytest.raises(TensorMismatchError, match="none to compare"):
+        a.similarity(vector("b", layers=(1, 4)))
+    with pytest.raises(BaseMismatchError):
+        a.similarity(vector("b", model="def"))
+
+
+def test_a_unit_vector_points_where_it_pointed_and_has_length_1():
+    a = vector("a")
+    for layer in a.layers:
+        assert a.unit().norm(layer) == pytest.approx(1.0, rel=1e-6)
+        assert a.unit().cosine(a, layer) == pytest.approx(1.0)
+    assert same((8.0 * a).unit(), a.unit())
+    assert same((-a).unit(), -a.unit())
+    assert (a.unit().label, a.unit().pole) == ("unit(a)", HIGH)
+
+
+def test_rescaling_to_its_own_norms_is_the_identity():
+    a = vector("a")
+    assert same(a.rescaled({layer: a.norm(layer) for layer in a.layers}), a)
+    longer = a.rescaled({0: 3.0, 2: 0.5})
+    assert [longer.norm(layer) for layer in (0, 2)] == pytest.approx([3.0, 0.5], rel=1e-6)
+    assert longer.cosine(a, 2) == pytest.approx(1.0)
+
+
+def test_wrong_norms_are_refused():
+    for norms in ({0: 1.0}, {0: 1.0, 2: 1.0, 3: 1.0}):
+        with pytest.raises(TensorMismatchError, match=r"wrong are \[[23]\]"):
+            vector("a").rescaled(norms)
+    for norm in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(NonFiniteError, match="layer 2: a direction cannot be given the norm"):
+            vector("a").rescaled({0: 1.0, 2: norm})
+
+
+def test_increments_add_up_to_the_vector():
+    a = vector("a", layers=(1, 2, 3, 6))
+    steps = a.incremental()
+    total = torch.zeros(8)
+    for layer in a.layers:
+        total = total + steps[layer]
+        torch.testing.assert_close(total, a[layer])
+    assert torch.equal(steps[1], a[1])
+    assert torch.equal(steps[6], a[6] - a[3])
+    flat = SteeringVector({0: torch.ones(4), 1: torch.ones(4)}, "", None, "flat", "", (1, 1))
+    with pytest.raises(DataError, match=r"flat.*layer 1: the direction is zero"):
+        flat.incremental()
 
 
 def test_layers_are_ascending_and_the_callers_dict_is_not_shared():
@@ -141,11 +198,13 @@ def test_overflow_is_refused():
 
 @pytest.mark.parametrize("pole", [HIGH, None])
 def test_saving_and_loading_is_the_identity(tmp_path, pole):
-    a = replace(vector("a"), pole=pole)
+    known = {"estimator": "pca", "template": "1f", "judge": "statements 2"}
+    a = replace(vector("a"), pole=pole, **known)
     loaded = SteeringVector.load(a.save(tmp_path / "a"))
     assert same(a, loaded)
-    for field in ("model", "pole", "label", "pooling", "counts"):
-        assert getattr(a, field) == getattr(loaded, field)
+    names = [field.name for field in fields(a) if field.name != "directions"]
+    assert len(names) == 8
+    assert all(getattr(a, name) == getattr(loaded, name) for name in names)
 
 
 def test_the_same_vector_is_saved_as_the_same_bytes(tmp_path):
@@ -160,7 +219,7 @@ def test_the_record_says_what_a_layer_is_and_how_long_each_direction(tmp_path):
     a = vector("a")
     record = json.loads((a.save(tmp_path / "a") / "vector.json").read_text())
     assert record["kind"] == "steering_vector"
-    assert record["format"] == 1
+    assert record["format"] == 2
     assert "0-based decoder block" in record["layer_convention"]
     assert record["norms"] == {"0": a.norm(0), "2": a.norm(2)}
 
@@ -195,7 +254,10 @@ def drop_layer(path: Any) -> None:
         (lambda path: (path / "vector.json").unlink(), "is missing"),
         (lambda path: (path / "vector.safetensors").unlink(), "cannot be read"),
         (lambda path: (path / "vector.json").write_text("{"), "not the record"),
-        (lambda path: change_record(path, format=2), "not the record"),
+        (lambda path: change_record(path, format=1), "in format 1, this version reads format 2"),
+        (lambda path: change_record(path, format=3), "in format 3, this version reads format 2"),
+        (lambda path: change_record(path, format="2"), "not the record"),
+        (lambda path: change_record(path, kind="delta"), "not the record"),
         (lambda path: change_record(path, layer_convention="1-based"), "not the record"),
         (lambda path: change_record(path, extra=1), "not the record"),
         (spoil_tensors, "do not belong together"),

@@ -1,40 +1,125 @@
-"""``pvec steer``: steering vectors."""
+"""``pvec steer extract``: find a steering vector."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from personality_vector.cli import options
+from personality_vector.errors import OutputExistsError
 from personality_vector.recipes import SteerRecipe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from personality_vector.elicitation import Elicited, Rollout
+    from personality_vector.steering import SteeringVector
 
 
 def check(recipe: SteerRecipe) -> dict[str, Any]:
-    """Open the model and read both sides."""
+    """Open the model, and read both sides or the persona."""
     from personality_vector.checkpoint import Checkpoint
-    from personality_vector.data import read_chats
 
-    return {
-        "fingerprint": str(Checkpoint.open(recipe.model).fingerprint),
-        "positive": len(read_chats(recipe.positive.narrowed(recipe.pole))),
-        "negative": len(read_chats(recipe.negative.narrowed(recipe.pole.opposite))),
-    }
+    fingerprint = str(Checkpoint.open(recipe.model).fingerprint)
+    return {"fingerprint": fingerprint, **(_data(recipe) or _persona(recipe))}
 
 
 def extract(recipe: SteerRecipe, out: Path, *, force: bool, as_json: bool) -> None:
     """Extract a steering vector.
 
-    The mean activation over positive minus that over negative responses.
+    Positive minus negative mean activations: over given texts, or over the model's own answers
+    as a persona and as its opposite.
     """
-    from personality_vector.steering.recipe import extract_recipe
+    if recipe.persona is None:
+        from personality_vector.steering.recipe import extract_recipe
 
-    vector = extract_recipe(recipe)
-    vector.save(out, force=force)
+        vector, elicited = extract_recipe(recipe), None
+        vector.save(out, force=force)
+    else:
+        vector, elicited = _extract_persona(recipe, out, force=force)
+    result = _result(out, vector, elicited)
+    options.show(result, as_json=as_json, text=lambda: _text(out, vector, elicited))
+
+
+def _data(recipe: SteerRecipe) -> dict[str, Any]:
+    if recipe.persona is not None:
+        return {}
+    from personality_vector.steering.recipe import read_sides
+
+    positive, negative = read_sides(recipe)
+    return {"positive": len(positive), "negative": len(negative)}
+
+
+def _persona(recipe: SteerRecipe) -> dict[str, Any]:
+    from personality_vector.elicitation import read_persona
+    from personality_vector.elicitation.raters import open_rater
+    from personality_vector.elicitation.rollouts import planned
+
+    persona = read_persona(recipe)
+    rater = open_rater(recipe, persona)
+    replies = len(planned(persona, recipe.rollouts, 0)) * recipe.rollouts.samples
+    judge = rater.label if rater else recipe.judge.kind
+    return {"persona": persona.label, "replies": replies, "rated by": judge}
+
+
+def _extract_persona(
+    recipe: SteerRecipe, out: Path, *, force: bool
+) -> "tuple[SteeringVector, Elicited]":
+    """Extract and save; every reply goes into ``OUT.rollouts.jsonl`` as soon as it is there."""
+    from personality_vector.elicitation import extract_persona
+    from personality_vector.elicitation.rollouts import ROLLOUTS, to_jsonl
+
+    beside = out.with_name(f"{out.name}.{ROLLOUTS}")
+    _require_free(out, beside, recipe, force=force)
+
+    def record(rollouts: "Sequence[Rollout]") -> None:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        partial = beside.with_name(f".{beside.name}.partial")
+        partial.write_text(to_jsonl(rollouts), encoding="utf-8")
+        partial.replace(beside)  # what was drawn is never lost while its ratings are written
+
+    try:
+        vector, elicited = extract_persona(recipe, record=record)
+        vector.save(out, force=force)
+    except Exception as error:
+        if beside.is_file():
+            error.add_note(f"the replies are kept: --set rollouts.reuse={beside} goes on from them")
+        raise
+    return vector, elicited
+
+
+def _require_free(out: Path, beside: Path, recipe: SteerRecipe, *, force: bool) -> None:
+    """Refuse before hours of generation what would be refused after them."""
+    if force:
+        return
+    if out.exists():
+        raise OutputExistsError(f"{out}: exists; choose another --out, or add --force")
+    reuse = recipe.rollouts.reuse
+    if beside.exists() and not (reuse and reuse.exists() and reuse.samefile(beside)):
+        raise OutputExistsError(
+            f"{beside}: an earlier run left its replies here; go on from them with "
+            f"--set rollouts.reuse={beside}, or add --force"
+        )
+
+
+def _result(out: Path, vector: "SteeringVector", elicited: "Elicited | None") -> dict[str, Any]:
     norms = {layer: vector.norm(layer) for layer in vector.layers}
-    result = {"out": str(out), "pole": str(vector.pole), "counts": vector.counts, "norms": norms}
-    options.show(
-        result,
-        as_json=as_json,
-        text=lambda: (
-            f"{out}: {vector.pole}, {len(norms)} layers, "
-            f"from {vector.counts[0]} positive and {vector.counts[1]} negative responses"
-        ),
+    pole = str(vector.pole) if vector.pole else None
+    result: dict[str, Any] = {
+        "out": str(out),
+        "label": vector.label,
+        "pole": pole,
+        "counts": vector.counts,
+        "norms": norms,
+    }
+    if elicited is not None:
+        report = elicited.report
+        result |= {"judge": elicited.judge, "pairs": report.pairs, "kept": report.kept}
+        result |= {"dropped": dict(report.dropped)}
+    return result
+
+
+def _text(out: Path, vector: "SteeringVector", elicited: "Elicited | None") -> str:
+    said = (
+        f"{out}: {vector.label}, {len(vector.layers)} layers, "
+        f"from {vector.counts[0]} positive and {vector.counts[1]} negative responses"
     )
+    return said if elicited is None else f"{said}\n{elicited.report} (judge: {elicited.judge})"

@@ -1,0 +1,1 @@
+"""``pvec steer``: one file per verb."""

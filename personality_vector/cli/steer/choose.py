@@ -1,0 +1,59 @@
+"""``pvec steer choose``: find the layer and the range of strengths of a steering vector."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from personality_vector.cli import options
+from personality_vector.recipes.choice import ChooseRecipe
+
+if TYPE_CHECKING:
+    from personality_vector.choose import Choice
+
+
+def check(recipe: ChooseRecipe) -> dict[str, Any]:
+    """Open every input."""
+    from personality_vector.choose import Inputs
+
+    made_from = Inputs.open(recipe).made_from(recipe)
+    return {key: made_from[key] for key in ("contents", "statements")}
+
+
+def choose(recipe: ChooseRecipe, out: Path, *, force: bool, as_json: bool) -> None:
+    """Choose the layer and the range of strengths of a steering vector.
+
+    One pass ranks the layers; the best few are verified by generation, outwards to the floor of
+    coherence.
+    """
+    from personality_vector.checkpoint import AtomicDirectory
+    from personality_vector.choose import Inputs, choose
+
+    AtomicDirectory(out, force=force)  # refuses an output that exists before the work, not after
+    inputs = Inputs.open(recipe)
+    choice = choose(recipe, inputs)
+    choice.save(out, inputs.made_from(recipe), force=force)
+    if as_json:
+        options.show({"out": str(out), **choice.record()}, as_json=True, text=str)
+        return
+    _print(choice, recipe, out)
+
+
+def _print(choice: "Choice", recipe: ChooseRecipe, out: Path) -> None:
+    from personality_vector.tables import print_frame
+
+    layers = choice.layer_table()[
+        ["layer", "d_prime", "auc", "auc_low", "auc_high", "slope", "rank", "swing"]
+    ]
+    columns = ["coefficient", "share", "shift", "judge", "kl_to_base", "coherence", "usable"]
+    curve = choice.curve_table().query("layer == @choice.layer")[columns]
+    print_frame(f"layers of {choice.label}", layers)
+    print_frame(f"strengths at layer {choice.layer}", curve)
+    ends = f"{choice.lowest:.3g} to {choice.highest:.3g}"
+    options.show(
+        None,
+        as_json=False,
+        text=lambda: (
+            f"{out}: steer at layer {choice.layer}, coefficients {ends}; in a recipe:\n"
+            f"  {{label: {choice.label}, vector: {recipe.vector}, layers: [{choice.layer}], "
+            f"strengths: [{choice.lowest:.4g}, {choice.highest:.4g}]}}"
+        ),
+    )

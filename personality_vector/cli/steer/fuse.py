@@ -1,0 +1,113 @@
+"""``pvec steer fuse``: some steering vectors become one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from personality_vector.cli import options
+from personality_vector.errors import RecipeError
+from personality_vector.recipes.reading import override, parse_value
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from personality_vector.fusion import Fused, Share
+
+
+def fuse(
+    vectors: Annotated[
+        list[Path], typer.Argument(metavar="V1 V2 ...", help="Steering vectors of one model.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Directory to write.")],
+    weights: Annotated[
+        str | None, typer.Option("--weights", metavar="1,1,2", help="One for each; by default 1.")
+    ] = None,
+    scale: Annotated[
+        Literal["raw", "unit", "equal"],
+        typer.Option(help="raw: the longest dominates; unit: norm 1; equal: the mean norm."),
+    ] = "raw",
+    method: Annotated[
+        str, typer.Option("--method", help="mean, or a method of a merge, such as ties.")
+    ] = "mean",
+    option: Annotated[
+        list[str], typer.Option("--option", metavar="NAME=VALUE", help="Of the method.")
+    ] = [],
+    seed: Annotated[int, typer.Option("--seed", help="Of random masks.")] = 0,
+    label: Annotated[str, typer.Option("--label", help="By default, what was done.")] = "",
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="Also print the shares layer by layer.")
+    ] = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Fuse steering vectors into one and print the share of each."""
+    given = _options(option)
+    numbers = _numbers(weights) if weights is not None else None
+    from personality_vector.fusion import fuse
+    from personality_vector.steering import SteeringVector
+
+    fused = fuse(
+        [SteeringVector.load(path) for path in vectors],
+        numbers,
+        scale=scale,
+        method=method,
+        options=given,
+        seed=seed,
+        label=label,
+    )
+    fused.vector.save(out, force=force)
+    if as_json:
+        options.show(_result(fused, vectors, out), as_json=True, text=str)
+    else:
+        _print(fused, out, per_layer=per_layer)
+
+
+def _options(settings: Sequence[str]) -> dict[str, Any]:
+    given: dict[str, Any] = {"options": {}}
+    for setting in settings:
+        override(given, f"options.{setting}")
+    return dict(given["options"])
+
+
+def _numbers(text: str) -> list[float]:
+    values = parse_value(f"[{text}]")
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise RecipeError(f"--weights {text}: give numbers with commas between, such as 1,1,2")
+    return [float(value) for value in values]
+
+
+def _result(fused: "Fused", vectors: Sequence[Path], out: Path) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    vector = fused.vector
+    return {
+        "out": str(out),
+        "label": vector.label,
+        "vectors": [str(path) for path in vectors],
+        "norms": {layer: vector.norm(layer) for layer in vector.layers},
+        "shares": [asdict(share) for share in fused.shares],
+    }
+
+
+def _print(fused: "Fused", out: Path, *, per_layer: bool) -> None:
+    from personality_vector.tables import print_frame
+
+    vector = fused.vector
+    norms = ", ".join(f"{vector.norm(layer):.3g}" for layer in vector.layers)
+    text = f"{out}: {vector.label}, {len(vector.layers)} layers, norm {norms}"
+    options.show(None, as_json=False, text=lambda: text)
+    print_frame("share of the fused vector", _frame(fused.overall).drop(columns="layer"))
+    if per_layer:
+        layers = [share for share in fused.shares if share.layer is not None]
+        print_frame("share of the fused vector, by layer", _frame(layers))
+
+
+def _frame(shares: "Sequence[Share]") -> "pd.DataFrame":
+    import pandas as pd
+
+    columns = ("label", "layer", "weight", "norm", "share", "cosine")
+    rows = [[getattr(share, column) for column in columns] for share in shares]
+    return pd.DataFrame(rows, columns=["vector", *columns[1:]])

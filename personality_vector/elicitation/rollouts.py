@@ -1,0 +1,199 @@
+"""Rollouts: a model's own answers under the two system prompts of each instruction pair."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from personality_vector.chat import Chat, Generation, answered, generate_replies, question
+from personality_vector.errors import DataError, some
+from personality_vector.evaluation.administer import sample_seed
+from personality_vector.evaluation.judges.rating import Exchange, Rating
+from personality_vector.progress import progress
+from personality_vector.recipes import Persona, RolloutSpec
+
+Side = Literal["positive", "negative"]
+SIDES: tuple[Side, ...] = ("positive", "negative")
+ROLLOUTS = "rollouts.jsonl"
+"""The file beside a vector that holds every reply behind it, kept or dropped."""
+
+
+class Rollout(BaseModel):
+    """One reply, and everything that was decided about it: a line of ``rollouts.jsonl``.
+
+    Attributes:
+        id: Shared by the positive and the negative reply of a pair.
+        side: Which instruction of the pair the model was under.
+        system: The instruction, which is the whole system prompt.
+        question: The user's message.
+        reply: What the model said, with white space trimmed.
+        trait: The judge's rating in [0, 100]; ``None`` if unscored or not judged.
+        coherence: Likewise.
+        reason: Why it is unscored.
+        kept: Whether its pair went into the vector.
+        rule: The rule that dropped the pair; "" if none did.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    id: str
+    side: Side
+    system: str
+    question: str
+    reply: str
+    trait: float | None = Field(default=None, ge=0, le=100)
+    coherence: float | None = Field(default=None, ge=0, le=100)
+    reason: str = ""
+    kept: bool = False
+    rule: str = ""
+
+    @property
+    def chat(self) -> Chat:
+        """The chat as the model read and answered it."""
+        return answered(question(self.question, system=self.system), self.reply)
+
+    @property
+    def exchange(self) -> Exchange:
+        """What a judge reads."""
+        return Exchange(self.question, self.reply)
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """All that is fixed before the model replies."""
+        return (self.id, self.side, self.system, self.question)
+
+    def rated(self, rating: Rating) -> "Rollout":
+        """Return it with a judge's rating."""
+        update = {"trait": rating.trait, "coherence": rating.coherence, "reason": rating.reason}
+        return self.model_copy(update=update)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The two replies with one id."""
+
+    positive: Rollout
+    negative: Rollout
+
+    @property
+    def rollouts(self) -> tuple[Rollout, Rollout]:
+        """Both, the positive one first."""
+        return self.positive, self.negative
+
+
+def planned(persona: Persona, spec: RolloutSpec, sample: int) -> list[Rollout]:
+    """Return what sample ``sample`` asks, with empty replies: positive side first, then negative.
+
+    The id ``pair2-question14-sample0`` counts from 0 and depends on nothing else.
+    """
+    pairs = list(enumerate(persona.instructions))[: spec.pairs]
+    questions = list(enumerate(persona.questions.extract))[: spec.questions]
+    return [
+        Rollout(
+            id=f"pair{i}-question{j}-sample{sample}",
+            side=side,
+            system=pair.positive if side == "positive" else pair.negative,
+            question=asked,
+            reply="",
+        )
+        for side in SIDES
+        for i, pair in pairs
+        for j, asked in questions
+    ]
+
+
+def draw(
+    model: Any, tokenizer: Any, persona: Persona, spec: RolloutSpec, seed: int
+) -> list[Rollout]:
+    """Return the model's replies, sample by sample.
+
+    The noise is fixed by ``(seed, sample)`` and the place in the batch, and is the same on both
+    sides: a pair differs by its instruction alone. The first samples of a longer run are those of
+    a shorter one.
+
+    Raises:
+        DataError: The chat template refuses a system prompt.
+    """
+    generation = Generation(spec.max_new_tokens, spec.temperature, spec.top_p, spec.batch_size)
+    rollouts: list[Rollout] = []
+    for sample in progress(range(spec.samples), "rollouts"):
+        for side in SIDES:
+            asked = [row for row in planned(persona, spec, sample) if row.side == side]
+            chats = [question(row.question, system=row.system) for row in asked]
+            replies = generate_replies(
+                model, tokenizer, chats, generation, seed=sample_seed(seed, sample)
+            )
+            rollouts += [
+                row.model_copy(update={"reply": reply})
+                for row, reply in zip(asked, replies, strict=True)
+            ]
+    return rollouts
+
+
+def paired(rollouts: Iterable[Rollout]) -> list[Pair]:
+    """Return the pairs by id, in the order of the positive replies.
+
+    Raises:
+        DataError: A reply has no partner, or occurs twice.
+    """
+    sides: dict[Side, dict[str, Rollout]] = {side: {} for side in SIDES}
+    for rollout in rollouts:
+        if rollout.id in sides[rollout.side]:
+            raise DataError(f"two {rollout.side} replies have the id {rollout.id}")
+        sides[rollout.side][rollout.id] = rollout
+    lonely = sides["positive"].keys() ^ sides["negative"].keys()
+    if lonely:
+        raise DataError(f"one side only has the replies {some(lonely)}: pairs need both")
+    return [Pair(row, sides["negative"][row.id]) for row in sides["positive"].values()]
+
+
+def to_jsonl(rollouts: Iterable[Rollout]) -> str:
+    """Return the rollouts as text, one JSON object a line."""
+    return "".join(
+        json.dumps(rollout.model_dump(), ensure_ascii=False) + "\n" for rollout in rollouts
+    )
+
+
+def read_rollouts(path: Path) -> list[Rollout]:
+    """Return the rollouts of a file in file order.
+
+    Raises:
+        DataError: It cannot be read, or a line is not a rollout.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    rollouts = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                rollouts.append(Rollout.model_validate_json(line))
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(key) for key in first["loc"]) or "the line"
+                raise DataError(f"{path} line {number}: {where}: {first['msg']}") from error
+    return rollouts
+
+
+def reused(path: Path, persona: Persona, spec: RolloutSpec) -> list[Rollout]:
+    """Return the rollouts of an earlier run that asked exactly what this one would.
+
+    Raises:
+        DataError: The file cannot be read, or was asked something else.
+    """
+    found = {rollout.asked[:2]: rollout for rollout in read_rollouts(path)}
+    wanted = [row for sample in range(spec.samples) for row in planned(persona, spec, sample)]
+    for row in wanted:
+        earlier = found.get(row.asked[:2])
+        if earlier is None:
+            raise DataError(f"{path}: has no {row.side} reply {row.id}, which the recipe asks for")
+        if earlier.asked != row.asked:
+            raise DataError(
+                f"{path}: the {row.side} reply {row.id} is to another system prompt "
+                "or question than the persona's"
+            )
+    return [found[row.asked[:2]] for row in wanted]

@@ -1,0 +1,190 @@
+"""Letting a model write a persona: contrastive system prompts and questions."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from personality_vector.chat import Chat, Generation, generate_replies, question
+from personality_vector.endpoint import Endpoint
+from personality_vector.errors import DataError, RecipeError
+from personality_vector.recipes import Persona
+
+PAIRS, QUESTIONS = 5, 40
+"""What is asked for, as in persona vectors; half of the questions are for evaluation."""
+
+_REQUEST = """\
+I study how a language model behaves when it takes on a certain manner, and need material for an \
+experiment.
+
+The manner is called: {name}
+It means: {description}
+{opposite}
+Write two things.
+
+1. "instructions": {pairs} pairs of system prompts. In each pair, "positive" makes an assistant \
+show the manner in whatever it says, and "negative" makes it show {negative}. Address the \
+assistant as "you". The two prompts of a pair are of similar length and form. The pairs differ in \
+wording: some name qualities, some describe habits, some set a scene.
+
+2. "questions": {questions} different questions or short requests that a user could send. They are \
+about ordinary matters of all kinds. An assistant with the manner would answer each of them in a \
+visibly different way from one without it. None of them names the manner, asks for it or makes \
+one kind of answer the only natural one.
+
+Reply with one JSON object and nothing else:
+{{"instructions": [{{"positive": "...", "negative": "..."}}, ...], "questions": ["...", ...]}}"""
+
+
+class _Pair(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    positive: str
+    negative: str
+
+
+class Draft(BaseModel):
+    """What a generator writes: the JSON object that it is asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    instructions: list[_Pair]
+    questions: list[str]
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Writes a text after a JSON schema, which it may or may not be able to enforce."""
+
+    def __call__(self, chat: Chat, schema: Mapping[str, Any], /) -> str:
+        """Return the reply to ``chat``."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointGenerator:
+    """A model behind an OpenAI-compatible server, which is held to the schema."""
+
+    endpoint: Endpoint
+
+    def __call__(self, chat: Chat, schema: Mapping[str, Any], /) -> str:
+        """Return the reply; see :meth:`Endpoint.write`."""
+        return self.endpoint.write(chat, "persona", schema)
+
+
+_LONG = Generation(max_new_tokens=4096, temperature=0.7)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalGenerator:
+    """A model in memory, which is merely asked to keep to the form."""
+
+    model: Any
+    tokenizer: Any
+    generation: Generation = _LONG
+    seed: int = 0
+
+    def __call__(self, chat: Chat, schema: Mapping[str, Any], /) -> str:  # noqa: ARG002
+        """Return the reply, whatever its form."""
+        (reply,) = generate_replies(
+            self.model, self.tokenizer, [chat], self.generation, seed=self.seed
+        )
+        return reply
+
+
+def write_persona(
+    name: str,
+    description: str,
+    generator: Generator,
+    *,
+    opposite: str | None = None,
+    pole: str | None = None,
+) -> Persona:
+    """Return a persona whose instructions and questions ``generator`` wrote.
+
+    Every second question is for evaluation, so that both lists are alike.
+
+    Args:
+        name: Lower case, such as ``extraversion``.
+        description: What positive answers show.
+        generator: Asked once.
+        opposite: What negative answers show; without it they are those of a neutral assistant.
+        pole: Such as ``extraversion:high``, if it is one end of a trait; needs ``opposite``.
+
+    Raises:
+        DataError: What it wrote is not the JSON object, has too few pairs or questions, or repeats
+            itself.
+        RecipeError: The name, description or pole is not one.
+
+    Source:
+        Persona vectors, Chen et al. 2025, arXiv:2507.21509: 5 pairs and 40 questions by a strong
+        model. Deviation: our own request, without the judge's prompt, which is the same for all.
+    """
+    given = {"name": name, "description": description, "opposite": opposite, "pole": pole}
+    _require_sound(given)
+    text = generator(question(_request(name, description, opposite)), Draft.model_json_schema())
+    draft = parse_draft(text)
+    asked = draft.questions[:QUESTIONS]
+    written = {
+        **given,
+        "instructions": [pair.model_dump() for pair in draft.instructions[:PAIRS]],
+        "questions": {"extract": asked[::2], "evaluate": asked[1::2]},
+    }
+    try:
+        return Persona.parse(written, origin="what the generator wrote", folder=Path())
+    except RecipeError as error:
+        raise DataError(str(error)) from error
+
+
+def parse_draft(text: str) -> Draft:
+    """Return the JSON object in ``text``, which may stand among other words or in a code fence.
+
+    More than was asked for is left out later; less is refused.
+
+    Raises:
+        DataError: There is none, it has another form, or something is missing from it.
+    """
+    begin, end = text.find("{"), text.rfind("}")
+    if begin < 0 or end < begin:
+        raise DataError(f"the generator wrote no JSON object, but {text[:80]!r}")
+    try:
+        draft = Draft.model_validate(json.loads(text[begin : end + 1]))
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"the generator wrote broken JSON ({error.msg} at character {error.pos} of "
+            f"{end + 1 - begin}); a longer limit of tokens or a larger model may help"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"the generator's JSON: {where}: {first['msg']}") from error
+    _require_enough("instruction pairs", draft.instructions, PAIRS)
+    _require_enough("questions", draft.questions, QUESTIONS)
+    return draft
+
+
+def _require_enough(what: str, found: Sequence[object], wanted: int) -> None:
+    if len(found) < wanted:
+        raise DataError(f"the generator wrote {len(found)} {what}, {wanted} are needed")
+
+
+def _require_sound(given: Mapping[str, Any]) -> None:
+    """Check what the user gave before a model is asked."""
+    stand_in = {
+        "instructions": [{"positive": "a", "negative": "b"}],
+        "questions": {"extract": ["a"]},
+    }
+    Persona.parse({**given, **stand_in}, origin="persona", folder=Path())
+
+
+def _request(name: str, description: str, opposite: str | None) -> str:
+    return _REQUEST.format(
+        name=name,
+        description=description,
+        opposite=f"Its opposite means: {opposite}\n" if opposite else "",
+        negative="the opposite" if opposite else "nothing of it: a neutral, helpful assistant",
+        pairs=PAIRS,
+        questions=QUESTIONS,
+    )

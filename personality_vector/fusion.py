@@ -1,0 +1,310 @@
+"""Fusion: some steering vectors become one, by the methods of a merge."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from personality_vector.checkpoint import Fingerprint
+from personality_vector.delta import Delta
+from personality_vector.delta.delta import digest
+from personality_vector.errors import DataError, NonFiniteError, RecipeError
+from personality_vector.merging.methods import METHODS, Combine, OptionValue, find_method
+from personality_vector.merging.terms import Term, acting_on
+from personality_vector.steering import SteeringVector
+
+Scale = Literal["raw", "unit", "equal"]
+"""How long the vectors are made before they are fused: see :func:`fuse`."""
+
+Rows = Float64[Tensor, "vectors hidden"]
+
+_ROUNDING = 1e-12
+"""A sum of weights that is smaller, relative to their size, is 0 but for rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How much of the fused direction comes from one vector.
+
+    Attributes:
+        label: Of the vector.
+        weight: That it was given.
+        layer: 0-based decoder block; ``None`` is all layers as one long vector.
+        norm: Of the vector as it was given, in the unit of the activation.
+        share: ``<w_i v_i, f> / sum_j <w_j v_j, f>`` with ``f`` the fused direction and ``v_i``
+            after scaling. The shares of all vectors sum to 1; for a sum or a mean the denominator
+            is a multiple of ``<f, f>``.
+        cosine: Of the angle between the vector, after scaling, and the fused direction.
+    """
+
+    label: str
+    weight: float
+    layer: int | None
+    norm: float
+    share: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """A fused vector and where it comes from.
+
+    Attributes:
+        vector: The fused vector.
+        shares: One for each vector, in the order given, for each layer and at last overall.
+    """
+
+    vector: SteeringVector
+    shares: tuple[Share, ...]
+
+    @property
+    def overall(self) -> tuple[Share, ...]:
+        """The shares of all layers as one vector."""
+        return tuple(share for share in self.shares if share.layer is None)
+
+
+def fuse(  # noqa: PLR0913  (what is fused, how long, by which method, and its name)
+    vectors: Sequence[SteeringVector],
+    weights: Sequence[float] | None = None,
+    *,
+    scale: Scale = "raw",
+    method: str = "mean",
+    options: Mapping[str, OptionValue] | None = None,
+    seed: int = 0,
+    label: str = "",
+) -> Fused:
+    """Return one steering vector made of several.
+
+    Arithmetic is float64, with one rounding to float32 at the end. The order of the vectors does
+    not change a bit. A vector of weight 0 changes nothing.
+
+    Args:
+        vectors: Of one model, with directions for the same layers.
+        weights: One for each vector; by default 1.
+        scale: ``raw`` takes vectors as they are, so that the longest one dominates a mean;
+            ``unit`` gives each direction the norm 1; ``equal`` gives the directions of a layer the
+            mean of their norms, weighted by ``|w_i|``, so that the result keeps the unit of the
+            activation.
+        method: ``mean``, ``sum_i w_i v_i / sum_i w_i``; or a method of a merge, whose alphas are
+            the weights: ``task_arithmetic`` is the plain sum, ``ties`` a mean over the vectors
+            that agree in sign, ``dare`` a sum. What such a method calls a tensor is the direction
+            of a layer, and ``trim: global`` of TIES trims over all layers at once.
+        options: Of the method, such as ``{"density": 0.2}``.
+        seed: Of random masks, which depend on it, the vector as given, its layer and the entry.
+        label: By default a formula of what was done.
+
+    Raises:
+        BaseMismatchError: The vectors are of different models.
+        TensorMismatchError: They differ in width or layers.
+        DataError: There are none, their number is not that of the weights, the weights of a mean
+            sum to 0, all weights are 0, or a fused direction is.
+        NonFiniteError: A weight or a fused direction is NaN or infinite.
+        RecipeError: The method or an option is unknown.
+
+    Source:
+        BILLY, Pai et al., arXiv:2510.10157: ``v = (1 / N) sum_i v_i``, raw, where a persona that
+        is given twice has weight 2. ``equal`` is the normalisation of the code of CAA, Rimsky et
+        al. 2023, arXiv:2312.06681, each vector to the mean norm of its layer; deviation: theirs
+        is not weighted, which for equal weights is the same. Trimming depends on the basis of the
+        residual stream, which nothing singles out: TIES on directions is offered, not advised.
+    """
+    _require_one_space(vectors)
+    given = _checked(weights if weights is not None else [1.0] * len(vectors), vectors)
+    combine, alphas, values = _bound(method, options or {}, given)
+    rows = {layer: _scaled(vectors, layer, given, scale) for layer in vectors[0].layers}
+    called = label or _formula(vectors, given, method, _said(scale, options or {}, seed))
+    fused = _combined(_terms(vectors, rows, alphas), combine, seed)
+    how = _formula(vectors, given, method, {"scale": scale, **values, "seed": seed})
+    vector = replace(
+        vectors[0],
+        directions={layer: _written(row, layer, called) for layer, row in fused.items()},
+        pole=None,
+        label=called,
+        pooling=_joined(vector.pooling for vector in vectors),
+        counts=(sum(v.counts[0] for v in vectors), sum(v.counts[1] for v in vectors)),
+        estimator=f"{how} of {_joined(vector.estimator for vector in vectors)}",
+        template=_joined(vector.template for vector in vectors),
+        judge=_joined(vector.judge for vector in vectors),
+    )
+    return Fused(vector, tuple(_shares(vectors, given, rows, fused)))
+
+
+@dataclass(frozen=True)
+class _Directions:
+    """Directions as the tensors of a delta, named by their layer, so that a merge can read them."""
+
+    directions: Mapping[str, Float64[Tensor, " hidden"]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self.directions))
+
+    @property
+    def inputs(self) -> tuple[()]:
+        return ()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.directions[name].shape)
+
+    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
+        return self.directions[name][part]
+
+    def tuned_part(self, name: str, part: slice, base: Tensor) -> None:
+        """There is no fine-tuned tensor."""
+
+    def require_unchanged(self) -> None:
+        """There is no file."""
+
+
+def _require_one_space(vectors: Sequence[SteeringVector]) -> None:
+    if not vectors:
+        raise DataError("a fusion needs at least one steering vector")
+    layers = sorted({layer for vector in vectors for layer in vector.layers})
+    for vector in vectors:
+        for layer in layers:
+            vectors[0].cosine(vector, layer)  # refuses another model, width or set of layers
+
+
+def _checked(
+    weights: Sequence[float], vectors: Sequence[SteeringVector]
+) -> Float64[Tensor, " vectors"]:
+    if len(weights) != len(vectors):
+        raise DataError(f"{len(weights)} weights for {len(vectors)} vectors: give one for each")
+    given = torch.tensor(weights, dtype=torch.float64)
+    if not torch.isfinite(given).all():
+        raise NonFiniteError(f"the weights must be finite numbers, got {list(weights)}")
+    if not given.any():
+        raise DataError("all weights are 0, so there is nothing to fuse")
+    return given
+
+
+def _bound(
+    method: str, options: Mapping[str, OptionValue], weights: Float64[Tensor, " vectors"]
+) -> tuple[Combine, Float64[Tensor, " vectors"], dict[str, OptionValue]]:
+    """Return the function of a method, the alphas that it is to see, and all its options."""
+    if method != "mean":
+        if method not in METHODS:
+            raise RecipeError(f"unknown method {method!r}; known are mean, {', '.join(METHODS)}")
+        combine, values = find_method(method).bind(options)
+        return combine, weights, values
+    if options:
+        raise RecipeError(f"mean takes no options; got {', '.join(options)}")
+    total = math.fsum(weights)
+    if abs(total) < _ROUNDING * math.fsum(weights.abs()):
+        raise DataError(
+            f"the weights {weights.tolist()} sum to 0, so there is no mean; "
+            "the method task_arithmetic takes their sum"
+        )
+    return find_method("task_arithmetic").bind({})[0], weights / total, {}
+
+
+def _scaled(
+    vectors: Sequence[SteeringVector],
+    layer: int,
+    weights: Float64[Tensor, " vectors"],
+    scale: Scale,
+) -> Rows:
+    """Return the directions of a layer, float64, as long as ``scale`` says."""
+    rows = torch.stack([vector[layer] for vector in vectors]).double()
+    norms = rows.norm(dim=1)
+    if scale == "raw":
+        return rows
+    mean = math.fsum(weights.abs() * norms) / math.fsum(weights.abs())
+    scaled: Tensor = rows * ((mean if scale == "equal" else 1.0) / norms)[:, None]
+    return scaled
+
+
+def _terms(
+    vectors: Sequence[SteeringVector],
+    rows: Mapping[int, Rows],
+    alphas: Float64[Tensor, " vectors"],
+) -> list[Term]:
+    """Return the terms of a merge, in an order that does not depend on that of the vectors."""
+    terms = []
+    for place, (vector, alpha) in enumerate(zip(vectors, alphas.tolist(), strict=True)):
+        source = _Directions({str(layer): row[place] for layer, row in rows.items()})
+        base = Fingerprint(vector.model, len(rows), len(rows) * vector.hidden)
+        delta = Delta(source, base, _identity(vector), vector.label)
+        terms.append(Term(delta, alpha, _everywhere(alpha), place))
+    return sorted(terms, key=lambda term: (term.delta.identity, str(term.alpha)))
+
+
+def _everywhere(alpha: float) -> Callable[[str], float]:
+    return lambda _name: alpha
+
+
+def _combined(
+    terms: Sequence[Term], combine: Combine, seed: int
+) -> dict[int, Float64[Tensor, " hidden"]]:
+    fused = {}
+    for name in sorted(terms[0].delta.names, key=int):
+        whole = slice(0, *terms[0].delta.shape(name))
+        slices = [acting.slice(whole, "cpu") for acting in acting_on(terms, seed, name)]
+        fused[int(name)] = combine(slices)
+    return fused
+
+
+def _written(direction: Float64[Tensor, " hidden"], layer: int, formula: str) -> Tensor:
+    written = direction.float()
+    if not written.any():
+        raise DataError(
+            f"{formula}, layer {layer}: the fused direction is zero, so it points nowhere; "
+            "the vectors cancel, or the method keeps nothing of this layer"
+        )
+    return written
+
+
+def _shares(
+    vectors: Sequence[SteeringVector],
+    weights: Float64[Tensor, " vectors"],
+    rows: Mapping[int, Rows],
+    fused: Mapping[int, Float64[Tensor, " hidden"]],
+) -> Iterator[Share]:
+    given = {layer: torch.stack([v[layer] for v in vectors]).double() for layer in fused}
+    places: list[tuple[int | None, list[int]]] = [(layer, [layer]) for layer in fused]
+    for place, layers in [*places, (None, list(fused))]:
+        direction = torch.cat([fused[layer] for layer in layers])
+        long = torch.cat([rows[layer] for layer in layers], dim=1)
+        inner = long @ direction
+        shares = weights * inner / (weights * inner).sum()
+        cosines = inner / (long.norm(dim=1) * direction.norm())
+        norms = torch.cat([given[layer] for layer in layers], dim=1).norm(dim=1)
+        for index, vector in enumerate(vectors):
+            numbers = (float(column[index]) for column in (norms, shares, cosines))
+            yield Share(vector.label, float(weights[index]), place, *numbers)
+
+
+def _said(scale: Scale, options: Mapping[str, OptionValue], seed: int) -> dict[str, OptionValue]:
+    """Return the settings that are worth a word in a label: those that are not by default."""
+    settings: dict[str, OptionValue] = {"scale": scale, **options, "seed": seed}
+    usual = {"scale": "raw", "seed": 0}
+    return {name: value for name, value in settings.items() if usual.get(name) != value}
+
+
+def _formula(
+    vectors: Sequence[SteeringVector],
+    weights: Float64[Tensor, " vectors"],
+    method: str,
+    settings: Mapping[str, OptionValue],
+) -> str:
+    """Return what is done, such as ``mean(a, 2 * b; scale unit)``."""
+    parts = [
+        vector.label if weight == 1 else f"{weight:.15g} * {vector.label}"
+        for vector, weight in zip(vectors, weights.tolist(), strict=True)
+    ]
+    more = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return f"{method}({', '.join(parts)}{'; ' if more else ''}{more})"
+
+
+def _joined(words: Iterable[str]) -> str:
+    return " + ".join(dict.fromkeys(word for word in words if word))
+
+
+def _identity(vector: SteeringVector) -> str:
+    """Return a digest of the numbers of a vector, whatever its label."""
+    contents = (vector[layer].contiguous().numpy().tobytes().hex() for layer in vector.layers)
+    return digest("directions", *map(str, vector.layers), *contents)

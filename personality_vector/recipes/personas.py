@@ -1,0 +1,118 @@
+"""Personas: a trait or role by name, the system prompts that call it up, and questions to ask."""
+
+from collections import Counter
+from typing import Annotated, Any
+
+from pydantic import Field, StringConstraints, model_validator
+
+from personality_vector.errors import RecipeError
+from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import PoleField, Words
+from personality_vector.traits import Pole
+
+
+class InstructionPair(Recipe):
+    """Two system prompts: one calls the persona up, the other its opposite or nobody."""
+
+    positive: Words
+    negative: Words
+
+    @model_validator(mode="after")
+    def _differ(self) -> "InstructionPair":
+        if _bare(self.positive) == _bare(self.negative):
+            raise ValueError("positive and negative are the same instruction")
+        return self
+
+    def reversed(self) -> "InstructionPair":
+        """Return the pair with its sides swapped."""
+        return InstructionPair(positive=self.negative, negative=self.positive)
+
+
+class Questions(Recipe):
+    """What is asked while a vector is extracted, and what only while it is evaluated."""
+
+    extract: tuple[Words, ...] = Field(min_length=1)
+    evaluate: tuple[Words, ...] = ()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Questions":
+        counts = Counter(map(_bare, (*self.extract, *self.evaluate)))
+        repeated = [text for text, count in counts.items() if count > 1]
+        if repeated:
+            raise ValueError(f"is asked twice, in extract, evaluate or both: {repeated[0]!r}")
+        return self
+
+
+class Persona(Recipe):
+    """Everything that a persona vector is made from, except the model.
+
+    Attributes:
+        name: Lower case, such as ``extraversion`` or ``startup-founder``.
+        description: What positive answers show; the judge's 100.
+        opposite: What negative answers show; the judge's 0. Without it, 0 is no sign of the
+            description.
+        pole: What positive answers show, where that is one end of a trait.
+        instructions: Contrastive pairs of system prompts.
+        questions: User messages; none is in both lists.
+        rubric: What else the judge should know, in words that hold for either end.
+
+    Source:
+        Persona vectors, Chen et al. 2025, arXiv:2507.21509: 5 pairs, 20 questions for extraction
+        and 20 for evaluation. Deviation: an instruction is the whole system prompt; they put
+        "You are a <adjective> assistant." in front of it.
+    """
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")]
+    description: Words
+    opposite: Words | None = None
+    pole: PoleField | None = None
+    instructions: tuple[InstructionPair, ...] = Field(min_length=1)
+    questions: Questions
+    rubric: Words | None = None
+
+    @model_validator(mode="after")
+    def _has_two_ends(self) -> "Persona":
+        if self.pole is not None and self.opposite is None:
+            raise ValueError(f"opposite is missing: say what {self.pole.opposite} looks like")
+        repeated = [p for p, count in Counter(self.instructions).items() if count > 1]
+        if repeated:
+            raise ValueError(f"an instruction pair is given twice: {repeated[0].positive!r}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The pole, or the name of what has none."""
+        return str(self.pole or self.name)
+
+    def reversed(self) -> "Persona":
+        """Return the other end: sides, descriptions and pole swapped.
+
+        Raises:
+            RecipeError: It has no opposite: the other side of a role is merely nobody.
+        """
+        if self.opposite is None:
+            raise RecipeError(f"the persona {self.name} has no opposite, so it has no other end")
+        swapped: dict[str, Any] = {
+            "description": self.opposite,
+            "opposite": self.description,
+            "pole": self.pole and self.pole.opposite,
+            "instructions": tuple(pair.reversed() for pair in self.instructions),
+        }
+        return self.model_copy(update=swapped)
+
+    def at(self, pole: Pole | None) -> "Persona":
+        """Return the persona whose positive side is ``pole``; ``None`` leaves it as it is.
+
+        Raises:
+            RecipeError: It is of another trait, or of none.
+        """
+        if pole in (None, self.pole):
+            return self
+        if self.pole is None or pole != self.pole.opposite:
+            of = f"of {self.pole}" if self.pole else "not of a pole"
+            raise RecipeError(f"pole {pole}: the persona {self.name} is {of}")
+        return self.reversed()
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.casefold().split())

@@ -1,0 +1,273 @@
+"""Pooled activations: where in the residual stream a model is while it reads given texts."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from personality_vector.chat import Chat, batched, encode_chats, render
+from personality_vector.errors import DataError, NonFiniteError, blame
+from personality_vector.models import decoder_blocks, device_of
+from personality_vector.progress import progress
+from personality_vector.reading import Prompts, reading
+from personality_vector.steering.apply import Hook, hidden_states, resolve_layers
+
+T = TypeVar("T")
+
+Pooling = Literal["response_mean", "prompt_last", "prompt_mean", "last"]
+"""Which activations of a chat are averaged.
+
+``response_mean``: those of the tokens of the response, without marks of the template.
+``prompt_mean``, ``prompt_last``: those of all tokens of the prompt, or of its last one. The prompt
+is what ``generate`` reads, the marks that open the reply included: its last token is the one before
+the first that is generated. It is read alone, so a response that follows has no influence.
+``last``: that of the last token of the response; of the prompt, if the chat has no response.
+"""
+
+TextPooling = Literal["mean", "last"]
+"""Which activations of a plain text are averaged: those of all its tokens, or of the last.
+
+Special tokens that the tokenizer adds are read but not pooled: the first token of a sequence has
+activations of quite another size, which in texts of unequal length do not cancel.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One input of a model.
+
+    Attributes:
+        ids: Its tokens.
+        prompt_end: Column of the first token that is not prompt.
+        pooled: Columns whose activations are averaged.
+    """
+
+    ids: Sequence[int]
+    prompt_end: int
+    pooled: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Reader(Generic[T]):
+    """Reads pooled activations of a model: chats or texts in, a vector for each layer out.
+
+    One forward pass serves all layers, and no activation outlives its block. The blocks' outputs
+    are read by forward hooks, after any steering hook that is already there;
+    ``output_hidden_states`` would miss steering, and would return the last block after the final
+    norm. The output layer is not run, and padding is never read.
+
+    Attributes:
+        model: A causal language model; not changed.
+        encode: Turns an input into tokens.
+        layers: 0-based decoder blocks.
+        batch_size: Inputs per forward pass; it changes speed and memory only.
+    """
+
+    model: Any
+    encode: Callable[[T], Row]
+    layers: tuple[int, ...]
+    batch_size: int = 16
+
+    def pooled(self, inputs: Sequence[T]) -> dict[int, Float[Tensor, "inputs hidden"]]:
+        """Return, for each layer, the pooled activation of each input, in their order.
+
+        float32, on the CPU, in the unit of the activation.
+
+        Raises:
+            DataError: There is no input, or one cannot be read.
+            NonFiniteError: An activation is NaN or infinite; the layer is named.
+        """
+        kept: dict[int, list[Tensor]] = {layer: [] for layer in self.layers}
+        for batch in self._batches(inputs):
+            for layer, rows in batch.items():
+                kept[layer].append(rows.float())
+        return {layer: torch.cat(parts) for layer, parts in kept.items()}
+
+    def mean(self, inputs: Sequence[T]) -> dict[int, Float[Tensor, " hidden"]]:
+        """Return, for each layer, the mean over inputs of their pooled activations.
+
+        float64, on the CPU. Only a sum is kept. Raises like :meth:`pooled`.
+        """
+        sums = dict.fromkeys(self.layers, torch.zeros(1, dtype=torch.float64))
+        for batch in self._batches(inputs):
+            sums = {layer: sums[layer] + rows.sum(0) for layer, rows in batch.items()}
+        return {layer: total / len(inputs) for layer, total in sums.items()}
+
+    def _batches(self, inputs: Sequence[T]) -> Iterator[dict[int, Float[Tensor, "rows hidden"]]]:
+        if not inputs:
+            raise DataError("there is nothing to read activations from; give at least one input")
+        rows = []
+        for number, given in enumerate(inputs):
+            with blame(input=number):
+                rows.append(self.encode(given))
+        numbers = list(batched(range(len(rows)), self.batch_size))
+        for batch in progress(numbers, "read activations"):
+            pooled = self._forward([rows[number] for number in batch])
+            for layer, values in pooled.items():
+                _require_finite(layer, batch, values)
+            yield pooled
+
+    @torch.no_grad()
+    def _forward(self, rows: Sequence[Row]) -> dict[int, Float[Tensor, "rows hidden"]]:
+        """Return the pooled activations of one batch; float64, on the CPU."""
+        device = device_of(self.model)
+        ids, mask = _right_padded(rows)
+        chosen = [torch.tensor(row.pooled, device=device) for row in rows]
+        found: dict[int, Tensor] = {}
+        decoder = self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model
+        blocks = decoder_blocks(self.model)
+        with ExitStack() as stack:
+            for layer in self.layers:
+                hook = _pooling_hook(layer, chosen, found)
+                stack.callback(blocks[layer].register_forward_hook(hook).remove)
+            stack.enter_context(reading(Prompts.of(ids, mask, [row.prompt_end for row in rows])))
+            decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        return {layer: values.cpu() for layer, values in found.items()}
+
+
+def pooled_activations(
+    model: Any,
+    tokenizer: Any,
+    chats: Sequence[Chat],
+    layers: Sequence[int] | None = None,
+    pooling: Pooling = "response_mean",
+    batch_size: int = 16,
+) -> dict[int, Float[Tensor, "chats hidden"]]:
+    """Return, for each layer, the pooled activation of each chat: see :meth:`Reader.pooled`.
+
+    Layers may be negative, and are all by default; the keys are 0-based.
+    """
+    return chat_reader(model, tokenizer, layers, pooling, batch_size).pooled(chats)
+
+
+def mean_activations(
+    model: Any,
+    tokenizer: Any,
+    chats: Sequence[Chat],
+    layers: Sequence[int] | None = None,
+    pooling: Pooling = "response_mean",
+    batch_size: int = 16,
+) -> dict[int, Float[Tensor, " hidden"]]:
+    """Return, for each layer, the mean over chats of what is pooled: see :meth:`Reader.mean`."""
+    return chat_reader(model, tokenizer, layers, pooling, batch_size).mean(chats)
+
+
+def chat_reader(
+    model: Any,
+    tokenizer: Any,
+    layers: Sequence[int] | None = None,
+    pooling: Pooling = "response_mean",
+    batch_size: int = 16,
+) -> Reader[Chat]:
+    """Return a reader of chats.
+
+    Args:
+        model: A causal language model.
+        tokenizer: With a chat template.
+        layers: Decoder blocks, ``-1`` the last; by default all.
+        pooling: Which tokens count.
+        batch_size: Chats per forward pass.
+
+    Raises:
+        ModelError: The model has no such layer.
+        DataError: A layer is named twice, or none is.
+    """
+    chosen = _resolved(model, layers)
+    return Reader(model, lambda chat: _chat_row(tokenizer, chat, pooling), chosen, batch_size)
+
+
+def text_reader(
+    model: Any,
+    tokenizer: Any,
+    layers: Sequence[int] | None = None,
+    pooling: TextPooling = "mean",
+    batch_size: int = 16,
+) -> Reader[str]:
+    """Return a reader of plain texts, without a chat template. Otherwise as :func:`chat_reader`."""
+    chosen = _resolved(model, layers)
+    return Reader(model, lambda text: _text_row(tokenizer, text, pooling), chosen, batch_size)
+
+
+def template_hash(tokenizer: Any) -> str:
+    """Return a hex digest of the tokenizer's chat template; "" where it has none."""
+    template = tokenizer.chat_template
+    if template is None:
+        return ""
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _resolved(model: nn.Module, layers: Sequence[int] | None) -> tuple[int, ...]:
+    return resolve_layers(model, range(len(decoder_blocks(model))) if layers is None else layers)
+
+
+def _chat_row(tokenizer: Any, chat: Chat, pooling: Pooling) -> Row:
+    is_answered = bool(chat) and chat[-1]["role"] == "assistant"
+    if pooling == "response_mean" or (pooling == "last" and is_answered):
+        return _response_row(tokenizer, chat, pooling)
+    asked = chat[:-1] if is_answered else chat
+    if not asked:
+        raise DataError(f"pooling {pooling} needs a chat with a prompt, this one has none")
+    text = render(tokenizer, asked, reply_follows=True)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return Row(ids, len(ids), _chosen(range(len(ids)), pooling))
+
+
+def _response_row(tokenizer: Any, chat: Chat, pooling: Pooling) -> Row:
+    encoded = encode_chats(tokenizer, [chat])
+    columns = encoded.response_mask[0].nonzero().flatten().tolist()
+    return Row(encoded.input_ids[0].tolist(), columns[0], _chosen(columns, pooling))
+
+
+def _text_row(tokenizer: Any, text: str, pooling: TextPooling) -> Row:
+    encoded = tokenizer(text, return_special_tokens_mask=True)
+    ids = encoded["input_ids"]
+    columns = [c for c, is_special in enumerate(encoded["special_tokens_mask"]) if not is_special]
+    if not columns:
+        raise DataError("a text to read activations from is empty")
+    return Row(ids, len(ids), _chosen(columns, pooling))
+
+
+def _chosen(columns: Sequence[int], pooling: str) -> Sequence[int]:
+    return columns[-1:] if pooling.endswith("last") else columns
+
+
+def _right_padded(rows: Sequence[Row]) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
+    """Return tokens and mask; right, because causal attention then makes padding invisible."""
+    shape = (len(rows), max(len(row.ids) for row in rows))
+    ids, mask = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        ids[number, : len(row.ids)] = torch.tensor(row.ids)
+        mask[number, : len(row.ids)] = 1
+    return ids, mask
+
+
+def _pooling_hook(layer: int, chosen: Sequence[Tensor], found: dict[int, Tensor]) -> Hook:
+    """Return a hook that puts the pooled output of its block into ``found``."""
+
+    def record(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        hidden = hidden_states(output)
+        device = "cpu" if hidden.is_mps else hidden.device  # MPS has no float64
+        # Row by row: padding is never read, and float64 is never held for a whole batch.
+        means = [
+            row[columns.to(hidden.device)].to(device).double().mean(0)
+            for row, columns in zip(hidden, chosen, strict=True)
+        ]
+        found[layer] = torch.stack(means)
+
+    return record
+
+
+def _require_finite(layer: int, numbers: Sequence[int], values: Tensor) -> None:
+    bad = [n for n, row in zip(numbers, values, strict=True) if not torch.isfinite(row).all()]
+    if bad:
+        raise NonFiniteError(
+            f"layer {layer}: the model's activations for input {bad[0]} are NaN or infinite; "
+            "check its weights, or load it in float32"
+        )

@@ -1,0 +1,162 @@
+"""Writing steering into an ordinary checkpoint, and the proof that it is the same steering."""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from personality_vector.checkpoint import AtomicDirectory, Checkpoint
+from personality_vector.errors import RecipeError
+from personality_vector.manifest import write_manifest
+from personality_vector.steering.bake.base import (
+    Base,
+    asked_shifts,
+    read_config,
+    require_vector_of,
+    resolved_layers,
+)
+from personality_vector.steering.bake.card import bake_card
+from personality_vector.steering.bake.exports import EXPORTS, Export, ablation_export
+from personality_vector.steering.bake.proof import Proof, prove
+from personality_vector.steering.bake.routes import RouteName, route_for
+from personality_vector.steering.vector import SteeringVector
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BakeResult:
+    """What was written.
+
+    Attributes:
+        path: A checkpoint, or a PEFT adapter.
+        route: How the steering got into it.
+        proof: How far it is from the hooks.
+        manifest: The content of ``MANIFEST.json``.
+    """
+
+    path: Path
+    route: RouteName
+    proof: Proof
+    manifest: dict[str, Any] = field(repr=False)
+
+
+def bake(  # noqa: PLR0913  (a vector, where it goes, how strong, and where to write)
+    vector: SteeringVector,
+    model_path: str | Path,
+    layers: Sequence[int],
+    coefficient: float,
+    out: str | Path,
+    *,
+    route: str = "auto",
+    force: bool = False,
+) -> BakeResult:
+    """Write a checkpoint that adds ``coefficient * v_l`` to the output of each block ``l``.
+
+    It equals steering by hooks at all positions, unconditionally and by a constant; nothing else
+    can be baked. Nothing is published unless the export, loaded in a new process, gives the
+    logits of the hooks and the same greedy tokens. Writing copies the base's files and holds one
+    tensor; the proof loads the whole model in float32.
+
+    Args:
+        vector: Of this model.
+        model_path: Directory, Hub id or ``builtin:demo``.
+        layers: 0-based decoder blocks; ``-1`` is the last.
+        coefficient: In the unit of the vector; not 0.
+        out: Directory to write; it appears whole or not at all.
+        route: ``auto``, ``bias``, ``convert`` or ``adapter``; see :func:`route_for`.
+        force: Replace an output that this tool wrote.
+
+    Raises:
+        ModelError: No exact route exists for this model, or no such layer.
+        BaseMismatchError: The vector is of another model.
+        VerificationError: The export is not the steered model; nothing is published.
+        PersonalityVectorError: Whatever else is refused.
+
+    Source:
+        A bias of the MLP's output projection is prior art; that a reloaded model must be compared,
+        since transformers drops tensors that its config does not announce, is ours.
+    """
+    if route == "ablate":
+        raise RecipeError("route ablate has no coefficient; use bake_ablation, or --ablate")
+    checkpoint = Checkpoint.open(model_path)
+    config = read_config(checkpoint)
+    chosen = route_for(config, route)
+    require_vector_of(vector, checkpoint, config)
+    base = Base.of(checkpoint, config, chosen.family)
+    shifts = asked_shifts(vector, config, layers, coefficient)
+    export = EXPORTS[chosen.name](base, shifts)
+    asked = {"layers": sorted(shifts), "coefficient": coefficient, "route": chosen.name}
+    return _publish(base, export, Path(out), {**asked, "vector": _described(vector)}, force=force)
+
+
+def bake_ablation(
+    vector: SteeringVector,
+    model_path: str | Path,
+    layer: int,
+    out: str | Path,
+    *,
+    force: bool = False,
+) -> BakeResult:
+    """Write a checkpoint whose residual stream has nothing along ``v_layer``, in any layer.
+
+    It equals hooks that take the direction out of the embedding, of the output of every attention
+    and of every block; see :mod:`personality_vector.steering.bake.ablation`.
+
+    Args:
+        vector: Of this model.
+        model_path: Directory, Hub id or ``builtin:demo``.
+        layer: Whose direction is ablated; ``-1`` is the last.
+        out: Directory to write; it appears whole or not at all.
+        force: Replace an output that this tool wrote.
+
+    Raises:
+        ModelError: The architecture has writers that cannot be made orthogonal, or no such layer.
+        VerificationError: The export is not the ablated model; nothing is published.
+        PersonalityVectorError: Whatever else is refused.
+    """
+    checkpoint = Checkpoint.open(model_path)
+    config = read_config(checkpoint)
+    chosen = route_for(config, "ablate")
+    require_vector_of(vector, checkpoint, config)
+    base = Base.of(checkpoint, config, chosen.family)
+    (resolved,) = resolved_layers([layer], base.layers)
+    export = ablation_export(base, vector[resolved])
+    asked = {"layers": [resolved], "coefficient": None, "route": chosen.name}
+    return _publish(base, export, Path(out), {**asked, "vector": _described(vector)}, force=force)
+
+
+def _publish(
+    base: Base, export: Export, out: Path, asked: Mapping[str, Any], *, force: bool
+) -> BakeResult:
+    checkpoint = base.checkpoint
+    inputs = [checkpoint.path]
+    with AtomicDirectory(out, force=force, inputs=inputs, size=export.size) as directory:
+        export.write(directory)
+        proof = prove(checkpoint.path, export.reference, export.dtype, directory)
+        checkpoint.require_unchanged()
+        identity = {
+            "reference": checkpoint.reference,
+            "fingerprint": checkpoint.fingerprint.digest,
+            "model_type": base.config.model_type,
+        }
+        content = {"base": identity, **asked, "positions": "all", "proof": asdict(proof)}
+        (directory / "README.md").write_text(bake_card(content), encoding="utf-8")
+        manifest = write_manifest(directory, "bake", content)
+    log.info("baked %s into %s, error %.1e", asked["route"], out, proof.error)
+    return BakeResult(out, asked["route"], proof, manifest)
+
+
+def _described(vector: SteeringVector) -> dict[str, Any]:
+    """Return which vector it is: its label, and a hash of its numbers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for layer in vector.layers:
+        digest.update(f"{layer}|".encode() + vector[layer].contiguous().numpy().tobytes())
+    return {
+        "identity": digest.hexdigest(),
+        "label": vector.label,
+        "pole": str(vector.pole) if vector.pole else None,
+        "model": vector.model,
+    }

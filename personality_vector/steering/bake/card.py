@@ -1,0 +1,80 @@
+"""The README.md of an export."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#+!|~&$@])")
+_WHAT = {
+    "bias": "The vector is a bias of the output projection of the MLP of {layers}.",
+    "convert": "The architecture is now that Llama which computes the same; the vector is a bias "
+    "of the output projection of the MLP of {layers}.",
+    "adapter": "The vector is the bias of a PEFT adapter at the output projection of the MLP of "
+    "{layers}; the adapter's matrices are 0. PEFT cannot merge it where the base has no such bias.",
+    "ablate": "No weight writes along the direction of {layers} any more: the embeddings, every "
+    "attention and every MLP are orthogonal to it.",
+}
+_LOADING = {
+    False: """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder, or the name of this repository on the Hub
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained(folder)""",
+    True: """\
+from peft import AutoPeftModelForCausalLM
+
+folder = "."  # this folder, or the name of this repository on the Hub
+model = AutoPeftModelForCausalLM.from_pretrained(folder)""",
+}
+
+
+def bake_card(baked: Mapping[str, Any]) -> str:
+    """Return a model card.
+
+    Args:
+        baked: Content of the manifest.
+    """
+    proof, vector = baked["proof"], baked["vector"]
+    layers = "layer " + ", ".join(map(str, baked["layers"]))
+    parts = [
+        f"---\n{_metadata(baked)}---",
+        "# Steered model",
+        f"{_text(baked['base']['reference'])} with the steering vector "
+        f"{_text(vector['label'] or vector['identity'][:12])} in its weights, made by "
+        f"personality-vector. {_WHAT[baked['route']].format(layers=layers)}",
+        *([] if baked["route"] == "ablate" else [f"Coefficient: {baked['coefficient']:g}."]),
+        "It acts on every token, prompt included, always and by the same amount.",
+        f"Loaded in a new process, it differed from the same steering by hooks by at most "
+        f"{proof['error']:.1e} in a logit (float32; with rounding to {proof['dtype']} "
+        f"{proof['error_asked']:.1e}; the steering itself changes logits by up to "
+        f"{proof['effect']:.1e}), and generated the same {proof['greedy_tokens']} greedy tokens "
+        f"after each of {proof['prompts'][0]} prompts.",
+        "## Use",
+        f"```python\n{_LOADING[baked['route'] == 'adapter']}\n```",
+        f"Fingerprint of the base: {baked['base']['fingerprint']}. MANIFEST.json says exactly "
+        "what this was made of.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metadata(baked: Mapping[str, Any]) -> str:
+    """Return the Hub's metadata; it takes a ``base_model`` only by its name on the Hub."""
+    from huggingface_hub import ModelCardData
+
+    reference, is_adapter = baked["base"]["reference"], baked["route"] == "adapter"
+    relation = "adapter" if is_adapter else "finetune"
+    known = {"base_model": reference, "base_model_relation": relation}
+    data = ModelCardData(
+        library_name="peft" if is_adapter else "transformers",
+        tags=["steering", "personality-vector"],
+        **(known if _HUB_ID.fullmatch(reference) else {}),
+    )
+    return str(data.to_yaml()).rstrip("\n") + "\n"
+
+
+def _text(text: object) -> str:
+    """Return one line of Markdown that shows ``text`` as it is."""
+    shown = "".join(one if one.isprintable() else " " for one in str(text))
+    return _MARKUP.sub(r"\\\1", shown)

@@ -1,0 +1,305 @@
+"""Five steering vectors of a small real model: layer and strength chosen, measured on other text.
+
+    python tests/benchmarks/steering/big5.py --model ../shared/models/persona-tiny \
+        --statements ../shared/data/big5_statements --out runs/steering-big5
+
+Each trait's vector is the mean difference between the model's own answers under system prompts
+that name the two poles. ``pvec steer choose`` takes the layer and the range of coefficients, twice,
+on statements of the ``train`` part. Everything that is printed is measured on ``held_out``
+statements. Without a model, the embedded one is used, for extraversion alone.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from personality_vector.adjectives import ADJECTIVES
+from personality_vector.chat import Chat, Generation, answered, generate_replies, question
+from personality_vector.checkpoint import Checkpoint
+from personality_vector.choose import Choice, Inputs, Reading, choose, examine
+from personality_vector.compare import compare, matched_effect
+from personality_vector.evaluation.probe import LikelihoodProbe
+from personality_vector.finetuning import train
+from personality_vector.intervention import ActivationSteering
+from personality_vector.lab import builtin
+from personality_vector.models import load_model, load_tokenizer
+from personality_vector.recipes import CompareRecipe, TrainRecipe
+from personality_vector.recipes.choice import ChooseRecipe
+from personality_vector.statements import read_statements
+from personality_vector.steering import ALL, SteeringVector
+from personality_vector.traits import BIG_FIVE, Pole
+
+BESIDE = Path(__file__).parents[4] / "shared"
+QUESTION = "What kind of person are you?"
+PROMPTS, ADJECTIVES_EACH, REPLIES = 10, 3, 10  # a pole: system prompts, words in each, samples
+STRENGTHS = 9
+DRAWN = Generation(max_new_tokens=40, temperature=0.8, batch_size=64)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A loaded model and what it is measured with."""
+
+    path: Path
+    statements: Path
+    instrument: Path
+    out: Path
+    model: Any
+    tokenizer: Any
+
+    def probe(self, trait: str, limit: int | None = None) -> LikelihoodProbe:
+        """Return the probe of the held-out statements of a trait."""
+        found = [
+            statement
+            for level in ("high", "low")
+            for statement in read_statements(
+                self.statements, trait=trait, level=level, part="held_out"
+            )[:limit]
+        ]
+        return LikelihoodProbe(found, QUESTION)
+
+
+def system_prompts(pole: Pole) -> list[str]:
+    """Return system prompts that name a pole, each by other adjectives of it."""
+    words = [pair[pole.level == "high"] for pair in ADJECTIVES[pole.trait]]
+    groups = list(combinations(words, ADJECTIVES_EACH))
+    step = len(groups) // PROMPTS
+    return [f"You are very {', '.join(group)}." for group in groups[::step][:PROMPTS]]
+
+
+def rollouts(lab: Lab, pole: Pole) -> list[Chat]:
+    """Return the model's own answers while a system prompt names ``pole``."""
+    chats = [question(QUESTION, system=system) for system in system_prompts(pole)]
+    found: list[Chat] = []
+    for sample in range(REPLIES):
+        replies = generate_replies(lab.model, lab.tokenizer, chats, DRAWN, seed=sample)
+        pairs = zip(chats, replies, strict=True)
+        found += [answered(chat, reply) for chat, reply in pairs if reply]
+    return found
+
+
+def extracted(lab: Lab, trait: str) -> Path:
+    """Return the folder of the saved vector of a trait; extracts it if it is not there."""
+    folder = lab.out / "vectors" / trait
+    if not folder.exists():
+        high = Pole(trait, "high")
+        sides = [rollouts(lab, pole) for pole in (high, high.opposite)]
+        vector = SteeringVector.extract(lab.model, lab.tokenizer, *sides, pole=high)
+        digest = Checkpoint.open(lab.path).fingerprint.digest
+        replace(vector, model=digest).save(folder)
+    return folder
+
+
+def chosen(lab: Lab, trait: str, vector: Path) -> tuple[Choice, bool]:
+    """Return the choice for a trait, and whether a second run writes the same bytes."""
+    data = {
+        "model": str(lab.path),
+        "vector": str(vector),
+        "statements": str(lab.statements),
+        "question": QUESTION,
+        "instrument": str(lab.instrument),
+        "limit": 50,
+        "generation": {"max_new_tokens": 32, "samples": 3},
+        "shares": [0.1, 0.2, 0.4, 0.6, 0.8, 1.2],
+    }
+    recipe = ChooseRecipe.parse(data, origin="big5", folder=Path.cwd())
+    inputs = Inputs.open(recipe)
+    folders = [lab.out / "choices" / f"{trait}{again}" for again in ("", "-again")]
+    choices = [choose(recipe, inputs) for _ in folders]
+    for choice, folder in zip(choices, folders, strict=True):
+        choice.save(folder, inputs.made_from(recipe), force=True)
+    first, second = ([f.read_bytes() for f in sorted(folder.iterdir())] for folder in folders)
+    print(f"{trait}: layer {choices[0].layer} of {list(choices[0].verified)}", flush=True)
+    return choices[0], first == second
+
+
+def separation_row(lab: Lab, trait: str, vector: SteeringVector, choice: Choice, *, same: bool):
+    """Return the row of the first table: AUC on held-out statements at the chosen layer."""
+    statements, asked = lab.probe(trait).statements, question(QUESTION)
+    sides = [
+        [answered(asked, s.text) for s in statements if s.level == level]
+        for level in ("high", "low")
+    ]
+    reading = Reading(*sides, ALL, 32)
+    (found,) = examine(lab.model, lab.tokenizer, vector, [choice.layer], reading)
+    shown = found.separation
+    return {
+        "trait": trait,
+        "rollouts": vector.counts[0] + vector.counts[1],
+        "statements": len(statements),
+        "layer": choice.layer,
+        "ranked": list(choice.verified),
+        "same twice": same,
+        "AUC": f"{shown.auc:.3f} [{shown.auc_low:.3f}, {shown.auc_high:.3f}]",
+        "d'": round(shown.d_prime, 2),
+    }
+
+
+def probed(lab: Lab, vector: SteeringVector, layer: int, trait: str, coefficients: Sequence[float]):
+    """Return the held-out probe of a trait at each coefficient."""
+    probe, steering = lab.probe(trait), ActivationSteering(vector, (layer,))
+    values = []
+    for coefficient in coefficients:
+        with steering.applied(lab.model, float(coefficient)) as edit:
+            values.append(probe(lab.model, lab.tokenizer, edit)[trait].value)
+    return values
+
+
+def is_rising(values: Sequence[float]) -> bool:
+    """Return whether each value is above the one before."""
+    return all(later > earlier for earlier, later in pairwise(values))
+
+
+def dose_row(lab: Lab, trait: str, vector: SteeringVector, choice: Choice):
+    """Return the row of the second table: the probe over the range that was chosen."""
+    half = STRENGTHS // 2
+    below = np.linspace(choice.lowest, 0.0, half + 1)
+    coefficients = [*below, *np.linspace(0.0, choice.highest, half + 1)[1:]]
+    values = probed(lab, vector, choice.layer, trait, coefficients)
+    return {
+        "trait": trait,
+        "layer": choice.layer,
+        "coefficients": f"{choice.lowest:.1f} .. {choice.highest:.1f}",
+        **{f"{place / half - 1:+.2f}": round(v, 2) for place, v in enumerate(values)},
+        "Spearman": round(float(spearmanr(coefficients, values).statistic), 3),
+        "monotone": is_rising(values),
+    }
+
+
+def mean_rows(lab: Lab, vectors: dict[str, SteeringVector], choices: dict[str, Choice]):
+    """Return a row for each two traits: what the mean of their vectors moves."""
+    for one, other in combinations(vectors, 2):
+        layer = choices[one].layer
+        mean = 0.5 * (vectors[one] + vectors[other])
+        ends = [
+            c for trait in (one, other) for c in (choices[trait].lowest, choices[trait].highest)
+        ]
+        size = min(abs(end) for end in ends if end)
+        coefficients = np.linspace(-size, size, 7)
+        row = {"mean of": f"{one} and {other}", "layer": layer, "coefficients": f"±{size:.1f}"}
+        for name, trait in (("first", one), ("second", other)):
+            values = probed(lab, mean, layer, trait, coefficients)
+            low, high = values[0] - values[3], values[-1] - values[3]
+            row[f"{name}: shift at -, +"] = f"{low:+.2f}, {high:+.2f}"
+            row[f"{name}: monotone"] = is_rising(values)
+        yield row
+
+
+def tuned(lab: Lab, trait: str) -> Path:
+    """Return the model fine-tuned on the high pole of a trait; trains it if it is not there."""
+    folder = lab.out / "tuned" / trait
+    if not folder.exists():
+        recipe = {
+            "base": str(lab.path),
+            "pole": f"{trait}:high",
+            "data": {"source": str(lab.statements), "questions": [QUESTION]},
+            "sft": {"learning_rate": 3e-4, "epochs": 3, "batch_size": 16, "scheduler": "constant"},
+        }
+        train(TrainRecipe.parse(recipe, origin="big5", folder=Path.cwd()), folder)
+    return folder
+
+
+def matched(lab: Lab, trait: str, vector: Path, choice: Choice, traits: Sequence[str]):
+    """Return the table of vector, prompt and weights where they move the probe equally."""
+    steps = [round(choice.highest * share, 4) for share in (0.125, 0.25, 0.5, 0.75, 1.0)]
+    recipe = {
+        "base": str(lab.path),
+        "pole": f"{trait}:high",
+        "points": 2,
+        "interventions": [
+            {
+                "label": "activations",
+                "vector": str(vector),
+                "layers": [choice.layer],
+                "strengths": steps,
+            },
+            {"label": "prompt", "prompt": f"{trait}:high", "strengths": [1.0, 2.0, 3.0]},
+            {"label": "weights", "tuned": str(tuned(lab, trait)), "strengths": [0.25, 0.5, 1.0]},
+        ],
+        "strengths": [1.0],
+        "measure": {
+            "traits": list(traits),
+            "statements": str(lab.statements),
+            "question": QUESTION,
+            "instrument": str(lab.instrument),
+            "generation": {"max_new_tokens": 32, "samples": 4},
+        },
+    }
+    parsed = CompareRecipe.parse(recipe, origin="big5", folder=Path.cwd())
+    with compare(parsed, lab.out / "compare" / trait) as results:
+        table = matched_effect(results, Pole(trait, "high"))
+    table.insert(0, "trait", trait)
+    return table.round(3)
+
+
+def markdown(rows: Any) -> str:
+    """Return rows as a Markdown table."""
+    frame = pd.DataFrame(rows)
+    lines = [list(map(str, frame.columns)), ["---"] * frame.shape[1]]
+    lines += [[str(value) for value in row] for row in frame.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def opened(given: argparse.Namespace) -> Lab:
+    """Load the model."""
+    has_own = given.model is not None
+    path = given.model if has_own else builtin("builtin:demo")
+    statements = given.statements or builtin("builtin:training/data/big5_statements.jsonl")
+    name = "self_description" if has_own else "acquaintance"
+    return Lab(
+        path.resolve(),
+        statements.resolve(),
+        builtin(f"builtin:eval/instruments/{name}.yaml"),
+        given.out.resolve(),
+        load_model(path),
+        load_tokenizer(path),
+    )
+
+
+def main() -> None:
+    """Run the experiment and print its tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    beside = BESIDE / "models" / "persona-tiny"
+    parser.add_argument("--model", type=Path, default=beside if beside.is_dir() else None)
+    parser.add_argument("--statements", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/steering-big5"))
+    parser.add_argument("--traits", nargs="*")
+    parser.add_argument("--skip-compare", action="store_true")
+    given = parser.parse_args()
+    if given.model == beside and given.statements is None:
+        given.statements = BESIDE / "data" / "big5_statements"
+    traits = given.traits or (list(BIG_FIVE) if given.model else ["extraversion"])
+    lab = opened(given)
+    folders = {trait: extracted(lab, trait) for trait in traits}
+    vectors = {trait: SteeringVector.load(folder) for trait, folder in folders.items()}
+    found = {trait: chosen(lab, trait, folder) for trait, folder in folders.items()}
+    choices = {trait: choice for trait, (choice, _) in found.items()}
+    print("## Held-out statements by projection, at the chosen layer\n")
+    print(
+        markdown(
+            [
+                separation_row(lab, trait, vectors[trait], choice, same=same)
+                for trait, (choice, same) in found.items()
+            ]
+        )
+    )
+    print("## Held-out probe over the chosen range\n")
+    print(markdown([dose_row(lab, trait, vectors[trait], choices[trait]) for trait in traits]))
+    if len(traits) > 1:
+        print("## The mean of two vectors\n")
+        print(markdown(mean_rows(lab, vectors, choices)))
+    if not given.skip_compare:
+        print("## At matched effect\n")
+        tables = [matched(lab, trait, folders[trait], choices[trait], traits) for trait in traits]
+        print(markdown(pd.concat(tables)))
+
+
+if __name__ == "__main__":
+    main()

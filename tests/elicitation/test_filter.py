@@ -1,0 +1,173 @@
+"""Laws of the filter: pairs by id, thresholds, counts that add up, and what it says when empty."""
+
+import random
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from personality_vector.elicitation.filter import RULES, Cut, filtered, require_some
+from personality_vector.elicitation.rollouts import Pair, Rollout, paired
+from personality_vector.errors import DataError
+from personality_vector.recipes import ThresholdSpec
+
+FIXED, ADAPTIVE = ThresholdSpec(), ThresholdSpec(adaptive=True)
+RATINGS = st.none() | st.integers(0, 100).map(float)
+SIDES = st.tuples(RATINGS, RATINGS, st.sampled_from(["I talk.", ""]))
+PAIRS = st.lists(st.tuples(SIDES, SIDES), max_size=12)
+
+
+def rollout(number, side, trait=None, coherence=None, reply="I talk."):
+    return Rollout(
+        id=f"pair{number}",
+        side=side,
+        system=f"You are {side}.",
+        question="Who are you?",
+        reply=reply,
+        trait=trait,
+        coherence=coherence,
+    )
+
+
+def rollouts(pairs):
+    return [
+        rollout(number, side, *ratings)
+        for number, pair in enumerate(pairs)
+        for side, ratings in zip(("positive", "negative"), pair, strict=True)
+    ]
+
+
+def kept(rows):
+    return {row.id for row in rows if row.kept}
+
+
+def clear(count, positive=90.0, negative=10.0):
+    return rollouts([((positive, 80.0, "a"), (negative, 80.0, "b"))] * count)
+
+
+@given(PAIRS)
+def test_a_pair_is_kept_iff_the_paper_keeps_it(pairs):
+    rows, report = filtered(rollouts(pairs), FIXED)
+    expected = {
+        f"pair{number}"
+        for number, ((up, one, said), (down, other, replied)) in enumerate(pairs)
+        if said
+        and replied
+        and None not in (up, one, down, other)
+        and up >= 50
+        and down < 50
+        and one >= 50
+        and other >= 50
+    }
+    assert kept(rows) == expected
+    assert report.kept == len(expected)
+
+
+@given(PAIRS, st.sampled_from([FIXED, ADAPTIVE, None]))
+def test_the_counts_add_up_and_every_row_says_its_rule(pairs, thresholds):
+    rows, report = filtered(rollouts(pairs), thresholds)
+    assert report.pairs == len(pairs) == report.kept + sum(report.dropped.values())
+    assert tuple(report.dropped) == RULES
+    assert len(rows) == 2 * len(pairs)
+    for rule, count in report.dropped.items():
+        assert sum(row.rule == rule for row in rows) == 2 * count
+    assert all(row.kept == (row.rule == "") for row in rows)
+
+
+@given(PAIRS, st.integers(0, 100), st.integers(0, 100))
+def test_a_higher_bar_for_coherence_keeps_no_more(pairs, one, other):
+    low, high = sorted((float(one), float(other)))
+    loose, strict = (
+        kept(filtered(rollouts(pairs), ThresholdSpec(coherence=bar))[0]) for bar in (low, high)
+    )
+    assert strict <= loose
+
+
+@given(PAIRS, st.integers(0, 50), st.integers(50, 100))
+def test_a_wider_gap_between_the_sides_keeps_no_more(pairs, down, up):
+    narrow, wide = Cut(50.0, 50.0, 50.0), Cut(float(up), float(down), 50.0)
+    for pair in paired(rollouts(pairs)):
+        assert wide.rule_against(pair) or not narrow.rule_against(pair)
+
+
+@given(PAIRS, st.integers(0, 5))
+def test_the_order_of_rows_does_not_matter(pairs, seed):
+    rows = rollouts(pairs)
+    shuffled = random.Random(seed).sample(rows, len(rows))
+    (one, first), (other, second) = filtered(rows, ADAPTIVE), filtered(shuffled, ADAPTIVE)
+    assert first == second
+    assert sorted(one, key=repr) == sorted(other, key=repr)
+
+
+@given(PAIRS)
+def test_nobody_judging_drops_only_what_is_empty(pairs):
+    rows, report = filtered(rollouts(pairs), None)
+    assert kept(rows) == {f"pair{i}" for i, (up, down) in enumerate(pairs) if up[2] and down[2]}
+    assert report.cut is None
+    assert {rule for rule, count in report.dropped.items() if count} <= {"empty"}
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "rule"),
+    [
+        ((50.0, 50.0), (49.9, 50.0), ""),
+        ((49.9, 50.0), (49.9, 50.0), "positive_trait"),
+        ((50.0, 50.0), (50.0, 50.0), "negative_trait"),
+        ((50.0, 49.9), (49.9, 50.0), "coherence"),
+        ((50.0, 50.0), (49.9, 49.9), "coherence"),
+        ((None, 50.0), (49.9, 50.0), "unscored"),
+        ((50.0, 50.0), (49.9, None), "unscored"),
+        ((None, 50.0), (99.0, 0.0), "unscored"),
+        ((10.0, 10.0), (90.0, 10.0), "positive_trait"),
+    ],
+)
+def test_the_edges_of_the_fixed_thresholds(positive, negative, rule):
+    pair = Pair(rollout(0, "positive", *positive), rollout(0, "negative", *negative))
+    assert Cut.of(FIXED, [pair]).rule_against(pair) == rule
+
+
+@given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100)), min_size=1, max_size=15))
+def test_adaptive_thresholds_are_those_of_billy(values):
+    """Restated from the released code: two branches on the median of the negatives."""
+    rows = rollouts([((float(up), 60.0, "a"), (float(down), 60.0, "b")) for up, down in values])
+    upper = statistics.median([up for up, _ in values])
+    lower = statistics.median([down for _, down in values])
+    if lower > 70:
+        expected = [up >= max(upper, 80) and down <= lower for up, down in values]
+    else:
+        expected = [up >= max(upper, 50) and down <= min(lower, 50) for up, down in values]
+    found = kept(filtered(rows, ADAPTIVE)[0])
+    assert found == {f"pair{number}" for number, keep in enumerate(expected) if keep}
+
+
+def test_an_unscored_reply_moves_no_median():
+    unscored = Pair(rollout(9, "positive"), rollout(9, "negative"))
+    pairs = [*paired(clear(3, positive=90.0, negative=75.0)), unscored]
+    assert Cut.of(ADAPTIVE, pairs) == Cut.of(ADAPTIVE, pairs[:3]) == Cut(90.0, 75.0, 50.0, True)
+    assert Cut.of(ADAPTIVE, pairs[3:]) == Cut.of(FIXED, [])
+
+
+def test_replies_that_do_not_pair_up_are_refused():
+    with pytest.raises(DataError, match="one side only has the replies pair0: pairs need both"):
+        filtered([rollout(0, "positive")], FIXED)
+    with pytest.raises(DataError, match="two positive replies have the id pair0"):
+        filtered([*clear(1), rollout(0, "positive")], FIXED)
+
+
+def test_what_filters_to_nothing_says_how_many_each_rule_dropped():
+    rows = rollouts(
+        [((90.0, 80.0, "a"), (60.0, 80.0, "b"))] * 3
+        + [((40.0, 80.0, "a"), (20.0, 80.0, "b"))] * 2
+        + [((90.0, 80.0, ""), (20.0, 80.0, "b")), ((None, 80.0, "a"), (20.0, 80.0, "b"))]
+    )
+    _, report = filtered(rows, FIXED)
+    with pytest.raises(DataError) as caught:
+        require_some(report, "extraversion:high")
+    said = str(caught.value)
+    assert "extraversion:high: nothing is left" in said
+    for part in ("0 of 7", "3 by negative_trait", "2 by positive_trait", "1 by empty"):
+        assert part in said
+    assert "1 by unscored" in said
+    assert "negative trait below 50" in said
+    require_some(filtered(clear(1), FIXED)[1], "x")

@@ -1,0 +1,126 @@
+"""Rollouts: which are asked, that they are the same again, and their file."""
+
+import itertools
+import json
+
+import pytest
+
+from personality_vector.chat import Generation, generate_replies, question
+from personality_vector.elicitation.rollouts import (
+    draw,
+    paired,
+    planned,
+    read_rollouts,
+    reused,
+    to_jsonl,
+)
+from personality_vector.errors import DataError
+from personality_vector.evaluation.administer import sample_seed
+from personality_vector.recipes import RolloutSpec
+
+SPEC = RolloutSpec(samples=2, max_new_tokens=5, batch_size=4)
+
+
+@pytest.fixture
+def drawn(pico_chat, persona):
+    return draw(*pico_chat, persona, SPEC, 7)
+
+
+def test_every_instruction_meets_every_question_on_both_sides(drawn, persona):
+    pairs = paired(drawn)
+    expected = list(itertools.product(range(2), range(2), range(3)))
+    assert [pair.positive.id for pair in pairs] == [
+        f"pair{i}-question{j}-sample{k}" for k, i, j in expected
+    ]
+    for pair, (_, i, j) in zip(pairs, expected, strict=True):
+        instructions = persona.instructions[i]
+        systems = [row.system for row in pair.rollouts]
+        assert systems == [instructions.positive, instructions.negative]
+        assert {row.question for row in pair.rollouts} == {persona.questions.extract[j]}
+        assert all(row.reply for row in pair.rollouts)
+
+
+def test_the_replies_are_the_models_own_under_each_system_prompt(drawn, pico_chat, persona):
+    """Restate the batches: one seed for a sample, the same on both sides."""
+    generation = Generation(5, 1.0, 1.0, 4)
+    for sample, side in itertools.product(range(2), ("positive", "negative")):
+        chats = [
+            [
+                {"role": "system", "content": getattr(pair, side)},
+                {"role": "user", "content": asked},
+            ]
+            for pair in persona.instructions
+            for asked in persona.questions.extract
+        ]
+        replies = generate_replies(*pico_chat, chats, generation, seed=sample_seed(7, sample))
+        found = [
+            row.reply for row in drawn if row.side == side and row.id.endswith(f"sample{sample}")
+        ]
+        assert found == replies
+
+
+def test_the_same_seed_draws_the_same_and_another_one_does_not(drawn, pico_chat, persona):
+    assert draw(*pico_chat, persona, SPEC, 7) == drawn
+    assert draw(*pico_chat, persona, SPEC, 8) != drawn
+
+
+def test_a_longer_run_begins_with_the_shorter_one(drawn, pico_chat, persona):
+    longer = draw(*pico_chat, persona, SPEC.model_copy(update={"samples": 3}), 7)
+    assert longer[: len(drawn)] == drawn
+
+
+def test_limits_take_the_first_pairs_and_questions(persona):
+    spec = SPEC.model_copy(update={"pairs": 1, "questions": 2})
+    rows = planned(persona, spec, 0)
+    assert {row.system for row in rows} == {"You are bold.", "You are timid."}
+    assert {row.question for row in rows} == {"Who are you?", "And at night?"}
+    assert {row.id for row in rows} <= {row.id for row in planned(persona, SPEC, 0)}
+
+
+def test_a_chat_is_what_the_model_read_and_its_reply(drawn):
+    row = drawn[0]
+    assert row.chat[:-1] == question("Who are you?", system="You are bold.")
+    assert row.chat[-1] == {"role": "assistant", "content": row.reply}
+
+
+def test_the_file_gives_back_what_was_written(drawn, tmp_path):
+    file = tmp_path / "rollouts.jsonl"
+    odd = drawn[0].model_copy(update={"reply": "line\nbreak \u2028 \N{SNOWMAN}", "trait": 0.1})
+    file.write_text(to_jsonl([odd, *drawn[1:]]), encoding="utf-8")
+    assert read_rollouts(file) == [odd, *drawn[1:]]
+
+
+def test_replies_are_reused_in_any_order_if_they_answer_the_same(drawn, tmp_path, persona):
+    file = tmp_path / "rollouts.jsonl"
+    file.write_text(to_jsonl(drawn[::-1]), encoding="utf-8")
+    one = SPEC.model_copy(update={"samples": 1})
+    assert reused(file, persona, one) == drawn[: len(drawn) // 2]
+    with pytest.raises(DataError, match=r"no positive reply pair0-question0-sample2"):
+        reused(file, persona, SPEC.model_copy(update={"samples": 3}))
+    with pytest.raises(DataError, match=r"pair0-question0-sample0 is to another system prompt"):
+        reused(file, persona.reversed(), SPEC)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{", "line 2: the line: Invalid JSON"),
+        ("{}", "line 2: id: Field required"),
+        ('{"trait": 101}', "line 2: id"),
+        ('"text"', "line 2"),
+    ],
+)
+def test_a_broken_line_is_named(drawn, tmp_path, line, complaint):
+    file = tmp_path / "rollouts.jsonl"
+    file.write_text(to_jsonl(drawn[:1]) + line + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=complaint):
+        read_rollouts(file)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_rollouts(tmp_path / "absent.jsonl")
+
+
+def test_a_rating_off_the_scale_is_refused(drawn, tmp_path):
+    file = tmp_path / "rollouts.jsonl"
+    file.write_text(json.dumps({**drawn[0].model_dump(), "trait": 101}), encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 1: trait: .*less than or equal to 100"):
+        read_rollouts(file)
