@@ -27,6 +27,22 @@ def read_chats(spec: DataSpec) -> list[Chat]:
     return chats[: spec.limit]
 
 
+def read_prompts(file: Path) -> list[str]:
+    """Return the lines of a text file that are not blank: each is what a user asks.
+
+    Raises:
+        DataError: The file cannot be read, or holds no line.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise DataError(f"{file}: has no prompt; write one on each line")
+    return texts
+
+
 def _part(spec: DataSpec) -> Part | None:
     return None if spec.part == "all" else spec.part
 

@@ -60,9 +60,7 @@ def test_a_shipped_recipe_is_valid(file):
 @pytest.mark.parametrize("file", [f for f in FILES if f.stem.startswith("smoke")], ids=str)
 def test_what_a_smoke_recipe_reads_is_in_the_repository(file):
     recipe = read_recipe(file, kind_of(file))
-    if isinstance(recipe, EvalRecipe | SweepRecipe):
-        sources = measured(recipe)
-    elif isinstance(recipe, ChooseRecipe):
+    if isinstance(recipe, EvalRecipe | SweepRecipe | ChooseRecipe):
         sources = measured(recipe)
     elif isinstance(recipe, SteerRecipe):
         sides = (recipe.positive, recipe.negative)
@@ -103,7 +101,5 @@ def test_a_shipped_recipe_is_found_by_name_and_a_file_before_it(tmp_path, monkey
 
 
 def test_a_recipe_that_does_not_exist_names_those_like_it():
-    with pytest.raises(
-        RecipeError, match=r"sweeps/smok: no such recipe.*like it: eval/c"
-    ):
+    with pytest.raises(RecipeError, match=r"sweeps/smok: no such recipe.*like it: eval/c"):
         find_recipe("sweeps/smok")

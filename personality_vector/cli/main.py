@@ -27,7 +27,9 @@ from personality_vector.cli import (
 )
 from personality_vector.cli.steer import (
     bake,
+    between,
     choose,
+    creativity,
     extract,
     fuse,
     gguf,
@@ -83,6 +85,8 @@ steering = typer.Typer(help="Steering vectors.", no_args_is_help=True)
 steering.callback()(lambda: None)
 steering.command("write-persona")(write_persona.write_persona)
 steering.command("extract")(recipe_verb(recipes.SteerRecipe, extract.extract, extract.check))
+steering.command("between")(between.between)
+steering.command("creativity")(creativity.creativity)
 steering.command("fuse")(fuse.fuse)
 steering.command("choose")(recipe_verb(recipes.ChooseRecipe, choose.choose, choose.check))
 steering.command("monitor")(monitor.monitor)

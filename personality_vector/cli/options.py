@@ -5,11 +5,14 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from personality_vector.progress import silence
+
+if TYPE_CHECKING:
+    from personality_vector.steering import SteeringVector
 
 
 def silenced(on: bool) -> bool:
@@ -32,6 +35,13 @@ Out = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that this tool wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="Of the loaded model.")
+]
+Prompts = Annotated[
+    Path, typer.Option("--prompts", metavar="FILE", help="A text file, a prompt on each line.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.", callback=silenced)]
 
 
@@ -47,6 +57,19 @@ def show(result: Any, *, as_json: bool, text: Callable[[], str]) -> None:
         sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False, default=str) + "\n")
     else:
         sys.stdout.write(text().rstrip("\n") + "\n")
+
+
+def save_vector(vector: "SteeringVector", out: Path, *, force: bool, as_json: bool) -> None:
+    """Save a steering vector, and print where it is and how long it is at each layer."""
+    vector.save(out, force=force)
+    norms = {layer: vector.norm(layer) for layer in vector.layers}
+    result = {"out": str(out), "label": vector.label, "counts": vector.counts, "norms": norms}
+    shown = ", ".join(f"{layer}: {norm:.3g}" for layer, norm in norms.items())
+    show(
+        result,
+        as_json=as_json,
+        text=lambda: f"{out}: {vector.label}, norm by layer: {shown}",
+    )
 
 
 def yaml_text(data: Any) -> str:

@@ -19,7 +19,7 @@ from personality_vector.steering.activations import (
 )
 from personality_vector.steering.apply import hidden_states, resolve_layers
 from personality_vector.steering.vector import SteeringVector
-from personality_vector.steering.where import _noting_start
+from personality_vector.steering.where import noting_start
 
 _COLUMNS = 128
 """Columns whose cosines are taken at once: float64 is never held for a whole batch."""
@@ -228,7 +228,7 @@ def watching(
             last.close()
             last.callback(blocks[place].register_forward_hook(cosines.add).remove)
 
-        handle = owner.register_forward_pre_hook(_noting_start(owner, begin), with_kwargs=True)
+        handle = owner.register_forward_pre_hook(noting_start(owner, begin), with_kwargs=True)
         try:
             yield cosines
         finally:

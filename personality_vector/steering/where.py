@@ -97,7 +97,7 @@ class Where:
         if self._is_trivial:
             return
         owner = next(m for m in model.modules() if any(c is blocks for c in m.children()))
-        note = _noting_start(owner, self._begin)
+        note = noting_start(owner, self._begin)
         hooks.callback(owner.register_forward_pre_hook(note, with_kwargs=True).remove)
         hooks.enter_context(announcing(model))
         if self._gate is not None:
@@ -222,7 +222,7 @@ def _expanded(values: Tensor, rows: int, what: str) -> Tensor:
     return values if times == 1 else values.repeat_interleave(times, dim=0)
 
 
-def _noting_start(
+def noting_start(
     owner: nn.Module, note: Callable[[int], None]
 ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     """Return a pre-hook that says at which column the coming chunk starts."""

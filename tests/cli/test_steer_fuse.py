@@ -162,7 +162,6 @@ def test_monitor_knows_whose_vector_it_is(pvec, saved, prompts, pico_tuned):
         ([], "layers [0, 1]; choose one by --layer"),
         (["--layer", "7"], "layer 7 does not exist"),
         (["--layer", "-1"], "no direction for layer 2"),
-        (["--layer", "1", "--dtype", "int8"], "--dtype int8: write float32"),
         (["--layer", "1", "--prompts", "/no/such"], "/no/such: cannot be read"),
     ],
 )

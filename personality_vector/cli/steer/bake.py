@@ -45,7 +45,9 @@ def bake(
 ) -> None:
     """Write a checkpoint that is steered by itself: at all positions, always, by a constant.
 
-    It is loaded in a new process and must say what hooks say, or nothing is written.
+    Positions, gates and kept norms cannot be baked. What is written is loaded in a new process and
+    must say what hooks say, or it is not published. With --ablate no weight writes along the
+    direction any more: hooks on the embedding, on every attention and on every block.
     """
     from personality_vector.steering import SteeringVector
 

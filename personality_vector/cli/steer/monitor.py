@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from personality_vector.cli import options
-from personality_vector.errors import BaseMismatchError, DataError, RecipeError
+from personality_vector.errors import BaseMismatchError, RecipeError
 
 if TYPE_CHECKING:
     from personality_vector.chat import Chat
@@ -21,9 +21,7 @@ _SHOWN = 48
 def monitor(
     vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="A steering vector.")],
     model: Annotated[str, typer.Option("--model", help="Directory, Hub id or builtin:demo.")],
-    prompts: Annotated[
-        Path, typer.Option("--prompts", metavar="FILE", help="A text file, a prompt on each line.")
-    ],
+    prompts: options.Prompts,
     layer: Annotated[
         int | None,
         typer.Option("--layer", help="0-based block, -1 the last; needed if VECTOR has several."),
@@ -37,20 +35,22 @@ def monitor(
         bool,
         typer.Option("--another-model", help="VECTOR is of another model, such as its base."),
     ] = False,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Print the projection of each prompt, before generation, and of a greedy reply."""
-    texts = _read_prompts(prompts)
+    """Print the projection of each prompt, before generation, and of a greedy reply.
+
+    Also the reply's creativity score along VECTOR: the mean cosine over its tokens.
+    """
     from personality_vector.chat import question
     from personality_vector.checkpoint import Checkpoint
-    from personality_vector.models import DTYPES, load_model, load_tokenizer, resolve_device
+    from personality_vector.data import read_prompts
+    from personality_vector.models import load_model, load_tokenizer, resolve_device
     from personality_vector.steering import SteeringVector
 
-    if dtype not in DTYPES:
-        raise RecipeError(f"--dtype {dtype}: write {', '.join(DTYPES)}")
+    texts = read_prompts(prompts)
     found, checkpoint = SteeringVector.load(vector), Checkpoint.open(model)
     place = _layer(found, layer)
     if not another_model:
@@ -73,35 +73,33 @@ def _measured(
     along: "tuple[SteeringVector, int]",
     sizes: tuple[int, int],
 ) -> list[dict[str, Any]]:
-    """Return a row of each chat: what was asked and said, and the two projections."""
+    """Return a row of each chat: what was asked and said, the two projections, and the score."""
     from personality_vector.chat import Generation, answered, generate_replies
+    from personality_vector.steering.creativity import creativity_scores
     from personality_vector.steering.monitor import projections
 
-    longest, batch_size = sizes
+    (vector, layer), (longest, batch_size) = along, sizes
     before = projections(model, tokenizer, chats, *along, "prompt_last", batch_size)
     greedy = Generation(max_new_tokens=longest, temperature=0.0, batch_size=batch_size)
     replies = generate_replies(model, tokenizer, chats, greedy, seed=0)
     said = [i for i, reply in enumerate(replies) if reply]
     replied = [answered(chats[i], replies[i]) for i in said]
-    after = dict.fromkeys(range(len(chats)))
+    after, scores = (dict.fromkeys(range(len(chats))) for _ in range(2))
     if said:
         found = projections(model, tokenizer, replied, *along, "response_mean", batch_size)
         after |= dict(zip(said, found.tolist(), strict=True))
+        scored = creativity_scores(model, tokenizer, replied, vector[layer], layer, batch_size)
+        scores |= {i: score.mean for i, score in zip(said, scored, strict=True)}
     return [
-        {"prompt": chat[-1]["content"], "before": b, "response": after[i], "reply": replies[i]}
-        for i, (chat, b) in enumerate(zip(chats, before.tolist(), strict=True))
+        {
+            "prompt": chat[-1]["content"],
+            "before": before[i].item(),
+            "response": after[i],
+            "score": scores[i],
+            "reply": replies[i],
+        }
+        for i, chat in enumerate(chats)
     ]
-
-
-def _read_prompts(file: Path) -> list[str]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from error
-    texts = [line.strip() for line in lines if line.strip()]
-    if not texts:
-        raise DataError(f"{file}: has no prompt; write one on each line")
-    return texts
 
 
 def _layer(vector: "SteeringVector", layer: int | None) -> int:
@@ -127,7 +125,7 @@ def _print(title: str, rows: Sequence[dict[str, Any]]) -> None:
 
     from personality_vector.tables import print_frame
 
-    frame = pd.DataFrame(rows).astype({"before": float, "response": float})
+    frame = pd.DataFrame(rows).astype(dict.fromkeys(("before", "response", "score"), float))
     for column in ("prompt", "reply"):
         frame[column] = [_short(text) for text in frame[column]]
     print_frame(title, frame)

@@ -37,7 +37,9 @@ def bake_card(baked: Mapping[str, Any]) -> str:
         baked: Content of the manifest.
     """
     proof, vector = baked["proof"], baked["vector"]
-    layers = "layer " + ", ".join(map(str, baked["layers"]))
+    layers = ("layer " if len(baked["layers"]) == 1 else "layers ") + ", ".join(
+        map(str, baked["layers"])
+    )
     parts = [
         f"---\n{_metadata(baked)}---",
         "# Steered model",
@@ -46,17 +48,29 @@ def bake_card(baked: Mapping[str, Any]) -> str:
         f"personality-vector. {_WHAT[baked['route']].format(layers=layers)}",
         *([] if baked["route"] == "ablate" else [f"Coefficient: {baked['coefficient']:g}."]),
         "It acts on every token, prompt included, always and by the same amount.",
-        f"Loaded in a new process, it differed from the same steering by hooks by at most "
-        f"{proof['error']:.1e} in a logit (float32; with rounding to {proof['dtype']} "
-        f"{proof['error_asked']:.1e}; the steering itself changes logits by up to "
-        f"{proof['effect']:.1e}), and generated the same {proof['greedy_tokens']} greedy tokens "
-        f"after each of {proof['prompts'][0]} prompts.",
+        _proof(proof),
         "## Use",
         f"```python\n{_LOADING[baked['route'] == 'adapter']}\n```",
         f"Fingerprint of the base: {baked['base']['fingerprint']}. MANIFEST.json says exactly "
         "what this was made of.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _proof(proof: Mapping[str, Any]) -> str:
+    """Return what was measured; logits are compared in float32."""
+    rounding = ""
+    if proof["dtype"] != "float32":
+        rounding = (
+            f", of which all but {proof['error']:.1e} is the rounding of weights to "
+            f"{_text(proof['dtype'])}"
+        )
+    return (
+        f"Loaded in a new process, it differed from the same steering by hooks by at most "
+        f"{proof['error_asked']:.1e} in a logit{rounding}. The steering itself changes logits by "
+        f"up to {proof['effect']:.1e}. After each of {proof['prompts'][0]} prompts it generated "
+        f"the same {proof['greedy_tokens']} greedy tokens as hooks with the rounded numbers."
+    )
 
 
 def _metadata(baked: Mapping[str, Any]) -> str:

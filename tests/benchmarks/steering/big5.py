@@ -38,7 +38,7 @@ from personality_vector.traits import BIG_FIVE, Pole
 
 BESIDE = Path(__file__).parents[4] / "shared"
 QUESTION = "What kind of person are you?"
-PROMPTS, ADJECTIVES_EACH, REPLIES = 10, 3, 10  # a pole: system prompts, words in each, samples
+REPLIES = 10  # to each system prompt
 STRENGTHS = 9
 DRAWN = Generation(max_new_tokens=40, temperature=0.8, batch_size=64)
 
@@ -67,11 +67,8 @@ class Lab:
 
 
 def system_prompts(pole: Pole) -> list[str]:
-    """Return system prompts that name a pole, each by other adjectives of it."""
-    words = [pair[pole.level == "high"] for pair in ADJECTIVES[pole.trait]]
-    groups = list(combinations(words, ADJECTIVES_EACH))
-    step = len(groups) // PROMPTS
-    return [f"You are very {', '.join(group)}." for group in groups[::step][:PROMPTS]]
+    """Return a system prompt for each adjective of a pole."""
+    return [f"You are very {pair[pole.level == 'high']}." for pair in ADJECTIVES[pole.trait]]
 
 
 def rollouts(lab: Lab, pole: Pole) -> list[Chat]:

@@ -194,6 +194,20 @@ def test_a_bias_that_the_config_does_not_announce_is_not_published(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_ablation_that_forgets_a_writer_is_not_published(pico, vector_of, monkeypatch, tmp_path):
+    """Also in half precision, where rounding would hide much."""
+    writers = exports.ablation.writers
+    monkeypatch.setattr(
+        exports.ablation,
+        "writers",
+        lambda base: [one for one in writers(base) if "layers.1.self_attn" not in one[0]],
+    )
+    path = pico("llama", "bfloat16")
+    with pytest.raises(VerificationError, match="before rounding"):
+        bake_ablation(vector_of(path, 1), path, 1, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "olmo2", "mixtral"])
 def test_families_without_a_route_are_refused(family, pico, vector_of, tmp_path):
     path = pico(family)

@@ -1,0 +1,46 @@
+"""``pvec steer between``: what fine-tuning did to the activations, as a steering vector."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from personality_vector.cli import options
+
+
+def between(
+    base: Annotated[str, typer.Argument(help="Directory, Hub id or builtin:demo.")],
+    tuned: Annotated[str, typer.Argument(help="A fine-tuned checkpoint of BASE.")],
+    prompts: options.Prompts,
+    out: Annotated[Path, typer.Option("--out", help="Directory to write.")],
+    pooling: Annotated[
+        Literal["prompt_last", "prompt_mean"], typer.Option(help="Which tokens are averaged.")
+    ] = "prompt_last",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Save the mean activation of TUNED minus that of BASE over the same prompts.
+
+    The bridge from a weight vector to a steering vector: it belongs to BASE.
+    """
+    from personality_vector.chat import question
+    from personality_vector.checkpoint import Checkpoint
+    from personality_vector.data import read_prompts
+    from personality_vector.models import load_model, load_tokenizer, resolve_device
+    from personality_vector.steering import SteeringVector
+
+    chats = [question(text) for text in read_prompts(prompts)]
+    ends = [Checkpoint.open(base), Checkpoint.open(tuned)]
+    place = resolve_device(device)
+    plain, moved = (load_model(end.path, dtype=dtype, device=place) for end in ends)
+    vector = SteeringVector.between(
+        plain, moved, load_tokenizer(ends[0].path), chats, pooling=pooling, batch_size=batch_size
+    )
+    options.save_vector(
+        replace(vector, model=ends[0].fingerprint.digest), out, force=force, as_json=as_json
+    )
