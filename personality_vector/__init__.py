@@ -13,15 +13,20 @@ if TYPE_CHECKING:
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.delta import Delta
     from personality_vector.errors import PersonalityVectorError
+    from personality_vector.fusion import fuse
     from personality_vector.intervention import (
         ActivationSteering,
         Intervention,
+        NeuronSteering,
+        Portrait,
         Prompted,
+        RolePrompt,
         WeightEdit,
     )
     from personality_vector.merging import MergeReport, Output, Summand, merge
     from personality_vector.models import load_model, load_tokenizer
-    from personality_vector.steering import SteeringVector
+    from personality_vector.steering import Gate, Positions, SteeringVector, steered
+    from personality_vector.steering.bake import bake
     from personality_vector.traits import BIG_FIVE, Pole
 
 # Imported when first used: torch takes seconds, and `--help` must not.
@@ -30,19 +35,27 @@ _HOMES = {
     "BIG_FIVE": "traits",
     "Checkpoint": "checkpoint",
     "Delta": "delta",
+    "Gate": "steering",
     "Generation": "chat",
     "Intervention": "intervention",
     "MergeReport": "merging",
+    "NeuronSteering": "intervention",
     "Output": "merging",
     "PersonalityVectorError": "errors",
     "Pole": "traits",
+    "Portrait": "intervention",
+    "Positions": "steering",
     "Prompted": "intervention",
+    "RolePrompt": "intervention",
     "SteeringVector": "steering",
     "Summand": "merging",
     "WeightEdit": "intervention",
+    "bake": "steering.bake",
+    "fuse": "fusion",
     "load_model": "models",
     "load_tokenizer": "models",
     "merge": "merging",
+    "steered": "steering",
 }
 
 __all__ = [
@@ -50,19 +63,27 @@ __all__ = [
     "ActivationSteering",
     "Checkpoint",
     "Delta",
+    "Gate",
     "Generation",
     "Intervention",
     "MergeReport",
+    "NeuronSteering",
     "Output",
     "PersonalityVectorError",
     "Pole",
+    "Portrait",
+    "Positions",
     "Prompted",
+    "RolePrompt",
     "SteeringVector",
     "Summand",
     "WeightEdit",
+    "bake",
+    "fuse",
     "load_model",
     "load_tokenizer",
     "merge",
+    "steered",
 ]
 
 

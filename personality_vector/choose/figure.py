@@ -50,7 +50,7 @@ def choice_figure(
 def _floor(axes: "Axes", floor: float) -> None:
     colour, place = COLOURS[1], axes.get_yaxis_transform()
     axes.axhline(floor, color=colour, linestyle="--", linewidth=1)
-    axes.text(1.0, floor, "floor ", color=colour, ha="right", va="bottom", transform=place)
+    axes.text(0.5, floor, "floor", color=colour, ha="center", va="bottom", transform=place)
 
 
 def _scaled(unit: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:

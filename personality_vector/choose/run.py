@@ -169,11 +169,16 @@ def _gauges(recipe: ChooseRecipe, inputs: Inputs) -> Gauges:
 
 
 def _halves(recipe: ChooseRecipe) -> tuple[list[Statement], list[Statement]]:
-    """Return the statements of the part in two halves, by a hash of their text."""
+    """Return the statements of the part in two halves, by a hash of their text.
+
+    Each is in the order of the hash: a file's own may go from the clearest statement to the least
+    clear, and its beginning would then say little of the rest.
+    """
     found = read_statements(recipe.statements, part=recipe.part, held_out=recipe.held_out)
+    keyed = [(key_for(0, f"half {normalised(s.text)}"), s) for s in found]
     halves: tuple[list[Statement], list[Statement]] = ([], [])
-    for statement in found:
-        halves[key_for(0, f"half {normalised(statement.text)}") % 2].append(statement)
+    for key, statement in sorted(keyed, key=lambda pair: pair[0]):
+        halves[key % 2].append(statement)
     return halves
 
 

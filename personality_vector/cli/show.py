@@ -30,7 +30,8 @@ def show(
     found = describe(path)
     if verify:
         found["verified"] = _verified(path)
-    tables = {} if as_json else {name: found.pop(name, {}) for name in (*_TABLES, "by_tensor")}
+    known = [name for name in (*_TABLES, "by_tensor") if isinstance(found.get(name), dict)]
+    tables = {} if as_json else {name: found.pop(name) for name in known}
     options.show(found, as_json=as_json, text=lambda: options.yaml_text(found))
     for name in _TABLES:
         if tables.get(name):

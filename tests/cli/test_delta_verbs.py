@@ -11,6 +11,7 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
 from personality_vector.delta.layers import layer_of, module_of
 from personality_vector.delta.similarity import similarity
+from personality_vector.manifest import write_manifest
 from personality_vector.steering import SteeringVector
 
 EVERY_STORAGE = pytest.mark.parametrize(
@@ -205,6 +206,14 @@ def test_show_says_what_an_adapter_is(pvec, lab, lora):
     assert shown["kind"] == "adapter"
     assert (shown["adapter"]["r"], shown["adapter"]["lora_alpha"]) == (2, 4)
     assert shown["adapter"]["base_model_name_or_path"] == lab.base
+
+
+def test_show_says_which_layers_were_baked(pvec, tmp_path):
+    write_manifest(tmp_path, "bake", {"layers": [1, 2], "route": "bias"})
+    shown = pvec("show", tmp_path)
+    assert shown.code == 0, shown.err
+    assert "kind: bake" in shown.out
+    assert "layers:\n- 1\n- 2\n" in shown.out
 
 
 def test_show_says_what_a_steering_vector_is(pvec, vectors):

@@ -102,7 +102,7 @@ def chosen(lab: Lab, trait: str, vector: Path) -> tuple[Choice, bool]:
         "statements": str(lab.statements),
         "question": QUESTION,
         "instrument": str(lab.instrument),
-        "limit": 50,
+        "limit": 80,
         "generation": {"max_new_tokens": 32, "samples": 3},
         "shares": [0.1, 0.2, 0.4, 0.6, 0.8, 1.2],
     }
