@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check format bench bench-merging clean
+.PHONY: demo test check format bench bench-merging bench-steering clean
 
 demo: $(VENV)/installed
 	$(BIN)/pvec demo --out runs/demo
@@ -25,8 +25,9 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 
 # Each prints its table. They need a quiet machine, some 25 GB of disk, and mergekit's own merges
-# take minutes. The last needs a model and statements that are not in this repository.
-bench: bench-merging
+# take minutes. The last needs a model and statements that are not in this repository; without
+# them the one before it takes the embedded model.
+bench: bench-merging bench-steering
 	$(BIN)/python tests/benchmarks/big5.py --base ../shared/models/persona-tiny \
 		--statements ../shared/data/big5_statements --out runs/big5
 
@@ -35,6 +36,10 @@ bench-merging: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/merging/speed.py --shape 0.5b --folder runs/bench/0.5b
 	$(BIN)/python tests/benchmarks/merging/stages.py --folder runs/bench/0.5b
 	$(BIN)/python tests/benchmarks/merging/memory.py --folder runs/bench
+
+bench-steering: $(VENV)/installed
+	$(BIN)/python tests/benchmarks/steering/overhead.py
+	$(BIN)/python tests/benchmarks/steering/big5.py --out runs/bench/steering
 
 clean:
 	rm -rf $(VENV) runs build dist

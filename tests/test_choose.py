@@ -27,7 +27,7 @@ from personality_vector.choose import (
     swing,
     usable,
 )
-from personality_vector.cli.steer import choose as verb
+from personality_vector.cli.main import run
 from personality_vector.errors import (
     BaseMismatchError,
     DataError,
@@ -355,7 +355,8 @@ def parsed(folder, **changes):
 
 def test_the_same_recipe_writes_the_same_bytes(folder, tmp_path, capsys):
     for name in ("one", "two"):
-        verb.choose(parsed(folder), tmp_path / name, force=False, as_json=False)
+        arguments = ["steer", "choose", str(folder / "recipe.yaml"), "--out", str(tmp_path / name)]
+        assert run([*arguments, "--quiet"]) == 0
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("one", "two"))
     names = {"choice.json", "curve.csv", "layers.csv", "choice.png", "choice.svg", "MANIFEST.json"}
     assert set(one) == names
@@ -394,6 +395,18 @@ def test_the_shift_is_that_of_the_probe_on_the_deciding_half_alone(folder, demo)
     deciding, teaching = ({s.text for s in half} for half in inputs.halves)
     assert deciding.isdisjoint(teaching)
     assert {s.text for s in inputs.deciding} <= deciding
+
+
+def test_statements_decide_in_an_order_that_is_not_the_files(folder):
+    deciding = Inputs.open(parsed(folder)).deciding
+    mirrored = folder / "mirrored.jsonl"
+    lines = (folder / "statements.jsonl").read_text().splitlines()
+    mirrored.write_text("\n".join(reversed(lines)) + "\n")
+    assert Inputs.open(parsed(folder, statements=str(mirrored))).deciding == deciding
+    named = [s.text for s in read_statements(mirrored, trait="extraversion", part="train")]
+    places = [named.index(statement.text) for statement in deciding]
+    assert places != sorted(places)
+    assert places != sorted(places, reverse=True)
 
 
 def test_it_reads_only_its_own_part(folder):
@@ -440,7 +453,7 @@ def test_a_vector_of_another_model_is_refused(folder, pico):
 
 def test_a_vector_without_a_pole_needs_one(folder, tmp_path):
     replace(SteeringVector.load(folder / "vector"), pole=None).save(tmp_path / "v")
-    with pytest.raises(RecipeError, match="has no pole; name one"):
+    with pytest.raises(RecipeError, match="has no pole; give one"):
         Inputs.open(parsed(folder, vector=str(tmp_path / "v")))
     assert Inputs.open(parsed(folder, vector=str(tmp_path / "v"), pole=str(HIGH))).pole == HIGH
 

@@ -64,7 +64,7 @@ class Inputs:
             )
         pole = recipe.pole or vector.pole
         if pole is None:
-            raise RecipeError(f"{recipe.vector}: has no pole; name one, such as {_EXAMPLE}")
+            raise RecipeError(f"{recipe.vector}: has no pole; give one: pole: trait:high")
         halves = _halves(recipe)
         deciding = [
             statement
@@ -97,9 +97,6 @@ class Inputs:
                 "teaching": len(self.halves[1]),
             },
         }
-
-
-_EXAMPLE = "pole: extraversion:high"
 
 
 def choose(recipe: ChooseRecipe, inputs: Inputs) -> Choice:

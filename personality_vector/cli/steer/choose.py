@@ -43,6 +43,7 @@ def _print(choice: "Choice", recipe: ChooseRecipe, out: Path) -> None:
     layers = choice.layer_table()[
         ["layer", "d_prime", "auc", "auc_low", "auc_high", "slope", "rank", "swing"]
     ]
+    layers["rank"] = layers["rank"].astype("string").fillna("-")
     columns = ["coefficient", "share", "shift", "judge", "kl_to_base", "coherence", "usable"]
     curve = choice.curve_table().query("layer == @choice.layer")[columns]
     print_frame(f"layers of {choice.label}", layers)

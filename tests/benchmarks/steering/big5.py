@@ -170,17 +170,29 @@ def dose_row(lab: Lab, trait: str, vector: SteeringVector, choice: Choice):
     }
 
 
+def reached(choice: Choice) -> float:
+    """Return the lesser of the two ends of the chosen range, as a share of the residual norm."""
+    return min(-choice.lowest, choice.highest) / choice.evidence.unit
+
+
+def shared_layer(one: Choice, other: Choice) -> int:
+    """Return the layer whose lesser first-order effect is the greatest, to steer both traits at."""
+    slopes = [{found.layer: found.slope for found in choice.layers} for choice in (one, other)]
+    return max(slopes[0], key=lambda layer: min(slope[layer] for slope in slopes))
+
+
 def mean_rows(lab: Lab, vectors: dict[str, SteeringVector], choices: dict[str, Choice]):
     """Return a row for each two traits: what the mean of their vectors moves."""
     for one, other in combinations(vectors, 2):
-        layer = choices[one].layer
+        layer = shared_layer(choices[one], choices[other])
         mean = 0.5 * (vectors[one] + vectors[other])
-        ends = [
-            c for trait in (one, other) for c in (choices[trait].lowest, choices[trait].highest)
-        ]
-        size = min(abs(end) for end in ends if end)
+        # As far as each vector alone can be turned up, as a share of the residual norm.
+        share = min(reached(choices[trait]) for trait in (one, other))
+        residual = next(e.residual_norm for e in choices[one].layers if e.layer == layer)
+        size = share * residual / mean.norm(layer)
         coefficients = np.linspace(-size, size, 7)
-        row = {"mean of": f"{one} and {other}", "layer": layer, "coefficients": f"±{size:.1f}"}
+        row: dict[str, Any] = {"mean of": f"{one} and {other}", "layer": layer}
+        row["coefficients"] = f"-{size:.1f} .. {size:.1f}"
         for name, trait in (("first", one), ("second", other)):
             values = probed(lab, mean, layer, trait, coefficients)
             low, high = values[0] - values[3], values[-1] - values[3]
