@@ -11,6 +11,9 @@ from itertools import pairwise
 _TOLERANCE = 0.01
 """Of a matched strength, relative to the bracket that the sweep gives."""
 
+_MISSED = 0.25
+"""Of the target: a found strength whose shift misses it by more lies at a jump of the curve."""
+
 Effect = Callable[[float], float]
 
 
@@ -52,9 +55,10 @@ def _until_turn(side: Sequence[DosePoint]) -> list[DosePoint]:
 
 
 def matched_strength(curve: Sequence[DosePoint], target: float, shift: Effect) -> float | None:
-    """Return the strength at which ``shift(strength) = target``, or ``None`` if out of reach.
+    """Return the strength at which ``shift(strength) = target``, or ``None`` if there is none.
 
-    The curve gives the bracket and its two ends, Brent's method the rest, on the live model.
+    The curve gives the bracket and its two ends, Brent's method the rest, on the live model. Out
+    of reach, or jumped over, is ``None``.
 
     Args:
         curve: Measured points of the intervention.
@@ -73,7 +77,8 @@ def matched_strength(curve: Sequence[DosePoint], target: float, shift: Effect) -
                 return known[strength] - target
 
             width = abs(after.strength - before.strength)
-            return float(brentq(excess, before.strength, after.strength, xtol=_TOLERANCE * width))
+            found = brentq(excess, before.strength, after.strength, xtol=_TOLERANCE * width)
+            return float(found) if abs(excess(found)) <= _MISSED * abs(target) else None
     return None
 
 

@@ -141,6 +141,25 @@ def matched_effect(results: Results, pole: Pole) -> pd.DataFrame:
     return table.sort_values(["target", "intervention"], ignore_index=True) if rows else table
 
 
+def remarks(results: Results, pole: Pole) -> list[str]:
+    """Return what the table does not show: who set the targets, and who has no row, and why."""
+    reaches = {label: reach(curve) for label, curve in shifts(results, pole).items()}
+    moving = {label: found for label, found in reaches.items() if found > 0}
+    if not moving:
+        return []
+    weakest = min(moving, key=moving.__getitem__)
+    said = [
+        f"targets are equal steps up to {moving[weakest]:.3g} nats per token, "
+        f"the furthest that {weakest} reaches"
+    ]
+    table = matched_effect(results, pole)
+    for target, rows in table.groupby("target"):
+        absent = [label for label in reaches if label not in set(rows["intervention"])]
+        if absent:
+            said.append(f"at {target:.3g} no strength of {', '.join(absent)} is near")
+    return said
+
+
 def divergences(results: Results) -> "pd.Series[float]":
     """Return KL(base || edited) of every cell, by intervention and strength."""
     frame = results.frame("measures")

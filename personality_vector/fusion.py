@@ -1,7 +1,7 @@
 """Fusion: some steering vectors become one, by the methods of a merge."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +16,7 @@ from personality_vector.errors import DataError, NonFiniteError, RecipeError
 from personality_vector.merging.methods import METHODS, Combine, OptionValue, find_method
 from personality_vector.merging.terms import Term, acting_on
 from personality_vector.steering import SteeringVector
+from personality_vector.steering.vector import joined
 
 Scale = Literal["raw", "unit", "equal"]
 """How long the vectors are made before they are fused: see :func:`fuse`."""
@@ -124,11 +125,11 @@ def fuse(  # noqa: PLR0913  (what is fused, how long, by which method, and its n
         directions={layer: _written(row, layer, called) for layer, row in fused.items()},
         pole=None,
         label=called,
-        pooling=_joined(vector.pooling for vector in vectors),
+        pooling=joined(vector.pooling for vector in vectors),
         counts=(sum(v.counts[0] for v in vectors), sum(v.counts[1] for v in vectors)),
-        estimator=f"{how} of {_joined(vector.estimator for vector in vectors)}",
-        template=_joined(vector.template for vector in vectors),
-        judge=_joined(vector.judge for vector in vectors),
+        estimator=f"{how} of {joined(vector.estimator for vector in vectors)}",
+        template=joined(vector.template for vector in vectors),
+        judge=joined(vector.judge for vector in vectors),
     )
     return Fused(vector, tuple(_shares(vectors, given, rows, fused)))
 
@@ -298,10 +299,6 @@ def _formula(
     ]
     more = ", ".join(f"{name} {value}" for name, value in settings.items())
     return f"{method}({', '.join(parts)}{'; ' if more else ''}{more})"
-
-
-def _joined(words: Iterable[str]) -> str:
-    return " + ".join(dict.fromkeys(word for word in words if word))
 
 
 def _identity(vector: SteeringVector) -> str:

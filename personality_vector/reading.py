@@ -94,25 +94,38 @@ def announcing(model: Any) -> Generator[None]:
     generate, earlier = model.generate, model.__dict__.get("generate")
 
     @wraps(generate)
-    def announced(inputs: Tensor | None = None, *args: Any, **given: Any) -> Any:
+    def announced(*args: Any, **given: Any) -> Any:
+        _require_one_model(model, given)
         if _CURRENT.get() is not None:
-            return generate(inputs, *args, **given)
-        with reading(_of_generate(inputs, given)):
-            return generate(inputs, *args, **given)
+            return generate(*args, **given)
+        with reading(_of_generate(args, given)):
+            return generate(*args, **given)
 
     model.generate = announced
     try:
         yield
     finally:
-        del model.generate
+        model.__dict__.pop("generate", None)
         if earlier is not None:
             model.generate = earlier
 
 
-def _of_generate(inputs: Tensor | None, given: dict[str, Any]) -> Prompts:
-    ids = next((t for t in (inputs, given.get("input_ids")) if isinstance(t, Tensor)), None)
+def _require_one_model(model: Any, given: dict[str, Any]) -> None:
+    """Refuse guidance, whose second pass reads other columns than the prompt's."""
+    for settings in (given, vars(given.get("generation_config") or model.generation_config)):
+        scale = settings.get("guidance_scale")
+        if scale not in (None, 1, 1.0):
+            raise DataError(
+                f"guidance_scale {scale} reads every text a second time without its prompt, where "
+                "positions mean nothing; steer all positions, or leave guidance out"
+            )
+
+
+def _of_generate(args: tuple[Any, ...], given: dict[str, Any]) -> Prompts:
+    inputs = (*args[:1], given.get("inputs"), given.get("input_ids"))
+    ids = next((found for found in inputs if _is_ids(found)), None)
     mask = given.get("attention_mask")
-    if ids is not None and ids.ndim == 2 and ids.dtype in (torch.int32, torch.int64):
+    if ids is not None:
         return Prompts.of(ids, mask)
     embeddings = given.get("inputs_embeds")
     if not isinstance(embeddings, Tensor):
@@ -120,6 +133,11 @@ def _of_generate(inputs: Tensor | None, given: dict[str, Any]) -> Prompts:
     rows, columns = embeddings.shape[:2]
     begins = (0,) * rows if mask is None else _first_columns(mask)
     return Prompts(begins, (columns,) * rows)
+
+
+def _is_ids(value: Any) -> bool:
+    whole = (torch.int32, torch.int64)
+    return isinstance(value, Tensor) and value.ndim == 2 and value.dtype in whole
 
 
 def _first_columns(mask: Tensor) -> tuple[int, ...]:

@@ -148,6 +148,21 @@ def dose_response(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def by_strength(results: Results) -> pd.DataFrame:
+    """Return one row per intervention and strength: probe and judge of every trait.
+
+    The base comes first, at strength 0.
+    """
+    frame = results.frame("measures")
+    shown = frame[frame["measure"].isin(["probe", "judge"])]
+    shown = shown[shown["intervention"].isin([BASE, *labels_of(results)])]
+    names = shown["trait"] + " " + shown["measure"]
+    table = shown.assign(name=names).pivot_table(
+        index=["intervention", "strength"], columns="name", values="value", sort=False
+    )
+    return table.reset_index().rename_axis(columns=None)
+
+
 def labels_of(results: Results) -> list[str]:
     """Return the labels of the interventions of a run, in the order of its recipe."""
     return [spec["label"] for spec in results.spec.get("interventions", [])]

@@ -102,3 +102,14 @@ def test_the_nearest_step_is_taken_below_twice_the_target(target, expected):
 
 def test_no_step_is_near_a_target_below_half_of_the_first():
     assert nearest_strength([DosePoint(1.0, 0.4)], 0.2) is None
+
+
+def test_what_is_jumped_over_is_none():
+    """As by neurons, of which any strength silences those of the opposite pole."""
+
+    def jump(strength):
+        return 0.0 if strength == 0 else 0.5 + 0.1 * strength
+
+    curve = measured(jump, [0.5, 1.0])
+    assert matched_strength(curve, 0.2, jump) is None
+    assert matched_strength(curve, 0.57, jump) == pytest.approx(0.7, abs=0.01)

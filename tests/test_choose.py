@@ -288,7 +288,7 @@ def test_coherence_is_its_weakest_part(worst):
 
 def choice(curves, verified):
     layers = [evidence(layer, 1.0, 0.1) for layer in verified]
-    return Choice(HIGH, "v", 0.5, layers, verified, curves)
+    return Choice(HIGH, "v", 0.5, layers, verified, curves, "train")
 
 
 def test_the_layer_is_the_one_whose_usable_range_moves_the_probe_furthest():
@@ -362,7 +362,10 @@ def test_the_same_recipe_writes_the_same_bytes(folder, tmp_path, capsys):
     assert set(one) == names
     assert one == two
     record = json.loads(one["choice.json"])
-    assert f"layers: [{record['layer']}]" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"layers: [{record['layer']}]" in said
+    assert "d' and auc on the train part" in " ".join(said.split())
+    assert record["part"] == "train"
     assert record["made_from"]["contents"]["model"]
     assert record["made_from"]["statements"]["part"] == "train"
 
@@ -447,7 +450,7 @@ def test_a_wrong_recipe_is_refused(folder, changes, match):
 
 
 def test_a_vector_of_another_model_is_refused(folder, pico):
-    with pytest.raises(BaseMismatchError, match="was extracted from model"):
+    with pytest.raises(BaseMismatchError, match=r"was extracted from model .*, but .* is model"):
         Inputs.open(parsed(folder, model=str(pico("qwen2"))))
 
 

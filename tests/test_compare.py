@@ -5,8 +5,8 @@ import json
 import pytest
 
 from personality_vector import compare as module
-from personality_vector.calibrate import DosePoint
-from personality_vector.compare import compare, matched_effect, shifts, targets_of
+from personality_vector.calibrate import DosePoint, reach
+from personality_vector.compare import compare, matched_effect, remarks, shifts, targets_of
 from personality_vector.errors import RecipeError
 from personality_vector.models import load_model, load_tokenizer
 from personality_vector.recipes import CompareRecipe
@@ -115,6 +115,21 @@ def test_every_target_has_a_row_of_every_intervention_that_reaches_it(results, r
     }
     table = matched_effect(results, POLE)
     assert set(zip(table["target"], table["intervention"], strict=True)) == wanted
+
+
+def test_remarks_say_who_set_the_targets_and_who_has_no_row(results):
+    reaches = {label: reach(curve) for label, curve in shifts(results, POLE).items()}
+    weakest = min((label for label in reaches if reaches[label] > 0), key=reaches.get)
+    first, *absences = remarks(results, POLE)
+    assert first.endswith(f"the furthest that {weakest} reaches")
+    table = matched_effect(results, POLE)
+    absent = [
+        [label for label in reaches if label not in set(rows["intervention"])]
+        for _, rows in table.groupby("target")
+    ]
+    expected = [", ".join(labels) for labels in absent if labels]
+    found = [said.partition("no strength of ")[2].removesuffix(" is near") for said in absences]
+    assert found == expected
 
 
 @pytest.fixture

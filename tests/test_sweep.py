@@ -24,6 +24,7 @@ from personality_vector.recipes import EvalRecipe, SweepRecipe
 from personality_vector.runs import write_run_manifest
 from personality_vector.sweep import (
     BASE,
+    by_strength,
     correlation,
     dose_response,
     evaluate,
@@ -219,6 +220,18 @@ def test_an_evaluation_is_the_base_alone(recipe, results, tmp_path, folder):
     manifest = json.loads((tmp_path / MANIFEST).read_text())
     assert (manifest["kind"], manifest["seed"]) == ("eval", 0)
     assert "results.sqlite" in manifest["files"]
+
+
+def test_each_strength_has_a_row_with_every_probe_and_judge(results):
+    table = by_strength(results)
+    assert list(zip(table["intervention"], table["strength"], strict=True)) == CELLS
+    measures = results.frame("measures").set_index(
+        ["intervention", "strength", "trait", "measure"]
+    )["value"]
+    for row in table.to_dict("records"):
+        for trait, measure in product(TRAITS, ("probe", "judge")):
+            key = (row["intervention"], row["strength"], trait, measure)
+            assert row[f"{trait} {measure}"] == measures[key]
 
 
 def test_dose_response_follows_the_measured_values(results):

@@ -34,6 +34,7 @@ class Choice:
         layers: The evidence of every layer that was looked at.
         verified: Layers in the order in which the evidence ranks them; each has a curve.
         curves: What was measured by generation, layer after layer, each by share.
+        part: Of the statements that decided; the vector may have been extracted from it.
     """
 
     pole: Pole
@@ -42,6 +43,7 @@ class Choice:
     layers: Sequence[Evidence]
     verified: Sequence[int]
     curves: Sequence[Point]
+    part: str
 
     def __post_init__(self) -> None:
         if not any(swing(self.curve(layer), self.floor) for layer in self.verified):
@@ -122,6 +124,7 @@ class Choice:
                 "unit": self.evidence.unit,
                 "pole": str(self.pole),
                 "label": self.label,
+                "part": self.part,
                 "floor": self.floor,
                 "ranked": list(self.verified),
                 "layers": _rows(self.layer_table()),

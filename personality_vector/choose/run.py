@@ -11,7 +11,7 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.choose.choice import Choice
 from personality_vector.choose.layers import Evidence, Reading, examine, ranked
 from personality_vector.choose.strength import Gauges, Point, Yardstick, scan
-from personality_vector.errors import BaseMismatchError, DataError, RecipeError
+from personality_vector.errors import DataError, RecipeError
 from personality_vector.evaluation.instruments import Instrument, Item, read_instrument
 from personality_vector.evaluation.judges.classifier import StatementJudge
 from personality_vector.evaluation.probe import LikelihoodProbe
@@ -23,6 +23,7 @@ from personality_vector.rng import key_for
 from personality_vector.runs import content_of
 from personality_vector.statements import Statement, normalised, read_statements
 from personality_vector.steering import Positions, SteeringVector, resolve_layers
+from personality_vector.steering.belonging import require_made_from
 from personality_vector.traits import Level, Pole
 
 _LEVELS: tuple[Level, ...] = ("high", "low")
@@ -57,11 +58,7 @@ class Inputs:
             TensorMismatchError: The vector has no direction for a layer.
         """
         base, vector = Checkpoint.open(recipe.model), SteeringVector.load(recipe.vector)
-        if vector.model not in ("", base.fingerprint.digest):
-            raise BaseMismatchError(
-                f"{recipe.vector}: was extracted from model {vector.model[:12]}, but {base.path} "
-                f"is {base.fingerprint}"
-            )
+        require_made_from(recipe.vector, vector.model, base)
         pole = recipe.pole or vector.pole
         if pole is None:
             raise RecipeError(f"{recipe.vector}: has no pole; give one: pole: trait:high")
@@ -123,7 +120,8 @@ def choose(recipe: ChooseRecipe, inputs: Inputs) -> Choice:
         measure = partial(_measured, yardstick, steering, evidence.unit)
         curves += scan(measure, recipe.shares, recipe.floor)
     verified = [evidence.layer for evidence in best]
-    return Choice(inputs.pole, inputs.vector.label, recipe.floor, found, verified, curves)
+    label = inputs.vector.label
+    return Choice(inputs.pole, label, recipe.floor, found, verified, curves, recipe.part)
 
 
 def _measured(

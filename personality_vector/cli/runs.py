@@ -55,26 +55,35 @@ def _finish(results: "Results", kind: str, *, as_json: bool) -> None:
     with results:
         folder = results.path.parent
         page, spec = write_report(results, folder), results.spec
-        tables = tables_of(results)
+        tables, notes = tables_of(results), _remarks(results)
     write_run_manifest(folder, spec, kind)
     if as_json:
-        rows: dict[str, Any] = {"out": str(folder), "report": str(page)}
+        rows: dict[str, Any] = {"out": str(folder), "report": str(page), "remarks": notes}
         rows |= {title: frame.to_dict("records") for title, frame in tables.items()}
         options.show(options.without_nan(rows), as_json=True, text=str)
         return
     for title, frame in tables.items():
         print_frame(title, frame, if_empty=NO_MATCH)
-    options.show(None, as_json=False, text=lambda: f"report: {page}")
+    options.show(None, as_json=False, text=lambda: "\n".join([*notes, f"report: {page}"]))
+
+
+def _remarks(results: "Results") -> list[str]:
+    from personality_vector.compare import remarks
+
+    return remarks(results, Pole.parse(results.spec["pole"])) if "pole" in results.spec else []
 
 
 def tables_of(results: "Results") -> dict[str, Any]:
     """Return the tables of a run that its verb prints, by title."""
     from personality_vector.compare import matched_effect
-    from personality_vector.sweep import dose_response, labels_of, measured
+    from personality_vector.sweep import by_strength, dose_response, labels_of, measured
 
     if not labels_of(results):
         return {"measures": measured(results)}
-    tables = {"dose and response": dose_response(results)}
+    followed = dose_response(results)
+    tables = {"dose and response": followed}
+    if followed["spearman"].isna().any():
+        tables["too few strengths for a correlation"] = by_strength(results)
     if "pole" in results.spec:
         tables["at matched effect"] = matched_effect(results, Pole.parse(results.spec["pole"]))
     return tables

@@ -8,6 +8,7 @@ from personality_vector.elicitation.pipeline import Elicited, elicit, read_perso
 from personality_vector.elicitation.rollouts import Rollout
 from personality_vector.models import load_model, load_tokenizer, resolve_device
 from personality_vector.recipes import SteerRecipe
+from personality_vector.steering.apply import resolve_layers
 from personality_vector.steering.vector import SteeringVector
 
 
@@ -24,13 +25,15 @@ def extract_persona(
         record: As in :func:`elicit`.
 
     Raises:
-        DataError: No pair of replies is left.
+        DataError: No pair of replies is left, or a layer is named twice.
         RecipeError: The persona, or what the judge needs, is missing or wrong.
         ModelError: A model cannot be loaded, or a layer is out of range.
     """
     persona = read_persona(recipe)
     checkpoint = Checkpoint.open(recipe.model)
     model = load_model(checkpoint.path, dtype=recipe.dtype, device=resolve_device(recipe.device))
+    if recipe.layers is not None:
+        resolve_layers(model, recipe.layers)  # refused now, not after hours of rollouts
     tokenizer = load_tokenizer(checkpoint.path)
     elicited = elicit(recipe, model, tokenizer, record=record)
     vector = SteeringVector.extract(

@@ -6,7 +6,6 @@ from typing import cast
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta, combine, open_delta
-from personality_vector.errors import BaseMismatchError
 from personality_vector.intervention.activations import ActivationSteering
 from personality_vector.intervention.neurons import RESPONSE, NeuronSet, NeuronSteering
 from personality_vector.intervention.portrait import Portrait
@@ -19,6 +18,7 @@ from personality_vector.models import load_tokenizer
 from personality_vector.recipes import InterventionSpec
 from personality_vector.recipes.schema import GateSpec
 from personality_vector.steering import ALL, Gate, Positions, SteeringVector
+from personality_vector.steering.belonging import require_made_from
 from personality_vector.steering.positions import names_a_token
 
 
@@ -78,21 +78,14 @@ def _gate(spec: GateSpec, base: Checkpoint) -> Gate:
 
 def _neurons(spec: InterventionSpec, path: Path, base: Checkpoint) -> NeuronSteering:
     neurons = NeuronSet.load(path)
-    _require_from(path, neurons.model, base)
+    require_made_from(path, neurons.model, base)
     return NeuronSteering(neurons, spec.label, _positions(spec, base, RESPONSE))
 
 
 def _vector(path: Path, base: Checkpoint) -> SteeringVector:
     vector = SteeringVector.load(path)
-    _require_from(path, vector.model, base)
+    require_made_from(path, vector.model, base)
     return vector
-
-
-def _require_from(path: Path, model: str, base: Checkpoint) -> None:
-    if model not in ("", base.fingerprint.digest):
-        raise BaseMismatchError(
-            f"{path}: was extracted from model {model[:12]}, but {base.path} is {base.fingerprint}"
-        )
 
 
 def _positions(spec: InterventionSpec, base: Checkpoint, default: Positions) -> Positions:

@@ -1,9 +1,10 @@
 """Personas: a trait or role by name, the system prompts that call it up, and questions to ask."""
 
+import re
 from collections import Counter
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from personality_vector.errors import RecipeError
 from personality_vector.recipes.reading import Recipe
@@ -43,6 +44,15 @@ class Questions(Recipe):
         return self
 
 
+def _named(name: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+        raise ValueError(
+            "a name is lower-case letters, digits and hyphens, and it begins with a letter, "
+            "such as stoic-sailor"
+        )
+    return name
+
+
 class Persona(Recipe):
     """Everything that a persona vector is made from, except the model.
 
@@ -62,7 +72,7 @@ class Persona(Recipe):
         "You are a <adjective> assistant." in front of it.
     """
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")]
+    name: Annotated[str, AfterValidator(_named)]
     description: Words
     opposite: Words | None = None
     pole: PoleField | None = None

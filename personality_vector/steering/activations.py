@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -203,6 +204,25 @@ def template_hash(tokenizer: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def require_prompts_differ(
+    positive: Sequence[Chat], negative: Sequence[Chat], pooling: Pooling
+) -> None:
+    """Check that a pooling of the prompt can tell two sides apart.
+
+    Raises:
+        DataError: It averages prompts, and each prompt is as frequent on one side as on the other.
+    """
+    if not pooling.startswith("prompt"):
+        return
+    ours, theirs = (Counter(json.dumps(_prompt(c)) for c in side) for side in (positive, negative))
+    # Shares, not counts: sides of unequal length may have the same mean.
+    if ours and all(ours[p] * len(negative) == theirs[p] * len(positive) for p in ours | theirs):
+        raise DataError(
+            f"both sides have the same prompts, so pooling {pooling} sees no difference; "
+            "use response_mean, or give the sides other prompts"
+        )
+
+
 def _resolved(model: nn.Module, layers: Sequence[int] | None) -> tuple[int, ...]:
     return resolve_layers(model, range(len(decoder_blocks(model))) if layers is None else layers)
 
@@ -211,12 +231,16 @@ def _chat_row(tokenizer: Any, chat: Chat, pooling: Pooling) -> Row:
     is_answered = bool(chat) and chat[-1]["role"] == "assistant"
     if pooling == "response_mean" or (pooling == "last" and is_answered):
         return _response_row(tokenizer, chat, pooling)
-    asked = chat[:-1] if is_answered else chat
+    asked = _prompt(chat)
     if not asked:
         raise DataError(f"pooling {pooling} needs a chat with a prompt, this one has none")
     text = render(tokenizer, asked, reply_follows=True)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return Row(ids, len(ids), _chosen(range(len(ids)), pooling))
+
+
+def _prompt(chat: Chat) -> Chat:
+    return chat[:-1] if chat and chat[-1]["role"] == "assistant" else chat
 
 
 def _response_row(tokenizer: Any, chat: Chat, pooling: Pooling) -> Row:

@@ -5,13 +5,19 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from personality_vector.errors import BaseMismatchError, DataError, ModelError, NonFiniteError
+from personality_vector.errors import (
+    BaseMismatchError,
+    DataError,
+    ModelError,
+    NonFiniteError,
+    RecipeError,
+)
 from personality_vector.models import decoder_blocks, hidden_size
 from personality_vector.steering.positions import ALL, Positions
-from personality_vector.steering.where import Gate, Where
+from personality_vector.steering.where import Gate, Selected, Where, owner_of
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 """A forward hook: what it returns, unless ``None``, takes the place of the output."""
@@ -26,30 +32,28 @@ _KNOWN = ("personality_vector", "transformers", "accelerate", "peft", "torch")
 """Packages whose hooks on a block are no left-overs."""
 
 Hidden = Float[Tensor, "rows seq hidden"]
-Edit = Callable[[Hidden, Float[Tensor, " hidden"], float | Tensor], Hidden]
+Amount = float | Float32[Tensor, "rows 1 1"]
+Edit = Callable[[Hidden, Float32[Tensor, " hidden"], Amount], Hidden]
 
 
-def added(hidden: Hidden, direction: Tensor, strength: float | Tensor) -> Hidden:
-    """Return ``h + strength * v``."""
-    moved: Tensor = hidden + strength * direction
-    return moved
+def added(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
+    """Return ``h + strength * v``; the product is rounded once, to the dtype of ``h``."""
+    return hidden + (strength * direction).to(hidden.dtype)
 
 
-def added_keeping_norm(hidden: Hidden, direction: Tensor, strength: float | Tensor) -> Hidden:
-    """Return ``h' * |h| / |h'|`` with ``h' = h + strength * v``; norms in float32."""
-    moved: Tensor = hidden + strength * direction
+def added_keeping_norm(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
+    """Return ``h' * |h| / |h'|`` with ``h' = h + strength * v``, in float32, rounded once."""
+    moved = hidden.float() + strength * direction
     before, after = (h.float().norm(dim=-1, keepdim=True) for h in (hidden, moved))
-    scale = before / after.clamp_min(torch.finfo(torch.float32).tiny)
-    kept: Tensor = moved * scale.to(hidden.dtype)
-    return kept
+    kept = moved * (before / after.clamp_min(torch.finfo(torch.float32).tiny))
+    return kept.to(hidden.dtype)
 
 
-def ablated(hidden: Hidden, direction: Tensor, strength: float | Tensor) -> Hidden:
+def ablated(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
     """Return ``h - strength * (h . q) q`` with ``q = v / |v|``; 1 removes the direction."""
-    unit = direction.float() / direction.float().norm()
+    unit = direction / direction.norm()
     along = (hidden.float() @ unit)[..., None] * unit
-    left: Tensor = hidden - strength * along.to(hidden.dtype)
-    return left
+    return (hidden.float() - strength * along).to(hidden.dtype)
 
 
 EDITS: dict[How, Edit] = {
@@ -90,30 +94,34 @@ def steered(
         gate: Which rows, decided by their prompts; then only responses can be steered.
 
     Raises:
-        ModelError: The model has no such block, or its blocks cannot be found.
+        ModelError: The model has no such block, its blocks cannot be found, another tool left
+            hooks on them, or columns cannot be told in it, so that only ``all`` is possible.
         BaseMismatchError: A vector has another width than the model.
-        NonFiniteError: A vector or strength is NaN or infinite.
-        DataError: A strength for each row and the rows of a batch do not agree; or the positions
-            need a prompt that nobody told, or select no token of it.
+        NonFiniteError: A vector or strength is NaN or infinite, or the dtype of the model cannot
+            hold their product.
+        RecipeError: There is no such ``how``.
+        DataError: There is no direction, or one of zero; a strength for each row and the rows of a
+            batch do not agree; or the positions need a prompt that nobody told, or select no
+            token of it.
 
     Source:
         Persona vectors, Chen et al. 2025, arXiv:2507.21509: ``h_l <- h_l + alpha * v_l``.
         Deviation: positions are those of the sequence. Their code adds to the last position of
         each forward call, so that a teacher-forced pass and a cached generation are two models.
     """
-    blocks = decoder_blocks(model)
-    amounts = _amounts(strength)
+    blocks, amounts, edit = decoder_blocks(model), _amounts(strength), _edit(how)
+    if not directions:
+        raise DataError("no direction is given, so nothing would be steered")
     for layer, direction in directions.items():
         _require_fit(model, layer, len(blocks), direction, amounts)
-    _require_no_strangers(blocks)
+    require_no_strangers(model)
     with ExitStack() as hooks:
         where = Where(positions, amounts, gate)
         if isinstance(amounts, Tensor) or amounts != 0:
-            where.watch(model, blocks, hooks, min(directions, default=0))
+            where.watch(model, blocks, hooks, min(directions))
             for layer, direction in directions.items():
-                if direction.any():
-                    hook = _hook(direction.detach(), amounts, EDITS[how], where)
-                    hooks.callback(blocks[layer].register_forward_hook(hook).remove)
+                hook = _hook(direction.detach(), amounts, edit, where)
+                hooks.callback(blocks[layer].register_forward_hook(hook).remove)
         yield
 
 
@@ -142,25 +150,69 @@ def hidden_states(output: Any) -> Float[Tensor, "batch seq hidden"]:
     return hidden
 
 
+def require_no_strangers(model: nn.Module) -> None:
+    """Refuse hooks and wrappers that another tool left on the blocks: both would act, unseen.
+
+    Raises:
+        ModelError: A hook or a block is of another package than the model, torch, PEFT and us.
+    """
+    blocks = decoder_blocks(model)
+    known = {*_KNOWN, _package(type(owner_of(model, blocks)))}
+    for layer, block in enumerate(blocks):
+        for thing in (type(block), *_hooks_on(block)):
+            if _package(thing) not in known:
+                raise ModelError(
+                    f"block {layer} already has something of {thing.__module__} on it, which may "
+                    "steer the model too; remove it, or load the model again (a hook that only "
+                    "listens is registered after steering begins)"
+                )
+
+
 def _hook(direction: Tensor, amounts: float | Tensor, edit: Edit, where: Where) -> Hook:
-    scaled = edit is added and isinstance(amounts, float)
-    whole = amounts * direction if scaled else direction
-    cast = whole
+    if edit is added and isinstance(amounts, float):
+        return _adding(amounts * direction, where)
+    vector = direction.float()
+
+    def steer(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        nonlocal vector
+        hidden = hidden_states(output)
+        chosen = where.selected(hidden)
+        if chosen is False:
+            return None
+        vector = vector.to(hidden.device)
+        moved = edit(hidden, vector, where.strength(hidden))
+        return _replaced(output, moved, chosen)
+
+    return steer
+
+
+def _adding(addition: Tensor, where: Where) -> Hook:
+    """Return the hook of the common case, which costs one addition."""
+    cast = addition
 
     def steer(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         nonlocal cast
         hidden = hidden_states(output)
         if cast.dtype != hidden.dtype or cast.device != hidden.device:
-            cast = whole.to(hidden.device, hidden.dtype)
+            cast = addition.to(hidden.device, hidden.dtype)
         chosen = where.selected(hidden)
-        if chosen is False:
-            return None
-        moved = hidden + cast if scaled else edit(hidden, cast, where.strength(hidden))
-        if isinstance(chosen, Tensor):
-            moved = torch.where(chosen.to(hidden.device), moved, hidden)
-        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+        return None if chosen is False else _replaced(output, hidden + cast, chosen)
 
     return steer
+
+
+def _replaced(output: Any, moved: Tensor, chosen: Selected) -> Any:
+    """Return a block's output with its residual stream moved where it is chosen."""
+    if isinstance(chosen, Tensor):
+        hidden = hidden_states(output)
+        moved = torch.where(chosen.to(hidden.device), moved, hidden)
+    return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+
+def _edit(how: str) -> Edit:
+    if how not in EDITS:
+        raise RecipeError(f"how: must be one of {', '.join(EDITS)}, got {how!r}")
+    return EDITS[how]
 
 
 def _amounts(strength: Strength) -> float | Tensor:
@@ -183,21 +235,23 @@ def _require_fit(
             f"layer {layer}: the vector has shape {list(direction.shape)}, but the residual stream "
             f"of this model is {width} wide; use a vector that was extracted from this model"
         )
+    if not direction.any():
+        raise DataError(f"layer {layer}: the direction is zero, so it points nowhere")
+    dtype = getattr(next(model.parameters(), None), "dtype", torch.float32)
     largest = torch.as_tensor(amounts).abs().max() * direction.detach().abs().max().cpu()
-    if not torch.isfinite(largest):
-        raise NonFiniteError(f"layer {layer}: the vector to add holds NaN or infinity")
+    if not largest <= torch.finfo(dtype).max:
+        raise NonFiniteError(
+            f"layer {layer}: the vector to add holds NaN, or more than {dtype} can hold"
+        )
 
 
-def _require_no_strangers(blocks: nn.ModuleList) -> None:
-    """Refuse hooks that another tool left behind: the two would add up unseen."""
-    for layer, block in enumerate(blocks):
-        for hook in (*block._forward_hooks.values(), *block._forward_pre_hooks.values()):
-            owner = getattr(hook, "__module__", "") or type(hook).__module__
-            if owner.partition(".")[0] not in _KNOWN:
-                raise ModelError(
-                    f"block {layer} already has a hook of {owner}, which may steer the model too; "
-                    "remove it, or load the model again"
-                )
+def _hooks_on(block: nn.Module) -> list[Any]:
+    found = [(m._forward_hooks, m._forward_pre_hooks) for m in block.modules()]
+    return [hook for pair in found for hooks in pair for hook in hooks.values()]
+
+
+def _package(thing: Any) -> str:
+    return str(getattr(thing, "__module__", "") or type(thing).__module__).partition(".")[0]
 
 
 def _no_such_layer(layer: int, count: int) -> str:

@@ -1,6 +1,7 @@
 """The creativity score: how far a model leans to an attribute while it writes a text."""
 
-from collections.abc import Generator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -134,7 +135,7 @@ def scoring(
 
         @wraps(generate)
         def scored(*args: Any, **given: Any) -> Any:
-            settings = _Settings(model, given)
+            settings = _Settings(model, _arguments(generate, args, given))
             settings.require_plain()
             output = generate(*args, **given)
             tokens = output if isinstance(output, Tensor) else output.sequences
@@ -149,15 +150,26 @@ def scoring(
             model.generate = generate
 
 
+def _arguments(
+    generate: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return all arguments of a call by name."""
+    bound = inspect.signature(generate).bind(*args, **given).arguments
+    return {**bound, **given}
+
+
 class _Settings:
-    """What ``generate`` goes by: its arguments, and else the model's own configuration."""
+    """What ``generate`` goes by: arguments, else the given configuration, else the model's own."""
 
     def __init__(self, model: Any, given: Mapping[str, Any]) -> None:
         self._given = given
-        self._config = given.get("generation_config") or model.generation_config
+        self._configs = (given.get("generation_config"), model.generation_config)
 
     def __getitem__(self, name: str) -> Any:
-        return self._given.get(name, getattr(self._config, name, None))
+        if name in self._given:
+            return self._given[name]
+        found = (getattr(config, name, None) for config in self._configs)
+        return next((value for value in found if value is not None), None)
 
     @property
     def end_marks(self) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from personality_vector.errors import DataError, OutputExistsError, RecipeError
+from personality_vector.steering.layers import require_distinct
 from personality_vector.steering.vector import SteeringVector
 
 _ARCHITECTURE = "controlvector"
@@ -36,7 +37,8 @@ def export_gguf(
         force: Replace a control vector.
 
     Raises:
-        DataError: Layer 0 is to be exported, or the coefficient is 0.
+        DataError: Layer 0 is to be exported, a layer is given twice or none is, or the
+            coefficient is 0.
         TensorMismatchError: The vector has no such layer.
         NonFiniteError: The coefficient, or a product, is NaN or infinite.
         OutputExistsError: The file exists, and ``force`` is off or it is no control vector.
@@ -61,6 +63,7 @@ def export_gguf(
 
 
 def _scaled(vector: SteeringVector, layers: Sequence[int], coefficient: float) -> SteeringVector:
+    require_distinct(layers)
     if 0 in layers:
         raise DataError(
             f"{vector.label or 'the vector'}: llama.cpp cannot steer the output of block 0 (it has "

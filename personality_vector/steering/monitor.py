@@ -19,7 +19,7 @@ from personality_vector.steering.activations import (
 )
 from personality_vector.steering.apply import hidden_states, resolve_layers
 from personality_vector.steering.vector import SteeringVector
-from personality_vector.steering.where import noting_start
+from personality_vector.steering.where import noting_start, owner_of
 
 _COLUMNS = 128
 """Columns whose cosines are taken at once: float64 is never held for a whole batch."""
@@ -220,7 +220,7 @@ def watching(
     (place,) = resolve_layers(model, [layer])
     cosines = Cosines(_unit(model, direction, place))
     blocks = decoder_blocks(model)
-    owner = next(m for m in model.modules() if any(child is blocks for child in m.children()))
+    owner = owner_of(model, blocks)
     with ExitStack() as last:
 
         def begin(start: int) -> None:

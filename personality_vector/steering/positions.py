@@ -137,7 +137,7 @@ def _part(text: str, tokenizer: Any) -> Part:
     after = re.fullmatch(r"after\s+(\S.*)", text)
     if after:
         return Part("after", _token(after[1], tokenizer))
-    raise RecipeError(f"positions {text!r} select no token: write {_FORM}")
+    raise RecipeError(f"positions {text!r} select no token; a clause is {_FORM}")
 
 
 def _token(text: str, tokenizer: Any) -> int:

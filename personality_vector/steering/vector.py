@@ -1,7 +1,7 @@
 """Steering vectors: directions in activation space, their algebra and their storage."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from personality_vector.steering import storage
 from personality_vector.steering.activations import (
     Pooling,
     chat_reader,
+    require_prompts_differ,
     template_hash,
 )
+from personality_vector.steering.belonging import require_one_stream
 from personality_vector.steering.directions import (
     Directions,
     checked,
@@ -108,8 +110,8 @@ class SteeringVector:
             label: Defaults to the pole.
 
         Raises:
-            DataError: A side is empty, a chat has not what is pooled, the two sides are equal, or
-                the estimator needs pairs.
+            DataError: A side is empty, a chat has not what is pooled, the two sides are equal
+                (for a pooling of the prompt, their prompts), or the estimator needs pairs.
             NonFiniteError: The model's activations are NaN or infinite.
             ModelError: The model has no such layer.
 
@@ -120,6 +122,7 @@ class SteeringVector:
             layer is taken before the final norm, which is where steering acts; the end mark of
             the turn is not part of the response; a side is averaged as given, without a judge.
         """
+        require_prompts_differ(positive, negative, pooling)
         reader = chat_reader(model, tokenizer, layers, pooling, batch_size)
         return cls(
             contrast(reader, positive, negative, estimator),
@@ -160,7 +163,7 @@ class SteeringVector:
             batch_size: Chats per forward pass.
 
         Raises:
-            TensorMismatchError: The two differ in depth or width.
+            TensorMismatchError: The two differ in depth, width or vocabulary.
             DataError: There are no chats, one has not what is pooled, or nothing moved.
             NonFiniteError: Activations are NaN or infinite.
 
@@ -168,6 +171,7 @@ class SteeringVector:
             Finetuning shift of persona vectors, Chen et al. 2025, arXiv:2507.21509:
             ``mean a_tuned - mean a_base``, of which they take the projection on a direction.
         """
+        require_one_stream(base, tuned)
         readers = [
             chat_reader(model, tokenizer, layers, pooling, batch_size) for model in (base, tuned)
         ]
@@ -325,7 +329,7 @@ class SteeringVector:
             pole=None,
             label=label,
             counts=(self.counts[0] + other.counts[0], self.counts[1] + other.counts[1]),
-            **{name: _joined(getattr(self, name), getattr(other, name)) for name in _ORIGINS},
+            **{name: joined(getattr(term, name) for term in (self, other)) for name in _ORIGINS},
         )
 
     def _require_same_space(self, other: "SteeringVector") -> None:
@@ -350,5 +354,6 @@ _ORIGINS = ("pooling", "estimator", "template", "judge")
 """Fields of a sum that name the origin of each term."""
 
 
-def _joined(one: str, other: str) -> str:
-    return " + ".join(dict.fromkeys(word for word in (one, other) if word))
+def joined(words: Iterable[str]) -> str:
+    """Return the origin of a sum from those of its terms: each once, in the order of the terms."""
+    return " + ".join(dict.fromkeys(word for word in words if word))

@@ -10,7 +10,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from personality_vector.errors import BaseMismatchError, DataError, ModelError, NonFiniteError
+from personality_vector.errors import (
+    BaseMismatchError,
+    DataError,
+    ModelError,
+    NonFiniteError,
+    RecipeError,
+)
 from personality_vector.models import hidden_size
 from personality_vector.reading import Prompts, announcing, current_prompts
 from personality_vector.steering.positions import Positions
@@ -41,6 +47,10 @@ class Gate:
     direction: Float[Tensor, " hidden"]
     threshold: float
     side: Literal["above", "below"] = "above"
+
+    def __post_init__(self) -> None:
+        if self.side not in ("above", "below"):
+            raise RecipeError(f"gate: side must be above or below, got {self.side!r}")
 
     def opens(self, similarity: Float[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
         """Return which rows are open at these cosines."""
@@ -79,11 +89,11 @@ class Where:
         self._positions = positions
         self._amounts = amounts
         self._gate = gate
-        self._is_trivial = positions.everywhere and gate is None and isinstance(amounts, float)
+        self._is_everywhere = positions.everywhere and gate is None
         self._start = 0
         self._known: tuple[Any, Selected] = (None, False)
         self._shape: torch.Size | None = None
-        self._similarity = _PromptMean()
+        self._prompt = _PromptSum()
         if gate is not None and not positions.response_only:
             raise DataError(
                 f"a gate is decided by the whole prompt, so positions must be response, "
@@ -93,10 +103,15 @@ class Where:
     def watch(
         self, model: nn.Module, blocks: nn.ModuleList, hooks: ExitStack, first_steered: int
     ) -> None:
-        """Register what is needed to follow ``model``; ``hooks`` takes it away again."""
-        if self._is_trivial:
+        """Register what is needed to follow ``model``; ``hooks`` takes it away again.
+
+        Raises:
+            ModelError: The columns of a chunk cannot be known in this model.
+        """
+        if self._is_everywhere:
             return
-        owner = next(m for m in model.modules() if any(c is blocks for c in m.children()))
+        owner = owner_of(model, blocks)
+        _require_columns(model, owner)
         note = noting_start(owner, self._begin)
         hooks.callback(owner.register_forward_pre_hook(note, with_kwargs=True).remove)
         hooks.enter_context(announcing(model))
@@ -111,7 +126,7 @@ class Where:
         Raises:
             DataError: The prompts are needed and nobody told them, or their rows do not fit.
         """
-        if self._is_trivial:
+        if self._is_everywhere:
             return True
         if hidden.shape != self._shape:
             self._in_chunk(hidden)
@@ -121,11 +136,11 @@ class Where:
         return self._open(hidden) if chosen is True else self._open(hidden) & chosen
 
     def strength(self, hidden: Float[Tensor, "rows seq width"]) -> float | Tensor:
-        """Return the coefficient: a number, or ``(rows, 1, 1)`` in the dtype of the chunk."""
+        """Return the coefficient: a number, or float32 ``(rows, 1, 1)``."""
         if isinstance(self._amounts, float):
             return self._amounts
         rows = _expanded(self._amounts, len(hidden), "strengths")
-        return rows.to(hidden.device, hidden.dtype)[:, None, None]
+        return rows.to(hidden.device, torch.float32)[:, None, None]
 
     def _begin(self, start: int) -> None:
         self._start = start
@@ -134,25 +149,15 @@ class Where:
     def _in_chunk(self, hidden: Tensor) -> None:
         """Find out what of the chunk is steered: once for all blocks that it passes."""
         rows, length = hidden.shape[:2]
-        prompts = None if self._positions.everywhere else _require_prompts(self._positions)
+        prompts = _require_prompts(self._positions)
         # Behind every prompt nothing changes any more, so one answer serves each token.
-        settled = max(prompts.ends) if prompts is not None else 0
-        key = (prompts, rows, length, min(self._start, settled))
+        key = (prompts, rows, length, min(self._start, max(prompts.ends)))
         if self._known[0] != key:
-            chosen = self._compute(prompts, rows, length)
-            self._known = (key, chosen if isinstance(chosen, bool) else chosen.to(hidden.device))
+            with torch.inference_mode(mode=False):  # it may serve a pass with gradients later
+                mask = _expanded(self._columns(prompts, length), rows, "prompts")
+                some = mask[..., None].to(hidden.device) if mask.any() else False
+            self._known = (key, True if mask.all() else some)
         self._shape = hidden.shape
-
-    def _compute(self, prompts: Prompts | None, rows: int, length: int) -> Selected:
-        mask = torch.ones(rows, length, dtype=torch.bool)
-        if prompts is not None:
-            mask = self._columns(prompts, length)
-            mask = _expanded(mask, rows, "prompts")
-        if isinstance(self._amounts, Tensor):
-            mask = mask & _expanded(self._amounts != 0, rows, "strengths")[:, None]
-        if mask.all():
-            return True
-        return mask[..., None] if mask.any() else False
 
     def _columns(self, prompts: Prompts, length: int) -> Bool[Tensor, "rows seq"]:
         columns = torch.arange(self._start, self._start + length)
@@ -166,23 +171,25 @@ class Where:
     def _listen(self, _block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         prompts = _require_prompts(self._positions)
-        self._similarity.add(prompts, self._start, hidden)
+        self._prompt.add(prompts, self._start, hidden)
 
     def _open(self, hidden: Tensor) -> Bool[Tensor, "rows 1 1"]:
         gate = self._gate
         if gate is None:
             raise AssertionError("there is no gate to be open")
-        mean = self._similarity.mean()
-        direction = gate.direction.to(mean.device).float()
-        cosine = torch.cosine_similarity(mean, direction[None], dim=-1)
+        direction = gate.direction.to(self._prompt.total.device).float()
+        cosine = torch.cosine_similarity(self._prompt.total, direction[None], dim=-1)
         return gate.opens(cosine).to(hidden.device)[:, None, None]
 
 
-class _PromptMean:
-    """The mean over each row's prompt of what a block puts out, chunk by chunk; float32."""
+class _PromptSum:
+    """The sum over each row's prompt of what a block puts out, chunk by chunk; float32.
+
+    It points where the mean does.
+    """
 
     def __init__(self) -> None:
-        self._sum, self._count = torch.zeros(1, 1), torch.ones(1, 1)
+        self.total = torch.zeros(1, 1)
 
     def add(self, prompts: Prompts, start: int, hidden: Tensor) -> None:
         """Add a chunk; one that starts at 0 starts anew."""
@@ -194,14 +201,7 @@ class _PromptMean:
         inside = inside.to(hidden.device)
         # Padding may be NaN, so it is left out rather than multiplied by 0.
         part = torch.where(inside[..., None], hidden.float(), 0.0).sum(1)
-        count = inside.sum(1, keepdim=True)
-        if start == 0:
-            self._sum, self._count = part, count
-        else:
-            self._sum, self._count = self._sum + part, self._count + count
-
-    def mean(self) -> Float[Tensor, "rows hidden"]:
-        return self._sum / self._count
+        self.total = part if start == 0 else self.total + part
 
 
 def _require_prompts(positions: Positions) -> Prompts:
@@ -212,6 +212,24 @@ def _require_prompts(positions: Positions) -> Prompts:
             "call generate(), or run the model inside personality_vector.reading.reading(...)"
         )
     return prompts
+
+
+def owner_of(model: nn.Module, blocks: nn.ModuleList) -> nn.Module:
+    """Return the module that holds the stack of blocks and runs it."""
+    return next(m for m in model.modules() if any(child is blocks for child in m.children()))
+
+
+def _require_columns(model: Any, owner: nn.Module) -> None:
+    """Refuse a model in which a chunk does not say at which column it starts."""
+    why = ""
+    if getattr(model.config, "is_encoder_decoder", False):
+        why = "its prompt goes to an encoder"
+    elif "past_key_values" not in inspect.signature(owner.forward).parameters:
+        why = "its forward pass takes no past_key_values, so a step of decoding looks like a prompt"
+    elif any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
+        why = "its adapter puts virtual tokens in front of the prompt"
+    if why:
+        raise ModelError(f"{type(model).__name__} can be steered at positions all only: {why}")
 
 
 def _expanded(values: Tensor, rows: int, what: str) -> Tensor:

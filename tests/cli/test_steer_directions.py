@@ -47,6 +47,7 @@ def test_between_models_of_another_shape_is_refused(pvec, pico, prompts, tmp_pat
     ended = pvec("steer", "between", *models, "--prompts", prompts, "--out", tmp_path / "out")
     assert ended.code == 1
     assert ended.err.count("\n") == 1
+    assert all(str(model) in ended.err for model in models)
 
 
 def test_creativity_has_shipped_pairs_and_unit_length(pvec, pico, tmp_path):

@@ -150,6 +150,7 @@ def test_monitor_knows_whose_vector_it_is(pvec, saved, prompts, pico_tuned):
     words = ["steer", "monitor", saved("v"), "--prompts", prompts, "--max-new-tokens", 2]
     refused = pvec(*words, "--model", pico_tuned("llama"))
     assert refused.code == 1
+    assert "v: was extracted from model" in refused.err
     assert "add --another-model" in refused.err
     done = pvec(*words, "--model", pico_tuned("llama"), "--another-model", "--json")
     assert done.code == 0
@@ -173,6 +174,30 @@ def test_monitor_refuses_in_one_sentence(pvec, saved, prompts, pico, words, said
     assert ended.err.count("\n") == 1
 
 
+def test_the_last_layer_may_be_counted_from_the_end(pvec, saved, prompts, pico):
+    words = ["steer", "monitor", saved("v", (1, 2)), "--model", pico("llama"), "--prompts", prompts]
+    last, named = (pvec(*words, "--json", "--layer", layer) for layer in (-1, 2))
+    assert (last.code, last.err) == (0, "")
+    assert last.json["layer"] == 2
+    assert last.json == named.json
+    table = pvec(*words, "--layer", -1)
+    assert "projection on v, layer 2" in table.out
+
+
+def test_a_layer_without_a_direction_is_refused_before_a_reply(
+    pvec, saved, prompts, pico, monkeypatch
+):
+    def never(*_, **__):
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr("personality_vector.steering.monitor.projections", never)
+    monkeypatch.setattr("personality_vector.chat.generate_replies", never)
+    words = ["steer", "monitor", saved("v", (0, 1)), "--model", pico("llama")]
+    ended = pvec(*words, "--prompts", prompts, "--layer", -1)
+    assert ended.code == 1
+    assert "v: has no direction for layer 2" in ended.err
+
+
 def test_an_empty_file_of_prompts_is_refused(pvec, saved, tmp_path, pico):
     (tmp_path / "none.txt").write_text("\n  \n")
     ended = pvec(
@@ -185,3 +210,21 @@ def test_an_empty_file_of_prompts_is_refused(pvec, saved, tmp_path, pico):
 def test_json_is_printed_alone(pvec, saved, tmp_path):
     ended = pvec("steer", "fuse", saved("a"), "--out", tmp_path / "f", "--json")
     assert json.loads(ended.out)["out"] == str(tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ("1,nan", "--weights 1,nan: weights must be finite"),
+        ("1,.inf", "--weights 1,.inf: give numbers with commas between"),
+        ("1,-inf", "--weights 1,-inf: weights must be finite"),
+        ("1,yes", "--weights 1,yes: give numbers with commas between"),
+        ("1,", "--weights 1,: give numbers with commas between"),
+    ],
+)
+def test_weights_are_finite_numbers(pvec, saved, tmp_path, weights, said):
+    paths = [saved(name) for name in "ab"]
+    ended = pvec("steer", "fuse", *paths, "--out", tmp_path / "f", "--weights", weights)
+    assert ended.code == 1
+    assert said in ended.err
+    assert not (tmp_path / "f").exists()

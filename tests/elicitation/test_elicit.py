@@ -13,7 +13,7 @@ from personality_vector.elicitation import (
 )
 from personality_vector.elicitation.raters import open_rater
 from personality_vector.elicitation.rollouts import to_jsonl
-from personality_vector.errors import DataError, RecipeError, TraitError
+from personality_vector.errors import DataError, ModelError, RecipeError, TraitError
 from personality_vector.evaluation.judges.rating import Rating
 from personality_vector.steering import SteeringVector
 from tests.fake_endpoint import likely, serving
@@ -217,3 +217,20 @@ def test_a_recipe_without_a_persona_has_none(steer, tmp_path):
     )
     with pytest.raises(RecipeError, match="names no persona"):
         read_persona(recipe)
+
+
+@pytest.mark.parametrize(
+    ("layers", "error", "said"),
+    [
+        ([99], ModelError, "layer 99 does not exist"),
+        ([], DataError, "no layer is given"),
+        ([1, 1], DataError, "name the same block twice"),
+    ],
+)
+def test_layers_are_checked_before_anything_is_generated(steer, monkeypatch, layers, error, said):
+    def never(*_, **__):
+        raise AssertionError("a rollout was drawn")
+
+    monkeypatch.setattr("personality_vector.elicitation.pipeline.draw", never)
+    with pytest.raises(error, match=said):
+        extract_persona(steer(layers=layers))

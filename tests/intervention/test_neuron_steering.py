@@ -7,7 +7,7 @@ from math import exp
 import pytest
 import torch
 
-from personality_vector.errors import CheckpointError, DataError, RecipeError
+from personality_vector.errors import CheckpointError, DataError, ModelError, RecipeError
 from personality_vector.intervention import NeuronSet, NeuronSteering
 from personality_vector.models import decoder_blocks, load_model
 from personality_vector.reading import Prompts, reading
@@ -164,6 +164,20 @@ def test_half_the_neurons_are_raised_by_a_draw_that_a_seed_repeats(pico, neurons
 def test_a_probability_that_is_none_is_refused(neurons_of, keep):
     with pytest.raises(RecipeError, match="keep must be in"):
         NeuronSteering(neurons_of("llama"), keep=keep)
+
+
+def test_a_hook_that_another_tool_left_behind_is_refused(pico, neurons_of):
+    model = load_model(pico("llama"))
+    handle = decoder_blocks(model)[1].register_forward_hook(lambda _m, _a, out: out)
+    steering = NeuronSteering(neurons_of("llama"))
+    with (
+        pytest.raises(ModelError, match="block 1 already has something of tests"),
+        steering.applied(model, 1.0),
+    ):
+        pass
+    handle.remove()
+    with steering.applied(model, 1.0), steering.applied(model, 1.0):
+        pass
 
 
 # --- storage ---

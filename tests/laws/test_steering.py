@@ -154,6 +154,30 @@ def test_strengths_of_rows_are_independent(loaded, rows, family, clause, how):
     assert (mixed[0] - run(1.5)[0]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("sizes", [[9] + [1] * 12, [4, 4, 4, 4, 5]])
+@pytest.mark.parametrize("clause", CLAUSES)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_prompts_of_a_batch_end_where_they_end(loaded, rows, family, clause, sizes):
+    """Read in pieces, some of which are prompt for one row and response for another."""
+    model = loaded(family)
+    batch = torch.stack([rows[2][0], rows[2][0].flip(0), rows[2][0]])
+    batch[:, 1] = MARK
+    prompts = Prompts.of(batch, ends=[3, 7, 12])
+
+    def run(pieces: list[int]) -> Tensor:
+        cache, logits = None, []
+        for piece in batch.split(pieces, dim=1):
+            out = model(piece, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            logits.append(out.logits)
+        return torch.cat(logits, dim=1)
+
+    where = Positions.parse(clause)
+    with torch.no_grad(), reading(prompts), steered(model, directions_for(model), positions=where):
+        whole, in_pieces = run([21]), run(sizes)
+    assert (whole - in_pieces).abs().max() < TOLERANCE
+
+
 @pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_return_sequences": 2}])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_beams_and_samples_have_the_strength_of_their_row(loaded, rows, family, options):
@@ -209,9 +233,8 @@ def test_exactly_the_named_tokens_move(loaded, rows, family, clause):
     }[clause]
     last = len(decoder_blocks(model)) - 1
     direction = directions_for(model)[last]
-    before, after = (
-        outputs(model, ids, end, {last: d}, clause) for d in (0 * direction, direction)
-    )
+    steering = ActivationSteering(vector_for(model), [last], positions=Positions.parse(clause))
+    before, after = (outputs(model, ids, end, steering, strength) for strength in (0.0, 1.0))
     moved = before.clone()
     moved[list(expected)] += direction
     assert torch.equal(after, moved)
@@ -219,7 +242,7 @@ def test_exactly_the_named_tokens_move(loaded, rows, family, clause):
 
 @torch.no_grad()
 def outputs(
-    model: Any, ids: Tensor, end: int, directions: Mapping[int, Tensor], clause: str
+    model: Any, ids: Tensor, end: int, steering: ActivationSteering, strength: float
 ) -> Tensor:
     """Return what leaves the last block."""
     seen = []
@@ -227,7 +250,7 @@ def outputs(
     def record(_block: Any, _args: Any, output: Any) -> None:
         seen.append(output[0] if isinstance(output, tuple) else output)
 
-    with steered(model, directions, positions=Positions.parse(clause)):
+    with steering.applied(model, strength):
         handle = decoder_blocks(model)[-1].register_forward_hook(record)
         with reading(Prompts.of(ids[None], ends=[end])):
             model(ids[None])
@@ -342,7 +365,7 @@ def test_a_hook_that_somebody_left_behind_is_refused(loaded):
     model = loaded("llama")
     with (
         wrongly_steered(model, directions_for(model), last_position),
-        pytest.raises(ModelError, match=r"block 0 already has a hook of tests\.laws"),
+        pytest.raises(ModelError, match=r"block 0 already has something of tests\.laws"),
         steered(model, directions_for(model)),
     ):
         pytest.fail("the body must not run")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from personality_vector.errors import BaseMismatchError, DataError, ModelError, NonFiniteError
 from personality_vector.models import decoder_blocks, load_model
+from personality_vector.reading import Prompts, reading
 from personality_vector.rng import generator_for
 from personality_vector.steering import EDITS, Gate, Positions, resolve_layers, steered
 
@@ -77,11 +78,18 @@ def test_gradients_flow_through_an_addition():
     assert torch.equal(hidden.grad, torch.ones(1, 1, 4))
 
 
-def test_an_addition_of_zero_registers_nothing(llama):
-    with steered(llama, {0: torch.zeros(HIDDEN), 1: torch.ones(HIDDEN)}):
-        assert not decoder_blocks(llama)[0]._forward_hooks
-        assert len(decoder_blocks(llama)[1]._forward_hooks) == 1
+def test_a_direction_of_zero_is_refused(llama):
+    with (
+        pytest.raises(DataError, match="layer 0: the direction is zero"),
+        steered(llama, {0: torch.zeros(HIDDEN), 1: torch.ones(HIDDEN)}),
+    ):
+        pytest.fail("the body must not run")
     assert hooks_on(llama) == 0
+
+
+def test_no_direction_at_all_is_refused(llama):
+    with pytest.raises(DataError, match="no direction is given"), steered(llama, {}):
+        pytest.fail("the body must not run")
 
 
 @pytest.mark.parametrize("layer", [3, -1])
@@ -131,10 +139,12 @@ def test_a_strength_that_is_not_finite_is_refused(llama, bad):
         pytest.fail("the body must not run")
 
 
-def test_a_product_that_overflows_is_refused(llama):
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 1e30), ("float16", 300.0)])
+def test_a_product_that_the_dtype_cannot_hold_is_refused(pico, dtype, size):
+    model = load_model(pico("llama"), dtype=dtype)
     with (
-        pytest.raises(NonFiniteError, match="layer 0"),
-        steered(llama, {0: torch.full((HIDDEN,), 1e300, dtype=torch.float64)}, 1e300),
+        pytest.raises(NonFiniteError, match=rf"layer 0: .* more than torch.{dtype} can hold"),
+        steered(model, {0: torch.full((HIDDEN,), size)}, size),
     ):
         pytest.fail("the body must not run")
 
@@ -163,6 +173,93 @@ def test_a_plain_pass_has_to_say_where_its_prompt_ends(llama):
         pytest.raises(DataError, match="positions response: where the prompt ends is unknown"),
     ):
         llama(torch.ones(1, 4, dtype=torch.int64))
+
+
+def mamba() -> Any:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 32}
+    return MambaForCausalLM(MambaConfig(**sizes)).eval()
+
+
+def with_virtual_tokens() -> Any:
+    import peft
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(**sizes, intermediate_size=8, vocab_size=32)
+    tuned = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    return peft.get_peft_model(LlamaForCausalLM(config), tuned)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft's, of transformers 5
+@pytest.mark.parametrize(
+    ("make", "why"), [(mamba, "takes no past_key_values"), (with_virtual_tokens, "virtual tokens")]
+)
+def test_where_columns_cannot_be_told_only_all_is_possible(make, why):
+    with torch.random.fork_rng(devices=[]):
+        model = make()
+    directions = {0: torch.ones(8)}
+    with steered(model, directions):
+        assert hooks_on(model) >= 1
+    with (
+        pytest.raises(ModelError, match=f"at positions all only: .*{why}"),
+        steered(model, directions, positions=Positions.parse("response")),
+    ):
+        pytest.fail("the body must not run")
+
+
+def test_guidance_reads_without_the_prompt_and_is_refused(llama):
+    ids = torch.tensor([[5, 6, 7]])
+    with (
+        steered(llama, {0: torch.ones(HIDDEN)}, positions=Positions.parse("response")),
+        pytest.raises(DataError, match=r"guidance_scale 1\.5 reads every text a second time"),
+    ):
+        llama.generate(ids, guidance_scale=1.5, max_new_tokens=2)
+
+
+def test_strengths_of_rows_need_no_prompt_at_all_positions(llama):
+    with steered(llama, {0: torch.ones(HIDDEN)}, [1.0]):
+        assert "generate" not in vars(llama)
+
+
+def test_a_mask_from_inference_serves_training_too(llama):
+    """Of the same prompts and shape, so that it is remembered."""
+    ids = torch.tensor([[5, 6, 7, 8]])
+    where = Positions.parse("response")
+    with (
+        reading(Prompts.of(ids, ends=[2])),
+        steered(llama, {0: torch.ones(HIDDEN)}, positions=where),
+    ):
+        with torch.inference_mode():
+            llama(ids)
+        llama(ids).logits.sum().backward()
+    assert llama.lm_head.weight.grad is not None
+
+
+class Wrapper(nn.Module):
+    """A module around a block, as repeng puts one."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, *args: Any, **given: Any) -> Any:
+        return self.block(*args, **given)
+
+
+def test_what_another_tool_left_behind_is_refused(llama):
+    blocks, directions = decoder_blocks(llama), {0: torch.ones(HIDDEN)}
+    handle = blocks[1].mlp.register_forward_hook(lambda *_: None)
+    with pytest.raises(ModelError, match="block 1 already has something of"):
+        steered(llama, directions).__enter__()
+    handle.remove()
+    plain, blocks[2] = blocks[2], Wrapper(blocks[2])
+    with pytest.raises(ModelError, match="block 2 already has something of"):
+        steered(llama, directions).__enter__()
+    blocks[2] = plain
+    with steered(llama, directions), steered(llama, directions):
+        pass
 
 
 def gate(**changes: Any) -> Gate:

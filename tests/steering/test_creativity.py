@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from personality_vector.chat import (
     Generation,
@@ -319,6 +320,53 @@ def test_ways_of_generating_that_cannot_be_scored_are_refused(loaded, given, mes
     prompts = prompts_of(tokenizer)
     with scoring(model, direction_for(model), 1), pytest.raises(DataError, match=message):
         generate(model, prompts, **given)
+
+
+@pytest.mark.parametrize("by_position", [True, False])
+def test_what_a_given_configuration_leaves_open_is_the_models(loaded, monkeypatch, by_position):
+    """``generate`` fills the gaps of a configuration from the model's: here the end mark."""
+    model, tokenizer = loaded()
+    prompts = prompts_of(tokenizer)
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=END))
+    short = GenerationConfig(max_new_tokens=8, pad_token_id=0)
+    given = [prompts["input_ids"], short] if by_position else [prompts["input_ids"]]
+    named = {} if by_position else {"generation_config": short}
+    with scoring(model, direction_for(model), 1) as scores:
+        model.generate(
+            *given,
+            **named,
+            attention_mask=prompts["attention_mask"],
+            logits_processor=dictated(prompts, [2, 0, 8]),
+        )
+    assert [len(score.per_token) - 1 for score in scores] == [2, 0, 8]
+
+
+def test_a_configuration_given_by_position_counts(loaded):
+    model, tokenizer = loaded()
+    beams = GenerationConfig(max_new_tokens=2, pad_token_id=0, num_beams=2)
+    with scoring(model, direction_for(model), 1), pytest.raises(DataError, match="num_beams 2"):
+        model.generate(prompts_of(tokenizer)["input_ids"], beams)
+
+
+def test_an_end_mark_that_is_switched_off_ends_nothing(loaded, monkeypatch):
+    model, tokenizer = loaded()
+    prompts = prompts_of(tokenizer)
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=END))
+    with scoring(model, direction_for(model), 1) as scores:
+        rule = dictated(prompts, [2, 0, 8])
+        generate(model, prompts, new=6, logits_processor=rule, eos_token_id=None)
+    assert [len(score.per_token) - 1 for score in scores] == [6, 6, 6]
+
+
+def test_beams_of_the_models_own_configuration_are_refused(loaded, monkeypatch):
+    model, tokenizer = loaded()
+    prompts = prompts_of(tokenizer)
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(num_beams=3))
+    with scoring(model, direction_for(model), 1), pytest.raises(DataError, match="num_beams 3"):
+        model.generate(
+            prompts["input_ids"],
+            generation_config=GenerationConfig(max_new_tokens=2, pad_token_id=0),
+        )
 
 
 def test_embeddings_have_no_tokens_to_score(loaded):

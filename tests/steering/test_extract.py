@@ -232,10 +232,46 @@ def test_a_model_minus_itself_points_nowhere(loaded):
 
 def test_models_of_another_shape_are_not_compared(loaded):
     (base, tokenizer), (deeper, _) = loaded("phi"), loaded("llama")
-    with pytest.raises(TensorMismatchError, match=r"has layers \[2\]"):
-        SteeringVector.between(base, deeper, tokenizer, LOUD)
-    with pytest.raises(TensorMismatchError, match="are not of one residual stream"):
-        SteeringVector.between(base, loaded("mistral")[0], tokenizer, LOUD)
+    for other in (deeper, loaded("mistral")[0]):
+        with pytest.raises(TensorMismatchError) as refused:
+            SteeringVector.between(base, other, tokenizer, LOUD)
+        assert str(base.name_or_path) in str(refused.value)
+        assert str(other.name_or_path) in str(refused.value)
+
+
+def test_what_differs_between_two_models_is_said_before_they_read(loaded, monkeypatch):
+    (base, tokenizer), (other, _) = loaded("llama"), loaded("llama")
+    monkeypatch.setattr(
+        "personality_vector.steering.vector.chat_reader",
+        lambda *_: pytest.fail("a chat was read"),
+    )
+    monkeypatch.setattr(other.config, "vocab_size", 301)
+    with pytest.raises(TensorMismatchError, match=r"a vocabulary of 300, .* of 301;"):
+        SteeringVector.between(base, other, tokenizer, LOUD)
+    with pytest.raises(TensorMismatchError, match=r"2 blocks .* 3 blocks"):
+        SteeringVector.between(loaded("phi")[0], base, tokenizer, LOUD)
+
+
+@pytest.mark.parametrize("pooling", ["prompt_last", "prompt_mean"])
+@pytest.mark.parametrize("counts", [(3, 3), (3, 2)])
+def test_a_pooling_of_the_prompt_needs_other_prompts_on_either_side(loaded, pooling, counts):
+    asked = question("What are you like?")
+    high, low = (
+        [answered(asked, f"{word} {place}") for place in range(count)]
+        for word, count in zip(("Loud", "Quiet"), counts, strict=True)
+    )
+    with pytest.raises(DataError, match="both sides have the same prompts") as refused:
+        SteeringVector.extract(*loaded("llama"), high, low, pooling=pooling)
+    assert pooling in str(refused.value)
+    assert SteeringVector.extract(*loaded("llama"), high, low).counts == counts
+
+
+def test_prompts_that_differ_in_number_only_are_not_the_same(loaded):
+    one, other = ([question(text)] for text in ("Who are you?", "And at night?"))
+    vector = SteeringVector.extract(
+        *loaded("llama"), one * 2 + other, one + other * 2, pooling="prompt_last"
+    )
+    assert vector.counts == (3, 3)
 
 
 # creativity

@@ -77,6 +77,14 @@ def test_a_coefficient_that_steers_nothing_is_refused(tmp_path, coefficient, err
         export_gguf(_vector(1), tmp_path / "warm.gguf", coefficient=coefficient)
 
 
+def test_a_layer_is_given_once(tmp_path):
+    with pytest.raises(DataError, match=r"layers \[2, 2\] name the same block twice"):
+        export_gguf(_vector(1, 2), tmp_path / "warm.gguf", layers=[2, 2])
+    with pytest.raises(DataError, match="no layer is given"):
+        export_gguf(_vector(1, 2), tmp_path / "warm.gguf", layers=[])
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_a_control_vector_is_replaced_and_only_by_force(tmp_path):
     file = export_gguf(_vector(1), tmp_path / "warm.gguf")
     with pytest.raises(OutputExistsError, match="--force"):

@@ -195,7 +195,8 @@ def test_a_shift_of_interventions(loaded, pico, pico_tuned):
     steering = ActivationSteering(vector, [1])
     moved = finetuning_shift(base, steering.applied(base, -0.5), tokenizer, CHATS, vector, 1)
     assert moved == pytest.approx(-0.5 * vector.norm(1), abs=1e-4)
-    assert finetuning_shift(base, steered(base, {}), tokenizer, CHATS, vector, 1) == 0.0
+    nothing = steered(base, dict(vector.directions), 0.0)
+    assert finetuning_shift(base, nothing, tokenizer, CHATS, vector, 1) == 0.0
 
 
 def test_a_shift_of_a_prompt_is_that_of_the_edited_chats(loaded):

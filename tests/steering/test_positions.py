@@ -64,7 +64,7 @@ def test_token_zero_is_a_token():
     ["", "last 0", "last", "last -1", "first 2", "after", "after ", "all + ", "ALL", "last x"],
 )
 def test_a_clause_that_selects_nothing_is_refused(text):
-    with pytest.raises(RecipeError, match="select no token: write all, prompt, response, last N"):
+    with pytest.raises(RecipeError, match="select no token; a clause is all, prompt, response"):
         Positions.parse(text)
 
 

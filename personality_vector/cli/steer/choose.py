@@ -46,7 +46,9 @@ def _print(choice: "Choice", recipe: ChooseRecipe, out: Path) -> None:
     layers["rank"] = layers["rank"].astype("string").fillna("-")
     columns = ["coefficient", "share", "shift", "judge", "kl_to_base", "coherence", "usable"]
     curve = choice.curve_table().query("layer == @choice.layer")[columns]
+    seen = "which the vector may have been extracted from"
     print_frame(f"layers of {choice.label}", layers)
+    options.show(None, as_json=False, text=lambda: f"d' and auc on the {choice.part} part, {seen}")
     print_frame(f"strengths at layer {choice.layer}", curve)
     ends = f"{choice.lowest:.3g} to {choice.highest:.3g}"
     options.show(

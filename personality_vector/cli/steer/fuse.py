@@ -1,5 +1,6 @@
 """``pvec steer fuse``: some steering vectors become one."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -8,7 +9,7 @@ import typer
 
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
-from personality_vector.recipes.reading import override, parse_value
+from personality_vector.recipes.reading import override
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,10 +74,15 @@ def _options(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _numbers(text: str) -> list[float]:
-    values = parse_value(f"[{text}]")
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        raise RecipeError(f"--weights {text}: give numbers with commas between, such as 1,1,2")
-    return [float(value) for value in values]
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise RecipeError(
+            f"--weights {text}: give numbers with commas between, such as 1,1,2"
+        ) from error
+    if not all(map(math.isfinite, numbers)):
+        raise RecipeError(f"--weights {text}: weights must be finite, such as 1,1,2")
+    return numbers
 
 
 def _result(fused: "Fused", vectors: Sequence[Path], out: Path) -> dict[str, Any]:

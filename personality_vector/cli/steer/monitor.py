@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from personality_vector.cli import options
-from personality_vector.errors import BaseMismatchError, RecipeError
+from personality_vector.errors import RecipeError
 
 if TYPE_CHECKING:
     from personality_vector.chat import Chat
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.steering import SteeringVector
 
 _SHOWN = 48
 """Characters of a text in the table."""
+_REMEDY = "if one is fine-tuned from the other, add --another-model"
 
 
 def monitor(
@@ -48,14 +48,17 @@ def monitor(
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.data import read_prompts
     from personality_vector.models import load_model, load_tokenizer, resolve_device
-    from personality_vector.steering import SteeringVector
+    from personality_vector.steering import SteeringVector, resolve_layers
+    from personality_vector.steering.belonging import require_made_from
 
     texts = read_prompts(prompts)
     found, checkpoint = SteeringVector.load(vector), Checkpoint.open(model)
-    place = _layer(found, layer)
+    named = _layer(found, layer)
     if not another_model:
-        _require_same_model(found, checkpoint)
+        require_made_from(found.label, found.model, checkpoint, _REMEDY)
     loaded = load_model(checkpoint.path, dtype=dtype, device=resolve_device(device))
+    (place,) = resolve_layers(loaded, [named])
+    found.norm(place)  # refuses a layer without a direction before anything is read
     tokenizer = load_tokenizer(checkpoint.path)
     chats = [question(text, system=system) for text in texts]
     rows = _measured(loaded, tokenizer, chats, (found, place), (max_new_tokens, batch_size))
@@ -110,14 +113,6 @@ def _layer(vector: "SteeringVector", layer: int | None) -> int:
             f"{vector.label} has directions for layers {list(vector.layers)}; choose one by --layer"
         )
     return vector.layers[0]
-
-
-def _require_same_model(vector: "SteeringVector", checkpoint: "Checkpoint") -> None:
-    if vector.model not in ("", checkpoint.fingerprint.digest):
-        raise BaseMismatchError(
-            f"{vector.label} is of model {vector.model[:12]}, {checkpoint.path} is "
-            f"{checkpoint.fingerprint}; if one is fine-tuned from the other, add --another-model"
-        )
 
 
 def _print(title: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from personality_vector.intervention.protocol import require_finite
 from personality_vector.models import decoder_blocks
 from personality_vector.rng import generator_for
 from personality_vector.steering import Positions
-from personality_vector.steering.apply import Hook
+from personality_vector.steering.apply import Hook, require_no_strangers
 from personality_vector.steering.where import Where
 
 RESPONSE = Positions.parse("response")
@@ -67,13 +67,14 @@ class NeuronSteering:
         Cost: that of the chosen neurons, and one copy of the activations of steered passes.
 
         Raises:
-            ModelError: The model's neurons cannot be found.
+            ModelError: The model's neurons cannot be found, or another tool left a hook on it.
             BaseMismatchError: It has not these neurons.
             NonFiniteError: Gamma is not finite.
             DataError: Where the prompt ends is unknown; see :func:`steered`.
         """
         require_finite(self.label, gamma)
         sites = neuron_sites(model)
+        require_no_strangers(model)
         self.neurons.require_fit(sites)
         raised, silenced = self.neurons.positive, self.neurons.negative
         if gamma < 0:

@@ -15,12 +15,12 @@ from personality_vector.steering.bake.base import (
     asked_shifts,
     read_config,
     require_vector_of,
-    resolved_layers,
 )
 from personality_vector.steering.bake.card import bake_card
 from personality_vector.steering.bake.exports import EXPORTS, Export, ablation_export
 from personality_vector.steering.bake.proof import Proof, prove
 from personality_vector.steering.bake.routes import RouteName, route_for
+from personality_vector.steering.layers import resolved
 from personality_vector.steering.vector import SteeringVector
 
 log = logging.getLogger(__name__)
@@ -122,9 +122,9 @@ def bake_ablation(
     chosen = route_for(config, "ablate")
     require_vector_of(vector, checkpoint, config)
     base = Base.of(checkpoint, config, chosen.family)
-    (resolved,) = resolved_layers([layer], base.layers)
-    export = ablation_export(base, vector[resolved])
-    asked = {"layers": [resolved], "coefficient": None, "route": chosen.name}
+    (place,) = resolved([layer], base.layers)
+    export = ablation_export(base, vector[place])
+    asked = {"layers": [place], "coefficient": None, "route": chosen.name}
     return _publish(base, export, Path(out), {**asked, "vector": _described(vector)}, force=force)
 
 

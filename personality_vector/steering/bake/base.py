@@ -18,6 +18,8 @@ from personality_vector.errors import (
     NonFiniteError,
 )
 from personality_vector.steering.bake.families import Family
+from personality_vector.steering.belonging import require_made_from
+from personality_vector.steering.layers import resolved
 from personality_vector.steering.vector import SteeringVector
 
 Shifts = Mapping[int, Float[Tensor, " hidden"]]
@@ -109,15 +111,11 @@ def require_vector_of(vector: SteeringVector, checkpoint: Checkpoint, config: An
     Raises:
         BaseMismatchError: It was extracted from another model, or has another width.
     """
-    found = checkpoint.fingerprint.digest
-    if vector.model not in ("", found):
-        raise BaseMismatchError(
-            f"{vector.label or 'the vector'} is of model {vector.model[:12]}, "
-            f"{checkpoint.path} is {found[:12]}; bake it into the model that it was extracted from"
-        )
+    label = vector.label or "the vector"
+    require_made_from(label, vector.model, checkpoint)
     if vector.hidden != config.hidden_size:
         raise BaseMismatchError(
-            f"{vector.label or 'the vector'} is {vector.hidden} wide, the residual stream of "
+            f"{label} is {vector.hidden} wide, the residual stream of "
             f"{checkpoint.path} {config.hidden_size}"
         )
 
@@ -139,29 +137,9 @@ def asked_shifts(
         raise DataError("coefficient 0 is the model itself: there is nothing to bake")
     shifts = {
         layer: coefficient * vector[layer]
-        for layer in resolved_layers(layers, int(config.num_hidden_layers))
+        for layer in resolved(layers, int(config.num_hidden_layers))
     }
     for layer, shift in shifts.items():
         if not torch.isfinite(shift).all():
             raise NonFiniteError(f"layer {layer}: {coefficient:g} times the vector overflows")
     return shifts
-
-
-def resolved_layers(layers: Sequence[int], count: int) -> tuple[int, ...]:
-    """Return 0-based layers of a model of ``count`` blocks; ``-1`` is the last.
-
-    Raises:
-        ModelError: The model has no such block.
-        DataError: No layer is given, or one twice.
-    """
-    if not layers:
-        raise DataError("no layer is given; name at least one decoder block, such as --layer 12")
-    for layer in layers:
-        if not -count <= layer < count:
-            raise ModelError(
-                f"layer {layer} does not exist: this model has {count} blocks, 0 to {count - 1}"
-            )
-    found = tuple(layer % count for layer in layers)
-    if len(set(found)) < len(found):
-        raise DataError(f"layers {list(layers)} of {count} blocks name the same block twice")
-    return found

@@ -9,6 +9,9 @@ from personality_vector.steering.bake.families import Family, family_of
 
 RouteName = Literal["bias", "convert", "adapter", "ablate"]
 
+_ADDING: tuple[RouteName, ...] = ("bias", "convert", "adapter")
+"""Routes that add a vector, in the order in which they are tried; ``ablate`` takes one out."""
+
 _ROPES = ("default", "linear", "dynamic", "yarn", "llama3")
 """Rotary embeddings that Qwen2, Mistral and Llama take from one shared function."""
 
@@ -41,10 +44,9 @@ def route_for(config: Any, wanted: str = "auto") -> Route:
         RecipeError: There is no route of that name.
     """
     if wanted != "auto" and wanted not in ROUTES:
-        raise RecipeError(f"route {wanted!r} is unknown; there are auto, {', '.join(ROUTES)}")
+        raise RecipeError(f"route {wanted!r} is unknown; there are auto, {', '.join(_ADDING)}")
     family = family_of(config)
-    tried: tuple[RouteName, ...] = ("bias", "convert", "adapter")
-    names = tried if wanted == "auto" else tuple(name for name in ROUTES if name == wanted)
+    names = _ADDING if wanted == "auto" else tuple(name for name in ROUTES if name == wanted)
     obstacles = {name: ROUTES[name](family, config) for name in names}
     for name, obstacle in obstacles.items():
         if not obstacle:

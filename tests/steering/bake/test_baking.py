@@ -229,6 +229,7 @@ def test_families_without_a_route_are_refused(family, pico, vector_of, tmp_path)
         ([-4], 1.0, ModelError, "3 blocks, 0 to 2"),
         ([], 1.0, DataError, "no layer"),
         ([2, -1], 1.0, DataError, "twice"),
+        ([1, 1], 1.0, DataError, "twice"),
         ([0], 1.0, TensorMismatchError, "no direction for layer 0"),
         ([1], 1e-9, DataError, "no proof tells"),
     ],
@@ -244,7 +245,9 @@ def test_what_cannot_be_baked_is_refused(
 
 def test_a_vector_of_another_model_is_refused(pico, vector_of, tmp_path):
     llama, phi3 = pico("llama"), pico("phi3")
-    with pytest.raises(BaseMismatchError, match="extracted from"):
+    with pytest.raises(
+        BaseMismatchError, match=r"warm: was extracted from model .*, but .* is model"
+    ):
         bake(vector_of(phi3, 1), llama, [1], 1.0, tmp_path / "out")
     unknown = replace(vector_of(phi3, 1), model="")
     with pytest.raises(BaseMismatchError, match="32 wide"):

@@ -1,0 +1,60 @@
+"""What belongs together: a vector and its model, and two models of one residual stream."""
+
+from typing import Any
+
+from torch import nn
+
+from personality_vector.checkpoint import Checkpoint
+from personality_vector.errors import BaseMismatchError, TensorMismatchError
+from personality_vector.models import decoder_blocks, hidden_size, text_config
+
+
+def require_made_from(
+    what: object,
+    model: str,
+    checkpoint: Checkpoint,
+    remedy: str = "use it with the model that it was extracted from",
+) -> None:
+    """Check that something was extracted from this model.
+
+    Args:
+        what: Its file or label, for the message.
+        model: Hex digest of the fingerprint of the model it came from; "" where that is unknown,
+            and nothing is refused.
+        checkpoint: The model that it is to be used with.
+        remedy: What would be right.
+
+    Raises:
+        BaseMismatchError: It was extracted from another one.
+    """
+    if model not in ("", checkpoint.fingerprint.digest):
+        raise BaseMismatchError(
+            f"{what}: was extracted from model {model[:12]}, but {checkpoint.path} is model "
+            f"{checkpoint.fingerprint}; {remedy}"
+        )
+
+
+def require_one_stream(base: nn.Module, tuned: nn.Module) -> None:
+    """Check that two models have the same depth, width and vocabulary.
+
+    Raises:
+        TensorMismatchError: They have not, so that no activation of one can be taken from the
+            other's.
+    """
+    shapes = [_shape(model) for model in (base, tuned)]
+    if shapes[0] != shapes[1]:
+        one, other = (
+            f"{_name(model)} has {layers} blocks of width {width} and a vocabulary of {words}"
+            for model, (layers, width, words) in zip((base, tuned), shapes, strict=True)
+        )
+        raise TensorMismatchError(
+            f"{one}, {other}; only a model and what was fine-tuned from it can be subtracted"
+        )
+
+
+def _shape(model: nn.Module) -> tuple[int, int, int]:
+    return len(decoder_blocks(model)), hidden_size(model), int(text_config(model).vocab_size)
+
+
+def _name(model: Any) -> str:
+    return getattr(model, "name_or_path", "") or type(model).__name__
