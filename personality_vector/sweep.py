@@ -157,10 +157,9 @@ def by_strength(results: Results) -> pd.DataFrame:
     shown = frame[frame["measure"].isin(["probe", "judge"])]
     shown = shown[shown["intervention"].isin([BASE, *labels_of(results)])]
     names = shown["trait"] + " " + shown["measure"]
-    table = shown.assign(name=names).pivot_table(
-        index=["intervention", "strength"], columns="name", values="value", sort=False
-    )
-    return table.reset_index().rename_axis(columns=None)
+    keys = ["intervention", "strength", "name"]
+    values = shown.assign(name=names).set_index(keys)["value"].astype(float)
+    return values.unstack("name", sort=False).reset_index().rename_axis(columns=None)
 
 
 def labels_of(results: Results) -> list[str]:

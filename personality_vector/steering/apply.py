@@ -38,14 +38,15 @@ Edit = Callable[[Hidden, Float32[Tensor, " hidden"], Amount], Hidden]
 
 def added(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
     """Return ``h + strength * v``; the product is rounded once, to the dtype of ``h``."""
-    return hidden + (strength * direction).to(hidden.dtype)
+    moved: Tensor = hidden + (strength * direction).to(hidden.dtype)
+    return moved
 
 
 def added_keeping_norm(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
     """Return ``h' * |h| / |h'|`` with ``h' = h + strength * v``, in float32, rounded once."""
     moved = hidden.float() + strength * direction
     before, after = (h.float().norm(dim=-1, keepdim=True) for h in (hidden, moved))
-    kept = moved * (before / after.clamp_min(torch.finfo(torch.float32).tiny))
+    kept: Tensor = moved * (before / after.clamp_min(torch.finfo(torch.float32).tiny))
     return kept.to(hidden.dtype)
 
 
@@ -53,7 +54,8 @@ def ablated(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
     """Return ``h - strength * (h . q) q`` with ``q = v / |v|``; 1 removes the direction."""
     unit = direction / direction.norm()
     along = (hidden.float() @ unit)[..., None] * unit
-    return (hidden.float() - strength * along).to(hidden.dtype)
+    left: Tensor = hidden.float() - strength * along
+    return left.to(hidden.dtype)
 
 
 EDITS: dict[How, Edit] = {
