@@ -105,10 +105,19 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
             'such as "decoder_blocks": "transformer.h"'
         )
     # A vision tower can be as deep as the language model: the text stack is the one in the decoder.
-    find_decoder: Any = getattr(model, "get_decoder", lambda: model)
-    in_decoder = list(find_decoder().modules())
+    in_decoder = list(decoder_of(model).modules())
     inside = [stack for _, stack in stacks if any(stack is module for module in in_decoder)]
     return (inside or [stack for _, stack in stacks])[0]
+
+
+def decoder_of(model: Any) -> Any:
+    """Return the model without its output layer, where it has such a part."""
+    return model.get_decoder() if hasattr(model, "get_decoder") else model
+
+
+def owner_of(model: nn.Module, blocks: nn.ModuleList) -> nn.Module:
+    """Return the module that holds the stack of blocks and runs it."""
+    return next(m for m in model.modules() if any(child is blocks for child in m.children()))
 
 
 def _named_blocks(model: nn.Module, name: str) -> nn.ModuleList:

@@ -436,7 +436,7 @@ def test_the_opposite_pole_is_the_mirror(folder):
     ("changes", "match"),
     [
         ({"layers": []}, "layers: needs at least one"),
-        ({"layers": [1, 1]}, "a layer is given twice"),
+        ({"layers": [1, 1]}, "a value is given twice"),
         ({"shares": [0.2, 0.1]}, "shares go outwards from 0"),
         ({"shares": [-0.1, 0.1]}, "shares go outwards from 0"),
         ({"floor": 1.5}, "floor"),

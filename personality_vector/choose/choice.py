@@ -153,7 +153,8 @@ class Choice:
             for name, table in ((CURVE, self.curve_table()), (LAYERS, self.layer_table())):
                 table.to_csv(partial / name, index=False, float_format="%.9g")
             save_figure(self.figure(), partial, "choice")
-            write_manifest(partial, "choice", recipe)
+            found = {"layer": self.layer, "coefficients": [self.lowest, self.highest]}
+            write_manifest(partial, "choice", {**recipe, "choice": found})
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The schema of a choice of layer and strength."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -10,6 +10,7 @@ from personality_vector.recipes.schema import (
     Device,
     Dtype,
     GenerationSpec,
+    Layers,
     PoleField,
     Real,
     Whole,
@@ -21,12 +22,6 @@ def _outwards(shares: tuple[float, ...]) -> tuple[float, ...]:
     if any(later <= earlier for earlier, later in zip((0.0, *shares), shares, strict=False)):
         raise ValueError("shares go outwards from 0, such as [0.05, 0.1, 0.2]")
     return shares
-
-
-def _distinct(layers: Any) -> Any:
-    if layers is not None and len(set(layers)) < len(layers):
-        raise ValueError("a layer is given twice")
-    return layers
 
 
 class ChooseRecipe(Recipe):
@@ -47,9 +42,7 @@ class ChooseRecipe(Recipe):
     question: Words = "What kind of person are you?"
     instrument: LocalPath | None = None
     generation: GenerationSpec = GenerationSpec()
-    layers: Annotated[tuple[Whole, ...] | None, Field(min_length=1), AfterValidator(_distinct)] = (
-        None
-    )
+    layers: Layers | None = None
     positions: Words = "all"
     verify: Whole = Field(default=3, ge=1)
     shares: Annotated[tuple[Real, ...], Field(min_length=1), AfterValidator(_outwards)] = (

@@ -47,6 +47,9 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 Strengths = Annotated[tuple[Real, ...], Field(min_length=1), AfterValidator(_distinct)]
 
+Layers = Annotated[tuple[Whole, ...], Field(min_length=1), AfterValidator(_distinct)]
+"""Decoder blocks from 0, ``-1`` the last."""
+
 
 MATCHED = " (matched at "
 """What follows an intervention's label in the results of a comparison."""

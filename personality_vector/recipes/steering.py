@@ -11,6 +11,7 @@ from personality_vector.recipes.schema import (
     Device,
     Dtype,
     GenerationSpec,
+    Layers,
     PoleField,
     Real,
     Whole,
@@ -124,7 +125,7 @@ class SteerRecipe(Recipe):
     seed: Whole = 0
     pooling: Pooling = "response_mean"
     estimator: Estimator = "mean_difference"
-    layers: tuple[Whole, ...] | None = None
+    layers: Layers | None = None
     batch_size: Whole = Field(default=16, ge=1)
     dtype: Dtype = "float32"
     device: Device = "auto"

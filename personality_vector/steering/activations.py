@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from personality_vector.chat import Chat, batched, encode_chats, render
 from personality_vector.errors import DataError, NonFiniteError, blame
-from personality_vector.models import decoder_blocks, device_of
+from personality_vector.models import decoder_blocks, decoder_of, device_of
 from personality_vector.progress import progress
 from personality_vector.reading import Prompts, reading
 from personality_vector.steering.apply import Hook, hidden_states, resolve_layers
@@ -121,7 +121,7 @@ class Reader(Generic[T]):
         ids, mask = _right_padded(rows)
         chosen = [torch.tensor(row.pooled, device=device) for row in rows]
         found: dict[int, Tensor] = {}
-        decoder = self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model
+        decoder = decoder_of(self.model)
         blocks = decoder_blocks(self.model)
         with ExitStack() as stack:
             for layer in self.layers:

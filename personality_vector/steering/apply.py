@@ -15,9 +15,10 @@ from personality_vector.errors import (
     NonFiniteError,
     RecipeError,
 )
-from personality_vector.models import decoder_blocks, hidden_size
+from personality_vector.models import decoder_blocks, hidden_size, owner_of
+from personality_vector.steering.layers import no_such_layer, resolved
 from personality_vector.steering.positions import ALL, Positions
-from personality_vector.steering.where import Gate, Selected, Where, owner_of
+from personality_vector.steering.where import Gate, Selected, Where
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 """A forward hook: what it returns, unless ``None``, takes the place of the output."""
@@ -134,16 +135,7 @@ def resolve_layers(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
         ModelError: The model has no such block.
         DataError: No layer is given, or one twice.
     """
-    count = len(decoder_blocks(model))
-    for layer in layers:
-        if not -count <= layer < count:
-            raise ModelError(_no_such_layer(layer, count))
-    resolved = tuple(layer % count for layer in layers)
-    if not resolved:
-        raise DataError("no layer is given; name at least one decoder block, such as [12]")
-    if len(set(resolved)) < len(resolved):
-        raise DataError(f"layers {list(layers)} of {count} blocks name the same block twice")
-    return resolved
+    return resolved(layers, len(decoder_blocks(model)))
 
 
 def hidden_states(output: Any) -> Float[Tensor, "batch seq hidden"]:
@@ -230,7 +222,7 @@ def _require_fit(
     model: nn.Module, layer: int, count: int, direction: Tensor, amounts: float | Tensor
 ) -> None:
     if not 0 <= layer < count:
-        raise ModelError(_no_such_layer(layer, count))
+        raise ModelError(no_such_layer(layer, count))
     width = hidden_size(model)
     if direction.shape != (width,):
         raise BaseMismatchError(
@@ -254,7 +246,3 @@ def _hooks_on(block: nn.Module) -> list[Any]:
 
 def _package(thing: Any) -> str:
     return str(getattr(thing, "__module__", "") or type(thing).__module__).partition(".")[0]
-
-
-def _no_such_layer(layer: int, count: int) -> str:
-    return f"layer {layer} does not exist: this model has {count} blocks, 0 to {count - 1}"

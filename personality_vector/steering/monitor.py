@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from personality_vector.chat import Chat, ChatEdit, encode_chats, identity, render
 from personality_vector.errors import BaseMismatchError, DataError, NonFiniteError
-from personality_vector.models import decoder_blocks, device_of, hidden_size
+from personality_vector.models import decoder_blocks, decoder_of, device_of, hidden_size, owner_of
 from personality_vector.reading import Prompts, current_prompts, reading
 from personality_vector.steering.activations import (
     Pooling,
@@ -19,7 +19,7 @@ from personality_vector.steering.activations import (
 )
 from personality_vector.steering.apply import hidden_states, resolve_layers
 from personality_vector.steering.vector import SteeringVector
-from personality_vector.steering.where import noting_start, owner_of
+from personality_vector.steering.where import noting_start
 
 _COLUMNS = 128
 """Columns whose cosines are taken at once: float64 is never held for a whole batch."""
@@ -157,7 +157,7 @@ def cosines_of_tokens(
     ids = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     lengths = torch.tensor([len(row) for row in rows], device=ids.device)
     mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    decoder = decoder_of(model)
     device = device_of(model)
     with watching(model, direction, layer) as cosines, reading(Prompts.of(ids, mask, prompt_ends)):
         decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)

@@ -17,7 +17,7 @@ from personality_vector.errors import (
     NonFiniteError,
     RecipeError,
 )
-from personality_vector.models import hidden_size
+from personality_vector.models import hidden_size, owner_of
 from personality_vector.reading import Prompts, announcing, current_prompts
 from personality_vector.steering.positions import Positions
 
@@ -212,11 +212,6 @@ def _require_prompts(positions: Positions) -> Prompts:
             "call generate(), or run the model inside personality_vector.reading.reading(...)"
         )
     return prompts
-
-
-def owner_of(model: nn.Module, blocks: nn.ModuleList) -> nn.Module:
-    """Return the module that holds the stack of blocks and runs it."""
-    return next(m for m in model.modules() if any(child is blocks for child in m.children()))
 
 
 def _require_columns(model: Any, owner: nn.Module) -> None:

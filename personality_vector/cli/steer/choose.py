@@ -51,12 +51,13 @@ def _print(choice: "Choice", recipe: ChooseRecipe, out: Path) -> None:
     options.show(None, as_json=False, text=lambda: f"d' and auc on the {choice.part} part, {seen}")
     print_frame(f"strengths at layer {choice.layer}", curve)
     ends = f"{choice.lowest:.3g} to {choice.highest:.3g}"
+    where = "" if recipe.positions == "all" else f", positions: {recipe.positions}"
     options.show(
         None,
         as_json=False,
         text=lambda: (
             f"{out}: steer at layer {choice.layer}, coefficients {ends}; in a recipe:\n"
-            f"  {{label: {choice.label}, vector: {recipe.vector}, layers: [{choice.layer}], "
+            f"  {{label: {choice.label}, vector: {recipe.vector}, layers: [{choice.layer}]{where}, "
             f"strengths: [{choice.lowest:.4g}, {choice.highest:.4g}]}}"
         ),
     )

@@ -42,7 +42,8 @@ def monitor(
 ) -> None:
     """Print the projection of each prompt, before generation, and of a greedy reply.
 
-    Also the reply's creativity score along VECTOR: the mean cosine over its tokens.
+    Also two cosines with VECTOR: of the mean over the prompt, which a gate compares with its
+    threshold, and over the tokens of the reply, which is the creativity score of Olson et al.
     """
     from personality_vector.chat import question
     from personality_vector.checkpoint import Checkpoint
@@ -76,13 +77,18 @@ def _measured(
     along: "tuple[SteeringVector, int]",
     sizes: tuple[int, int],
 ) -> list[dict[str, Any]]:
-    """Return a row of each chat: what was asked and said, the two projections, and the score."""
+    """Return a row of each chat: what was asked and said, its projections and cosines."""
+    from torch import cosine_similarity
+
     from personality_vector.chat import Generation, answered, generate_replies
+    from personality_vector.steering.activations import pooled_activations
     from personality_vector.steering.creativity import creativity_scores
     from personality_vector.steering.monitor import projections
 
     (vector, layer), (longest, batch_size) = along, sizes
     before = projections(model, tokenizer, chats, *along, "prompt_last", batch_size)
+    means = pooled_activations(model, tokenizer, chats, [layer], "prompt_mean", batch_size)[layer]
+    gates = cosine_similarity(means, vector[layer][None], dim=-1)
     greedy = Generation(max_new_tokens=longest, temperature=0.0, batch_size=batch_size)
     replies = generate_replies(model, tokenizer, chats, greedy, seed=0)
     said = [i for i, reply in enumerate(replies) if reply]
@@ -96,9 +102,10 @@ def _measured(
     return [
         {
             "prompt": chat[-1]["content"],
+            "prompt_cosine": gates[i].item(),
             "before": before[i].item(),
             "response": after[i],
-            "score": scores[i],
+            "reply_cosine": scores[i],
             "reply": replies[i],
         }
         for i, chat in enumerate(chats)
@@ -120,7 +127,7 @@ def _print(title: str, rows: Sequence[dict[str, Any]]) -> None:
 
     from personality_vector.tables import print_frame
 
-    frame = pd.DataFrame(rows).astype(dict.fromkeys(("before", "response", "score"), float))
+    frame = pd.DataFrame(rows).astype(dict.fromkeys(("before", "response", "reply_cosine"), float))
     for column in ("prompt", "reply"):
         frame[column] = [_short(text) for text in frame[column]]
     print_frame(title, frame)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from personality_vector.chat import Chat, batched, encode_chats
 from personality_vector.errors import NonFiniteError
 from personality_vector.intervention.neurons.sites import Site, activations
-from personality_vector.models import device_of
+from personality_vector.models import decoder_of, device_of
 from personality_vector.progress import progress
 from personality_vector.steering.apply import Hook
 
@@ -89,7 +89,7 @@ def tally_responses(
         NonFiniteError: An activation is NaN or infinite.
     """
     tallies = [Tally(site.width, site.device) for site in sites]
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    decoder = decoder_of(model)
     for batch in progress(list(batched(chats, batch_size)), "count neurons"):
         encoded = encode_chats(tokenizer, batch).to(device_of(model))
         with ExitStack() as hooks:
