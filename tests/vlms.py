@@ -200,6 +200,7 @@ def _text_model(family: str, **sizes: Any) -> Any:
     kind = _FAMILIES[family]
     config = AutoConfig.for_model(kind.text, **{**_TEXT, **kind.own_text, **sizes})
     with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     _add_noise(model, "text", 1.0)
     return model
@@ -216,6 +217,7 @@ def _vlm(family: str) -> Any:
         **kind.own,
     )
     with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(0)
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     _add_noise(model, "vision", 1.0)
     model.get_decoder().load_state_dict(text.get_decoder().state_dict())

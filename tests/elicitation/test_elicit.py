@@ -223,8 +223,9 @@ def test_a_recipe_without_a_persona_has_none(steer, tmp_path):
     ("layers", "error", "said"),
     [
         ([99], ModelError, "layer 99 does not exist"),
-        ([], DataError, "no layer is given"),
-        ([1, 1], DataError, "name the same block twice"),
+        ([], RecipeError, "layers: needs at least one"),
+        ([1, 1], RecipeError, "layers: a value is given twice"),
+        ([1, -2], DataError, "name the same block twice"),
     ],
 )
 def test_layers_are_checked_before_anything_is_generated(steer, monkeypatch, layers, error, said):

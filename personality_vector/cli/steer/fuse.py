@@ -105,15 +105,20 @@ def _print(fused: "Fused", out: Path, *, per_layer: bool) -> None:
     norms = ", ".join(f"{vector.norm(layer):.3g}" for layer in vector.layers)
     text = f"{out}: {vector.label}, {len(vector.layers)} layers, norm {norms}"
     options.show(None, as_json=False, text=lambda: text)
-    print_frame("share of the fused vector", _frame(fused.overall).drop(columns="layer"))
+    count = len(fused.overall)
+    print_frame("share of the fused vector", _frame(fused.overall, count).drop(columns="layer"))
     if per_layer:
         layers = [share for share in fused.shares if share.layer is not None]
-        print_frame("share of the fused vector, by layer", _frame(layers))
+        print_frame("share of the fused vector, by layer", _frame(layers, count))
 
 
-def _frame(shares: "Sequence[Share]") -> "pd.DataFrame":
+def _frame(shares: "Sequence[Share]", vectors: int) -> "pd.DataFrame":
+    """Return a row of each share; vectors are numbered, since two may have one label."""
     import pandas as pd
 
-    columns = ("label", "layer", "weight", "norm", "share", "cosine")
-    rows = [[getattr(share, column) for column in columns] for share in shares]
-    return pd.DataFrame(rows, columns=["vector", *columns[1:]])
+    columns = ("layer", "weight", "norm", "share", "cosine")
+    rows = [
+        [f"{index % vectors + 1} {share.label}", *(getattr(share, column) for column in columns)]
+        for index, share in enumerate(shares)
+    ]
+    return pd.DataFrame(rows, columns=["vector", *columns])
