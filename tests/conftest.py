@@ -95,6 +95,11 @@ _CONFIGS: dict[str, dict[str, Any]] = {
 Pico = Callable[..., Path]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def pico(tmp_path_factory: pytest.TempPathFactory) -> Pico:
     """Return ``pico(family, dtype="float32")``: the directory of a checkpoint, made once.
