@@ -119,18 +119,26 @@ def require_strengths(opened: Intervention, strengths: Sequence[float]) -> None:
 
 
 def require_layers(given: InterventionSpec, base: Checkpoint) -> None:
-    """Check the layers of a vector before a model is loaded.
+    """Check the layers of a vector, and that of its gate, before a model is loaded.
 
     Raises:
-        ModelError: The base has no such layer.
+        ModelError: The base has no such layer, or the gate lies behind a steered one.
     """
     count = base.config.get("text_config", base.config).get("num_hidden_layers")
-    for layer in given.layers:
-        if isinstance(count, int) and not -count <= layer < count:
+    if not isinstance(count, int):
+        return
+    for layer in (*given.layers, *([given.gate.layer] if given.gate else [])):
+        if not -count <= layer < count:
             raise ModelError(
                 f"{given.label}: layer {layer} is not one of the {count} decoder blocks of "
                 f"{base.path}, numbered from 0"
             )
+    first = min((layer % count for layer in given.layers), default=count)
+    if given.gate and given.gate.layer > first:
+        raise ModelError(
+            f"{given.label}: the gate at layer {given.gate.layer} lies behind the first steered "
+            f"layer, {first}; move it to {first} or before"
+        )
 
 
 def require_held_out(given: InterventionSpec, measure: MeasureSpec) -> None:

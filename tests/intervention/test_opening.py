@@ -240,6 +240,13 @@ def test_a_layer_that_the_base_has_not_is_refused_before_a_model_is_loaded(recip
         spec_of(recipe(interventions=[{"label": "x", "vector": "vector", "layers": [3]}]))
 
 
+def test_a_gate_behind_what_it_opens_is_refused_before_a_model_is_loaded(recipe):
+    gate = {**GATE, "layer": 2}
+    spec = {"label": "x", **VECTOR, "layers": [-1, 1], "positions": "response", "gate": gate}
+    with pytest.raises(ModelError, match="at layer 2 lies behind the first steered layer, 1"):
+        spec_of(recipe(interventions=[spec]))
+
+
 def test_a_comparison_takes_every_prompt_at_a_step(recipe, tmp_path):
     """A prompt between two steps would be refused."""
     with sweep(recipe(), tmp_path / "sweep") as results:
