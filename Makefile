@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/pvec demo --out runs/demo
 
 test: $(VENV)/installed
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -25,8 +25,8 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 
 # Each prints its table. They need a quiet machine, some 25 GB of disk, and mergekit's own merges
-# take minutes. The last needs a model and statements that are not in this repository; without
-# them the one before it takes the embedded model.
+# take minutes. benchmarks/big5.py needs a model and statements that are not in this repository;
+# without them steering/big5.py takes the embedded model.
 bench: bench-merging bench-steering
 	$(BIN)/python tests/benchmarks/big5.py --base ../shared/models/persona-tiny \
 		--statements ../shared/data/big5_statements --out runs/big5
@@ -38,7 +38,7 @@ bench-merging: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/merging/memory.py --folder runs/bench
 
 bench-steering: $(VENV)/installed
-	$(BIN)/python tests/benchmarks/steering/overhead.py
+	$(BIN)/python tests/benchmarks/steering/overhead.py --repeats 31
 	$(BIN)/python tests/benchmarks/steering/big5.py --out runs/bench/steering
 
 clean:

@@ -1,5 +1,6 @@
 """Weights versus activations versus prompts, at matched effect."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -142,8 +143,9 @@ def matched_effect(results: Results, pole: Pole) -> pd.DataFrame:
 
 
 def remarks(results: Results, pole: Pole) -> list[str]:
-    """Return what the table does not show: who set the targets, and who has no row, and why."""
-    reaches = {label: reach(curve) for label, curve in shifts(results, pole).items()}
+    """Return what the table does not show: who set the targets, and who is near none of them."""
+    curves = shifts(results, pole)
+    reaches = {label: reach(curve) for label, curve in curves.items()}
     moving = {label: found for label, found in reaches.items() if found > 0}
     if not moving:
         return []
@@ -153,8 +155,10 @@ def remarks(results: Results, pole: Pole) -> list[str]:
         f"the furthest that {weakest} reaches"
     ]
     table = matched_effect(results, pole)
-    for target, rows in table.groupby("target"):
-        absent = [label for label in reaches if label not in set(rows["intervention"])]
+    found = {} if table.empty else dict(table.groupby("target")["intervention"].agg(set))
+    for target in targets_of(list(curves.values()), int(results.spec["points"])):
+        met = [labels for known, labels in found.items() if math.isclose(known, target)]
+        absent = [label for label in reaches if not any(label in labels for labels in met)]
         if absent:
             said.append(f"at {target:.3g} no strength of {', '.join(absent)} is near")
     return said

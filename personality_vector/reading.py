@@ -4,7 +4,8 @@ A forward pass sees tokens, not roles. Whoever runs the model inside :func:`read
 columns are the prompt; :func:`announcing` lets ``generate`` say it.
 """
 
-from collections.abc import Generator, Sequence
+import inspect
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -95,10 +96,11 @@ def announcing(model: Any) -> Generator[None]:
 
     @wraps(generate)
     def announced(*args: Any, **given: Any) -> Any:
-        _require_one_model(model, given)
+        call = GenerateCall(model, generate, args, given)
+        _require_no_guidance(call)
         if _CURRENT.get() is not None:
             return generate(*args, **given)
-        with reading(_of_generate(args, given)):
+        with reading(_prompts_of(call)):
             return generate(*args, **given)
 
     model.generate = announced
@@ -110,20 +112,36 @@ def announcing(model: Any) -> Generator[None]:
             model.generate = earlier
 
 
-def _require_one_model(model: Any, given: dict[str, Any]) -> None:
+class GenerateCall:
+    """A call of ``generate``: an argument, else the given configuration, else the model's own."""
+
+    def __init__(
+        self, model: Any, generate: Callable[..., Any], args: tuple[Any, ...], given: dict[str, Any]
+    ) -> None:
+        bound = inspect.signature(generate).bind(*args, **given)
+        self.arguments = {**bound.arguments, **given}
+        self._configs = (self.arguments.get("generation_config"), model.generation_config)
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self.arguments:
+            return self.arguments[name]
+        found = (getattr(config, name, None) for config in self._configs)
+        return next((value for value in found if value is not None), None)
+
+
+def _require_no_guidance(call: GenerateCall) -> None:
     """Refuse guidance, whose second pass reads other columns than the prompt's."""
-    for settings in (given, vars(given.get("generation_config") or model.generation_config)):
-        scale = settings.get("guidance_scale")
-        if scale not in (None, 1, 1.0):
-            raise DataError(
-                f"guidance_scale {scale} reads every text a second time without its prompt, where "
-                "positions mean nothing; steer all positions, or leave guidance out"
-            )
+    scale = call["guidance_scale"]
+    if scale not in (None, 1):
+        raise DataError(
+            f"guidance_scale {scale} reads every text a second time without its prompt, where "
+            "positions mean nothing; steer all positions, or leave guidance out"
+        )
 
 
-def _of_generate(args: tuple[Any, ...], given: dict[str, Any]) -> Prompts:
-    inputs = (*args[:1], given.get("inputs"), given.get("input_ids"))
-    ids = next((found for found in inputs if _is_ids(found)), None)
+def _prompts_of(call: GenerateCall) -> Prompts:
+    given = call.arguments
+    ids = next((given[name] for name in ("inputs", "input_ids") if _is_ids(given.get(name))), None)
     mask = given.get("attention_mask")
     if ids is not None:
         return Prompts.of(ids, mask)

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from personality_vector import compare as module
@@ -130,6 +131,14 @@ def test_remarks_say_who_set_the_targets_and_who_has_no_row(results):
     expected = [", ".join(labels) for labels in absent if labels]
     found = [said.partition("no strength of ")[2].removesuffix(" is near") for said in absences]
     assert found == expected
+
+
+def test_remarks_name_targets_that_nobody_meets(results, monkeypatch):
+    monkeypatch.setattr(module, "matched_effect", lambda *_: pd.DataFrame())
+    _, *absences = remarks(results, POLE)
+    labels = ", ".join(shifts(results, POLE))
+    assert len(absences) == results.spec["points"]
+    assert all(f"no strength of {labels} is near" in said for said in absences)
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def tables_of(results: "Results") -> dict[str, Any]:
     followed = dose_response(results)
     tables = {"dose and response": followed}
     if followed["spearman"].isna().any():
-        tables["too few strengths for a correlation"] = by_strength(results)
+        tables["by strength"] = by_strength(results)
     if "pole" in results.spec:
         tables["at matched effect"] = matched_effect(results, Pole.parse(results.spec["pole"]))
     return tables

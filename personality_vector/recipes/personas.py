@@ -47,7 +47,7 @@ class Questions(Recipe):
 def _named(name: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
         raise ValueError(
-            "a name is lower-case letters, digits and hyphens, and it begins with a letter, "
+            "a name is lower-case letters, digits, - and _, and it begins with a letter, "
             "such as stoic-sailor"
         )
     return name

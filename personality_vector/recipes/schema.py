@@ -237,7 +237,7 @@ class InterventionSpec(Recipe):
     tuned: ModelRef | None = None
     terms: tuple[TermSpec, ...] = ()
     vector: LocalPath | None = None
-    layers: tuple[Whole, ...] = ()
+    layers: Annotated[tuple[Whole, ...], AfterValidator(_distinct)] = ()
     prompt: PoleField | None = None
     portrait: PoleField | None = None
     roles: Annotated[tuple[Words, ...], AfterValidator(_distinct)] = ()

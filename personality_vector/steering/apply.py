@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from personality_vector.errors import (
@@ -33,8 +33,13 @@ _KNOWN = ("personality_vector", "transformers", "accelerate", "peft", "torch")
 """Packages whose hooks on a block are no left-overs."""
 
 Hidden = Float[Tensor, "rows seq hidden"]
-Amount = float | Float32[Tensor, "rows 1 1"]
-Edit = Callable[[Hidden, Float32[Tensor, " hidden"], Amount], Hidden]
+Amount = float | Float[Tensor, "rows 1 1"]
+Edit = Callable[[Hidden, Float[Tensor, " hidden"], Amount], Hidden]
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Return values in float32, or in float64 if that is what they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def added(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
@@ -45,8 +50,8 @@ def added(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
 
 def added_keeping_norm(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
     """Return ``h' * |h| / |h'|`` with ``h' = h + strength * v``, in float32, rounded once."""
-    moved = hidden.float() + strength * direction
-    before, after = (h.float().norm(dim=-1, keepdim=True) for h in (hidden, moved))
+    moved = _wide(hidden) + strength * direction
+    before, after = (h.norm(dim=-1, keepdim=True) for h in (_wide(hidden), moved))
     kept: Tensor = moved * (before / after.clamp_min(torch.finfo(torch.float32).tiny))
     return kept.to(hidden.dtype)
 
@@ -54,8 +59,9 @@ def added_keeping_norm(hidden: Hidden, direction: Tensor, strength: Amount) -> H
 def ablated(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
     """Return ``h - strength * (h . q) q`` with ``q = v / |v|``; 1 removes the direction."""
     unit = direction / direction.norm()
-    along = (hidden.float() @ unit)[..., None] * unit
-    left: Tensor = hidden.float() - strength * along
+    wide = _wide(hidden)
+    along = (wide @ unit.to(wide.dtype))[..., None] * unit
+    left: Tensor = wide - strength * along
     return left.to(hidden.dtype)
 
 
@@ -89,7 +95,7 @@ def steered(
     Args:
         model: Edited by forward hooks only; they are gone afterwards, also after an exception.
         directions: 0-based decoder block to a vector ``(hidden,)``, in the unit of the activation.
-            It is cast to dtype and device of the output.
+            Their product with the strength is float32, then rounded to the dtype of the output.
         strength: The coefficient, or one for each row of the batch; beams and samples of a row
             have that of their row.
         positions: Which tokens.
@@ -116,7 +122,9 @@ def steered(
     if not directions:
         raise DataError("no direction is given, so nothing would be steered")
     for layer, direction in directions.items():
-        _require_fit(model, layer, len(blocks), direction, amounts)
+        _require_fit(model, layer, len(blocks), direction)
+        if how == "add":
+            _require_room(model, layer, direction, amounts)
     require_no_strangers(model)
     with ExitStack() as hooks:
         where = Where(positions, amounts, gate)
@@ -164,8 +172,8 @@ def require_no_strangers(model: nn.Module) -> None:
 
 def _hook(direction: Tensor, amounts: float | Tensor, edit: Edit, where: Where) -> Hook:
     if edit is added and isinstance(amounts, float):
-        return _adding(amounts * direction, where)
-    vector = direction.float()
+        return _adding(amounts * _wide(direction), where)
+    vector = _wide(direction)
 
     def steer(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         nonlocal vector
@@ -218,9 +226,7 @@ def _amounts(strength: Strength) -> float | Tensor:
     return amounts if amounts.ndim else float(amounts)
 
 
-def _require_fit(
-    model: nn.Module, layer: int, count: int, direction: Tensor, amounts: float | Tensor
-) -> None:
+def _require_fit(model: nn.Module, layer: int, count: int, direction: Tensor) -> None:
     if not 0 <= layer < count:
         raise ModelError(no_such_layer(layer, count))
     width = hidden_size(model)
@@ -229,14 +235,17 @@ def _require_fit(
             f"layer {layer}: the vector has shape {list(direction.shape)}, but the residual stream "
             f"of this model is {width} wide; use a vector that was extracted from this model"
         )
+    if not torch.isfinite(direction).all():
+        raise NonFiniteError(f"layer {layer}: the direction holds NaN or infinity")
     if not direction.any():
         raise DataError(f"layer {layer}: the direction is zero, so it points nowhere")
+
+
+def _require_room(model: nn.Module, layer: int, direction: Tensor, amounts: float | Tensor) -> None:
     dtype = getattr(next(model.parameters(), None), "dtype", torch.float32)
-    largest = torch.as_tensor(amounts).abs().max() * direction.detach().abs().max().cpu()
-    if not largest <= torch.finfo(dtype).max:
-        raise NonFiniteError(
-            f"layer {layer}: the vector to add holds NaN, or more than {dtype} can hold"
-        )
+    longest = torch.as_tensor(amounts).abs().max() * direction.detach().double().abs().max().cpu()
+    if longest > torch.finfo(dtype).max:
+        raise NonFiniteError(f"layer {layer}: the vector to add is more than {dtype} can hold")
 
 
 def _hooks_on(block: nn.Module) -> list[Any]:

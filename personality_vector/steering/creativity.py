@@ -1,7 +1,6 @@
 """The creativity score: how far a model leans to an attribute while it writes a text."""
 
-import inspect
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from personality_vector.chat import Chat, batched, encode_chats
 from personality_vector.errors import DataError, NonFiniteError
-from personality_vector.reading import announcing
+from personality_vector.reading import GenerateCall, announcing
 from personality_vector.steering.monitor import Cosines, cosines_of_tokens, watching
 
 
@@ -135,11 +134,11 @@ def scoring(
 
         @wraps(generate)
         def scored(*args: Any, **given: Any) -> Any:
-            settings = _Settings(model, _arguments(generate, args, given))
-            settings.require_plain()
+            call = GenerateCall(model, generate, args, given)
+            _require_plain(call)
             output = generate(*args, **given)
             tokens = output if isinstance(output, Tensor) else output.sequences
-            replies = _Replies(tokens, cosines, settings.end_marks)
+            replies = _Replies(tokens, cosines, _end_marks(call))
             scores.extend(replies.scores(model, direction, layer))
             return output
 
@@ -150,41 +149,20 @@ def scoring(
             model.generate = generate
 
 
-def _arguments(
-    generate: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return all arguments of a call by name."""
-    bound = inspect.signature(generate).bind(*args, **given).arguments
-    return {**bound, **given}
+def _end_marks(call: GenerateCall) -> tuple[int, ...]:
+    marks = call["eos_token_id"]
+    return () if marks is None else tuple(torch.as_tensor(marks).reshape(-1).tolist())
 
 
-class _Settings:
-    """What ``generate`` goes by: arguments, else the given configuration, else the model's own."""
-
-    def __init__(self, model: Any, given: Mapping[str, Any]) -> None:
-        self._given = given
-        self._configs = (given.get("generation_config"), model.generation_config)
-
-    def __getitem__(self, name: str) -> Any:
-        if name in self._given:
-            return self._given[name]
-        found = (getattr(config, name, None) for config in self._configs)
-        return next((value for value in found if value is not None), None)
-
-    @property
-    def end_marks(self) -> tuple[int, ...]:
-        marks = self["eos_token_id"]
-        return () if marks is None else tuple(torch.as_tensor(marks).reshape(-1).tolist())
-
-    def require_plain(self) -> None:
-        if (self["num_beams"] or 1) > 1:
-            raise DataError(f"num_beams {self['num_beams']} mixes the rows; score with num_beams 1")
-        for name in ("stop_strings", "stopping_criteria"):
-            if self[name]:
-                raise DataError(
-                    f"{name}: where a reply ended cannot be told from padding; end replies by "
-                    "eos_token_id, or score their texts with creativity_scores"
-                )
+def _require_plain(call: GenerateCall) -> None:
+    if (call["num_beams"] or 1) > 1:
+        raise DataError(f"num_beams {call['num_beams']} mixes the rows; score with num_beams 1")
+    for name in ("stop_strings", "stopping_criteria"):
+        if call[name]:
+            raise DataError(
+                f"{name}: where a reply ended cannot be told from padding; end replies by "
+                "eos_token_id, or score their texts with creativity_scores"
+            )
 
 
 class _Replies:

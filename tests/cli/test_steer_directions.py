@@ -1,7 +1,10 @@
 """``pvec steer between`` and ``pvec steer creativity``: what they write and refuse."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from personality_vector.chat import question
 from personality_vector.checkpoint import Checkpoint
@@ -40,6 +43,20 @@ def test_between_a_model_and_itself_nothing_moved(pvec, pico, prompts, tmp_path)
     assert ended.code == 1
     assert "zero" in ended.err
     assert not out.exists()
+
+
+def test_between_leaves_out_layers_that_did_not_move(pvec, pico, prompts, tmp_path):
+    """Only the last block was tuned, so that the first two have no direction."""
+    base, tuned, out = pico("llama"), tmp_path / "tuned", tmp_path / "out"
+    shutil.copytree(base, tuned)
+    file = tuned / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.2.mlp.down_proj.weight"] *= 1.5
+    save_file(tensors, file, metadata={"format": "pt"})
+    words = ("steer", "between", base, tuned, "--prompts", prompts, "--out", out)
+    assert "layer 0" in pvec(*words).err
+    assert pvec(*words, "--layer", "-1").code == 0
+    assert SteeringVector.load(out).layers == (2,)
 
 
 def test_between_models_of_another_shape_is_refused(pvec, pico, prompts, tmp_path):

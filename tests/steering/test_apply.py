@@ -218,6 +218,51 @@ def test_guidance_reads_without_the_prompt_and_is_refused(llama):
         llama.generate(ids, guidance_scale=1.5, max_new_tokens=2)
 
 
+@pytest.mark.parametrize("how", ["positional", "named", "model's own"])
+def test_guidance_is_found_wherever_it_is_asked_for(llama, how):
+    from transformers import GenerationConfig
+
+    ids, config = torch.tensor([[5, 6, 7]]), GenerationConfig(guidance_scale=2.0, max_new_tokens=2)
+    args = (ids, config) if how == "positional" else (ids,)
+    given = {"generation_config": config} if how == "named" else {}
+    if how == "model's own":
+        llama.generation_config.guidance_scale = 2.0
+        given = {"generation_config": GenerationConfig(max_new_tokens=2)}
+    where = Positions.parse("response")
+    with steered(llama, {0: torch.ones(HIDDEN)}, positions=where):
+        with pytest.raises(DataError, match=r"guidance_scale 2\.0"):
+            llama.generate(*args, **given)
+        llama.generate(*args, **given, guidance_scale=1.0, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_one_strength_does_what_the_same_for_each_row_does(llama, dtype):
+    """Whatever the dtype of the direction: products are float32."""
+    ids = torch.tensor([[5, 6, 7], [6, 7, 8]])
+    direction = torch.linspace(1, 100, HIDDEN).to(dtype)
+    found = []
+    for strength in (1000.1, [1000.1, 1000.1]):
+        with torch.no_grad(), steered(llama, {2: direction}, strength):
+            found.append(llama(ids).logits)
+    assert torch.isfinite(found[0]).all()
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_long_direction_is_removed_in_half_precision(pico):
+    model = load_model(pico("llama"), dtype="float16")
+    with torch.no_grad(), steered(model, {1: torch.full((HIDDEN,), 1e6)}, how="ablate"):
+        assert torch.isfinite(model(torch.tensor([[5, 6]])).logits).all()
+
+
+@pytest.mark.parametrize("how", ["add", "add_keeping_norm", "ablate"])
+def test_a_row_of_strength_zero_is_plain_in_float64_too(llama, how):
+    model, ids = llama.double(), torch.tensor([[5, 6, 7], [6, 7, 8]])
+    with torch.no_grad():
+        plain = model(ids).logits
+        with steered(model, {0: torch.ones(HIDDEN)}, [0.0, 1.0], how=how):
+            assert torch.equal(model(ids).logits[0], plain[0])
+
+
 def test_strengths_of_rows_need_no_prompt_at_all_positions(llama):
     with steered(llama, {0: torch.ones(HIDDEN)}, [1.0]):
         assert "generate" not in vars(llama)

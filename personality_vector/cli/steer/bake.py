@@ -46,8 +46,9 @@ def bake(
     """Write a checkpoint that is steered by itself: at all positions, always, by a constant.
 
     Positions, gates and kept norms cannot be baked. What is written is loaded in a new process and
-    must say what hooks say, or it is not published. With --ablate no weight writes along the
-    direction any more: hooks on the embedding, on every attention and on every block.
+    must give the logits of the hooks, or it is not published. With --ablate the weights no longer
+    write along the direction: it is compared with hooks on the embedding, every attention and
+    every block.
     """
     from personality_vector.steering import SteeringVector
 

@@ -10,13 +10,17 @@ from personality_vector.cli import options
 
 
 def between(
-    base: Annotated[str, typer.Argument(help="Directory, Hub id or builtin:demo.")],
-    tuned: Annotated[str, typer.Argument(help="A fine-tuned checkpoint of BASE.")],
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Directory, Hub id or builtin:demo.")],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="A fine-tuned checkpoint of BASE.")],
     prompts: options.Prompts,
     out: Annotated[Path, typer.Option("--out", help="Directory to write.")],
     pooling: Annotated[
         Literal["prompt_last", "prompt_mean"], typer.Option(help="Which tokens are averaged.")
     ] = "prompt_last",
+    layer: Annotated[
+        list[int],
+        typer.Option("--layer", help="0-based block, -1 the last; repeatable. Default: all."),
+    ] = [],
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
@@ -26,7 +30,8 @@ def between(
 ) -> None:
     """Save the mean activation of TUNED minus that of BASE over the same prompts.
 
-    The bridge from a weight vector to a steering vector: it belongs to BASE.
+    It is the steering vector that corresponds to the weight vector TUNED - BASE, and it belongs to
+    BASE. Layers before the first tuned one do not move; leave them out by --layer.
     """
     from personality_vector.chat import question
     from personality_vector.checkpoint import Checkpoint
@@ -39,7 +44,13 @@ def between(
     place = resolve_device(device)
     plain, moved = (load_model(end.path, dtype=dtype, device=place) for end in ends)
     vector = SteeringVector.between(
-        plain, moved, load_tokenizer(ends[0].path), chats, pooling=pooling, batch_size=batch_size
+        plain,
+        moved,
+        load_tokenizer(ends[0].path),
+        chats,
+        layers=layer or None,
+        pooling=pooling,
+        batch_size=batch_size,
     )
     options.save_vector(
         replace(vector, model=ends[0].fingerprint.digest), out, force=force, as_json=as_json

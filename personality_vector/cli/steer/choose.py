@@ -21,8 +21,8 @@ def check(recipe: ChooseRecipe) -> dict[str, Any]:
 def choose(recipe: ChooseRecipe, out: Path, *, force: bool, as_json: bool) -> None:
     """Choose the layer and the range of strengths of a steering vector.
 
-    One pass ranks the layers; the best few are verified by generation, outwards to the floor of
-    coherence.
+    One pass ranks the layers; the best few are verified by generation, at growing strengths until
+    coherence falls below the floor.
     """
     from personality_vector.checkpoint import AtomicDirectory
     from personality_vector.choose import Inputs, choose

@@ -13,7 +13,9 @@ PAIRS = f"{BUILTIN}training/steering/creativity.jsonl"
 
 
 def creativity(
-    model: Annotated[str, typer.Argument(help="Directory, Hub id or builtin:demo.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Directory, Hub id or builtin:demo.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Directory to write.")],
     pairs: Annotated[
         str, typer.Option("--pairs", metavar="FILE", help="JSONL rows {creative, uncreative}.")

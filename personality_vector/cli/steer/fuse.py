@@ -33,10 +33,10 @@ def fuse(
         str, typer.Option("--method", help="mean, or a method of a merge, such as ties.")
     ] = "mean",
     option: Annotated[
-        list[str], typer.Option("--option", metavar="NAME=VALUE", help="Of the method.")
+        list[str], typer.Option("--option", metavar="NAME=VALUE", help="Of --method; repeatable.")
     ] = [],
     seed: Annotated[int, typer.Option("--seed", help="Of random masks.")] = 0,
-    label: Annotated[str, typer.Option("--label", help="By default, what was done.")] = "",
+    label: Annotated[str, typer.Option("--label", help="Default: the formula.")] = "",
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Also print the shares layer by layer.")
     ] = False,

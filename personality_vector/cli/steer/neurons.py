@@ -22,7 +22,7 @@ def check(recipe: SteerRecipe) -> dict[str, Any]:
 def neurons(recipe: SteerRecipe, out: Path, *, force: bool, as_json: bool) -> None:
     """Find the neurons that tell two poles apart.
 
-    Those of the MLPs that are active more often over the responses of one side.
+    Neurons of the MLPs that are active more often over the responses of one side.
     """
     from personality_vector.intervention.neurons.recipe import find_recipe_neurons
 

@@ -19,10 +19,10 @@ def write_persona(
     description: Annotated[str, typer.Option("--description", help="What positive answers show.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE.yaml", help="The file to write.")],
     opposite: Annotated[
-        str | None, typer.Option("--opposite", help="What negative answers show; or neutral ones.")
+        str | None, typer.Option("--opposite", help="What negative answers show. Default: neutral.")
     ] = None,
     pole: Annotated[
-        str | None, typer.Option("--pole", metavar="TRAIT:LEVEL", help="If it is one end of one.")
+        str | None, typer.Option("--pole", metavar="TRAIT:LEVEL", help="Of a trait, if it is one.")
     ] = None,
     endpoint: Annotated[
         str | None, typer.Option("--endpoint", metavar="URL", help="OpenAI-compatible server.")
@@ -32,7 +32,7 @@ def write_persona(
         str, typer.Option("--api-key-env", help="Environment variable with the key.")
     ] = "OPENAI_API_KEY",
     local: Annotated[
-        str | None, typer.Option("--local", metavar="PATH", help="A checkpoint, in place of it.")
+        str | None, typer.Option("--local", metavar="PATH", help="A checkpoint, not a server.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the local model's sampling.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.yaml.")] = False,
