@@ -89,6 +89,8 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     Raises:
         ModelError: There is no such list.
     """
+    if not hasattr(model, "config"):
+        raise ModelError(f"{type(model).__name__} has no config; give a model of transformers")
     named = getattr(model.config, "decoder_blocks", None)
     if named is not None:
         return _named_blocks(model, named)

@@ -454,6 +454,14 @@ def test_a_vector_of_another_model_is_refused(folder, pico):
         Inputs.open(parsed(folder, model=str(pico("qwen2"))))
 
 
+def test_a_vector_of_another_width_is_refused(folder, tmp_path):
+    vector = SteeringVector.load(folder / "vector")
+    narrow = {layer: direction[:32] for layer, direction in vector.directions.items()}
+    replace(vector, model="", directions=narrow).save(tmp_path / "narrow")
+    with pytest.raises(BaseMismatchError, match=r"is 32 wide, but the residual stream of"):
+        Inputs.open(parsed(folder, vector=str(tmp_path / "narrow")))
+
+
 def test_a_vector_without_a_pole_needs_one(folder, tmp_path):
     replace(SteeringVector.load(folder / "vector"), pole=None).save(tmp_path / "v")
     with pytest.raises(RecipeError, match="has no pole; give one"):

@@ -163,3 +163,8 @@ def test_a_vision_language_model_is_loaded_whole_and_reads_text(vlm, family):
     assert len(stack) == 2
     assert any(stack is module for module in model.get_decoder().modules())
     assert model(torch.tensor([[5, 6, 7]])).logits.shape == (1, 3, 96)
+
+
+def test_a_module_without_a_configuration_is_refused():
+    with pytest.raises(ModelError, match="Linear has no config; give a model of transformers"):
+        decoder_blocks(nn.Linear(3, 3))

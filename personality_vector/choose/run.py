@@ -23,7 +23,7 @@ from personality_vector.rng import key_for
 from personality_vector.runs import content_of
 from personality_vector.statements import Statement, normalised, read_statements
 from personality_vector.steering import Positions, SteeringVector, resolve_layers
-from personality_vector.steering.belonging import require_made_from
+from personality_vector.steering.belonging import require_made_from, require_width
 from personality_vector.traits import Level, Pole
 
 _LEVELS: tuple[Level, ...] = ("high", "low")
@@ -59,6 +59,7 @@ class Inputs:
         """
         base, vector = Checkpoint.open(recipe.model), SteeringVector.load(recipe.vector)
         require_made_from(recipe.vector, vector.model, base)
+        require_width(recipe.vector, vector.hidden, base)
         pole = recipe.pole or vector.pole
         if pole is None:
             raise RecipeError(f"{recipe.vector}: has no pole; give one: pole: trait:high")

@@ -18,7 +18,7 @@ from personality_vector.models import load_tokenizer
 from personality_vector.recipes import InterventionSpec
 from personality_vector.recipes.schema import GateSpec
 from personality_vector.steering import ALL, Gate, Positions, SteeringVector
-from personality_vector.steering.belonging import require_made_from
+from personality_vector.steering.belonging import require_made_from, require_width
 from personality_vector.steering.positions import names_a_token
 
 
@@ -85,6 +85,7 @@ def _neurons(spec: InterventionSpec, path: Path, base: Checkpoint) -> NeuronStee
 def _vector(path: Path, base: Checkpoint) -> SteeringVector:
     vector = SteeringVector.load(path)
     require_made_from(path, vector.model, base)
+    require_width(path, vector.hidden, base)
     return vector
 
 

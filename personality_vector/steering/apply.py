@@ -153,21 +153,25 @@ def hidden_states(output: Any) -> Float[Tensor, "batch seq hidden"]:
 
 
 def require_no_strangers(model: nn.Module) -> None:
-    """Refuse hooks and wrappers that another tool left on the blocks: both would act, unseen.
+    """Refuse hooks and wrappers that another tool left on the model: both would act, unseen.
 
     Raises:
-        ModelError: A hook or a block is of another package than the model, torch, PEFT and us.
+        ModelError: A hook or a block is of another package than the model, torch, transformers,
+            accelerate, PEFT and us.
     """
     blocks = decoder_blocks(model)
     known = {*_KNOWN, _package(type(owner_of(model, blocks)))}
-    for layer, block in enumerate(blocks):
-        for thing in (type(block), *_hooks_on(block)):
-            if _package(thing) not in known:
-                raise ModelError(
-                    f"block {layer} already has something of {thing.__module__} on it, which may "
-                    "steer the model too; remove it, or load the model again (a hook that only "
-                    "listens is registered after steering begins)"
-                )
+    things = [(f"block {layer}", type(block)) for layer, block in enumerate(blocks)]
+    things += [
+        (name or "the model", hook) for name, m in model.named_modules() for hook in _hooks_on(m)
+    ]
+    for where, thing in things:
+        if _package(thing) not in known:
+            raise ModelError(
+                f"{where} already has something of {_module(thing)} on it, which may steer the "
+                "model too; remove it, or load the model again (a hook that only listens is "
+                "registered after steering begins)"
+            )
 
 
 def _hook(direction: Tensor, amounts: float | Tensor, edit: Edit, where: Where) -> Hook:
@@ -248,10 +252,13 @@ def _require_room(model: nn.Module, layer: int, direction: Tensor, amounts: floa
         raise NonFiniteError(f"layer {layer}: the vector to add is more than {dtype} can hold")
 
 
-def _hooks_on(block: nn.Module) -> list[Any]:
-    found = [(m._forward_hooks, m._forward_pre_hooks) for m in block.modules()]
-    return [hook for pair in found for hooks in pair for hook in hooks.values()]
+def _hooks_on(module: nn.Module) -> list[Any]:
+    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+
+
+def _module(thing: Any) -> str:
+    return str(getattr(thing, "__module__", "") or type(thing).__module__)
 
 
 def _package(thing: Any) -> str:
-    return str(getattr(thing, "__module__", "") or type(thing).__module__).partition(".")[0]
+    return _module(thing).partition(".")[0]

@@ -34,6 +34,21 @@ def require_made_from(
         )
 
 
+def require_width(what: object, width: int, checkpoint: Checkpoint) -> None:
+    """Check that a vector is as wide as the residual stream of a model, before it is loaded.
+
+    Raises:
+        BaseMismatchError: config.json says another width.
+    """
+    config = checkpoint.config.get("text_config", checkpoint.config)
+    stream = config.get("hidden_size", config.get("n_embd", width))
+    if stream != width:
+        raise BaseMismatchError(
+            f"{what}: is {width} wide, but the residual stream of {checkpoint.path} is {stream} "
+            "wide; use it with the model that it was extracted from"
+        )
+
+
 def require_one_stream(base: nn.Module, tuned: nn.Module) -> None:
     """Check that two models have the same depth, width and vocabulary.
 

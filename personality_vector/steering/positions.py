@@ -144,7 +144,10 @@ def _token(text: str, tokenizer: Any) -> int:
     if text.isdigit():
         return int(text)
     if tokenizer is None:
-        raise RecipeError(f"positions after {text!r}: without a tokenizer, give the token's id")
+        raise RecipeError(
+            f"positions after {text!r}: without a tokenizer, give the token's id; "
+            "in a clause of several parts, after TOKEN comes last"
+        )
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise RecipeError(

@@ -171,7 +171,7 @@ def test_a_hook_that_another_tool_left_behind_is_refused(pico, neurons_of):
     handle = decoder_blocks(model)[1].register_forward_hook(lambda _m, _a, out: out)
     steering = NeuronSteering(neurons_of("llama"))
     with (
-        pytest.raises(ModelError, match="block 1 already has something of tests"),
+        pytest.raises(ModelError, match=r"layers\.1 already has something of tests"),
         steering.applied(model, 1.0),
     ):
         pass

@@ -48,6 +48,8 @@ def folder(tmp_path_factory, base, neurons_of):
     vector = SteeringVector(drawn, digest, HIGH, "v", "response_mean", (1, 1))
     vector.save(folder / "vector")
     replace(vector, model="0" * 32).save(folder / "strange")
+    narrow = {layer: direction[:32] for layer, direction in drawn.items()}
+    replace(vector, model="", directions=narrow).save(folder / "narrow")
     replace(neurons_of("llama"), model=digest).save(folder / "neurons")
     replace(neurons_of("llama"), model="0" * 32).save(folder / "strangers")
     rows = [
@@ -220,6 +222,12 @@ def test_a_sweep_measures_each_kind(recipe, tmp_path):
     values = probe.set_index("intervention")["value"]
     assert set(values.index) == {"base", *(spec["label"] for spec in INTERVENTIONS)}
     assert values.nunique() == len(values)
+
+
+def test_a_vector_of_another_width_is_refused_before_a_model_is_loaded(recipe):
+    spec = {"label": "x", "vector": "narrow", "layers": [1]}
+    with pytest.raises(BaseMismatchError, match=r"narrow: is 32 wide, but .* is 48 wide"):
+        spec_of(recipe(interventions=[spec]))
 
 
 def test_what_a_number_depends_on_is_part_of_the_run(recipe):

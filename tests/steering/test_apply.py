@@ -295,10 +295,11 @@ class Wrapper(nn.Module):
 
 def test_what_another_tool_left_behind_is_refused(llama):
     blocks, directions = decoder_blocks(llama), {0: torch.ones(HIDDEN)}
-    handle = blocks[1].mlp.register_forward_hook(lambda *_: None)
-    with pytest.raises(ModelError, match="block 1 already has something of"):
-        steered(llama, directions).__enter__()
-    handle.remove()
+    for name in ("model.layers.1.mlp", "model.norm", "model"):
+        handle = llama.get_submodule(name).register_forward_hook(lambda *_: None)
+        with pytest.raises(ModelError, match=rf"^{name} already has something of"):
+            steered(llama, directions).__enter__()
+        handle.remove()
     plain, blocks[2] = blocks[2], Wrapper(blocks[2])
     with pytest.raises(ModelError, match="block 2 already has something of"):
         steered(llama, directions).__enter__()

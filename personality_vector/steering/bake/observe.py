@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from personality_vector.errors import ModelError, PersonalityVectorError, some
+from personality_vector.errors import CheckpointError, ModelError, PersonalityVectorError, some
 from personality_vector.models import load_model, load_tokenizer
 
 TEXTS = (
@@ -53,6 +53,11 @@ def encoded(path: str | Path) -> Int[Tensor, "texts seq"]:
     """Return the ids of :data:`TEXTS` by a checkpoint's tokenizer, all cut to one length."""
     rows = load_tokenizer(path)(list(TEXTS))["input_ids"]
     length = min(_LONGEST, *map(len, rows))
+    if length < 1:
+        raise CheckpointError(
+            f"{path}: its tokenizer reads no token from {TEXTS[0]!r}, so nothing can be proved; "
+            "put the tokenizer's files there"
+        )
     return torch.tensor([row[:length] for row in rows])
 
 

@@ -1,6 +1,7 @@
 """``bake`` as a whole: what it publishes, how it is proved, and what it refuses."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.cli.steer.bake import bake as verb
 from personality_vector.errors import (
     BaseMismatchError,
+    CheckpointError,
     DataError,
     ModelError,
     NonFiniteError,
@@ -241,6 +243,16 @@ def test_what_cannot_be_baked_is_refused(
     with pytest.raises(error, match=why):
         bake(vector_of(path, 1, 2), path, layers, coefficient, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_a_tokenizer_is_refused(pico, vector_of, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(pico("qwen2"), model)
+    for file in model.glob("*token*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        bake(vector_of(model, 1), model, [1], 1.0, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_vector_of_another_model_is_refused(pico, vector_of, tmp_path):
