@@ -109,7 +109,7 @@ def test_what_does_not_serve_is_refused_with_what_is_missing(text, complaint):
 @pytest.mark.parametrize(
     ("name", "description", "pole", "complaint"),
     [
-        ("Calm Man", "Is calm.", None, "name: a name is lower-case letters, digits and hyphens"),
+        ("Calm Man", "Is calm.", None, "name: a name is lower-case letters, digits, - and _"),
         ("Stoic", "Is calm.", None, "such as stoic-sailor$"),
         ("9lives", "Is calm.", None, "it begins with a letter"),
         ("calm", " ", None, "description"),
