@@ -38,10 +38,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class EncodedChats:
-    """Right-padded chats that end with an assistant's message.
-
-    Right, because causal attention then makes padding invisible to every real token.
-    """
+    """Right-padded chats that end with an assistant's message."""
 
     input_ids: Int[Tensor, "batch seq"]
     attention_mask: Int[Tensor, "batch seq"]
@@ -95,16 +92,29 @@ def encode_chats(tokenizer: Any, chats: Sequence[Chat]) -> EncodedChats:
         DataError: A chat does not end with a non-empty assistant message, or cannot be rendered.
     """
     rows = [_encode(tokenizer, chat) for chat in chats]
-    longest = max(len(ids) for ids, _ in rows)
-    shape = (len(rows), longest)
-    input_ids = torch.full(shape, int(tokenizer.pad_token_id))
-    attention_mask = torch.zeros(shape, dtype=torch.int64)
-    response_mask = torch.zeros(shape, dtype=torch.bool)
-    for row, (ids, is_response) in enumerate(rows):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        attention_mask[row, : len(ids)] = 1
-        response_mask[row, : len(ids)] = torch.tensor(is_response)
-    return EncodedChats(input_ids, attention_mask, response_mask)
+    input_ids, attention_mask = right_padded([ids for ids, _ in rows], int(tokenizer.pad_token_id))
+    response_mask, _ = right_padded([is_response for _, is_response in rows])
+    return EncodedChats(input_ids, attention_mask, response_mask.bool())
+
+
+def right_padded(
+    rows: Sequence[Sequence[int] | Tensor], fill: int = 0
+) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
+    """Return rows of token ids as one batch, and its mask: 1 on tokens, 0 on padding.
+
+    Right, because causal attention then makes padding invisible to every real token.
+    """
+    ids = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+    return nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=fill), mask
+
+
+def encode_prompts(tokenizer: Any, chats: Sequence[Chat]) -> Any:
+    """Return chats that a reply follows, padded on the left, as ``generate`` reads them."""
+    texts = [render(tokenizer, chat, reply_follows=True) for chat in chats]
+    return tokenizer(
+        texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+    )
 
 
 def _encode(tokenizer: Any, chat: Chat) -> tuple[list[int], list[bool]]:
@@ -198,10 +208,7 @@ def generate_replies(
 def _generate(
     model: Any, tokenizer: Any, chats: Sequence[Chat], generation: Generation
 ) -> list[str]:
-    texts = [render(tokenizer, chat, reply_follows=True) for chat in chats]
-    prompts = tokenizer(
-        texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
-    ).to(device_of(model))
+    prompts = encode_prompts(tokenizer, chats).to(device_of(model))
     sampling = (
         {"do_sample": True, "temperature": generation.temperature, "top_p": generation.top_p}
         if generation.temperature > 0

@@ -1,14 +1,13 @@
 """The README.md of a merged checkpoint: the Hub's metadata, and what the manifest says in words."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_MARKUP = re.compile(r"[\\`*_{}\[\]<>#+!|~&$@]|(?<=www)\.|:(?=//)", re.IGNORECASE)
+from personality_vector.cards import LOADING, fenced, metadata, printable, shown
+
 _COLUMNS = {
     "label": "delta",
     "alpha": "alpha",
@@ -18,12 +17,6 @@ _COLUMNS = {
     "tensors": "tensors changed",
     "identity": "identity",
 }
-_LOADING = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "."  # this folder, or the name of this repository on the Hub
-model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained(folder)"""
 
 
 def model_card(merge: Mapping[str, Any]) -> str:
@@ -35,37 +28,24 @@ def model_card(merge: Mapping[str, Any]) -> str:
         merge: Content of the manifest: the plan's description; optionally ``realised`` and
             ``tensors``, and ``recipe`` (JSON-like), by which the merge can be made again.
     """
+    base, tags = merge["base"]["reference"], ["merge", "personality-vector", merge["method"]]
     parts = [
-        f"---\n{_metadata(merge)}\n---",
+        metadata(base, "merge", tags),
         "# Merged model",
-        f"The base, {_text(merge['base']['reference'])}, and the deltas below (fine-tuned "
+        f"The base, {shown(base)}, and the deltas below (fine-tuned "
         "minus base, per weight), merged by personality-vector:",
-        _fenced(_formula(merge)),
+        fenced(_formula(merge)),
         _table(merge["terms"]),
         _method(merge),
         _rounding(merge),
-        *(f"Note: {_text(note)}" for note in merge.get("notes", ())),
+        *(f"Note: {shown(note)}" for note in merge.get("notes", ())),
         *_reproduction(merge),
         "## Use",
-        _fenced(_LOADING, "python"),
-        f"Fingerprint of the base: {_text(merge['base'].get('fingerprint', '-'))}. MANIFEST.json "
+        fenced(LOADING, "python"),
+        f"Fingerprint of the base: {shown(merge['base'].get('fingerprint', '-'))}. MANIFEST.json "
         "says exactly what this was made of.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _metadata(merge: Mapping[str, Any]) -> str:
-    """Return the Hub's metadata; it takes a ``base_model`` only by its name on the Hub."""
-    from huggingface_hub import ModelCardData
-
-    reference = merge["base"]["reference"]
-    known = {"base_model": reference, "base_model_relation": "merge"}
-    data = ModelCardData(
-        library_name="transformers",
-        tags=["merge", "personality-vector", merge["method"]],
-        **(known if _HUB_ID.fullmatch(reference) else {}),
-    )
-    return data.to_yaml()
 
 
 def _formula(merge: Mapping[str, Any]) -> str:
@@ -73,11 +53,11 @@ def _formula(merge: Mapping[str, Any]) -> str:
     terms = []
     for number, term in enumerate(merge["terms"], 1):
         alpha = term["alpha"]
-        shown = f"{alpha:g}" if isinstance(alpha, int | float) else f"alpha_{number}"
-        terms.append(f"{shown} * {_printable(term['label'])}")
+        weight = f"{alpha:g}" if isinstance(alpha, int | float) else f"alpha_{number}"
+        terms.append(f"{weight} * {printable(term['label'])}")
     factor = merge["options"].get("lambda", 1.0)
     if merge["method"] != "task_arithmetic" or factor != 1.0:
-        return f"theta = base + {_printable(merge['method'])}({', '.join(terms)})"
+        return f"theta = base + {printable(merge['method'])}({', '.join(terms)})"
     return ("theta = base + " + " + ".join(terms)).replace("+ -", "- ")
 
 
@@ -88,17 +68,17 @@ def _table(terms: Iterable[Mapping[str, Any]]) -> str:
         if "of_tensors" in row:
             row["tensors"] = f"{row['tensors']} of {row['of_tensors']}"
     keys = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
-    cells = [[_text(_value(row.get(key))) for key in keys] for row in rows]
+    cells = [[shown(_value(row.get(key))) for key in keys] for row in rows]
     lines = [[_COLUMNS[key] for key in keys], ["---"] * len(keys), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _method(merge: Mapping[str, Any]) -> str:
     options = "".join(
-        f", {_text(name)} = {_text(_value(value))}" for name, value in merge["options"].items()
+        f", {shown(name)} = {shown(_value(value))}" for name, value in merge["options"].items()
     )
     return (
-        f"Method: {_text(merge['method'])} ({_text(merge['source'])}){options}; "
+        f"Method: {shown(merge['method'])} ({shown(merge['source'])}){options}; "
         f"seed {_value(merge['seed'])}."
     )
 
@@ -108,7 +88,7 @@ def _rounding(merge: Mapping[str, Any]) -> str:
     output = merge.get("output", {})
     dtype = output.get("dtype", "same")
     dtype = "the dtype of the base" if dtype == "same" else dtype
-    said = f"Written in {_text(dtype)}, rounding {_text(output.get('rounding', 'nearest'))}."
+    said = f"Written in {shown(dtype)}, rounding {shown(output.get('rounding', 'nearest'))}."
     realised = merge.get("realised")
     if realised is not None:
         said += (
@@ -130,7 +110,7 @@ def _reproduction(merge: Mapping[str, Any]) -> list[str]:
         return []
     recipe = yaml.safe_dump(merge["recipe"], sort_keys=False).rstrip("\n")
     said = "Save this as `recipe.yaml`, set the paths, and run `pvec merge recipe.yaml --out DIR`:"
-    return ["## Make it again", said, _fenced(recipe, "yaml")]
+    return ["## Make it again", said, fenced(recipe, "yaml")]
 
 
 def _value(value: Any) -> str:
@@ -142,19 +122,3 @@ def _value(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return "-" if value is None else str(value).lower()
     return f"{value:g}" if isinstance(value, int | float) else str(value)
-
-
-def _printable(text: object) -> str:
-    """Return one line without control characters."""
-    return "".join(character if character.isprintable() else " " for character in str(text))
-
-
-def _text(text: object) -> str:
-    """Return Markdown that shows ``text`` as it is, in a paragraph or in the cell of a table."""
-    return _MARKUP.sub(r"\\\g<0>", _printable(text))
-
-
-def _fenced(text: str, language: str = "text") -> str:
-    """Return a code block; its fence is longer than any run of backticks inside."""
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}{language}\n{text}\n{fence}"

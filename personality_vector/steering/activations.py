@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from personality_vector.chat import Chat, batched, encode_chats, render
+from personality_vector.chat import Chat, batched, encode_chats, render, right_padded
 from personality_vector.errors import DataError, NonFiniteError, blame
 from personality_vector.models import decoder_blocks, decoder_of, device_of
 from personality_vector.progress import progress
@@ -118,7 +118,7 @@ class Reader(Generic[T]):
     def _forward(self, rows: Sequence[Row]) -> dict[int, Float[Tensor, "rows hidden"]]:
         """Return the pooled activations of one batch; float64, on the CPU."""
         device = device_of(self.model)
-        ids, mask = _right_padded(rows)
+        ids, mask = right_padded([row.ids for row in rows])
         chosen = [torch.tensor(row.pooled, device=device) for row in rows]
         found: dict[int, Tensor] = {}
         decoder = decoder_of(self.model)
@@ -260,16 +260,6 @@ def _text_row(tokenizer: Any, text: str, pooling: TextPooling) -> Row:
 
 def _chosen(columns: Sequence[int], pooling: str) -> Sequence[int]:
     return columns[-1:] if pooling.endswith("last") else columns
-
-
-def _right_padded(rows: Sequence[Row]) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
-    """Return tokens and mask; right, because causal attention then makes padding invisible."""
-    shape = (len(rows), max(len(row.ids) for row in rows))
-    ids, mask = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-    for number, row in enumerate(rows):
-        ids[number, : len(row.ids)] = torch.tensor(row.ids)
-        mask[number, : len(row.ids)] = 1
-    return ids, mask
 
 
 def _pooling_hook(layer: int, chosen: Sequence[Tensor], found: dict[int, Tensor]) -> Hook:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
-from personality_vector.chat import Chat, ChatEdit, encode_chats, identity, render
+from personality_vector.chat import Chat, ChatEdit, encode_chats, identity, render, right_padded
 from personality_vector.errors import BaseMismatchError, DataError, NonFiniteError
 from personality_vector.models import decoder_blocks, decoder_of, device_of, hidden_size, owner_of
 from personality_vector.reading import Prompts, current_prompts, reading
@@ -153,10 +153,7 @@ def cosines_of_tokens(
     Raises:
         As :func:`cosines_over_tokens`.
     """
-    # Right-padded, because causal attention then makes padding invisible.
-    ids = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows], device=ids.device)
-    mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
+    ids, mask = right_padded(rows)
     decoder = decoder_of(model)
     device = device_of(model)
     with watching(model, direction, layer) as cosines, reading(Prompts.of(ids, mask, prompt_ends)):

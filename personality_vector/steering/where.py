@@ -133,7 +133,8 @@ class Where:
         chosen = self._known[1]
         if self._gate is None or chosen is False:
             return chosen
-        return self._open(hidden) if chosen is True else self._open(hidden) & chosen
+        is_open = self._open(self._gate).to(hidden.device)
+        return is_open if chosen is True else is_open & chosen
 
     def strength(self, hidden: Float[Tensor, "rows seq width"]) -> float | Tensor:
         """Return the coefficient: a number, or float32 ``(rows, 1, 1)``."""
@@ -173,13 +174,10 @@ class Where:
         prompts = _require_prompts(self._positions)
         self._prompt.add(prompts, self._start, hidden)
 
-    def _open(self, hidden: Tensor) -> Bool[Tensor, "rows 1 1"]:
-        gate = self._gate
-        if gate is None:
-            raise AssertionError("there is no gate to be open")
+    def _open(self, gate: Gate) -> Bool[Tensor, "rows 1 1"]:
         direction = gate.direction.to(self._prompt.total.device).float()
         cosine = torch.cosine_similarity(self._prompt.total, direction[None], dim=-1)
-        return gate.opens(cosine).to(hidden.device)[:, None, None]
+        return gate.opens(cosine)[:, None, None]
 
 
 class _PromptSum:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from personality_vector.chat import answered, encode_chats, question, render
 from personality_vector.errors import DataError, ModelError, NonFiniteError
-from personality_vector.models import decoder_blocks, hidden_size, load_model, load_tokenizer
+from personality_vector.models import decoder_blocks, hidden_size
 from personality_vector.rng import generator_for
 from personality_vector.steering import Positions, steered
 from personality_vector.steering.activations import (
@@ -30,15 +30,6 @@ CHATS = [
     answered(question("And at a party?"), "No."),
 ]
 TEXTS = ["I love people.", "I am quiet", "I talk at every party and then some more."]
-
-
-@pytest.fixture
-def loaded(pico):
-    def load(family: str, dtype: str = "float32") -> tuple[Any, Any]:
-        path = pico(family, dtype)
-        return load_model(path, dtype=dtype), load_tokenizer(path)
-
-    return load
 
 
 @torch.no_grad()

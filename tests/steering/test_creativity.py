@@ -19,7 +19,7 @@ from personality_vector.chat import (
     render,
 )
 from personality_vector.errors import BaseMismatchError, DataError, NonFiniteError
-from personality_vector.models import decoder_blocks, hidden_size, load_model, load_tokenizer
+from personality_vector.models import decoder_blocks, hidden_size
 from personality_vector.rng import generator_for
 from personality_vector.steering import Positions, steered
 from personality_vector.steering.creativity import (
@@ -36,15 +36,6 @@ CHATS = [
     answered(question("Write.", system="Be brief."), "I am quiet, and I go home at ten."),
     answered(question("Hi"), "I"),
 ]
-
-
-@pytest.fixture
-def loaded(pico) -> Callable[..., tuple[Any, Any]]:
-    def load(family: str = "llama") -> tuple[Any, Any]:
-        path = pico(family)
-        return load_model(path), load_tokenizer(path)
-
-    return load
 
 
 def direction_for(model: Any, name: str = "a") -> Tensor:

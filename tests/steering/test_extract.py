@@ -16,7 +16,7 @@ from personality_vector.errors import (
     TensorMismatchError,
 )
 from personality_vector.intervention import WeightEdit
-from personality_vector.models import decoder_blocks, load_model, load_tokenizer
+from personality_vector.models import decoder_blocks, load_model
 from personality_vector.rng import generator_for
 from personality_vector.steering import SteeringVector, steered
 from personality_vector.steering.activations import (
@@ -47,15 +47,6 @@ QUIET = [
     answered(question("What are you like?"), "I am quiet."),
     answered(question("And at a party?"), "I go home é."),
 ]
-
-
-@pytest.fixture
-def loaded(pico):
-    def load(family: str, dtype: str = "float32") -> tuple[Any, Any]:
-        path = pico(family, dtype)
-        return load_model(path, dtype=dtype), load_tokenizer(path)
-
-    return load
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """What a monitor reads is what the blocks put out, steering included, one plain pass at a time."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,15 +38,6 @@ CHATS = [
     answered(question("And at a party?", system="Be brief."), "I talk."),
     answered(question("Hi"), "I am the one who talks at every party, and then I talk some more."),
 ]
-
-
-@pytest.fixture
-def loaded(pico) -> Callable[..., tuple[Any, Any]]:
-    def load(family: str = "llama") -> tuple[Any, Any]:
-        path = pico(family)
-        return load_model(path), load_tokenizer(path)
-
-    return load
 
 
 def direction_for(model: Any, name: str = "direction", size: float = 3.0) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from personality_vector.chat import Chat, batched, render
+from personality_vector.chat import Chat, batched, encode_prompts
 from personality_vector.errors import ModelError, some
 from personality_vector.evaluation.judges.prompts import coherence_prompt, trait_prompt
 from personality_vector.evaluation.judges.rating import (
@@ -94,10 +94,7 @@ class LocalRater:
     @torch.no_grad()
     def _next_token(self, chats: Sequence[Chat]) -> Float[Tensor, "chats vocab"]:
         """Return the probabilities of the first token of each reply; float32, on the CPU."""
-        texts = [render(self.tokenizer, chat, reply_follows=True) for chat in chats]
-        encoded = self.tokenizer(
-            texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
-        ).to(device_of(self.model))
+        encoded = encode_prompts(self.tokenizer, chats).to(device_of(self.model))
         # generate(), since it alone knows how each architecture counts positions behind padding
         # and how to compute the logits of the last position only.
         made = self.model.generate(

@@ -1,11 +1,10 @@
 """The README.md of an export."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>#+!|~&$@])")
+from personality_vector.cards import LOADING, fenced, metadata, shown
+
 _WHAT = {
     "bias": "The vector is a bias of the output projection of the MLP of {layers}.",
     "convert": "The architecture is now that Llama which computes the same; the vector is a bias "
@@ -15,19 +14,11 @@ _WHAT = {
     "ablate": "No weight writes along the direction of {layers} any more: the embeddings, every "
     "attention and every MLP are orthogonal to it.",
 }
-_LOADING = {
-    False: """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "."  # this folder, or the name of this repository on the Hub
-model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained(folder)""",
-    True: """\
+_LOADING_ADAPTER = """\
 from peft import AutoPeftModelForCausalLM
 
 folder = "."  # this folder, or the name of this repository on the Hub
-model = AutoPeftModelForCausalLM.from_pretrained(folder)""",
-}
+model = AutoPeftModelForCausalLM.from_pretrained(folder)"""
 
 
 def bake_card(baked: Mapping[str, Any]) -> str:
@@ -40,17 +31,18 @@ def bake_card(baked: Mapping[str, Any]) -> str:
     layers = ("layer " if len(baked["layers"]) == 1 else "layers ") + ", ".join(
         map(str, baked["layers"])
     )
+    is_adapter = baked["route"] == "adapter"
     parts = [
-        f"---\n{_metadata(baked)}---",
+        _metadata(baked["base"]["reference"], is_adapter=is_adapter),
         "# Steered model",
-        f"{_text(baked['base']['reference'])} with the steering vector "
-        f"{_text(vector['label'] or vector['identity'][:12])} in its weights, made by "
+        f"{shown(baked['base']['reference'])} with the steering vector "
+        f"{shown(vector['label'] or vector['identity'][:12])} in its weights, made by "
         f"personality-vector. {_WHAT[baked['route']].format(layers=layers)}",
         *([] if baked["route"] == "ablate" else [f"Coefficient: {baked['coefficient']:g}."]),
         "It acts on every token, prompt included, always and by the same amount.",
         _proof(proof),
         "## Use",
-        f"```python\n{_LOADING[baked['route'] == 'adapter']}\n```",
+        fenced(_LOADING_ADAPTER if is_adapter else LOADING, "python"),
         f"Fingerprint of the base: {baked['base']['fingerprint']}. MANIFEST.json says exactly "
         "what this was made of.",
     ]
@@ -63,7 +55,7 @@ def _proof(proof: Mapping[str, Any]) -> str:
     if proof["dtype"] != "float32":
         rounding = (
             f", of which all but {proof['error']:.1e} is the rounding of weights to "
-            f"{_text(proof['dtype'])}"
+            f"{shown(proof['dtype'])}"
         )
     return (
         f"Loaded in a new process, it differed from the same steering by hooks by at most "
@@ -73,22 +65,8 @@ def _proof(proof: Mapping[str, Any]) -> str:
     )
 
 
-def _metadata(baked: Mapping[str, Any]) -> str:
-    """Return the Hub's metadata; it takes a ``base_model`` only by its name on the Hub."""
-    from huggingface_hub import ModelCardData
-
-    reference, is_adapter = baked["base"]["reference"], baked["route"] == "adapter"
-    relation = "adapter" if is_adapter else "finetune"
-    known = {"base_model": reference, "base_model_relation": relation}
-    data = ModelCardData(
-        library_name="peft" if is_adapter else "transformers",
-        tags=["steering", "personality-vector"],
-        **(known if _HUB_ID.fullmatch(reference) else {}),
-    )
-    return str(data.to_yaml()).rstrip("\n") + "\n"
-
-
-def _text(text: object) -> str:
-    """Return one line of Markdown that shows ``text`` as it is."""
-    shown = "".join(one if one.isprintable() else " " for one in str(text))
-    return _MARKUP.sub(r"\\\1", shown)
+def _metadata(base: str, *, is_adapter: bool) -> str:
+    tags = ["steering", "personality-vector"]
+    if is_adapter:
+        return metadata(base, "adapter", tags, library="peft")
+    return metadata(base, "finetune", tags)
