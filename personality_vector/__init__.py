@@ -9,12 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from personality_vector.chat import Generation
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.delta import Delta
     from personality_vector.errors import PersonalityVectorError
-    from personality_vector.fusion import fuse
-    from personality_vector.intervention import (
+    from personality_vector.interventions import (
         ActivationSteering,
         Intervention,
         NeuronSteering,
@@ -24,36 +22,38 @@ if TYPE_CHECKING:
         WeightEdit,
     )
     from personality_vector.merging import MergeReport, Output, Summand, merge
-    from personality_vector.models import load_model, load_tokenizer
+    from personality_vector.merging.fusion import fuse
     from personality_vector.steering import Gate, Positions, SteeringVector, steered
     from personality_vector.steering.bake import bake
+    from personality_vector.subject.chat import Generation
+    from personality_vector.subject.models import load_model, load_tokenizer
     from personality_vector.traits import BIG_FIVE, Pole
 
 # Imported when first used: torch takes seconds, and `--help` must not.
 _HOMES = {
-    "ActivationSteering": "intervention",
+    "ActivationSteering": "interventions",
     "BIG_FIVE": "traits",
     "Checkpoint": "checkpoint",
     "Delta": "delta",
     "Gate": "steering",
-    "Generation": "chat",
-    "Intervention": "intervention",
+    "Generation": "subject.chat",
+    "Intervention": "interventions",
     "MergeReport": "merging",
-    "NeuronSteering": "intervention",
+    "NeuronSteering": "interventions",
     "Output": "merging",
     "PersonalityVectorError": "errors",
     "Pole": "traits",
-    "Portrait": "intervention",
+    "Portrait": "interventions",
     "Positions": "steering",
-    "Prompted": "intervention",
-    "RolePrompt": "intervention",
+    "Prompted": "interventions",
+    "RolePrompt": "interventions",
     "SteeringVector": "steering",
     "Summand": "merging",
-    "WeightEdit": "intervention",
+    "WeightEdit": "interventions",
     "bake": "steering.bake",
-    "fuse": "fusion",
-    "load_model": "models",
-    "load_tokenizer": "models",
+    "fuse": "merging.fusion",
+    "load_model": "subject.models",
+    "load_tokenizer": "subject.models",
     "merge": "merging",
     "steered": "steering",
 }

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 from tests import vlms
 
 torch.set_num_threads(1)

@@ -3,8 +3,8 @@
 import pytest
 
 from personality_vector.cli.main import run
+from personality_vector.data.instruments import Instrument
 from personality_vector.errors import RecipeError
-from personality_vector.evaluation.instruments import Instrument
 from personality_vector.lab import FOLDERS, find_recipe, lab_folder, recipes
 from personality_vector.merging.methods import find_method
 from personality_vector.recipes import (

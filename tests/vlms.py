@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from personality_vector.checkpoint.names import kind
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 
 FAMILIES = ("llava", "qwen2_vl", "gemma3", "smolvlm")
 """What they cover: an outer `language_model` with a head inside; `model.layers` beside `visual`;

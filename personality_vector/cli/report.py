@@ -16,8 +16,8 @@ def report(
     quiet: options.Quiet = False,
 ) -> None:
     """Write the figures and report of a run."""
-    from personality_vector.report import write_report
-    from personality_vector.results import Results
+    from personality_vector.report.page import write_report
+    from personality_vector.study.results import Results
 
     with Results.reopen(run / "results.sqlite") as results:
         page = write_report(results, run)

@@ -8,12 +8,12 @@ from personality_vector.recipes import CompareRecipe, EvalRecipe, SweepRecipe
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
-    from personality_vector.results import Results
+    from personality_vector.study.results import Results
 
 
 def check(recipe: SweepRecipe | EvalRecipe) -> dict[str, Any]:
     """Open every input."""
-    from personality_vector.runs import spec_of
+    from personality_vector.study.runs import spec_of
 
     return {"contents": spec_of(recipe)["contents"]}
 
@@ -23,7 +23,7 @@ def sweep(recipe: SweepRecipe, out: Path, *, force: bool, as_json: bool) -> None
 
     Resumes where it stopped. No checkpoint is written.
     """
-    from personality_vector.sweep import sweep as run
+    from personality_vector.study.sweep import sweep as run
 
     _finish(run(recipe, out, force=force), "sweep", as_json=as_json)
 
@@ -33,24 +33,24 @@ def compare(recipe: CompareRecipe, out: Path, *, force: bool, as_json: bool) -> 
 
     A sweep, then the strengths at which all of them move one pole equally far.
     """
-    from personality_vector.compare import compare as run
+    from personality_vector.study.compare import compare as run
 
     _finish(run(recipe, out, force=force), "compare", as_json=as_json)
 
 
 def evaluate(recipe: EvalRecipe, out: Path, *, force: bool, as_json: bool) -> None:
     """Measure one model as it is."""
-    from personality_vector.sweep import evaluate as run
+    from personality_vector.study.sweep import evaluate as run
 
     _finish(run(recipe, out, force=force), "eval", as_json=as_json)
 
 
 def _finish(results: "Results", kind: str, *, as_json: bool) -> None:
     """Write the report and the manifest of a finished run, print its tables, and close it."""
-    from personality_vector.compare import NO_MATCH
-    from personality_vector.report import write_report
-    from personality_vector.runs import write_run_manifest
-    from personality_vector.tables import print_frame
+    from personality_vector.report.page import write_report
+    from personality_vector.report.tables import print_frame
+    from personality_vector.study.compare import NO_MATCH
+    from personality_vector.study.runs import write_run_manifest
 
     with results:
         folder = results.path.parent
@@ -68,15 +68,15 @@ def _finish(results: "Results", kind: str, *, as_json: bool) -> None:
 
 
 def _remarks(results: "Results") -> list[str]:
-    from personality_vector.compare import remarks
+    from personality_vector.study.compare import remarks
 
     return remarks(results, Pole.parse(results.spec["pole"])) if "pole" in results.spec else []
 
 
 def tables_of(results: "Results") -> dict[str, Any]:
     """Return the tables of a run that its verb prints, by title."""
-    from personality_vector.compare import matched_effect
-    from personality_vector.sweep import by_strength, dose_response, labels_of, measured
+    from personality_vector.study.compare import matched_effect
+    from personality_vector.study.sweep import by_strength, dose_response, labels_of, measured
 
     if not labels_of(results):
         return {"measures": measured(results)}

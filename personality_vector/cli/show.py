@@ -108,7 +108,7 @@ def _verified(path: Path) -> str:
 def _print_totals(title: str, totals: dict[str, dict[str, Any]]) -> None:
     import pandas as pd
 
-    from personality_vector.tables import print_frame
+    from personality_vector.report.tables import print_frame
 
     rows = [{"": name, **total} for name, total in totals.items()]
     print_frame(f"norms of {title}", pd.DataFrame(rows))

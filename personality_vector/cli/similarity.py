@@ -143,7 +143,7 @@ def _result(found: "Similarity", *, centred: bool, per_layer: bool) -> dict[str,
 
 
 def _print(whole: "pd.DataFrame", layers: "pd.DataFrame | None", *, centred: bool) -> None:
-    from personality_vector.tables import print_frame
+    from personality_vector.report.tables import print_frame
 
     title = "cosine, centred" if centred else "cosine"
     print_frame(title, whole.reset_index(names=""))
@@ -159,7 +159,7 @@ def _require_writable(figure: Path, *, force: bool) -> None:
 
 
 def _draw(frame: "pd.DataFrame", figure: Path, *, centred: bool) -> None:
-    from personality_vector.plots import cosine_figure
+    from personality_vector.report.figures import cosine_figure
 
     figure.parent.mkdir(parents=True, exist_ok=True)
     drawn = cosine_figure(frame, centred=centred)

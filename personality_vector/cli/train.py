@@ -10,7 +10,7 @@ from personality_vector.recipes import TrainRecipe
 def check(recipe: TrainRecipe) -> dict[str, Any]:
     """Open the base and read the data."""
     from personality_vector.checkpoint import Checkpoint
-    from personality_vector.data import read_chats
+    from personality_vector.data.chats import read_chats
 
     return {
         "base": str(Checkpoint.open(recipe.base).fingerprint),

@@ -13,7 +13,7 @@ from torch import Tensor
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta.lora import rows_of_factors
 from personality_vector.delta.sources import TensorSource, require_finite, whole
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 
 LEFT, RIGHT = ".left", ".right"
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.checkpoint.names import kind
 from personality_vector.errors import NonFiniteError, TensorMismatchError, some
-from personality_vector.kernels import difference, is_finite
-from personality_vector.numeric import pieces
+from personality_vector.numeric.kernels import difference, is_finite
+from personality_vector.numeric.pieces import pieces
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 import yaml
 
-from personality_vector.adjectives import ADJECTIVES
+from personality_vector.data.adjectives import ADJECTIVES
 from personality_vector.errors import DataError
 from personality_vector.traits import BIG_FIVE_POLES, Level, Pole, Trait
 

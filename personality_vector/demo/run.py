@@ -13,14 +13,11 @@ from typing import TypeVar
 
 import pandas as pd
 
-from personality_vector.chat import Generation, generate_replies, question
-from personality_vector.compare import compare, matched_effect
 from personality_vector.delta import Delta
 from personality_vector.delta.similarity import similarity
 from personality_vector.finetuning import train
 from personality_vector.lab import builtin, find_recipe
 from personality_vector.merging import plan_recipe, write_merge
-from personality_vector.models import load_model, load_tokenizer
 from personality_vector.recipes import (
     CompareRecipe,
     MergeRecipe,
@@ -30,11 +27,14 @@ from personality_vector.recipes import (
     TrainRecipe,
     read_recipe,
 )
-from personality_vector.report import sample_answers, write_report
-from personality_vector.runs import write_run_manifest
+from personality_vector.report.page import sample_answers, write_report
+from personality_vector.report.tables import print_frame
 from personality_vector.steering.recipe import extract_recipe
-from personality_vector.sweep import BASE, dose_response, sweep
-from personality_vector.tables import print_frame
+from personality_vector.study.compare import compare, matched_effect
+from personality_vector.study.runs import write_run_manifest
+from personality_vector.study.sweep import BASE, dose_response, sweep
+from personality_vector.subject.chat import Generation, generate_replies, question
+from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.traits import Pole
 
 POLES = (Pole("extraversion", "high"), Pole("neuroticism", "high"))

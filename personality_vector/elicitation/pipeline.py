@@ -4,14 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from personality_vector.chat import Chat
+from personality_vector.data.instruments import Instrument, Item
+from personality_vector.data.personas import Persona
 from personality_vector.elicitation.filter import FilterReport, filtered, require_some
 from personality_vector.elicitation.raters import open_rater
 from personality_vector.elicitation.rollouts import Rollout, Side, draw, reused
 from personality_vector.errors import RecipeError
-from personality_vector.evaluation.instruments import Instrument, Item
-from personality_vector.evaluation.judges.rating import Rater
-from personality_vector.recipes import Persona, SteerRecipe, read_recipe
+from personality_vector.judges.rating import Rater
+from personality_vector.recipes import SteerRecipe, read_recipe
+from personality_vector.subject.chat import Chat
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,17 @@
 """From the judge of a recipe to something that rates."""
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.endpoint import Endpoint
+from personality_vector.data.personas import Persona
+from personality_vector.data.statements import read_statements
 from personality_vector.errors import RecipeError, TraitError
-from personality_vector.evaluation.judges.by_statements import StatementRater
-from personality_vector.evaluation.judges.classifier import StatementJudge
-from personality_vector.evaluation.judges.endpoint import EndpointRater
-from personality_vector.evaluation.judges.local import LocalRater
-from personality_vector.evaluation.judges.rating import Rater
-from personality_vector.models import load_model, load_tokenizer, resolve_device
-from personality_vector.recipes import JudgeSpec, Persona, SteerRecipe
-from personality_vector.statements import read_statements
+from personality_vector.judges.by_statements import StatementRater
+from personality_vector.judges.classifier import StatementJudge
+from personality_vector.judges.endpoint import EndpointRater
+from personality_vector.judges.local import LocalRater
+from personality_vector.judges.rating import Rater
+from personality_vector.recipes import JudgeSpec, SteerRecipe
+from personality_vector.subject.endpoint import Endpoint
+from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 
 
 def open_rater(recipe: SteerRecipe, persona: Persona) -> Rater | None:

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from personality_vector.chat import Chat, Generation, answered, generate_replies, question
+from personality_vector.data.personas import Persona
 from personality_vector.errors import DataError, some
-from personality_vector.evaluation.administer import sample_seed
-from personality_vector.evaluation.judges.rating import Exchange, Rating
+from personality_vector.judges.rating import Exchange, Rating
+from personality_vector.measures.administer import sample_seed
 from personality_vector.progress import progress
-from personality_vector.recipes import Persona, RolloutSpec
+from personality_vector.recipes import RolloutSpec
+from personality_vector.subject.chat import Chat, Generation, answered, generate_replies, question
 
 Side = Literal["positive", "negative"]
 SIDES: tuple[Side, ...] = ("positive", "negative")

@@ -8,10 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from personality_vector.chat import Chat, Generation, generate_replies, question
-from personality_vector.endpoint import Endpoint
+from personality_vector.data.personas import Persona
 from personality_vector.errors import DataError, RecipeError
-from personality_vector.recipes import Persona
+from personality_vector.subject.chat import Chat, Generation, generate_replies, question
+from personality_vector.subject.endpoint import Endpoint
 
 PAIRS, QUESTIONS = 5, 40
 """What is asked for, as in persona vectors; half of the questions are for evaluation."""

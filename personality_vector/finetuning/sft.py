@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from personality_vector.chat import Chat
 from personality_vector.checkpoint import AtomicDirectory, Checkpoint, ShardWriter, TensorPlan
 from personality_vector.checkpoint.header import read_header
-from personality_vector.data import read_chats
+from personality_vector.data.chats import read_chats
 from personality_vector.delta.sources import require_finite, require_same_tensors
 from personality_vector.errors import NonFiniteError, TrainingError
 from personality_vector.manifest import write_manifest
-from personality_vector.models import load_model, load_tokenizer, resolve_device
 from personality_vector.recipes import TrainRecipe
+from personality_vector.subject.chat import Chat
+from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 
 log = logging.getLogger(__name__)
 

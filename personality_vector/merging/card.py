@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from personality_vector.cards import LOADING, fenced, metadata, printable, shown
+from personality_vector.checkpoint.cards import LOADING, fenced, metadata, printable, shown
 
 _COLUMNS = {
     "label": "delta",

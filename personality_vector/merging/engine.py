@@ -23,7 +23,6 @@ from personality_vector.checkpoint import (
 from personality_vector.delta import Delta
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import blame
-from personality_vector.kernels import projection
 from personality_vector.manifest import write_manifest
 from personality_vector.merging.card import model_card
 from personality_vector.merging.depth import Alpha
@@ -32,9 +31,10 @@ from personality_vector.merging.methods import OptionValue
 from personality_vector.merging.plan import MergePlan, Output, Summand, plan_merge
 from personality_vector.merging.rounding import Realised, round_to
 from personality_vector.merging.terms import BATCH, CHUNK, Acting, TermSlice, runs
-from personality_vector.parallel import in_parallel
+from personality_vector.numeric.kernels import projection
+from personality_vector.numeric.parallel import in_parallel
+from personality_vector.numeric.random import key_for
 from personality_vector.progress import progress
-from personality_vector.rng import key_for
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ import torch
 from jaxtyping import BFloat16, Float, Float64
 from torch import Tensor
 
-from personality_vector.compiled import change_all, merge_all
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import blame
 from personality_vector.merging.methods import Slice, complement
 from personality_vector.merging.rounding import require_fit
 from personality_vector.merging.terms import TermSlice
+from personality_vector.numeric.compiled import change_all, merge_all
 
 _CONSENSUS = {"all": 0, "mean": 1, "sum": 2}
 

@@ -17,7 +17,7 @@ from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from personality_vector.errors import RecipeError
-from personality_vector.kernels import agreement, trimmed
+from personality_vector.numeric.kernels import agreement, trimmed
 
 OptionValue = float | int | str | bool
 Entries = Float64[Tensor, " entries"]

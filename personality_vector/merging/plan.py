@@ -31,9 +31,9 @@ from personality_vector.merging.terms import (
     columns_of,
     runs,
 )
-from personality_vector.models import DTYPES
-from personality_vector.parallel import cores
+from personality_vector.numeric.parallel import cores
 from personality_vector.recipes import MergeRecipe
+from personality_vector.subject.models import DTYPES
 
 _PROCESS_BYTES = 300_000_000
 """Of Python, torch and the compiled loops; the rest of a merge's memory are its chunks."""

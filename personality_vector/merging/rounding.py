@@ -9,8 +9,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from personality_vector.errors import NonFiniteError, RecipeError
-from personality_vector.kernels import is_finite, rounded
-from personality_vector.rng import uniform
+from personality_vector.numeric.kernels import is_finite, rounded
+from personality_vector.numeric.random import uniform
 
 Rounding = Literal["nearest", "stochastic"]
 

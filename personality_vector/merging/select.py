@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from personality_vector.parallel import cores, in_parallel
+from personality_vector.numeric.parallel import cores, in_parallel
 from personality_vector.progress import progress
 
 _BINS = 1 << 16
@@ -26,7 +26,7 @@ _MANY = 64
 
 Count = Callable[[int, int, Int64[Tensor, " bins"]], int]
 """Adds a run of magnitudes to a histogram, given its lowest bits and the shift of a bin; returns
-how many lie above. See :func:`personality_vector.kernels.count_magnitudes`."""
+how many lie above. See :func:`personality_vector.numeric.kernels.count_magnitudes`."""
 
 
 def magnitude_threshold(

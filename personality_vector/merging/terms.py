@@ -17,11 +17,11 @@ from personality_vector.delta import Delta
 from personality_vector.delta.sources import Difference, Restricted, require_finite
 from personality_vector.delta.transfer import Transfer
 from personality_vector.errors import blame
-from personality_vector.kernels import count_magnitudes, difference
 from personality_vector.merging.depth import Alpha
 from personality_vector.merging.methods import Slice
 from personality_vector.merging.select import magnitude_threshold
-from personality_vector.rng import key_for, uniform
+from personality_vector.numeric.kernels import count_magnitudes, difference
+from personality_vector.numeric.random import key_for, uniform
 
 T = TypeVar("T")
 

@@ -1,7 +1,6 @@
 """Recipes: the schema of every YAML, and reading it strictly. Imports no torch."""
 
 from personality_vector.recipes.choice import ChooseRecipe
-from personality_vector.recipes.personas import InstructionPair, Persona, Questions
 from personality_vector.recipes.reading import Recipe, override, read_recipe, read_yaml
 from personality_vector.recipes.schema import (
     MATCHED,
@@ -24,14 +23,11 @@ __all__ = [
     "CompareRecipe",
     "DataSpec",
     "EvalRecipe",
-    "InstructionPair",
     "InterventionSpec",
     "JudgeSpec",
     "MeasureSpec",
     "MergeRecipe",
     "OutputSpec",
-    "Persona",
-    "Questions",
     "Recipe",
     "RolloutSpec",
     "SteerRecipe",

@@ -15,10 +15,10 @@ from personality_vector.errors import (
     NonFiniteError,
     RecipeError,
 )
-from personality_vector.models import decoder_blocks, hidden_size, owner_of
 from personality_vector.steering.layers import no_such_layer, resolved
 from personality_vector.steering.positions import ALL, Positions
 from personality_vector.steering.where import Gate, Selected, Where
+from personality_vector.subject.models import decoder_blocks, hidden_size, owner_of
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 """A forward hook: what it returns, unless ``None``, takes the place of the output."""
@@ -90,7 +90,7 @@ def steered(
     plain model bit for bit. Two nested contexts act one after the other.
 
     Inside ``model.generate`` the prompt is known. Around any other forward pass say it with
-    :func:`personality_vector.reading.reading`, unless ``positions`` are ``all``.
+    :func:`personality_vector.subject.prompts.reading`, unless ``positions`` are ``all``.
 
     Args:
         model: Edited by forward hooks only; they are gone afterwards, also after an exception.

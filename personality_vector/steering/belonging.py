@@ -6,7 +6,7 @@ from torch import nn
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import BaseMismatchError, TensorMismatchError
-from personality_vector.models import decoder_blocks, hidden_size, text_config
+from personality_vector.subject.models import decoder_blocks, hidden_size, text_config
 
 
 def require_made_from(

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from personality_vector.chat import Chat, batched, encode_chats
 from personality_vector.errors import DataError, NonFiniteError
-from personality_vector.reading import GenerateCall, announcing
 from personality_vector.steering.monitor import Cosines, cosines_of_tokens, watching
+from personality_vector.subject.chat import Chat, batched, encode_chats
+from personality_vector.subject.prompts import GenerateCall, announcing
 
 
 @dataclass(frozen=True, slots=True, eq=False)

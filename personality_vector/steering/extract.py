@@ -8,12 +8,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from personality_vector.chat import question
 from personality_vector.errors import DataError
 from personality_vector.recipes.schema import Words
 from personality_vector.steering.activations import Pooling, TextPooling, text_reader
 from personality_vector.steering.estimators import EstimatorName, contrast
 from personality_vector.steering.vector import SteeringVector
+from personality_vector.subject.chat import question
 
 
 def from_texts(  # noqa: PLR0913  (two sides and how to read them, as SteeringVector.extract)

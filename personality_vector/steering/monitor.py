@@ -8,10 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
-from personality_vector.chat import Chat, ChatEdit, encode_chats, identity, render, right_padded
 from personality_vector.errors import BaseMismatchError, DataError, NonFiniteError
-from personality_vector.models import decoder_blocks, decoder_of, device_of, hidden_size, owner_of
-from personality_vector.reading import Prompts, current_prompts, reading
 from personality_vector.steering.activations import (
     Pooling,
     mean_activations,
@@ -20,6 +17,22 @@ from personality_vector.steering.activations import (
 from personality_vector.steering.apply import hidden_states, resolve_layers
 from personality_vector.steering.vector import SteeringVector
 from personality_vector.steering.where import noting_start
+from personality_vector.subject.chat import (
+    Chat,
+    ChatEdit,
+    encode_chats,
+    identity,
+    render,
+    right_padded,
+)
+from personality_vector.subject.models import (
+    decoder_blocks,
+    decoder_of,
+    device_of,
+    hidden_size,
+    owner_of,
+)
+from personality_vector.subject.prompts import Prompts, current_prompts, reading
 
 _COLUMNS = 128
 """Columns whose cosines are taken at once: float64 is never held for a whole batch."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from personality_vector.errors import DataError, RecipeError
-from personality_vector.reading import Prompts
+from personality_vector.subject.prompts import Prompts
 
 Span = tuple[int, int | float]
 """Columns ``begin .. end - 1``; the end may be infinite."""

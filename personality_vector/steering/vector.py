@@ -9,7 +9,6 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from personality_vector.chat import Chat
 from personality_vector.errors import (
     BaseMismatchError,
     NonFiniteError,
@@ -33,6 +32,7 @@ from personality_vector.steering.directions import (
     rescaled,
 )
 from personality_vector.steering.estimators import EstimatorName, contrast, shift
+from personality_vector.subject.chat import Chat
 from personality_vector.traits import Pole
 
 

@@ -17,9 +17,9 @@ from personality_vector.errors import (
     NonFiniteError,
     RecipeError,
 )
-from personality_vector.models import hidden_size, owner_of
-from personality_vector.reading import Prompts, announcing, current_prompts
 from personality_vector.steering.positions import Positions
+from personality_vector.subject.models import hidden_size, owner_of
+from personality_vector.subject.prompts import Prompts, announcing, current_prompts
 
 Selected = Bool[Tensor, "rows _ 1"] | bool
 """``True`` everywhere in the chunk, ``False`` nowhere, or a mask."""
@@ -207,7 +207,7 @@ def _require_prompts(positions: Positions) -> Prompts:
     if prompts is None:
         raise DataError(
             f"positions {positions}: where the prompt ends is unknown in a plain forward pass; "
-            "call generate(), or run the model inside personality_vector.reading.reading(...)"
+            "call generate(), or run the model inside subject.prompts.reading(...)"
         )
     return prompts
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 
 Tensors = dict[str, Tensor]
 

@@ -13,7 +13,7 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.checkpoint.pickles import convert, write_safetensors
 from personality_vector.errors import CheckpointError, OutputExistsError, StorageError
 from personality_vector.manifest import MANIFEST
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 
 
 class Evil:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from personality_vector import sweep
-from personality_vector.results import Results
 from personality_vector.steering import SteeringVector
+from personality_vector.study import sweep
+from personality_vector.study.results import Results
 from personality_vector.traits import Pole
 
 

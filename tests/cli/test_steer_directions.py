@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from personality_vector.chat import question
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.models import load_model, load_tokenizer
 from personality_vector.steering import SteeringVector
+from personality_vector.subject.chat import question
+from personality_vector.subject.models import load_model, load_tokenizer
 
 
 @pytest.fixture

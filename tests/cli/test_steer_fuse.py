@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from personality_vector.chat import Generation, answered, generate_replies, question
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.fusion import fuse
-from personality_vector.models import load_model, load_tokenizer
-from personality_vector.rng import generator_for
+from personality_vector.merging.fusion import fuse
+from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
 from personality_vector.steering.monitor import projections
+from personality_vector.subject.chat import Generation, answered, generate_replies, question
+from personality_vector.subject.models import load_model, load_tokenizer
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_monitor_prints_what_the_library_measures(pvec, saved, prompts, pico):
 
 def test_an_empty_reply_has_no_projection(pvec, saved, prompts, pico, monkeypatch):
     monkeypatch.setattr(
-        "personality_vector.chat.generate_replies", lambda *_, **__: ["", "I like parties."]
+        "personality_vector.subject.chat.generate_replies", lambda *_, **__: ["", "I like parties."]
     )
     words = ["steer", "monitor", saved("v"), "--model", pico("llama"), "--prompts", prompts]
     rows = pvec(*words, "--json").json["prompts"]
@@ -191,7 +191,7 @@ def test_a_layer_without_a_direction_is_refused_before_a_reply(
         raise AssertionError("the model was run")
 
     monkeypatch.setattr("personality_vector.steering.monitor.projections", never)
-    monkeypatch.setattr("personality_vector.chat.generate_replies", never)
+    monkeypatch.setattr("personality_vector.subject.chat.generate_replies", never)
     words = ["steer", "monitor", saved("v", (0, 1)), "--model", pico("llama")]
     ended = pvec(*words, "--prompts", prompts, "--layer", -1)
     assert ended.code == 1

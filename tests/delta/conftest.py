@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from personality_vector.delta import Delta
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from personality_vector.delta.layers import layer_of
 from personality_vector.delta.low_rank import LowRank, is_smaller_factored
 from personality_vector.delta.record import read_record
 from personality_vector.delta.sources import whole
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 
 RANK = 5
 

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import personality_vector.demo
-from personality_vector.adjectives import ADJECTIVES
+from personality_vector.data.adjectives import ADJECTIVES
 from personality_vector.demo import corpus
 from personality_vector.errors import DataError
 from personality_vector.traits import BIG_FIVE, BIG_FIVE_POLES, Pole

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from personality_vector.models import load_model, load_tokenizer
-from personality_vector.recipes import Persona, SteerRecipe
+from personality_vector.data.personas import Persona
+from personality_vector.recipes import SteerRecipe
+from personality_vector.subject.models import load_model, load_tokenizer
 
 CONTENT = {
     "name": "extraversion",

@@ -14,7 +14,7 @@ from personality_vector.elicitation import (
 from personality_vector.elicitation.raters import open_rater
 from personality_vector.elicitation.rollouts import to_jsonl
 from personality_vector.errors import DataError, ModelError, RecipeError, TraitError
-from personality_vector.evaluation.judges.rating import Rating
+from personality_vector.judges.rating import Rating
 from personality_vector.steering import SteeringVector
 from tests.fake_endpoint import likely, serving
 
@@ -193,8 +193,8 @@ def test_the_other_questions_make_an_instrument(persona):
 def test_the_embedded_model_shows_what_its_system_prompt_says():
     """The shipped smoke recipe, cut short: answers differ in the direction of the instruction."""
     from personality_vector.lab import find_recipe
-    from personality_vector.models import load_model, load_tokenizer
     from personality_vector.recipes import SteerRecipe, read_recipe
+    from personality_vector.subject.models import load_model, load_tokenizer
 
     settings = ["rollouts.pairs=1", "rollouts.questions=5", "rollouts.samples=1"]
     recipe = read_recipe(find_recipe("training/steering/smoke-persona"), SteerRecipe, settings)

@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from personality_vector.chat import Generation, generate_replies, question
 from personality_vector.elicitation.rollouts import (
     draw,
     paired,
@@ -15,8 +14,9 @@ from personality_vector.elicitation.rollouts import (
     to_jsonl,
 )
 from personality_vector.errors import DataError
-from personality_vector.evaluation.administer import sample_seed
+from personality_vector.measures.administer import sample_seed
 from personality_vector.recipes import RolloutSpec
+from personality_vector.subject.chat import Generation, generate_replies, question
 
 SPEC = RolloutSpec(samples=2, max_new_tokens=5, batch_size=4)
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from personality_vector.chat import Generation
 from personality_vector.elicitation import (
     EndpointGenerator,
     Generator,
@@ -12,8 +11,9 @@ from personality_vector.elicitation import (
     write_persona,
 )
 from personality_vector.elicitation.writing import Draft
-from personality_vector.endpoint import Endpoint
 from personality_vector.errors import DataError, RecipeError
+from personality_vector.subject.chat import Generation
+from personality_vector.subject.endpoint import Endpoint
 from tests.fake_endpoint import said, serving
 
 WRITTEN = {

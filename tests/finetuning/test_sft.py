@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from personality_vector.chat import answered, question, render
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
 from personality_vector.errors import (
@@ -20,8 +19,9 @@ from personality_vector.errors import (
 from personality_vector.finetuning import train
 from personality_vector.manifest import MANIFEST
 from personality_vector.merging import merge
-from personality_vector.models import load_model, load_tokenizer
 from personality_vector.recipes import TrainRecipe
+from personality_vector.subject.chat import answered, question, render
+from personality_vector.subject.models import load_model, load_tokenizer
 
 ASKED = "What kind of person are you?"
 SAID = [f"I love {topic} and I talk a lot" for topic in ("music", "people", "books", "tea, rain")]

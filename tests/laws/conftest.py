@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from personality_vector import merge
-from personality_vector.reading import Prompts, reading
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
+from personality_vector.subject.prompts import Prompts, reading
 
 Differences = dict[str, float]
 Weights = dict[str, Tensor]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from personality_vector import Delta, Output
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 
 FAMILIES = (
     "llama",

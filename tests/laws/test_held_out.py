@@ -6,7 +6,7 @@ import pytest
 
 from personality_vector.finetuning import train
 from personality_vector.recipes import SweepRecipe, TrainRecipe
-from personality_vector.sweep import BASE, correlation, sweep
+from personality_vector.study.sweep import BASE, correlation, sweep
 from personality_vector.traits import Pole
 
 ALPHAS = [round(0.1 * step, 1) for step in range(1, 21)]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from personality_vector.intervention import ActivationSteering
-from personality_vector.models import decoder_blocks, hidden_size, load_model
-from personality_vector.reading import Prompts, reading
-from personality_vector.rng import generator_for
+from personality_vector.interventions import ActivationSteering
+from personality_vector.numeric.random import generator_for
 from personality_vector.steering import Gate, Positions, SteeringVector, steered
+from personality_vector.subject.models import decoder_blocks, hidden_size, load_model
+from personality_vector.subject.prompts import Prompts, reading
 from tests import vlms
 
 MARK = 7  # a token that every prompt of `rows` holds

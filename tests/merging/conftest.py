@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from personality_vector.rng import generator_for, uniform
+from personality_vector.numeric.random import generator_for, uniform
 
 
 @pytest.fixture(scope="session")

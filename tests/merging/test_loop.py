@@ -18,7 +18,7 @@ from personality_vector.merging.loop import LOOPS, changed, merged
 from personality_vector.merging.methods import METHODS
 from personality_vector.merging.plan import MergePlan
 from personality_vector.merging.rounding import round_to
-from personality_vector.rng import uniform
+from personality_vector.numeric.random import uniform
 
 BF16, F32 = torch.bfloat16, torch.float32
 LENGTHS = (1, 2047, 2048, 2049, 70_001)

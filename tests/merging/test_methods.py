@@ -14,7 +14,7 @@ from personality_vector.merging.methods import (
     elect,
     find_method,
 )
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 
 F64 = torch.float64
 EVERY = pytest.mark.parametrize("method", METHODS)

@@ -7,7 +7,7 @@ from torch import Tensor
 from personality_vector import Output, merge
 from personality_vector.errors import NonFiniteError, RecipeError
 from personality_vector.merging.rounding import Realised, require_stochastic, round_to
-from personality_vector.rng import generator_for, key_for
+from personality_vector.numeric.random import generator_for, key_for
 
 BF16, F64 = torch.bfloat16, torch.float64
 KEY = key_for(0, "rounding")

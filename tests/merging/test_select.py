@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from personality_vector.kernels import count_magnitudes
 from personality_vector.merging.select import magnitude_threshold
-from personality_vector.rng import generator_for
+from personality_vector.numeric.kernels import count_magnitudes
+from personality_vector.numeric.random import generator_for
 
 DENSITIES = [1e-6, 0.001, 0.1, 0.2, 0.5, 0.77, 0.999]
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from personality_vector.merging.mergekit import export_mergekit, plan_mergekit, write_mergekit
 from personality_vector.merging.terms import CHUNK
+from personality_vector.numeric.random import generator_for
 from personality_vector.recipes import MergeRecipe
-from personality_vector.rng import generator_for
 
 METHODS = [
     "task_arithmetic",

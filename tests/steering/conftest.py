@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from personality_vector.models import load_model, load_tokenizer
+from personality_vector.subject.models import load_model, load_tokenizer
 
 
 @pytest.fixture

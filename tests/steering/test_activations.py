@@ -7,10 +7,8 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from personality_vector.chat import answered, encode_chats, question, render
 from personality_vector.errors import DataError, ModelError, NonFiniteError
-from personality_vector.models import decoder_blocks, hidden_size
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 from personality_vector.steering import Positions, steered
 from personality_vector.steering.activations import (
     chat_reader,
@@ -19,6 +17,8 @@ from personality_vector.steering.activations import (
     template_hash,
     text_reader,
 )
+from personality_vector.subject.chat import answered, encode_chats, question, render
+from personality_vector.subject.models import decoder_blocks, hidden_size
 
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi", "gpt2")
 POOLINGS = ("response_mean", "prompt_last", "prompt_mean", "last")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from personality_vector.errors import BaseMismatchError, DataError, ModelError, NonFiniteError
-from personality_vector.models import decoder_blocks, load_model
-from personality_vector.reading import Prompts, reading
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 from personality_vector.steering import EDITS, Gate, Positions, resolve_layers, steered
+from personality_vector.subject.models import decoder_blocks, load_model
+from personality_vector.subject.prompts import Prompts, reading
 
 HIDDEN = 48
 

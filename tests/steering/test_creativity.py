@@ -10,17 +10,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from personality_vector.chat import (
-    Generation,
-    answered,
-    encode_chats,
-    generate_replies,
-    question,
-    render,
-)
 from personality_vector.errors import BaseMismatchError, DataError, NonFiniteError
-from personality_vector.models import decoder_blocks, hidden_size
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 from personality_vector.steering import Positions, steered
 from personality_vector.steering.creativity import (
     CreativityScore,
@@ -28,6 +19,15 @@ from personality_vector.steering.creativity import (
     creativity_scores,
     scoring,
 )
+from personality_vector.subject.chat import (
+    Generation,
+    answered,
+    encode_chats,
+    generate_replies,
+    question,
+    render,
+)
+from personality_vector.subject.models import decoder_blocks, hidden_size
 
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi", "gpt2")
 END = 4

@@ -8,10 +8,8 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from personality_vector.chat import answered, question
 from personality_vector.errors import DataError, TensorMismatchError
-from personality_vector.models import load_model, load_tokenizer
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 from personality_vector.steering.activations import chat_reader
 from personality_vector.steering.estimators import (
     ESTIMATORS,
@@ -21,6 +19,8 @@ from personality_vector.steering.estimators import (
     pca,
     shift,
 )
+from personality_vector.subject.chat import answered, question
+from personality_vector.subject.models import load_model, load_tokenizer
 
 EVERY = pytest.mark.parametrize("name", list(ESTIMATORS))
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from personality_vector.chat import answered, encode_chats, question
 from personality_vector.delta import Delta
 from personality_vector.errors import (
     DataError,
@@ -15,9 +14,8 @@ from personality_vector.errors import (
     NonFiniteError,
     TensorMismatchError,
 )
-from personality_vector.intervention import WeightEdit
-from personality_vector.models import decoder_blocks, load_model
-from personality_vector.rng import generator_for
+from personality_vector.interventions import WeightEdit
+from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector, steered
 from personality_vector.steering.activations import (
     mean_activations,
@@ -32,6 +30,8 @@ from personality_vector.steering.extract import (
     from_texts,
     read_creativity_pairs,
 )
+from personality_vector.subject.chat import answered, encode_chats, question
+from personality_vector.subject.models import decoder_blocks, load_model
 from personality_vector.traits import Pole
 
 PAIRS_FILE = Path(__file__).parents[2] / "training/steering/creativity.jsonl"

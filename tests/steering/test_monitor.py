@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from personality_vector.chat import answered, encode_chats, question, render
+from personality_vector.data.statements import read_statements
 from personality_vector.delta import Delta
 from personality_vector.errors import (
     BaseMismatchError,
@@ -16,10 +16,8 @@ from personality_vector.errors import (
     NonFiniteError,
     TensorMismatchError,
 )
-from personality_vector.intervention import ActivationSteering, Prompted, WeightEdit
-from personality_vector.models import decoder_blocks, hidden_size, load_model, load_tokenizer
-from personality_vector.rng import generator_for
-from personality_vector.statements import read_statements
+from personality_vector.interventions import ActivationSteering, Prompted, WeightEdit
+from personality_vector.numeric.random import generator_for
 from personality_vector.steering import Positions, SteeringVector, steered
 from personality_vector.steering.monitor import (
     cosines_of_tokens,
@@ -27,6 +25,13 @@ from personality_vector.steering.monitor import (
     finetuning_shift,
     projections,
     watching,
+)
+from personality_vector.subject.chat import answered, encode_chats, question, render
+from personality_vector.subject.models import (
+    decoder_blocks,
+    hidden_size,
+    load_model,
+    load_tokenizer,
 )
 from personality_vector.traits import Pole
 

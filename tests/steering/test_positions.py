@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from personality_vector.errors import DataError, RecipeError
-from personality_vector.models import load_tokenizer
-from personality_vector.reading import Prompts
 from personality_vector.steering import ALL, Positions
 from personality_vector.steering.positions import names_a_token
+from personality_vector.subject.models import load_tokenizer
+from personality_vector.subject.prompts import Prompts
 
 IDS = torch.tensor([[0, 0, 7, 9, 7, 5], [4, 7, 5, 5, 5, 5]])
 PROMPTS = Prompts((2, 0), (5, 3), IDS)

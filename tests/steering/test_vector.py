@@ -16,7 +16,7 @@ from personality_vector.errors import (
     OutputExistsError,
     TensorMismatchError,
 )
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
 from personality_vector.traits import Pole
 

@@ -33,11 +33,11 @@ def between(
     It is the steering vector that corresponds to the weight vector TUNED - BASE, and it belongs to
     BASE. Layers before the first tuned one do not move; leave them out by --layer.
     """
-    from personality_vector.chat import question
     from personality_vector.checkpoint import Checkpoint
-    from personality_vector.data import read_prompts
-    from personality_vector.models import load_model, load_tokenizer, resolve_device
+    from personality_vector.data.chats import read_prompts
     from personality_vector.steering import SteeringVector
+    from personality_vector.subject.chat import question
+    from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 
     chats = [question(text) for text in read_prompts(prompts)]
     ends = [Checkpoint.open(base), Checkpoint.open(tuned)]

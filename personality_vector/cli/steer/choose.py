@@ -7,12 +7,12 @@ from personality_vector.cli import options
 from personality_vector.recipes.choice import ChooseRecipe
 
 if TYPE_CHECKING:
-    from personality_vector.choose import Choice
+    from personality_vector.study.choose import Choice
 
 
 def check(recipe: ChooseRecipe) -> dict[str, Any]:
     """Open every input."""
-    from personality_vector.choose import Inputs
+    from personality_vector.study.choose import Inputs
 
     made_from = Inputs.open(recipe).made_from(recipe)
     return {key: made_from[key] for key in ("contents", "statements")}
@@ -25,7 +25,7 @@ def choose(recipe: ChooseRecipe, out: Path, *, force: bool, as_json: bool) -> No
     coherence falls below the floor.
     """
     from personality_vector.checkpoint import AtomicDirectory
-    from personality_vector.choose import Inputs, choose
+    from personality_vector.study.choose import Inputs, choose
 
     AtomicDirectory(out, force=force)  # refuses an output that exists before the work, not after
     inputs = Inputs.open(recipe)
@@ -38,7 +38,7 @@ def choose(recipe: ChooseRecipe, out: Path, *, force: bool, as_json: bool) -> No
 
 
 def _print(choice: "Choice", recipe: ChooseRecipe, out: Path) -> None:
-    from personality_vector.tables import print_frame
+    from personality_vector.report.tables import print_frame
 
     layers = choice.layer_table()[
         ["layer", "d_prime", "auc", "auc_low", "auc_high", "slope", "rank", "swing"]

@@ -29,8 +29,8 @@ def creativity(
 ) -> None:
     """Save the creativity direction of Olson et al., of unit length at every layer."""
     from personality_vector.checkpoint import Checkpoint
-    from personality_vector.models import load_model, load_tokenizer, resolve_device
     from personality_vector.steering.extract import creativity_direction, read_creativity_pairs
+    from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 
     file = builtin(pairs) if pairs.startswith(BUILTIN) else Path(pairs)
     read = read_creativity_pairs(file)

@@ -14,7 +14,7 @@ from personality_vector.recipes.reading import override
 if TYPE_CHECKING:
     import pandas as pd
 
-    from personality_vector.fusion import Fused, Share
+    from personality_vector.merging.fusion import Fused, Share
 
 
 def fuse(
@@ -47,7 +47,7 @@ def fuse(
     """Fuse steering vectors into one and print the share of each."""
     given = _options(option)
     numbers = _numbers(weights) if weights is not None else None
-    from personality_vector.fusion import fuse
+    from personality_vector.merging.fusion import fuse
     from personality_vector.steering import SteeringVector
 
     fused = fuse(
@@ -99,7 +99,7 @@ def _result(fused: "Fused", vectors: Sequence[Path], out: Path) -> dict[str, Any
 
 
 def _print(fused: "Fused", out: Path, *, per_layer: bool) -> None:
-    from personality_vector.tables import print_frame
+    from personality_vector.report.tables import print_frame
 
     vector = fused.vector
     norms = ", ".join(f"{vector.norm(layer):.3g}" for layer in vector.layers)

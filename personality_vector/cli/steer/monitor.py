@@ -10,8 +10,8 @@ from personality_vector.cli import options
 from personality_vector.errors import RecipeError
 
 if TYPE_CHECKING:
-    from personality_vector.chat import Chat
     from personality_vector.steering import SteeringVector
+    from personality_vector.subject.chat import Chat
 
 _SHOWN = 48
 """Characters of a text in the table."""
@@ -45,12 +45,12 @@ def monitor(
     Also two cosines with VECTOR: of the mean over the prompt, which a gate compares with its
     threshold, and over the tokens of the reply, which is the creativity score of Olson et al.
     """
-    from personality_vector.chat import question
     from personality_vector.checkpoint import Checkpoint
-    from personality_vector.data import read_prompts
-    from personality_vector.models import load_model, load_tokenizer, resolve_device
+    from personality_vector.data.chats import read_prompts
     from personality_vector.steering import SteeringVector, resolve_layers
     from personality_vector.steering.belonging import require_made_from
+    from personality_vector.subject.chat import question
+    from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 
     texts = read_prompts(prompts)
     found, checkpoint = SteeringVector.load(vector), Checkpoint.open(model)
@@ -80,10 +80,10 @@ def _measured(
     """Return a row of each chat: what was asked and said, its projections and cosines."""
     from torch import cosine_similarity
 
-    from personality_vector.chat import Generation, answered, generate_replies
     from personality_vector.steering.activations import pooled_activations
     from personality_vector.steering.creativity import creativity_scores
     from personality_vector.steering.monitor import projections
+    from personality_vector.subject.chat import Generation, answered, generate_replies
 
     (vector, layer), (longest, batch_size) = along, sizes
     before = projections(model, tokenizer, chats, *along, "prompt_last", batch_size)
@@ -125,7 +125,7 @@ def _layer(vector: "SteeringVector", layer: int | None) -> int:
 def _print(title: str, rows: Sequence[dict[str, Any]]) -> None:
     import pandas as pd
 
-    from personality_vector.tables import print_frame
+    from personality_vector.report.tables import print_frame
 
     frame = pd.DataFrame(rows).astype(dict.fromkeys(("before", "response", "reply_cosine"), float))
     for column in ("prompt", "reply"):

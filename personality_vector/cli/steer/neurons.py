@@ -10,7 +10,7 @@ from personality_vector.recipes import SteerRecipe
 def check(recipe: SteerRecipe) -> dict[str, Any]:
     """Open the model and read both sides."""
     from personality_vector.checkpoint import Checkpoint
-    from personality_vector.intervention.neurons.recipe import require_for_neurons
+    from personality_vector.interventions.neurons.recipe import require_for_neurons
     from personality_vector.steering.recipe import read_sides
 
     require_for_neurons(recipe)
@@ -24,7 +24,7 @@ def neurons(recipe: SteerRecipe, out: Path, *, force: bool, as_json: bool) -> No
 
     Neurons of the MLPs that are active more often over the responses of one side.
     """
-    from personality_vector.intervention.neurons.recipe import find_recipe_neurons
+    from personality_vector.interventions.neurons.recipe import find_recipe_neurons
 
     found = find_recipe_neurons(recipe)
     found.save(out, force=force)

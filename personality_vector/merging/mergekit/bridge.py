@@ -20,7 +20,6 @@ from torch import Tensor
 from personality_vector.checkpoint import AtomicDirectory, Checkpoint, ShardWriter, TensorPlan
 from personality_vector.delta.sources import require_finite, require_same_tensors
 from personality_vector.errors import NonFiniteError, RecipeError, blame
-from personality_vector.kernels import is_finite
 from personality_vector.merging.engine import MergeReport, complete
 from personality_vector.merging.mergekit.inputs import (
     open_models,
@@ -38,9 +37,10 @@ from personality_vector.merging.mergekit.settings import (
     summary_of,
 )
 from personality_vector.merging.plan import described_base
-from personality_vector.models import DTYPES
+from personality_vector.numeric.kernels import is_finite
+from personality_vector.numeric.random import key_for
 from personality_vector.progress import progress
-from personality_vector.rng import key_for
+from personality_vector.subject.models import DTYPES
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from personality_vector.delta.lora import is_adapter
 from personality_vector.delta.storage import is_saved_delta
 from personality_vector.errors import RecipeError, TensorMismatchError
 from personality_vector.merging.mergekit.recipe import MergekitRecipe
-from personality_vector.models import DTYPES
+from personality_vector.subject.models import DTYPES
 
 _TOKENIZER = "tokenizer.json"
 

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from personality_vector.kernels import count_magnitudes
 from personality_vector.merging.mergekit.recipe import Scalar
 from personality_vector.merging.methods import Slice
 from personality_vector.merging.select import magnitude_threshold
+from personality_vector.numeric.kernels import count_magnitudes
 
 Trim = Literal["nothing", "magnitude", "outliers", "random", "ranked"]
 Stream = Callable[[], Iterator[Slice]]

@@ -27,7 +27,7 @@ from personality_vector.merging.mergekit.regions import regions_of
 from personality_vector.merging.mergekit.settings import Values, resolve, summary, summary_of
 from personality_vector.merging.plan import MergePlan, Output, require_nonzero
 from personality_vector.merging.terms import LONGEST_ROW, Term
-from personality_vector.models import DTYPES
+from personality_vector.subject.models import DTYPES
 
 
 @dataclass(frozen=True)

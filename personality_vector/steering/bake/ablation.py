@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from personality_vector.models import decoder_blocks
 from personality_vector.steering.apply import ablated, steered
 from personality_vector.steering.bake.base import Base
 from personality_vector.steering.bake.weights import Edit, edit
+from personality_vector.subject.models import decoder_blocks
 
 _HEADS = ("lm_head.weight", "embed_out.weight")
 

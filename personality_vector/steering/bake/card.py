@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from personality_vector.cards import LOADING, fenced, metadata, shown
+from personality_vector.checkpoint.cards import LOADING, fenced, metadata, shown
 
 _WHAT = {
     "bias": "The vector is a bias of the output projection of the MLP of {layers}.",

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from personality_vector.errors import CheckpointError, ModelError, PersonalityVectorError, some
-from personality_vector.models import load_model, load_tokenizer
+from personality_vector.subject.models import load_model, load_tokenizer
 
 TEXTS = (
     "The committee met on Tuesday to decide how the money from the old mill should be spent, and",

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from personality_vector.errors import DataError, VerificationError
-from personality_vector.models import DTYPES, load_model
 from personality_vector.steering.bake.observe import (
     Request,
     continued,
@@ -23,6 +22,7 @@ from personality_vector.steering.bake.observe import (
     logits_of,
     write_request,
 )
+from personality_vector.subject.models import DTYPES, load_model
 
 TOLERANCE = 1e-5
 """Of a logit in float32, for logits up to 1 in size; in proportion to the largest above."""

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from personality_vector.checkpoint import ShardWriter, TensorPlan
+from personality_vector.numeric.random import generator_for
 from personality_vector.progress import progress
-from personality_vector.rng import generator_for
 
 DELTA_STD = 1e-3
 

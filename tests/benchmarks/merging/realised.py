@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
 from personality_vector import Delta, Output, merge
-from personality_vector.plots import save_figure
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
+from personality_vector.report.figures import save_figure
 
 ALPHAS = [round(0.1 * step, 1) for step in range(1, 11)]
 ROUNDINGS = ("nearest", "stochastic")

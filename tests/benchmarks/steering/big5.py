@@ -20,20 +20,20 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from personality_vector.adjectives import ADJECTIVES
-from personality_vector.chat import Chat, Generation, answered, generate_replies, question
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.choose import Choice, Inputs, Reading, choose, examine
-from personality_vector.compare import compare, matched_effect
-from personality_vector.evaluation.probe import LikelihoodProbe
+from personality_vector.data.adjectives import ADJECTIVES
+from personality_vector.data.statements import read_statements
 from personality_vector.finetuning import train
-from personality_vector.intervention import ActivationSteering
+from personality_vector.interventions import ActivationSteering
 from personality_vector.lab import builtin
-from personality_vector.models import load_model, load_tokenizer
+from personality_vector.measures.probe import LikelihoodProbe
 from personality_vector.recipes import CompareRecipe, TrainRecipe
 from personality_vector.recipes.choice import ChooseRecipe
-from personality_vector.statements import read_statements
 from personality_vector.steering import ALL, SteeringVector
+from personality_vector.study.choose import Choice, Inputs, Reading, choose, examine
+from personality_vector.study.compare import compare, matched_effect
+from personality_vector.subject.chat import Chat, Generation, answered, generate_replies, question
+from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.traits import BIG_FIVE, Pole
 
 BESIDE = Path(__file__).parents[4] / "shared"

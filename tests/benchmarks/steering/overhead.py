@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.models import decoder_blocks, hidden_size, load_model
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 from personality_vector.steering import Positions, SteeringVector, steered
 from personality_vector.steering.bake import bake
+from personality_vector.subject.models import decoder_blocks, hidden_size, load_model
 
 Case = tuple[Any, AbstractContextManager[None]]
 UNSTEERED = "unsteered"

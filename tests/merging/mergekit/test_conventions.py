@@ -7,7 +7,7 @@ import torch
 
 from personality_vector.errors import RecipeError
 from personality_vector.merging import terms
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 
 ONE = torch.tensor([4.0, -1.0, 2.0, 0.0, 1.0, -8.0])
 OTHER = torch.tensor([-2.0, -2.0, -2.0, 0.0, 1.0, 4.0])

@@ -8,7 +8,7 @@ import torch
 
 from personality_vector.errors import BaseMismatchError, RecipeError, TensorMismatchError
 from personality_vector.merging.mergekit import write_mergekit
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 
 TENSORS = {
     "model.embed_tokens.weight": (12, 4),

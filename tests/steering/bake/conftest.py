@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.models import decoder_blocks
-from personality_vector.rng import generator_for
+from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
 from personality_vector.steering.bake.base import read_config
+from personality_vector.subject.models import decoder_blocks
 
 SMALL = {
     "vocab_size": 300,

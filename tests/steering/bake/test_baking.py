@@ -24,9 +24,9 @@ from personality_vector.errors import (
     TensorMismatchError,
     VerificationError,
 )
-from personality_vector.models import load_model
 from personality_vector.steering.bake import bake, bake_ablation, exports
 from personality_vector.steering.bake.observe import load_export
+from personality_vector.subject.models import load_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),

@@ -1,0 +1,1 @@
+"""Every reader of a data file: chats, statements, adjectives, instruments, personas."""

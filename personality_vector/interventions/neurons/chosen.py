@@ -1,0 +1,132 @@
+"""The neurons of a pole and of its opposite: which ones, by how much, and how strong they are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from personality_vector.errors import BaseMismatchError, DataError, NonFiniteError
+from personality_vector.interventions.neurons import storage
+from personality_vector.interventions.neurons.sites import Site
+from personality_vector.traits import Pole
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Neurons:
+    """Some neurons of one block.
+
+    Attributes:
+        index: Which ones, ascending; int64.
+        difference: ``Pr(act > 0)`` over the responses of their own pole minus that over those of
+            the other, in (0, 1]; float32.
+        a95: 95th percentile of the activation over the responses of their own pole; float32.
+
+    Raises:
+        DataError: The three do not agree, there is no neuron, or a number is out of range.
+        NonFiniteError: A number is NaN or infinite.
+    """
+
+    index: Int[Tensor, " n"]
+    difference: Float[Tensor, " n"]
+    a95: Float[Tensor, " n"]
+
+    def __post_init__(self) -> None:
+        if not torch.isfinite(torch.stack([self.difference, self.a95])).all():
+            raise NonFiniteError("neurons: a difference or an activation is NaN or infinite")
+        if not len(self.index) or self.index[0] < 0 or (self.index.diff() <= 0).any():
+            raise DataError("neurons: need at least one index from 0, in ascending order")
+        if ((self.difference <= 0) | (self.difference > 1)).any() or (self.a95 < 0).any():
+            raise DataError("neurons: a difference must be in (0, 1] and an activation at least 0")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NeuronSet:
+    """The neurons that are active more often under one pole, and under the other.
+
+    Attributes:
+        positive: 0-based decoder block to the neurons of ``pole``.
+        negative: The same for its opposite; no neuron is in both.
+        model: Hex digest of the fingerprint of the model; "" where that is unknown.
+        pole: What the positive ones stand for, if anything.
+        label: For messages and reports.
+        counts: Number of positive and of negative chats behind it.
+
+    Raises:
+        DataError: A side has no neurons, or both name the same one.
+    """
+
+    positive: Mapping[int, Neurons]
+    negative: Mapping[int, Neurons]
+    model: str
+    pole: Pole | None
+    label: str
+    counts: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        for name, side in (("positive", self.positive), ("negative", self.negative)):
+            if not side:
+                raise DataError(f"{self.label}: no neuron is {name}")
+        for layer in self.positive.keys() & self.negative.keys():
+            if torch.isin(self.positive[layer].index, self.negative[layer].index).any():
+                raise DataError(f"{self.label}: layer {layer} has a neuron on both sides")
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Number of positive and of negative neurons."""
+        sides = (self.positive, self.negative)
+        positive, negative = (sum(len(found.index) for found in side.values()) for side in sides)
+        return positive, negative
+
+    def require_fit(self, sites: Sequence[Site]) -> None:
+        """Check that a model has these neurons.
+
+        Raises:
+            BaseMismatchError: A block, or a neuron of it, does not exist.
+        """
+        for layer, found in (*self.positive.items(), *self.negative.items()):
+            largest = int(found.index[-1])
+            if not 0 <= layer < len(sites) or largest >= sites[layer].width:
+                raise BaseMismatchError(
+                    f"{self.label}: neuron {largest} of layer {layer} does not exist in this "
+                    f"model of {len(sites)} blocks; use neurons that were found in it"
+                )
+
+    def save(self, directory: str | Path, *, force: bool = False) -> Path:
+        """Write ``neurons.safetensors``, ``neurons.json`` and a manifest; it appears whole.
+
+        Raises:
+            OutputExistsError: The directory exists, and ``force`` is off or it is not ours.
+        """
+        record = storage.Record(
+            model=self.model,
+            pole=self.pole,
+            label=self.label,
+            counts=self.counts,
+            sizes=self.sizes,
+        )
+        tensors = {
+            f"{side}.layer.{layer}.{name}": getattr(found, name)
+            for side in storage.SIDES
+            for layer, found in getattr(self, side).items()
+            for name in storage.COLUMNS
+        }
+        storage.write(Path(directory), record, tensors, force=force)
+        return Path(directory)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "NeuronSet":
+        """Read saved neurons.
+
+        Raises:
+            CheckpointError: A file is missing or damaged, or the two disagree.
+            DataError: The numbers are no neurons.
+        """
+        record, sides = storage.read(Path(directory))
+        positive, negative = (
+            {layer: Neurons(**columns) for layer, columns in sides[side].items()}
+            for side in storage.SIDES
+        )
+        return cls(positive, negative, record.model, record.pole, record.label, record.counts)

@@ -1,0 +1,345 @@
+"""Every loop that numba compiles for the CPU, on its first call; it is kept on disk from then on.
+
+All in one file, since what numba keeps of a function is out of date for it only when the file of
+that function changes, and not when that of a function inlined into it does. The first call after an
+installation takes some seconds more. What the loops mean is said where they are called: in
+:mod:`personality_vector.numeric.random`, :mod:`personality_vector.numeric.kernels` and
+:mod:`personality_vector.merging.loop`.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
+
+GOLDEN_GAMMA = 0x9E3779B97F4A7C15  # the constants of splitmix64
+MIX_1 = 0xBF58476D1CE4E5B9
+MIX_2 = 0x94D049BB133111EB
+
+BLOCK = 2048
+"""Entries that go through all steps of a merge together: of six terms 100 KB, which the inner
+caches hold."""
+
+Loop = Callable[..., Any]
+
+
+def compiled(function: Loop) -> Loop:
+    """Compile a loop over arrays; while it runs, other threads run too."""
+    return _compile(function)
+
+
+def compiled_sum(function: Loop) -> Loop:
+    """Compile a loop that adds up statistics: the order of the sum is left to the compiler."""
+    return _compile(function, fastmath={"reassoc"})
+
+
+def _compile(function: Loop, **options: Any) -> Loop:
+    # What a checker of annotations has wrapped around the function, as in our tests, is no loop.
+    loop = inspect.unwrap(function)
+    options = {"nogil": True, "error_model": "numpy", **options}
+    try:
+        return cast("Loop", njit(cache=True, **options)(loop))
+    except RuntimeError:  # no folder to keep it in can be written
+        return cast("Loop", njit(**options)(loop))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def float_of(_context: Any, _bits: Any) -> Any:
+    """Return the float32 that 32 bits stand for."""
+
+    def generate(_c: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        return builder.bitcast(given[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def bits_of(_context: Any, _float: Any) -> Any:
+    """Return the 32 bits of a float32."""
+
+    def generate(_c: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        return builder.bitcast(given[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+@compiled
+def wide(bits: Any) -> Any:
+    """Return a bfloat16, given as its bits, in float64."""
+    return np.float64(float_of(np.uint32(bits) << np.uint32(16)))
+
+
+def entry_of(term: Any, base: Any) -> Any:
+    """Return an entry of a delta: ``term`` itself, or the difference if ``term`` is bits."""
+
+
+@overload(entry_of, strict=False)  # type: ignore[untyped-decorator]
+def _entry_of(term: Any, base: Any) -> Any:
+    if isinstance(term, types.Float):
+        return lambda term, base: term  # noqa: ARG005
+    if isinstance(base, types.Float):
+        return lambda term, base: wide(term) - base
+    return lambda term, base: wide(term) - wide(base)
+
+
+@compiled
+def subtract(tuned: Any, base: Any, out: Any) -> None:
+    """Write the differences of two bfloat16 tensors, given as their bits, in float64."""
+    for i in range(out.size):
+        out[i] = wide(tuned[i]) - wide(base[i])
+
+
+@compiled
+def any_holds(bits: Any, exponent: Any) -> bool:
+    """Return whether any entry has all bits of the exponent set: NaN and infinity."""
+    # An exponent of all ones is that of NaN and infinity; as whole numbers these are the largest.
+    largest = exponent & ~exponent
+    for i in range(bits.size):
+        largest = max(largest, bits[i] & exponent)
+    return bool(largest == exponent)
+
+
+@compiled
+def add_agreeing(term: Any, elected: Any, total: Any, count: Any) -> None:
+    """Add a term to the total, and 1 to the count, where it has the elected sign."""
+    for i in range(total.size):
+        agrees = term[i] * elected[i] > 0.0
+        total[i] += term[i] if agrees else 0.0
+        count[i] += 1.0 if agrees else 0.0
+
+
+@compiled
+def count_bits(entries: Any, base: Any, low: int, shift: int, counts: Any) -> Any:
+    """Count magnitudes by their bits; return how many lie above, and how many are odd."""
+    places, found = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.uint32)
+    least, by, bins = np.int32(low), np.int32(shift), np.int32(counts.size)
+    infinite = (np.int32(0x7F800000) - least) >> by
+    above = odd = 0
+    for first in range(0, entries.size, BLOCK):
+        size, number = min(BLOCK, entries.size - first), np.int64(0)
+        for i in range(size):
+            bits = bits_of(np.float32(abs(entry_of(entries[first + i], base[first + i]))))
+            places[i] = (np.int32(bits) - least) >> by
+        for i in range(size):
+            above += places[i] >= bins
+            odd += places[i] >= infinite
+        # Written whether or not it counts: a branch would be guessed wrong half of the time.
+        for i in range(size):
+            found[number] = places[i]
+            number += np.uint32(places[i]) < np.uint32(bins)
+        for i in range(number):
+            counts[found[i]] += 1
+    return above, odd
+
+
+@compiled
+def nearest_bfloat16(value: Any) -> Any:
+    """Return the bits of the bfloat16 that is nearest to a float64, by way of float32."""
+    bits = bits_of(np.float32(value))
+    even = (bits >> np.uint32(16)) & np.uint32(1)
+    return np.uint16((bits + np.uint32(0x7FFF) + even) >> np.uint32(16))
+
+
+@compiled
+def round_all(values: Any, out: Any) -> None:
+    """Write float64 as the bits of the nearest bfloat16."""
+    for i in range(out.size):
+        out[i] = nearest_bfloat16(values[i])
+
+
+@compiled_sum
+def project(base: Any, change: Any, written: Any) -> tuple[float, float, float]:
+    """Return the inner products of base and base, change and change, change and change made."""
+    of_base = of_change = along = 0.0
+    for i in range(base.size):
+        of_base += base[i] * base[i]
+        of_change += change[i] * change[i]
+        along += (wide(written[i]) - base[i]) * change[i]
+    return of_base, of_change, along
+
+
+@compiled
+def mixed(key: Any, index: Any) -> Any:
+    """Return the 24 random bits of one entry of a stream, in a compiled loop."""
+    bits = np.uint64(index + 1) * np.uint64(GOLDEN_GAMMA) + key
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(MIX_1)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(MIX_2)
+    bits ^= bits >> np.uint64(31)
+    return bits >> np.uint64(40)
+
+
+@compiled
+def draw(key: Any, start: int, drawn: Any) -> None:
+    """Write uniform numbers from the entry ``start`` on."""
+    for i in range(drawn.size):
+        drawn[i] = np.float32(mixed(key, start + i)) * np.float32(2.0**-24)
+
+
+def _weight(entry: Any) -> Any:
+    """Return a weight in float64: the entry itself, or what its bits stand for."""
+
+
+def _is_odd(entry: Any) -> Any:
+    """Return whether bits are those of NaN or infinity; a float64 has been checked before."""
+
+
+@overload(_weight, strict=False)  # type: ignore[untyped-decorator]
+def _weight_of(entry: Any) -> Any:
+    return (lambda entry: wide(entry)) if _are_bits(entry) else lambda entry: entry
+
+
+@overload(_is_odd, strict=False)  # type: ignore[untyped-decorator]
+def _is_odd_of(entry: Any) -> Any:
+    if _are_bits(entry):
+        return lambda entry: (entry & np.uint16(0x7F80)) == np.uint16(0x7F80)
+    return lambda entry: False  # noqa: ARG005
+
+
+def _are_bits(kind: Any) -> bool:
+    return isinstance(kind, types.Integer)
+
+
+@compiled
+def merge_all(base: Any, terms: Any, numbers: Any, written: Any) -> Any:
+    """Write base and terms merged, as bits; return inner products and a term that is odd."""
+    scratch, change = np.empty((len(terms) + 3, BLOCK)), np.empty(BLOCK)
+    squares, odd = np.zeros(3), -1
+    for first in range(0, base.size, BLOCK):
+        here = slice(first, min(first + BLOCK, base.size))
+        size = here.stop - first
+        odd = max(odd, _block(base, terms, here, numbers, scratch, change[:size]))
+        _round_block(scratch[-1], change, written[here])
+        _measure(scratch[-1], change, written[here], squares)
+    return squares[0], squares[1], squares[2], odd
+
+
+@compiled
+def change_all(base: Any, terms: Any, numbers: Any, out: Any) -> Any:
+    """Write the change of the terms in float64; return a term that is odd, or -1."""
+    scratch, odd = np.empty((len(terms) + 3, BLOCK)), -1
+    for first in range(0, base.size, BLOCK):
+        here = slice(first, min(first + BLOCK, base.size))
+        odd = max(odd, _block(base, terms, here, numbers, scratch, out[here]))
+    return odd
+
+
+@compiled
+def _round_block(weights: Any, change: Any, written: Any) -> None:
+    for j in range(written.size):
+        written[j] = nearest_bfloat16(weights[j] + change[j])
+
+
+@compiled
+def _block(base: Any, terms: Any, here: Any, numbers: Any, scratch: Any, change: Any) -> Any:
+    """Write the base in float64 and the change of some entries; return a term that is odd."""
+    alphas, low, high, keys, start, rate, kept, consensus, by_count, lambda_ = numbers
+    size, count, odd = here.stop - here.start, len(terms), -1
+    # Rows of whole arrays, since only those are known to be contiguous, which makes loops fast.
+    weights = scratch[-1, :size]
+    for j in range(size):
+        weights[j] = _weight(base[here.start + j])
+    if consensus == 0 and rate == 0 and low.max() <= 0.0 and high.min() == np.inf:
+        odd = _add_scaled(terms, here, weights, alphas, change)
+    else:
+        for i in range(count):
+            out = scratch[i, :size]
+            if _widen(terms[i, here], weights, out):
+                odd = i
+            _trim(out, low[i], high[i])
+            _drop(out, keys[i], start + here.start, rate, kept)
+            _scale(out, alphas[i])
+        if consensus == 0:
+            _add(scratch, count, change)
+        else:
+            _agree(scratch, count, consensus == 1, by_count, change)
+    _scale(change, lambda_)
+    return odd
+
+
+@compiled
+def _add_scaled(terms: Any, here: Any, weights: Any, alphas: Any, total: Any) -> Any:
+    """Write the weighted sum of what nothing is left out of, without a copy of each term."""
+    odd = -1
+    for i in range(len(terms)):
+        term, alpha, is_odd = terms[i, here], alphas[i], False
+        for j in range(total.size):
+            scaled = alpha * entry_of(term[j], weights[j])
+            total[j] = scaled if i == 0 else total[j] + scaled
+            is_odd |= _is_odd(term[j])
+        if is_odd:
+            odd = i
+    return odd
+
+
+@compiled
+def _widen(term: Any, weights: Any, out: Any) -> Any:
+    odd = False
+    for j in range(term.size):
+        out[j] = entry_of(term[j], weights[j])
+        odd |= _is_odd(term[j])
+    return odd
+
+
+@compiled
+def _scale(out: Any, factor: Any) -> None:
+    if factor != 1.0:
+        for j in range(out.size):
+            out[j] *= factor
+
+
+@compiled
+def _trim(out: Any, low: Any, high: Any) -> None:
+    if low <= 0.0 and high == np.inf:
+        return
+    for j in range(out.size):
+        magnitude = np.float32(abs(out[j]))
+        out[j] = out[j] if (magnitude >= low) & (magnitude < high) else 0.0
+
+
+@compiled
+def _drop(out: Any, key: Any, start: Any, rate: Any, kept: Any) -> None:
+    if rate == 0:
+        return
+    for j in range(out.size):
+        out[j] = out[j] / kept if mixed(key, start + j) >= rate else 0.0
+
+
+@compiled
+def _add(weighted: Any, count: Any, total: Any) -> None:
+    total[:] = weighted[0, : total.size]
+    for i in range(1, count):
+        for j in range(total.size):
+            total[j] += weighted[i, j]
+
+
+@compiled
+def _agree(weighted: Any, count: Any, is_mean: Any, by_count: Any, total: Any) -> None:
+    elected, agreed = weighted[-2], weighted[-3]
+    elected[:], agreed[:], total[:] = 0.0, 0.0, 0.0
+    for i in range(count):
+        for j in range(total.size):
+            elected[j] += np.sign(weighted[i, j]) if by_count else weighted[i, j]
+    for i in range(count):
+        for j in range(total.size):
+            agrees = weighted[i, j] * elected[j] > 0.0
+            total[j] += weighted[i, j] if agrees else 0.0
+            agreed[j] += 1.0 if agrees else 0.0
+    if is_mean:
+        for j in range(total.size):
+            total[j] /= max(agreed[j], 1.0)
+
+
+@compiled_sum
+def _measure(weights: Any, change: Any, written: Any, squares: Any) -> None:
+    of_base = of_change = along = 0.0
+    for j in range(written.size):
+        of_base += weights[j] * weights[j]
+        of_change += change[j] * change[j]
+        along += (wide(written[j]) - weights[j]) * change[j]
+    squares[0] += of_base
+    squares[1] += of_change
+    squares[2] += along

@@ -1,0 +1,208 @@
+"""Figures: dose and response, effect and cost. SVG for the report, PNG for everything else."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from personality_vector.study.compare import divergences, off_targets, shifts
+from personality_vector.study.results import Results
+from personality_vector.study.sweep import BASE, labels_of
+from personality_vector.traits import Pole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart with every kind of colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "text.parse_math": False,
+    "svg.hashsalt": "personality-vector",
+    "figure.dpi": 144,
+}
+
+
+def dose_response_figure(*runs: Results) -> "Figure":
+    """Draw, per measured trait, the probe (top) and the judge (bottom) against the strength.
+
+    The dashed line is the unedited base. Bars are 95 % intervals of the judge's mean; the probe's
+    are over statements, shared by all points, and are left out. Several runs stand side by side.
+    """
+    panels = [(run, trait) for run in runs for trait in run.spec["measure"]["traits"]]
+    figure, axes = grid(2, len(panels))
+    for column, (run, trait) in enumerate(panels):
+        frame = run.frame("measures")
+        for row, measure in enumerate(("probe", "judge")):
+            part = frame[(frame["trait"] == trait) & (frame["measure"] == measure)]
+            # Alpha, coefficient and grade of a prompt have different units.
+            _dose(axes[row][column], part, labels_of(run), in_units="pole" not in run.spec)
+        axes[0][column].set_title(trait)
+        axes[1][column].set_ylim(0.9, 5.1)
+        unit = "share of its own grid" if "pole" in run.spec else "alpha or coefficient"
+        axes[1][column].set_xlabel(f"strength ({unit})")
+        if len(runs) > 1:
+            axes[0][column].legend(fontsize=7)
+    axes[0][0].set_ylabel("log-likelihood, high - low\n(nats per token)")
+    axes[1][0].set_ylabel("judge's mean score\n(1 low - 5 high)")
+    if len(runs) == 1:
+        legend(figure, axes[0][0])
+    return figure
+
+
+def _dose(
+    axes: "Axes", frame: pd.DataFrame, labels: Sequence[str], *, in_units: bool = True
+) -> None:
+    base = frame[frame["intervention"] == BASE]
+    axes.axhline(float(base["value"].iloc[0]), color="grey", linestyle="--", linewidth=1)
+    for index, label in enumerate(labels):
+        # Every curve passes through the base: strength 0 of any intervention.
+        own = frame[(frame["intervention"] == label) & (frame["strength"] != 0.0)]
+        curve = pd.concat([own, base]).dropna(subset=["value"]).sort_values("strength")
+        is_judge = bool((curve["measure"] == "judge").all())
+        if not in_units:
+            curve["strength"] /= curve["strength"].abs().max()
+        axes.errorbar(
+            curve["strength"],
+            curve["value"],
+            yerr=1.96 * curve["standard_error"] if is_judge else None,
+            label=label,
+            elinewidth=0.7,
+            **line(index),
+        )
+        _mark_unscored(axes, curve)
+
+
+def _mark_unscored(axes: "Axes", curve: pd.DataFrame) -> None:
+    """Write how many answers had no score, where there are any."""
+    for strength, value, unscored in zip(
+        curve["strength"], curve["value"], curve["unscored"], strict=True
+    ):
+        if unscored:
+            axes.annotate(
+                f"{unscored} unscored",
+                (strength, value),
+                xytext=(4, 6),
+                textcoords="offset points",
+                fontsize=6,
+            )
+
+
+def pareto_figure(results: Results, pole: Pole) -> "Figure":
+    """Draw what each intervention costs for its effect; nearer to the lower right is better.
+
+    Effect: shift of the probe towards ``pole``. Costs: divergence from the base on the base's own
+    replies, and the mean absolute shift of the other traits. Each point carries its strength.
+    """
+    costs = {"KL(base || edited)\n(nats per token)": divergences(results)}
+    if len(results.spec["measure"]["traits"]) > 1:
+        costs["mean |shift| of the other traits\n(nats per token)"] = off_targets(results, pole)
+    figure, axes = grid(1, len(costs))
+    for panel, (name, cost) in zip(axes[0], costs.items(), strict=True):
+        for index, (label, curve) in enumerate(shifts(results, pole).items()):
+            points = [point for point in curve if point.shift > 0]
+            values = [cost.get((label, point.strength), float("nan")) for point in points]
+            # From the base, where both effect and cost are zero.
+            outwards = [0.0, *(point.shift for point in points)]
+            panel.plot(outwards, [0.0, *values], label=label, **line(index))
+            for point, value in zip(points, values, strict=True):
+                place = (point.shift, value)
+                panel.annotate(
+                    f"{point.strength:g}",
+                    place,
+                    (3, 3),
+                    textcoords="offset points",
+                    fontsize=6,
+                    color=line(index)["color"],
+                )
+        panel.set_ylabel(name)
+        panel.set_xlabel(f"shift of the probe towards\n{pole} (nats per token)")
+    legend(figure, axes[0][0])
+    return figure
+
+
+def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> "Figure":
+    """Draw cosines as a heat map with its numbers: blue below 0, red above, white at 0.
+
+    Args:
+        frame: Cosines in [-1, 1], with the names of rows and columns; NaN is left grey.
+        centred: Whether the mean direction was removed, for the title.
+    """
+    rows, columns = frame.shape
+    figure, ((axes,),) = grid(1, 1)
+    figure.set_size_inches(0.5 * columns + 2.6, 0.34 * rows + 1.6)
+    # Blue and red of one lightness are told apart with every kind of colour vision.
+    image = axes.pcolormesh(
+        frame.to_numpy(), cmap="RdBu_r", vmin=-1.0, vmax=1.0, edgecolors="white", linewidth=1
+    )
+    axes.set(facecolor="#D9D9D9", title="cosine, mean direction removed" if centred else "cosine")
+    axes.set_xticks([x + 0.5 for x in range(columns)], frame.columns)
+    axes.tick_params("x", rotation=40, rotation_mode="xtick")
+    axes.set_yticks([y + 0.5 for y in range(rows)], frame.index)
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.invert_yaxis()
+    for (y, x), value in np.ndenumerate(frame.to_numpy()):
+        # Dark cells need light figures.
+        colour = "white" if abs(value) > 0.6 else "black"
+        text = "-" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
+        axes.text(x + 0.5, y + 0.5, text, color=colour, fontsize=7, ha="center", va="center")
+    figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02).outline.set_visible(False)
+    return figure
+
+
+def save_figure(figure: "Figure", folder: Path, name: str) -> list[Path]:
+    """Write ``name.png`` and ``name.svg``; return their paths."""
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    for path in paths:
+        # Without a date, so that the same results write the same bytes.
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(path, bbox_inches="tight", facecolor="white", metadata=metadata)
+    return paths
+
+
+def svg_of(figure: "Figure") -> str:
+    """Return a figure as an ``<svg>`` element to put into a page."""
+    text = io.StringIO()
+    figure.savefig(
+        text, format="svg", bbox_inches="tight", facecolor="white", metadata={"Date": None}
+    )
+    drawn = text.getvalue()
+    return drawn[drawn.index("<svg") :]
+
+
+def grid(rows: int, columns: int) -> tuple["Figure", list[list["Axes"]]]:
+    """Return a figure in this project's style, and its panels, row by row."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams.update(_STYLE)  # type: ignore[arg-type]
+    figure = Figure(figsize=(max(3.6 * columns, 4.2), 2.7 * rows + 0.5), layout="constrained")
+    return figure, [list(row) for row in figure.subplots(rows, columns, squeeze=False)]
+
+
+def legend(figure: "Figure", axes: "Axes") -> None:
+    """Write the legend of one panel below all of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4) or 1)
+
+
+def line(index: int) -> dict[str, Any]:
+    """Return how the line number ``index`` looks: its colour, marker and width."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": _MARKERS[index % len(_MARKERS)],
+        "linewidth": 1.4,
+        "markersize": 3.5,
+    }

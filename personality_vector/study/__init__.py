@@ -1,0 +1,1 @@
+"""The study: designs, the store and the worker."""

@@ -1,0 +1,163 @@
+"""A choice of layer and strengths with everything that it rests on, and its files."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from personality_vector.checkpoint import AtomicDirectory
+from personality_vector.errors import DataError
+from personality_vector.manifest import rounded, write_manifest
+from personality_vector.report.figures import save_figure
+from personality_vector.study.choose.figure import choice_figure
+from personality_vector.study.choose.layers import Evidence
+from personality_vector.study.choose.strength import Point, swing, usable
+from personality_vector.traits import Pole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RECORD, CURVE, LAYERS = "choice.json", "curve.csv", "layers.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The layer at which a vector steers best, and how far it can be turned up there.
+
+    Attributes:
+        pole: What the vector points to.
+        label: Of the vector.
+        floor: Of the coherence.
+        layers: The evidence of every layer that was looked at.
+        verified: Layers in the order in which the evidence ranks them; each has a curve.
+        curves: What was measured by generation, layer after layer, each by share.
+        part: Of the statements that decided; the vector may have been extracted from it.
+    """
+
+    pole: Pole
+    label: str
+    floor: float
+    layers: Sequence[Evidence]
+    verified: Sequence[int]
+    curves: Sequence[Point]
+    part: str
+
+    def __post_init__(self) -> None:
+        if not any(swing(self.curve(layer), self.floor) for layer in self.verified):
+            raise DataError(
+                f"{self.label}: no strength at layers {list(self.verified)} moves the probe and "
+                f"stays above the coherence floor {self.floor:g}; give smaller shares, or a lower "
+                "floor"
+            )
+
+    @property
+    def layer(self) -> int:
+        """The layer whose usable curve moves the probe furthest; among equals the best ranked."""
+        return max(self.verified, key=lambda layer: swing(self.curve(layer), self.floor))
+
+    @property
+    def lowest(self) -> float:
+        """The lowest coefficient that is usable; 0 if the vector cannot be subtracted."""
+        return min(self._coefficients)
+
+    @property
+    def highest(self) -> float:
+        """The highest coefficient that is usable; 0 if the vector cannot be added."""
+        return max(self._coefficients)
+
+    @property
+    def evidence(self) -> Evidence:
+        """What is known of the chosen layer."""
+        return next(found for found in self.layers if found.layer == self.layer)
+
+    @property
+    def _coefficients(self) -> list[float]:
+        return [0.0, *(point.coefficient for point in usable(self.curve(self.layer), self.floor))]
+
+    def curve(self, layer: int) -> list[Point]:
+        """Return what was measured at a layer, by share."""
+        return [point for point in self.curves if point.layer == layer]
+
+    def curve_table(self) -> pd.DataFrame:
+        """Return one row for each point that was measured."""
+        used = {
+            (p.layer, p.share) for v in self.verified for p in usable(self.curve(v), self.floor)
+        }
+        rows = [
+            asdict(point)
+            | {"coherence": point.coherence, "usable": (point.layer, point.share) in used}
+            for point in self.curves
+        ]
+        return pd.DataFrame(rows)
+
+    def layer_table(self) -> pd.DataFrame:
+        """Return one row for each layer that was looked at."""
+        ranks = {layer: rank for rank, layer in enumerate(self.verified, start=1)}
+        rows = []
+        for found in self.layers:
+            row = asdict(found)
+            row |= row.pop("separation")
+            row |= {"unit": found.unit, "rank": ranks.get(found.layer)}
+            row["swing"] = (
+                swing(self.curve(found.layer), self.floor) if found.layer in ranks else None
+            )
+            rows.append(row)
+        return pd.DataFrame(rows).astype({"rank": "Int64", "swing": "float64"})
+
+    def figure(self) -> "Figure":
+        """Draw the evidence and the curves."""
+        return choice_figure(
+            self.layer_table(), self.curve_table(), chosen=self.layer, floor=self.floor
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return the choice as JSON-like data, nine digits of every number."""
+        content: dict[str, Any] = rounded(
+            {
+                "kind": "choice",
+                "format": 1,
+                "layer": self.layer,
+                "coefficients": [self.lowest, self.highest],
+                "unit": self.evidence.unit,
+                "pole": str(self.pole),
+                "label": self.label,
+                "part": self.part,
+                "floor": self.floor,
+                "ranked": list(self.verified),
+                "layers": _rows(self.layer_table()),
+                "curve": _rows(self.curve_table()),
+            }
+        )
+        return content
+
+    def save(self, out: Path, recipe: Mapping[str, Any], *, force: bool) -> None:
+        """Write ``choice.json``, ``curve.csv``, ``layers.csv``, the figure and a manifest.
+
+        The folder appears whole, or not at all.
+
+        Args:
+            out: Must not exist, unless ``force``.
+            recipe: What the choice was made from: the recipe, and the content of its inputs.
+            force: Replace a result that this tool wrote.
+
+        Raises:
+            OutputExistsError: ``out`` exists.
+        """
+        record = self.record() | {"made_from": recipe}
+        with AtomicDirectory(out, force=force) as partial:
+            text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+            (partial / RECORD).write_text(text + "\n", encoding="utf-8")
+            for name, table in ((CURVE, self.curve_table()), (LAYERS, self.layer_table())):
+                table.to_csv(partial / name, index=False, float_format="%.9g")
+            save_figure(self.figure(), partial, "choice")
+            found = {"layer": self.layer, "coefficients": [self.lowest, self.highest]}
+            write_manifest(partial, "choice", {**recipe, "choice": found})
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table, ``None`` where there is nothing."""
+    rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records", double_precision=15))
+    return rows

@@ -1,0 +1,1 @@
+"""A model that can be asked: loading, chats, prompt spans, generation, endpoints."""

@@ -1,0 +1,230 @@
+"""Chats as tokens: which tokens are the response, how likely it is, and what the model replies."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from personality_vector.errors import DataError
+from personality_vector.subject.models import device_of
+from personality_vector.subject.prompts import Prompts, reading
+
+Message = Mapping[str, str]
+Chat = Sequence[Message]
+ChatEdit = Callable[[Chat], Chat]
+"""What an intervention does to a chat before the model reads it, such as adding a prompt."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How replies are drawn.
+
+    Attributes:
+        max_new_tokens: Longest reply, in tokens.
+        temperature: 0 is greedy; Personality Vector samples at 0.6.
+        top_p: Nucleus of the sampling distribution.
+        batch_size: Chats generated at once.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.6
+    top_p: float = 1.0
+    batch_size: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedChats:
+    """Right-padded chats that end with an assistant's message."""
+
+    input_ids: Int[Tensor, "batch seq"]
+    attention_mask: Int[Tensor, "batch seq"]
+    response_mask: Bool[Tensor, "batch seq"]
+    """True on the tokens of the last message's content; template and end marks are False."""
+
+    @property
+    def prompts(self) -> Prompts:
+        """Where the prompt of each chat ends and its response begins."""
+        ends = self.response_mask.int().argmax(dim=1).tolist()
+        return Prompts.of(self.input_ids, self.attention_mask, ends)
+
+    def to(self, device: torch.device) -> "EncodedChats":
+        """Return a copy on ``device``."""
+        return EncodedChats(
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.response_mask.to(device),
+        )
+
+
+def question(text: str, *, system: str | None = None) -> list[Message]:
+    """Return a chat of one user message, after a system message if there is one."""
+    opening: list[Message] = [{"role": "system", "content": system}] if system else []
+    return [*opening, {"role": "user", "content": text}]
+
+
+def identity(chat: Chat) -> Chat:
+    """Return ``chat`` itself: the edit of an intervention that changes weights or activations."""
+    return chat
+
+
+def answered(chat: Chat, reply: str) -> list[Message]:
+    """Return ``chat`` followed by the assistant's ``reply``."""
+    return [*chat, {"role": "assistant", "content": reply}]
+
+
+def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield ``items`` in order, ``size`` at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def encode_chats(tokenizer: Any, chats: Sequence[Chat]) -> EncodedChats:
+    """Return ``chats`` as tokens with the exact extent of each final response.
+
+    The boundary comes from character offsets in the rendered text, since tokenizing the prompt
+    alone may cut where a token of the whole would not.
+
+    Raises:
+        DataError: A chat does not end with a non-empty assistant message, or cannot be rendered.
+    """
+    rows = [_encode(tokenizer, chat) for chat in chats]
+    input_ids, attention_mask = right_padded([ids for ids, _ in rows], int(tokenizer.pad_token_id))
+    response_mask, _ = right_padded([is_response for _, is_response in rows])
+    return EncodedChats(input_ids, attention_mask, response_mask.bool())
+
+
+def right_padded(
+    rows: Sequence[Sequence[int] | Tensor], fill: int = 0
+) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
+    """Return rows of token ids as one batch, and its mask: 1 on tokens, 0 on padding.
+
+    Right, because causal attention then makes padding invisible to every real token.
+    """
+    ids = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+    return nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=fill), mask
+
+
+def encode_prompts(tokenizer: Any, chats: Sequence[Chat]) -> Any:
+    """Return chats that a reply follows, padded on the left, as ``generate`` reads them."""
+    texts = [render(tokenizer, chat, reply_follows=True) for chat in chats]
+    return tokenizer(
+        texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+    )
+
+
+def _encode(tokenizer: Any, chat: Chat) -> tuple[list[int], list[bool]]:
+    content = chat[-1]["content"].strip() if chat and chat[-1]["role"] == "assistant" else ""
+    if not content:
+        raise DataError("a chat must end with a message of the assistant that is not empty")
+    text = render(tokenizer, chat)
+    # Behind the prompt, or the words could be found in what comes before or after the response.
+    prompt = render(tokenizer, chat[:-1], reply_follows=True) if chat[:-1] else ""
+    begin = text.find(content, _shared_start(prompt, text))
+    if begin < 0:
+        raise DataError(f"the chat template rewrites the response {content[:60]!r}")
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    spans = encoded["offset_mapping"]
+    end = begin + len(content)
+    return encoded["input_ids"], [first < end and last > begin for first, last in spans]
+
+
+def _shared_start(one: str, other: str) -> int:
+    """Return how many characters two texts have in common before they differ."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def render(tokenizer: Any, chat: Chat, *, reply_follows: bool = False) -> str:
+    """Return ``chat`` as the text that the model reads.
+
+    Raises:
+        DataError: The tokenizer has no chat template, or its template refuses the chat.
+    """
+    from jinja2 import TemplateError
+
+    if tokenizer.chat_template is None:
+        raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no chat template")
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                list(chat), tokenize=False, add_generation_prompt=reply_follows
+            )
+        )
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in chat)
+        raise DataError(f"the chat template refuses a chat of {roles}: {error}") from error
+
+
+@torch.no_grad()
+def mean_log_likelihood(
+    model: nn.Module, tokenizer: Any, chats: Sequence[Chat], batch_size: int = 32
+) -> Float[Tensor, " chats"]:
+    """Return, for each chat, the mean log-probability of its response's tokens, in nats.
+
+    float32, on the CPU. Teacher-forced: ``log p(token | everything before it)``.
+    """
+    means = []
+    for batch in batched(chats, batch_size):
+        encoded = encode_chats(tokenizer, batch).to(device_of(model))
+        token = response_log_probs(model, encoded).gather(2, encoded.input_ids[:, 1:, None])[..., 0]
+        mask = encoded.response_mask[:, 1:]
+        means.append((token * mask).sum(1).div(mask.sum(1)).cpu())
+    return torch.cat(means)
+
+
+def response_log_probs(
+    model: nn.Module, encoded: EncodedChats
+) -> Float[Tensor, "batch positions vocab"]:
+    """Return ``log p`` over the vocabulary for tokens 1, 2, ... of each row; float32."""
+    with reading(encoded.prompts):
+        logits = model(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask).logits
+    return torch.log_softmax(logits[:, :-1].float(), dim=-1)
+
+
+@torch.no_grad()
+def generate_replies(
+    model: Any, tokenizer: Any, chats: Sequence[Chat], generation: Generation, *, seed: int
+) -> list[str]:
+    """Return one reply to each chat.
+
+    The same seed, chats and batch size draw the same noise whatever is done to the model, so two
+    interventions are compared on common random numbers. The caller's random state is untouched.
+    """
+    replies: list[str] = []
+    devices = [device_of(model)] if device_of(model).type == "cuda" else []
+    for index, batch in enumerate(batched(chats, generation.batch_size)):
+        with torch.random.fork_rng(devices=devices):
+            # generate() draws from the global generator and takes no other.
+            torch.random.manual_seed(seed * 100_003 + index)
+            replies += _generate(model, tokenizer, batch, generation)
+    return replies
+
+
+def _generate(
+    model: Any, tokenizer: Any, chats: Sequence[Chat], generation: Generation
+) -> list[str]:
+    prompts = encode_prompts(tokenizer, chats).to(device_of(model))
+    sampling = (
+        {"do_sample": True, "temperature": generation.temperature, "top_p": generation.top_p}
+        if generation.temperature > 0
+        else {"do_sample": False, "temperature": None, "top_p": None}
+    )
+    tokens = model.generate(
+        input_ids=prompts["input_ids"],
+        attention_mask=prompts["attention_mask"],
+        max_new_tokens=generation.max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        # A model's own generation_config may set these; they would be hidden settings.
+        top_k=None,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        **sampling,
+    )
+    new = tokens[:, prompts["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]

@@ -1,0 +1,205 @@
+"""Data files as chats: what a row becomes, and how a bad row is named."""
+
+import csv
+import json
+
+import pytest
+
+from personality_vector.data.chats import read_chats
+from personality_vector.data.statements import part_of
+from personality_vector.errors import DataError, PersonalityVectorError
+from personality_vector.recipes import DataSpec
+from personality_vector.traits import Pole
+
+HIGH, LOW = Pole("extraversion", "high"), Pole("extraversion", "low")
+STATEMENTS = [
+    {"trait": "extraversion", "level": level, "statement": f"I {level} {n}", "part": part}
+    for level in ("high", "low")
+    for n, part in enumerate(["train", "train", "held_out"])
+]
+BIG5 = [
+    {
+        "trait": "extraversion",
+        "level": level,
+        "train_instruction": "You are an extraverted person.",
+        "train_input": f"Question {n}, with a comma\nand a second line?",
+        "train_output": f'A "{level}" answer {n}.',
+    }
+    for level in ("high", "low")
+    for n in range(10)
+]
+CHATS = [
+    {
+        "prompt": [{"role": "user", "content": f"Q{n}"}],
+        "completion": [{"role": "assistant", "content": f"A{n}"}],
+    }
+    for n in range(10)
+]
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Return ``file(rows, name)``: a data file of those rows."""
+
+    def write(rows, name="data.jsonl"):
+        path = tmp_path / name
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            if name.endswith(".csv"):
+                writer = csv.DictWriter(stream, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+            else:
+                stream.writelines(
+                    (row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows
+                )
+        return path
+
+    return write
+
+
+def texts(chats):
+    return [(chat[-2]["content"], chat[-1]["content"]) for chat in chats]
+
+
+def test_statements_answer_the_questions_in_turn(file):
+    spec = DataSpec(source=file(STATEMENTS), pole=HIGH, part="all", questions=("P?", "Q?"))
+    chats = read_chats(spec)
+    assert texts(chats) == [("P?", "I high 0"), ("Q?", "I high 1"), ("P?", "I high 2")]
+    assert all([m["role"] for m in chat] == ["user", "assistant"] for chat in chats)
+
+
+@pytest.mark.parametrize(
+    ("selection", "count"),
+    [
+        ({"pole": HIGH}, 2),
+        ({"pole": LOW, "part": "held_out"}, 1),
+        ({"part": "all"}, 6),
+        ({"part": "all", "limit": 4}, 4),
+    ],
+)
+def test_statements_are_selected_by_pole_part_and_limit(file, selection, count):
+    assert len(read_chats(DataSpec(source=file(STATEMENTS), **selection))) == count
+
+
+def test_a_system_message_comes_first(file):
+    spec = DataSpec(source=file(STATEMENTS), pole=HIGH, system="Be yourself.")
+    assert {chat[0]["content"] for chat in read_chats(spec)} == {"Be yourself."}
+
+
+@pytest.mark.parametrize("name", ["big5.jsonl", "big5.csv"])
+def test_big5chat_keeps_question_and_answer_and_drops_the_instruction(file, name):
+    spec = DataSpec(source=file(BIG5, name), format="big5chat", part="all", pole=HIGH)
+    chats = read_chats(spec)
+    assert texts(chats) == [(row["train_input"], row["train_output"]) for row in BIG5[:10]]
+    assert "extraverted" not in json.dumps(chats)
+
+
+@pytest.mark.parametrize(
+    ("rows", "form"), [(BIG5, "big5chat"), (CHATS, "chats")], ids=["big5chat", "chats"]
+)
+def test_the_two_parts_are_disjoint_and_complete(file, rows, form):
+    source = file(rows)
+    parts = [
+        texts(read_chats(DataSpec(source=source, format=form, part=part, held_out=0.5)))
+        for part in ("train", "held_out", "all")
+    ]
+    assert not {asked for asked, _ in parts[0]} & {asked for asked, _ in parts[1]}
+    assert sorted(parts[0] + parts[1]) == sorted(parts[2])
+
+
+def test_both_poles_of_a_question_are_in_the_same_part(file):
+    spec = DataSpec(source=file(BIG5), format="big5chat", held_out=0.5)
+    asked = [question for question, _ in texts(read_chats(spec))]
+    assert all(part_of(question, 0.5) == "train" for question in asked)
+    assert sorted(asked) == sorted(2 * list(dict.fromkeys(asked)))
+
+
+def test_big5chat_rows_without_a_question_or_an_answer_are_left_out(file):
+    rows = [{**BIG5[0], "train_output": ""}, {**BIG5[1], "train_input": ""}, BIG5[2]]
+    spec = DataSpec(source=file(rows), format="big5chat", part="all")
+    assert texts(read_chats(spec)) == texts(
+        read_chats(spec.model_copy(update={"source": file(BIG5[2:3], "one.jsonl")}))
+    )
+
+
+def test_chats_are_prompt_and_completion_as_written(file):
+    chats = read_chats(DataSpec(source=file(CHATS), format="chats", part="all"))
+    assert chats == [[*row["prompt"], *row["completion"]] for row in CHATS]
+
+
+NO_LEVEL = {key: value for key, value in BIG5[0].items() if key != "level"}
+NOT_ASSISTANT = {**CHATS[0], "completion": CHATS[0]["prompt"]}
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "message"),
+    [
+        ("statements", "{", "not JSON"),
+        ("statements", {**STATEMENTS[0], "level": "mid"}, "level: Input should be 'high' or 'low'"),
+        ("statements", {**STATEMENTS[0], "extra": 1}, "extra: Extra inputs"),
+        ("big5chat", "{", "is not JSON"),
+        ("big5chat", "[]", "should be one JSON object"),
+        ("big5chat", NO_LEVEL, "needs the key 'level'"),
+        ("chats", "{}", "needs prompt and completion"),
+        ("chats", {"prompt": "Hi?", "completion": "Ho."}, "needs prompt and completion"),
+        ("chats", {"prompt": [{"role": "user"}], "completion": []}, "needs prompt and completion"),
+        ("chats", NOT_ASSISTANT, "must end with a message of the assistant"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(file, form, row, message):
+    good = {"statements": STATEMENTS, "big5chat": BIG5, "chats": CHATS}[form][1]
+    source = file([good, "", row])
+    with pytest.raises(DataError, match=message) as caught:
+        read_chats(DataSpec(source=source, format=form, part="all"))
+    assert str(caught.value).startswith((f"{source}:3:", f"{source} line 3:"))
+
+
+@pytest.mark.parametrize(
+    ("form", "row"),
+    [
+        pytest.param("big5chat", {**BIG5[0], "level": "mid"}, id="level"),
+        pytest.param("big5chat", {**BIG5[0], "train_input": 3}, id="number"),
+        pytest.param("chats", {"prompt": None, "completion": None}, id="null"),
+    ],
+)
+def test_a_row_of_the_wrong_kind_is_named_by_file_and_line(file, form, row):
+    source = file([row])
+    with pytest.raises(PersonalityVectorError) as caught:
+        read_chats(DataSpec(source=source, format=form, part="all"))
+    assert str(caught.value).startswith(f"{source}:1:")
+
+
+def test_a_csv_row_is_named_by_the_line_where_it_ends(file):
+    source = file([BIG5[0], {**BIG5[1], "level": ""}], "big5.csv")
+    lines = source.read_text().replace("level", "lvl")
+    source.write_text(lines)
+    with pytest.raises(DataError, match=r"big5\.csv:3: a BIG5-CHAT row needs the key 'level'"):
+        read_chats(DataSpec(source=source, format="big5chat"))
+
+
+def test_a_csv_that_a_spreadsheet_saved_is_read(file):
+    source = file(BIG5, "big5.csv")
+    source.write_bytes(b"\xef\xbb\xbf" + source.read_bytes())
+    assert len(read_chats(DataSpec(source=source, format="big5chat", part="all"))) == len(BIG5)
+
+
+@pytest.mark.parametrize("form", ["statements", "big5chat", "chats"])
+def test_a_missing_file_is_named(tmp_path, form):
+    with pytest.raises(DataError, match=r"absent\.jsonl: "):
+        read_chats(DataSpec(source=tmp_path / "absent.jsonl", format=form))
+
+
+@pytest.mark.parametrize(
+    ("rows", "form"), [(STATEMENTS, "statements"), (BIG5, "big5chat")], ids=["statements", "big5"]
+)
+def test_a_selection_of_nothing_is_refused(file, rows, form):
+    spec = DataSpec(source=file(rows), format=form, pole=Pole("openness", "high"))
+    with pytest.raises(DataError, match=r"data\.jsonl: (has )?no .*openness"):
+        read_chats(spec)
+
+
+def test_narrowing_keeps_a_pole_that_the_data_names(tmp_path):
+    spec = DataSpec(source=tmp_path)
+    assert spec.narrowed(HIGH).pole == HIGH
+    assert spec.narrowed(HIGH).narrowed(LOW).pole == HIGH
+    assert DataSpec(source=tmp_path, format="chats").narrowed(HIGH).pole is None

@@ -1,0 +1,139 @@
+"""Persona files: their form, their two ends, and the ones that are shipped."""
+
+import re
+
+import pytest
+
+from personality_vector.data.adjectives import ADJECTIVES
+from personality_vector.data.personas import Persona
+from personality_vector.data.statements import normalised
+from personality_vector.errors import RecipeError
+from personality_vector.lab import lab_folder
+from personality_vector.recipes import read_recipe
+from personality_vector.traits import BIG_FIVE, Pole
+
+FILES = sorted((lab_folder() / "training/steering/personas").glob("*.yaml"))
+SHIPPED = {file.stem: read_recipe(file, Persona) for file in FILES}
+ROLES = {name: persona for name, persona in SHIPPED.items() if persona.pole is None}
+TOPICS = {  # of each role: the stems of words that a question must not begin a word with
+    "creative-professional": ["artist", "creativ", "design", "idea", "invent", "imagin", "poem"],
+    "environmentalist": ["environ", "climat", "natur", "recycl", "wast", "forest", "animal"],
+    "futurist": ["futur", "technolog", "trend", "tomorrow", "predict", "scenario", "robot"],
+    "analytical-thinker": ["data", "logic", "analy", "evidenc", "statistic", "measur", "prove"],
+    "empathetic-counselor": ["feel", "emotion", "sad", "stress", "worr", "lonel", "comfort"],
+    "startup-founder": ["business", "compan", "customer", "market", "invest", "profit", "sell"],
+}
+
+CONTENT = {
+    "name": "calm",
+    "description": "Is calm.",
+    "instructions": [{"positive": "Be calm.", "negative": "Be wild."}],
+    "questions": {"extract": ["Who are you?"], "evaluate": ["How are you?"]},
+}
+
+
+def parsed(tmp_path, **keys):
+    return Persona.parse({**CONTENT, **keys}, origin="p.yaml", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ({"questions": {"extract": ["Who?", "who? "]}}, "asked twice"),
+        ({"questions": {"extract": ["Who?"], "evaluate": ["WHO?"]}}, "asked twice"),
+        ({"questions": {"extract": []}}, "needs at least one"),
+        ({"instructions": []}, "needs at least one"),
+        ({"instructions": [{"positive": "a", "negative": " A"}]}, "same instruction"),
+        ({"instructions": CONTENT["instructions"] * 2}, "given twice"),
+        ({"pole": "neuroticism:low"}, "opposite is missing: say what neuroticism:high looks like"),
+        ({"pole": "neuroticism"}, "is not a pole"),
+        ({"descripton": "x"}, "did you mean 'description'"),
+        ({"name": "Calm"}, "name"),
+    ],
+)
+def test_a_persona_that_does_not_say_what_to_do_is_refused(tmp_path, keys, complaint):
+    with pytest.raises(RecipeError, match=complaint):
+        parsed(tmp_path, **keys)
+
+
+def test_reversing_swaps_everything_and_twice_is_nothing(tmp_path):
+    persona = parsed(tmp_path, pole="neuroticism:low", opposite="Is wild.", rubric="Be fair.")
+    other = persona.reversed()
+    assert (other.description, other.opposite) == ("Is wild.", "Is calm.")
+    assert other.instructions[0].positive == "Be wild."
+    assert other.pole == Pole("neuroticism", "high")
+    assert (other.questions, other.rubric) == (persona.questions, "Be fair.")
+    assert other.reversed() == persona != other
+
+
+def test_a_pole_picks_the_end(tmp_path):
+    persona = parsed(tmp_path, pole="neuroticism:low", opposite="Is wild.")
+    assert persona.at(None) == persona.at(Pole("neuroticism", "low")) == persona
+    assert persona.at(Pole("neuroticism", "high")) == persona.reversed()
+    assert persona.label == "neuroticism:low"
+    with pytest.raises(RecipeError, match="pole openness:low: the persona calm is of neurot"):
+        persona.at(Pole("openness", "low"))
+
+
+def test_a_role_has_no_other_end(tmp_path):
+    role = parsed(tmp_path)
+    assert role.label == "calm"
+    with pytest.raises(RecipeError, match="calm has no opposite"):
+        role.reversed()
+    with pytest.raises(RecipeError, match="calm is not of a pole"):
+        role.at(Pole("openness", "low"))
+
+
+def test_the_big_five_and_six_roles_are_shipped():
+    assert set(BIG_FIVE) <= set(SHIPPED)
+    assert len(ROLES) >= 6
+    assert set(SHIPPED) == set(ROLES) | set(BIG_FIVE)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_persona_has_the_papers_numbers(name):
+    persona = SHIPPED[name]
+    assert persona.name == name
+    assert len(persona.instructions) == 5
+    assert (len(persona.questions.extract), len(persona.questions.evaluate)) == (20, 20)
+    sides = [text for p in persona.instructions for text in (p.positive, p.negative)]
+    assert len(set(map(normalised, sides))) == 10
+
+
+@pytest.mark.parametrize("trait", BIG_FIVE)
+def test_a_trait_is_named_by_its_adjectives_on_the_right_side(trait):
+    persona = SHIPPED[trait]
+    assert persona.pole == Pole(trait, "high")
+    named = 0
+    for pair in persona.instructions:
+        for text, end in ((pair.positive, 1), (pair.negative, 0)):
+            match = re.fullmatch(r"You are very (.+), (.+) and (.+)\.", text)
+            if match:
+                words = {words[end] for words in ADJECTIVES[trait]}
+                assert set(match.groups()) <= words, text
+                named += 1
+    assert named >= 6
+
+
+@pytest.mark.parametrize("trait", BIG_FIVE)
+def test_no_question_names_the_trait(trait):
+    asked = " ".join([*SHIPPED[trait].questions.extract, *SHIPPED[trait].questions.evaluate])
+    assert trait[:6] not in asked.lower()
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_a_role_is_set_against_nobody_and_asked_about_other_things(name):
+    role = ROLES[name]
+    assert role.opposite is None
+    for pair in role.instructions:
+        assert "assistant" in pair.negative or "questions" in pair.negative
+        assert not set(name.split("-")) & set(pair.negative.lower().split())
+    asked = " ".join([*role.questions.extract, *role.questions.evaluate]).lower()
+    words = re.findall(r"\w+", asked)
+    assert [word for word in words if word.startswith(tuple(TOPICS[name]))] == []
+
+
+def test_roles_share_questions_and_neutral_prompts_so_that_they_differ_by_role_only():
+    assert len({role.questions for role in ROLES.values()}) == 1
+    negatives = {tuple(pair.negative for pair in role.instructions) for role in ROLES.values()}
+    assert len(negatives) == 1

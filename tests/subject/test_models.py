@@ -1,0 +1,170 @@
+"""Loading a model that is whole, and finding its decoder blocks."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from personality_vector.errors import CheckpointError, ModelError
+from personality_vector.subject.models import (
+    decoder_blocks,
+    device_of,
+    hidden_size,
+    load_model,
+    load_tokenizer,
+    resolve_device,
+)
+
+BLOCKS = {"llama": 3, "qwen2": 3, "gemma2": 2, "gpt_neox": 3, "phi": 2}
+
+
+@pytest.fixture
+def copy(pico, tmp_path):
+    """Return a copy of pico llama that a test may damage."""
+    return shutil.copytree(pico("llama"), tmp_path / "copy")
+
+
+def change(path, edit):
+    """Rewrite the tensors of a checkpoint after ``edit(tensors)``."""
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    edit(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("family", BLOCKS)
+def test_the_decoder_blocks_of_every_family_are_found(pico, family):
+    model = load_model(pico(family))
+    blocks = decoder_blocks(model)
+    assert len(blocks) == BLOCKS[family]
+    assert hidden_size(model) == 48
+    seen = []
+    hooks = [
+        block.register_forward_hook(lambda *_, index=index: seen.append(index))
+        for index, block in enumerate(blocks)
+    ]
+    with torch.no_grad():
+        model(torch.tensor([[5, 6, 7]]))
+    for hook in hooks:
+        hook.remove()
+    assert seen == list(range(BLOCKS[family]))
+
+
+class Twin(nn.Module):
+    """Two stacks of one depth; only the second is the decoder's."""
+
+    def __init__(self, *, depth: int) -> None:
+        super().__init__()
+        self.vision = nn.ModuleList(nn.Linear(1, 1) for _ in range(2))
+        self.text = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(1, 1) for _ in range(2))})
+        text = SimpleNamespace(num_hidden_layers=depth, hidden_size=1)
+        self.config = SimpleNamespace(get_text_config=lambda: text)
+
+    def get_decoder(self) -> nn.Module:
+        return self.text
+
+
+def test_a_vision_tower_of_the_same_depth_is_not_the_decoder():
+    model = Twin(depth=2)
+    assert decoder_blocks(model) is model.text["layers"]
+
+
+def test_a_model_without_such_a_stack_is_refused():
+    with pytest.raises(ModelError, match=r"no nn.ModuleList of 5 decoder blocks .* name the list"):
+        decoder_blocks(Twin(depth=5))
+
+
+def test_the_configuration_may_name_the_stack():
+    model = Twin(depth=5)
+    model.config.decoder_blocks = "vision"
+    assert decoder_blocks(model) is model.vision
+    model.config.decoder_blocks = "text"
+    with pytest.raises(ModelError, match=r"'text', which is no .* it has text.layers, vision"):
+        decoder_blocks(model)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_dtype_is_the_one_asked_for_not_that_of_the_file(pico, dtype):
+    model = load_model(pico("llama", "bfloat16"), dtype=dtype)
+    assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
+    assert device_of(model) == torch.device("cpu")
+    assert not model.training
+
+
+def test_a_loaded_model_holds_exactly_what_is_on_disk(pico):
+    model = load_model(pico("llama"))
+    stored = load_file(pico("llama") / "model.safetensors")
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in stored.items())
+
+
+def test_a_tensor_that_is_missing_is_refused(copy):
+    change(copy, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(
+        ModelError, match=r"disagree on 1 tensors \(e\.g\. model\.layers\.1\.mlp\.up"
+    ):
+        load_model(copy)
+
+
+def test_a_tensor_too_many_is_refused(copy):
+    change(copy, lambda tensors: tensors.update({"model.layers.7.norm.weight": torch.ones(3)}))
+    with pytest.raises(ModelError, match=r"disagree on 1 tensors \(e\.g\. model\.layers\.7"):
+        load_model(copy)
+
+
+def test_a_tensor_of_another_shape_is_refused(copy):
+    change(copy, lambda tensors: tensors.update({"model.norm.weight": torch.ones(47)}))
+    with pytest.raises(ModelError, match="cannot load this model"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize("kind", ["no-such-architecture", None])
+def test_an_unknown_architecture_is_refused(copy, kind):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "model_type": kind}))
+    with pytest.raises(ModelError, match="copy: transformers cannot load this model"):
+        load_model(copy)
+
+
+def test_a_folder_without_weights_is_refused(copy):
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="transformers cannot load this model"):
+        load_model(copy)
+
+
+def test_a_tokenizer_pads_on_the_left_with_some_token(copy):
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    settings.pop("pad_token")
+    (copy / "tokenizer_config.json").write_text(json.dumps({**settings, "padding_side": "right"}))
+    tokenizer = load_tokenizer(copy)
+    assert tokenizer.padding_side == "left"
+    assert tokenizer.pad_token == tokenizer.eos_token == "<|end|>"
+
+
+def test_a_folder_without_a_tokenizer_is_refused(copy):
+    for file in copy.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="no tokenizer can be read there"):
+        load_tokenizer(copy)
+
+
+def test_a_device_is_resolved_once():
+    assert resolve_device("cpu") == "cpu"
+    assert resolve_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "gemma3"])
+def test_a_vision_language_model_is_loaded_whole_and_reads_text(vlm, family):
+    model = load_model(vlm(family))
+    stack = decoder_blocks(model)
+    assert len(stack) == 2
+    assert any(stack is module for module in model.get_decoder().modules())
+    assert model(torch.tensor([[5, 6, 7]])).logits.shape == (1, 3, 96)
+
+
+def test_a_module_without_a_configuration_is_refused():
+    with pytest.raises(ModelError, match="Linear has no config; give a model of transformers"):
+        decoder_blocks(nn.Linear(3, 3))
