@@ -12,17 +12,16 @@ if TYPE_CHECKING:
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.delta import Delta
     from personality_vector.errors import PersonalityVectorError
-    from personality_vector.interventions import (
-        ActivationSteering,
-        Intervention,
-        NeuronSteering,
-        Portrait,
-        Prompted,
-        RolePrompt,
-        WeightEdit,
-    )
-    from personality_vector.merging import MergeReport, Output, Summand, merge
+    from personality_vector.interventions.activations import ActivationSteering
+    from personality_vector.interventions.neurons import NeuronSteering
+    from personality_vector.interventions.portrait import Portrait
+    from personality_vector.interventions.prompted import Prompted
+    from personality_vector.interventions.protocol import Intervention
+    from personality_vector.interventions.roles import RolePrompt
+    from personality_vector.interventions.weights import WeightEdit
+    from personality_vector.merging.engine import MergeReport, merge
     from personality_vector.merging.fusion import fuse
+    from personality_vector.merging.plan import Output, Summand
     from personality_vector.steering import Gate, Positions, SteeringVector, steered
     from personality_vector.steering.bake import bake
     from personality_vector.subject.chat import Generation
@@ -31,30 +30,30 @@ if TYPE_CHECKING:
 
 # Imported when first used: torch takes seconds, and `--help` must not.
 _HOMES = {
-    "ActivationSteering": "interventions",
+    "ActivationSteering": "interventions.activations",
     "BIG_FIVE": "traits",
     "Checkpoint": "checkpoint",
     "Delta": "delta",
     "Gate": "steering",
     "Generation": "subject.chat",
-    "Intervention": "interventions",
-    "MergeReport": "merging",
-    "NeuronSteering": "interventions",
-    "Output": "merging",
+    "Intervention": "interventions.protocol",
+    "MergeReport": "merging.engine",
+    "NeuronSteering": "interventions.neurons",
+    "Output": "merging.plan",
     "PersonalityVectorError": "errors",
     "Pole": "traits",
-    "Portrait": "interventions",
+    "Portrait": "interventions.portrait",
     "Positions": "steering",
-    "Prompted": "interventions",
-    "RolePrompt": "interventions",
+    "Prompted": "interventions.prompted",
+    "RolePrompt": "interventions.roles",
     "SteeringVector": "steering",
-    "Summand": "merging",
-    "WeightEdit": "interventions",
+    "Summand": "merging.plan",
+    "WeightEdit": "interventions.weights",
     "bake": "steering.bake",
     "fuse": "merging.fusion",
     "load_model": "subject.models",
     "load_tokenizer": "subject.models",
-    "merge": "merging",
+    "merge": "merging.engine",
     "steered": "steering",
 }
 

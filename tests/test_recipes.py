@@ -4,20 +4,16 @@ import pytest
 
 from personality_vector.cli.main import run
 from personality_vector.data.instruments import Instrument
+from personality_vector.data.personas import Persona
 from personality_vector.errors import RecipeError
+from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.lab import FOLDERS, find_recipe, lab_folder, recipes
 from personality_vector.merging.methods import find_method
-from personality_vector.recipes import (
-    ChooseRecipe,
-    CompareRecipe,
-    EvalRecipe,
-    MergeRecipe,
-    Persona,
-    SteerRecipe,
-    SweepRecipe,
-    TrainRecipe,
-    read_recipe,
-)
+from personality_vector.merging.recipe import MergeRecipe
+from personality_vector.recipes.choice import ChooseRecipe
+from personality_vector.recipes.reading import read_recipe
+from personality_vector.recipes.schema import CompareRecipe, EvalRecipe, SweepRecipe
+from personality_vector.recipes.steering import SteerRecipe
 
 KINDS = {
     "training": TrainRecipe,

@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from personality_vector import recipes
 from personality_vector.cli import (
     convert,
     demo,
@@ -39,6 +38,10 @@ from personality_vector.cli.steer import (
 )
 from personality_vector.cli.verb import recipe_verb
 from personality_vector.errors import PersonalityVectorError
+from personality_vector.finetuning.recipe import TrainRecipe
+from personality_vector.recipes.choice import ChooseRecipe
+from personality_vector.recipes.schema import CompareRecipe, EvalRecipe, SweepRecipe
+from personality_vector.recipes.steering import SteerRecipe
 
 app = typer.Typer(
     name="pvec",
@@ -68,13 +71,13 @@ def _pvec(
 
 
 app.command("demo")(demo.demo)
-app.command("train")(recipe_verb(recipes.TrainRecipe, train.train, train.check))
+app.command("train")(recipe_verb(TrainRecipe, train.train, train.check))
 app.command("diff")(diff.diff)
 app.command("merge")(merge.merge)
 app.command("export-mergekit")(merge.export_mergekit)
-app.command("sweep")(recipe_verb(recipes.SweepRecipe, runs.sweep, runs.check))
-app.command("compare")(recipe_verb(recipes.CompareRecipe, runs.compare, runs.check))
-app.command("eval")(recipe_verb(recipes.EvalRecipe, runs.evaluate, runs.check))
+app.command("sweep")(recipe_verb(SweepRecipe, runs.sweep, runs.check))
+app.command("compare")(recipe_verb(CompareRecipe, runs.compare, runs.check))
+app.command("eval")(recipe_verb(EvalRecipe, runs.evaluate, runs.check))
 app.command("show")(show.show)
 app.command("similarity")(similarity.similarity)
 app.command("report")(report.report)
@@ -84,15 +87,15 @@ app.command("recipes")(lab.recipes)
 steering = typer.Typer(help="Steering vectors.", no_args_is_help=True)
 steering.callback()(lambda: None)
 steering.command("write-persona")(write_persona.write_persona)
-steering.command("extract")(recipe_verb(recipes.SteerRecipe, extract.extract, extract.check))
+steering.command("extract")(recipe_verb(SteerRecipe, extract.extract, extract.check))
 steering.command("between")(between.between)
 steering.command("creativity")(creativity.creativity)
 steering.command("fuse")(fuse.fuse)
-steering.command("choose")(recipe_verb(recipes.ChooseRecipe, choose.choose, choose.check))
+steering.command("choose")(recipe_verb(ChooseRecipe, choose.choose, choose.check))
 steering.command("monitor")(monitor.monitor)
 steering.command("bake")(bake.bake)
 steering.command("export-gguf")(gguf.export_gguf)
-steering.command("neurons")(recipe_verb(recipes.SteerRecipe, neurons.neurons, neurons.check))
+steering.command("neurons")(recipe_verb(SteerRecipe, neurons.neurons, neurons.check))
 app.add_typer(steering, name="steer")
 
 

@@ -8,12 +8,13 @@ import typer
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
 from personality_vector.lab import find_recipe, folder_of
-from personality_vector.recipes import MergeRecipe, override, read_recipe, read_yaml
-from personality_vector.recipes.reading import Given, parse_value
+from personality_vector.merging.recipe import MergeRecipe
+from personality_vector.recipes.reading import Given, override, parse_value, read_recipe, read_yaml
 
 if TYPE_CHECKING:
-    from personality_vector.merging import MergePlan, MergeReport
+    from personality_vector.merging.engine import MergeReport
     from personality_vector.merging.mergekit import BridgePlan
+    from personality_vector.merging.plan import MergePlan
 
 _MINUS = " - "
 _MUCH = 0.95
@@ -148,7 +149,7 @@ def _plan_file(
 
 
 def _plan(recipe: MergeRecipe, device: str) -> "MergePlan":
-    from personality_vector.merging import plan_recipe
+    from personality_vector.merging.plan import plan_recipe
 
     return plan_recipe(recipe if device == "auto" else recipe.model_copy(update={"device": device}))
 
@@ -176,7 +177,7 @@ def _plan_short(
         data["method"] = method
     for setting in given:
         override(data, f"options.{setting}")
-    from personality_vector.merging import plan_recipe
+    from personality_vector.merging.plan import plan_recipe
 
     return plan_recipe(MergeRecipe.parse(data, origin="merge", folder=Path.cwd()))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personality_vector.cli import options
-from personality_vector.recipes import CompareRecipe, EvalRecipe, SweepRecipe
+from personality_vector.recipes.schema import CompareRecipe, EvalRecipe, SweepRecipe
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:

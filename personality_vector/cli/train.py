@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from personality_vector.cli import options
-from personality_vector.recipes import TrainRecipe
+from personality_vector.finetuning.recipe import TrainRecipe
 
 
 def check(recipe: TrainRecipe) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def check(recipe: TrainRecipe) -> dict[str, Any]:
 
 def train(recipe: TrainRecipe, out: Path, *, force: bool, as_json: bool) -> None:
     """Fine-tune a base on one pole."""
-    from personality_vector.finetuning import train as fine_tune
+    from personality_vector.finetuning.sft import train as fine_tune
 
     done = fine_tune(recipe, out, force=force)
     result = {

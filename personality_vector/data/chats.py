@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from personality_vector.data.spec import DataSpec
 from personality_vector.data.statements import Part, part_of, read_statements
 from personality_vector.errors import DataError, TraitError
-from personality_vector.recipes import DataSpec
 from personality_vector.subject.chat import Chat, answered, question
 from personality_vector.traits import Pole
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, model_validator
 
 from personality_vector.errors import RecipeError
+from personality_vector.recipes.fields import PoleField, Words
 from personality_vector.recipes.reading import Recipe
-from personality_vector.recipes.schema import PoleField, Words
 from personality_vector.traits import Pole
 
 

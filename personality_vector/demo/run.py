@@ -15,18 +15,15 @@ import pandas as pd
 
 from personality_vector.delta import Delta
 from personality_vector.delta.similarity import similarity
-from personality_vector.finetuning import train
+from personality_vector.finetuning.recipe import TrainRecipe
+from personality_vector.finetuning.sft import train
 from personality_vector.lab import builtin, find_recipe
-from personality_vector.merging import plan_recipe, write_merge
-from personality_vector.recipes import (
-    CompareRecipe,
-    MergeRecipe,
-    Recipe,
-    SteerRecipe,
-    SweepRecipe,
-    TrainRecipe,
-    read_recipe,
-)
+from personality_vector.merging.engine import write_merge
+from personality_vector.merging.plan import plan_recipe
+from personality_vector.merging.recipe import MergeRecipe
+from personality_vector.recipes.reading import Recipe, read_recipe
+from personality_vector.recipes.schema import CompareRecipe, SweepRecipe
+from personality_vector.recipes.steering import SteerRecipe
 from personality_vector.report.page import sample_answers, write_report
 from personality_vector.report.tables import print_frame
 from personality_vector.steering.recipe import extract_recipe

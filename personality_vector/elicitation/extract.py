@@ -6,7 +6,7 @@ from dataclasses import replace
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.elicitation.pipeline import Elicited, elicit, read_persona, unrecorded
 from personality_vector.elicitation.rollouts import Rollout
-from personality_vector.recipes import SteerRecipe
+from personality_vector.recipes.steering import SteerRecipe
 from personality_vector.steering.apply import resolve_layers
 from personality_vector.steering.vector import SteeringVector
 from personality_vector.subject.models import load_model, load_tokenizer, resolve_device

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from personality_vector.elicitation.rollouts import Pair, Rollout, paired
 from personality_vector.errors import DataError
-from personality_vector.recipes import ThresholdSpec
+from personality_vector.recipes.steering import ThresholdSpec
 
 RULES: tuple[str, ...] = ("empty", "unscored", "positive_trait", "negative_trait", "coherence")
 """Why a pair is dropped, in the order in which it is asked; only the first counts."""

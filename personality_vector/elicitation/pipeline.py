@@ -11,7 +11,8 @@ from personality_vector.elicitation.raters import open_rater
 from personality_vector.elicitation.rollouts import Rollout, Side, draw, reused
 from personality_vector.errors import RecipeError
 from personality_vector.judges.rating import Rater
-from personality_vector.recipes import SteerRecipe, read_recipe
+from personality_vector.recipes.reading import read_recipe
+from personality_vector.recipes.steering import SteerRecipe
 from personality_vector.subject.chat import Chat
 
 

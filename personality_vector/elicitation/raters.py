@@ -9,7 +9,7 @@ from personality_vector.judges.classifier import StatementJudge
 from personality_vector.judges.endpoint import EndpointRater
 from personality_vector.judges.local import LocalRater
 from personality_vector.judges.rating import Rater
-from personality_vector.recipes import JudgeSpec, SteerRecipe
+from personality_vector.recipes.steering import JudgeSpec, SteerRecipe
 from personality_vector.subject.endpoint import Endpoint
 from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 

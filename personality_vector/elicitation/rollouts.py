@@ -13,7 +13,7 @@ from personality_vector.errors import DataError, some
 from personality_vector.judges.rating import Exchange, Rating
 from personality_vector.measures.administer import sample_seed
 from personality_vector.progress import progress
-from personality_vector.recipes import RolloutSpec
+from personality_vector.recipes.steering import RolloutSpec
 from personality_vector.subject.chat import Chat, Generation, answered, generate_replies, question
 
 Side = Literal["positive", "negative"]

@@ -14,8 +14,8 @@ from personality_vector.checkpoint.header import read_header
 from personality_vector.data.chats import read_chats
 from personality_vector.delta.sources import require_finite, require_same_tensors
 from personality_vector.errors import NonFiniteError, TrainingError
+from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.manifest import write_manifest
-from personality_vector.recipes import TrainRecipe
 from personality_vector.subject.chat import Chat
 from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 

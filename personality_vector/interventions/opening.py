@@ -14,8 +14,7 @@ from personality_vector.interventions.protocol import Intervention
 from personality_vector.interventions.roles import RolePrompt
 from personality_vector.interventions.system_prompt import SystemPrompt
 from personality_vector.interventions.weights import WeightEdit
-from personality_vector.recipes import InterventionSpec
-from personality_vector.recipes.schema import GateSpec
+from personality_vector.recipes.schema import GateSpec, InterventionSpec
 from personality_vector.steering import ALL, Gate, Positions, SteeringVector
 from personality_vector.steering.belonging import require_made_from, require_width
 from personality_vector.steering.positions import names_a_token

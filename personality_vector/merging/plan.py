@@ -20,6 +20,7 @@ from personality_vector.errors import CheckpointError, ModelError, NonFiniteErro
 from personality_vector.merging.depth import Alpha, alpha_by_tensor, chosen, selected
 from personality_vector.merging.loop import LOOPS, Loop
 from personality_vector.merging.methods import METHODS, Combine, OptionValue, find_method
+from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.merging.rounding import Rounding, require_stochastic
 from personality_vector.merging.terms import (
     BATCH,
@@ -32,7 +33,6 @@ from personality_vector.merging.terms import (
     runs,
 )
 from personality_vector.numeric.parallel import cores
-from personality_vector.recipes import MergeRecipe
 from personality_vector.subject.models import DTYPES
 
 _PROCESS_BYTES = 300_000_000

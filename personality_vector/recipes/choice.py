@@ -4,18 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from personality_vector.recipes.fields import Device, Dtype, Layers, PoleField, Real, Whole, Words
 from personality_vector.recipes.paths import LocalPath, ModelRef
 from personality_vector.recipes.reading import Recipe
-from personality_vector.recipes.schema import (
-    Device,
-    Dtype,
-    GenerationSpec,
-    Layers,
-    PoleField,
-    Real,
-    Whole,
-    Words,
-)
+from personality_vector.recipes.schema import GenerationSpec
 
 
 def _outwards(shares: tuple[float, ...]) -> tuple[float, ...]:

@@ -1,172 +1,30 @@
 """The schema of every recipe. A field's default is the default; there is no other."""
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
-    PlainSerializer,
-    Strict,
     model_validator,
 )
 
-from personality_vector.errors import TraitError
+from personality_vector.merging.recipe import TermSpec
+from personality_vector.recipes.fields import (
+    Device,
+    Dtype,
+    PoleField,
+    Real,
+    Strengths,
+    Whole,
+    Words,
+    distinct,
+)
 from personality_vector.recipes.paths import LocalPath, ModelRef
 from personality_vector.recipes.reading import Recipe
-from personality_vector.traits import Pole, Trait
-
-
-def _pole(value: Any) -> Any:
-    try:
-        return Pole.parse(value) if isinstance(value, str) else value
-    except TraitError as error:
-        raise ValueError(str(error)) from error
-
-
-PoleField = Annotated[Pole, BeforeValidator(_pole), PlainSerializer(str)]
-Real = Annotated[float, Strict()]
-"""A number, as YAML writes it: neither a text nor a boolean."""
-
-Whole = Annotated[int, Strict()]
-"""A whole number, likewise."""
-
-Words = Annotated[str, Field(pattern=r"\S")]
-"""A text that is not blank."""
-
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(values)) < len(values):
-        raise ValueError("a value is given twice")
-    return values
-
-
-Strengths = Annotated[tuple[Real, ...], Field(min_length=1), AfterValidator(_distinct)]
-
-Layers = Annotated[tuple[Whole, ...], Field(min_length=1), AfterValidator(_distinct)]
-"""Decoder blocks from 0, ``-1`` the last."""
-
+from personality_vector.traits import Trait
 
 MATCHED = " (matched at "
 """What follows an intervention's label in the results of a comparison."""
-
-
-class TermSpec(Recipe):
-    """One summand of a merge: a saved delta, or whatever was fine-tuned, and its alpha.
-
-    ``alpha`` is a number; or numbers from the first layer to the last, interpolated; or numbers
-    by word (``embeddings``, ``head``, ``norms``) or name pattern, of which the first that matches
-    counts. ``of`` is the base that the delta was taken from, where it is not that of the recipe.
-    """
-
-    delta: LocalPath | None = None
-    tuned: ModelRef | None = None
-    of: ModelRef | None = None
-    alpha: (
-        Real
-        | Annotated[tuple[Real, ...], Field(min_length=1)]
-        | Annotated[dict[str, Real], Field(min_length=1)]
-    )
-    label: str = ""
-
-    @property
-    def source(self) -> str | Path:
-        """Where the delta lies: a saved delta, a fine-tuned checkpoint or an adapter."""
-        return self.delta if self.delta is not None else str(self.tuned)
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "TermSpec":
-        if (self.delta is None) == (self.tuned is None):
-            raise ValueError("give either delta (a saved delta) or tuned (a checkpoint or adapter)")
-        return self
-
-
-class OutputSpec(Recipe):
-    """How merged tensors are written."""
-
-    dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
-    rounding: Literal["nearest", "stochastic"] = "nearest"
-    shard_size: str = Field(default="5GB", pattern=r"^\d+(\.\d+)?\s*([KMG]B)$")
-
-
-class MergeRecipe(Recipe):
-    """``base + method(alpha_1 * delta_1, ...)``."""
-
-    base: ModelRef
-    method: str = "task_arithmetic"
-    options: dict[str, Real | Whole | str | bool] = Field(default_factory=dict)
-    seed: Whole = 0
-    terms: tuple[TermSpec, ...] = Field(min_length=1)
-    include: tuple[Words, ...] = ()
-    exclude: tuple[Words, ...] = ()
-    output: OutputSpec = OutputSpec()
-    device: Device = "auto"
-
-
-class DataSpec(Recipe):
-    """Texts that become chats.
-
-    ``statements``: rows ``{trait, level, statement}``; each becomes the answer to one of
-    ``questions``. ``big5chat``: rows ``{trait, level, train_input, train_output}``.
-    ``chats``: rows ``{prompt, completion}`` of chat messages, as TRL takes them.
-    """
-
-    source: LocalPath
-    format: Literal["statements", "big5chat", "chats"] = "statements"
-    pole: PoleField | None = None
-    part: Literal["train", "held_out", "all"] = "train"
-    held_out: Real = Field(default=0.2, ge=0.0, lt=1.0)
-    limit: Whole | None = Field(default=None, ge=1)
-    questions: Annotated[tuple[Words, ...], Field(min_length=1)] = ("What kind of person are you?",)
-    system: str | None = None
-
-    def narrowed(self, pole: Pole) -> "DataSpec":
-        """Return this data for ``pole`` alone, unless it names one or its rows have none."""
-        if self.pole is not None or self.format == "chats":
-            return self
-        return self.model_copy(update={"pole": pole})
-
-
-class LoraSpec(Recipe):
-    """LoRA of PEFT; ``rank_stabilised`` scales by ``alpha / sqrt(rank)``, else ``alpha / rank``."""
-
-    rank: Whole = Field(default=32, ge=1)
-    alpha: Real = Field(default=64.0, gt=0)
-    dropout: Real = Field(default=0.0, ge=0.0, lt=1.0)
-    rank_stabilised: bool = False
-    target_modules: str | tuple[str, ...] = "all-linear"
-
-
-class SftSpec(Recipe):
-    """Supervised fine-tuning; ``lora: null`` trains every weight."""
-
-    lora: LoraSpec | None = None
-    epochs: Real = Field(default=1.0, gt=0)
-    learning_rate: Real = Field(default=1e-5, gt=0)
-    batch_size: Whole = Field(default=16, ge=1)
-    gradient_accumulation: Whole = Field(default=1, ge=1)
-    max_length: Whole = Field(default=1024, ge=8)
-    scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: Whole = Field(default=0, ge=0)
-    weight_decay: Real = Field(default=0.0, ge=0)
-    dtype: Dtype = "float32"
-    mixed_precision: Literal["no", "bfloat16"] = "no"
-    gradient_checkpointing: bool = False
-
-
-class TrainRecipe(Recipe):
-    """Fine-tune ``base`` on one pole."""
-
-    base: ModelRef
-    pole: PoleField
-    data: DataSpec
-    sft: SftSpec = SftSpec()
-    seed: Whole = 0
-    device: Device = "auto"
 
 
 class GenerationSpec(Recipe):
@@ -186,7 +44,7 @@ class MeasureSpec(Recipe):
     ``held_out`` part.
     """
 
-    traits: Annotated[tuple[Trait, ...], Field(min_length=1), AfterValidator(_distinct)]
+    traits: Annotated[tuple[Trait, ...], Field(min_length=1), AfterValidator(distinct)]
     statements: LocalPath
     held_out: Real = Field(default=0.2, gt=0.0, lt=1.0)
     limit: Whole | None = Field(default=None, ge=1)
@@ -237,10 +95,10 @@ class InterventionSpec(Recipe):
     tuned: ModelRef | None = None
     terms: tuple[TermSpec, ...] = ()
     vector: LocalPath | None = None
-    layers: Annotated[tuple[Whole, ...], AfterValidator(_distinct)] = ()
+    layers: Annotated[tuple[Whole, ...], AfterValidator(distinct)] = ()
     prompt: PoleField | None = None
     portrait: PoleField | None = None
-    roles: Annotated[tuple[Words, ...], AfterValidator(_distinct)] = ()
+    roles: Annotated[tuple[Words, ...], AfterValidator(distinct)] = ()
     neurons: LocalPath | None = None
     positions: Words | None = None
     how: Literal["add", "add_keeping_norm", "ablate"] = "add"

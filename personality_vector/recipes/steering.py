@@ -4,19 +4,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from personality_vector.data.spec import DataSpec
+from personality_vector.recipes.fields import Device, Dtype, Layers, PoleField, Real, Whole, Words
 from personality_vector.recipes.paths import LocalPath, ModelRef
 from personality_vector.recipes.reading import Recipe
-from personality_vector.recipes.schema import (
-    DataSpec,
-    Device,
-    Dtype,
-    GenerationSpec,
-    Layers,
-    PoleField,
-    Real,
-    Whole,
-    Words,
-)
+from personality_vector.recipes.schema import GenerationSpec
 
 Pooling = Literal["response_mean", "prompt_last", "prompt_mean"]
 Estimator = Literal["mean_difference", "pca", "logistic"]

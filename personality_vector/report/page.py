@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from personality_vector.recipes import MATCHED
+from personality_vector.recipes.schema import MATCHED
 from personality_vector.report.figures import (
     dose_response_figure,
     pareto_figure,

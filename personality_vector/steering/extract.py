@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from personality_vector.errors import DataError
-from personality_vector.recipes.schema import Words
+from personality_vector.recipes.fields import Words
 from personality_vector.steering.activations import Pooling, TextPooling, text_reader
 from personality_vector.steering.estimators import EstimatorName, contrast
 from personality_vector.steering.vector import SteeringVector

@@ -5,7 +5,7 @@ from dataclasses import replace
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.data.chats import read_chats
 from personality_vector.errors import RecipeError
-from personality_vector.recipes import SteerRecipe
+from personality_vector.recipes.steering import SteerRecipe
 from personality_vector.steering.vector import SteeringVector
 from personality_vector.subject.chat import Chat
 from personality_vector.subject.models import load_model, load_tokenizer, resolve_device

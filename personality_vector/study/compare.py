@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from personality_vector.interventions import SystemPrompt
+from personality_vector.interventions.system_prompt import SystemPrompt
 from personality_vector.progress import progress
-from personality_vector.recipes import MATCHED, CompareRecipe
+from personality_vector.recipes.schema import MATCHED, CompareRecipe
 from personality_vector.study.matched import DosePoint, matched_strength, nearest_strength, reach
 from personality_vector.study.results import Measure, Results
 from personality_vector.study.runs import running

@@ -9,10 +9,12 @@ from typing import Any
 import pandas as pd
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.interventions import Intervention, WeightEdit, open_intervention
+from personality_vector.interventions.opening import open_intervention
+from personality_vector.interventions.protocol import Intervention
+from personality_vector.interventions.weights import WeightEdit
 from personality_vector.measures.suite import Findings, Suite
 from personality_vector.progress import progress
-from personality_vector.recipes import EvalRecipe, SweepRecipe
+from personality_vector.recipes.schema import EvalRecipe, SweepRecipe
 from personality_vector.study.results import Measure, Results
 from personality_vector.study.runs import running
 from personality_vector.subject.models import load_model, load_tokenizer, resolve_device

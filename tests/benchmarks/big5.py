@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from personality_vector.finetuning import train
-from personality_vector.recipes import SweepRecipe, TrainRecipe
+from personality_vector.finetuning.recipe import TrainRecipe
+from personality_vector.finetuning.sft import train
+from personality_vector.recipes.schema import SweepRecipe
 from personality_vector.report.figures import dose_response_figure, save_figure
 from personality_vector.study.results import Results
 from personality_vector.study.sweep import BASE, correlation, sweep

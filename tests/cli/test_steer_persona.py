@@ -7,9 +7,9 @@ import typer
 
 from personality_vector.cli.steer.write_persona import write_persona
 from personality_vector.data.personas import Persona
-from personality_vector.elicitation import read_rollouts
+from personality_vector.elicitation.rollouts import read_rollouts
 from personality_vector.errors import OutputExistsError, RecipeError
-from personality_vector.recipes import read_recipe
+from personality_vector.recipes.reading import read_recipe
 from personality_vector.steering import SteeringVector
 from tests.fake_endpoint import likely, said, serving
 

@@ -9,7 +9,7 @@ from personality_vector.data.personas import Persona
 from personality_vector.data.statements import normalised
 from personality_vector.errors import RecipeError
 from personality_vector.lab import lab_folder
-from personality_vector.recipes import read_recipe
+from personality_vector.recipes.reading import read_recipe
 from personality_vector.traits import BIG_FIVE, Pole
 
 FILES = sorted((lab_folder() / "training/steering/personas").glob("*.yaml"))

@@ -15,7 +15,7 @@ from personality_vector.elicitation.rollouts import (
 )
 from personality_vector.errors import DataError
 from personality_vector.measures.administer import sample_seed
-from personality_vector.recipes import RolloutSpec
+from personality_vector.recipes.steering import RolloutSpec
 from personality_vector.subject.chat import Generation, generate_replies, question
 
 SPEC = RolloutSpec(samples=2, max_new_tokens=5, batch_size=4)

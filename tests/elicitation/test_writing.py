@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from personality_vector.elicitation import (
+from personality_vector.elicitation.writing import (
+    Draft,
     EndpointGenerator,
     Generator,
     LocalGenerator,
     write_persona,
 )
-from personality_vector.elicitation.writing import Draft
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.subject.chat import Generation
 from personality_vector.subject.endpoint import Endpoint

@@ -16,10 +16,10 @@ from personality_vector.errors import (
     OutputExistsError,
     TrainingError,
 )
-from personality_vector.finetuning import train
+from personality_vector.finetuning.recipe import TrainRecipe
+from personality_vector.finetuning.sft import train
 from personality_vector.manifest import MANIFEST
-from personality_vector.merging import merge
-from personality_vector.recipes import TrainRecipe
+from personality_vector.merging.engine import merge
 from personality_vector.subject.chat import answered, question, render
 from personality_vector.subject.models import load_model, load_tokenizer
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
-from personality_vector.interventions import NeuronSet, WeightEdit, find_neurons
+from personality_vector.interventions.neurons import NeuronSet, find_neurons
+from personality_vector.interventions.weights import WeightEdit
 from personality_vector.subject.chat import Chat, answered, question
 from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.traits import Pole

@@ -9,7 +9,7 @@ from personality_vector.errors import (
     ModelError,
     TensorMismatchError,
 )
-from personality_vector.interventions import ActivationSteering
+from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
 from personality_vector.subject.models import decoder_blocks

@@ -9,8 +9,7 @@ import torch
 from torch.nn import functional
 
 from personality_vector.errors import BaseMismatchError, DataError, ModelError, NonFiniteError
-from personality_vector.interventions import NeuronSteering, find_neurons
-from personality_vector.interventions.neurons import Neurons
+from personality_vector.interventions.neurons import Neurons, NeuronSteering, find_neurons
 from personality_vector.interventions.neurons.find import _difference, _kept
 from personality_vector.interventions.neurons.sites import neuron_sites
 from personality_vector.interventions.neurons.tally import Tally, bin_of, value_of

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from personality_vector.errors import CheckpointError, DataError, ModelError, RecipeError
-from personality_vector.interventions import NeuronSet, NeuronSteering
+from personality_vector.interventions.neurons import NeuronSet, NeuronSteering
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import ALL
 from personality_vector.subject.models import decoder_blocks, load_model

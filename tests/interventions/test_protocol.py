@@ -7,17 +7,14 @@ import torch
 
 from personality_vector.delta import Delta
 from personality_vector.errors import NonFiniteError
-from personality_vector.interventions import (
-    ActivationSteering,
-    Intervention,
-    NeuronSteering,
-    Portrait,
-    Prompted,
-    RolePrompt,
-    SingleAgent,
-    SystemPrompt,
-    WeightEdit,
-)
+from personality_vector.interventions.activations import ActivationSteering
+from personality_vector.interventions.neurons import NeuronSteering
+from personality_vector.interventions.portrait import Portrait
+from personality_vector.interventions.prompted import Prompted
+from personality_vector.interventions.protocol import Intervention
+from personality_vector.interventions.roles import RolePrompt, SingleAgent
+from personality_vector.interventions.system_prompt import SystemPrompt
+from personality_vector.interventions.weights import WeightEdit
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
 from personality_vector.subject.chat import question

@@ -3,7 +3,7 @@
 import pytest
 
 from personality_vector.errors import DataError, NonFiniteError, RecipeError
-from personality_vector.interventions import (
+from personality_vector.interventions.roles import (
     RolePrompt,
     SingleAgent,
     best_of,

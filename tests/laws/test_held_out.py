@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from personality_vector.finetuning import train
-from personality_vector.recipes import SweepRecipe, TrainRecipe
+from personality_vector.finetuning.recipe import TrainRecipe
+from personality_vector.finetuning.sft import train
+from personality_vector.recipes.schema import SweepRecipe
 from personality_vector.study.sweep import BASE, correlation, sweep
 from personality_vector.traits import Pole
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from personality_vector import merge
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
-from personality_vector.interventions import WeightEdit
+from personality_vector.interventions.weights import WeightEdit
 from personality_vector.subject.models import load_model
 
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from personality_vector.interventions import ActivationSteering
+from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import Gate, Positions, SteeringVector, steered
 from personality_vector.subject.models import decoder_blocks, hidden_size, load_model

@@ -7,9 +7,8 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from personality_vector.merging import Output
 from personality_vector.merging.card import model_card
-from personality_vector.merging.plan import Summand, plan_merge
+from personality_vector.merging.plan import Output, Summand, plan_merge
 
 MERGE = {
     "base": {"reference": "Qwen/Qwen2.5-0.5B", "fingerprint": "ab12cd"},

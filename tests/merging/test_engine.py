@@ -18,9 +18,10 @@ from personality_vector.errors import (
     StorageError,
     TensorMismatchError,
 )
-from personality_vector.merging import Summand, plan_merge, plan_recipe, write_merge
+from personality_vector.merging.engine import write_merge
 from personality_vector.merging.methods import METHODS, MergeMethod
-from personality_vector.recipes import MergeRecipe
+from personality_vector.merging.plan import Summand, plan_merge, plan_recipe
+from personality_vector.merging.recipe import MergeRecipe
 
 A = torch.arange(1.0, 7.0).reshape(2, 3)
 

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from personality_vector import Checkpoint, Delta, merge
 from personality_vector.errors import NonFiniteError, RecipeError
-from personality_vector.merging import Summand, plan_merge
 from personality_vector.merging.loop import LOOPS, changed, merged
 from personality_vector.merging.methods import METHODS
-from personality_vector.merging.plan import MergePlan
+from personality_vector.merging.plan import MergePlan, Summand, plan_merge
 from personality_vector.merging.rounding import round_to
 from personality_vector.numeric.random import uniform
 

@@ -16,10 +16,15 @@ from personality_vector.errors import (
     NonFiniteError,
     RecipeError,
 )
-from personality_vector.merging import Summand, plan_merge, plan_recipe
 from personality_vector.merging.methods import METHODS
-from personality_vector.merging.plan import foresight, resolve_device
-from personality_vector.recipes import MergeRecipe
+from personality_vector.merging.plan import (
+    Summand,
+    foresight,
+    plan_merge,
+    plan_recipe,
+    resolve_device,
+)
+from personality_vector.merging.recipe import MergeRecipe
 
 NAMES = [
     "model.embed_tokens.weight",
@@ -297,7 +302,8 @@ def test_the_output_dtype_decides_the_size(pair):
 
 PEAK = r"""
 import pathlib, re, sys
-from personality_vector.merging import Summand, plan_merge, write_merge
+from personality_vector.merging.plan import Summand, plan_merge
+from personality_vector.merging.engine import write_merge
 
 base, out, *terms = sys.argv[1:]
 summands = [Summand(term, 0.3) for term in terms]

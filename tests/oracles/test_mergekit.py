@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from personality_vector.merging.mergekit import export_mergekit, plan_mergekit, write_mergekit
+from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.merging.terms import CHUNK
 from personality_vector.numeric.random import generator_for
-from personality_vector.recipes import MergeRecipe
 
 METHODS = [
     "task_arithmetic",
@@ -361,8 +361,9 @@ OURS = [
 def test_an_exported_recipe_does_in_mergekit_what_it_does_here(
     mergekit, models, tmp_path, method, options, alphas
 ):
-    from personality_vector.merging import plan_recipe, write_merge
-    from personality_vector.recipes import read_yaml
+    from personality_vector.merging.engine import write_merge
+    from personality_vector.merging.plan import plan_recipe
+    from personality_vector.recipes.reading import read_yaml
 
     base, *tuned = models(torch.float32)
     terms = [{"tuned": model, "alpha": a} for model, a in zip(tuned, alphas, strict=False)]

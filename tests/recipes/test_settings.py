@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from personality_vector.errors import RecipeError
+from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.lab import builtin, lab_folder
-from personality_vector.recipes import MergeRecipe, TrainRecipe, override, read_recipe
+from personality_vector.merging.recipe import MergeRecipe
+from personality_vector.recipes.reading import override, read_recipe
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from personality_vector.errors import RecipeError
-from personality_vector.recipes import SteerRecipe
+from personality_vector.recipes.steering import SteerRecipe
 
 DATA = {"source": "s.jsonl"}
 GIVEN = {"model": "m", "pole": "openness:high", "positive": DATA, "negative": DATA}

@@ -14,7 +14,7 @@ from personality_vector.errors import (
     NonFiniteError,
     TensorMismatchError,
 )
-from personality_vector.interventions import WeightEdit
+from personality_vector.interventions.weights import WeightEdit
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector, steered
 from personality_vector.steering.activations import (

@@ -16,7 +16,9 @@ from personality_vector.errors import (
     NonFiniteError,
     TensorMismatchError,
 )
-from personality_vector.interventions import ActivationSteering, Prompted, WeightEdit
+from personality_vector.interventions.activations import ActivationSteering
+from personality_vector.interventions.prompted import Prompted
+from personality_vector.interventions.weights import WeightEdit
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import Positions, SteeringVector, steered
 from personality_vector.steering.monitor import (

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from personality_vector.errors import RecipeError
-from personality_vector.recipes import CompareRecipe
+from personality_vector.recipes.schema import CompareRecipe
 from personality_vector.steering import SteeringVector
 from personality_vector.study import compare as module
 from personality_vector.study.compare import compare, matched_effect, remarks, shifts, targets_of

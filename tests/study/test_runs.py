@@ -4,7 +4,7 @@ import pytest
 
 from personality_vector.errors import DataError
 from personality_vector.manifest import write_manifest
-from personality_vector.recipes import InterventionSpec, MeasureSpec
+from personality_vector.recipes.schema import InterventionSpec, MeasureSpec
 from personality_vector.study.runs import content_of, require_held_out
 
 

@@ -18,7 +18,7 @@ from personality_vector.errors import (
 )
 from personality_vector.manifest import MANIFEST
 from personality_vector.measures.suite import Suite
-from personality_vector.recipes import EvalRecipe, SweepRecipe
+from personality_vector.recipes.schema import EvalRecipe, SweepRecipe
 from personality_vector.study import sweep as module
 from personality_vector.study.runs import write_run_manifest
 from personality_vector.study.sweep import (

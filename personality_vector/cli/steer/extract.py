@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from personality_vector.cli import options
 from personality_vector.errors import OutputExistsError
-from personality_vector.recipes import SteerRecipe
+from personality_vector.recipes.steering import SteerRecipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from personality_vector.elicitation import Elicited, Rollout
+    from personality_vector.elicitation.pipeline import Elicited
+    from personality_vector.elicitation.rollouts import Rollout
     from personality_vector.steering import SteeringVector
 
 
@@ -49,7 +50,7 @@ def _data(recipe: SteerRecipe) -> dict[str, Any]:
 
 
 def _persona(recipe: SteerRecipe) -> dict[str, Any]:
-    from personality_vector.elicitation import read_persona
+    from personality_vector.elicitation.pipeline import read_persona
     from personality_vector.elicitation.raters import open_rater
     from personality_vector.elicitation.rollouts import planned
 
@@ -64,7 +65,7 @@ def _extract_persona(
     recipe: SteerRecipe, out: Path, *, force: bool
 ) -> "tuple[SteeringVector, Elicited]":
     """Extract and save; every reply goes into ``OUT.rollouts.jsonl`` as soon as it is there."""
-    from personality_vector.elicitation import extract_persona
+    from personality_vector.elicitation.extract import extract_persona
     from personality_vector.elicitation.rollouts import ROLLOUTS, to_jsonl
 
     beside = out.with_name(f"{out.name}.{ROLLOUTS}")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from personality_vector.cli import options
-from personality_vector.recipes import SteerRecipe
+from personality_vector.recipes.steering import SteerRecipe
 
 
 def check(recipe: SteerRecipe) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from personality_vector.errors import OutputExistsError, RecipeError
 
 if TYPE_CHECKING:
     from personality_vector.data.personas import Persona
-    from personality_vector.elicitation import Generator
+    from personality_vector.elicitation.writing import Generator
 
 
 def write_persona(
@@ -65,7 +65,7 @@ def write_persona(
 
 
 def _remote(model: str, base_url: str | None, api_key_env: str) -> "Generator":
-    from personality_vector.elicitation import EndpointGenerator
+    from personality_vector.elicitation.writing import EndpointGenerator
     from personality_vector.subject.endpoint import Endpoint
 
     return EndpointGenerator(Endpoint(model, base_url, api_key_env))
@@ -73,7 +73,7 @@ def _remote(model: str, base_url: str | None, api_key_env: str) -> "Generator":
 
 def _local(path: str, seed: int) -> "Generator":
     from personality_vector.checkpoint import Checkpoint
-    from personality_vector.elicitation import LocalGenerator
+    from personality_vector.elicitation.writing import LocalGenerator
     from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 
     folder = Checkpoint.open(path).path

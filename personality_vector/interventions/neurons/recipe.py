@@ -6,7 +6,7 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import RecipeError, some
 from personality_vector.interventions.neurons.chosen import NeuronSet
 from personality_vector.interventions.neurons.find import find_neurons
-from personality_vector.recipes import SteerRecipe
+from personality_vector.recipes.steering import SteerRecipe
 from personality_vector.steering.recipe import read_sides
 from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 

@@ -18,8 +18,7 @@ from personality_vector.delta.storage import is_saved_delta
 from personality_vector.errors import RecipeError
 from personality_vector.merging.depth import alpha_by_tensor, layer_of, selected
 from personality_vector.merging.methods import OptionValue, find_method
-from personality_vector.recipes import MergeRecipe
-from personality_vector.recipes.schema import TermSpec
+from personality_vector.merging.recipe import MergeRecipe, TermSpec
 from personality_vector.subject.models import DTYPES
 
 Options = Mapping[str, OptionValue]

@@ -10,7 +10,7 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.data.instruments import Instrument, Item, read_instrument
 from personality_vector.data.statements import Statement, normalised, read_statements
 from personality_vector.errors import DataError, RecipeError
-from personality_vector.interventions import ActivationSteering
+from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.judges.classifier import StatementJudge
 from personality_vector.measures.probe import LikelihoodProbe
 from personality_vector.numeric.random import key_for

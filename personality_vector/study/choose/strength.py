@@ -7,7 +7,7 @@ from typing import Any
 
 from personality_vector.data.instruments import Instrument
 from personality_vector.errors import DataError
-from personality_vector.interventions import ActivationSteering
+from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.judges.classifier import StatementJudge
 from personality_vector.judges.scores import summarise
 from personality_vector.judges.texts import distinct_n

@@ -21,7 +21,8 @@ from statistics import median  # noqa: E402
 from models import SHAPES, Models, make  # noqa: E402
 from runner import ALPHAS, clear, markdown, warm  # noqa: E402
 
-from personality_vector.merging import Output, Summand, plan_merge, write_merge  # noqa: E402
+from personality_vector.merging.engine import write_merge  # noqa: E402
+from personality_vector.merging.plan import Output, Summand, plan_merge  # noqa: E402
 
 IMPORTED = (time.perf_counter(), time.process_time())
 STAGES = ("imports, of which torch is most", "plan", "merge and write")

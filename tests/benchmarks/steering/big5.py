@@ -23,12 +23,13 @@ from scipy.stats import spearmanr
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.data.adjectives import ADJECTIVES
 from personality_vector.data.statements import read_statements
-from personality_vector.finetuning import train
-from personality_vector.interventions import ActivationSteering
+from personality_vector.finetuning.recipe import TrainRecipe
+from personality_vector.finetuning.sft import train
+from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.lab import builtin
 from personality_vector.measures.probe import LikelihoodProbe
-from personality_vector.recipes import CompareRecipe, TrainRecipe
 from personality_vector.recipes.choice import ChooseRecipe
+from personality_vector.recipes.schema import CompareRecipe
 from personality_vector.steering import ALL, SteeringVector
 from personality_vector.study.choose import Choice, Inputs, Reading, choose, examine
 from personality_vector.study.compare import compare, matched_effect

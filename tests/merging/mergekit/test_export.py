@@ -6,8 +6,8 @@ import yaml as pyyaml
 
 from personality_vector.errors import RecipeError
 from personality_vector.merging.mergekit import export_mergekit
+from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.numeric.random import generator_for
-from personality_vector.recipes import MergeRecipe
 
 NAMES = [
     "lm_head.weight",

@@ -1,0 +1,62 @@
+"""The recipe of a merge."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from personality_vector.recipes.fields import Device, Real, Whole, Words
+from personality_vector.recipes.paths import LocalPath, ModelRef
+from personality_vector.recipes.reading import Recipe
+
+
+class TermSpec(Recipe):
+    """One summand of a merge: a saved delta, or whatever was fine-tuned, and its alpha.
+
+    ``alpha`` is a number; or numbers from the first layer to the last, interpolated; or numbers
+    by word (``embeddings``, ``head``, ``norms``) or name pattern, of which the first that matches
+    counts. ``of`` is the base that the delta was taken from, where it is not that of the recipe.
+    """
+
+    delta: LocalPath | None = None
+    tuned: ModelRef | None = None
+    of: ModelRef | None = None
+    alpha: (
+        Real
+        | Annotated[tuple[Real, ...], Field(min_length=1)]
+        | Annotated[dict[str, Real], Field(min_length=1)]
+    )
+    label: str = ""
+
+    @property
+    def source(self) -> str | Path:
+        """Where the delta lies: a saved delta, a fine-tuned checkpoint or an adapter."""
+        return self.delta if self.delta is not None else str(self.tuned)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "TermSpec":
+        if (self.delta is None) == (self.tuned is None):
+            raise ValueError("give either delta (a saved delta) or tuned (a checkpoint or adapter)")
+        return self
+
+
+class OutputSpec(Recipe):
+    """How merged tensors are written."""
+
+    dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    shard_size: str = Field(default="5GB", pattern=r"^\d+(\.\d+)?\s*([KMG]B)$")
+
+
+class MergeRecipe(Recipe):
+    """``base + method(alpha_1 * delta_1, ...)``."""
+
+    base: ModelRef
+    method: str = "task_arithmetic"
+    options: dict[str, Real | Whole | str | bool] = Field(default_factory=dict)
+    seed: Whole = 0
+    terms: tuple[TermSpec, ...] = Field(min_length=1)
+    include: tuple[Words, ...] = ()
+    exclude: tuple[Words, ...] = ()
+    output: OutputSpec = OutputSpec()
+    device: Device = "auto"
