@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from personality_vector.interventions.neurons import NeuronSteering
     from personality_vector.interventions.portrait import Portrait
     from personality_vector.interventions.prompted import Prompted
-    from personality_vector.interventions.protocol import Intervention
     from personality_vector.interventions.roles import RolePrompt
     from personality_vector.interventions.weights import WeightEdit
     from personality_vector.merging.engine import MergeReport, merge
@@ -24,8 +23,9 @@ if TYPE_CHECKING:
     from personality_vector.merging.plan import Output, Summand
     from personality_vector.steering import Gate, Positions, SteeringVector, steered
     from personality_vector.steering.bake import bake
-    from personality_vector.subject.chat import Generation
+    from personality_vector.subject.generation import Sampling
     from personality_vector.subject.models import load_model, load_tokenizer
+    from personality_vector.subject.protocols import Intervention
     from personality_vector.traits import BIG_FIVE, Pole
 
 # Imported when first used: torch takes seconds, and `--help` must not.
@@ -35,8 +35,8 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "Delta": "delta",
     "Gate": "steering",
-    "Generation": "subject.chat",
-    "Intervention": "interventions.protocol",
+    "Sampling": "subject.generation",
+    "Intervention": "subject.protocols",
     "MergeReport": "merging.engine",
     "NeuronSteering": "interventions.neurons",
     "Output": "merging.plan",
@@ -63,7 +63,6 @@ __all__ = [
     "Checkpoint",
     "Delta",
     "Gate",
-    "Generation",
     "Intervention",
     "MergeReport",
     "NeuronSteering",
@@ -74,6 +73,7 @@ __all__ = [
     "Positions",
     "Prompted",
     "RolePrompt",
+    "Sampling",
     "SteeringVector",
     "Summand",
     "WeightEdit",

@@ -30,7 +30,8 @@ from personality_vector.steering.recipe import extract_recipe
 from personality_vector.study.compare import compare, matched_effect
 from personality_vector.study.runs import write_run_manifest
 from personality_vector.study.sweep import BASE, dose_response, sweep
-from personality_vector.subject.chat import Generation, generate_replies, question
+from personality_vector.subject.chat import question
+from personality_vector.subject.generation import Sampling, generate_replies
 from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.traits import Pole
 
@@ -151,5 +152,5 @@ def _show_merged(folder: Path) -> None:
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     chats = [question("What kind of person are you?")] * 3
     sys.stdout.write("\nmerged (0.8 extraversion:high - 0.6 neuroticism:high)\n")
-    for reply in generate_replies(model, tokenizer, chats, Generation(), seed=0):
+    for reply in generate_replies(model, tokenizer, chats, Sampling(), seed=0):
         sys.stdout.write(f"         {reply}\n")

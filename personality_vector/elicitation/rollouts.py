@@ -14,7 +14,8 @@ from personality_vector.judges.rating import Exchange, Rating
 from personality_vector.measures.administer import sample_seed
 from personality_vector.progress import progress
 from personality_vector.recipes.steering import RolloutSpec
-from personality_vector.subject.chat import Chat, Generation, answered, generate_replies, question
+from personality_vector.subject.chat import Chat, answered, question
+from personality_vector.subject.generation import Sampling, generate_replies
 
 Side = Literal["positive", "negative"]
 SIDES: tuple[Side, ...] = ("positive", "negative")
@@ -118,7 +119,7 @@ def draw(
     Raises:
         DataError: The chat template refuses a system prompt.
     """
-    generation = Generation(spec.max_new_tokens, spec.temperature, spec.top_p, spec.batch_size)
+    generation = Sampling(spec.max_new_tokens, spec.temperature, spec.top_p, spec.batch_size)
     rollouts: list[Rollout] = []
     for sample in progress(range(spec.samples), "rollouts"):
         for side in SIDES:

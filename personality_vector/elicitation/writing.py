@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from personality_vector.data.personas import Persona
 from personality_vector.errors import DataError, RecipeError
-from personality_vector.subject.chat import Chat, Generation, generate_replies, question
+from personality_vector.subject.chat import Chat, question
 from personality_vector.subject.endpoint import Endpoint
+from personality_vector.subject.generation import Sampling, generate_replies
 
 PAIRS, QUESTIONS = 5, 40
 """What is asked for, as in persona vectors; half of the questions are for evaluation."""
@@ -74,7 +75,7 @@ class EndpointGenerator:
         return self.endpoint.write(chat, "persona", schema)
 
 
-_LONG = Generation(max_new_tokens=4096, temperature=0.7)
+_LONG = Sampling(max_new_tokens=4096, temperature=0.7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class LocalGenerator:
 
     model: Any
     tokenizer: Any
-    generation: Generation = _LONG
+    generation: Sampling = _LONG
     seed: int = 0
 
     def __call__(self, chat: Chat, schema: Mapping[str, Any], /) -> str:  # noqa: ARG002

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from personality_vector.interventions.protocol import require_finite
 from personality_vector.steering import (
     ALL,
     Gate,
@@ -17,7 +16,8 @@ from personality_vector.steering import (
     resolve_layers,
     steered,
 )
-from personality_vector.subject.chat import ChatEdit, identity
+from personality_vector.subject.chat import ChatEdit
+from personality_vector.subject.protocols import require_finite
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.interventions.neurons import RESPONSE, NeuronSet, NeuronSteering
 from personality_vector.interventions.portrait import Portrait
 from personality_vector.interventions.prompted import Prompted
-from personality_vector.interventions.protocol import Intervention
 from personality_vector.interventions.roles import RolePrompt
 from personality_vector.interventions.system_prompt import SystemPrompt
 from personality_vector.interventions.weights import WeightEdit
@@ -19,6 +18,7 @@ from personality_vector.steering import ALL, Gate, Positions, SteeringVector
 from personality_vector.steering.belonging import require_made_from, require_width
 from personality_vector.steering.positions import names_a_token
 from personality_vector.subject.models import load_tokenizer
+from personality_vector.subject.protocols import Intervention
 
 
 def open_intervention(spec: InterventionSpec, base: Checkpoint) -> Intervention:

@@ -7,9 +7,9 @@ import torch
 
 from personality_vector.data.adjectives import ADJECTIVES
 from personality_vector.errors import RecipeError, TraitError, some
-from personality_vector.interventions.protocol import require_finite
 from personality_vector.interventions.system_prompt import SystemPrompt, enumerated
 from personality_vector.numeric.random import generator_for
+from personality_vector.subject.protocols import require_finite
 from personality_vector.traits import Pole
 
 _MODIFIERS = ("", "a bit ", "", "very ")

@@ -7,9 +7,9 @@ from itertools import combinations
 from typing import Any, Generic, TypeVar
 
 from personality_vector.errors import DataError, NonFiniteError
-from personality_vector.interventions.protocol import Intervention
 from personality_vector.interventions.system_prompt import SystemPrompt, enumerated, require_step
 from personality_vector.subject.chat import ChatEdit
+from personality_vector.subject.protocols import Intervention
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from personality_vector.errors import RecipeError
-from personality_vector.interventions.protocol import require_finite
-from personality_vector.subject.chat import Chat, ChatEdit, Message, identity
+from personality_vector.subject.chat import Chat, ChatEdit, Message
+from personality_vector.subject.protocols import require_finite
 
 
 class SystemPrompt(ABC):

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from personality_vector.delta import Delta
 from personality_vector.errors import TensorMismatchError, blame, some
-from personality_vector.interventions.protocol import require_finite
 from personality_vector.merging.rounding import Realised, round_to
 from personality_vector.numeric.kernels import projection
 from personality_vector.numeric.pieces import pieces
-from personality_vector.subject.chat import ChatEdit, identity
+from personality_vector.subject.chat import ChatEdit
+from personality_vector.subject.protocols import require_finite
 
 
 @dataclass(frozen=True, slots=True)

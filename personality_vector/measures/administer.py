@@ -9,15 +9,8 @@ from personality_vector.data.instruments import Instrument, Item
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.numeric.random import key_for
 from personality_vector.progress import progress
-from personality_vector.subject.chat import (
-    Chat,
-    ChatEdit,
-    Generation,
-    generate_replies,
-    identity,
-    question,
-    render,
-)
+from personality_vector.subject.chat import Chat, ChatEdit, question, render
+from personality_vector.subject.generation import generate_replies
 from personality_vector.subject.models import device_of
 from personality_vector.subject.prompts import Prompts, reading
 

@@ -13,7 +13,6 @@ from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.subject.chat import (
     ChatEdit,
     answered,
-    identity,
     mean_log_likelihood,
     question,
 )

@@ -17,7 +17,6 @@ from personality_vector.subject.chat import (
     EncodedChats,
     batched,
     encode_chats,
-    identity,
     response_log_probs,
 )
 from personality_vector.subject.models import device_of

@@ -15,7 +15,7 @@ from personality_vector.measures.retention import Retention, distinct_n, mean_wo
 from personality_vector.numeric.random import key_for
 from personality_vector.recipes.schema import MeasureSpec
 from personality_vector.study.results import Answer, Measure
-from personality_vector.subject.chat import Chat, ChatEdit, Generation, answered, identity
+from personality_vector.subject.chat import Chat, ChatEdit, answered
 from personality_vector.traits import Level, Pole, Trait
 
 _PARTS: tuple[Part, ...] = ("train", "held_out")

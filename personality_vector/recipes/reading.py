@@ -32,7 +32,7 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate(data, context={"folder": folder})
         except ValidationError as error:
-            raise RecipeError(f"{origin}: {_sentence(cls, error)}") from error
+            raise RecipeError(f"{origin}: {sentence(cls, error)}") from error
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -181,8 +181,8 @@ def _kind(value: object) -> str:
     return names.get(type(value), f"a {type(value).__name__}")
 
 
-def _sentence(recipe: type[BaseModel], error: ValidationError) -> str:
-    """Say the most telling complaint: unknown keys first, since a typo also makes a key missing."""
+def sentence(recipe: type[BaseModel], error: ValidationError) -> str:
+    """Return the most telling complaint: unknown keys first, since a typo also makes a key missing."""
     complaints = sorted(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     first = complaints[0]
     # pydantic adds the member of a union that it tried.

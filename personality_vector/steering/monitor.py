@@ -21,7 +21,6 @@ from personality_vector.subject.chat import (
     Chat,
     ChatEdit,
     encode_chats,
-    identity,
     render,
     right_padded,
 )

@@ -12,13 +12,13 @@ from personality_vector.checkpoint.reader import read_json
 from personality_vector.data.instruments import read_instrument
 from personality_vector.errors import DataError, ModelError, OutputExistsError
 from personality_vector.interventions.opening import open_intervention
-from personality_vector.interventions.protocol import Intervention
 from personality_vector.interventions.system_prompt import SystemPrompt
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.manifest import MANIFEST, write_manifest
 from personality_vector.measures.suite import require_statements
 from personality_vector.recipes.schema import EvalRecipe, InterventionSpec, MeasureSpec, SweepRecipe
 from personality_vector.study.results import Results
+from personality_vector.subject.protocols import Intervention
 
 _FILE = "results.sqlite"
 

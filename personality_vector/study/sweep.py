@@ -10,7 +10,6 @@ import pandas as pd
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.interventions.opening import open_intervention
-from personality_vector.interventions.protocol import Intervention
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.measures.suite import Findings, Suite
 from personality_vector.progress import progress
@@ -18,6 +17,7 @@ from personality_vector.recipes.schema import EvalRecipe, SweepRecipe
 from personality_vector.study.results import Measure, Results
 from personality_vector.study.runs import running
 from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
+from personality_vector.subject.protocols import Intervention
 
 BASE = "base"
 """Label of the unedited model in the results."""

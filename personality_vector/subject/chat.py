@@ -1,4 +1,4 @@
-"""Chats as tokens: which tokens are the response, how likely it is, and what the model replies."""
+"""Chats as tokens: which tokens are the response, and how likely it is."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,23 +17,6 @@ Chat = Sequence[Message]
 ChatEdit = Callable[[Chat], Chat]
 """What an intervention does to a chat before the model reads it, such as adding a prompt."""
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """How replies are drawn.
-
-    Attributes:
-        max_new_tokens: Longest reply, in tokens.
-        temperature: 0 is greedy; Personality Vector samples at 0.6.
-        top_p: Nucleus of the sampling distribution.
-        batch_size: Chats generated at once.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.6
-    top_p: float = 1.0
-    batch_size: int = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +49,7 @@ def question(text: str, *, system: str | None = None) -> list[Message]:
     return [*opening, {"role": "user", "content": text}]
 
 
-def identity(chat: Chat) -> Chat:
+def unchanged(chat: Chat) -> Chat:
     """Return ``chat`` itself: the edit of an intervention that changes weights or activations."""
     return chat
 
@@ -184,47 +167,3 @@ def response_log_probs(
     with reading(encoded.prompts):
         logits = model(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask).logits
     return torch.log_softmax(logits[:, :-1].float(), dim=-1)
-
-
-@torch.no_grad()
-def generate_replies(
-    model: Any, tokenizer: Any, chats: Sequence[Chat], generation: Generation, *, seed: int
-) -> list[str]:
-    """Return one reply to each chat.
-
-    The same seed, chats and batch size draw the same noise whatever is done to the model, so two
-    interventions are compared on common random numbers. The caller's random state is untouched.
-    """
-    replies: list[str] = []
-    devices = [device_of(model)] if device_of(model).type == "cuda" else []
-    for index, batch in enumerate(batched(chats, generation.batch_size)):
-        with torch.random.fork_rng(devices=devices):
-            # generate() draws from the global generator and takes no other.
-            torch.random.manual_seed(seed * 100_003 + index)
-            replies += _generate(model, tokenizer, batch, generation)
-    return replies
-
-
-def _generate(
-    model: Any, tokenizer: Any, chats: Sequence[Chat], generation: Generation
-) -> list[str]:
-    prompts = encode_prompts(tokenizer, chats).to(device_of(model))
-    sampling = (
-        {"do_sample": True, "temperature": generation.temperature, "top_p": generation.top_p}
-        if generation.temperature > 0
-        else {"do_sample": False, "temperature": None, "top_p": None}
-    )
-    tokens = model.generate(
-        input_ids=prompts["input_ids"],
-        attention_mask=prompts["attention_mask"],
-        max_new_tokens=generation.max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        # A model's own generation_config may set these; they would be hidden settings.
-        top_k=None,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        **sampling,
-    )
-    new = tokens[:, prompts["input_ids"].shape[1] :]
-    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]

@@ -12,7 +12,8 @@ from personality_vector.merging.fusion import fuse
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
 from personality_vector.steering.monitor import projections
-from personality_vector.subject.chat import Generation, answered, generate_replies, question
+from personality_vector.subject.chat import answered, question
+from personality_vector.subject.generation import Sampling, generate_replies
 from personality_vector.subject.models import load_model, load_tokenizer
 
 
@@ -120,7 +121,7 @@ def test_monitor_prints_what_the_library_measures(pvec, saved, prompts, pico):
     model, tokenizer = load_model(pico("llama")), load_tokenizer(pico("llama"))
     vector = SteeringVector.load(prompts.parent / "v")
     chats = [question(text) for text in ("What are you like?", "Do you like parties?")]
-    greedy = Generation(max_new_tokens=6, temperature=0.0)
+    greedy = Sampling(max_new_tokens=6, temperature=0.0)
     replies = generate_replies(model, tokenizer, chats, greedy, seed=0)
     rows = ended.json["prompts"]
     assert [row["prompt"] for row in rows] == [chat[0]["content"] for chat in chats]

@@ -16,7 +16,8 @@ from personality_vector.elicitation.rollouts import (
 from personality_vector.errors import DataError
 from personality_vector.measures.administer import sample_seed
 from personality_vector.recipes.steering import RolloutSpec
-from personality_vector.subject.chat import Generation, generate_replies, question
+from personality_vector.subject.chat import question
+from personality_vector.subject.generation import Sampling, generate_replies
 
 SPEC = RolloutSpec(samples=2, max_new_tokens=5, batch_size=4)
 
@@ -42,7 +43,7 @@ def test_every_instruction_meets_every_question_on_both_sides(drawn, persona):
 
 def test_the_replies_are_the_models_own_under_each_system_prompt(drawn, pico_chat, persona):
     """Restate the batches: one seed for a sample, the same on both sides."""
-    generation = Generation(5, 1.0, 1.0, 4)
+    generation = Sampling(5, 1.0, 1.0, 4)
     for sample, side in itertools.product(range(2), ("positive", "negative")):
         chats = [
             [

@@ -12,8 +12,8 @@ from personality_vector.elicitation.writing import (
     write_persona,
 )
 from personality_vector.errors import DataError, RecipeError
-from personality_vector.subject.chat import Generation
 from personality_vector.subject.endpoint import Endpoint
+from personality_vector.subject.generation import Sampling
 from tests.fake_endpoint import said, serving
 
 WRITTEN = {
@@ -138,7 +138,7 @@ def test_an_endpoint_is_held_to_the_schema():
 
 
 def test_a_local_model_that_babbles_is_refused(pico_chat):
-    generator = LocalGenerator(*pico_chat, Generation(max_new_tokens=8))
+    generator = LocalGenerator(*pico_chat, Sampling(max_new_tokens=8))
     assert isinstance(generator, Generator)
     with pytest.raises(DataError, match="the generator wrote"):
         write_persona("calm", "Is calm.", generator)

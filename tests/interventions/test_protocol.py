@@ -11,7 +11,6 @@ from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.interventions.neurons import NeuronSteering
 from personality_vector.interventions.portrait import Portrait
 from personality_vector.interventions.prompted import Prompted
-from personality_vector.interventions.protocol import Intervention
 from personality_vector.interventions.roles import RolePrompt, SingleAgent
 from personality_vector.interventions.system_prompt import SystemPrompt
 from personality_vector.interventions.weights import WeightEdit
@@ -19,6 +18,7 @@ from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
 from personality_vector.subject.chat import question
 from personality_vector.subject.prompts import Prompts, reading
+from personality_vector.subject.protocols import Intervention
 from personality_vector.traits import Pole
 
 HIGH = Pole("extraversion", "high")

@@ -19,14 +19,8 @@ from personality_vector.steering.creativity import (
     creativity_scores,
     scoring,
 )
-from personality_vector.subject.chat import (
-    Generation,
-    answered,
-    encode_chats,
-    generate_replies,
-    question,
-    render,
-)
+from personality_vector.subject.chat import answered, encode_chats, question, render
+from personality_vector.subject.generation import Sampling, generate_replies
 from personality_vector.subject.models import decoder_blocks, hidden_size
 
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi", "gpt2")
@@ -288,7 +282,7 @@ def test_replies_of_all_batches_are_scored_in_order(loaded):
     model, tokenizer = loaded()
     direction = direction_for(model)
     chats = [chat[:-1] for chat in CHATS]
-    greedy = Generation(max_new_tokens=5, temperature=0.0, batch_size=2)
+    greedy = Sampling(max_new_tokens=5, temperature=0.0, batch_size=2)
     with scoring(model, direction, 1) as scores:
         generate_replies(model, tokenizer, chats, greedy, seed=0)
     with scoring(model, direction, 1) as backwards:

@@ -6,15 +6,14 @@ import torch
 from personality_vector.errors import DataError
 from personality_vector.subject.chat import (
     EncodedChats,
-    Generation,
     answered,
     batched,
     encode_chats,
-    generate_replies,
     mean_log_likelihood,
     question,
     render,
 )
+from personality_vector.subject.generation import Sampling, generate_replies
 from personality_vector.subject.models import load_model, load_tokenizer
 
 REPLIES = ["I am quiet.", "yes", "I love people, and Ünïcode 🦆 too", "two\nlines"]
@@ -160,7 +159,7 @@ ASKED = [question("Who are you?"), question("What do you like about parties?"), 
 
 
 def test_replies_are_fixed_by_the_seed_and_leave_the_global_stream_alone(model, tokenizer):
-    drawn = Generation(max_new_tokens=8, temperature=1.0)
+    drawn = Sampling(max_new_tokens=8, temperature=1.0)
     before = torch.get_rng_state()
     first = generate_replies(model, tokenizer, ASKED, drawn, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
@@ -173,7 +172,7 @@ def test_replies_are_fixed_by_the_seed_and_leave_the_global_stream_alone(model, 
 def test_greedy_replies_do_not_depend_on_seed_or_batch(model, tokenizer):
     alone = [
         generate_replies(
-            model, tokenizer, ASKED, Generation(8, temperature=0.0, batch_size=size), seed=seed
+            model, tokenizer, ASKED, Sampling(8, temperature=0.0, batch_size=size), seed=seed
         )
         for size, seed in ((1, 0), (2, 5), (32, 9))
     ]
@@ -183,7 +182,7 @@ def test_greedy_replies_do_not_depend_on_seed_or_batch(model, tokenizer):
 
 def test_a_longer_reply_begins_with_the_shorter_one(model, tokenizer):
     short, long = (
-        generate_replies(model, tokenizer, ASKED, Generation(most, temperature=0.0), seed=0)
+        generate_replies(model, tokenizer, ASKED, Sampling(most, temperature=0.0), seed=0)
         for most in (3, 12)
     )
     assert all(b.startswith(a.rstrip("\ufffd")) for a, b in zip(short, long, strict=True))

@@ -83,13 +83,14 @@ def _measured(
     from personality_vector.steering.activations import pooled_activations
     from personality_vector.steering.creativity import creativity_scores
     from personality_vector.steering.monitor import projections
-    from personality_vector.subject.chat import Generation, answered, generate_replies
+    from personality_vector.subject.chat import answered
+    from personality_vector.subject.generation import Sampling, generate_replies
 
     (vector, layer), (longest, batch_size) = along, sizes
     before = projections(model, tokenizer, chats, *along, "prompt_last", batch_size)
     means = pooled_activations(model, tokenizer, chats, [layer], "prompt_mean", batch_size)[layer]
     gates = cosine_similarity(means, vector[layer][None], dim=-1)
-    greedy = Generation(max_new_tokens=longest, temperature=0.0, batch_size=batch_size)
+    greedy = Sampling(max_new_tokens=longest, temperature=0.0, batch_size=batch_size)
     replies = generate_replies(model, tokenizer, chats, greedy, seed=0)
     said = [i for i, reply in enumerate(replies) if reply]
     replied = [answered(chats[i], replies[i]) for i in said]

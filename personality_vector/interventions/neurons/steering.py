@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from personality_vector.errors import RecipeError
 from personality_vector.interventions.neurons.chosen import Neurons, NeuronSet
 from personality_vector.interventions.neurons.sites import activations, neuron_sites
-from personality_vector.interventions.protocol import require_finite
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import Positions
 from personality_vector.steering.apply import Hook, require_no_strangers
 from personality_vector.steering.where import Where
-from personality_vector.subject.chat import ChatEdit, identity
+from personality_vector.subject.chat import ChatEdit
 from personality_vector.subject.models import decoder_blocks
+from personality_vector.subject.protocols import require_finite
 
 RESPONSE = Positions.parse("response")
 """Every token behind the prompt: what decoding reads."""

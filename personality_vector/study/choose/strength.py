@@ -14,7 +14,7 @@ from personality_vector.judges.texts import distinct_n
 from personality_vector.measures.administer import Response, administer
 from personality_vector.measures.probe import LikelihoodProbe
 from personality_vector.measures.retention import Retention
-from personality_vector.subject.chat import Chat, Generation, answered, mean_log_likelihood
+from personality_vector.subject.chat import Chat, answered, mean_log_likelihood
 from personality_vector.traits import Pole
 
 

@@ -33,7 +33,8 @@ from personality_vector.recipes.schema import CompareRecipe
 from personality_vector.steering import ALL, SteeringVector
 from personality_vector.study.choose import Choice, Inputs, Reading, choose, examine
 from personality_vector.study.compare import compare, matched_effect
-from personality_vector.subject.chat import Chat, Generation, answered, generate_replies, question
+from personality_vector.subject.chat import Chat, answered, question
+from personality_vector.subject.generation import Sampling, generate_replies
 from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.traits import BIG_FIVE, Pole
 
@@ -41,7 +42,7 @@ BESIDE = Path(__file__).parents[4] / "shared"
 QUESTION = "What kind of person are you?"
 REPLIES = 10  # to each system prompt
 STRENGTHS = 9
-DRAWN = Generation(max_new_tokens=40, temperature=0.8, batch_size=64)
+DRAWN = Sampling(max_new_tokens=40, temperature=0.8, batch_size=64)
 
 
 @dataclass(frozen=True)

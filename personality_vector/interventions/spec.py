@@ -1,0 +1,72 @@
+"""What an intervention of a recipe has in common with all others, and which kinds there are."""
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, SerializeAsAny, ValidationInfo, field_validator
+
+from personality_vector.recipes.fields import Strengths
+from personality_vector.recipes.keyed import by_own_key
+from personality_vector.recipes.reading import Recipe
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from personality_vector.checkpoint import Checkpoint
+    from personality_vector.subject.protocols import Intervention
+
+KINDS: Mapping[str, str] = {
+    "delta": "interventions.weights:WeightsSpec",
+    "tuned": "interventions.weights:WeightsSpec",
+    "terms": "interventions.merged:MergedSpec",
+    "vector": "interventions.activations:VectorSpec",
+    "neurons": "interventions.neurons.steering:NeuronsSpec",
+    "prompt": "interventions.prompted:PromptedSpec",
+    "portrait": "interventions.portrait:PortraitSpec",
+    "roles": "interventions.roles:RolesSpec",
+    "system": "interventions.system:SystemSpec",
+    "examples": "interventions.examples:ExamplesSpec",
+    "decoding": "interventions.decoding:DecodingSpec",
+}
+"""The key that says what an intervention is, to its schema."""
+
+SEED = "{seed}"
+"""In a path: one intervention, of which each seed has its own."""
+
+
+class InterventionSpec(Recipe):
+    """One thing that is done to the base: an edit of weights or activations, or a prompt."""
+
+    label: str
+    strengths: Strengths | None = None
+
+    @field_validator("label")
+    @classmethod
+    def _is_a_name(cls, label: str) -> str:
+        if label == "base" or not label.strip():
+            raise ValueError(f"the label {label!r} is taken; results use it for themselves")
+        return label
+
+    @abstractmethod
+    def open(self, base: "Checkpoint") -> "Intervention":
+        """Return the intervention, opened and checked against the base."""
+
+    def at_seed(self, seed: int) -> "Self":
+        """Return it with ``seed`` in place of ``{seed}`` in its paths."""
+        text = self.model_dump_json(exclude_unset=True)
+        return type(self).model_validate(json.loads(text.replace(SEED, str(seed))))
+
+    @property
+    def has_seed(self) -> bool:
+        """Whether a path of it names the seed."""
+        return SEED in self.model_dump_json()
+
+
+def _parsed(value: Any, info: ValidationInfo) -> Any:
+    return by_own_key(KINDS, value, info, "an intervention")
+
+
+AnyIntervention = Annotated[SerializeAsAny[InterventionSpec], BeforeValidator(_parsed)]
+"""An intervention of a recipe, recognised by its own key."""

@@ -1,0 +1,42 @@
+"""What a judge of a recipe has in common with all others, and which kinds there are."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, SerializeAsAny, ValidationInfo, model_serializer
+
+from personality_vector.recipes.keyed import by_only_key, key_of
+from personality_vector.recipes.reading import Recipe
+
+if TYPE_CHECKING:
+    from pydantic import SerializerFunctionWrapHandler
+
+    from personality_vector.subject.protocols import Judge
+
+KINDS: Mapping[str, str] = {
+    "classifier": "judges.classifier:ClassifierSpec",
+    "local": "judges.local:LocalSpec",
+    "endpoint": "judges.endpoint:EndpointSpec",
+}
+"""The key that says who judges, to its schema."""
+
+
+class JudgeSpec(Recipe):
+    """Who rates answers."""
+
+    @abstractmethod
+    def open(self) -> "Judge":
+        """Return the judge; what it needs is read and checked, but no model is loaded yet."""
+
+    @model_serializer(mode="wrap")
+    def _under_its_key(self, handler: "SerializerFunctionWrapHandler") -> dict[str, Any]:
+        return {key_of(KINDS, type(self)): handler(self)}
+
+
+def _parsed(value: Any, info: ValidationInfo) -> Any:
+    return by_only_key(KINDS, value, info, "a judge")
+
+
+AnyJudge = Annotated[SerializeAsAny[JudgeSpec], BeforeValidator(_parsed)]
+"""A judge of a recipe, recognised by its only key."""

@@ -1,0 +1,56 @@
+"""What a measure of a recipe has in common with all others, and which kinds there are."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, SerializeAsAny, ValidationInfo, model_serializer
+
+from personality_vector.recipes.fields import Words
+from personality_vector.recipes.keyed import by_only_key, key_of
+from personality_vector.recipes.reading import Recipe
+
+if TYPE_CHECKING:
+    from pydantic import SerializerFunctionWrapHandler
+
+    from personality_vector.subject.protocols import Measure
+
+KINDS: Mapping[str, str] = {
+    "likelihood": "measures.likelihood:LikelihoodSpec",
+    "interview": "measures.interview:InterviewSpec",
+    "divergence": "measures.divergence:DivergenceSpec",
+    "guards": "measures.guards:GuardsSpec",
+}
+"""The key that says what is measured, to its schema."""
+
+
+class MeasureSpec(Recipe):
+    """Something that is measured; ``name`` tells two measures of one kind apart."""
+
+    name: Words | None = None
+
+    @property
+    def key(self) -> str:
+        """The key that it is recognised by."""
+        return key_of(KINDS, type(self))
+
+    @property
+    def called(self) -> str:
+        """Its name in tables."""
+        return self.name or self.key
+
+    @abstractmethod
+    def open(self) -> "Measure":
+        """Return the measure; what it needs is read and checked, but no model is loaded yet."""
+
+    @model_serializer(mode="wrap")
+    def _under_its_key(self, handler: "SerializerFunctionWrapHandler") -> dict[str, Any]:
+        return {self.key: handler(self)}
+
+
+def _parsed(value: Any, info: ValidationInfo) -> Any:
+    return by_only_key(KINDS, value, info, "a measure")
+
+
+AnyMeasure = Annotated[SerializeAsAny[MeasureSpec], BeforeValidator(_parsed)]
+"""A measure of a recipe, recognised by its only key."""

@@ -1,0 +1,89 @@
+"""Identities: a digest of everything that a number depends on.
+
+What is left out of an identity is resumed with stale numbers, so nothing is listed by hand: an
+object is digested by all of its fields, but for those that are declared with ``compare=False``.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+
+def digest_of(*things: Any) -> str:
+    """Return 32 hex digits that change with anything in ``things``.
+
+    Numbers, texts, sequences, mappings and tensors count by their values, a path by the content of
+    what lies there, anything else by its own ``identity`` or else by its fields.
+
+    Raises:
+        TypeError: A thing has neither values nor an identity.
+    """
+    text = json.dumps([_plain(thing) for thing in things], sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def identity_of(thing: Any) -> str:
+    """Return the digest of a dataclass: of its type, its ``version`` and its fields.
+
+    ``label`` and fields with ``compare=False`` are left out.
+    """
+    return digest_of(_fields(thing))
+
+
+def _plain(thing: Any) -> Any:
+    """Return JSON that stands for ``thing``."""
+    if thing is None or isinstance(thing, bool | int | str):
+        return thing
+    if isinstance(thing, float):
+        return thing if math.isfinite(thing) else repr(thing)
+    if isinstance(thing, Path):
+        return _content_of(thing)
+    if isinstance(thing, Mapping):
+        return {str(_plain(key)): _plain(value) for key, value in thing.items()}
+    if isinstance(thing, AbstractSet):
+        return sorted((_plain(each) for each in thing), key=str)
+    if isinstance(thing, Sequence):
+        return [_plain(each) for each in thing]
+    return _of_object(thing)
+
+
+def _content_of(path: Path) -> str:
+    from personality_vector.checkpoint.digests import content_of  # imports torch
+
+    return content_of(path)
+
+
+def _of_object(thing: Any) -> Any:
+    own = getattr(thing, "identity", None)
+    if own is not None:
+        return own() if callable(own) else own
+    if is_dataclass(thing):
+        return _fields(thing)
+    if hasattr(thing, "model_fields"):  # a recipe
+        return [type(thing).__name__, _plain(dict(thing))]
+    if hasattr(thing, "detach"):  # a tensor
+        return _of_tensor(thing)
+    raise TypeError(f"{type(thing).__name__} has no identity; give it a method identity()")
+
+
+def _of_tensor(tensor: Any) -> list[Any]:
+    array = tensor.detach().cpu().contiguous().reshape(-1)
+    raw = bytes(array.view(_uint8()).numpy().data)
+    return [str(array.dtype), list(tensor.shape), hashlib.blake2b(raw, digest_size=16).hexdigest()]
+
+
+def _uint8() -> Any:
+    import torch
+
+    return torch.uint8
+
+
+def _fields(thing: Any) -> list[Any]:
+    kept = [field for field in fields(thing) if field.compare and field.name != "label"]
+    content = {field.name: _plain(getattr(thing, field.name)) for field in kept}
+    return [type(thing).__name__, getattr(thing, "version", 1), content]

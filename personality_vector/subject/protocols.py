@@ -1,0 +1,229 @@
+"""What a study is made of: interventions, measures and judges, and what they hand to each other.
+
+Any object with these attributes and methods will do; nothing has to inherit from them.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+from personality_vector.errors import DataError, NonFiniteError
+from personality_vector.traits import Pole
+
+if TYPE_CHECKING:
+    from personality_vector.checkpoint import Checkpoint
+    from personality_vector.subject.subject import Subject
+
+Better = Literal["towards_pole", "low", "high", "none"]
+"""Which direction of a number is wanted."""
+
+
+class Cell(NamedTuple):
+    """Everything that a number depends on, as digests; the key of a measurement."""
+
+    base: str
+    intervention: str
+    strength: float
+    measure: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rubric:
+    """What a judge rates an answer for.
+
+    Attributes:
+        trait: The name in tables: a trait, or a persona.
+        description: What the upper end of the judge's scale shows.
+        opposite: What the lower end shows; without it, no sign of the description.
+        note: What else a judge should know.
+        pole: The upper end, where it is one end of a trait.
+    """
+
+    trait: str
+    description: str = ""
+    opposite: str | None = None
+    note: str = ""
+    pole: Pole | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model said to one item, raw.
+
+    Attributes:
+        item: Identifier of the question within its measure.
+        sample: 0-based number of the repetition.
+        question: The user's message.
+        reply: What the model said.
+        traits: What it is rated for; names of rubrics.
+        tokens_in: Tokens of the prompt.
+        tokens_out: Tokens of the reply.
+        seconds: Time of the reply.
+        base_reply: What the base said to the same item, where it is known.
+    """
+
+    item: str
+    sample: int
+    question: str
+    reply: str
+    traits: tuple[str, ...] = ()
+    tokens_in: int = 0
+    tokens_out: int = 0
+    seconds: float = 0.0
+    base_reply: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A rating of one answer, on the judge's scale; ``None`` is *unscored*, with the reason.
+
+    Raises:
+        NonFiniteError: ``value`` is NaN or infinite.
+        DataError: There is neither a value nor a reason.
+    """
+
+    value: float | None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.value is None:
+            if not self.reason:
+                raise DataError("an unscored answer needs a reason")
+        elif not math.isfinite(self.value):
+            raise NonFiniteError(f"a judge returned {self.value}")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One number about a cell.
+
+    Attributes:
+        measure: Its name, which is that of the measure or begins with it: ``divergence.p95``.
+        value: ``None`` if nothing could be measured.
+        trait: What it is about, or "" for a number of no trait.
+        low: Lower end of a 95 % interval, where there is one.
+        high: Upper end.
+        n: Observations behind ``value``.
+        unscored: Observations that gave no value.
+        unit: Where it is not that of the measure.
+    """
+
+    measure: str
+    value: float | None
+    trait: str = ""
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    unscored: int = 0
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a measure found in one cell: answers, which judges may rate at any time, and numbers."""
+
+    answers: Sequence[Answer] = ()
+    readings: Sequence[Reading] = ()
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """Anything that can be done to a model at a strength, and taken back.
+
+    ``steps`` are the strengths that there are; ``None`` means that every real number is one. At
+    strength 0 the model is as it was.
+    """
+
+    @property
+    def label(self) -> str:
+        """Name in tables and figures."""
+
+    @property
+    def steps(self) -> tuple[float, ...] | None:
+        """The strengths that there are, or ``None`` for all real numbers."""
+
+    def identity(self) -> str:
+        """Return a digest of its options and of every file that it reads."""
+
+    def check(self, base: "Checkpoint", /) -> None:
+        """Refuse a base that it does not fit, before a model is loaded."""
+
+    def applied(self, subject: "Subject", strength: float, /) -> "AbstractContextManager[Subject]":
+        """Change the subject for the length of a ``with`` block; yield what is to be asked."""
+
+
+@runtime_checkable
+class Measure(Protocol):
+    """A family of numbers that a report can draw without knowing it.
+
+    A measure whose answers judges rate also has ``judges`` and ``rubrics``, both sequences.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name in tables; that of each number is it, or begins with it and a dot."""
+
+    @property
+    def unit(self) -> str:
+        """Of its numbers, such as ``nats per token``."""
+
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """The ends of the scale, where there is one."""
+
+    @property
+    def better(self) -> Better:
+        """Which direction is wanted."""
+
+    def identity(self) -> str:
+        """Return a digest of everything its numbers depend on beside the subject and the seed."""
+
+    def prepare(self, base: "Subject", /) -> "Measure":
+        """Return it ready for use, after reading from the unedited model what it compares with."""
+
+    def collect(self, subject: "Subject", seed: int, /) -> Any:
+        """Ask the edited model; whatever is returned goes to :meth:`finish`."""
+
+    def finish(self, base: "Subject", collected: Any, /) -> Findings:
+        """Return what was found, once the edit is undone."""
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Answers in, scores out; what cannot be rated is unscored, with its reason."""
+
+    @property
+    def name(self) -> str:
+        """Name in tables."""
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """The ends of its scale; the upper one is what the rubric describes."""
+
+    def identity(self) -> str:
+        """Return a digest of everything its scores depend on."""
+
+    def prepare(self, base: "Subject", /) -> "Judge":
+        """Return it ready for use; ``base`` is the unedited model."""
+
+    def __call__(self, rubric: Rubric, answers: Sequence[Answer], /) -> list[Score]:
+        """Return one score for each answer, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How good a judge is, by one number: its accuracy on held-out texts, for example."""
+
+    trait: str
+    name: str
+    value: float
+    n: int = field(default=0)
+
+
+def require_finite(label: str, strength: float) -> None:
+    """Raise NonFiniteError if a strength is NaN or infinite."""
+    if not math.isfinite(strength):
+        raise NonFiniteError(f"{label}: the strength must be a finite number, got {strength}")

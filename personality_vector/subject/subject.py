@@ -1,0 +1,178 @@
+"""A model that can be asked: what interventions change and what measures read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from personality_vector.checkpoint import Checkpoint
+from personality_vector.errors import NonFiniteError
+from personality_vector.subject.chat import (
+    Chat,
+    ChatEdit,
+    EncodedChats,
+    batched,
+    encode_chats,
+    encode_prompts,
+    mean_log_likelihood,
+    render,
+    response_log_probs,
+    unchanged,
+)
+from personality_vector.subject.generation import Reply, Sampling, generate_replies
+from personality_vector.subject.identity import digest_of
+from personality_vector.subject.models import (
+    device_of,
+    load_model,
+    load_tokenizer,
+    resolve_device,
+)
+from personality_vector.subject.prompts import Prompts, reading
+
+_CONFIGURED = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+_NOT_READ = ("MANIFEST.json", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A loaded model and how it is spoken to.
+
+    An intervention changes the weights or activations of ``model`` in place, or yields a copy with
+    another ``edit`` or ``decoding``.
+
+    Attributes:
+        model: A causal language model of transformers, in evaluation mode.
+        tokenizer: Its own, with a padding token.
+        edit: Every chat goes through it before the model reads it.
+        sampling: How replies are drawn; a measure replaces it by its own.
+        decoding: Fields of :class:`Sampling` that hold whatever a measure asks for.
+        realised: Share of a weight edit that survived the dtype of the parameters, if known.
+        memory: Replies that were drawn already, so that several measures of one cell ask once;
+            ``None`` remembers nothing, as it must where the model may change in between.
+    """
+
+    model: Any
+    tokenizer: Any
+    edit: ChatEdit = unchanged
+    sampling: Sampling = Sampling()
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    realised: float | None = None
+    memory: dict[str, list[Reply]] | None = None
+
+    @classmethod
+    def load(
+        cls, base: str | Checkpoint, *, dtype: str = "float32", device: str = "auto"
+    ) -> "Subject":
+        """Load the model and the tokenizer of a checkpoint.
+
+        Raises:
+            CheckpointError: There is no checkpoint, or no tokenizer.
+            ModelError: The model cannot be built, or there is no such device.
+        """
+        path = Checkpoint.open(base).path
+        model = load_model(path, dtype=dtype, device=resolve_device(device))
+        return cls(model, load_tokenizer(path))
+
+    @torch.no_grad()
+    def replies(self, chats: Sequence[Chat], seed: int) -> list[Reply]:
+        """Return one reply to each chat; the same seed draws the same random numbers.
+
+        Raises:
+            DataError: The chat template refuses a chat.
+            NonFiniteError: The model predicts NaN or infinity after the first chat; greedy
+                decoding would make words of it.
+        """
+        edited = [self.edit(chat) for chat in chats]
+        sampling = replace(self.sampling, **self.decoding)
+        if self.memory is None:
+            return self._drawn(edited, sampling, seed)
+        key = digest_of(edited, sampling, seed)
+        if key not in self.memory:
+            self.memory[key] = self._drawn(edited, sampling, seed)
+        return self.memory[key]
+
+    def _drawn(self, chats: Sequence[Chat], sampling: Sampling, seed: int) -> list[Reply]:
+        self._require_numbers(chats[0])
+        return generate_replies(self.model, self.tokenizer, chats, sampling, seed=seed)
+
+    def log_likelihood(
+        self, chats: Sequence[Chat], batch_size: int = 32
+    ) -> Float[Tensor, " chats"]:
+        """Return the mean log-probability per token of the last message of each chat, in nats.
+
+        float32, on the CPU. The intervention's edit is applied to what precedes that message.
+        """
+        return mean_log_likelihood(
+            self.model, self.tokenizer, [self.edited(chat) for chat in chats], batch_size
+        )
+
+    @torch.no_grad()
+    def predictions(self, chats: Sequence[Chat]) -> tuple[EncodedChats, Tensor]:
+        """Return the last messages as tokens, and the log-probabilities before each of them.
+
+        ``(batch, positions, vocab)`` for tokens 1, 2, ...; float32, on the CPU.
+        """
+        encoded = encode_chats(self.tokenizer, [self.edited(chat) for chat in chats])
+        found = response_log_probs(self.model, encoded.to(device_of(self.model)))
+        return encoded, found.cpu()
+
+    @torch.no_grad()
+    def next_token(
+        self, chats: Sequence[Chat], among: Sequence[int], batch_size: int = 8
+    ) -> Float[Tensor, "chats tokens"]:
+        """Return the log-probabilities of given first tokens of a reply to each chat.
+
+        float32, on the CPU, normalised over the whole vocabulary.
+        """
+        rows = [self._first_tokens(batch) for batch in batched(chats, batch_size)]
+        return torch.cat(rows)[:, torch.tensor(among)]
+
+    def _first_tokens(self, chats: Sequence[Chat]) -> Float[Tensor, "chats vocab"]:
+        edited = [self.edit(chat) for chat in chats]
+        encoded = encode_prompts(self.tokenizer, edited).to(device_of(self.model))
+        # generate(), since it alone knows how each architecture counts positions behind padding
+        # and how to compute the logits of the last position only.
+        made = self.model.generate(
+            input_ids=encoded["input_ids"],
+            attention_mask=encoded["attention_mask"],
+            max_new_tokens=1,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            num_beams=1,
+            pad_token_id=self.tokenizer.pad_token_id,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        return torch.log_softmax(made.logits[0].float(), dim=-1).cpu()
+
+    def edited(self, chat: Chat) -> Chat:
+        """Edit what precedes the last message, as before the model replies."""
+        return [*self.edit(chat[:-1]), chat[-1]]
+
+    def _require_numbers(self, chat: Chat) -> None:
+        text = render(self.tokenizer, chat, reply_follows=True)
+        tokens = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with reading(Prompts.of(tokens)):
+            last = self.model(input_ids=tokens.to(device_of(self.model))).logits[0, -1].float()
+        # Single words may be ruled out with -inf, so it is their sum that must be a number.
+        if not bool(torch.isfinite(torch.logsumexp(last, dim=0))):
+            raise NonFiniteError(
+                f"the model predicts NaN or infinity after {chat[-1]['content']!r}"
+            )
+
+
+def base_identity(base: Checkpoint, dtype: str, device: str) -> str:
+    """Return the digest of a model as it is asked.
+
+    It covers every byte of the weights, the configuration, tokenizer and chat template, the dtype
+    that the weights are loaded in, and the kind of device.
+    """
+    found = {file.name: file for pattern in _CONFIGURED for file in base.path.glob(pattern)}
+    read = {name: file for name, file in found.items() if name not in _NOT_READ}
+    kind = resolve_device(device).partition(":")[0]
+    return digest_of(base.fingerprint.digest, read, dtype, kind)
