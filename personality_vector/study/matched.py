@@ -140,7 +140,7 @@ class Matched:
         yield from Grid().batches(worker)
         matches = self._matches(worker)
         rows = [(match.intervention, match.target, match.strength) for match in matches]
-        worker.store.note(pole=str(self.pole), matches=rows)
+        worker.store.note(pole=str(self.pole), effect=self.measure.name, matches=rows)
         yield [
             Point(match.intervention, match.strength, seed)
             for match in matches

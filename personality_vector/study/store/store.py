@@ -101,7 +101,7 @@ class Store:
             for table, columns in TABLES.items():
                 database.execute(f"CREATE TABLE {table} ({columns})")
             database.execute("INSERT INTO run VALUES ('format', ?)", (FORMAT,))
-        elif "run" not in found:
+        elif not {"run", "cells"} <= found:
             raise CheckpointError(f"{self.path}: an SQLite file, but not one of results")
         else:
             self._require_format()
@@ -142,6 +142,7 @@ class Store:
             if self["plan"] != plan:
                 for table in PLAN:
                     self.connection.execute(f"DELETE FROM {table}")
+                self.connection.execute("DELETE FROM run WHERE key != 'format'")
             self.connection.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", rows)
             self.connection.executemany("INSERT OR REPLACE INTO judged VALUES (?, ?, ?, ?)", judged)
 
