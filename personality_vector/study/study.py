@@ -74,9 +74,10 @@ class Study:
         return base_identity(self.base, self.dtype, self.device)
 
     @cached_property
-    def _identities(self) -> dict[tuple[str, int | None], str]:
+    def identities(self) -> dict[str, str]:
+        """Label, and seed where each has its own, to the digest of the intervention."""
         return {
-            (arm.label, seed): intervention.identity()
+            _key(arm.label, seed): intervention.identity()
             for arm in self.arms
             for seed, intervention in arm.by_seed.items()
         }
@@ -100,8 +101,8 @@ class Study:
         known = self._identity_of(measure)
         if point.label == BASE or point.strength == 0.0:
             return Cell(self.base_identity, self.base_identity, 0.0, known, point.seed)
-        found = self._identities
-        own = found.get((point.label, point.seed)) or found[point.label, None]
+        found = self.identities
+        own = found.get(_key(point.label, point.seed)) or found[point.label]
         return Cell(self.base_identity, own, point.strength, known, point.seed)
 
     def planned(self, points: Iterable[Point]) -> list[Planned]:
@@ -172,8 +173,7 @@ class Study:
 
     def _begin(self, store: Store) -> None:
         recipe = dict(self.recipe) or self._described()
-        identities = {f"{label} {seed}": found for (label, seed), found in self._identities.items()}
-        content = (recipe, self.base_identity, identities, self._measured, self.judged)
+        content = (recipe, self.base_identity, self.identities, self._measured, self.judged)
         store.begin(
             digest_of(*content),
             self.judged,
@@ -248,6 +248,10 @@ def _strengths_of(
     if label not in strengths:
         raise RecipeError(f"{label}: has no strengths; they are given for {some(strengths)}")
     return strengths[label]
+
+
+def _key(label: str, seed: int | None) -> str:
+    return label if seed is None else f"{label}, seed {seed}"
 
 
 def _drawn(measure: Measure) -> dict[str, Any]:
