@@ -1,13 +1,12 @@
 """The folder of a run: held by one process, resumable, tied to the content of its inputs."""
 
-import hashlib
 import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from personality_vector.checkpoint import LOCK, Checkpoint, locked
+from personality_vector.checkpoint import LOCK, Checkpoint, content_of, locked
 from personality_vector.checkpoint.reader import read_json
 from personality_vector.data.instruments import read_instrument
 from personality_vector.errors import DataError, ModelError, OutputExistsError
@@ -158,22 +157,6 @@ def require_held_out(given: InterventionSpec, measure: MeasureSpec) -> None:
                 f"{data.get('held_out')} of {theirs}; measure.held_out {measure.held_out} would "
                 "measure it on its own training text"
             )
-
-
-def content_of(path: Path) -> str:
-    """Return a digest of a file, or of every file in a folder.
-
-    Raises:
-        DataError: There is nothing.
-    """
-    files = sorted(found for found in path.rglob("*") if found.is_file()) or [path]
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        for file in files:
-            digest.update(file.name.encode() + file.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
 
 
 def write_run_manifest(folder: Path, spec: Mapping[str, Any], kind: str) -> None:
