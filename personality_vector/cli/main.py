@@ -37,10 +37,10 @@ from personality_vector.cli.steer import (
     write_persona,
 )
 from personality_vector.cli.verb import recipe_verb
+from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import PersonalityVectorError
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.recipes.choice import ChooseRecipe
-from personality_vector.recipes.steering import SteerRecipe
 from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe
 
 app = typer.Typer(

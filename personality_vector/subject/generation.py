@@ -50,6 +50,14 @@ class Reply:
     seconds: float
 
 
+def sample_seed(seed: int, sample: int) -> int:
+    """Return the 46-bit seed of repetition ``sample``.
+
+    46 bits, because :func:`generate_replies` multiplies it by 100,003 and torch takes 63.
+    """
+    return key_for(seed, f"sample {sample}") >> 17
+
+
 @torch.no_grad()
 def generate_replies(
     model: Any, tokenizer: Any, chats: Sequence[Chat], sampling: Sampling, *, seed: int

@@ -8,6 +8,7 @@ import torch
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.cli.steer import neurons as verb
+from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import BaseMismatchError, ModelError, RecipeError
 from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.interventions.neurons import RESPONSE, NeuronSet, NeuronSteering
@@ -20,7 +21,6 @@ from personality_vector.interventions.system_prompt import SystemPrompt
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.numeric.random import generator_for
 from personality_vector.recipes.schema import CompareRecipe, InterventionSpec, SweepRecipe
-from personality_vector.recipes.steering import SteerRecipe
 from personality_vector.steering import ALL, Positions, SteeringVector
 from personality_vector.study.compare import compare, matched_effect
 from personality_vector.study.runs import spec_of

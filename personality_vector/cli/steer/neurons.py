@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from personality_vector.cli import options
-from personality_vector.recipes.steering import SteerRecipe
+from personality_vector.elicitation.recipe import SteerRecipe
 
 
 def check(recipe: SteerRecipe) -> dict[str, Any]:
     """Open the model and read both sides."""
     from personality_vector.checkpoint import Checkpoint
+    from personality_vector.elicitation.extract import read_sides
     from personality_vector.interventions.neurons.recipe import require_for_neurons
-    from personality_vector.steering.recipe import read_sides
 
     require_for_neurons(recipe)
     positive, negative = read_sides(recipe)

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from personality_vector.checkpoint import Checkpoint
+from personality_vector.elicitation.extract import read_sides
+from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import RecipeError, some
 from personality_vector.interventions.neurons.chosen import NeuronSet
 from personality_vector.interventions.neurons.find import find_neurons
-from personality_vector.recipes.steering import SteerRecipe
-from personality_vector.steering.recipe import read_sides
 from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 
 _OF_VECTORS = ("layers", "pooling", "estimator")
