@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from personality_vector.delta import Delta
     from personality_vector.errors import PersonalityVectorError
     from personality_vector.interventions.activations import ActivationSteering
-    from personality_vector.interventions.neurons import NeuronSteering
+    from personality_vector.interventions.decoding import Decoding
+    from personality_vector.interventions.examples import FewShot
+    from personality_vector.interventions.hybrid import HybridEdit
+    from personality_vector.interventions.neurons.steering import NeuronSteering
     from personality_vector.interventions.portrait import Portrait
     from personality_vector.interventions.prompted import Prompted
     from personality_vector.interventions.roles import RolePrompt
+    from personality_vector.interventions.system import SystemPrompt
     from personality_vector.interventions.weights import WeightEdit
     from personality_vector.merging.engine import MergeReport, merge
     from personality_vector.merging.fusion import fuse
@@ -33,12 +37,15 @@ _HOMES = {
     "ActivationSteering": "interventions.activations",
     "BIG_FIVE": "traits",
     "Checkpoint": "checkpoint",
+    "Decoding": "interventions.decoding",
     "Delta": "delta",
+    "FewShot": "interventions.examples",
     "Gate": "steering",
+    "HybridEdit": "interventions.hybrid",
     "Sampling": "subject.generation",
     "Intervention": "subject.protocols",
     "MergeReport": "merging.engine",
-    "NeuronSteering": "interventions.neurons",
+    "NeuronSteering": "interventions.neurons.steering",
     "Output": "merging.plan",
     "PersonalityVectorError": "errors",
     "Pole": "traits",
@@ -48,6 +55,7 @@ _HOMES = {
     "RolePrompt": "interventions.roles",
     "SteeringVector": "steering",
     "Summand": "merging.plan",
+    "SystemPrompt": "interventions.system",
     "WeightEdit": "interventions.weights",
     "bake": "steering.bake",
     "fuse": "merging.fusion",
@@ -61,8 +69,11 @@ __all__ = [
     "BIG_FIVE",
     "ActivationSteering",
     "Checkpoint",
+    "Decoding",
     "Delta",
+    "FewShot",
     "Gate",
+    "HybridEdit",
     "Intervention",
     "MergeReport",
     "NeuronSteering",
@@ -76,6 +87,7 @@ __all__ = [
     "Sampling",
     "SteeringVector",
     "Summand",
+    "SystemPrompt",
     "WeightEdit",
     "bake",
     "fuse",
