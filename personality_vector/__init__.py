@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from personality_vector.interventions.weights import WeightEdit
     from personality_vector.merging.engine import MergeReport, merge
     from personality_vector.merging.fusion import fuse
-    from personality_vector.merging.plan import Output, Summand
+    from personality_vector.merging.merged import merged
+    from personality_vector.merging.plan import Output
+    from personality_vector.merging.summands import Summand
     from personality_vector.steering import Gate, Positions, SteeringVector, steered
     from personality_vector.steering.bake import bake
     from personality_vector.subject.chat import Generation
@@ -47,13 +49,14 @@ _HOMES = {
     "Prompted": "interventions.prompted",
     "RolePrompt": "interventions.roles",
     "SteeringVector": "steering",
-    "Summand": "merging.plan",
+    "Summand": "merging.summands",
     "WeightEdit": "interventions.weights",
     "bake": "steering.bake",
     "fuse": "merging.fusion",
     "load_model": "subject.models",
     "load_tokenizer": "subject.models",
     "merge": "merging.engine",
+    "merged": "merging.merged",
     "steered": "steering",
 }
 
@@ -82,6 +85,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "merge",
+    "merged",
     "steered",
 ]
 
