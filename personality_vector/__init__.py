@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from personality_vector.interventions.weights import WeightEdit
     from personality_vector.merging.engine import MergeReport, merge
     from personality_vector.merging.fusion import fuse
-    from personality_vector.merging.plan import Output, Summand
+    from personality_vector.merging.merged import merged
+    from personality_vector.merging.plan import Output
+    from personality_vector.merging.summands import Summand
     from personality_vector.steering import Gate, Positions, SteeringVector, steered
     from personality_vector.steering.bake import bake
     from personality_vector.subject.generation import Sampling
@@ -54,7 +56,7 @@ _HOMES = {
     "Prompted": "interventions.prompted",
     "RolePrompt": "interventions.roles",
     "SteeringVector": "steering",
-    "Summand": "merging.plan",
+    "Summand": "merging.summands",
     "SystemPrompt": "interventions.system",
     "WeightEdit": "interventions.weights",
     "bake": "steering.bake",
@@ -62,6 +64,7 @@ _HOMES = {
     "load_model": "subject.models",
     "load_tokenizer": "subject.models",
     "merge": "merging.engine",
+    "merged": "merging.merged",
     "steered": "steering",
 }
 
@@ -94,6 +97,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "merge",
+    "merged",
     "steered",
 ]
 

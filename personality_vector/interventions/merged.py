@@ -29,10 +29,11 @@ class MergedSpec(InterventionSpec):
     def read(self, base: "Checkpoint") -> WeightEdit:
         """Return the edit by the merge."""
         from personality_vector.merging.merged import merged
+        from personality_vector.merging.summands import Summand
 
         delta = merged(
             base,
-            self.terms,
+            [Summand(term.source, term.alpha, term.of, term.label) for term in self.terms],
             method=self.method,
             options=self.options,
             seed=self.seed,

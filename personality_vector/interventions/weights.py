@@ -74,7 +74,7 @@ class WeightEdit:
                 shape there, or that is tied to another one that it names.
             NonFiniteError: The strength is not finite, or a weight would not be.
         """
-        from personality_vector.interventions.live import live_edit
+        from personality_vector.merging.live import live_edit
 
         require_step(self, strength)
         with live_edit(subject.model, self.delta, strength) as realised:
