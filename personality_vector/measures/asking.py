@@ -6,13 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import model_validator
 
-from personality_vector.data.instruments import (
-    Instrument,
-    Item,
-    evaluation_instrument,
-    read_instrument,
-)
-from personality_vector.data.personas import Persona
+from personality_vector.data.instruments import Instrument, Item, read_instrument
+from personality_vector.data.personas import Persona, evaluation_instrument
 from personality_vector.measures.spec import MeasureSpec
 from personality_vector.recipes.fields import Words
 from personality_vector.recipes.paths import LocalPath
