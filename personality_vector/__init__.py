@@ -13,14 +13,20 @@ if TYPE_CHECKING:
     from personality_vector.delta import Delta
     from personality_vector.errors import PersonalityVectorError
     from personality_vector.interventions.activations import ActivationSteering
-    from personality_vector.interventions.neurons import NeuronSteering
+    from personality_vector.interventions.decoding import Decoding
+    from personality_vector.interventions.examples import FewShot
+    from personality_vector.interventions.hybrid import HybridEdit
+    from personality_vector.interventions.neurons.steering import NeuronSteering
     from personality_vector.interventions.portrait import Portrait
     from personality_vector.interventions.prompted import Prompted
     from personality_vector.interventions.roles import RolePrompt
+    from personality_vector.interventions.system import SystemPrompt
     from personality_vector.interventions.weights import WeightEdit
     from personality_vector.merging.engine import MergeReport, merge
     from personality_vector.merging.fusion import fuse
-    from personality_vector.merging.plan import Output, Summand
+    from personality_vector.merging.merged import merged
+    from personality_vector.merging.plan import Output
+    from personality_vector.merging.summands import Summand
     from personality_vector.steering import Gate, Positions, SteeringVector, steered
     from personality_vector.steering.bake import bake
     from personality_vector.subject.generation import Sampling
@@ -33,12 +39,15 @@ _HOMES = {
     "ActivationSteering": "interventions.activations",
     "BIG_FIVE": "traits",
     "Checkpoint": "checkpoint",
+    "Decoding": "interventions.decoding",
     "Delta": "delta",
+    "FewShot": "interventions.examples",
     "Gate": "steering",
+    "HybridEdit": "interventions.hybrid",
     "Sampling": "subject.generation",
     "Intervention": "subject.protocols",
     "MergeReport": "merging.engine",
-    "NeuronSteering": "interventions.neurons",
+    "NeuronSteering": "interventions.neurons.steering",
     "Output": "merging.plan",
     "PersonalityVectorError": "errors",
     "Pole": "traits",
@@ -47,13 +56,15 @@ _HOMES = {
     "Prompted": "interventions.prompted",
     "RolePrompt": "interventions.roles",
     "SteeringVector": "steering",
-    "Summand": "merging.plan",
+    "Summand": "merging.summands",
+    "SystemPrompt": "interventions.system",
     "WeightEdit": "interventions.weights",
     "bake": "steering.bake",
     "fuse": "merging.fusion",
     "load_model": "subject.models",
     "load_tokenizer": "subject.models",
     "merge": "merging.engine",
+    "merged": "merging.merged",
     "steered": "steering",
 }
 
@@ -61,8 +72,11 @@ __all__ = [
     "BIG_FIVE",
     "ActivationSteering",
     "Checkpoint",
+    "Decoding",
     "Delta",
+    "FewShot",
     "Gate",
+    "HybridEdit",
     "Intervention",
     "MergeReport",
     "NeuronSteering",
@@ -76,12 +90,14 @@ __all__ = [
     "Sampling",
     "SteeringVector",
     "Summand",
+    "SystemPrompt",
     "WeightEdit",
     "bake",
     "fuse",
     "load_model",
     "load_tokenizer",
     "merge",
+    "merged",
     "steered",
 ]
 

@@ -43,7 +43,7 @@ def diff(
     if storage is not None and rank is not None:
         raise RecipeError(f"--as {storage} and --low-rank {rank}: give one of the two")
     from personality_vector.delta.record import read_record
-    from personality_vector.merging.plan import require_nonzero
+    from personality_vector.merging.summands import require_nonzero
 
     delta = _open(base, tuned, pole)
     require_nonzero(delta)

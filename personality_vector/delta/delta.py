@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float
@@ -207,11 +208,24 @@ class Delta:
     def _named(self) -> frozenset[str]:
         return frozenset(self.source.names)
 
-    def __add__(self, other: "Delta") -> "Delta":
+    # Anything else than a delta may know how it is added to one, as a steering vector does.
+    @overload
+    def __add__(self, other: "Delta") -> "Delta": ...
+    @overload
+    def __add__(self, other: Any) -> Any: ...
+    def __add__(self, other: Any) -> Any:
+        if not isinstance(other, Delta):
+            return NotImplemented
         self._require_same_base(other)
         return self._combined(other, 1.0, f"{self.label} + {other.label}")
 
-    def __sub__(self, other: "Delta") -> "Delta":
+    @overload
+    def __sub__(self, other: "Delta") -> "Delta": ...
+    @overload
+    def __sub__(self, other: Any) -> Any: ...
+    def __sub__(self, other: Any) -> Any:
+        if not isinstance(other, Delta):
+            return NotImplemented
         self._require_same_base(other)
         return self._combined(other, -1.0, f"{self.label} - {other.label}")
 

@@ -1,16 +1,22 @@
 """A personality by description: a paragraph that tells the model who it is."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from personality_vector.errors import TraitError, some
 from personality_vector.interventions.portraits import PORTRAITS
-from personality_vector.interventions.system_prompt import SystemPrompt, require_step
+from personality_vector.interventions.spec import InterventionSpec
+from personality_vector.interventions.system_message import SystemMessage
+from personality_vector.recipes.fields import PoleField
 from personality_vector.traits import Pole
+
+if TYPE_CHECKING:
+    from personality_vector.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
-class Portrait(SystemPrompt):
-    """A system prompt that describes a person of one pole, as if to their face.
+class Portrait(SystemMessage):
+    """A system message that describes a person of one pole, as if to their face.
 
     Strength 1 is the portrait of the pole, -1 that of the opposite pole, 0 none.
 
@@ -29,6 +35,7 @@ class Portrait(SystemPrompt):
 
     pole: Pole
     label: str = ""
+    steps: ClassVar[tuple[float, ...]] = (-1, 0, 1)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or f"portrait {self.pole}")
@@ -38,14 +45,16 @@ class Portrait(SystemPrompt):
                 f"{some({pole.trait for pole in PORTRAITS}, 5)}"
             )
 
-    def sentence(self, strength: float) -> str:
-        """Return the portrait of a strength in {-1, 0, 1}; "" at 0.
+    def text_at(self, step: int) -> str:
+        """Return the portrait of the pole, or of its opposite below 0."""
+        return PORTRAITS[self.pole if step > 0 else self.pole.opposite]
 
-        Raises:
-            RecipeError: The strength is another number.
-            NonFiniteError: It is NaN or infinite.
-        """
-        require_step(self.label, strength, (-1, 0, 1))
-        if strength == 0:
-            return ""
-        return PORTRAITS[self.pole if strength > 0 else self.pole.opposite]
+
+class PortraitSpec(InterventionSpec):
+    """``portrait`` names the pole that is described."""
+
+    portrait: PoleField
+
+    def read(self, base: "Checkpoint") -> Portrait:  # noqa: ARG002
+        """Return the portrait."""
+        return Portrait(self.portrait, self.label)

@@ -1,27 +1,30 @@
 """A personality by adjectives: ``You are very friendly, talkative and bold.``."""
 
-import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
+from pydantic import Field
 
 from personality_vector.data.adjectives import ADJECTIVES
 from personality_vector.errors import RecipeError, TraitError, some
-from personality_vector.interventions.system_prompt import SystemPrompt, enumerated
-from personality_vector.numeric.random import generator_for
-from personality_vector.subject.protocols import require_finite
+from personality_vector.interventions.spec import InterventionSpec
+from personality_vector.interventions.system_message import SystemMessage, enumerated
+from personality_vector.recipes.fields import PoleField, Whole
 from personality_vector.traits import Pole
 
+if TYPE_CHECKING:
+    from personality_vector.checkpoint import Checkpoint
+
 _MODIFIERS = ("", "a bit ", "", "very ")
-"""By grade; grade 0 writes no prompt."""
+"""By the size of the step; step 0 writes no prompt."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prompted(SystemPrompt):
-    """A system prompt that names a pole: ``You are very friendly, talkative and bold.``.
+class Prompted(SystemMessage):
+    """A system message that names a pole: ``You are very friendly, talkative and bold.``.
 
-    Strength is rounded to a grade from -3 to 3, halves away from 0: 1 is "a bit", 2 has no
-    modifier, 3 is "very"; below 0 it names the opposite pole.
+    Strengths are the whole numbers from -3 to 3: 1 is "a bit", 2 has no modifier, 3 is "very";
+    below 0 it names the opposite pole.
 
     >>> Prompted(Pole.parse("neuroticism:high")).sentence(-1.0)
     'You are a bit relaxed, at ease and easygoing.'
@@ -51,6 +54,7 @@ class Prompted(SystemPrompt):
     label: str = ""
     adjectives: int = 3
     seed: int | None = None
+    steps: ClassVar[tuple[float, ...]] = (-3, -2, -1, 0, 1, 2, 3)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or f"prompt {self.pole}")
@@ -66,32 +70,22 @@ class Prompted(SystemPrompt):
                 f"not {self.adjectives}"
             )
 
-    def sentence(self, strength: float) -> str:
-        """Return the system prompt of a strength in [-3, 3]; "" at grade 0.
-
-        Raises:
-            RecipeError: The strength is beyond.
-            NonFiniteError: It is NaN or infinite.
-        """
-        require_finite(self.label, strength)
-        if abs(strength) > len(_MODIFIERS) - 1:
-            raise RecipeError(
-                f"{self.label}: a prompt has strengths from -3 (very, opposite pole) to 3 (very), "
-                f"got {strength}"
-            )
-        grade = math.floor(abs(strength) + 0.5)
-        words = self._words(self.pole if strength > 0 else self.pole.opposite)
-        modifier = _MODIFIERS[grade]
-        # One modifier in front of the whole list, or one in front of each word.
-        listed = f"{modifier}{enumerated(words)}"
-        if self.seed is not None:
-            listed = enumerated([f"{modifier}{word}" for word in words])
-        return f"You are {listed}." if grade else ""
+    def text_at(self, step: int) -> str:
+        """Return the prompt of a step: one modifier for all words, or with a seed one for each."""
+        words = self._words(self.pole if step > 0 else self.pole.opposite)
+        modifier = _MODIFIERS[abs(step)]
+        if self.seed is None:
+            return f"You are {modifier}{enumerated(words)}."
+        return f"You are {enumerated([f'{modifier}{word}' for word in words])}."
 
     def _words(self, pole: Pole) -> list[str]:
         pairs = _pairs(pole.trait)
         order = list(range(len(pairs)))
         if self.seed is not None:
+            import torch
+
+            from personality_vector.numeric.random import generator_for
+
             generator = generator_for(self.seed, f"adjectives of {pole.trait}")
             order = torch.randperm(len(pairs), generator=generator).tolist()
         return [pairs[place][pole.level == "high"] for place in order[: self.adjectives]]
@@ -99,3 +93,15 @@ class Prompted(SystemPrompt):
 
 def _pairs(trait: str) -> list[tuple[str, str]]:
     return [pair for pair in ADJECTIVES[trait] if trait[:5] not in pair[1]]
+
+
+class PromptedSpec(InterventionSpec):
+    """``prompt`` names a pole by so many ``adjectives``, which a ``seed`` draws."""
+
+    prompt: PoleField
+    adjectives: Whole = Field(default=3, ge=1)
+    seed: Whole | None = None
+
+    def read(self, base: "Checkpoint") -> Prompted:  # noqa: ARG002
+        """Return the prompt."""
+        return Prompted(self.prompt, self.label, self.adjectives, self.seed)

@@ -1,45 +1,23 @@
-"""Prompts that give the model one role, or several to think from; and the best among them."""
+"""Prompts that give the model one role, or several to think from."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
-from personality_vector.errors import DataError, NonFiniteError
-from personality_vector.interventions.system_prompt import SystemPrompt, enumerated, require_step
-from personality_vector.subject.chat import ChatEdit
-from personality_vector.subject.protocols import Intervention
+from pydantic import AfterValidator, Field
 
-T = TypeVar("T")
+from personality_vector.errors import DataError
+from personality_vector.interventions.spec import InterventionSpec
+from personality_vector.interventions.system_message import SystemMessage, enumerated
+from personality_vector.recipes.fields import Words, distinct
 
-
-@dataclass(frozen=True, slots=True)
-class SingleAgent(SystemPrompt):
-    """The plain model with a prompt of its own, which is empty: the floor of a comparison.
-
-    Strengths are 0 and 1, and both are the model as it was.
-
-    Source:
-        The single agent of BILLY, arXiv:2510.10157.
-    """
-
-    label: str = "single agent"
-
-    def sentence(self, strength: float) -> str:
-        """Return "", at strength 0 or 1.
-
-        Raises:
-            RecipeError: The strength is another number.
-            NonFiniteError: It is NaN or infinite.
-        """
-        require_step(self.label, strength, (0, 1))
-        return ""
+if TYPE_CHECKING:
+    from personality_vector.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
-class RolePrompt(SystemPrompt):
-    """A system prompt that gives the model one role, or several whose views it has to join.
+class RolePrompt(SystemMessage):
+    """A system message that gives the model one role, or several whose views it has to join.
 
     Strength 1 is the prompt, 0 none.
 
@@ -71,16 +49,8 @@ class RolePrompt(SystemPrompt):
         if len(set(self.roles)) < len(self.roles):
             raise DataError(f"{self.label}: names a role twice")
 
-    def sentence(self, strength: float) -> str:
-        """Return the prompt at strength 1, and "" at 0.
-
-        Raises:
-            RecipeError: The strength is another number.
-            NonFiniteError: It is NaN or infinite.
-        """
-        require_step(self.label, strength, (0, 1))
-        if strength == 0:
-            return ""
+    def text_at(self, step: int) -> str:  # noqa: ARG002
+        """Return the prompt."""
         if len(self.roles) == 1:
             return f"You are {self.roles[0]}. Answer as one."
         return (
@@ -90,69 +60,11 @@ class RolePrompt(SystemPrompt):
         )
 
 
-def role_prompts(roles: Sequence[str], most: int = 1) -> list[RolePrompt]:
-    """Return the prompt of every combination of one to ``most`` roles.
+class RolesSpec(InterventionSpec):
+    """``roles`` are persons such as ``a futurist``."""
 
-    >>> [prompt.label for prompt in role_prompts(["a poet", "a cook"], most=2)]
-    ['roles a poet', 'roles a cook', 'roles a poet + a cook']
-    """
-    sizes = range(1, most + 1)
-    return [RolePrompt(chosen) for size in sizes for chosen in combinations(roles, size)]
+    roles: Annotated[tuple[Words, ...], Field(min_length=1), AfterValidator(distinct)]
 
-
-@dataclass(frozen=True, slots=True)
-class Ranking(Generic[T]):
-    """Candidates and their scores, the best first."""
-
-    candidates: tuple[T, ...]
-    scores: tuple[float, ...]
-
-    @property
-    def best(self) -> T:
-        """The candidate with the highest score; of equals, the one that was named first."""
-        return self.candidates[0]
-
-
-def best_of(candidates: Sequence[T], score: Callable[[T], float]) -> Ranking[T]:
-    """Rank ``candidates`` by ``score``: a baseline should be the best of its kind.
-
-    Score them on a development split, such as the training part of the statements, and report
-    the best on another: a maximum is larger than what it will reach again.
-
-    Args:
-        candidates: At least one, such as :func:`role_prompts`.
-        score: The higher, the better; :func:`effect_on` makes one of a probe or a judge.
-
-    Raises:
-        DataError: There is no candidate.
-        NonFiniteError: A score is NaN or infinite.
-    """
-    if not candidates:
-        raise DataError("the best of no candidates: name at least one")
-    scores = [score(candidate) for candidate in candidates]
-    for candidate, value in zip(candidates, scores, strict=True):
-        if not math.isfinite(value):
-            raise NonFiniteError(f"{getattr(candidate, 'label', candidate)}: has score {value}")
-    order = sorted(range(len(scores)), key=lambda place: -scores[place])
-    return Ranking(
-        tuple(candidates[place] for place in order), tuple(scores[place] for place in order)
-    )
-
-
-def effect_on(
-    model: Any, measure: Callable[[ChatEdit], float], strength: float = 1.0
-) -> Callable[[Intervention], float]:
-    """Return a score for :func:`best_of`: ``measure`` of ``model`` under an intervention.
-
-    Args:
-        model: A causal language model; restored after each measurement.
-        measure: Given the edit of chats, returns a number, such as
-            ``lambda edit: probe(model, tokenizer, edit)["openness"].value``.
-        strength: At which every candidate is measured.
-    """
-
-    def score(intervention: Intervention) -> float:
-        with intervention.applied(model, strength) as edit:
-            return measure(edit)
-
-    return score
+    def read(self, base: "Checkpoint") -> RolePrompt:  # noqa: ARG002
+        """Return the prompt."""
+        return RolePrompt(self.roles, self.label)

@@ -1,4 +1,4 @@
-"""What an intervention of a recipe has in common with all others, and which kinds there are."""
+"""What interventions have in common: their keys in a recipe, and which strengths there are."""
 
 import json
 from abc import abstractmethod
@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, ValidationInfo, field_validator
 
+from personality_vector.errors import RecipeError
 from personality_vector.recipes.fields import Strengths
 from personality_vector.recipes.keyed import by_own_key
 from personality_vector.recipes.reading import Recipe
+from personality_vector.subject.protocols import Intervention, require_finite
 
 if TYPE_CHECKING:
     from typing import Self
 
     from personality_vector.checkpoint import Checkpoint
-    from personality_vector.subject.protocols import Intervention
 
 KINDS: Mapping[str, str] = {
     "delta": "interventions.weights:WeightsSpec",
@@ -49,9 +50,19 @@ class InterventionSpec(Recipe):
             raise ValueError(f"the label {label!r} is taken; results use it for themselves")
         return label
 
+    def open(self, base: "Checkpoint") -> Intervention:
+        """Return the intervention, opened and checked against the base.
+
+        Raises:
+            PersonalityVectorError: What it names is missing, damaged or of another model.
+        """
+        found = self.read(base)
+        found.check(base)
+        return found
+
     @abstractmethod
-    def open(self, base: "Checkpoint") -> "Intervention":
-        """Return the intervention, opened and checked against the base."""
+    def read(self, base: "Checkpoint") -> Intervention:
+        """Return the intervention that the keys describe; its files are read."""
 
     def at_seed(self, seed: int) -> "Self":
         """Return it with ``seed`` in place of ``{seed}`` in its paths."""
@@ -70,3 +81,21 @@ def _parsed(value: Any, info: ValidationInfo) -> Any:
 
 AnyIntervention = Annotated[SerializeAsAny[InterventionSpec], BeforeValidator(_parsed)]
 """An intervention of a recipe, recognised by its own key."""
+
+
+def require_step(intervention: Intervention, strength: float) -> None:
+    """Check that an intervention has a strength.
+
+    Raises:
+        RecipeError: It has steps, and this is none of them.
+        NonFiniteError: The strength is NaN or infinite.
+    """
+    require_finite(intervention.label, strength)
+    steps = intervention.steps
+    if steps is None or strength in steps:
+        return
+    shown = [f"{step:g}" for step in steps]
+    if len(shown) > 8:
+        shown[2:-1] = ["..."]
+    listed = f"{', '.join(shown[:-1])} and {shown[-1]}"
+    raise RecipeError(f"{intervention.label}: has the strengths {listed}, got {strength:g}")

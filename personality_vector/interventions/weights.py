@@ -1,20 +1,23 @@
 """A delta added to the live weights, and taken back bit for bit."""
 
-import math
-from collections.abc import Generator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
+from pydantic import model_validator
 
-from personality_vector.delta import Delta
-from personality_vector.errors import TensorMismatchError, blame, some
-from personality_vector.merging.rounding import Realised, round_to
-from personality_vector.numeric.kernels import projection
-from personality_vector.numeric.pieces import pieces
-from personality_vector.subject.chat import ChatEdit
-from personality_vector.subject.protocols import require_finite
+from personality_vector.interventions.spec import InterventionSpec, require_step
+from personality_vector.recipes.paths import LocalPath, ModelRef
+from personality_vector.subject.identity import digest_of, identity_of
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from personality_vector.checkpoint import Checkpoint
+    from personality_vector.delta import Delta
+    from personality_vector.subject.subject import Subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +25,8 @@ class WeightEdit:
     """``base + strength * delta`` in the live parameters; strength is alpha.
 
     Attributes:
-        delta: Of this very base: the caller checks its fingerprint
-            (:func:`personality_vector.delta.open_delta`), which a model in memory has not.
+        delta: Of this very base, which :meth:`check` makes sure of: a model in memory has no
+            fingerprint.
         label: Defaults to that of the delta.
 
     Source:
@@ -31,100 +34,79 @@ class WeightEdit:
         ``theta_new = theta + lambda * tau``.
     """
 
-    delta: Delta
+    delta: "Delta"
     label: str = ""
-    realised: Realised = field(default_factory=Realised, compare=False)
-    """Of the last edit: the share of the ideal change that survived the parameters' dtype."""
+    steps: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.delta.label)
 
-    @contextmanager
-    def applied(self, model: nn.Module, strength: float) -> Generator[ChatEdit]:
-        """Edit in place; on exit copy the saved parameters back, bit for bit.
+    def identity(self) -> str:
+        """Return the digest of the delta and of every saved delta and adapter that it reads.
 
-        Arithmetic is float64, with one rounding to the dtype of the parameter, so that it holds
-        the weights that a merge would write. Nothing is undone by subtracting. Memory: a copy of
-        each edited parameter. Strength 0 touches nothing.
+        The delta's own identity is what a saved delta says of itself, so it alone would not see
+        that a byte of it changed. A checkpoint is known by its fingerprint.
+        """
+        from personality_vector.checkpoint.digests import content_of
+
+        return digest_of(identity_of(self), sorted(map(content_of, set(_folders(self.delta)))))
+
+    def check(self, base: "Checkpoint") -> None:
+        """Refuse another base than that of the delta.
+
+        Raises:
+            BaseMismatchError: The delta is of another model, even one of the same shapes.
+            TensorMismatchError: It has a tensor that the base has not, or has otherwise.
+        """
+        from personality_vector.delta import open_delta
+
+        open_delta(self.delta, base)
+
+    @contextmanager
+    def applied(self, subject: "Subject", strength: float) -> "Generator[Subject]":
+        """Edit in place, and restore every parameter bit for bit.
+
+        Strength 0 touches nothing. What is yielded knows the share of the ideal change that
+        survived the dtype of the parameters.
 
         Raises:
             TensorMismatchError: The delta names a tensor that the model has not, that has another
                 shape there, or that is tied to another one that it names.
             NonFiniteError: The strength is not finite, or a weight would not be.
         """
-        require_finite(self.label, strength)
-        parameters = _edited_parameters(model, self.delta)
-        saved: dict[str, Tensor] = {}
-        try:
-            self.realised.reset()
-            if strength != 0:
-                for name, parameter in parameters.items():
-                    with blame(tensor=name, alpha=strength):
-                        saved[name] = parameter.detach().clone()
-                        _add(parameter, self.delta, name, strength, self.realised)
-            yield identity
-        finally:
-            with torch.no_grad():
-                for name, original in saved.items():
-                    parameters[name].copy_(original)
+        from personality_vector.merging.live import live_edit
+
+        require_step(self, strength)
+        with live_edit(subject.model, self.delta, strength) as realised:
+            yield replace(subject, realised=realised.share)
 
 
-@torch.no_grad()
-def _add(parameter: Tensor, delta: Delta, name: str, strength: float, realised: Realised) -> None:
-    """Write ``parameter + strength * delta`` as a merge does: in float64, rounded once."""
-    flat = parameter.view(-1)
-    device = "cpu" if parameter.is_mps else parameter.device  # which has no float64
-    sums = []
-    for part in pieces(flat.numel()):
-        base = flat[part].to(device).double()
-        change = strength * delta.source.part(name, part).to(device)
-        written = round_to(base + change, parameter.dtype)
-        flat[part] = written
-        sums.append(projection(base, change, written))
-    realised.add(math.fsum(s[2] for s in sums), math.fsum(s[1] for s in sums))
+def _folders(delta: "Delta") -> Iterator[Path]:
+    """Yield the folders of saved deltas and adapters that a delta is read from."""
+    from personality_vector.delta.lora import is_adapter
+    from personality_vector.delta.storage import is_saved_delta
+
+    if delta.directory is not None:
+        yield delta.directory
+    for path in delta.source.inputs:
+        if is_saved_delta(path) or is_adapter(path):
+            yield path
 
 
-def _edited_parameters(model: nn.Module, delta: Delta) -> dict[str, Tensor]:
-    """Return the live parameter of each tensor that ``delta`` names, after checking them all."""
-    live = _parameters_on_disk(model)
-    absent = set(delta.names) - set(live)
-    if absent:
-        raise TensorMismatchError(
-            f"{delta.label}: this {type(model).__name__} has no parameter {some(absent)}; "
-            "the delta is of another architecture"
-        )
-    edited = {name: live[name] for name in delta.names}
-    owners: dict[int, str] = {}
-    for name, parameter in edited.items():
-        if delta.shape(name) != tuple(parameter.shape):
-            raise TensorMismatchError(
-                f"{delta.label}: {name} has shape {list(delta.shape(name))}, "
-                f"in this model it is {list(parameter.shape)}"
-            )
-        owner = owners.setdefault(id(parameter), name)
-        if owner != name and not torch.equal(delta[owner], delta[name]):
-            raise TensorMismatchError(
-                f"{delta.label}: changes {owner} and {name} differently, which are one tied "
-                "parameter of this model"
-            )
-    return {name: edited[name] for name in owners.values()}
+class WeightsSpec(InterventionSpec):
+    """``delta`` is a saved delta; ``tuned`` is a fine-tuned checkpoint or a LoRA adapter."""
 
+    delta: LocalPath | None = None
+    tuned: ModelRef | None = None
 
-def _parameters_on_disk(model: nn.Module) -> Mapping[str, Tensor]:
-    """Return the parameters by name in memory and by name on disk, tied ones under every name.
+    @model_validator(mode="after")
+    def _one_source(self) -> "WeightsSpec":
+        if (self.delta is None) == (self.tuned is None):
+            raise ValueError("give either delta (a saved delta) or tuned (a checkpoint or adapter)")
+        return self
 
-    transformers 5 renames while it loads: GPT-NeoX has ``embed_out`` on disk and ``lm_head`` in
-    memory. A tensor on disk that is only a part of a parameter, such as one expert, is left out.
-    """
-    from transformers.core_model_loading import revert_weight_conversion
+    def read(self, base: "Checkpoint") -> WeightEdit:
+        """Return the edit."""
+        from personality_vector.delta import open_delta
 
-    live = dict(model.named_parameters(remove_duplicate=False))
-    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in live.items()}
-    names = {id(stand_in): name for name, stand_in in shapes.items()}
-    on_disk = revert_weight_conversion(model, shapes)
-    renamed = {
-        disk: live[names[id(stand_in)]]
-        for disk, stand_in in on_disk.items()
-        if id(stand_in) in names
-    }
-    return {**live, **renamed}
+        return WeightEdit(open_delta(self.delta or self.tuned or "", base), self.label)

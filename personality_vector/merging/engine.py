@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from personality_vector.checkpoint import (
@@ -26,12 +25,14 @@ from personality_vector.errors import blame
 from personality_vector.manifest import write_manifest
 from personality_vector.merging.card import model_card
 from personality_vector.merging.depth import Alpha
-from personality_vector.merging.loop import Squares, changed, merged
-from personality_vector.merging.methods import OptionValue
-from personality_vector.merging.plan import MergePlan, Output, Summand, plan_merge
-from personality_vector.merging.rounding import Realised, round_to
-from personality_vector.merging.terms import BATCH, CHUNK, Acting, TermSlice, runs
-from personality_vector.numeric.kernels import projection
+from personality_vector.merging.formula import OptionValue
+from personality_vector.merging.loop import fused
+from personality_vector.merging.merged import merged
+from personality_vector.merging.plan import MergePlan, Output, plan_merge
+from personality_vector.merging.rounding import Cast, Realised, Squares
+from personality_vector.merging.summands import Summand
+from personality_vector.merging.sums import added
+from personality_vector.merging.terms import BATCH, batch_runs, runs
 from personality_vector.numeric.parallel import in_parallel
 from personality_vector.numeric.random import key_for
 from personality_vector.progress import progress
@@ -55,11 +56,10 @@ class MergeReport:
 
 
 class Batch(NamedTuple):
-    """A run of one tensor that one thread merges, and the terms that act on it."""
+    """A run of one tensor that one thread merges."""
 
     tensor: TensorPlan
     part: slice
-    acting: tuple[Acting, ...]
 
     @property
     def size(self) -> int:
@@ -106,19 +106,17 @@ def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
         PersonalityVectorError: The base, a term, an option or the output is refused; nothing is
             left behind.
     """
-    summands = [term if isinstance(term, Summand) else Summand(*term) for term in terms]
-    plan = plan_merge(
-        base,
-        summands,
+    start = Checkpoint.open(base)
+    delta = merged(
+        start,
+        terms,
         method=method,
         options=options,
         seed=seed,
-        output=output,
         include=include,
         exclude=exclude,
-        device=device,
     )
-    return write_merge(plan, out, force=force)
+    return write_merge(plan_merge(start, delta, output=output, device=device), out, force=force)
 
 
 def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> MergeReport:
@@ -137,85 +135,42 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
 
 def _merge_tensors(plan: MergePlan, writer: ShardWriter) -> dict[str, list[Squares]]:
     """Merge and write every tensor; return what was measured of those that a term acts on."""
-    acting = {tensor.name: plan.acting_on(tensor.name) for tensor in plan.tensors}
     for tensor in plan.tensors:
-        _survey(plan, tensor, acting[tensor.name])
-    batches = [
-        Batch(tensor, part, acting[tensor.name])
-        for tensor in plan.tensors
-        for part in runs(tensor.shape, BATCH)
-    ]
+        with blame(tensor=tensor.name):
+            plan.merged.survey(tensor.name, plan.device)
+    batches = [Batch(tensor, part) for tensor in plan.tensors for part in runs(tensor.shape, BATCH)]
     measured: dict[str, list[Squares]] = {}
     shown = progress(batches, "merge", lambda batch: batch.size)
     # Closed, so that no thread writes on when this loop is left early.
     with closing(in_parallel(partial(_merge_batch, plan, writer), batches)) as done:
         for batch, squares in zip(shown, done, strict=True):
-            if batch.acting:
+            if batch.tensor.name in plan.delta:
                 measured.setdefault(batch.tensor.name, []).append(squares)
     return measured
-
-
-def _survey(plan: MergePlan, tensor: TensorPlan, acting: Sequence[Acting]) -> None:
-    """Let the method ask empty slices for what it needs to know of whole tensors, once."""
-    with blame(tensor=tensor.name):
-        if acting:
-            plan.combine([term.slice(slice(0, 0), plan.device) for term in acting])
 
 
 def _merge_batch(plan: MergePlan, writer: ShardWriter, batch: Batch) -> Squares:
     tensor, total = batch.tensor, Squares()
     with blame(tensor=tensor.name):
-        # A GPU has no cache to fit into, and each of its operations a price of its own.
-        for part in runs(tensor.shape, CHUNK if plan.device == "cpu" else BATCH, batch.part):
-            written, squares = merge_part(plan, tensor, batch.acting, part)
-            writer.write_part(tensor.name, part.start, written)
+        for part in batch_runs(tensor.shape, batch.part, plan.device):
+            written, squares = merge_part(plan, tensor, part)
+            writer.write_part(tensor.name, part.start, written.cpu())
             total = Squares(*map(sum, zip(total, squares, strict=True)))
     return total
 
 
-def merge_part(
-    plan: MergePlan, tensor: TensorPlan, acting: Sequence[Acting], part: slice
-) -> tuple[Tensor, Squares]:
+def merge_part(plan: MergePlan, tensor: TensorPlan, part: slice) -> tuple[Tensor, Squares]:
     """Return some entries of a merged tensor, in the output dtype, and their inner products."""
     stored = require_finite(plan.base, tensor.name, part)
-    if not acting and stored.dtype == tensor.dtype:
-        return stored, Squares()
-    slices = [term.slice(part, plan.device) for term in acting]
-    if plan.loop and slices and _is_plain(plan, tensor, stored) and not _may_restore(slices):
-        return merged(plan.loop, slices, stored)
-    base = stored.to(plan.device).double()
-    change = _change(plan, slices, stored) if slices else torch.zeros_like(base)
-    written = _exact(slices, change, tensor, stored)
-    if written is None:
-        key = key_for(plan.seed, f"rounding:{tensor.name}")
-        written = round_to(base + change, tensor.dtype, plan.output.rounding, key, part.start)
-    return written.cpu(), Squares(*projection(base, change, written))
-
-
-def _is_plain(plan: MergePlan, tensor: TensorPlan, stored: Tensor) -> bool:
-    """Return whether bfloat16 becomes bfloat16 by the nearest number."""
-    return stored.dtype == tensor.dtype == torch.bfloat16 and plan.output.rounding == "nearest"
-
-
-def _may_restore(slices: Sequence[TermSlice]) -> bool:
-    return len(slices) == 1 and slices[0].alpha == 1.0
-
-
-def _change(plan: MergePlan, slices: Sequence[TermSlice], stored: Tensor) -> Tensor:
-    return changed(plan.loop, slices, stored) if plan.loop else plan.combine(slices)
-
-
-def _exact(
-    slices: Sequence[TermSlice], change: Tensor, tensor: TensorPlan, stored: Tensor
-) -> Tensor | None:
-    """Return the fine-tuned entries themselves where the change is exactly that of one delta."""
-    if len(slices) != 1 or not torch.equal(change, slices[0].delta):
-        return None
-    source = slices[0].acting.term.delta.source
-    tuned = source.tuned_part(tensor.name, slices[0].part, stored)
-    if tuned is None or tuned.dtype != tensor.dtype:
-        return None
-    return tuned.to(change.device)
+    key = key_for(plan.merged.seed, f"rounding:{tensor.name}")
+    cast, combine = Cast(tensor.dtype, plan.output.rounding, key), plan.merged.combine
+    slices = plan.merged.slices(tensor.name, part, plan.device)
+    if not slices:
+        same = stored.dtype == tensor.dtype
+        return stored if same else cast.rounded(stored.double() + 0.0, part.start), Squares()
+    may_restore = len(slices) == 1 and slices[0].alpha == 1.0
+    found = None if may_restore else fused(combine, slices, stored, cast)
+    return found or added(combine, slices, stored, cast)
 
 
 def _statistics(

@@ -1,9 +1,9 @@
 """Fusion: some steering vectors become one, by the methods of a merge."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float64
@@ -12,11 +12,13 @@ from torch import Tensor
 from personality_vector.checkpoint import Fingerprint
 from personality_vector.delta import Delta
 from personality_vector.delta.delta import digest
+from personality_vector.delta.sources import whole
 from personality_vector.errors import DataError, NonFiniteError, RecipeError
-from personality_vector.merging.methods import METHODS, Combine, OptionValue, find_method
-from personality_vector.merging.terms import Term, acting_on
-from personality_vector.steering import SteeringVector
-from personality_vector.steering.vector import joined
+from personality_vector.merging.depth import alpha_by_tensor
+from personality_vector.merging.formula import Formula, Options
+from personality_vector.merging.merged import Merged
+from personality_vector.merging.methods import METHODS, find_method
+from personality_vector.merging.terms import Term
 
 Scale = Literal["raw", "unit", "equal"]
 """How long the vectors are made before they are fused: see :func:`fuse`."""
@@ -25,6 +27,43 @@ Rows = Float64[Tensor, "vectors hidden"]
 
 _ROUNDING = 1e-12
 """A sum of weights that is smaller, relative to their size, is 0 but for rounding."""
+
+
+@runtime_checkable
+class Vector(Protocol):
+    """A steering vector, as far as a fusion needs it: a dataclass of directions and origins."""
+
+    @property
+    def model(self) -> str:
+        """Digest of the model that the directions belong to."""
+
+    @property
+    def label(self) -> str:
+        """For messages."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """0-based decoder blocks, ascending."""
+
+    @property
+    def hidden(self) -> int:
+        """Width of a direction."""
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Number of positive and of negative inputs behind it."""
+
+    def cosine(self, other: Any, layer: int, /) -> float:
+        """Return the cosine to another vector; refuses another model, width or set of layers."""
+
+    def __getitem__(self, layer: int, /) -> Tensor:
+        """Return the direction at a layer, float32."""
+
+
+V = TypeVar("V", bound=Vector)
+
+_ORIGINS = ("pooling", "estimator", "template", "judge")
+"""Fields that name where each vector comes from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +90,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Fused:
+class Fused(Generic[V]):
     """A fused vector and where it comes from.
 
     Attributes:
@@ -59,7 +98,7 @@ class Fused:
         shares: One for each vector, in the order given, for each layer and at last overall.
     """
 
-    vector: SteeringVector
+    vector: V
     shares: tuple[Share, ...]
 
     @property
@@ -69,15 +108,15 @@ class Fused:
 
 
 def fuse(  # noqa: PLR0913  (what is fused, how long, by which method, and its name)
-    vectors: Sequence[SteeringVector],
+    vectors: Sequence[V],
     weights: Sequence[float] | None = None,
     *,
     scale: Scale = "raw",
     method: str = "mean",
-    options: Mapping[str, OptionValue] | None = None,
+    options: Options | None = None,
     seed: int = 0,
     label: str = "",
-) -> Fused:
+) -> Fused[V]:
     """Return one steering vector made of several.
 
     Arithmetic is float64, with one rounding to float32 at the end. The order of the vectors does
@@ -115,23 +154,27 @@ def fuse(  # noqa: PLR0913  (what is fused, how long, by which method, and its n
     """
     _require_one_space(vectors)
     given = _checked(weights if weights is not None else [1.0] * len(vectors), vectors)
-    combine, alphas, values = _bound(method, options or {}, given)
+    formula, alphas = _bound(method, options or {}, given)
     rows = {layer: _scaled(vectors, layer, given, scale) for layer in vectors[0].layers}
     called = label or _formula(vectors, given, method, _said(scale, options or {}, seed))
-    fused = _combined(_terms(vectors, rows, alphas), combine, seed)
-    how = _formula(vectors, given, method, {"scale": scale, **values, "seed": seed})
+    fused = _combined(_terms(vectors, rows, alphas), formula, seed)
+    shown = {} if method == "mean" else formula.options
+    how = _formula(vectors, given, method, {"scale": scale, **shown, "seed": seed})
+    origins = {name: _joined(getattr(one, name) for one in vectors) for name in _ORIGINS}
     vector = replace(
-        vectors[0],
+        cast("Any", vectors[0]),
         directions={layer: _written(row, layer, called) for layer, row in fused.items()},
         pole=None,
         label=called,
-        pooling=joined(vector.pooling for vector in vectors),
         counts=(sum(v.counts[0] for v in vectors), sum(v.counts[1] for v in vectors)),
-        estimator=f"{how} of {joined(vector.estimator for vector in vectors)}",
-        template=joined(vector.template for vector in vectors),
-        judge=joined(vector.judge for vector in vectors),
+        **{**origins, "estimator": f"{how} of {origins['estimator']}"},
     )
     return Fused(vector, tuple(_shares(vectors, given, rows, fused)))
+
+
+def _joined(words: Iterable[str]) -> str:
+    """Return each word once, in the order given."""
+    return " + ".join(dict.fromkeys(filter(None, words)))
 
 
 @dataclass(frozen=True)
@@ -161,7 +204,7 @@ class _Directions:
         """There is no file."""
 
 
-def _require_one_space(vectors: Sequence[SteeringVector]) -> None:
+def _require_one_space(vectors: Sequence[Vector]) -> None:
     if not vectors:
         raise DataError("a fusion needs at least one steering vector")
     layers = sorted({layer for vector in vectors for layer in vector.layers})
@@ -170,9 +213,7 @@ def _require_one_space(vectors: Sequence[SteeringVector]) -> None:
             vectors[0].cosine(vector, layer)  # refuses another model, width or set of layers
 
 
-def _checked(
-    weights: Sequence[float], vectors: Sequence[SteeringVector]
-) -> Float64[Tensor, " vectors"]:
+def _checked(weights: Sequence[float], vectors: Sequence[Vector]) -> Float64[Tensor, " vectors"]:
     if len(weights) != len(vectors):
         raise DataError(f"{len(weights)} weights for {len(vectors)} vectors: give one for each")
     given = torch.tensor(weights, dtype=torch.float64)
@@ -184,14 +225,13 @@ def _checked(
 
 
 def _bound(
-    method: str, options: Mapping[str, OptionValue], weights: Float64[Tensor, " vectors"]
-) -> tuple[Combine, Float64[Tensor, " vectors"], dict[str, OptionValue]]:
-    """Return the function of a method, the alphas that it is to see, and all its options."""
+    method: str, options: Options, weights: Float64[Tensor, " vectors"]
+) -> tuple[Formula, Float64[Tensor, " vectors"]]:
+    """Return a method with its options fixed, and the alphas that it is to see."""
     if method != "mean":
         if method not in METHODS:
             raise RecipeError(f"unknown method {method!r}; known are mean, {', '.join(METHODS)}")
-        combine, values = find_method(method).bind(options)
-        return combine, weights, values
+        return find_method(method).bind(options), weights
     if options:
         raise RecipeError(f"mean takes no options; got {', '.join(options)}")
     total = math.fsum(weights)
@@ -200,11 +240,11 @@ def _bound(
             f"the weights {weights.tolist()} sum to 0, so there is no mean; "
             "the method task_arithmetic takes their sum"
         )
-    return find_method("task_arithmetic").bind({})[0], weights / total, {}
+    return find_method("task_arithmetic").bind({}), weights / total
 
 
 def _scaled(
-    vectors: Sequence[SteeringVector],
+    vectors: Sequence[Vector],
     layer: int,
     weights: Float64[Tensor, " vectors"],
     scale: Scale,
@@ -220,33 +260,25 @@ def _scaled(
 
 
 def _terms(
-    vectors: Sequence[SteeringVector],
-    rows: Mapping[int, Rows],
-    alphas: Float64[Tensor, " vectors"],
-) -> list[Term]:
-    """Return the terms of a merge, in an order that does not depend on that of the vectors."""
+    vectors: Sequence[Vector], rows: Mapping[int, Rows], alphas: Float64[Tensor, " vectors"]
+) -> tuple[Term, ...]:
+    """Return the vectors as the terms of a merge."""
     terms = []
     for place, (vector, alpha) in enumerate(zip(vectors, alphas.tolist(), strict=True)):
         source = _Directions({str(layer): row[place] for layer, row in rows.items()})
         base = Fingerprint(vector.model, len(rows), len(rows) * vector.hidden)
         delta = Delta(source, base, _identity(vector), vector.label)
-        terms.append(Term(delta, alpha, _everywhere(alpha), place))
-    return sorted(terms, key=lambda term: (term.delta.identity, str(term.alpha)))
-
-
-def _everywhere(alpha: float) -> Callable[[str], float]:
-    return lambda _name: alpha
+        terms.append(Term(delta, alpha, alpha_by_tensor(alpha, source.names), place))
+    return tuple(terms)
 
 
 def _combined(
-    terms: Sequence[Term], combine: Combine, seed: int
+    terms: tuple[Term, ...], formula: Formula, seed: int
 ) -> dict[int, Float64[Tensor, " hidden"]]:
-    fused = {}
-    for name in sorted(terms[0].delta.names, key=int):
-        whole = slice(0, *terms[0].delta.shape(name))
-        slices = [acting.slice(whole, "cpu") for acting in acting_on(terms, seed, name)]
-        fused[int(name)] = combine(slices)
-    return fused
+    merged = Merged(terms, formula, seed)
+    return {
+        int(name): merged.part(name, whole(merged, name)) for name in sorted(merged.names, key=int)
+    }
 
 
 def _written(direction: Float64[Tensor, " hidden"], layer: int, formula: str) -> Tensor:
@@ -260,7 +292,7 @@ def _written(direction: Float64[Tensor, " hidden"], layer: int, formula: str) ->
 
 
 def _shares(
-    vectors: Sequence[SteeringVector],
+    vectors: Sequence[Vector],
     weights: Float64[Tensor, " vectors"],
     rows: Mapping[int, Rows],
     fused: Mapping[int, Float64[Tensor, " hidden"]],
@@ -279,18 +311,18 @@ def _shares(
             yield Share(vector.label, float(weights[index]), place, *numbers)
 
 
-def _said(scale: Scale, options: Mapping[str, OptionValue], seed: int) -> dict[str, OptionValue]:
+def _said(scale: Scale, options: Options, seed: int) -> Options:
     """Return the settings that are worth a word in a label: those that are not by default."""
-    settings: dict[str, OptionValue] = {"scale": scale, **options, "seed": seed}
+    settings: Options = {"scale": scale, **options, "seed": seed}
     usual = {"scale": "raw", "seed": 0}
     return {name: value for name, value in settings.items() if usual.get(name) != value}
 
 
 def _formula(
-    vectors: Sequence[SteeringVector],
+    vectors: Sequence[Vector],
     weights: Float64[Tensor, " vectors"],
     method: str,
-    settings: Mapping[str, OptionValue],
+    settings: Options,
 ) -> str:
     """Return what is done, such as ``mean(a, 2 * b; scale unit)``."""
     parts = [
@@ -301,7 +333,7 @@ def _formula(
     return f"{method}({', '.join(parts)}{'; ' if more else ''}{more})"
 
 
-def _identity(vector: SteeringVector) -> str:
+def _identity(vector: Vector) -> str:
     """Return a digest of the numbers of a vector, whatever its label."""
     contents = (vector[layer].contiguous().numpy().tobytes().hex() for layer in vector.layers)
     return digest("directions", *map(str, vector.layers), *contents)

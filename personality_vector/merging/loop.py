@@ -1,15 +1,15 @@
-"""The compiled form of the methods that have one: everything that a merge does to a run of entries.
+"""The compiled form of a formula: everything that a merge does to a run of entries.
 
-The functions of :mod:`personality_vector.merging.methods` say what a method is; for those in
-:data:`LOOPS` this loop computes the same bits on the CPU without a single intermediate tensor in
+What a formula keeps of each term and how its terms vote, :class:`Kept` and :class:`Vote` say; from
+them this loop computes the bits of the formula on the CPU without a single intermediate tensor in
 memory, which is several times faster. What it fuses: the difference, the sparsification (by
 magnitude or by chance), the consensus, the sum, the rounding to bfloat16 and the statistics.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, inf
-from typing import Any, Literal, NamedTuple
+from math import ceil
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,142 +18,114 @@ from torch import Tensor
 
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import blame
-from personality_vector.merging.methods import Slice, complement
-from personality_vector.merging.rounding import require_fit
+from personality_vector.merging.formula import Combine, Formula, Kept, Vote
+from personality_vector.merging.rounding import Cast, Squares, require_fit
 from personality_vector.merging.terms import TermSlice
 from personality_vector.numeric.compiled import change_all, merge_all
 
 _CONSENSUS = {"all": 0, "mean": 1, "sum": 2}
 
 
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """What the loop needs to know of a method.
-
-    Attributes:
-        low: The float32 magnitude below which an entry of a slice is left out.
-        high: The magnitude from which on it is left out.
-        drop_rate: Probability that an entry is left out; the others are divided by its complement.
-        consensus: The sum of ``all`` terms; or the ``mean`` or ``sum`` of those that have the
-            elected sign.
-        by_count: Whether the sign is elected by the number of terms, not by their mass.
-        lambda_: Factor of the result.
-    """
-
-    low: Callable[[Slice], float] = lambda _: 0.0
-    high: Callable[[Slice], float] = lambda _: inf
-    drop_rate: float = 0.0
-    consensus: Literal["all", "mean", "sum"] = "all"
-    by_count: bool = False
-    lambda_: float = 1.0
-
-
-class Squares(NamedTuple):
-    """Inner products over some entries: base with itself, change with itself and as written."""
-
-    base: float = 0.0
-    change: float = 0.0
-    along: float = 0.0
-
-
-def _breadcrumbs(o: Mapping[str, Any]) -> Loop:
-    def low(s: Slice) -> float:
-        return s.threshold(complement(o["beta"]), "per_tensor")
-
-    def high(s: Slice) -> float:
-        return max(low(s), s.threshold(o["gamma"], "per_tensor")) if o["gamma"] else inf
-
-    return Loop(low=low, high=high, lambda_=o["lambda"])
-
-
-def _agreeing(o: Mapping[str, Any], **sparsify: Any) -> Loop:
-    by_count = o["election"] == "count"
-    return Loop(consensus=o["consensus"], by_count=by_count, lambda_=o["lambda"], **sparsify)
-
-
-LOOPS: Mapping[str, Callable[[Mapping[str, Any]], Loop]] = {
-    "task_arithmetic": lambda o: Loop(lambda_=o["lambda"]),
-    "ties": lambda o: _agreeing(o, low=lambda s: s.threshold(o["density"], o["trim"])),
-    "dare": lambda o: Loop(drop_rate=o["drop_rate"], lambda_=o["lambda"]),
-    "dare_ties": lambda o: _agreeing(o, drop_rate=o["drop_rate"]),
-    "breadcrumbs": _breadcrumbs,
-}
-"""From the options of a method to its loop."""
-
-
-def merged(
-    loop: Loop, slices: Sequence[TermSlice], base: BFloat16[Tensor, " entries"]
-) -> tuple[BFloat16[Tensor, " entries"], Squares]:
-    """Return ``base + change`` rounded once to bfloat16, and the inner products.
-
-    Raises:
-        NonFiniteError: A term holds NaN or infinity, or a sum does not fit bfloat16.
-    """
-    given = _Given.of(loop, slices, base)
-    written = torch.empty_like(base)
-    *squares, odd = merge_all(*given.arrays, given.numbers, written.view(torch.uint16).numpy())
-    given.require_finite(odd)
-    require_fit(written, lambda: base.double() + changed(loop, slices, base))
-    return written, Squares(*squares)
-
-
-def changed(
-    loop: Loop, slices: Sequence[TermSlice], base: Float[Tensor, " entries"]
-) -> Float64[Tensor, " entries"]:
-    """Return the change alone, in float64.
+def changed(combine: Combine, slices: Sequence[TermSlice]) -> Float64[Tensor, " entries"]:
+    """Return the change that slices make, compiled where that is possible.
 
     Raises:
         NonFiniteError: A term holds NaN or infinity.
     """
-    given = _Given.of(loop, slices, base)
-    change = torch.empty(base.shape, dtype=torch.float64)
-    odd = change_all(*given.arrays, given.numbers, change.numpy())
-    given.require_finite(odd)
+    loop = _Loop.of(combine, slices)
+    if loop is None:
+        return combine(slices)
+    ends = slices[0].ends
+    base = require_finite(ends[1], slices[0].name, slices[0].part) if ends else None
+    arrays = _arrays(slices, base)
+    change = torch.empty(arrays[1].shape[1], dtype=torch.float64)
+    loop.require_finite(change_all(*arrays, loop.numbers, change.numpy()))
     return change
 
 
+def fused(
+    combine: Combine, slices: Sequence[TermSlice], base: Float[Tensor, " entries"], cast: Cast
+) -> tuple[BFloat16[Tensor, " entries"], Squares] | None:
+    """Return ``base + change`` rounded once, and the inner products, if one loop does it all.
+
+    One does for a formula that is compiled, of a bfloat16 model to the nearest bfloat16.
+
+    Args:
+        combine: From the slices to the change.
+        slices: Of every term that acts; at least one.
+        base: These entries of the checkpoint that the deltas were taken from.
+        cast: How to round.
+
+    Raises:
+        NonFiniteError: A term holds NaN or infinity, or a sum does not fit bfloat16.
+    """
+    plain = base.dtype == cast.dtype == torch.bfloat16 and cast.rounding == "nearest"
+    loop = _Loop.of(combine, slices) if plain else None
+    if loop is None:
+        return None
+    out = torch.empty_like(base)
+    arrays, bits = _arrays(slices, base), out.view(torch.uint16).numpy()
+    *squares, odd = merge_all(*arrays, loop.numbers, bits)
+    loop.require_finite(odd)
+    require_fit(out, lambda: base.double() + changed(combine, slices))
+    return out, Squares(*squares)
+
+
 @dataclass(frozen=True, slots=True)
-class _Given:
-    """The arguments of the compiled loops."""
+class _Loop:
+    """The numbers that the compiled loops take."""
 
     slices: Sequence[TermSlice]
-    arrays: tuple[Any, Any]
     numbers: tuple[Any, ...]
 
     @classmethod
-    def of(cls, loop: Loop, slices: Sequence[TermSlice], base: Tensor) -> "_Given":
-        low = np.array([loop.low(s) for s in slices], np.float32)
-        high = np.array([loop.high(s) for s in slices], np.float32)
-        rate = np.uint64(ceil(float(np.float32(loop.drop_rate)) * 2**24))
+    def of(cls, combine: Combine, slices: Sequence[TermSlice]) -> "_Loop | None":
+        """Return the loop of a formula, or ``None`` if it has none, or not on this device."""
+        if not isinstance(combine, Formula) or not isinstance(combine.consensus, Vote):
+            return None
+        kept = list(map(combine.keep, slices))
+        drop_rate = _one_rate(kept)
+        if drop_rate is None or slices[0].device != "cpu":
+            return None
+        rate = np.uint64(ceil(float(np.float32(drop_rate)) * 2**24))
         numbers = (
             np.array([s.alpha for s in slices]),
-            low,
-            high,
-            np.array([s.acting.key for s in slices], np.uint64),
+            np.array([k.low for k in kept], np.float32),
+            np.array([k.high for k in kept], np.float32),
+            np.array([s.key for s in slices], np.uint64),
             np.int64(slices[0].start),
             rate,
-            1.0 - loop.drop_rate,
-            np.int64(_CONSENSUS[loop.consensus]),
-            loop.by_count,
-            loop.lambda_,
+            1.0 - drop_rate,
+            np.int64(_CONSENSUS[combine.consensus.over]),
+            combine.consensus.by_count,
+            combine.lambda_,
         )
-        return cls(slices, _arrays(slices, base), numbers)
+        return cls(slices, numbers)
 
     def require_finite(self, odd: int) -> None:
+        """Raise NonFiniteError for the term of this number, if it is one."""
         if odd < 0:
             return
         culprit = self.slices[odd]
-        with blame(delta=culprit.acting.term.delta.label):
-            for end in culprit.acting.ends or ():
+        with blame(delta=culprit.term.delta.label):
+            for end in culprit.ends or ():
                 require_finite(end, culprit.name, culprit.part)
 
 
-def _arrays(slices: Sequence[TermSlice], base: Tensor) -> tuple[Any, Any]:
+def _one_rate(kept: Sequence[Kept]) -> float | None:
+    """Return the drop rate that all terms have, if it is one number."""
+    rate = kept[0].drop_rate
+    same = not callable(rate) and all(k.drop_rate == rate for k in kept)
+    return float(rate) if same and not callable(rate) else None
+
+
+def _arrays(slices: Sequence[TermSlice], base: Tensor | None) -> tuple[Any, Any]:
     """Return base and terms: bits of bfloat16 weights if all are, else float64 base and deltas."""
-    ends = [s.acting.ends for s in slices if s.acting.ends]
-    if base.dtype != torch.bfloat16 or len(ends) < len(slices):
-        return base.double().numpy(), torch.stack([s.delta for s in slices]).numpy()
+    ends = [s.ends for s in slices]
+    if base is None or base.dtype != torch.bfloat16 or None in ends:
+        terms = torch.stack([s.delta for s in slices])
+        return (terms[0] if base is None else base.double()).numpy(), terms.numpy()
     rows = torch.empty((len(slices), base.numel()), dtype=torch.bfloat16)
-    for row, s, (tuned, _) in zip(rows, slices, ends, strict=True):
+    for row, s, (tuned, _) in zip(rows, slices, filter(None, ends), strict=True):
         tuned.part(s.name, s.part, row)
     return base.view(torch.uint16).numpy(), rows.view(torch.uint16).numpy()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
@@ -15,34 +15,45 @@ from personality_vector.numeric.random import uniform
 Rounding = Literal["nearest", "stochastic"]
 
 
-def round_to(
-    values: Float64[Tensor, " entries"],
-    dtype: torch.dtype,
-    rounding: Rounding = "nearest",
-    key: int = 0,
-    start: int = 0,
-) -> Float[Tensor, " entries"]:
-    """Return ``values`` in ``dtype``; the one rounding of a merge.
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """The one rounding of a tensor.
 
-    Args:
-        values: float64, a run of entries of one tensor.
+    Attributes:
         dtype: Any floating dtype.
         rounding: ``nearest`` (ties to even) or ``stochastic``: up or down with the probability
             that makes the expectation exact. Only bfloat16 has the latter.
-        key: Of the random stream of this tensor.
-        start: Index of the first entry in the tensor.
-
-    Raises:
-        NonFiniteError: A finite value does not fit ``dtype``.
-        RecipeError: Stochastic rounding to another dtype than bfloat16.
+        key: Of the random stream of the tensor.
     """
-    if rounding == "nearest":
-        near = rounded(values, dtype)
-    else:
-        require_stochastic(dtype)
-        near = _stochastic(values, key, start)
-    require_fit(near, lambda: values)
-    return near
+
+    dtype: torch.dtype
+    rounding: Rounding = "nearest"
+    key: int = 0
+
+    def rounded(
+        self, values: Float64[Tensor, " entries"], start: int = 0
+    ) -> Float[Tensor, " entries"]:
+        """Return a run of entries of the tensor, of which ``start`` is the first, rounded.
+
+        Raises:
+            NonFiniteError: A finite value does not fit the dtype.
+            RecipeError: Stochastic rounding to another dtype than bfloat16.
+        """
+        if self.rounding == "nearest":
+            near = rounded(values, self.dtype)
+        else:
+            require_stochastic(self.dtype)
+            near = _stochastic(values, self.key, start)
+        require_fit(near, lambda: values)
+        return near
+
+
+class Squares(NamedTuple):
+    """Inner products over some entries: base with itself, change with itself and as written."""
+
+    base: float = 0.0
+    change: float = 0.0
+    along: float = 0.0
 
 
 def require_fit(

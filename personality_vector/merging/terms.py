@@ -1,6 +1,5 @@
 """The terms of a merge, and the slices of them that a method sees."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,10 +17,10 @@ from personality_vector.delta.sources import Difference, Restricted, require_fin
 from personality_vector.delta.transfer import Transfer
 from personality_vector.errors import blame
 from personality_vector.merging.depth import Alpha
-from personality_vector.merging.methods import Slice
+from personality_vector.merging.formula import Slice
 from personality_vector.merging.select import magnitude_threshold
 from personality_vector.numeric.kernels import count_magnitudes, difference
-from personality_vector.numeric.random import key_for, uniform
+from personality_vector.numeric.random import uniform
 
 T = TypeVar("T")
 
@@ -116,33 +115,19 @@ class Term:
             return torch.cat([self.delta.source.part(name, part).float() for part in parts])
 
 
-@dataclass(frozen=True, slots=True)
-class Acting:
-    """A term that changes a tensor, and the key of its random stream there."""
+class TermSlice(Slice):
+    """One term's part of one tensor; see :class:`personality_vector.merging.formula.Slice`."""
 
-    term: Term
-    name: str
-    alpha: float
-    key: int
-    ends: tuple[Checkpoint, Checkpoint] | None
-    """Fine-tuned model and base, where the delta is the difference of two bfloat16 tensors."""
+    __slots__ = ("_delta", "alpha", "device", "key", "name", "part", "start", "term")
 
-    def slice(self, part: slice, device: str) -> "TermSlice":
-        """Return the term's part of the tensor."""
-        return TermSlice(self, part, device)
-
-
-class TermSlice:
-    """One term's part of one tensor; see :class:`personality_vector.merging.methods.Slice`."""
-
-    __slots__ = ("_delta", "acting", "alpha", "device", "name", "part", "start")
-
-    def __init__(self, acting: Acting, part: slice, device: str) -> None:
-        self.acting = acting
+    def __init__(self, term: Term, name: str, part: slice, key: int, device: str) -> None:
+        self.term = term
+        self.name = name
         self.part = part
+        self.key = key
+        """Of the random stream of the term in this tensor."""
         self.device = device
-        self.alpha = acting.alpha
-        self.name = acting.name
+        self.alpha = term.alpha_at(name)
         self.start = int(part.start)
         self._delta: Tensor | None = None
 
@@ -156,7 +141,7 @@ class TermSlice:
     def _read(self) -> Tensor:
         if self.start == self.part.stop:
             return torch.empty(0, dtype=torch.float64, device=self.device)
-        delta, ends = self.acting.term.delta, self.acting.ends
+        delta, ends = self.term.delta, self.ends
         with blame(delta=delta.label):
             if self.device == "cpu" or ends is None:
                 return delta.source.part(self.name, self.part).to(self.device)
@@ -165,45 +150,37 @@ class TermSlice:
             return difference(*raw)
 
     @property
+    def ends(self) -> tuple[Checkpoint, Checkpoint] | None:
+        """Fine-tuned model and base, where the delta is the difference of two bfloat16 tensors."""
+        return self.term.bfloat16_ends(self.name)
+
+    @property
     def position(self) -> int:
         """Place of the term in the recipe."""
-        return self.acting.term.position
+        return self.term.position
 
     @property
     def columns(self) -> int:
         """Length of a row of the tensor."""
-        return columns_of(self.acting.term.delta.shape(self.name))
+        return columns_of(self.term.delta.shape(self.name))
 
     def uniform(self) -> Float32[Tensor, " entries"]:
         """Return the random numbers of these entries."""
-        return uniform(self.acting.key, self.start, self.part.stop - self.start, self.device)
+        return uniform(self.key, self.start, self.part.stop - self.start, self.device)
 
     def threshold(self, density: float, scope: str) -> float:
         """Return the trimming threshold, of the whole vector or of this tensor."""
-        return self.acting.term.threshold(density, None if scope == "global" else self.name)
+        return self.term.threshold(density, None if scope == "global" else self.name)
 
     def survey(self, what: str, measure: Callable[[Callable[[], Iterator[Slice]]], T]) -> T:
         """Return a measurement of the whole tensor, made once."""
-        shape = self.acting.term.delta.shape(self.name)
+        shape = self.term.delta.shape(self.name)
 
         def slices() -> Iterator[Slice]:
-            return (self.acting.slice(part, self.device) for part in runs(shape, CHUNK))
+            for part in runs(shape, CHUNK):
+                yield TermSlice(self.term, self.name, part, self.key, self.device)
 
-        return self.acting.term.once((self.name, what), lambda: measure(slices))
-
-
-def acting_on(terms: Sequence[Term], seed: int, name: str) -> tuple[Acting, ...]:
-    """Return the terms that change a tensor; a delta given twice gets a second random stream."""
-    seen: Counter[str] = Counter()
-    acting = []
-    for term in terms:
-        identity = term.delta.identity
-        stream = f"{identity}:{seen[identity]}:{name}"
-        seen[identity] += 1
-        if name in term.delta and term.alpha_at(name) != 0.0:
-            key, ends = key_for(seed, stream), term.bfloat16_ends(name)
-            acting.append(Acting(term, name, term.alpha_at(name), key, ends))
-    return tuple(acting)
+        return self.term.once((self.name, what), lambda: measure(slices))
 
 
 def columns_of(shape: Sequence[int]) -> int:
@@ -221,7 +198,33 @@ def runs(shape: Sequence[int], size: int, within: slice | None = None) -> list[s
     [slice(0, 6, None), slice(6, 12, None), slice(12, 15, None)]
     """
     whole = within or slice(0, torch.Size(shape).numel())
-    columns = columns_of(shape)
-    step = size if not 0 < columns <= LONGEST_ROW else max(1, size // columns) * columns
-    cuts = [*range(whole.start, whole.stop, step), whole.stop]
+    cuts = [*range(whole.start, whole.stop, _step(shape, size)), whole.stop]
     return [slice(start, stop) for start, stop in pairwise(cuts)]
+
+
+def batch_runs(shape: Sequence[int], batch: slice, device: str) -> list[slice]:
+    """Return the runs of a batch that are computed at once; for a GPU the batch itself.
+
+    A GPU has no cache to fit into, and each of its operations a price of its own.
+    """
+    return runs(shape, CHUNK, batch) if device == "cpu" else [batch]
+
+
+def runs_over(shape: Sequence[int], part: slice, device: str = "cpu") -> Iterator[slice]:
+    """Yield the runs that a merge computes at once, of those that hold entries of ``part``.
+
+    >>> list(runs_over((3, 200_000), slice(450_000, 450_001)))
+    [slice(400000, 600000, None)]
+    """
+    stop, step = torch.Size(shape).numel(), _step(shape, BATCH)
+    first = part.start // step * step
+    for start in range(first, part.stop, step):
+        batch = slice(start, min(start + step, stop))
+        for run in batch_runs(shape, batch, device):
+            if run.start < part.stop and part.start < run.stop:
+                yield run
+
+
+def _step(shape: Sequence[int], size: int) -> int:
+    columns = columns_of(shape)
+    return size if not 0 < columns <= LONGEST_ROW else max(1, size // columns) * columns

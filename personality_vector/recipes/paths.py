@@ -12,7 +12,8 @@ from personality_vector.recipes.reading import Given
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
-def _local(value: Any, info: Any) -> Any:
+def located(value: Any, info: Any) -> Any:
+    """Return the path that a text in a recipe means, absolute; anything else as it is."""
     if not isinstance(value, str):
         return value
     if value.startswith(BUILTIN):
@@ -26,12 +27,12 @@ def _local(value: Any, info: Any) -> Any:
 def _model(value: Any, info: Any) -> Any:
     if not isinstance(value, str):
         return value
-    path = Path(_local(value, info))
+    path = Path(located(value, info))
     is_hub_id = _HUB_ID.fullmatch(value) is not None and not path.exists()
     return str(value) if is_hub_id else str(path)
 
 
-LocalPath = Annotated[Path, BeforeValidator(_local)]
+LocalPath = Annotated[Path, BeforeValidator(located)]
 """A file or folder on this machine."""
 
 ModelRef = Annotated[str, BeforeValidator(_model)]

@@ -1,12 +1,18 @@
 """What belongs together: a vector and its model, and two models of one residual stream."""
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from personality_vector.checkpoint import Checkpoint
+from personality_vector.checkpoint.sampled import is_sampled
 from personality_vector.errors import BaseMismatchError, TensorMismatchError
+from personality_vector.steering.layers import resolved
 from personality_vector.subject.models import decoder_blocks, hidden_size, text_config
+
+log = logging.getLogger(__name__)
 
 
 def require_made_from(
@@ -16,6 +22,9 @@ def require_made_from(
     remedy: str = "use it with the model that it was extracted from",
 ) -> None:
     """Check that something was extracted from this model.
+
+    What an earlier version extracted names its model by a sample of the weights; that sample is
+    compared, with a warning.
 
     Args:
         what: Its file or label, for the message.
@@ -27,10 +36,21 @@ def require_made_from(
     Raises:
         BaseMismatchError: It was extracted from another one.
     """
-    if model not in ("", checkpoint.fingerprint.digest):
+    if not model:
+        return
+    found = checkpoint.digest_like(model)
+    if model != found:
+        earlier = " by an earlier version" if is_sampled(model) else ""
         raise BaseMismatchError(
-            f"{what}: was extracted from model {model[:12]}, but {checkpoint.path} is model "
-            f"{checkpoint.fingerprint}; {remedy}"
+            f"{what}: was extracted{earlier} from model {model[:12]}, but {checkpoint.path} is "
+            f"model {found[:12]}; {remedy}"
+        )
+    if is_sampled(model):
+        log.warning(
+            "%s: was extracted by an earlier version; of the model %s only a sample of the "
+            "weights was recorded, and that is the same",
+            what,
+            checkpoint.path,
         )
 
 
@@ -47,6 +67,22 @@ def require_width(what: object, width: int, checkpoint: Checkpoint) -> None:
             f"{what}: is {width} wide, but the residual stream of {checkpoint.path} is {stream} "
             "wide; use it with the model that it was extracted from"
         )
+
+
+def block_numbers(layers: Sequence[int], checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Return 0-based layers in the order given, before the model is loaded; ``-1`` is the last.
+
+    Where config.json does not say how many blocks there are, none is returned.
+
+    Raises:
+        ModelError: The model has no such block.
+        DataError: No layer is given, or one twice.
+    """
+    config = checkpoint.config.get("text_config", checkpoint.config)
+    counts = [
+        config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config
+    ]
+    return resolved(layers, int(counts[0])) if counts else ()
 
 
 def require_one_stream(base: nn.Module, tuned: nn.Module) -> None:

@@ -5,6 +5,7 @@ a chunk of one, in a step of decoding, in any beam, and in a teacher-forced pass
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,13 +113,15 @@ class Positions:
         return " + ".join(map(str, self.parts))
 
 
-def names_a_token(text: str) -> bool:
-    """Return whether a clause needs a tokenizer to be read.
+def positions_of(clause: str | Positions, tokenizer: Callable[[], Any]) -> Positions:
+    """Return what a clause means; the tokenizer is fetched only if the clause has a text in it.
 
-    >>> names_a_token("after <|assistant|>"), names_a_token("response")
-    (True, False)
+    Raises:
+        RecipeError: As :meth:`Positions.parse`.
     """
-    return any(re.fullmatch(r"after\s+.*\D.*", word.strip()) for word in _split(text))
+    clause = str(clause)
+    names_a_token = any(re.fullmatch(r"after\s+.*\D.*", word.strip()) for word in _split(clause))
+    return Positions.parse(clause, tokenizer() if names_a_token else None)
 
 
 def _split(text: str) -> list[str]:

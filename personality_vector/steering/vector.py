@@ -4,11 +4,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from personality_vector.delta import Delta
 from personality_vector.errors import (
     BaseMismatchError,
     NonFiniteError,
@@ -34,6 +35,9 @@ from personality_vector.steering.directions import (
 from personality_vector.steering.estimators import EstimatorName, contrast, shift
 from personality_vector.subject.chat import Chat
 from personality_vector.traits import Pole
+
+if TYPE_CHECKING:
+    from personality_vector.steering.hybrid import Hybrid
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -243,6 +247,15 @@ class SteeringVector:
         """
         return self._changed("rescaled", rescaled(self.directions, norms))
 
+    def at(self, *layers: int) -> "SteeringVector":
+        """Return the directions of some 0-based layers alone.
+
+        Raises:
+            TensorMismatchError: There is no direction for one of them.
+            DataError: No layer is given.
+        """
+        return replace(self, directions={layer: self[layer] for layer in layers})
+
     def incremental(self) -> "SteeringVector":
         """Return ``v'_l = v_l - v_k``, ``k`` the layer of this vector before ``l``.
 
@@ -266,11 +279,31 @@ class SteeringVector:
             )
         return self.directions[layer]
 
-    def __add__(self, other: "SteeringVector") -> "SteeringVector":
-        return self._combined(other, 1.0, f"{self.label} + {other.label}")
+    @overload
+    def __add__(self, other: "SteeringVector") -> "SteeringVector": ...
+    @overload
+    def __add__(self, other: Delta) -> "Hybrid": ...
+    def __add__(self, other: Any) -> Any:
+        if isinstance(other, SteeringVector):
+            return self._combined(other, 1.0, f"{self.label} + {other.label}")
+        return self.__radd__(other)
 
-    def __sub__(self, other: "SteeringVector") -> "SteeringVector":
-        return self._combined(other, -1.0, f"{self.label} - {other.label}")
+    @overload
+    def __sub__(self, other: "SteeringVector") -> "SteeringVector": ...
+    @overload
+    def __sub__(self, other: Delta) -> "Hybrid": ...
+    def __sub__(self, other: Any) -> Any:
+        if isinstance(other, SteeringVector):
+            return self._combined(other, -1.0, f"{self.label} - {other.label}")
+        return self.__radd__(-other) if isinstance(other, Delta) else NotImplemented
+
+    def __radd__(self, delta: Any) -> Any:
+        from personality_vector.steering.hybrid import Hybrid
+
+        return Hybrid(delta, self) if isinstance(delta, Delta) else NotImplemented
+
+    def __rsub__(self, delta: Any) -> Any:
+        return (-self).__radd__(delta)
 
     def __mul__(self, factor: float) -> "SteeringVector":
         if not math.isfinite(factor):

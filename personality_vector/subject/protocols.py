@@ -5,7 +5,6 @@ Any object with these attributes and methods will do; nothing has to inherit fro
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -13,6 +12,8 @@ from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.subject.subject import Subject
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from personality_vector.merging.formula import Slice
 from personality_vector.numeric.random import generator_for, uniform
 
 
@@ -38,11 +39,11 @@ def toy(tmp_path: Path, write_toy: Callable[..., Path]) -> Callable[..., Path]:
 
 
 @dataclass
-class Part:
+class Part(Slice):
     """One term's whole tensor, as a method sees it; the global threshold is that of the tensor."""
 
-    alpha: float
-    delta: Tensor
+    alpha: float = 1.0
+    delta: Tensor = None
     columns: int = 1
     key: int = 0
     start: int = 0

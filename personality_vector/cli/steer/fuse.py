@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from personality_vector.merging.fusion import Fused, Share
+    from personality_vector.steering import SteeringVector
 
 
 def fuse(
@@ -85,7 +86,7 @@ def _numbers(text: str) -> list[float]:
     return numbers
 
 
-def _result(fused: "Fused", vectors: Sequence[Path], out: Path) -> dict[str, Any]:
+def _result(fused: "Fused[SteeringVector]", vectors: Sequence[Path], out: Path) -> dict[str, Any]:
     from dataclasses import asdict
 
     vector = fused.vector
@@ -98,7 +99,7 @@ def _result(fused: "Fused", vectors: Sequence[Path], out: Path) -> dict[str, Any
     }
 
 
-def _print(fused: "Fused", out: Path, *, per_layer: bool) -> None:
+def _print(fused: "Fused[SteeringVector]", out: Path, *, per_layer: bool) -> None:
     from personality_vector.report.tables import print_frame
 
     vector = fused.vector

@@ -1,27 +1,23 @@
 """Neuron steering: the neurons of a pole raised, those of its opposite silenced."""
 
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from personality_vector.errors import RecipeError, blame
+from personality_vector.interventions.spec import InterventionSpec, require_step
+from personality_vector.recipes.fields import Words
+from personality_vector.recipes.paths import LocalPath
+from personality_vector.subject.identity import identity_of
 
-from personality_vector.errors import RecipeError
-from personality_vector.interventions.neurons.chosen import Neurons, NeuronSet
-from personality_vector.interventions.neurons.sites import activations, neuron_sites
-from personality_vector.numeric.random import generator_for
-from personality_vector.steering import Positions
-from personality_vector.steering.apply import Hook, require_no_strangers
-from personality_vector.steering.where import Where
-from personality_vector.subject.chat import ChatEdit
-from personality_vector.subject.models import decoder_blocks
-from personality_vector.subject.protocols import require_finite
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
-RESPONSE = Positions.parse("response")
-"""Every token behind the prompt: what decoding reads."""
+    from personality_vector.checkpoint import Checkpoint
+    from personality_vector.interventions.neurons.chosen import NeuronSet
+    from personality_vector.steering import Positions
+    from personality_vector.subject.subject import Subject
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,10 +31,11 @@ class NeuronSteering:
     Attributes:
         neurons: From :func:`find_neurons`.
         label: Defaults to that of the neurons.
-        positions: Which tokens are steered.
+        positions: Which tokens are steered, as a clause such as ``all``.
         keep: Probability that a neuron is raised, drawn anew in every forward pass; below 1 the
             logits depend on how a text is cut into passes.
         seed: Of these draws.
+        files: Folders that the neurons were read from; their content is part of the identity.
 
     Raises:
         RecipeError: ``keep`` is not in (0, 1].
@@ -49,22 +46,45 @@ class NeuronSteering:
         of the response wherever they are read, also in a teacher-forced pass.
     """
 
-    neurons: NeuronSet
+    neurons: "NeuronSet"
     label: str = ""
-    positions: Positions = RESPONSE
+    positions: "str | Positions" = "response"
     keep: float = 1.0
     seed: int = 0
+    files: tuple[Path, ...] = ()
+    steps: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.neurons.label)
+        object.__setattr__(self, "positions", str(self.positions))
         if not 0.0 < self.keep <= 1.0:
             raise RecipeError(f"{self.label}: keep must be in (0, 1], got {self.keep}")
 
-    @contextmanager
-    def applied(self, model: nn.Module, gamma: float) -> Generator[ChatEdit]:
-        """Steer by forward hooks on the activation modules; gamma 0 registers none.
+    def identity(self) -> str:
+        """Return the digest of the neurons, the options and every file that was read."""
+        return identity_of(self)
 
-        Cost: that of the chosen neurons, and one copy of the activations of steered passes.
+    def check(self, base: "Checkpoint") -> None:
+        """Refuse a base that has not these neurons.
+
+        Raises:
+            BaseMismatchError: They were found in another model.
+            ModelError: The base has no such layer.
+            RecipeError: The positions cannot be read.
+        """
+        from personality_vector.steering.belonging import block_numbers, require_made_from
+        from personality_vector.steering.positions import positions_of
+        from personality_vector.subject.models import load_tokenizer
+
+        remedy = "use neurons that were found in it"
+        require_made_from(self.label, self.neurons.model, base, remedy)
+        with blame(intervention=self.label):
+            block_numbers(sorted({*self.neurons.positive, *self.neurons.negative}), base)
+        positions_of(self.positions, lambda: load_tokenizer(base.path))
+
+    @contextmanager
+    def applied(self, subject: "Subject", strength: float) -> "Generator[Subject]":
+        """Steer by forward hooks on the activation modules; strength 0 registers none.
 
         Raises:
             ModelError: The model's neurons cannot be found, or another tool left a hook on it.
@@ -72,81 +92,25 @@ class NeuronSteering:
             NonFiniteError: Gamma is not finite.
             DataError: Where the prompt ends is unknown; see :func:`steered`.
         """
-        require_finite(self.label, gamma)
-        sites = neuron_sites(model)
-        require_no_strangers(model)
-        self.neurons.require_fit(sites)
-        raised, silenced = self.neurons.positive, self.neurons.negative
-        if gamma < 0:
-            raised, silenced = silenced, raised
-        with ExitStack() as hooks:
-            if gamma != 0:
-                where = Where(self.positions, 1.0)
-                where.watch(model, decoder_blocks(model), hooks, 0)
-                for layer in sorted({*raised, *silenced}):
-                    site, draw = sites[layer], self._draws(layer)
-                    edit = _Edit(raised.get(layer), silenced.get(layer), abs(gamma))
-                    hook = _hook(edit, site.width, where, draw)
-                    hooks.callback(site.activation.register_forward_hook(hook).remove)
-            yield identity
+        from personality_vector.interventions.neurons.hooks import Chance, steered_neurons
+        from personality_vector.steering.positions import positions_of
 
-    def _draws(self, layer: int) -> "_Draws | None":
-        return _Draws(self.keep, self.seed, layer) if self.keep < 1.0 else None
+        require_step(self, strength)
+        positions = positions_of(self.positions, lambda: subject.tokenizer)
+        chance = Chance(self.keep, self.seed)
+        with steered_neurons(subject.model, self.neurons, strength, positions, chance):
+            yield subject
 
 
-def emphasis(difference: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Return ``f(d) = 1 / (1 + exp(-10 (d - 0.15)))``."""
-    return torch.sigmoid(10.0 * (difference - 0.15))
+class NeuronsSpec(InterventionSpec):
+    """``neurons`` are a saved set, steered at ``positions``, by default over the response."""
 
+    neurons: LocalPath
+    positions: Words = "response"
 
-class _Edit:
-    """What is done to the chosen neurons of one block, where its MLP is and in its dtype."""
+    def read(self, base: "Checkpoint") -> NeuronSteering:  # noqa: ARG002
+        """Return the steering."""
+        from personality_vector.interventions.neurons.chosen import NeuronSet
 
-    def __init__(self, raised: Neurons | None, silenced: Neurons | None, gamma: float) -> None:
-        none = torch.zeros(0, dtype=torch.int64)
-        up = none if raised is None else raised.index
-        down = none if silenced is None else silenced.index
-        self.raises = len(up)
-        self.index = torch.cat([up, down])
-        self.boost = torch.zeros(0)
-        if raised is not None:
-            self.boost = gamma * raised.a95 * emphasis(raised.difference)
-
-    def follow(self, act: Tensor) -> None:
-        """Move to where the activations are, once."""
-        if self.boost.dtype != act.dtype or self.boost.device != act.device:
-            self.boost = self.boost.to(act.device, act.dtype)
-            self.index = self.index.to(act.device)
-
-    def __call__(self, part: Tensor, drawn: Tensor | None) -> Tensor:
-        """Return the chosen neurons' activations ``(rows, seq, n)``, edited."""
-        boost = self.boost if drawn is None else self.boost * drawn.to(self.boost.device)
-        up, down = part[..., : self.raises], part[..., self.raises :]
-        return torch.cat([up + boost, down.clamp(max=0.0)], dim=-1)
-
-
-class _Draws:
-    """Which neurons of one block are raised in a forward pass."""
-
-    def __init__(self, keep: float, seed: int, layer: int) -> None:
-        self._keep = keep
-        self._generator = generator_for(seed, f"neurons of layer {layer}")
-
-    def __call__(self, count: int) -> Tensor:
-        return torch.rand(count, generator=self._generator) < self._keep
-
-
-def _hook(edit: _Edit, width: int, where: Where, draw: "_Draws | None") -> Hook:
-    def steer(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        act = activations(output, width)
-        chosen = where.selected(act)
-        if chosen is False:
-            return None
-        edit.follow(act)
-        part = act.index_select(-1, edit.index)
-        moved = edit(part, None if draw is None else draw(edit.raises))
-        if chosen is not True:
-            moved = torch.where(chosen, moved, part)
-        return act.index_copy(-1, edit.index, moved)
-
-    return steer
+        neurons = NeuronSet.load(self.neurons)
+        return NeuronSteering(neurons, self.label, self.positions, files=(self.neurons,))

@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
+from personality_vector.merging.formula import Options, Slice
 from personality_vector.merging.mergekit.masks import Keep, Trim, Whole, keeper
 from personality_vector.merging.mergekit.recipe import Scalar
 from personality_vector.merging.mergekit.settings import Parameter, Values
-from personality_vector.merging.methods import Slice
 
 _SMALL = 1e-7
 """An L1 norm below it is not rescaled."""
@@ -78,21 +78,30 @@ class Precision:
 
 @dataclass(frozen=True)
 class TaskArithmetic:
-    """``combine`` of a merge plan, by one of mergekit's conventions.
+    """One of mergekit's conventions with its options fixed.
 
     Attributes:
+        name: Of the method.
         convention: Which.
         models: Of each term, as :attr:`values` names it.
         values: Parameters by tensor.
         precisions: By tensor.
         base: Read again where the dtype is narrower than that of the checkpoints.
+        options: For the manifest.
     """
 
+    name: str
     convention: Convention
     models: Sequence[str]
     values: Mapping[str, Values]
     precisions: Mapping[str, Precision]
     base: Checkpoint
+    options: Options
+
+    @property
+    def source(self) -> str:
+        """Where the conventions are said."""
+        return "conventions of mergekit 0.1.5, on this tool's engine"
 
     def __call__(self, slices: Sequence[Slice]) -> Float64[Tensor, " entries"]:
         """Return the change of the base that mergekit would write, before its last rounding."""

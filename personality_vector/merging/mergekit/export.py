@@ -17,11 +17,10 @@ from personality_vector.delta.lora import is_adapter
 from personality_vector.delta.storage import is_saved_delta
 from personality_vector.errors import RecipeError
 from personality_vector.merging.depth import alpha_by_tensor, layer_of, selected
-from personality_vector.merging.methods import OptionValue, find_method
+from personality_vector.merging.formula import Options
+from personality_vector.merging.methods import find_method
 from personality_vector.merging.recipe import MergeRecipe, TermSpec
 from personality_vector.subject.models import DTYPES
-
-Options = Mapping[str, OptionValue]
 
 _TIES = "where the terms cancel exactly, mergekit adds the positive ones and this tool nothing"
 _MASKS = "the masks are mergekit's own: give --random-seed, and expect other entries"
@@ -53,7 +52,7 @@ def export_mergekit(recipe: MergeRecipe) -> str:
         RecipeError: mergekit cannot express it; the message names the convention.
         CheckpointError: The base cannot be read.
     """
-    _, options = find_method(recipe.method).bind(recipe.options)
+    options = find_method(recipe.method).bind(recipe.options).options
     equivalent = _equivalent(recipe.method, options)
     _require_plain(recipe)
     terms = [term for term in recipe.terms if term.alpha != 0.0]

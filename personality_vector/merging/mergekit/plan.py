@@ -9,6 +9,7 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta, open_delta
 from personality_vector.errors import RecipeError
 from personality_vector.merging.engine import MergeReport, write_merge
+from personality_vector.merging.merged import Merged
 from personality_vector.merging.mergekit.bridge import BridgePlan, plan_bridge, write_bridge
 from personality_vector.merging.mergekit.conventions import (
     CONVENTIONS,
@@ -25,7 +26,8 @@ from personality_vector.merging.mergekit.notes import notes_on
 from personality_vector.merging.mergekit.recipe import MergekitRecipe
 from personality_vector.merging.mergekit.regions import regions_of
 from personality_vector.merging.mergekit.settings import Values, resolve, summary, summary_of
-from personality_vector.merging.plan import MergePlan, Output, require_nonzero
+from personality_vector.merging.plan import MergePlan, Output
+from personality_vector.merging.summands import require_nonzero
 from personality_vector.merging.terms import LONGEST_ROW, Term
 from personality_vector.subject.models import DTYPES
 
@@ -93,14 +95,18 @@ def _plan_conventions(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int
         name: Precision(kept, DTYPES.get(recipe.dtype or "", kept), DTYPES.get(written, kept))
         for name, kept in stored.items()
     }
+    combine = TaskArithmetic(
+        name=f"mergekit-{recipe.merge_method}",
+        convention=convention,
+        models=models,
+        values=values,
+        precisions=precisions,
+        base=base,
+        options={"dtype": recipe.dtype or "same", **summary(v.shared for v in values.values())},
+    )
     return MergekitPlan(
         base=base,
-        terms=terms,
-        method=f"mergekit-{recipe.merge_method}",
-        source="conventions of mergekit 0.1.5, on this tool's engine",
-        combine=TaskArithmetic(convention, models, values, precisions, base),
-        options={"dtype": recipe.dtype or "same", **summary(v.shared for v in values.values())},
-        seed=seed,
+        delta=Merged(terms, combine, seed).delta(base),
         output=Output(written),
         notes=tuple(notes_on(recipe, convention, values)),
         recipe=data,

@@ -1,0 +1,293 @@
+"""What a merge method is made of: what is kept of each delta, and how what is kept becomes one.
+
+What a method says, it says once: from :class:`Kept` and :class:`Vote` follow both the operations of
+torch below, on any device, and the loop that :mod:`personality_vector.merging.loop` compiles for
+the CPU. The methods themselves are the rows of :mod:`personality_vector.merging.methods`.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial, reduce
+from math import inf
+from typing import Literal, NamedTuple, Protocol, TypeVar, get_args, get_origin, runtime_checkable
+
+import torch
+from jaxtyping import Float32, Float64
+from torch import Tensor
+
+from personality_vector.errors import RecipeError
+from personality_vector.numeric.kernels import agreement, trimmed
+
+OptionValue = float | int | str | bool
+Options = Mapping[str, OptionValue]
+Entries = Float64[Tensor, " entries"]
+T = TypeVar("T")
+
+
+class Slice(ABC):
+    """One term's part of one tensor: the entries ``start .. start + len(delta)``, row-major."""
+
+    __slots__ = ()
+
+    alpha: float
+    """The term's alpha for this tensor."""
+    name: str
+    """Name of the tensor."""
+    start: int
+    """Index of the first entry in the tensor."""
+
+    @property
+    @abstractmethod
+    def delta(self) -> Float64[Tensor, " entries"]:
+        """The term's delta."""
+
+    @property
+    @abstractmethod
+    def position(self) -> int:
+        """Place of the term in the recipe, from 0."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> int:
+        """Length of a row of the tensor: its last dimension."""
+
+    @abstractmethod
+    def uniform(self) -> Float32[Tensor, " entries"]:
+        """Return random numbers in [0, 1): fixed by seed, term, tensor and index of the entry."""
+
+    @abstractmethod
+    def threshold(self, density: float, scope: str) -> float:
+        """Return the magnitude that the top ``density`` of the whole term or tensor reaches."""
+
+    @abstractmethod
+    def survey(self, what: str, measure: "Callable[[Callable[[], Iterator[Slice]]], T]") -> T:
+        """Return a measurement of this term's whole tensor, made once and kept under ``what``.
+
+        ``measure`` gets a function that yields the slices of the tensor in order.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Which entries of a slice stay: those of some magnitudes that chance spares.
+
+    Attributes:
+        low: The float32 magnitude below which an entry is left out.
+        high: The float32 magnitude from which on it is left out.
+        drop_rate: The probability that an entry is left out; the others are divided by its
+            complement. Or a function that returns one for each entry, which has no compiled form.
+    """
+
+    low: float = 0.0
+    high: float = inf
+    drop_rate: float | Callable[[], Entries] = 0.0
+
+    def of(self, s: Slice) -> Entries:
+        """Return the entries of the slice, with 0 for those that are left out."""
+        delta = trimmed(s.delta, self.low) if self.low > 0.0 else s.delta
+        if self.high < inf:
+            delta = delta - trimmed(delta, self.high)
+        if callable(self.drop_rate):
+            return drop_and_rescale(delta, self.drop_rate(), s.uniform())
+        return drop_and_rescale(delta, self.drop_rate, s.uniform()) if self.drop_rate else delta
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """How terms that are scaled by alpha become one delta, entry by entry.
+
+    Attributes:
+        over: The sum of ``all`` terms; or the ``mean`` or ``sum`` of those that have the elected
+            sign, and 0 where none has it or where the vote ends in a tie.
+        by_count: Whether the sign is elected by the number of terms, not by their mass.
+    """
+
+    over: Literal["all", "mean", "sum"] = "all"
+    by_count: bool = False
+
+    def __call__(self, weighted: Sequence[Entries]) -> Entries:
+        """Return the one delta; the terms are not modified."""
+        if self.over == "all":
+            return reduce(torch.add, weighted)
+        votes = [term.sign() for term in weighted] if self.by_count else weighted
+        total, count = agreement(weighted, reduce(torch.add, votes))
+        return total if self.over == "sum" else total.div_(count.clamp_(min=1.0))
+
+
+@runtime_checkable
+class Combine(Protocol):
+    """A method with its options fixed: a pure function from the slices of all terms to a delta."""
+
+    @property
+    def name(self) -> str:
+        """Of the method."""
+
+    @property
+    def source(self) -> str:
+        """The citation of the method."""
+
+    @property
+    def options(self) -> Options:
+        """Every option with its value."""
+
+    def __call__(self, slices: Sequence[Slice], /) -> Tensor:
+        """Return the merged delta, float64."""
+
+
+Consensus = Callable[[Sequence[Entries]], Entries]
+"""From the terms scaled by alpha to one delta. A :class:`Vote` has a compiled form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """``lambda * consensus(alpha_1 * kept(delta_1), ...)``: a row of the table, options fixed.
+
+    Attributes:
+        name: Of the method.
+        source: Its citation.
+        options: Every option with its value.
+        keep: From a slice to what stays of it; looks at no entry.
+        consensus: What becomes of the terms.
+        lambda_: Factor of the result.
+    """
+
+    name: str
+    source: str
+    options: Options
+    keep: Callable[[Slice], Kept]
+    consensus: Consensus
+    lambda_: float = 1.0
+
+    def __call__(self, slices: Sequence[Slice]) -> Entries:
+        """Return ``lambda * consensus(alpha_1 * kept_1, ...)``, by operations of torch."""
+        kept = zip(slices, map(self.keep, slices), strict=True)
+        return scaled(self.consensus([s.alpha * k.of(s) for s, k in kept]), lambda_=self.lambda_)
+
+
+@dataclass(frozen=True, slots=True)
+class Sparsification:
+    """What is kept of each delta.
+
+    Attributes:
+        keep: From a slice and the options, its keyword-only parameters, to what stays of it.
+        neutral: The options under which everything stays.
+        fault: From the options to what is wrong with them together, if anything.
+        ranks_rows: Whether rows that are cut would change what is kept.
+    """
+
+    keep: Callable[..., Kept]
+    neutral: Options = field(default_factory=dict)
+    fault: Callable[[Options], str | None] = lambda _: None
+    ranks_rows: bool = False
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """A row of the table: ``lambda * consensus(alpha_i * kept(delta_i))``.
+
+    Attributes:
+        name: In a recipe.
+        source: Its citation.
+        sparsify: What is kept of each delta.
+        consensus: From the options, its keyword-only parameters, to how the terms become one. Of
+            one term it returns that term.
+    """
+
+    name: str
+    source: str
+    sparsify: Sparsification
+    consensus: Callable[..., Consensus]
+
+    @cached_property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """Every option: the parameter that it is, with its default and its type."""
+        return _options(self.sparsify.keep) | _options(self.consensus) | _options(scaled)
+
+    def bind(self, given: Options) -> Formula:
+        """Return the method with its options fixed.
+
+        Raises:
+            RecipeError: An option is unknown to this method or has an impossible value.
+        """
+        for name in given:
+            if name not in self.options:
+                raise RecipeError(self._unknown(name))
+        values = {
+            name: _checked(self.name, name, given.get(name, option.default), option.annotation)
+            for name, option in self.options.items()
+        }
+        if fault := self.sparsify.fault(values):
+            raise RecipeError(f"{self.name}: {fault}")
+        of_keep, of_consensus = (
+            {option.name: values[name] for name, option in _options(function).items()}
+            for function in (self.sparsify.keep, self.consensus)
+        )
+        keep, consensus = partial(self.sparsify.keep, **of_keep), self.consensus(**of_consensus)
+        return Formula(self.name, self.source, values, keep, consensus, float(values["lambda"]))
+
+    def _unknown(self, name: str) -> str:
+        other = {"density": "drop_rate", "drop_rate": "density"}.get(name)
+        hint = f" ({other} = 1 - {name})" if other in self.options else ""
+        return f"{self.name} takes {', '.join(self.options)}; got {name}{hint}"
+
+
+class Range(NamedTuple):
+    """The numbers that an option may have; the annotation of its parameter names one.
+
+    Attributes:
+        wanted: In words.
+        holds: Whether a number is one of them.
+    """
+
+    wanted: str
+    holds: Callable[[float], bool]
+
+
+_ANY = Range("a finite number", lambda value: abs(value) < inf)
+
+
+def _checked(method: str, name: str, value: OptionValue, annotation: object) -> OptionValue:
+    if get_origin(annotation) is Literal:
+        if value not in get_args(annotation):
+            choices = " or ".join(map(str, get_args(annotation)))
+            raise RecipeError(f"{method}: {name} must be {choices}, got {value!r}")
+        return value
+    (allowed,) = getattr(annotation, "__metadata__", (_ANY,))
+    if isinstance(value, bool | str) or not -1e300 < value < 1e300 or not allowed.holds(value):
+        raise RecipeError(f"{method}: {name} must be {allowed.wanted}, got {value!r:.40}")
+    return float(value)
+
+
+def _options(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
+    """Return the keyword-only parameters of a function by the names that they have in a recipe."""
+    found = inspect.signature(function).parameters.values()
+    # ``lambda`` is a keyword of Python: the parameter is ``lambda_``, the option ``lambda``.
+    return {one.name.rstrip("_"): one for one in found if one.kind is one.KEYWORD_ONLY}
+
+
+def scaled(delta: Entries, *, lambda_: float = 1.0) -> Entries:
+    """Return ``lambda * delta``; the tensor itself where lambda is 1."""
+    return delta if lambda_ == 1.0 else lambda_ * delta
+
+
+def drop_and_rescale(
+    delta: Entries, drop_rate: float | Entries, drawn: Float32[Tensor, " entries"]
+) -> Entries:
+    """Zero each entry with probability ``drop_rate``; divide survivors by ``1 - drop_rate``.
+
+    The expectation over masks is the input.
+
+    Args:
+        delta: float64. Not modified.
+        drop_rate: ``p`` in [0, 1), one for all entries or one for each.
+        drawn: Uniform in [0, 1); an entry is dropped where it is below ``p``.
+
+    Source:
+        DARE, arXiv:2311.03099: ``(1 - m) * delta / (1 - p)``, ``m ~ Bernoulli(p)``. mergekit's
+        ``rescale`` matches the L1 norm of each tensor instead.
+    """
+    # A tensor, since a GPU would multiply by the reciprocal of a number.
+    kept = torch.as_tensor(1.0 - drop_rate, dtype=torch.float64, device=delta.device)
+    return torch.where(drawn >= drop_rate, delta / kept, 0.0)

@@ -1,0 +1,118 @@
+"""A delta added to the live weights of a model, and taken back bit for bit."""
+
+import math
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from personality_vector.delta import Delta
+from personality_vector.errors import NonFiniteError, TensorMismatchError, blame, some
+from personality_vector.merging.merged import Merged
+from personality_vector.merging.rounding import Cast, Realised
+from personality_vector.merging.sums import added
+from personality_vector.merging.terms import BATCH, batch_runs, runs
+
+
+@contextmanager
+def live_edit(model: nn.Module, delta: Delta, strength: float = 1.0) -> Generator[Realised]:
+    """Add ``strength * delta`` to a model in place; on exit copy its parameters back, bit for bit.
+
+    The model holds the weights that a merge of this delta with ``alpha = strength`` writes, bit for
+    bit; if the delta is itself a merge, those that it writes with its lambda times ``strength``.
+    Nothing is undone by subtracting. Memory: a copy of each edited parameter. Strength 0 touches
+    nothing.
+
+    Args:
+        model: Anything with parameters; those of transformers may be renamed or tied.
+        delta: Of this very base: the caller checks its fingerprint
+            (:func:`personality_vector.delta.open_delta`), which a model in memory has not.
+        strength: Any finite number.
+
+    Yields:
+        The share of the ideal change that survives the dtype of the parameters.
+
+    Raises:
+        TensorMismatchError: The delta names a tensor that the model has not, that has another
+            shape there, or that is tied to another one that it changes differently.
+        NonFiniteError: The strength is not finite, or a weight would not be.
+    """
+    if not math.isfinite(strength):
+        raise NonFiniteError(f"{delta.label}: the strength must be a finite number, got {strength}")
+    parameters = _edited_parameters(model, delta)
+    source, realised = Merged.of(delta, strength), Realised()
+    saved: dict[str, Tensor] = {}
+    try:
+        for name, parameter in parameters.items() if strength else ():
+            with blame(tensor=name, alpha=strength):
+                saved[name] = parameter.detach().clone()
+                _add(parameter, source, name, realised)
+        yield realised
+    finally:
+        with torch.no_grad():
+            for name, original in saved.items():
+                parameters[name].copy_(original)
+
+
+@torch.no_grad()
+def _add(parameter: Tensor, source: Merged, name: str, realised: Realised) -> None:
+    """Write ``parameter + change`` as a merge does, by the runs of a merge."""
+    flat, shape, cast = parameter.view(-1), source.shape(name), Cast(parameter.dtype)
+    # The GPU of a Mac has no float64.
+    device = "cpu" if parameter.is_mps else str(parameter.device)
+    source.survey(name, device)
+    sums = []
+    for batch in runs(shape, BATCH):
+        for run in batch_runs(shape, batch, device):
+            slices = source.slices(name, run, device)
+            flat[run], squares = added(source.combine, slices, flat[run].to(device), cast)
+            sums.append(squares)
+    realised.add(math.fsum(s.along for s in sums), math.fsum(s.change for s in sums))
+
+
+def _edited_parameters(model: nn.Module, delta: Delta) -> dict[str, Tensor]:
+    """Return the live parameter of each tensor that ``delta`` names, after checking them all."""
+    live = parameters_on_disk(model)
+    absent = set(delta.names) - set(live)
+    if absent:
+        raise TensorMismatchError(
+            f"{delta.label}: this {type(model).__name__} has no parameter {some(absent)}; "
+            "the delta is of another architecture"
+        )
+    edited = {name: live[name] for name in delta.names}
+    owners: dict[int, str] = {}
+    for name, parameter in edited.items():
+        if delta.shape(name) != tuple(parameter.shape):
+            raise TensorMismatchError(
+                f"{delta.label}: {name} has shape {list(delta.shape(name))}, "
+                f"in this model it is {list(parameter.shape)}"
+            )
+        owner = owners.setdefault(id(parameter), name)
+        if owner != name and not torch.equal(delta[owner], delta[name]):
+            raise TensorMismatchError(
+                f"{delta.label}: changes {owner} and {name} differently, which are one tied "
+                "parameter of this model"
+            )
+    return {name: edited[name] for name in owners.values()}
+
+
+def parameters_on_disk(model: nn.Module) -> Mapping[str, Tensor]:
+    """Return the parameters by name in memory and by name on disk, tied ones under every name.
+
+    transformers 5 renames while it loads: GPT-NeoX has ``embed_out`` on disk and ``lm_head`` in
+    memory. A tensor on disk that is only a part of a parameter, such as one expert, is left out.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    live: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in live.items()}
+    names = {id(stand_in): name for name, stand_in in shapes.items()}
+    on_disk = revert_weight_conversion(model, shapes)
+    renamed = {
+        disk: live[names[id(stand_in)]]
+        for disk, stand_in in on_disk.items()
+        if id(stand_in) in names
+    }
+    return {**live, **renamed}

@@ -1,0 +1,215 @@
+"""A merge is a delta: lazy, and added to live weights or written to a checkpoint like any other."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from personality_vector.checkpoint import Checkpoint
+from personality_vector.delta import Delta
+from personality_vector.delta.delta import digest
+from personality_vector.errors import RecipeError
+from personality_vector.merging.depth import Alpha
+from personality_vector.merging.formula import Combine, Formula, OptionValue
+from personality_vector.merging.loop import changed
+from personality_vector.merging.methods import find_method
+from personality_vector.merging.summands import Summand, open_terms
+from personality_vector.merging.terms import (
+    LONGEST_ROW,
+    Term,
+    TermSlice,
+    columns_of,
+    runs_over,
+)
+from personality_vector.numeric.random import key_for
+
+
+def merged(  # noqa: PLR0913  (the whole of a merge recipe, by name)
+    base: str | Path | Checkpoint,
+    terms: Sequence[tuple[Delta | str | Path, Alpha] | Summand],
+    *,
+    method: str = "task_arithmetic",
+    options: Mapping[str, OptionValue] | None = None,
+    seed: int = 0,
+    label: str = "",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Delta:
+    """Return ``method(alpha_1 * delta_1, ...)`` as a delta; nothing is computed yet.
+
+    Its entries are those of float64 arithmetic on the runs of whole rows that a merge computes at
+    once, whichever part of a tensor is asked for. The order of the terms does not change a bit, nor
+    its identity. A term with ``alpha = 0`` is no part of it.
+
+    Args:
+        base: Directory, Hub id or ``builtin:demo``.
+        terms: Pairs of a delta (or a saved delta, fine-tuned checkpoint or LoRA adapter) and
+            alpha; or :class:`Summand`, for a delta of another base.
+        method: A name in :data:`personality_vector.merging.methods.METHODS`.
+        options: Of the method, such as ``{"density": 0.2}``.
+        seed: Of random masks.
+        label: By default what is done, such as ``ties(0.5 * a, -1 * b)``.
+        include: Tensors to change, by word (``embeddings``, ``head``, ``norms``) or by pattern.
+        exclude: Tensors to leave as they are, likewise.
+
+    Raises:
+        PersonalityVectorError: The base, a term or an option is refused.
+    """
+    row = find_method(method)
+    combine, start = row.bind(options or {}), Checkpoint.open(base)
+    if row.sparsify.ranks_rows:
+        _require_whole_rows(method, start)
+    summands = [term if isinstance(term, Summand) else Summand(*term) for term in terms]
+    source = Merged(open_terms(start, summands, include, exclude), combine, seed)
+    return source.delta(start, label)
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """The tensors of a merge: where those of the delta that it is come from.
+
+    Attributes:
+        terms: As they were given.
+        combine: The method, with its options fixed.
+        seed: Of random masks.
+    """
+
+    terms: tuple[Term, ...]
+    combine: Combine
+    seed: int = 0
+    _last: threading.local = field(default_factory=threading.local, repr=False)
+    """Of each thread, the run that it computed last: a part may be asked for piece by piece."""
+
+    @classmethod
+    def of(cls, delta: Delta, alpha: float = 1.0) -> "Merged":
+        """Return ``alpha * delta`` as a merge; of a merge, that merge with a scaled lambda.
+
+        It is what ``merge(base, [(delta, alpha)])`` writes, or the merge with ``lambda = alpha``.
+        """
+        source = delta.source
+        if isinstance(source, Merged) and isinstance(source.combine, Formula):
+            factor = alpha * source.combine.lambda_
+            options = {**source.combine.options, "lambda": factor}
+            combine = replace(source.combine, options=options, lambda_=factor)
+            return cls(source.terms, combine, source.seed)
+        term = Term(delta, alpha, lambda _: alpha, 0)
+        return cls((term,), find_method("task_arithmetic").bind({}))
+
+    def delta(self, base: Checkpoint, label: str = "") -> Delta:
+        """Return the delta of a base that these are the tensors of."""
+        terms = [(term.delta.identity, str(term.alpha), *term.delta.names) for term in self.active]
+        how = (self.combine.name, repr(sorted(self.combine.options.items())), repr(self.seed))
+        identity = digest("merged", *how, *(digest(*term) for term in terms))
+        return Delta(self, base.fingerprint, identity, label or self._formula())
+
+    def _formula(self) -> str:
+        factors = [
+            f"{term.alpha:g}" if isinstance(term.alpha, float) else f"alpha_{number}"
+            for number, term in enumerate(self.terms, 1)
+        ]
+        labels = (term.delta.label for term in self.terms)
+        weighted = (f"{factor} * {name}" for factor, name in zip(factors, labels, strict=True))
+        return f"{self.combine.name}({', '.join(weighted)})"
+
+    @cached_property
+    def active(self) -> tuple[Term, ...]:
+        """The terms that act, in an order that does not depend on how they were given."""
+        acting = (term for term in self.terms if term.alpha != 0.0)
+        return tuple(sorted(acting, key=lambda term: (term.delta.identity, str(term.alpha))))
+
+    @cached_property
+    def _streams(self) -> tuple[str, ...]:
+        """The random stream of each active term; a delta given twice gets a second one."""
+        seen: Counter[str] = Counter()
+        streams = []
+        for term in self.active:
+            identity = term.delta.identity
+            streams.append(f"{identity}:{seen[identity]}")
+            seen[identity] += 1
+        return tuple(streams)
+
+    @cached_property
+    def _acting(self) -> dict[str, tuple[tuple[Term, int], ...]]:
+        """The terms that change each tensor, and the keys of their random streams there."""
+        acting: dict[str, tuple[tuple[Term, int], ...]] = {}
+        for term, stream in zip(self.active, self._streams, strict=True):
+            for name in term.delta.names:
+                if term.alpha_at(name) != 0.0:
+                    key = key_for(self.seed, f"{stream}:{name}")
+                    acting[name] = (*acting.get(name, ()), (term, key))
+        return acting
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Every tensor that a term changes."""
+        return tuple(sorted(self._acting))
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every directory that a term is read from."""
+        paths = [(*term.delta.source.inputs, *term.inputs) for term in self.terms]
+        return tuple(path for of_term in paths for path in of_term)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        return self._acting[name][0][0].delta.shape(name)
+
+    def slices(self, name: str, run: slice, device: str = "cpu") -> list[TermSlice]:
+        """Return what each term that acts contributes to a run of entries."""
+        acting = self._acting.get(name, ())
+        return [TermSlice(term, name, run, key, device) for term, key in acting]
+
+    def survey(self, name: str, device: str = "cpu") -> None:
+        """Let the method ask empty slices for what it needs to know of a whole tensor, once."""
+        if slices := self.slices(name, slice(0, 0), device):
+            self.combine(slices)
+
+    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
+        """Return entries of the change, on the CPU."""
+        parts = [
+            change[max(part.start - run.start, 0) : part.stop - run.start]
+            for run, _, change in self._runs(name, part)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts or [torch.empty(0).double()])
+
+    def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:
+        """Return fine-tuned entries themselves, where the change is exactly that of one delta."""
+        slices = self.slices(name, part)
+        if not all(is_one_delta(found, change) for _, found, change in self._runs(name, part)):
+            return None
+        return slices[0].term.delta.source.tuned_part(name, part, base) if slices else None
+
+    def _runs(self, name: str, part: slice) -> Iterator[tuple[slice, list[TermSlice], Tensor]]:
+        """Yield the runs that hold a part: their slices, and their change."""
+        for run in runs_over(self.shape(name), part):
+            asked = (name, run.start, run.stop)
+            last = getattr(self._last, "run", None)
+            if last is None or last[0] != asked:
+                slices = self.slices(name, run)
+                last = self._last.run = asked, slices, changed(self.combine, slices)
+            yield run, last[1], last[2]
+
+    def require_unchanged(self) -> None:
+        """Check every term."""
+        for term in self.terms:
+            term.delta.source.require_unchanged()
+
+
+def is_one_delta(slices: Sequence[TermSlice], change: Float64[Tensor, " entries"]) -> bool:
+    """Return whether a change is exactly that of one delta."""
+    return len(slices) == 1 and torch.equal(change, slices[0].delta)
+
+
+def _require_whole_rows(method: str, base: Checkpoint) -> None:
+    for entry in base.entries.values():
+        if columns_of(entry.shape) > LONGEST_ROW:
+            raise RecipeError(
+                f"{method} ranks the entries of a row, and those of {entry.name} have "
+                f"{columns_of(entry.shape)}, more than {LONGEST_ROW}; take another method"
+            )

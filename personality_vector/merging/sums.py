@@ -1,0 +1,61 @@
+"""Base plus change, rounded once: what a merge writes and what a live edit leaves in a model."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from personality_vector.merging.formula import Combine
+from personality_vector.merging.loop import changed
+from personality_vector.merging.merged import is_one_delta
+from personality_vector.merging.rounding import Cast, Squares
+from personality_vector.merging.terms import TermSlice
+from personality_vector.numeric.kernels import projection
+
+
+def added(
+    combine: Combine, slices: Sequence[TermSlice], base: Float[Tensor, " entries"], cast: Cast
+) -> tuple[Float[Tensor, " entries"], Squares]:
+    """Return ``base + change`` in float64, rounded once, and the inner products.
+
+    Where the change is exactly that of one delta, the entries are the fine-tuned ones themselves.
+
+    Args:
+        combine: From the slices to the change.
+        slices: Of every term that acts; at least one.
+        base: The entries that the change is added to, in their dtype.
+        cast: How to round.
+
+    Raises:
+        NonFiniteError: A term holds NaN or infinity, or a sum does not fit the dtype.
+    """
+    change, start = changed(combine, slices), base.to(slices[0].device).double()
+    written = restored(slices, change, base)
+    if written is None or written.dtype != cast.dtype:
+        written = cast.rounded(start + change, slices[0].start)
+    return written, Squares(*projection(start, change, written))
+
+
+def restored(
+    slices: Sequence[TermSlice],
+    change: Float64[Tensor, " entries"],
+    base: Float[Tensor, " entries"],
+) -> Float[Tensor, " entries"] | None:
+    """Return fine-tuned entries themselves, where the change is exactly that of their delta.
+
+    Args:
+        slices: Of all terms.
+        change: What they amount to.
+        base: The entries that the change is to be added to. Unless they are those that the delta
+            was taken from, nothing is restored.
+    """
+    if not is_one_delta(slices, change):
+        return None
+    (only,) = slices
+    tuned = only.term.delta.source.tuned_part(only.name, only.part, base.cpu())
+    if tuned is None:
+        return None
+    tuned = tuned.to(change.device)
+    made = tuned.double() - base.to(change.device).double()
+    return tuned if torch.equal(made.float(), change.float()) else None
