@@ -184,6 +184,15 @@ def test_a_judge_that_cannot_rate_the_persona_is_refused_before_anything_is_draw
         elicit(steer(), Subject(None, None), Picky())
 
 
+def test_whom_the_recipe_names_judges_where_nobody_else_is_given(steer, subject, statements):
+    seen = []
+    # No rating is below 0: every pair is dropped or unscored.
+    recipe = steer(judge=statements, thresholds={"trait": 0.0})
+    with pytest.raises(DataError, match="nothing is left"):
+        elicit(recipe, subject, record=seen.append)
+    assert {row.rule for row in seen[-1]} <= {"unscored", "negative_trait"}
+
+
 def test_a_missing_key_is_found_out_before_a_model_is_loaded(steer, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr(Subject, "load", never)
