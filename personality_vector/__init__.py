@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from personality_vector.subject.generation import Sampling
     from personality_vector.subject.models import load_model, load_tokenizer
     from personality_vector.subject.protocols import Intervention
+    from personality_vector.subject.subject import Subject
     from personality_vector.traits import BIG_FIVE, Pole
 
 # Imported when first used: torch takes seconds, and `--help` must not.
@@ -56,6 +57,7 @@ _HOMES = {
     "Prompted": "interventions.prompted",
     "RolePrompt": "interventions.roles",
     "SteeringVector": "steering",
+    "Subject": "subject.subject",
     "Summand": "merging.summands",
     "SystemPrompt": "interventions.system",
     "WeightEdit": "interventions.weights",
@@ -89,6 +91,7 @@ __all__ = [
     "RolePrompt",
     "Sampling",
     "SteeringVector",
+    "Subject",
     "Summand",
     "SystemPrompt",
     "WeightEdit",

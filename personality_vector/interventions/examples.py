@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo
+from pydantic import BeforeValidator, Field, ValidationError
 
 from personality_vector.data.spec import DataSpec
 from personality_vector.errors import DataError
@@ -98,7 +98,7 @@ class Shot(Recipe):
     assistant: Words
 
 
-def _by_form(value: Any, info: ValidationInfo) -> Any:
+def _by_form(value: Any, info: Any) -> Any:
     """Return a mapping as a data file, and a list as examples, each by its own schema."""
     if isinstance(value, Mapping):
         return _parsed(DataSpec, value, info)
@@ -107,7 +107,7 @@ def _by_form(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
-def _parsed(schema: type[R], value: Any, info: ValidationInfo) -> R:
+def _parsed(schema: type[R], value: Any, info: Any) -> R:
     try:
         return schema.model_validate(value, context=info.context)
     except ValidationError as error:

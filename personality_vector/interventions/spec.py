@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
 from personality_vector.errors import RecipeError
 from personality_vector.recipes.fields import Strengths
@@ -75,7 +75,7 @@ class InterventionSpec(Recipe):
         return SEED in self.model_dump_json()
 
 
-def _parsed(value: Any, info: ValidationInfo) -> Any:
+def _parsed(value: Any, info: Any) -> Any:
     return by_own_key(KINDS, value, info, "an intervention")
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator
 
 from personality_vector.errors import DataError
 from personality_vector.interventions.spec import SEED, InterventionSpec
@@ -42,7 +42,7 @@ class SystemPrompt(SystemMessage):
         return self.text
 
 
-def _text_or_file(value: Any, info: ValidationInfo) -> Any:
+def _text_or_file(value: Any, info: Any) -> Any:
     """Return the path of a text file, if there is one of that name, else the text itself."""
     try:
         # Without a recipe's folder a relative path would mean another file in every folder.

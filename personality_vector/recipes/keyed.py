@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from pydantic import ValidationError, ValidationInfo
+from pydantic import ValidationError
 
 from personality_vector.errors import RecipeError
 from personality_vector.recipes.reading import Recipe, sentence
@@ -30,7 +30,7 @@ def key_of(registry: Registry, schema: type[Recipe]) -> str:
     return next(key for key, known in registry.items() if known == place)
 
 
-def by_own_key(registry: Registry, value: Any, info: ValidationInfo, what: str) -> Any:
+def by_own_key(registry: Registry, value: Any, info: Any, what: str) -> Any:
     """Return ``{label: ..., delta: ...}`` as the schema of its key, here ``delta``.
 
     Raises:
@@ -49,7 +49,7 @@ def by_own_key(registry: Registry, value: Any, info: ValidationInfo, what: str) 
     return _validated(schema_of(registry, keys[0]), value, info)
 
 
-def by_only_key(registry: Registry, value: Any, info: ValidationInfo, what: str) -> Any:
+def by_only_key(registry: Registry, value: Any, info: Any, what: str) -> Any:
     """Return ``{likelihood: {...}}`` as the schema of its one key; a bare word means no options.
 
     Raises:
@@ -70,7 +70,7 @@ def by_only_key(registry: Registry, value: Any, info: ValidationInfo, what: str)
     return _validated(schema_of(registry, key), body or {}, info)
 
 
-def _validated(schema: type[Recipe], value: Any, info: ValidationInfo) -> Recipe:
+def _validated(schema: type[Recipe], value: Any, info: Any) -> Recipe:
     try:
         return schema.model_validate(value, context=info.context)
     except ValidationError as error:
