@@ -10,6 +10,9 @@ from personality_vector.errors import RecipeError, some
 BUILTIN = "builtin:"
 """Prefix of a path that leads into the lab or the embedded model: ``builtin:demo``."""
 
+BIG_FIVE_STATEMENTS = f"{BUILTIN}training/data/big5_statements.jsonl"
+"""Statements of both poles of the Big Five, written for this project."""
+
 _PACKAGE = Path(__file__).resolve().parent
 FOLDERS = ("training", "merges", "eval")
 

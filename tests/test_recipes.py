@@ -5,6 +5,7 @@ import pytest
 from personality_vector.cli.main import run
 from personality_vector.data.instruments import Instrument
 from personality_vector.data.personas import Persona
+from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import RecipeError
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.lab import FOLDERS, find_recipe, lab_folder, recipes
@@ -13,7 +14,6 @@ from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.recipes.choice import ChooseRecipe
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import CompareRecipe, EvalRecipe, SweepRecipe
-from personality_vector.recipes.steering import SteerRecipe
 
 KINDS = {
     "training": TrainRecipe,

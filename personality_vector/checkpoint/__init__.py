@@ -1,5 +1,6 @@
 """Checkpoints on disk: a lazy reader, an atomic sharded writer, fingerprints."""
 
+from personality_vector.checkpoint.digests import content_of
 from personality_vector.checkpoint.directory import LOCK, AtomicDirectory, locked
 from personality_vector.checkpoint.fingerprint import Fingerprint
 from personality_vector.checkpoint.reader import Checkpoint
@@ -12,6 +13,7 @@ __all__ = [
     "Fingerprint",
     "ShardWriter",
     "TensorPlan",
+    "content_of",
     "locked",
     "parse_size",
 ]

@@ -1,26 +1,22 @@
 """Fingerprints: which model this is, by its content and not by its path."""
 
-import hashlib
 import math
-import os
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
 
+from personality_vector.checkpoint.digests import Wanted, digests, new_digest
 from personality_vector.checkpoint.header import NAMES, TensorEntry
 
-_WINDOWS = 8
-_WINDOW_BYTES = 512
+_VERSION = "v2"
+"""Begins a digest. Those of earlier versions, which saw a sample of the bytes, are bare hex."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Names, shapes, dtypes and a fixed sample of the content of every tensor.
-
-    Independent of shards and of the order of tensors. Every tensor is sampled at eight places of
-    512 bytes, so two trainings of one architecture differ; an edit of a few rows that lie between
-    the places, and nothing else, is not seen.
-    """
+    """Names, shapes, dtypes and every byte of every tensor, whatever files they lie in."""
 
     digest: str
     tensors: int
@@ -30,28 +26,38 @@ class Fingerprint:
         return self.digest[:12]
 
 
-def fingerprint(entries: Iterable[TensorEntry]) -> Fingerprint:
-    """Return the fingerprint of a checkpoint; reads at most 4 KiB of each tensor."""
-    ordered = sorted(entries, key=lambda entry: entry.name)
-    digest = hashlib.blake2b(digest_size=16)
-    with ExitStack() as open_files:
-        files = {
-            path: open_files.enter_context(path.open("rb"))
-            for path in {entry.file for entry in ordered}
-        }
-        for entry in ordered:
-            digest.update(f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}|".encode())
-            for start, size in _windows(entry):
-                digest.update(os.pread(files[entry.file].fileno(), size, start))
-    return Fingerprint(
-        digest.hexdigest(), len(ordered), sum(math.prod(entry.shape) for entry in ordered)
+def fingerprint(entries: Iterable[TensorEntry], descriptor: Callable[[Path], int]) -> Fingerprint:
+    """Return the fingerprint of a checkpoint.
+
+    Args:
+        entries: Its tensors.
+        descriptor: Returns that of an open file.
+
+    Raises:
+        CheckpointError: A file is changed while it is being read, or is shorter than it was.
+        OSError: It cannot be read.
+    """
+    ordered = sorted(entries, key=attrgetter("name"))
+    found = _of_tensors(ordered, descriptor)
+    whole = new_digest()
+    for entry in ordered:
+        kind = f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}"
+        whole.update(f"{kind}|{found[entry.name]}\n".encode())
+    parameters = sum(math.prod(entry.shape) for entry in ordered)
+    return Fingerprint(_VERSION + whole.hexdigest(), len(ordered), parameters)
+
+
+def _of_tensors(
+    entries: Iterable[TensorEntry], descriptor: Callable[[Path], int]
+) -> dict[str, str]:
+    """Return the digest of the bytes of every tensor."""
+    by_file = {
+        file: {entry.name: (entry.start, entry.end) for entry in within}
+        for file, within in groupby(sorted(entries, key=attrgetter("file")), attrgetter("file"))
+    }
+    found = digests(
+        [Wanted(file, descriptor(file), ranges.values()) for file, ranges in by_file.items()]
     )
-
-
-def _windows(entry: TensorEntry) -> Iterable[tuple[int, int]]:
-    """Return ``(start, size)`` of the sampled bytes: all of a small tensor, else eight windows."""
-    size = entry.end - entry.start
-    if size <= _WINDOWS * _WINDOW_BYTES:
-        return [(entry.start, size)]
-    stride = (size - _WINDOW_BYTES) / (_WINDOWS - 1)
-    return [(entry.start + int(index * stride), _WINDOW_BYTES) for index in range(_WINDOWS)]
+    return {
+        name: found[file][part] for file, ranges in by_file.items() for name, part in ranges.items()
+    }

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from personality_vector.checkpoint.fingerprint import Fingerprint, fingerprint
 from personality_vector.checkpoint.header import PLAIN_NAME, TensorEntry, read_header
+from personality_vector.checkpoint.ranges import Stamp
+from personality_vector.checkpoint.sampled import is_sampled, sampled
 from personality_vector.errors import CheckpointError, some
 from personality_vector.lab import BUILTIN, builtin
 
@@ -41,7 +43,7 @@ class Checkpoint:
         """What it was asked for by: the Hub id, or else the name of the directory."""
         self.entries = dict(entries)
         self._files: dict[Path, int] = {}
-        self._stamps: dict[Path, tuple[int, int]] = {}
+        self._stamps: dict[Path, Stamp] = {}
         self._opening = Lock()
         self.last_read = local()
         """For each thread, whatever its reader likes to keep of the part that it read last."""
@@ -80,8 +82,25 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
-        """Which model this is, by content."""
-        return fingerprint(self.entries.values())
+        """Which model this is, by content; every byte is read, unless that was done before.
+
+        Raises:
+            CheckpointError: A file cannot be read, or is changed while it is being read.
+        """
+        try:
+            return fingerprint(self.entries.values(), self._descriptor)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from error
+
+    def digest_like(self, recorded: str) -> str:
+        """Return the digest to compare with one that was recorded somewhere.
+
+        That is the fingerprint's. Earlier versions recorded one of a sample of the bytes, and with
+        theirs the same sample is compared.
+        """
+        if not is_sampled(recorded):
+            return self.fingerprint.digest
+        return sampled(self.entries.values(), self._descriptor)
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a tensor in its stored dtype, in memory of its own.
@@ -135,7 +154,7 @@ class Checkpoint:
         with self._opening:
             if file not in self._files:
                 descriptor = os.open(file, os.O_RDONLY)
-                self._stamps[file] = _stamp(descriptor)
+                self._stamps[file] = Stamp.of(descriptor)
                 self._files[file] = descriptor
             return self._files[file]
 
@@ -146,7 +165,7 @@ class Checkpoint:
             CheckpointError: One has, so that old and new tensors may be mixed.
         """
         for file, descriptor in self._files.items():
-            if _stamp(descriptor) != self._stamps[file]:
+            if Stamp.of(descriptor).content != self._stamps[file].content:
                 raise CheckpointError(f"{file}: was changed while it was being read")
 
     def __del__(self) -> None:
@@ -179,12 +198,6 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.path)!r}, {len(self.entries)} tensors)"
-
-
-def _stamp(descriptor: int) -> tuple[int, int]:
-    """Return what changes when a file is written to: its size and time of modification."""
-    status = os.fstat(descriptor)
-    return status.st_size, status.st_mtime_ns
 
 
 def locate(where: str | Path) -> Path:

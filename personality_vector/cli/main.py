@@ -37,11 +37,11 @@ from personality_vector.cli.steer import (
     write_persona,
 )
 from personality_vector.cli.verb import recipe_verb
+from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import PersonalityVectorError
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.recipes.choice import ChooseRecipe
-from personality_vector.recipes.schema import CompareRecipe, EvalRecipe, SweepRecipe
-from personality_vector.recipes.steering import SteerRecipe
+from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe
 
 app = typer.Typer(
     name="pvec",
@@ -78,6 +78,7 @@ app.command("export-mergekit")(merge.export_mergekit)
 app.command("sweep")(recipe_verb(SweepRecipe, runs.sweep, runs.check))
 app.command("compare")(recipe_verb(CompareRecipe, runs.compare, runs.check))
 app.command("eval")(recipe_verb(EvalRecipe, runs.evaluate, runs.check))
+app.command("judge")(runs.judge)
 app.command("show")(show.show)
 app.command("similarity")(similarity.similarity)
 app.command("report")(report.report)

@@ -17,8 +17,6 @@ def report(
 ) -> None:
     """Write the figures and report of a run."""
     from personality_vector.report.page import write_report
-    from personality_vector.study.results import Results
 
-    with Results.reopen(run / "results.sqlite") as results:
-        page = write_report(results, run)
+    page = write_report(run)
     options.show({"report": str(page)}, as_json=as_json, text=lambda: f"report: {page}")

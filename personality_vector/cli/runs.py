@@ -1,31 +1,38 @@
-"""``pvec sweep``, ``pvec compare`` and ``pvec eval``: measure, then report, manifest and table."""
+"""``pvec sweep``, ``pvec compare``, ``pvec eval`` and ``pvec judge``: measure, rate, report."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from personality_vector.cli import options
-from personality_vector.recipes.schema import CompareRecipe, EvalRecipe, SweepRecipe
-from personality_vector.traits import Pole
+from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe
 
 if TYPE_CHECKING:
-    from personality_vector.study.results import Results
+    from personality_vector.study.run import Run
+    from personality_vector.subject.protocols import Judge
 
 
 def check(recipe: SweepRecipe | EvalRecipe) -> dict[str, Any]:
     """Open every input."""
-    from personality_vector.study.runs import spec_of
+    from personality_vector.study.opening import open_study
 
-    return {"contents": spec_of(recipe)["contents"]}
+    study = open_study(recipe)
+    points = 1 + sum(len(arm.strengths) for arm in study.arms)
+    return {
+        "base_identity": study.base_identity,
+        "identities": study.identities,
+        "cells": points * len(study.measures) * len(study.seeds),
+    }
 
 
 def sweep(recipe: SweepRecipe, out: Path, *, force: bool, as_json: bool) -> None:
     """Measure interventions at many strengths.
 
-    Resumes where it stopped. No checkpoint is written.
+    Resumes where it stopped, and measures only what is missing after a change of RECIPE. Several
+    processes may work on one --out. No checkpoint is written.
     """
-    from personality_vector.study.sweep import sweep as run
-
-    _finish(run(recipe, out, force=force), "sweep", as_json=as_json)
+    _carry_out(recipe, out, "sweep", force=force, as_json=as_json)
 
 
 def compare(recipe: CompareRecipe, out: Path, *, force: bool, as_json: bool) -> None:
@@ -33,32 +40,74 @@ def compare(recipe: CompareRecipe, out: Path, *, force: bool, as_json: bool) -> 
 
     A sweep, then the strengths at which all of them move one pole equally far.
     """
-    from personality_vector.study.compare import compare as run
-
-    _finish(run(recipe, out, force=force), "compare", as_json=as_json)
+    _carry_out(recipe, out, "compare", force=force, as_json=as_json)
 
 
 def evaluate(recipe: EvalRecipe, out: Path, *, force: bool, as_json: bool) -> None:
     """Measure one model as it is."""
-    from personality_vector.study.sweep import evaluate as run
-
-    _finish(run(recipe, out, force=force), "eval", as_json=as_json)
+    _carry_out(recipe, out, "eval", force=force, as_json=as_json)
 
 
-def _finish(results: "Results", kind: str, *, as_json: bool) -> None:
-    """Write the report and the manifest of a finished run, print its tables, and close it."""
+def judge(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Directory of a sweep, compare or eval.")
+    ],
+    judge: Annotated[
+        str,
+        typer.Option(
+            "--judge",
+            metavar="NAME|FILE",
+            help="A kind of judge by name, such as classifier; or a YAML file such as "
+            "{local: {checkpoint: DIR}}.",
+        ),
+    ],
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Let one more judge rate the stored answers of RUN.
+
+    Nothing is generated again, and what this judge has rated before is not rated twice.
+    """
     from personality_vector.report.page import write_report
-    from personality_vector.report.tables import print_frame
-    from personality_vector.study.compare import NO_MATCH
-    from personality_vector.study.runs import write_run_manifest
+    from personality_vector.study.judging import judge_run
+    from personality_vector.study.run import Run
 
-    with results:
-        folder = results.path.parent
-        page, spec = write_report(results, folder), results.spec
-        tables, notes = tables_of(results), _remarks(results)
-    write_run_manifest(folder, spec, kind)
+    opened = _open_judge(judge)
+    cells = judge_run(run, opened)
+    page, readings = write_report(run), Run(run).readings()
+    rows = readings[readings["judge"] == opened.name].to_dict("records")
+    result = options.without_nan({"judge": opened.name, "cells": cells, "readings": rows})
+    options.show(
+        result,
+        as_json=as_json,
+        text=lambda: f"{run}: {opened.name} rated {cells} cells; report: {page}",
+    )
+
+
+def _open_judge(given: str) -> "Judge":
+    from personality_vector.judges.spec import JudgeRecipe
+    from personality_vector.recipes.reading import read_yaml
+
+    file = Path(given)
+    data = read_yaml(file) if file.is_file() else {given: {}}
+    folder = file.resolve().parent if file.is_file() else Path.cwd()
+    return JudgeRecipe.parse({"judge": data}, origin=given, folder=folder).judge.open()
+
+
+def _carry_out(
+    recipe: SweepRecipe | EvalRecipe, out: Path, kind: str, *, force: bool, as_json: bool
+) -> None:
+    """Run a study, write its report and manifest, and print its tables."""
+    from personality_vector.report.page import NO_MATCH, write_report
+    from personality_vector.report.tables import print_frame
+    from personality_vector.study.opening import open_study
+
+    run = open_study(recipe).run(out, force=force)
+    page = write_report(run)
+    run.write_manifest(kind)
+    tables, notes = tables_of(run), _remarks(run)
     if as_json:
-        rows: dict[str, Any] = {"out": str(folder), "report": str(page), "remarks": notes}
+        rows: dict[str, Any] = {"out": str(out), "report": str(page), "remarks": notes}
         rows |= {title: frame.to_dict("records") for title, frame in tables.items()}
         options.show(options.without_nan(rows), as_json=True, text=str)
         return
@@ -67,23 +116,26 @@ def _finish(results: "Results", kind: str, *, as_json: bool) -> None:
     options.show(None, as_json=False, text=lambda: "\n".join([*notes, f"report: {page}"]))
 
 
-def _remarks(results: "Results") -> list[str]:
-    from personality_vector.study.compare import remarks
+def _remarks(run: "Run") -> list[str]:
+    from personality_vector.study.tables import remarks
 
-    return remarks(results, Pole.parse(results.spec["pole"])) if "pole" in results.spec else []
+    return remarks(run) if run["pole"] is not None else []
 
 
-def tables_of(results: "Results") -> dict[str, Any]:
+def tables_of(run: "Run") -> dict[str, Any]:
     """Return the tables of a run that its verb prints, by title."""
-    from personality_vector.study.compare import matched_effect
-    from personality_vector.study.sweep import by_strength, dose_response, labels_of, measured
+    from personality_vector.study import tables
 
-    if not labels_of(results):
-        return {"measures": measured(results)}
-    followed = dose_response(results)
-    tables = {"dose and response": followed}
-    if followed["spearman"].isna().any():
-        tables["by strength"] = by_strength(results)
-    if "pole" in results.spec:
-        tables["at matched effect"] = matched_effect(results, Pole.parse(results.spec["pole"]))
-    return tables
+    if not tables.labels_of(run):
+        found = {"measures": tables.measured(run)}
+    else:
+        followed = tables.dose_response(run)
+        found = {"dose and response": followed}
+        if followed.empty or followed["spearman"].isna().any():
+            found["by strength"] = tables.by_strength(run)
+    if run["pole"] is not None:
+        found["at matched effect"] = tables.matched_effect(run)
+    missing = tables.unscored(run)
+    if not missing.empty:
+        found["unscored"] = missing
+    return found

@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
+from personality_vector.data.instruments import Instrument, Item
 from personality_vector.errors import RecipeError
 from personality_vector.recipes.fields import PoleField, Words
 from personality_vector.recipes.reading import Recipe
+from personality_vector.subject.protocols import Rubric
 from personality_vector.traits import Pole
 
 
@@ -94,6 +96,12 @@ class Persona(Recipe):
         """The pole, or the name of what has none."""
         return str(self.pole or self.name)
 
+    def as_rubric(self) -> Rubric:
+        """Return what a judge is told: the upper end of its scale is the positive side."""
+        return Rubric(
+            self.label, self.description, self.opposite, note=self.rubric or "", pole=self.pole
+        )
+
     def reversed(self) -> "Persona":
         """Return the other end: sides, descriptions and pole swapped.
 
@@ -122,6 +130,20 @@ class Persona(Recipe):
             of = f"of {self.pole}" if self.pole else "not of a pole"
             raise RecipeError(f"pole {pole}: the persona {self.name} is {of}")
         return self.reversed()
+
+
+def evaluation_instrument(persona: Persona) -> Instrument:
+    """Return the persona's questions that no vector was made from, as an instrument.
+
+    Raises:
+        RecipeError: It has none.
+    """
+    asked = persona.questions.evaluate
+    if not asked:
+        raise RecipeError(f"the persona {persona.name} has no questions for evaluation")
+    trait = persona.pole.trait if persona.pole else None
+    items = (Item(id=f"q{i:02}", text=text, trait=trait) for i, text in enumerate(asked, start=1))
+    return Instrument(name=persona.name, version="1", items=tuple(items))
 
 
 def _bare(text: str) -> str:

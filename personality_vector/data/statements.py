@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
-from personality_vector.errors import DataError
+from personality_vector.errors import DataError, some
 from personality_vector.traits import Level, Pole, Trait
 
 Part = Literal["train", "held_out"]
@@ -95,6 +95,25 @@ def read_statements(
         asked = " ".join(word for word in (part, trait, level) if word)
         raise DataError(f"{path}: no {asked or 'statements'} there; it has {_contents(found)}")
     return chosen
+
+
+def of_both_poles(
+    statements: Sequence[Statement], traits: Sequence[Trait], lacking: str
+) -> dict[Pole, list[Statement]]:
+    """Return the statements of each pole of ``traits``, the high pole of a trait first.
+
+    Raises:
+        DataError: A pole has none; the message begins with ``lacking``.
+    """
+    levels: tuple[Level, ...] = ("high", "low")
+    found: dict[Pole, list[Statement]] = {Pole(t, level): [] for t in traits for level in levels}
+    for statement in statements:
+        if statement.pole in found:
+            found[statement.pole].append(statement)
+    empty = [str(pole) for pole, rows in found.items() if not rows]
+    if empty:
+        raise DataError(f"{lacking} of {some(empty)}")
+    return found
 
 
 def part_of(text: str, held_out: float = 0.2) -> Part:

@@ -1,14 +1,18 @@
 """What our own manifest says about a fine-tune, and whether a model can be one of this base."""
 
+import logging
 import statistics
 from pathlib import Path
 from typing import Any
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.checkpoint.reader import read_json
+from personality_vector.checkpoint.sampled import is_sampled
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import BaseMismatchError
 from personality_vector.manifest import MANIFEST
+
+log = logging.getLogger(__name__)
 
 _MOST_RATIO = 1.2
 """Of the norms of delta and base. A fine-tune has 0.001 to 0.3, two unrelated models 1.4."""
@@ -26,14 +30,28 @@ def trained_pole(path: Path) -> str | None:
 def require_trained_on(path: Path, base: Checkpoint) -> None:
     """Check the base that our manifest recorded by content, where there is one.
 
+    A model that was trained with an earlier version is not refused for that, since training it
+    again takes hours: the sample of the base that was recorded is compared, with a warning.
+
     Raises:
         BaseMismatchError: It is another one.
     """
-    recorded = _trained(path).get("base")
-    trained_on = recorded.get("fingerprint") if isinstance(recorded, dict) else None
-    if isinstance(trained_on, str) and trained_on != base.fingerprint.digest:
+    trained_on = _recorded_base(path)
+    if trained_on is None:
+        return
+    found = base.digest_like(trained_on)
+    if trained_on != found:
+        earlier = " with an earlier version" if is_sampled(trained_on) else ""
         raise BaseMismatchError(
-            f"{path}: was trained on base {trained_on[:12]}, but {base.path} is {base.fingerprint}"
+            f"{path}: was trained{earlier} on base {trained_on[:12]}, but {base.path} is "
+            f"{found[:12]}"
+        )
+    if is_sampled(trained_on):
+        log.warning(
+            "%s: was trained with an earlier version; of its base %s only a sample of the weights "
+            "was recorded, and that is the same",
+            path,
+            base.path,
         )
 
 
@@ -43,8 +61,8 @@ def require_not_swapped(base: Checkpoint, tuned: Checkpoint) -> None:
     Raises:
         BaseMismatchError: The two are the wrong way round.
     """
-    recorded = _trained(base.path).get("base")
-    if isinstance(recorded, dict) and recorded.get("fingerprint") == tuned.fingerprint.digest:
+    trained_on = _recorded_base(base.path)
+    if trained_on is not None and trained_on == tuned.digest_like(trained_on):
         raise BaseMismatchError(
             f"{base.path}: was trained on {tuned.path}; the base comes first, then the fine-tune"
         )
@@ -72,6 +90,13 @@ def _ratio(base: Checkpoint, tuned: Checkpoint, name: str) -> float:
     length = float(start.norm())
     change = require_finite(tuned, name, _READ).float() - start
     return float(change.norm()) / length if length else 0.0
+
+
+def _recorded_base(path: Path) -> str | None:
+    """Return the digest of the base that a model of ours was fine-tuned from."""
+    recorded = _trained(path).get("base")
+    digest = recorded.get("fingerprint") if isinstance(recorded, dict) else None
+    return digest if isinstance(digest, str) else None
 
 
 def _trained(path: Path) -> dict[str, Any]:

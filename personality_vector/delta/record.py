@@ -13,6 +13,8 @@ from personality_vector.delta.layers import grouped
 from personality_vector.errors import CheckpointError
 
 RECORD = "delta.json"
+_FORMAT = 2
+"""The first had no number, and knew its base by a sample of the weights."""
 
 Storage = Literal["float32", "bfloat16", "lora", "low-rank", "reference"]
 
@@ -73,11 +75,13 @@ class DeltaRecord(_Frozen):
         adapter: For ``lora`` alone.
         reference: For ``reference`` alone.
         tensors: By name.
-        hashes: blake2b of every tensor in the files; by reference, of the float64 delta.
+        format: Of this record.
+        hashes: XXH3-128 of every tensor in the files; by reference, of the float64 delta.
         tuned_dtypes: Of the fine-tuned tensors, where they can be restored bit for bit.
         exact: Whether there is a list of values that base plus delta does not restore.
     """
 
+    format: Literal[2] = 2
     base: BaseRecord
     identity: str
     label: str
@@ -152,14 +156,30 @@ def read_record(directory: Path) -> DeltaRecord:
     """Return the record of a saved delta.
 
     Raises:
-        CheckpointError: There is none, or it lacks something.
+        CheckpointError: There is none, it lacks something, or another version wrote it.
     """
     if not (directory / RECORD).is_file():
         raise CheckpointError(f"{directory}: is not a saved delta: it has no {RECORD}")
+    table = read_json(directory / RECORD)
+    _require_this_format(directory, table.get("format"))
     try:
-        return DeltaRecord.model_validate(read_json(directory / RECORD))
+        return DeltaRecord.model_validate(table)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         wrong = f"lacks {where}" if first["type"] == "missing" else f"{where}: {first['msg']}"
         raise CheckpointError(f"{directory / RECORD}: {wrong}") from error
+
+
+def _require_this_format(directory: Path, found: object) -> None:
+    if found == _FORMAT:
+        return
+    if found is None:
+        raise CheckpointError(
+            f"{directory}: was saved by an earlier version, which knew its base by a sample of the "
+            "weights; take the delta again with `pvec diff`"
+        )
+    raise CheckpointError(
+        f"{directory / RECORD}: is in format {found}, this version reads format {_FORMAT}; take "
+        "the delta again with `pvec diff`"
+    )

@@ -1,6 +1,5 @@
 """Writing a delta in one pass: every part is stored, hashed and measured as it goes by."""
 
-import hashlib
 import math
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from personality_vector.checkpoint import ShardWriter, TensorPlan
+from personality_vector.checkpoint.digests import new_digest
 from personality_vector.checkpoint.header import NAMES
 from personality_vector.delta.lora import Adapter, rows_of_product
 from personality_vector.delta.low_rank import LEFT, RIGHT, is_smaller_factored, truncated
@@ -93,7 +93,7 @@ def _low_rank_plans(source: TensorSource, name: str, rank: int) -> list[TensorPl
 def measure(source: TensorSource, learnt: Learnt) -> None:
     """Write nothing; note the statistics and a hash of every float64 delta tensor."""
     for name in progress(source.names, "diff"):
-        digest = _digest()
+        digest = new_digest()
 
         def keep(_: slice, delta: Tensor, digest: Any = digest) -> Tensor:
             digest.update(_raw(delta))
@@ -106,7 +106,7 @@ def measure(source: TensorSource, learnt: Learnt) -> None:
 
 def hash_of(parts: Iterable[Tensor]) -> str:
     """Return the hash of the bytes of flat tensors, one after the other."""
-    digest = _digest()
+    digest = new_digest()
     for part in parts:
         digest.update(_raw(part))
     return str(digest.hexdigest())
@@ -162,7 +162,7 @@ class _Writer:
 
 @contextmanager
 def _writer(folder: Path, plans: list[TensorPlan], learnt: Learnt) -> Generator[_Writer]:
-    digests = {plan.name: _digest() for plan in plans}
+    digests = {plan.name: new_digest() for plan in plans}
     with ShardWriter(folder, plans, 2**63, stem="delta") as shards:
         yield _Writer(shards, digests)
     learnt.hashes |= {name: digest.hexdigest() for name, digest in digests.items()}
@@ -232,7 +232,3 @@ def _bits(entries: Tensor) -> Tensor:
 
 def _raw(entries: Tensor) -> memoryview:
     return entries.contiguous().view(torch.uint8).numpy().data
-
-
-def _digest() -> Any:
-    return hashlib.blake2b(digest_size=16)

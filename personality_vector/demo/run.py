@@ -15,6 +15,8 @@ import pandas as pd
 
 from personality_vector.delta import Delta
 from personality_vector.delta.similarity import similarity
+from personality_vector.elicitation.extract import extract_recipe
+from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.finetuning.sft import train
 from personality_vector.lab import builtin, find_recipe
@@ -23,10 +25,8 @@ from personality_vector.merging.plan import plan_recipe
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.recipes.reading import Recipe, read_recipe
 from personality_vector.recipes.schema import CompareRecipe, SweepRecipe
-from personality_vector.recipes.steering import SteerRecipe
 from personality_vector.report.page import sample_answers, write_report
 from personality_vector.report.tables import print_frame
-from personality_vector.steering.recipe import extract_recipe
 from personality_vector.study.compare import compare, matched_effect
 from personality_vector.study.runs import write_run_manifest
 from personality_vector.study.sweep import BASE, dose_response, sweep

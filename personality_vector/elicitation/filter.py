@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from personality_vector.elicitation.recipe import ThresholdSpec
 from personality_vector.elicitation.rollouts import Pair, Rollout, paired
 from personality_vector.errors import DataError
-from personality_vector.recipes.steering import ThresholdSpec
 
 RULES: tuple[str, ...] = ("empty", "unscored", "positive_trait", "negative_trait", "coherence")
 """Why a pair is dropped, in the order in which it is asked; only the first counts."""

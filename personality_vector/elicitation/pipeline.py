@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from personality_vector.data.instruments import Instrument, Item
 from personality_vector.data.personas import Persona
+from personality_vector.data.rubrics import COHERENCE
 from personality_vector.elicitation.filter import FilterReport, filtered, require_some
-from personality_vector.elicitation.raters import open_rater
+from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.elicitation.rollouts import Rollout, Side, draw, reused
 from personality_vector.errors import RecipeError
-from personality_vector.judges.rating import Rater
+from personality_vector.judges.spec import JudgeSpec
 from personality_vector.recipes.reading import read_recipe
-from personality_vector.recipes.steering import SteerRecipe
 from personality_vector.subject.chat import Chat
+from personality_vector.subject.protocols import Judge, rated
+from personality_vector.subject.subject import Subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,27 @@ def read_persona(recipe: SteerRecipe) -> Persona:
     return read_recipe(recipe.persona, Persona).at(recipe.pole)
 
 
+def open_judge(recipe: SteerRecipe, persona: Persona) -> Judge | None:
+    """Return the judge of ``recipe``; ``None`` where none is asked.
+
+    Before anything is generated, so that a missing key or file is not found out hours later.
+
+    Raises:
+        RecipeError: What the judge needs is missing.
+        DataError: Its statements cannot be read, or it cannot rate the persona.
+        ModelError: Its checkpoint cannot write digits.
+    """
+    if not isinstance(recipe.judge, JudgeSpec):
+        return None
+    judge = recipe.judge.open()
+    rated(judge, persona.as_rubric(), ())
+    return judge
+
+
 def elicit(
     recipe: SteerRecipe,
-    model: Any,
-    tokenizer: Any,
+    subject: Subject,
+    judge: Judge | None = None,
     *,
     record: Callable[[Sequence[Rollout]], object] = unrecorded,
 ) -> Elicited:
@@ -72,58 +89,55 @@ def elicit(
 
     Args:
         recipe: With a persona.
-        model: A causal language model; not changed.
-        tokenizer: With a chat template.
+        subject: Who is asked; not changed.
+        judge: Who rates, whatever the recipe names. ``None``: the ratings of ``rollouts.reuse``
+            count if the recipe's judge is ``recorded``, otherwise every pair is kept.
         record: Called with all rollouts when they are drawn, rated and filtered: whatever fails
             later, what was generated can be saved.
 
     Raises:
-        DataError: No pair is left (it says how many each rule dropped), or the replies to reuse
-            are to other questions.
-        RecipeError: The persona, or what the judge needs, is missing or wrong.
+        DataError: No pair is left (it says how many each rule dropped), the judge cannot rate the
+            persona, or the replies to reuse are to other questions.
+        RecipeError: The persona is missing or wrong.
 
     Source:
         Persona vectors, Chen et al. 2025, arXiv:2507.21509. Deviations: pairs are found by id,
         not by row; the judge sees question and reply, in our words.
     """
     persona = read_persona(recipe)
-    rater = open_rater(recipe, persona)
-    drawn = _drawn(recipe, persona, model, tokenizer)
+    if judge is not None:
+        judge = judge.prepare(subject)
+        rated(judge, persona.as_rubric(), ())  # refused now, not after hours of rollouts
+    is_recorded = judge is None and recipe.judge == "recorded"
+    drawn = _drawn(recipe, persona, subject, is_recorded=is_recorded)
     record(drawn)
-    rated = drawn if rater is None else _rated(rater, persona, drawn)
-    record(rated)
-    nobody = recipe.judge.kind == "none"
-    rollouts, report = filtered(rated, None if nobody else recipe.thresholds)
+    judged = drawn if judge is None else _judged(judge, persona, drawn)
+    record(judged)
+    thresholds = recipe.thresholds if is_recorded or judge else None
+    rollouts, report = filtered(judged, thresholds)
     record(rollouts)
     require_some(report, persona.label)
-    return Elicited(persona, tuple(rollouts), report, rater.label if rater else recipe.judge.kind)
+    by = judge.name if judge else "recorded" if is_recorded else "none"
+    return Elicited(persona, tuple(rollouts), report, by)
 
 
-def evaluation_instrument(persona: Persona) -> Instrument:
-    """Return the persona's questions that no vector was made from, as an instrument.
-
-    Raises:
-        RecipeError: It has none.
-    """
-    asked = persona.questions.evaluate
-    if not asked:
-        raise RecipeError(f"the persona {persona.name} has no questions for evaluation")
-    trait = persona.pole.trait if persona.pole else None
-    items = (Item(id=f"q{i:02}", text=text, trait=trait) for i, text in enumerate(asked, start=1))
-    return Instrument(name=persona.name, version="1", items=tuple(items))
-
-
-def _drawn(recipe: SteerRecipe, persona: Persona, model: Any, tokenizer: Any) -> list[Rollout]:
+def _drawn(
+    recipe: SteerRecipe, persona: Persona, subject: Subject, *, is_recorded: bool
+) -> list[Rollout]:
     spec = recipe.rollouts
     if spec.reuse is None:
-        return draw(model, tokenizer, persona, spec, recipe.seed)
+        return draw(subject, persona, spec, recipe.seed)
     earlier = reused(spec.reuse, persona, spec)
-    if recipe.judge.kind == "recorded":
-        return earlier
-    blank = {"trait": None, "coherence": None, "reason": "", "kept": False, "rule": ""}
-    return [row.model_copy(update=blank) for row in earlier]
+    return earlier if is_recorded else [row.unrated() for row in earlier]
 
 
-def _rated(rater: Rater, persona: Persona, rollouts: Sequence[Rollout]) -> list[Rollout]:
-    ratings = rater(persona, [row.exchange for row in rollouts])
-    return [row.rated(rating) for row, rating in zip(rollouts, ratings, strict=True)]
+def _judged(judge: Judge, persona: Persona, rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """Return the rollouts with their ratings, from 0 to 100 whatever the judge's scale is."""
+    answers = [row.answer for row in rollouts]
+    traits, coherences = (
+        rated(judge, rubric, answers) for rubric in (persona.as_rubric(), COHERENCE)
+    )
+    return [
+        row.rated(trait, coherence, judge.scale)
+        for row, trait, coherence in zip(rollouts, traits, coherences, strict=True)
+    ]

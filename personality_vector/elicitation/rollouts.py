@@ -2,20 +2,20 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from personality_vector.data.personas import Persona
+from personality_vector.elicitation.recipe import RolloutSpec
 from personality_vector.errors import DataError, some
-from personality_vector.judges.rating import Exchange, Rating
-from personality_vector.measures.administer import sample_seed
 from personality_vector.progress import progress
-from personality_vector.recipes.steering import RolloutSpec
 from personality_vector.subject.chat import Chat, answered, question
-from personality_vector.subject.generation import Sampling, generate_replies
+from personality_vector.subject.generation import Sampling, sample_seed
+from personality_vector.subject.protocols import Answer, Score
+from personality_vector.subject.subject import Subject
 
 Side = Literal["positive", "negative"]
 SIDES: tuple[Side, ...] = ("positive", "negative")
@@ -58,19 +58,33 @@ class Rollout(BaseModel):
         return answered(question(self.question, system=self.system), self.reply)
 
     @property
-    def exchange(self) -> Exchange:
-        """What a judge reads."""
-        return Exchange(self.question, self.reply)
+    def answer(self) -> Answer:
+        """What a judge reads: not the system prompt."""
+        return Answer(self.id, 0, self.question, self.reply)
 
     @property
     def asked(self) -> tuple[str, ...]:
         """All that is fixed before the model replies."""
         return (self.id, self.side, self.system, self.question)
 
-    def rated(self, rating: Rating) -> "Rollout":
-        """Return it with a judge's rating."""
-        update = {"trait": rating.trait, "coherence": rating.coherence, "reason": rating.reason}
+    def rated(self, trait: Score, coherence: Score, scale: tuple[float, float]) -> "Rollout":
+        """Return it with a judge's scores, moved from its ``scale`` to 0-100."""
+        reasons = [score.reason for score in (trait, coherence) if score.value is None]
+        update = {
+            "trait": _percent(trait.value, scale),
+            "coherence": _percent(coherence.value, scale),
+            "reason": "; ".join(dict.fromkeys(reasons)),
+        }
         return self.model_copy(update=update)
+
+    def unrated(self) -> "Rollout":
+        """Return the reply without what was decided about it."""
+        return Rollout(**self.model_dump(include={"id", "side", "system", "question", "reply"}))
+
+
+def _percent(value: float | None, scale: tuple[float, float]) -> float | None:
+    low, high = scale
+    return None if value is None else (value - low) * (100 / (high - low))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +121,8 @@ def planned(persona: Persona, spec: RolloutSpec, sample: int) -> list[Rollout]:
     ]
 
 
-def draw(
-    model: Any, tokenizer: Any, persona: Persona, spec: RolloutSpec, seed: int
-) -> list[Rollout]:
-    """Return the model's replies, sample by sample.
+def draw(subject: Subject, persona: Persona, spec: RolloutSpec, seed: int) -> list[Rollout]:
+    """Return the subject's replies, sample by sample.
 
     The noise is fixed by ``(seed, sample)`` and the place in the batch, and is the same on both
     sides: a pair differs by its instruction alone. The first samples of a longer run are those of
@@ -118,19 +130,19 @@ def draw(
 
     Raises:
         DataError: The chat template refuses a system prompt.
+        NonFiniteError: The model predicts NaN or infinity.
     """
-    generation = Sampling(spec.max_new_tokens, spec.temperature, spec.top_p, spec.batch_size)
+    sampling = Sampling(spec.max_new_tokens, spec.temperature, spec.top_p, spec.batch_size)
+    asked = replace(subject, sampling=sampling)
     rollouts: list[Rollout] = []
     for sample in progress(range(spec.samples), "rollouts"):
         for side in SIDES:
-            asked = [row for row in planned(persona, spec, sample) if row.side == side]
-            chats = [question(row.question, system=row.system) for row in asked]
-            replies = generate_replies(
-                model, tokenizer, chats, generation, seed=sample_seed(seed, sample)
-            )
+            rows = [row for row in planned(persona, spec, sample) if row.side == side]
+            chats = [question(row.question, system=row.system) for row in rows]
+            replies = asked.replies(chats, sample_seed(seed, sample))
             rollouts += [
-                row.model_copy(update={"reply": reply})
-                for row, reply in zip(asked, replies, strict=True)
+                row.model_copy(update={"reply": reply.text})
+                for row, reply in zip(rows, replies, strict=True)
             ]
     return rollouts
 

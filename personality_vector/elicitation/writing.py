@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +12,8 @@ from personality_vector.data.personas import Persona
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.subject.chat import Chat, question
 from personality_vector.subject.endpoint import Endpoint
-from personality_vector.subject.generation import Sampling, generate_replies
+from personality_vector.subject.generation import Sampling
+from personality_vector.subject.subject import Subject
 
 PAIRS, QUESTIONS = 5, 40
 """What is asked for, as in persona vectors; half of the questions are for evaluation."""
@@ -82,17 +83,14 @@ _LONG = Sampling(max_new_tokens=4096, temperature=0.7)
 class LocalGenerator:
     """A model in memory, which is merely asked to keep to the form."""
 
-    model: Any
-    tokenizer: Any
-    generation: Sampling = _LONG
+    subject: Subject
+    sampling: Sampling = _LONG
     seed: int = 0
 
     def __call__(self, chat: Chat, schema: Mapping[str, Any], /) -> str:  # noqa: ARG002
         """Return the reply, whatever its form."""
-        (reply,) = generate_replies(
-            self.model, self.tokenizer, [chat], self.generation, seed=self.seed
-        )
-        return reply
+        (reply,) = replace(self.subject, sampling=self.sampling).replies([chat], self.seed)
+        return reply.text
 
 
 def write_persona(

@@ -1,49 +1,60 @@
 """An offline judge: bag-of-words classifiers that learned from labelled statements."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from personality_vector.data.statements import Statement, normalised
+from pydantic import Field
+
+from personality_vector.data.rubrics import COHERENCE
+from personality_vector.data.statements import Statement, normalised, read_statements
+from personality_vector.data.texts import distinct_n, words
 from personality_vector.errors import DataError, some
-from personality_vector.judges.scores import HIGHEST, LOWEST, Score
-from personality_vector.judges.texts import distinct_n, words
-from personality_vector.measures.administer import Response
+from personality_vector.judges.spec import JudgeSpec
+from personality_vector.lab import BUILTIN, builtin
+from personality_vector.recipes.fields import Real
+from personality_vector.recipes.paths import LocalPath
+from personality_vector.subject.identity import identity_of
+from personality_vector.subject.protocols import Answer, Quality, Rubric, Score
 from personality_vector.traits import Pole, Trait
+
+if TYPE_CHECKING:
+    from personality_vector.subject.subject import Subject
+
+LOWEST, HIGHEST = 1.0, 5.0
+"""Ends of the scale; 3 is neutral."""
 
 _C = 10.0  # by 5-fold AUC on the train part of big5_statements: the knee between 0.3 and 30
 _LOOP_WORDS = 6  # a shorter text has too few bigrams to tell a loop from a sentence
 _LOOP_SHARE = 1 / 3  # a phrase said three times or more leaves at most this share distinct
 
 
-@dataclass(frozen=True, slots=True)
-class JudgeReport:
-    """How well the judge of one trait tells the poles of held-out statements apart.
+class ClassifierSpec(JudgeSpec):
+    """Classifiers of the poles of ``statements``, of which a share is ``held_out`` to test them."""
 
-    Attributes:
-        trait: The trait.
-        accuracy: Share of held-out statements on the right side of 3; chance is 0.5.
-        auc: Area under the ROC curve; chance is 0.5.
-        n_train: Statements learned from.
-        n_held_out: Statements measured on.
-        accuracy_length_only: Accuracy of the same kind of classifier that sees only the number of
-            characters: what length alone, a known confound, would achieve.
-        off_topic: How far from 3 the mean score lies on the held-out statements of the worst pole
-            of another trait, on the 1-5 scale; ``None`` if there is no other trait.
-    """
+    statements: LocalPath = builtin(f"{BUILTIN}training/data/big5_statements.jsonl")
+    held_out: Real = Field(default=0.2, gt=0.0, lt=1.0)
 
-    trait: Trait
-    accuracy: float
-    auc: float
-    n_train: int
-    n_held_out: int
-    accuracy_length_only: float
-    off_topic: float | None
+    def open(self) -> "StatementJudge":
+        """Return the judge, which learns when it rates for the first time.
+
+        Raises:
+            DataError: The statements cannot be read, or a pole is missing from either part.
+        """
+        return StatementJudge(
+            tuple(read_statements(self.statements, part="train", held_out=self.held_out)),
+            tuple(read_statements(self.statements, part="held_out", held_out=self.held_out)),
+        )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StatementJudge:
     """For each trait, TF-IDF of words and word pairs and a logistic regression.
+
+    A high pole scores ``1 + 4 P(high | reply)``, a low one ``5 - 4 P(high | reply)``, and
+    coherence 5 wherever the judge can read the reply. What is empty, one word, a loop or unknown
+    to it is unscored.
 
     Statements of the other traits are learned as neutral: each counts as high and as low, and
     together they weigh as much as the trait's own. Without them, an answer about ideas would move
@@ -55,68 +66,114 @@ class StatementJudge:
     ``P(high)`` is not calibrated beyond the balance of the two poles: compare scores of one judge
     with each other, not with a human's 4.2. Use it beside the likelihood probe.
 
-    Made by :meth:`fit`.
+    Attributes:
+        train: Labelled statements, both poles of each trait; their order does not matter.
+        held_out: The same of other statements, which its quality is measured on.
+
+    Raises:
+        DataError: A pole is missing from either part, or a statement is in both.
     """
 
-    classifiers: Mapping[Trait, Any]
-    reports: Sequence[JudgeReport]
+    train: Sequence[Statement]
+    held_out: Sequence[Statement]
 
-    @classmethod
-    def fit(
-        cls, train: Sequence[Statement], held_out: Sequence[Statement], seed: int = 0
-    ) -> "StatementJudge":
-        """Learn every trait of ``train`` and measure it on ``held_out``.
+    name: ClassVar[str] = "classifier"
+    scale: ClassVar[tuple[float, float]] = (LOWEST, HIGHEST)
 
-        The order of statements does not matter.
-
-        Args:
-            train: Labelled statements, both poles of each trait.
-            held_out: The same of other statements.
-            seed: Of the logistic regression; its solver, lbfgs, draws nothing at present.
-
-        Raises:
-            DataError: A pole is missing from either part, or a statement is in both.
-        """
-        _require_disjoint(train, held_out)
-        if not train:
+    def __post_init__(self) -> None:
+        _require_disjoint(self.train, self.held_out)
+        if not self.train:
             raise DataError("a judge needs labelled statements to learn from")
-        classifiers: dict[Trait, Any] = {}
-        reports: list[JudgeReport] = []
-        for trait in sorted({statement.trait for statement in train}):
-            learned = _labelled(train, trait, "train")
-            measured = _labelled(held_out, trait, "held-out")
-            classifiers[trait] = _fitted(learned, _others(train, trait), seed)
-            off_topic = _off_topic(classifiers[trait], trait, held_out)
-            reports.append(_report(trait, classifiers[trait], learned, measured, off_topic))
-        return cls(classifiers, reports)
+        for trait in self.traits:
+            _labelled(self.train, trait, "train")
+            _labelled(self.held_out, trait, "held-out")
 
-    def __call__(self, response: Response, trait: Trait) -> Score:
-        """Return ``1 + 4 P(high | text)``, or *unscored* if there is nothing to read.
+    @cached_property
+    def traits(self) -> tuple[Trait, ...]:
+        """What it knows, in alphabetical order."""
+        return tuple(sorted({statement.trait for statement in self.train}))
+
+    @cached_property
+    def classifiers(self) -> dict[Trait, Any]:
+        """A pipeline of scikit-learn for each trait, fitted when it is needed."""
+        return {
+            trait: _fitted(_labelled(self.train, trait, "train"), _others(self.train, trait))
+            for trait in self.traits
+        }
+
+    def identity(self) -> str:
+        """Return the digest of the statements of both parts."""
+        return identity_of(self)
+
+    def prepare(self, _base: "Subject", /) -> "StatementJudge":
+        """Return it as it is."""
+        return self
+
+    def __call__(self, rubric: Rubric, answers: Sequence[Answer], /) -> list[Score]:
+        """Return one score for each answer, in order.
 
         Raises:
-            DataError: The judge has not learned ``trait``.
+            DataError: The rubric has no pole, or that of a trait which the judge has not learned.
         """
-        return self.score(response.text, trait)
+        pole = self._pole_of(rubric)
+        return [self._rate(answer.reply, pole) for answer in answers]
 
-    def score(self, text: str, trait: Trait) -> Score:
-        """Rate a bare text for ``trait``, as :meth:`__call__` does for a response."""
-        if trait not in self.classifiers:
-            raise DataError(f"the judge knows {some(self.classifiers)}, not {trait!r}")
+    def quality(self) -> list[Quality]:
+        """Return how well each trait's poles are told apart on held-out statements.
+
+        ``judge_accuracy`` is the share on the right side of 3 and ``judge_auc`` the area under the
+        ROC curve; chance is 0.5. ``judge_accuracy_length_only`` is what the number of characters
+        alone, a known confound, would achieve. ``judge_off_topic`` is how far from 3 the mean
+        score lies on the worst pole of another trait, where there is one.
+        """
+        return [
+            Quality(trait, name, value, sum(s.trait == trait for s in self.held_out))
+            for trait, classifier in self.classifiers.items()
+            for name, value in self._measured(trait, classifier).items()
+            if value is not None
+        ]
+
+    def _pole_of(self, rubric: Rubric) -> Pole | None:
+        """Return what is rated; ``None`` is coherence."""
+        if rubric.trait == COHERENCE.trait:
+            return None
+        if rubric.pole is None:
+            raise DataError(
+                f"a judge that learned from statements rates poles, and {rubric.trait} has none: "
+                "choose another judge"
+            )
+        if rubric.pole.trait not in self.traits:
+            raise DataError(f"the judge knows {some(self.traits)}, not {rubric.pole.trait!r}")
+        return rubric.pole
+
+    def _rate(self, text: str, pole: Pole | None) -> Score:
         flaw = _flaw(text)
         if flaw:
-            return Score(None, text, flaw)
+            return Score(None, flaw)
+        # Every trait's classifier has learned the words of all.
+        trait = pole.trait if pole else self.traits[0]
         vectorizer, regression = (step for _, step in self.classifiers[trait].steps)
         features = vectorizer.transform([text])
         if features.nnz == 0:
-            return Score(None, text, "no word of the answer is known to the judge")
+            return Score(None, "no word of the answer is known to the judge")
+        if pole is None:
+            return Score(HIGHEST)
         probability = float(regression.predict_proba(features)[0, 1])
-        return Score(
-            LOWEST + (HIGHEST - LOWEST) * probability, text, f"P(high) = {probability:.3f}"
-        )
+        value = LOWEST + (HIGHEST - LOWEST) * probability
+        mirrored = LOWEST + HIGHEST - value
+        return Score(value if pole.level == "high" else mirrored, f"P(high) = {probability:.3f}")
 
-    def report(self) -> list[JudgeReport]:
-        """Return the measured quality of the judge of each trait, traits in alphabetical order."""
-        return list(self.reports)
+    def _measured(self, trait: Trait, classifier: Any) -> dict[str, float | None]:
+        from sklearn.metrics import roc_auc_score  # slow to import
+
+        learned = _labelled(self.train, trait, "train")
+        texts, labels = _labelled(self.held_out, trait, "held-out")
+        return {
+            "judge_accuracy": float(classifier.score(texts, labels)),
+            "judge_auc": float(roc_auc_score(labels, classifier.predict_proba(texts)[:, 1])),
+            "judge_accuracy_length_only": _length_only(learned, (texts, labels)),
+            "judge_off_topic": _off_topic(classifier, trait, self.held_out),
+        }
 
 
 def _flaw(text: str) -> str:
@@ -147,9 +204,9 @@ def _others(statements: Sequence[Statement], trait: Trait) -> list[str]:
     return sorted(s.text for s in statements if s.trait != trait)
 
 
-def _fitted(learned: _Labelled, neutral: Sequence[str], seed: int) -> Any:
+def _fitted(learned: _Labelled, neutral: Sequence[str]) -> Any:
     """Learn the poles with equal weight, and ``neutral`` as both at once with as much again."""
-    from sklearn.feature_extraction.text import TfidfVectorizer  # slow to import
+    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_pipeline
 
     texts, labels = learned
@@ -159,7 +216,7 @@ def _fitted(learned: _Labelled, neutral: Sequence[str], seed: int) -> Any:
     vectorizer = TfidfVectorizer(
         tokenizer=words, token_pattern=None, lowercase=False, ngram_range=(1, 2), sublinear_tf=True
     )
-    classifier = make_pipeline(vectorizer, _regression(seed))
+    classifier = make_pipeline(vectorizer, _regression())
     return classifier.fit(
         [*texts, *neutral, *neutral],
         [*labels, *[True] * len(neutral), *[False] * len(neutral)],
@@ -167,31 +224,10 @@ def _fitted(learned: _Labelled, neutral: Sequence[str], seed: int) -> Any:
     )
 
 
-def _regression(seed: int) -> Any:
+def _regression() -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=_C, max_iter=1000, random_state=seed)
-
-
-def _report(
-    trait: Trait,
-    classifier: Any,
-    learned: _Labelled,
-    measured: _Labelled,
-    off_topic: float | None,
-) -> JudgeReport:
-    from sklearn.metrics import roc_auc_score
-
-    texts, labels = measured
-    return JudgeReport(
-        trait=trait,
-        accuracy=float(classifier.score(texts, labels)),
-        auc=float(roc_auc_score(labels, classifier.predict_proba(texts)[:, 1])),
-        n_train=len(learned[0]),
-        n_held_out=len(texts),
-        accuracy_length_only=_length_only(learned, measured),
-        off_topic=off_topic,
-    )
+    return LogisticRegression(C=_C, max_iter=1000, random_state=0)
 
 
 def _length_only(learned: _Labelled, measured: _Labelled) -> float:
@@ -199,7 +235,7 @@ def _length_only(learned: _Labelled, measured: _Labelled) -> float:
     from sklearn.preprocessing import StandardScaler
 
     lengths = [[[float(len(text))] for text in texts] for texts, _ in (learned, measured)]
-    regression = _regression(0).set_params(class_weight="balanced")
+    regression = _regression().set_params(class_weight="balanced")
     model = make_pipeline(StandardScaler(), regression).fit(lengths[0], learned[1])
     return float(model.score(lengths[1], measured[1]))
 

@@ -2,29 +2,60 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
 
-from personality_vector.data.personas import Persona
-from personality_vector.judges.prompts import coherence_prompt, trait_prompt
-from personality_vector.judges.rating import (
-    Exchange,
-    Rating,
-    expected_number,
-    rating,
-)
+from pydantic import Field
+
+from personality_vector.judges.prompts import VERSION, expected_number, prompt_for, score_of
+from personality_vector.judges.spec import JudgeSpec
 from personality_vector.progress import progress
+from personality_vector.recipes.fields import Whole, Words
 from personality_vector.subject.endpoint import Endpoint
+from personality_vector.subject.identity import identity_of
+from personality_vector.subject.protocols import Answer, Rubric, Score
+
+if TYPE_CHECKING:
+    from personality_vector.subject.subject import Subject
 
 _HIGHEST = 100  # up to 100, numbers are single tokens of OpenAI's tokenizers
+_KEY = "OPENAI_API_KEY"
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointRater:
-    """Two requests for each reply: trait and coherence, each one token.
+class EndpointSpec(JudgeSpec):
+    """A model of a server that returns log-probabilities.
+
+    ``base_url`` is OpenAI's own unless given, ``api_key_env`` the variable that holds the key;
+    ``requests`` are sent at the same time.
+    """
+
+    model: Words
+    base_url: Words | None = None
+    api_key_env: Words = _KEY
+    requests: Whole = Field(default=16, ge=1)
+
+    def open(self) -> "EndpointJudge":
+        """Return the judge.
+
+        Raises:
+            RecipeError: The package ``openai`` or the API key is missing.
+        """
+        return EndpointJudge(self.model, self.base_url, self.api_key_env, self.requests)
+
+
+@dataclass(frozen=True)
+class EndpointJudge:
+    """One request of one token for each answer.
 
     Attributes:
-        endpoint: The model; it must return log-probabilities.
-        requests: Replies rated at the same time.
+        model: Its name at the server; it must return log-probabilities.
+        base_url: Such as ``http://localhost:8000/v1``; ``None`` is OpenAI's own.
+        api_key_env: Environment variable that holds the key.
+        requests: Answers rated at the same time.
+
+    Raises:
+        RecipeError: The package ``openai`` is not installed, or the variable is not set.
 
     Source:
         Persona vectors, Chen et al. 2025, arXiv:2507.21509: the expectation of the number under
@@ -32,31 +63,50 @@ class EndpointRater:
         own prompts.
     """
 
-    endpoint: Endpoint
-    requests: int = 16
+    model: str
+    base_url: str | None = None
+    api_key_env: str = field(default=_KEY, compare=False)
+    requests: int = field(default=16, compare=False)
+
+    scale: ClassVar[tuple[float, float]] = (0.0, float(_HIGHEST))
+    version: ClassVar[str] = VERSION
+
+    def __post_init__(self) -> None:
+        # Refused now, not hours later; a client that is kept could not go to another process.
+        Endpoint(self.model, self.base_url, self.api_key_env)
 
     @property
-    def label(self) -> str:
-        """The model's name."""
-        return f"endpoint {self.endpoint.model}"
+    def name(self) -> str:
+        """With the name of the model."""
+        return f"endpoint {self.model}"
 
-    def __call__(self, persona: Persona, exchanges: Sequence[Exchange], /) -> list[Rating]:
-        """Return one rating for each exchange, in order.
+    @cached_property
+    def endpoint(self) -> Endpoint:
+        """The model, once it is asked."""
+        return Endpoint(self.model, self.base_url, self.api_key_env)
+
+    def identity(self) -> str:
+        """Return the digest of the model, the server and the prompts."""
+        return identity_of(self)
+
+    def prepare(self, _base: "Subject", /) -> "EndpointJudge":
+        """Return it as it is."""
+        return self
+
+    def __call__(self, rubric: Rubric, answers: Sequence[Answer], /) -> list[Score]:
+        """Return one score for each answer, in order.
 
         Raises:
             ModelError: The server fails, or returns no log-probabilities.
         """
         with ThreadPoolExecutor(self.requests) as pool:
-            futures = [pool.submit(self._rate, persona, exchange) for exchange in exchanges]
+            futures = [pool.submit(self._rate, rubric, answer) for answer in answers]
             try:
                 return [future.result() for future in progress(futures, "judge")]
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # or all that is left would be asked first
                 raise
 
-    def _rate(self, persona: Persona, exchange: Exchange) -> Rating:
-        prompts = (
-            trait_prompt(persona, exchange, _HIGHEST),
-            coherence_prompt(exchange, _HIGHEST),
-        )
-        return rating(*(expected_number(self.endpoint.first_token(p), _HIGHEST) for p in prompts))
+    def _rate(self, rubric: Rubric, answer: Answer) -> Score:
+        likely = self.endpoint.first_token(prompt_for(rubric, answer, _HIGHEST))
+        return score_of(expected_number(likely, _HIGHEST), rubric)

@@ -40,3 +40,9 @@ def _parsed(value: Any, info: ValidationInfo) -> Any:
 
 AnyJudge = Annotated[SerializeAsAny[JudgeSpec], BeforeValidator(_parsed)]
 """A judge of a recipe, recognised by its only key."""
+
+
+class JudgeRecipe(Recipe):
+    """A judge alone, as ``pvec judge`` takes it."""
+
+    judge: AnyJudge

@@ -182,7 +182,7 @@ def _kind(value: object) -> str:
 
 
 def sentence(recipe: type[BaseModel], error: ValidationError) -> str:
-    """Return the most telling complaint: unknown keys first, since a typo also makes a key missing."""
+    """Return the most telling complaint: unknown keys first, as a typo also makes a key missing."""
     complaints = sorted(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     first = complaints[0]
     # pydantic adds the member of a union that it tried.

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from personality_vector.study.compare import divergences, off_targets, shifts
-from personality_vector.study.results import Results
-from personality_vector.study.sweep import BASE, labels_of
+from personality_vector.report.numbers import numbers_of
+from personality_vector.study.design import BASE
+from personality_vector.study.run import Run
+from personality_vector.study.tables import costs, labels_of, off_targets, on_grid, shifts
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
@@ -33,54 +34,76 @@ _STYLE = {
 }
 
 
-def dose_response_figure(*runs: Results) -> "Figure":
-    """Draw, per measured trait, the probe (top) and the judge (bottom) against the strength.
+def dose_response_figure(*runs: Run) -> "Figure":
+    """Draw, per trait (column), every number that there is of it (row) against the strength.
 
-    The dashed line is the unedited base. Bars are 95 % intervals of the judge's mean; the probe's
-    are over statements, shared by all points, and are left out. Several runs stand side by side.
+    Lines are means over seeds. The dashed line is the unedited base. Bars are 95 % intervals of
+    judged means; those of other numbers are over items that all points share, and are left out.
+    Several runs stand side by side.
     """
-    panels = [(run, trait) for run in runs for trait in run.spec["measure"]["traits"]]
-    figure, axes = grid(2, len(panels))
+    panels = [(run, trait) for run in runs for trait in _traits(run)]
+    numbers = numbers_of(runs[0], of_traits=True)
+    figure, axes = grid(len(numbers), len(panels))
     for column, (run, trait) in enumerate(panels):
-        frame = run.frame("measures")
-        for row, measure in enumerate(("probe", "judge")):
-            part = frame[(frame["trait"] == trait) & (frame["measure"] == measure)]
+        frame = on_grid(run, run.readings())
+        for row, number in enumerate(numbers):
+            is_it = (frame["measure"] == number.measure) & (frame["judge"] == number.judge)
             # Alpha, coefficient and grade of a prompt have different units.
-            _dose(axes[row][column], part, labels_of(run), in_units="pole" not in run.spec)
+            part = frame[is_it & (frame["trait"] == trait)]
+            _dose(axes[row][column], part, labels_of(run), in_units=run["pole"] is None)
+            if number.scale:
+                margin = 0.025 * (number.scale[1] - number.scale[0])
+                axes[row][column].set_ylim(number.scale[0] - margin, number.scale[1] + margin)
         axes[0][column].set_title(trait)
-        axes[1][column].set_ylim(0.9, 5.1)
-        unit = "share of its own grid" if "pole" in run.spec else "alpha or coefficient"
-        axes[1][column].set_xlabel(f"strength ({unit})")
+        unit = "alpha or coefficient" if run["pole"] is None else "share of its own grid"
+        axes[-1][column].set_xlabel(f"strength ({unit})")
         if len(runs) > 1:
             axes[0][column].legend(fontsize=7)
-    axes[0][0].set_ylabel("log-likelihood, high - low\n(nats per token)")
-    axes[1][0].set_ylabel("judge's mean score\n(1 low - 5 high)")
+    for row, number in enumerate(numbers):
+        axes[row][0].set_ylabel(number.label)
     if len(runs) == 1:
         legend(figure, axes[0][0])
     return figure
+
+
+def _traits(run: Run) -> list[str]:
+    traits = run.readings()["trait"].drop_duplicates()
+    return [trait for trait in traits if trait]
 
 
 def _dose(
     axes: "Axes", frame: pd.DataFrame, labels: Sequence[str], *, in_units: bool = True
 ) -> None:
     base = frame[frame["intervention"] == BASE]
-    axes.axhline(float(base["value"].iloc[0]), color="grey", linestyle="--", linewidth=1)
+    if base["value"].notna().any():
+        axes.axhline(float(base["value"].mean()), color="grey", linestyle="--", linewidth=1)
     for index, label in enumerate(labels):
         # Every curve passes through the base: strength 0 of any intervention.
         own = frame[(frame["intervention"] == label) & (frame["strength"] != 0.0)]
-        curve = pd.concat([own, base]).dropna(subset=["value"]).sort_values("strength")
-        is_judge = bool((curve["measure"] == "judge").all())
+        curve = _over_seeds(pd.concat([own, base]))
         if not in_units:
             curve["strength"] /= curve["strength"].abs().max()
+        is_judged = bool((frame["judge"] != "").any())
         axes.errorbar(
             curve["strength"],
             curve["value"],
-            yerr=1.96 * curve["standard_error"] if is_judge else None,
+            yerr=curve["half"] if is_judged else None,
             label=label,
             elinewidth=0.7,
             **line(index),
         )
         _mark_unscored(axes, curve)
+
+
+def _over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one row for each strength: mean value, half an interval, and all that is unscored."""
+    scored = frame.dropna(subset=["value"]).assign(half=(frame["high"] - frame["low"]) / 2)
+    return (
+        scored.groupby("strength")
+        .agg({"value": "mean", "half": "mean", "unscored": "sum"})
+        .reset_index()
+        .sort_values("strength")
+    )
 
 
 def _mark_unscored(axes: "Axes", curve: pd.DataFrame) -> None:
@@ -98,37 +121,56 @@ def _mark_unscored(axes: "Axes", curve: pd.DataFrame) -> None:
             )
 
 
-def pareto_figure(results: Results, pole: Pole) -> "Figure":
+def pareto_figure(run: Run, pole: Pole) -> "Figure":
     """Draw what each intervention costs for its effect; nearer to the lower right is better.
 
-    Effect: shift of the probe towards ``pole``. Costs: divergence from the base on the base's own
-    replies, and the mean absolute shift of the other traits. Each point carries its strength.
+    Effect: shift towards ``pole``. Costs: every number of no trait that should be low, and the mean
+    absolute shift of the other traits. Each point carries its strength.
     """
-    costs = {"KL(base || edited)\n(nats per token)": divergences(results)}
-    if len(results.spec["measure"]["traits"]) > 1:
-        costs["mean |shift| of the other traits\n(nats per token)"] = off_targets(results, pole)
-    figure, axes = grid(1, len(costs))
-    for panel, (name, cost) in zip(axes[0], costs.items(), strict=True):
-        for index, (label, curve) in enumerate(shifts(results, pole).items()):
+    drawn = _costs(run, pole)
+    figure, axes = grid(1, max(1, len(drawn)))
+    for panel, (name, cost) in zip(axes[0], drawn.items(), strict=False):
+        for index, (label, curve) in enumerate(shifts(run, pole).items()):
             points = [point for point in curve if point.shift > 0]
             values = [cost.get((label, point.strength), float("nan")) for point in points]
             # From the base, where both effect and cost are zero.
             outwards = [0.0, *(point.shift for point in points)]
             panel.plot(outwards, [0.0, *values], label=label, **line(index))
             for point, value in zip(points, values, strict=True):
-                place = (point.shift, value)
                 panel.annotate(
                     f"{point.strength:g}",
-                    place,
+                    (point.shift, value),
                     (3, 3),
                     textcoords="offset points",
                     fontsize=6,
                     color=line(index)["color"],
                 )
         panel.set_ylabel(name)
-        panel.set_xlabel(f"shift of the probe towards\n{pole} (nats per token)")
+        panel.set_xlabel(f"shift of the {run['effect']} towards\n{pole} (nats per token)")
     legend(figure, axes[0][0])
     return figure
+
+
+def _costs(run: Run, pole: Pole) -> "dict[str, pd.Series[float]]":
+    """Return what can be drawn as a cost, by the label of its axis: 0 must be the base's."""
+    table = costs(run)
+    found = {
+        number.label: table[number.measure]
+        for number in numbers_of(run, of_traits=False)
+        if number.better == "low" and _is_zero_at_base(table[number.measure])
+    }
+    others = off_targets(run, pole)
+    if not others.empty:
+        found[f"mean |shift| of the other traits\n({_unit(run)})"] = others
+    return found
+
+
+def _is_zero_at_base(cost: "pd.Series[float]") -> bool:
+    return abs(float(cost.get((BASE, 0.0), 1.0))) < 1e-6
+
+
+def _unit(run: Run) -> str:
+    return str(run["measures"][run["effect"]]["unit"])
 
 
 def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> "Figure":

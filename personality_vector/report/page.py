@@ -1,4 +1,4 @@
-"""The HTML report of a run: one file without scripts, made from ``results.sqlite`` alone."""
+"""The HTML report of a run: one file without scripts, made from its store alone."""
 
 import json
 from dataclasses import dataclass, field
@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from personality_vector.recipes.schema import MATCHED
 from personality_vector.report.figures import (
     dose_response_figure,
     pareto_figure,
@@ -15,21 +14,33 @@ from personality_vector.report.figures import (
     svg_of,
 )
 from personality_vector.report.tables import Column, table_of
-from personality_vector.study.compare import NO_MATCH, matched_effect
-from personality_vector.study.results import Results
-from personality_vector.study.sweep import BASE, dose_response, labels_of, measured
+from personality_vector.study.design import BASE
+from personality_vector.study.run import Run
+from personality_vector.study.tables import (
+    dose_response,
+    labels_of,
+    matched_effect,
+    measured,
+    side_effects,
+    unscored,
+)
 from personality_vector.traits import Pole
 
+NO_MATCH = (
+    "No strength in the grids moves the effect towards this pole; give strengths of the other "
+    "sign, or larger ones."
+)
+
 _MEASURES = (
-    "Probe: mean log-likelihood per token of held-out high-pole statements minus low-pole ones, in "
-    "nats. Judge: mean score of generated answers by a text classifier, 1 (low) to 5 (high)."
+    "Likelihood: mean log-likelihood per token of high-pole statements minus low-pole ones, in "
+    "nats. Interview: mean score of the answers, on the scale of the judge that gave it."
 )
 
 _SIDE_EFFECTS = (
-    "Of the generated answers: words each, share of distinct word pairs, share that is word for "
-    "word a statement of the training part. Of the base's own answers under the edited model: KL "
-    "to the base in nats per token, perplexity. Realised: share of a weight edit that survived "
-    "the rounding of its dtype."
+    "Guards, of the generated answers: words each, share of distinct word pairs, share that is "
+    "word for word a statement of the training part; realised: share of a weight edit that "
+    "survived the rounding of its dtype. Divergence, of the base's own answers under the edited "
+    "model: KL(base || edited) in nats per token, and perplexity."
 )
 
 _SHOWN = 3
@@ -47,87 +58,85 @@ class Section:
     columns: list[Column] = field(default_factory=list)
 
 
-def write_report(results: Results, folder: Path) -> Path:
+def write_report(run: Run | str | Path) -> Path:
     """Write figures, tables and ``report.html`` of a sweep, comparison or evaluation.
+
+    Args:
+        run: The run, or its folder.
 
     Returns:
         The path of the page. Figures are beside it as PNG and SVG, tables as CSV.
+
+    Raises:
+        CheckpointError: There is no run, or its results are damaged or of another format.
     """
     from jinja2 import Environment, PackageLoader
 
+    run = run if isinstance(run, Run) else Run(Path(run))
     environment = Environment(loader=PackageLoader("personality_vector.report"), autoescape=True)
     environment.trim_blocks = environment.lstrip_blocks = True
-    results.export(folder)
+    run.export()
     page = environment.get_template("report.html.jinja").render(
-        title=_title(results),
-        subtitle=_subtitle(results),
-        sections=[
-            *_swept(results, folder),
-            *_compared(results, folder),
-            _side(results),
-            _judge(results),
-        ],
-        answers={label: sample_answers(results, label) for label in [BASE, *labels_of(results)]},
-        recipe=json.dumps(results.spec, indent=2, ensure_ascii=False),
+        title=_title(run),
+        subtitle=_subtitle(run),
+        sections=[*_swept(run), *_compared(run), *_side(run), *_unscored(run), *_judges(run)],
+        answers={label: sample_answers(run, label) for label in [BASE, *labels_of(run)]},
+        recipe=json.dumps(run["recipe"], indent=2, ensure_ascii=False),
     )
-    path = folder / "report.html"
+    path = run.folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def _title(results: Results) -> str:
-    if "pole" in results.spec:
-        return f"Comparison on {results.spec['pole']}"
-    return "Sweep" if labels_of(results) else "Evaluation"
+def _title(run: Run) -> str:
+    if run["pole"] is not None:
+        return f"Comparison on {run['pole']}"
+    return "Sweep" if labels_of(run) else "Evaluation"
 
 
-def _subtitle(results: Results) -> str:
-    spec, measures = results.spec, results.frame("measures")
-    unscored = int(measures[measures["measure"] == "judge"]["unscored"].sum())
-    model = spec.get("base") or spec.get("model")
-    seconds = results.frame("cells")["seconds"].sum()
-    cells, scores = len(results.frame("cells")), len(results.frame("answers"))
+def _subtitle(run: Run) -> str:
+    base, cells, readings = run["base"], run.cells(), run.readings()
+    done = cells[cells["finished"]]
+    seeds = run["seeds"]
     return (
-        f"Model {model}, seed {spec['seed']}, {spec['dtype']}; {cells} cells in {seconds:.0f} s; "
-        f"{scores} scores, {unscored} unscored."
+        f"Model {base['reference']}, {'seed' if len(seeds) == 1 else 'seeds'} "
+        f"{', '.join(map(str, seeds))}, {base['dtype']}; {len(done)} of {len(cells)} cells in "
+        f"{done['seconds'].sum():.0f} s; {int(readings['unscored'].sum())} unscored."
     )
 
 
-def _swept(results: Results, folder: Path) -> list[Section]:
-    if not labels_of(results):
-        return [Section("Measured", _MEASURES, "", *table_of(measured(results)))]
-    figure, frame = dose_response_figure(results), dose_response(results)
-    save_figure(figure, folder, "dose_response")
-    frame.to_csv(folder / "dose_response.csv", index=False)
+def _swept(run: Run) -> list[Section]:
+    if not labels_of(run):
+        return [Section("Measured", _MEASURES, "", *table_of(measured(run)))]
+    frame = dose_response(run)
+    if frame.empty:
+        return []
+    figure = dose_response_figure(run)
+    save_figure(figure, run.folder, "dose_response")
+    frame.to_csv(run.folder / "dose_response.csv", index=False)
     return [
         Section(
             "Dose and response",
-            f"{_MEASURES} Dashed: the base. Bars: 95 % interval of the judge's mean.",
+            f"{_MEASURES} Dashed: the base. Bars: 95 % interval of a judged mean.",
             _markup(svg_of(figure)),
         ),
         Section("How closely the trait follows the strength", "", "", *table_of(frame)),
     ]
 
 
-def _compared(results: Results, folder: Path) -> list[Section]:
-    if "pole" not in results.spec:
+def _compared(run: Run) -> list[Section]:
+    if run["pole"] is None:
         return []
-    pole = Pole.parse(results.spec["pole"])
-    figure, frame = pareto_figure(results, pole), matched_effect(results, pole)
-    save_figure(figure, folder, "pareto")
-    frame.to_csv(folder / "matched_effect.csv", index=False)
+    figure, frame = pareto_figure(run, Pole.parse(run["pole"])), matched_effect(run)
+    save_figure(figure, run.folder, "pareto")
+    frame.to_csv(run.folder / "matched_effect.csv", index=False)
     return [
         Section(
             "Effect and cost",
             "Lower right is better: more of the wanted trait for less change of everything else.",
             _markup(svg_of(figure)),
         ),
-        Section(
-            "At matched effect",
-            _matched_text(frame),
-            "",
-            *table_of(frame),
-        ),
+        Section("At matched effect", _matched_text(frame), "", *table_of(frame)),
     ]
 
 
@@ -135,42 +144,46 @@ def _matched_text(frame: pd.DataFrame) -> str:
     if frame.empty:
         return NO_MATCH
     return (
-        "Each row is an intervention at the strength that moves the probe by the target; a prompt, "
-        "which has no strengths in between, at its nearest grade. Shift, judge shift and off "
-        "target are changes against the base, the rest is as measured."
+        "Each row is an intervention at the strength that moves the effect by the target; a "
+        "prompt, which has no strengths in between, at its nearest grade. Shift, the shifts of "
+        "judges and off target are changes against the base, the rest is as measured."
     )
 
 
-def _side(results: Results) -> Section:
-    measures = results.frame("measures")
-    is_matched = measures["intervention"].str.contains(MATCHED, regex=False)
-    plain = measures[(measures["trait"] == "") & ~is_matched]
-    wide = plain.pivot_table(index=["intervention", "strength"], columns="measure", values="value")
-    order = {label: index for index, label in enumerate([BASE, *labels_of(results)])}
-    rows = wide.reset_index().sort_values(
-        ["intervention", "strength"], key=lambda c: c.map(order) if c.name == "intervention" else c
-    )
-    return Section("Side effects", _SIDE_EFFECTS, "", *table_of(rows))
+def _side(run: Run) -> list[Section]:
+    table = side_effects(run)
+    return [] if table.empty else [Section("Side effects", _SIDE_EFFECTS, "", *table_of(table))]
 
 
-def _judge(results: Results) -> Section:
-    measures = results.frame("measures")
-    quality = measures[measures["measure"].str.startswith("judge_")]
-    wide = quality.pivot_table(index="trait", columns="measure", values="value").reset_index()
-    return Section(
-        "How good the judge is",
-        "On held-out statements; chance is 0.5. Length only: the accuracy that the number of "
-        "characters alone reaches. The judge learned from the same training part as the vectors.",
-        "",
-        *table_of(wide),
-    )
+def _unscored(run: Run) -> list[Section]:
+    table = unscored(run)
+    text = "Answers that a judge could not rate; they are in no mean."
+    return [] if table.empty else [Section("Unscored", text, "", *table_of(table))]
 
 
-def sample_answers(results: Results, label: str) -> dict[float, list[str]]:
+def _judges(run: Run) -> list[Section]:
+    rows = [{"judge": name, **row} for name, one in run["judges"].items() for row in one["quality"]]
+    if not rows:
+        return []
+    wide = pd.DataFrame(rows).pivot_table(index=["judge", "trait"], columns="name", values="value")
+    return [
+        Section(
+            "How good the judges are",
+            "On held-out statements; chance is 0.5. Length only: the accuracy that the number of "
+            "characters alone reaches. A judge that learned from the same training part as the "
+            "vectors is a weaker witness.",
+            "",
+            *table_of(wide.reset_index()),
+        )
+    ]
+
+
+def sample_answers(run: Run, label: str) -> dict[float, list[str]]:
     """Return the first three answers of an intervention at each strength."""
-    frame = results.frame("answers")
-    own = frame[frame["intervention"] == label].drop_duplicates(["strength", "item", "sample"])
-    ordered = own.sort_values(["strength", "sample"], kind="stable")
+    frame = run.answers()
+    own = frame[frame["intervention"] == label]
+    own = own.drop_duplicates(["strength", "seed", "measure", "item", "sample"])
+    ordered = own.sort_values(["strength", "seed", "sample"], kind="stable")
     return {
         float(strength): list(cell["reply"][:_SHOWN])
         for strength, cell in ordered.groupby("strength")

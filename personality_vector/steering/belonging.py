@@ -1,14 +1,18 @@
 """What belongs together: a vector and its model, and two models of one residual stream."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from personality_vector.checkpoint import Checkpoint
+from personality_vector.checkpoint.sampled import is_sampled
 from personality_vector.errors import BaseMismatchError, TensorMismatchError
 from personality_vector.steering.layers import resolved
 from personality_vector.subject.models import decoder_blocks, hidden_size, text_config
+
+log = logging.getLogger(__name__)
 
 
 def require_made_from(
@@ -18,6 +22,9 @@ def require_made_from(
     remedy: str = "use it with the model that it was extracted from",
 ) -> None:
     """Check that something was extracted from this model.
+
+    What an earlier version extracted names its model by a sample of the weights; that sample is
+    compared, with a warning.
 
     Args:
         what: Its file or label, for the message.
@@ -29,10 +36,21 @@ def require_made_from(
     Raises:
         BaseMismatchError: It was extracted from another one.
     """
-    if model not in ("", checkpoint.fingerprint.digest):
+    if not model:
+        return
+    found = checkpoint.digest_like(model)
+    if model != found:
+        earlier = " by an earlier version" if is_sampled(model) else ""
         raise BaseMismatchError(
-            f"{what}: was extracted from model {model[:12]}, but {checkpoint.path} is model "
-            f"{checkpoint.fingerprint}; {remedy}"
+            f"{what}: was extracted{earlier} from model {model[:12]}, but {checkpoint.path} is "
+            f"model {found[:12]}; {remedy}"
+        )
+    if is_sampled(model):
+        log.warning(
+            "%s: was extracted by an earlier version; of the model %s only a sample of the "
+            "weights was recorded, and that is the same",
+            what,
+            checkpoint.path,
         )
 
 

@@ -4,9 +4,17 @@ Comparing interventions at equal raw strength compares nothing: an alpha and a c
 different units. They are compared where they have the same effect on the trait.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from personality_vector.study.design import BASE, Grid, Point
+from personality_vector.subject.protocols import Measure
+from personality_vector.traits import Pole
+
+if TYPE_CHECKING:
+    from personality_vector.study.worker import Worker
 
 _TOLERANCE = 0.01
 """Of a matched strength, relative to the bracket that the sweep gives."""
@@ -90,3 +98,98 @@ def nearest_strength(curve: Sequence[DosePoint], target: float) -> float | None:
     near = [point for point in rising(curve) if 0.0 < point.shift < 2.0 * target]
     best = min(near, key=lambda point: abs(point.shift - target), default=None)
     return best.strength if best else None
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Where one intervention has a wanted effect.
+
+    Attributes:
+        intervention: Its label.
+        target: The wanted shift towards the pole, nats per token.
+        strength: The strength that gives it, or ``None`` if the intervention never does.
+    """
+
+    intervention: str
+    target: float
+    strength: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """A grid, and then every arm at the strengths where it moves ``pole`` equally far.
+
+    The targets are ``points`` equal steps up to what the weakest of the arms reaches. An arm that
+    comes in steps, such as a prompt, is taken at the nearest one. Over several seeds the shift is
+    the mean, so that all seeds are measured at one strength.
+
+    Attributes:
+        pole: What is moved.
+        points: Number of targets.
+        measure: Whose shift is the effect; measured in every cell of the grid.
+        probe: The same measure of this trait alone, for strengths in between.
+    """
+
+    pole: Pole
+    points: int
+    measure: Measure
+    probe: Measure
+
+    def batches(self, worker: "Worker") -> Iterator[Sequence[Point]]:
+        """Yield the grid, then the matched points, which are noted in the store."""
+        yield from Grid().batches(worker)
+        matches = self._matches(worker)
+        rows = [(match.intervention, match.target, match.strength) for match in matches]
+        worker.store.note(pole=str(self.pole), effect=self.measure.name, matches=rows)
+        yield [
+            Point(match.intervention, match.strength, seed)
+            for match in matches
+            if match.strength is not None
+            for seed in worker.study.seeds
+        ]
+
+    def _matches(self, worker: "Worker") -> list[Match]:
+        curves = {arm.label: self._curve(worker, arm.label) for arm in worker.study.arms}
+        return [
+            Match(label, target, self._strength(worker, label, curve, target))
+            for target in targets_of(list(curves.values()), self.points)
+            for label, curve in curves.items()
+        ]
+
+    def _strength(
+        self, worker: "Worker", label: str, curve: Sequence[DosePoint], target: float
+    ) -> float | None:
+        if worker.study.arm(label).steps is not None:
+            return nearest_strength(curve, target)
+
+        def shift(strength: float) -> float:
+            return self._shift(worker, label, strength, self.probe)
+
+        return matched_strength(curve, target, shift)
+
+    def _curve(self, worker: "Worker", label: str) -> list[DosePoint]:
+        return [
+            DosePoint(strength, self._shift(worker, label, strength, self.measure))
+            for strength in worker.study.arm(label).strengths
+        ]
+
+    def _shift(self, worker: "Worker", label: str, strength: float, measure: Measure) -> float:
+        """Return the mean shift over seeds, measuring what is missing."""
+        points = [Point(label, strength, seed) for seed in worker.study.seeds]
+        worker.measure(points, [measure])
+        shifts = [
+            worker.value(point, measure, self.pole.trait)
+            - worker.value(Point(BASE, 0.0, point.seed), self.measure, self.pole.trait)
+            for point in points
+        ]
+        return self.pole.sign * sum(shifts) / len(shifts)
+
+
+def targets_of(curves: Sequence[Sequence[DosePoint]], points: int) -> list[float]:
+    """Return ``points`` equal steps up to the smallest reach among interventions that have any.
+
+    >>> targets_of([[DosePoint(1.0, 0.4)], [DosePoint(3.0, 0.2), DosePoint(6.0, 0.8)]], 2)
+    [0.2, 0.4]
+    """
+    reaches = [found for found in map(reach, curves) if found > 0]
+    return [min(reaches) * step / points for step in range(1, points + 1)] if reaches else []

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from personality_vector.numeric.random import key_for
 from personality_vector.subject.chat import Chat, batched, encode_prompts
 from personality_vector.subject.models import device_of
 
@@ -47,6 +48,14 @@ class Reply:
     tokens_in: int
     tokens_out: int
     seconds: float
+
+
+def sample_seed(seed: int, sample: int) -> int:
+    """Return the 46-bit seed of repetition ``sample``.
+
+    46 bits, because :func:`generate_replies` multiplies it by 100,003 and torch takes 63.
+    """
+    return key_for(seed, f"sample {sample}") >> 17
 
 
 @torch.no_grad()
@@ -106,3 +115,11 @@ def _lengths(new: torch.Tensor, tokenizer: Any) -> torch.Tensor:
         # The end mark and the padding are one token: the first of them belongs to the reply.
         is_padding = is_padding & (is_padding.cumsum(1) > 1)
     return (~is_padding).sum(1)
+
+
+def sample_seed(seed: int, sample: int) -> int:
+    """Return the 46-bit seed of repetition ``sample``.
+
+    46 bits, because :func:`generate_replies` multiplies it by 100,003 and torch takes 63.
+    """
+    return key_for(seed, f"sample {sample}") >> 17

@@ -38,18 +38,20 @@ def identity_of(thing: Any) -> str:
 def _plain(thing: Any) -> Any:
     """Return JSON that stands for ``thing``."""
     if thing is None or isinstance(thing, bool | int | str):
-        return thing
-    if isinstance(thing, float):
-        return thing if math.isfinite(thing) else repr(thing)
-    if isinstance(thing, Path):
-        return _content_of(thing)
-    if isinstance(thing, Mapping):
-        return {str(_plain(key)): _plain(value) for key, value in thing.items()}
-    if isinstance(thing, AbstractSet):
-        return sorted((_plain(each) for each in thing), key=str)
-    if isinstance(thing, Sequence):
-        return [_plain(each) for each in thing]
-    return _of_object(thing)
+        found = thing
+    elif isinstance(thing, float):
+        found = thing if math.isfinite(thing) else repr(thing)
+    elif isinstance(thing, Path):
+        found = _content_of(thing)
+    elif isinstance(thing, Mapping):
+        found = {str(_plain(key)): _plain(value) for key, value in thing.items()}
+    elif isinstance(thing, AbstractSet):
+        found = sorted((_plain(each) for each in thing), key=str)
+    elif isinstance(thing, Sequence):
+        found = [_plain(each) for each in thing]
+    else:
+        found = _of_object(thing)
+    return found
 
 
 def _content_of(path: Path) -> str:

@@ -5,7 +5,6 @@ Any object with these attributes and methods will do; nothing has to inherit fro
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -13,6 +12,8 @@ from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.subject.subject import Subject
 
@@ -227,3 +228,24 @@ def require_finite(label: str, strength: float) -> None:
     """Raise NonFiniteError if a strength is NaN or infinite."""
     if not math.isfinite(strength):
         raise NonFiniteError(f"{label}: the strength must be a finite number, got {strength}")
+
+
+def rated(judge: Judge, rubric: Rubric, answers: Sequence[Answer]) -> list[Score]:
+    """Return a judge's scores, one for each answer and all of them on its scale.
+
+    Without answers, it only lets the judge refuse the rubric.
+
+    Raises:
+        DataError: The judge cannot rate the rubric, returned a score that is off its scale, or
+            not one for each answer.
+    """
+    scores = judge(rubric, answers)
+    if len(scores) != len(answers):
+        raise DataError(f"{judge.name}: returned {len(scores)} scores of {len(answers)} answers")
+    low, high = judge.scale
+    for score in scores:
+        if score.value is not None and not low <= score.value <= high:
+            raise DataError(
+                f"{judge.name}: a score must be in [{low:g}, {high:g}], got {score.value}"
+            )
+    return scores

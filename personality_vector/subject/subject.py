@@ -57,7 +57,7 @@ class Subject:
     model: Any
     tokenizer: Any
     edit: ChatEdit = unchanged
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     decoding: Mapping[str, Any] = field(default_factory=dict)
     realised: float | None = None
     memory: dict[str, list[Reply]] | None = None

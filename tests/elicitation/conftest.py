@@ -5,7 +5,7 @@ import json
 import pytest
 
 from personality_vector.data.personas import Persona
-from personality_vector.recipes.steering import SteerRecipe
+from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.subject.models import load_model, load_tokenizer
 
 CONTENT = {

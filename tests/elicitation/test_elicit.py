@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from personality_vector.elicitation.raters import open_rater
+from personality_vector.judges.rating import Rating
 
 from personality_vector.elicitation.extract import extract_persona
 from personality_vector.elicitation.pipeline import elicit, evaluation_instrument, read_persona
-from personality_vector.elicitation.raters import open_rater
 from personality_vector.elicitation.rollouts import to_jsonl
 from personality_vector.errors import DataError, ModelError, RecipeError, TraitError
-from personality_vector.judges.rating import Rating
 from personality_vector.steering import SteeringVector
 from tests.fake_endpoint import likely, serving
 
@@ -188,9 +188,10 @@ def test_the_other_questions_make_an_instrument(persona):
 
 def test_the_embedded_model_shows_what_its_system_prompt_says():
     """The shipped smoke recipe, cut short: answers differ in the direction of the instruction."""
+    from personality_vector.recipes.steering import SteerRecipe
+
     from personality_vector.lab import find_recipe
     from personality_vector.recipes.reading import read_recipe
-    from personality_vector.recipes.steering import SteerRecipe
     from personality_vector.subject.models import load_model, load_tokenizer
 
     settings = ["rollouts.pairs=1", "rollouts.questions=5", "rollouts.samples=1"]

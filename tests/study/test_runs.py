@@ -5,7 +5,7 @@ import pytest
 from personality_vector.errors import DataError
 from personality_vector.manifest import write_manifest
 from personality_vector.recipes.schema import InterventionSpec, MeasureSpec
-from personality_vector.study.runs import content_of, require_held_out
+from personality_vector.study.runs import require_held_out
 
 
 @pytest.fixture
@@ -35,14 +35,3 @@ def test_what_was_trained_on_is_not_measured(trained, tmp_path, where, part, hel
 def test_other_statements_may_measure_anything(trained, tmp_path):
     measure = MeasureSpec(traits=("extraversion",), statements=tmp_path / "others", held_out=0.2)
     require_held_out(trained("all", 0.5), measure)
-
-
-def test_content_is_of_every_file_and_not_of_the_place(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "a.jsonl").write_text("text")
-    assert content_of(tmp_path / "one") == content_of(tmp_path / "two")
-    (tmp_path / "two" / "b.jsonl").write_text("")
-    assert content_of(tmp_path / "one") != content_of(tmp_path / "two")
-    with pytest.raises(DataError, match="absent"):
-        content_of(tmp_path / "absent")

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personality_vector.cli import options
+from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import OutputExistsError
-from personality_vector.recipes.steering import SteerRecipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,7 @@ def extract(recipe: SteerRecipe, out: Path, *, force: bool, as_json: bool) -> No
     as a persona and as its opposite.
     """
     if recipe.persona is None:
-        from personality_vector.steering.recipe import extract_recipe
+        from personality_vector.elicitation.extract import extract_recipe
 
         vector, elicited = extract_recipe(recipe), None
         vector.save(out, force=force)
@@ -43,22 +43,21 @@ def extract(recipe: SteerRecipe, out: Path, *, force: bool, as_json: bool) -> No
 def _data(recipe: SteerRecipe) -> dict[str, Any]:
     if recipe.persona is not None:
         return {}
-    from personality_vector.steering.recipe import read_sides
+    from personality_vector.elicitation.extract import read_sides
 
     positive, negative = read_sides(recipe)
     return {"positive": len(positive), "negative": len(negative)}
 
 
 def _persona(recipe: SteerRecipe) -> dict[str, Any]:
-    from personality_vector.elicitation.pipeline import read_persona
-    from personality_vector.elicitation.raters import open_rater
+    from personality_vector.elicitation.pipeline import open_judge, read_persona
     from personality_vector.elicitation.rollouts import planned
 
     persona = read_persona(recipe)
-    rater = open_rater(recipe, persona)
+    judge = open_judge(recipe, persona)
     replies = len(planned(persona, recipe.rollouts, 0)) * recipe.rollouts.samples
-    judge = rater.label if rater else recipe.judge.kind
-    return {"persona": persona.label, "replies": replies, "rated by": judge}
+    by = judge.name if judge else recipe.judge
+    return {"persona": persona.label, "replies": replies, "rated by": by}
 
 
 def _extract_persona(

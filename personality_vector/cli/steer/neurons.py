@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personality_vector.cli import options
+from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import RecipeError, some
-from personality_vector.recipes.steering import SteerRecipe
 
 if TYPE_CHECKING:
     from personality_vector.interventions.neurons.chosen import NeuronSet
@@ -17,7 +17,7 @@ _OF_VECTORS = ("layers", "pooling", "estimator")
 def check(recipe: SteerRecipe) -> dict[str, Any]:
     """Open the model and read both sides."""
     from personality_vector.checkpoint import Checkpoint
-    from personality_vector.steering.recipe import read_sides
+    from personality_vector.elicitation.extract import read_sides
 
     require_for_neurons(recipe)
     positive, negative = read_sides(recipe)
@@ -60,7 +60,7 @@ def find_recipe_neurons(recipe: SteerRecipe) -> "NeuronSet":
     """
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.interventions.neurons.find import find_neurons
-    from personality_vector.steering.recipe import read_sides
+    from personality_vector.elicitation.extract import read_sides
     from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 
     require_for_neurons(recipe)

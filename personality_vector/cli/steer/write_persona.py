@@ -42,14 +42,14 @@ def write_persona(
 
     Read the file before you use it: what it says is what the vector will mean.
     """
-    from personality_vector import elicitation
+    from personality_vector.elicitation import writing
 
     if out.exists() and not force:
         raise OutputExistsError(f"{out}: exists; choose another --out, or add --force")
     if (local is None) == (model is None):
         raise RecipeError("give either --model (with --endpoint, or OpenAI's own) or --local")
     generator = _local(local, seed) if local else _remote(str(model), endpoint, api_key_env)
-    persona = elicitation.write_persona(name, description, generator, opposite=opposite, pole=pole)
+    persona = writing.write_persona(name, description, generator, opposite=opposite, pole=pole)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(_yaml(persona, local or str(model)), encoding="utf-8")
     counts = len(persona.questions.extract), len(persona.questions.evaluate)
@@ -72,13 +72,10 @@ def _remote(model: str, base_url: str | None, api_key_env: str) -> "Generator":
 
 
 def _local(path: str, seed: int) -> "Generator":
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.elicitation.writing import LocalGenerator
-    from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
+    from personality_vector.subject.subject import Subject
 
-    folder = Checkpoint.open(path).path
-    model = load_model(folder, device=resolve_device("auto"))
-    return LocalGenerator(model, load_tokenizer(folder), seed=seed)
+    return LocalGenerator(Subject.load(path), seed=seed)
 
 
 def _yaml(persona: "Persona", writer: str) -> str:

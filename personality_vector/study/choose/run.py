@@ -21,7 +21,7 @@ from personality_vector.steering.belonging import require_made_from, require_wid
 from personality_vector.study.choose.choice import Choice
 from personality_vector.study.choose.layers import Evidence, Reading, examine, ranked
 from personality_vector.study.choose.strength import Gauges, Point, Yardstick, scan
-from personality_vector.study.runs import content_of
+from personality_vector.checkpoint.digests import content_of
 from personality_vector.subject.chat import Chat, answered, question
 from personality_vector.subject.models import (
     decoder_blocks,

@@ -1,0 +1,234 @@
+"""Divergence: how far the edited model is from the base where the base would have spoken."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from pydantic import Field
+
+from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
+from personality_vector.measures.asking import Asking, AskingSpec
+from personality_vector.recipes.fields import Whole
+from personality_vector.subject.protocols import Better, Findings, Reading
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from personality_vector.subject.chat import Chat
+    from personality_vector.subject.subject import Subject
+
+_SEED = 0
+"""Of the base's replies: one reference for all seeds, so that seeds can be compared."""
+
+
+class DivergenceSpec(AskingSpec):
+    """KL(base || edited) and perplexity on the base's own replies, up to ``max_tokens`` of them."""
+
+    max_tokens: Whole = Field(default=2000, ge=1)
+    batch_size: Whole = Field(default=8, ge=1)
+
+    def open(self) -> "Divergence":
+        """Read the instrument.
+
+        Raises:
+            RecipeError: It is missing or not one.
+        """
+        return Divergence(self.asking(), self.max_tokens, self.batch_size, self.called)
+
+
+class _Reference(NamedTuple):
+    """One reply of the base, as the base reads it.
+
+    Attributes:
+        chat: The chat, ending with the reply.
+        tokens: The reply's first tokens, all of them except in the last reference.
+        log_probs: float32 on the CPU, natural logarithm, one row for each of ``tokens``.
+    """
+
+    chat: "Chat"
+    tokens: "Int[Tensor, ' seq']"
+    log_probs: "Float[Tensor, 'seq vocab']"
+
+
+class _Sums(NamedTuple):
+    """Sums over the tokens of the references, in nats, and how many tokens there are."""
+
+    divergence: float
+    surprise: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """The base's predictions on its own replies, compared with those of the edited model.
+
+    ``kl_base_edited``: mean over tokens of KL(base || edited), in nats per token; 0 for the
+    unedited model. ``perplexity``: ``exp`` of the mean negative log-likelihood of the same tokens
+    under the edited model. Neither can see what only the edited model would say.
+
+    Attributes:
+        asking: The questions that the base replies to.
+        max_tokens: Bound on the tokens that are compared. Memory: ``max_tokens * vocab * 4``
+            bytes, 1 GB for 2,000 tokens of 128,000 words.
+        batch_size: Chats per forward pass; it changes speed and memory only.
+        references: Made by :meth:`prepare`.
+    """
+
+    asking: Asking
+    max_tokens: int = 2000
+    batch_size: int = field(default=8, compare=False)
+    name: str = "divergence"
+    references: Sequence[_Reference] = field(default=(), compare=False)
+
+    version: ClassVar[int] = 1
+    unit: ClassVar[str] = "nats per token"
+    scale: ClassVar[None] = None
+    better: ClassVar[Better] = "low"
+
+    def identity(self) -> str:
+        """Return a digest of the questions, of how replies are drawn, and of the bound."""
+        from personality_vector.subject.identity import identity_of
+
+        return identity_of(self)
+
+    def prepare(self, base: "Subject") -> "Divergence":
+        """Let the base reply, and keep its log-probabilities for the first ``max_tokens`` tokens.
+
+        Replies are taken in random order, since the bound would otherwise leave out whole items;
+        the last one is cut where the bound is reached.
+
+        Raises:
+            DataError: The base says nothing.
+            NonFiniteError: It predicts NaN or infinity.
+        """
+        chosen = _first(base, self._replies(base), self.max_tokens)
+        references: list[_Reference] = []
+        left = self.max_tokens
+        for chat, tokens, log_probs in _predictions(base, chosen, self.batch_size):
+            _require_finite(log_probs[:left], "base")
+            # Cloned, or a slice would keep the whole response in memory.
+            references.append(_Reference(chat, tokens[:left].clone(), log_probs[:left].clone()))
+            left -= len(references[-1].tokens)
+        return replace(self, references=tuple(references))
+
+    def _replies(self, base: "Subject") -> "list[Chat]":
+        from personality_vector.numeric.random import key_for
+        from personality_vector.subject.chat import answered, question
+
+        system = self.asking.instrument.system
+        found = [
+            (key_for(_SEED, f"{item.id} {sample}"), question(item.text, system=system), reply.text)
+            for item, sample, reply in self.asking(base, _SEED)
+            if reply.text.strip()
+        ]
+        if not found:
+            raise DataError(
+                f"{self.name}: the base gives only empty replies, so there is nothing to compare "
+                "on; ask it other questions"
+            )
+        found.sort(key=lambda row: row[0])
+        return [answered(chat, text) for _, chat, text in found]
+
+    def collect(self, subject: "Subject", seed: int) -> _Sums:  # noqa: ARG002
+        """Return how far ``subject`` is from the base on the same tokens.
+
+        Raises:
+            NonFiniteError: The edited model predicts NaN or infinity.
+            TensorMismatchError: It splits a reply into other tokens, or has another vocabulary.
+        """
+        divergence, surprise, count = 0.0, 0.0, 0
+        chats = [reference.chat for reference in self.references]
+        predictions = _predictions(subject, chats, self.batch_size)
+        for reference, (_, tokens, log_probs) in zip(self.references, predictions, strict=True):
+            kept = len(reference.tokens)
+            _require_same_tokens(reference, tokens[:kept], log_probs)
+            _require_finite(log_probs[:kept], "edited model")
+            divergence += _divergence(reference.log_probs, log_probs[:kept])
+            surprise -= _log_likelihood(log_probs[:kept], reference.tokens)
+            count += kept
+        return _Sums(divergence, surprise, count)
+
+    def finish(self, base: "Subject", collected: _Sums) -> Findings:  # noqa: ARG002
+        """Return the means over tokens."""
+        divergence, surprise, n = collected
+        perplexity = _perplexity(surprise / n)
+        return Findings(
+            readings=[
+                Reading(f"{self.name}.kl_base_edited", divergence / n, n=n),
+                Reading(f"{self.name}.perplexity", perplexity, n=n, unit="perplexity"),
+            ]
+        )
+
+
+def _first(base: "Subject", chats: "Sequence[Chat]", max_tokens: int) -> "list[Chat]":
+    """Return the first chats that hold ``max_tokens`` response tokens, the last one included.
+
+    Chosen before the model runs, so that every later pass has the same batches and thus, for the
+    same weights, the same bits.
+    """
+    from personality_vector.subject.chat import encode_chats
+
+    chosen: list[Chat] = []
+    tokens = 0
+    for chat in chats:
+        if tokens >= max_tokens:
+            break
+        chosen.append(chat)
+        tokens += int(encode_chats(base.tokenizer, [chat]).response_mask.sum())
+    return chosen
+
+
+def _predictions(
+    subject: "Subject", chats: "Sequence[Chat]", batch_size: int
+) -> "Iterator[tuple[Chat, Tensor, Tensor]]":
+    """Yield each chat, its response's tokens and the log-probabilities before each, on the CPU."""
+    from personality_vector.subject.chat import batched
+
+    for batch in batched(chats, batch_size):
+        encoded, log_probs = subject.predictions(batch)
+        for row, chat in enumerate(batch):
+            mask = encoded.response_mask[row, 1:]
+            yield chat, encoded.input_ids[row, 1:][mask], log_probs[row][mask]
+
+
+def _divergence(base: "Float[Tensor, 'seq vocab']", edited: "Float[Tensor, 'seq vocab']") -> float:
+    """Return the sum over positions of KL(base || edited), in nats."""
+    import torch
+
+    return float((base.exp() * (base - edited)).sum(dim=1, dtype=torch.float64).sum())
+
+
+def _log_likelihood(
+    log_probs: "Float[Tensor, 'seq vocab']", tokens: "Int[Tensor, ' seq']"
+) -> float:
+    return float(log_probs.gather(1, tokens[:, None])[:, 0].double().sum())
+
+
+def _perplexity(surprise: float) -> float:
+    if surprise > 700:  # exp overflows float64 at 709
+        raise NonFiniteError(f"a perplexity of exp({surprise:.0f}) is not a number")
+    return math.exp(surprise)
+
+
+def _require_finite(log_probs: "Float[Tensor, 'seq vocab']", who: str) -> None:
+    import torch
+
+    if not bool(torch.isfinite(log_probs).all()):
+        raise NonFiniteError(f"the {who} predicts NaN or infinity on a reference chat")
+
+
+def _require_same_tokens(
+    reference: _Reference, tokens: "Int[Tensor, ' seq']", log_probs: "Float[Tensor, 'other vocab']"
+) -> None:
+    import torch
+
+    if not torch.equal(reference.tokens, tokens):
+        text = str(reference.chat[-1]["content"])
+        raise TensorMismatchError(
+            f"the response {text[:60]!r} is not the same tokens after the edit"
+        )
+    ours, theirs = reference.log_probs.shape[1], log_probs.shape[1]
+    if ours != theirs:
+        raise TensorMismatchError(f"the base has a vocabulary of {ours}, the edited model {theirs}")

@@ -1,0 +1,105 @@
+"""An interview: open questions, whose answers judges rate, now or at any later time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import model_validator
+
+from personality_vector.data.instruments import Item
+from personality_vector.data.personas import Persona
+from personality_vector.data.rubrics import rubric_of
+from personality_vector.judges.spec import AnyJudge
+from personality_vector.measures.asking import Asking, AskingSpec
+from personality_vector.measures.likelihood import Traits
+from personality_vector.recipes.reading import read_recipe
+from personality_vector.subject.protocols import Answer, Better, Findings, Judge, Rubric
+
+if TYPE_CHECKING:
+    from personality_vector.subject.subject import Subject
+
+
+class InterviewSpec(AskingSpec):
+    """Answers to open questions, rated by ``judges`` for ``traits`` or for a ``persona``."""
+
+    traits: Traits | None = None
+    judges: tuple[AnyJudge, ...] = ()
+
+    @model_validator(mode="after")
+    def _rated_for_something(self) -> "InterviewSpec":
+        if self.traits is None and self.persona is None:
+            raise ValueError("needs traits to rate the answers for, such as traits: [extraversion]")
+        return self
+
+    def open(self) -> "Interview":
+        """Read the instrument and what the judges learn from.
+
+        Raises:
+            RecipeError: A file is missing or not what it should be.
+        """
+        judges = tuple(spec.open() for spec in self.judges)
+        return Interview(self.asking(), self.rubrics(), judges, self.called)
+
+    def rubrics(self) -> tuple[Rubric, ...]:
+        """Return what the answers are rated for."""
+        if self.traits is not None:
+            return tuple(map(rubric_of, self.traits))
+        return (read_recipe(self.persona, Persona).as_rubric(),) if self.persona else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Interview:
+    """Answers to the items of an instrument.
+
+    Its number is the mean score of a judge, on that judge's scale; the interval is that of the
+    mean, as if answers were independent; samples of one item are not.
+
+    Attributes:
+        asking: The questions, and how replies are drawn.
+        rubrics: What every answer is rated for, unless its item names one of them.
+        judges: Who rates; another judge changes no answer, so they are no part of the identity.
+    """
+
+    asking: Asking
+    rubrics: Sequence[Rubric] = field(compare=False)
+    judges: Sequence[Judge] = field(default=(), compare=False)
+    name: str = "interview"
+
+    version: ClassVar[int] = 1
+    unit: ClassVar[str] = "score"
+    scale: ClassVar[None] = None
+    better: ClassVar[Better] = "towards_pole"
+
+    def identity(self) -> str:
+        """Return a digest of the questions and of how replies are drawn."""
+        from personality_vector.subject.identity import identity_of
+
+        return identity_of(self)
+
+    def prepare(self, base: "Subject") -> "Interview":  # noqa: ARG002
+        """Return it as it is: its answers are compared with nothing."""
+        return self
+
+    def collect(self, subject: "Subject", seed: int) -> list[Answer]:
+        """Return the answers."""
+        return [
+            Answer(
+                item.id,
+                sample,
+                item.text,
+                reply.text,
+                self._rated_for(item),
+                reply.tokens_in,
+                reply.tokens_out,
+                reply.seconds,
+            )
+            for item, sample, reply in self.asking(subject, seed)
+        ]
+
+    def finish(self, base: "Subject", collected: list[Answer]) -> Findings:  # noqa: ARG002
+        """Return what was collected: judges make numbers of it."""
+        return Findings(answers=collected)
+
+    def _rated_for(self, item: Item) -> tuple[str, ...]:
+        names = tuple(rubric.trait for rubric in self.rubrics)
+        return names if item.trait is None else tuple(name for name in names if name == item.trait)

@@ -1,0 +1,107 @@
+"""The design of a study: which interventions are tried at which strengths, with which seeds."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+from personality_vector.errors import RecipeError, some
+from personality_vector.interventions.spec import require_step
+from personality_vector.subject.protocols import Intervention, require_finite
+
+if TYPE_CHECKING:
+    from personality_vector.study.worker import Worker
+
+BASE = "base"
+"""Label of the unedited model in the results."""
+
+
+class Point(NamedTuple):
+    """One intervention at one strength with one seed: what all measures are taken of at once."""
+
+    label: str
+    strength: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """An intervention, and the strengths that it is tried at.
+
+    Attributes:
+        intervention: One for all seeds; or seed to intervention, where each seed has its own, such
+            as a vector that was trained with it.
+        strengths: In the intervention's own unit.
+
+    Raises:
+        RecipeError: A strength is not a step of the intervention, is given twice, or there is none.
+        NonFiniteError: A strength is NaN or infinite.
+    """
+
+    intervention: Intervention | Mapping[int, Intervention]
+    strengths: Sequence[float]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strengths", tuple(map(float, self.strengths)))
+        if not self.strengths or len(set(self.strengths)) < len(self.strengths):
+            raise RecipeError(f"{self.label}: give at least one strength, and none of them twice")
+        for intervention in self.by_seed.values():
+            for strength in self.strengths:
+                require_finite(self.label, strength)
+                require_step(intervention, strength)
+
+    @property
+    def by_seed(self) -> Mapping[int | None, Intervention]:
+        """Seed to intervention; ``None`` stands for every seed."""
+        if isinstance(self.intervention, Mapping):
+            return dict(self.intervention)
+        return {None: self.intervention}
+
+    @property
+    def label(self) -> str:
+        """Name in tables and figures."""
+        return next(iter(self.by_seed.values())).label
+
+    @property
+    def steps(self) -> tuple[float, ...] | None:
+        """The strengths that there are, or ``None`` for all real numbers."""
+        return next(iter(self.by_seed.values())).steps
+
+    def at(self, seed: int) -> Intervention:
+        """Return the intervention of a seed."""
+        found = self.by_seed
+        return found[None] if None in found else found[seed]
+
+
+@runtime_checkable
+class Design(Protocol):
+    """Which points are measured. What comes next may depend on what has been measured."""
+
+    def batches(self, worker: "Worker", /) -> Iterator[Sequence[Point]]:
+        """Yield points; each batch has been measured before the next is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The base, and every arm at each of its strengths, with every seed."""
+
+    def batches(self, worker: "Worker") -> Iterator[Sequence[Point]]:
+        """Yield the base, to which everything is compared, and then all the rest."""
+        study = worker.study
+        yield [Point(BASE, 0.0, seed) for seed in study.seeds]
+        yield [
+            Point(arm.label, strength, seed)
+            for arm in study.arms
+            for strength in arm.strengths
+            for seed in study.seeds
+        ]
+
+
+def require_distinct(what: str, names: Sequence[str], remedy: str) -> None:
+    """Refuse two arms or measures of one name.
+
+    Raises:
+        RecipeError: A name occurs twice.
+    """
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise RecipeError(f"two {what} are called {some(repeated)}; {remedy}")

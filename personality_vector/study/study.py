@@ -1,0 +1,344 @@
+"""A study: interventions x strengths x measures x seeds on one base, in one resumable folder."""
+
+import multiprocessing
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from personality_vector.checkpoint import Checkpoint
+from personality_vector.errors import OutputExistsError, RecipeError, some
+from personality_vector.study.design import BASE, Arm, Design, Grid, Point, require_distinct
+from personality_vector.study.judging import (
+    described,
+    judge_key,
+    judges_of,
+    quality_of,
+    rubrics_of,
+)
+from personality_vector.study.run import Run
+from personality_vector.study.store.store import FILE, Judged, Planned, Store
+from personality_vector.study.worker import Worker
+from personality_vector.subject.identity import digest_of
+from personality_vector.subject.protocols import Cell, Intervention, Judge, Measure
+from personality_vector.subject.subject import base_identity
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that is to be measured; made by :func:`study` or from a recipe.
+
+    Attributes:
+        base: The model that every intervention is done to.
+        arms: Interventions with their strengths; labels differ.
+        measures: What is measured in every cell; names differ.
+        seeds: Of all random numbers; each is a repetition.
+        dtype: That the base is loaded in.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        design: In which order points are measured, and which follow from others.
+        recipe: What the study was read from, for the report.
+
+    Raises:
+        RecipeError: Two arms, two measures or two seeds are the same, or there is no measure.
+        BaseMismatchError: An intervention belongs to another base.
+    """
+
+    base: Checkpoint
+    arms: Sequence[Arm] = ()
+    measures: Sequence[Measure] = ()
+    seeds: Sequence[int] = (0,)
+    dtype: str = "float32"
+    device: str = "auto"
+    design: Design = field(default_factory=Grid)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        labels = [arm.label for arm in self.arms]
+        if BASE in labels:
+            raise RecipeError(f"the label {BASE!r} is taken; results use it for the base itself")
+        require_distinct("interventions", labels, "give each its own label")
+        require_distinct("measures", [m.name for m in self.measures], "give one of them a name")
+        if not self.measures or not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise RecipeError("a study needs a measure and a seed, and no seed twice")
+        for arm in self.arms:
+            for intervention in arm.by_seed.values():
+                intervention.check(self.base)
+
+    @cached_property
+    def base_identity(self) -> str:
+        """Digest of the base: weights, tokenizer, template, dtype and kind of device."""
+        return base_identity(self.base, self.dtype, self.device)
+
+    @cached_property
+    def identities(self) -> dict[str, str]:
+        """Label, and seed where each has its own, to the digest of the intervention."""
+        return {
+            _key(arm.label, seed): intervention.identity()
+            for arm in self.arms
+            for seed, intervention in arm.by_seed.items()
+        }
+
+    @cached_property
+    def _measured(self) -> dict[str, str]:
+        return {measure.name: measure.identity() for measure in self.measures}
+
+    def _identity_of(self, measure: Measure) -> str:
+        for one in self.measures:
+            if one is measure:
+                return self._measured[one.name]
+        return measure.identity()
+
+    def arm(self, label: str) -> Arm:
+        """Return the arm of a label."""
+        return next(arm for arm in self.arms if arm.label == label)
+
+    def cell(self, point: Point, measure: Measure) -> Cell:
+        """Return the key of one measure at one point; strength 0 of anything is the base."""
+        known = self._identity_of(measure)
+        if point.label == BASE or point.strength == 0.0:
+            return Cell(self.base_identity, self.base_identity, 0.0, known, point.seed)
+        found = self.identities
+        own = found.get(_key(point.label, point.seed)) or found[point.label]
+        return Cell(self.base_identity, own, point.strength, known, point.seed)
+
+    def planned(self, points: Iterable[Point]) -> list[Planned]:
+        """Return the cells of some points, under their names."""
+        return [
+            Planned(point.label, point.strength, measure.name, self.cell(point, measure))
+            for point in points
+            for measure in self.measures
+        ]
+
+    @property
+    def judged(self) -> list[Judged]:
+        """Who rates the answers of which measure, and for what."""
+        return [
+            Judged(measure.name, judge.name, rubric.trait, judge_key(judge, rubric))
+            for measure in self.measures
+            for judge in judges_of(measure)
+            for rubric in rubrics_of(measure)
+        ]
+
+    def run(self, folder: str | Path, *, workers: int = 1, force: bool = False) -> Run:
+        """Measure what ``folder`` does not hold yet, and return what it holds.
+
+        Several processes may run the same study in one folder: each takes cells that nobody else
+        has. No checkpoint is written; the base is edited in memory and restored bit for bit.
+
+        Args:
+            folder: Is made. A strength, seed, measure or judge that was added, or an input that was
+                changed, costs only what is missing.
+            workers: Processes of this machine, this one included.
+            force: Forget what the folder holds.
+
+        Raises:
+            RecipeError: ``workers`` is above 1 and something in the study cannot be pickled.
+            OutputExistsError: ``folder`` holds something else.
+            CheckpointError: Its results are damaged, or of another format.
+        """
+        out = Path(folder)
+        packed = _packed(self) if workers > 1 else b""
+        is_new = not out.exists()
+        if not is_new and not (out / FILE).exists() and any(out.iterdir()):
+            raise OutputExistsError(
+                f"{out}: exists and holds no results of ours; choose another --out"
+            )
+        if force:
+            _forget(out)
+        with Store.open(out / FILE, create=True) as store:
+            try:
+                self._begin(store)
+                with _helped(packed, out, workers - 1):
+                    Worker(self, store).work()
+            except BaseException:
+                _leave_nothing(store, out, is_new=is_new)
+                raise
+        object.__setattr__(self, "_folder", out)
+        return Run(out)
+
+    def readings(self) -> pd.DataFrame:
+        """Return the readings of the folder that this study was last run in.
+
+        Raises:
+            RecipeError: It has not been run.
+        """
+        folder = getattr(self, "_folder", None)
+        if folder is None:
+            raise RecipeError("this study has not been run; call run(folder) first")
+        return Run(folder).readings()
+
+    def _begin(self, store: Store) -> None:
+        recipe = dict(self.recipe) or self._described()
+        content = (recipe, self.base_identity, self.identities, self._measured, self.judged)
+        store.begin(
+            digest_of(*content),
+            self.judged,
+            recipe=recipe,
+            base={
+                "path": str(self.base.path),
+                "reference": self.base.reference,
+                "identity": self.base_identity,
+                "dtype": self.dtype,
+                "device": self.device,
+            },
+            arms={arm.label: list(arm.strengths) for arm in self.arms},
+            seeds=list(self.seeds),
+            measures={measure.name: _drawn(measure) for measure in self.measures},
+            rubrics={m.name: [described(one) for one in rubrics_of(m)] for m in self.measures},
+            judges={judge.name: quality_of(judge) for judge in self._judges()},
+        )
+
+    def _judges(self) -> list[Judge]:
+        return [judge for measure in self.measures for judge in judges_of(measure)]
+
+    def _described(self) -> dict[str, Any]:
+        """Return what stands for the recipe of a study that was made in Python."""
+        return {
+            "base": str(self.base.path),
+            "interventions": [arm.label for arm in self.arms],
+            "measures": [measure.name for measure in self.measures],
+            "seeds": list(self.seeds),
+            "dtype": self.dtype,
+            "device": self.device,
+        }
+
+
+def study(
+    base: str | Path | Checkpoint,
+    interventions: Iterable[Intervention | Arm] = (),
+    strengths: Sequence[float] | Mapping[str, Sequence[float]] = (),
+    measures: Iterable[Measure] = (),
+    seeds: Sequence[int] = (0,),
+    **how: Any,
+) -> Study:
+    """Return a study of any objects that have the methods of the protocols.
+
+    >>> import personality_vector as pv
+    >>> pv.study("builtin:demo", measures=[pv.Likelihood(...)]).run("runs/mine")  # doctest: +SKIP
+
+    Args:
+        base: Directory, Hub id or ``builtin:demo``.
+        interventions: :class:`Intervention` objects, or :class:`Arm` where one has strengths of its
+            own or an intervention for each seed.
+        strengths: For all interventions; or label to strengths.
+        measures: :class:`Measure` objects; judges are those that a measure names.
+        seeds: Each is a repetition with other random numbers.
+        **how: ``dtype``, ``device`` and ``design`` of :class:`Study`.
+
+    Raises:
+        CheckpointError: There is no such base.
+        RecipeError: A label has no strengths, or one that is not a step of it.
+    """
+    arms = [
+        one if isinstance(one, Arm) else Arm(one, _strengths_of(one.label, strengths))
+        for one in interventions
+    ]
+    return Study(Checkpoint.open(base), tuple(arms), tuple(measures), tuple(seeds), **how)
+
+
+def _strengths_of(
+    label: str, strengths: Sequence[float] | Mapping[str, Sequence[float]]
+) -> Sequence[float]:
+    if not isinstance(strengths, Mapping):
+        return strengths
+    if label not in strengths:
+        raise RecipeError(f"{label}: has no strengths; they are given for {some(strengths)}")
+    return strengths[label]
+
+
+def _key(label: str, seed: int | None) -> str:
+    return label if seed is None else f"{label}, seed {seed}"
+
+
+def _drawn(measure: Measure) -> dict[str, Any]:
+    """Return what a report needs to draw a measure."""
+    return {"unit": measure.unit, "scale": measure.scale, "better": measure.better}
+
+
+def _packed(study: Study) -> bytes:
+    """Return a study as bytes for another process.
+
+    Raises:
+        RecipeError: Something in it cannot be pickled; it is named.
+    """
+    for name, part in _parts(study):
+        try:
+            pickle.dumps(part)
+        except Exception as error:
+            raise RecipeError(
+                f"{name} cannot be pickled, which workers above 1 need ({error}); define its class "
+                "at the top level of a module, or use workers=1"
+            ) from error
+    return pickle.dumps(study)
+
+
+def _parts(study: Study) -> list[tuple[str, Any]]:
+    arms = [(arm.label, arm) for arm in study.arms]
+    measures = [(measure.name, measure) for measure in study.measures]
+    return [*arms, *measures, ("the design", study.design), ("the study", study)]
+
+
+class _helped:  # noqa: N801  (a context manager that reads as a word)
+    """Other processes that work on the same folder for the length of a ``with`` block."""
+
+    def __init__(self, packed: bytes, folder: Path, helpers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        threads = max(1, _threads() // (helpers + 1))
+        self._helpers = [
+            context.Process(target=_help, args=(packed, folder, threads)) for _ in range(helpers)
+        ]
+
+    def __enter__(self) -> None:
+        for helper in self._helpers:
+            helper.start()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        for helper in self._helpers:
+            if kind is not None:
+                helper.terminate()
+            helper.join()
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _help(packed: bytes, folder: Path, threads: int) -> None:
+    import torch
+
+    from personality_vector.progress import silence
+
+    silence()
+    torch.set_num_threads(threads)
+    study: Study = pickle.loads(packed)  # noqa: S301  (made by this very program)
+    with Store.open(folder / FILE) as store:
+        Worker(study, store).work()
+
+
+def _forget(out: Path) -> None:
+    """Remove the results of an earlier run, of whatever format.
+
+    Raises:
+        CheckpointError: What lies there under that name is not a results file.
+    """
+    path = out / FILE
+    if path.exists():
+        Run.require_results(path)
+        for old in out.glob(f"{FILE}*"):
+            old.unlink()
+
+
+def _leave_nothing(store: Store, out: Path, *, is_new: bool) -> None:
+    """Remove a store in which nothing was measured, and the folder that was made for it."""
+    if store.is_empty():
+        store.close()
+        for file in out.glob(f"{FILE}*"):
+            file.unlink()
+        if is_new and not any(out.iterdir()):
+            out.rmdir()

@@ -1,0 +1,222 @@
+"""Tables of a run: how numbers follow the strength, and what an equal effect costs."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from personality_vector.study.design import BASE
+from personality_vector.study.matched import DosePoint, reach, targets_of
+from personality_vector.study.run import Run
+from personality_vector.traits import Pole
+
+_KEYS = ["intervention", "trait", "measure", "judge"]
+
+
+def labels_of(run: Run) -> list[str]:
+    """Return the labels of the interventions of a run, in the order of its recipe."""
+    return list(run["arms"])
+
+
+def number_name(measure: str, judge: str) -> str:
+    """Return the name of a number in a heading: ``likelihood``, or ``interview by classifier``."""
+    return f"{measure} by {judge}" if judge else measure
+
+
+def on_grid(run: Run, readings: pd.DataFrame) -> pd.DataFrame:
+    """Return the readings of the base and of the strengths that the recipe lists."""
+    arms = {BASE: [0.0], **run["arms"]}
+    is_listed = [
+        strength in arms.get(label, ())
+        for label, strength in zip(readings["intervention"], readings["strength"], strict=True)
+    ]
+    return readings[is_listed]
+
+
+def measured(run: Run) -> pd.DataFrame:
+    """Return the numbers of every trait, of a run without interventions."""
+    shown = run.readings().query("trait != ''")
+    return shown.drop(columns=["intervention", "strength"])
+
+
+def dose_response(run: Run) -> pd.DataFrame:
+    """Return one row per intervention, trait and number: how it follows the strength.
+
+    Columns: ``intervention, trait, measure, judge, n, unscored, base, spearman, pearson, ci_low,
+    ci_high, slope``. ``n`` counts strengths times seeds. ``pearson`` has a 95 % confidence interval
+    (Fisher's z); ``base`` is the mean over seeds of the unedited model. A number without a value at
+    some strength is left out there and counted.
+    """
+    frame = on_grid(run, run.readings()).query("trait != ''")
+    base = frame[frame["intervention"] == BASE].groupby(_KEYS[1:])["value"].mean()
+    rows = []
+    swept = frame[frame["intervention"].isin(labels_of(run))]
+    for key, group in swept.groupby(_KEYS, sort=False):
+        scored = group.dropna(subset=["value"])
+        rows.append(
+            dict(zip(_KEYS, key, strict=True))
+            | {"n": len(scored), "unscored": int(group["unscored"].sum())}
+            | {"base": float(base.get(key[1:], math.nan))}
+            | correlation(scored["strength"].tolist(), scored["value"].tolist())
+        )
+    return pd.DataFrame(rows)
+
+
+def by_strength(run: Run) -> pd.DataFrame:
+    """Return one row per intervention and strength: the numbers of every trait, means over seeds.
+
+    The base comes first, at strength 0.
+    """
+    shown = on_grid(run, run.readings()).query("trait != ''")
+    named = [
+        f"{trait} {number_name(measure, judge)}"
+        for trait, measure, judge in zip(
+            shown["trait"], shown["measure"], shown["judge"], strict=True
+        )
+    ]
+    keys = ["intervention", "strength", "name"]
+    values = shown.assign(name=named).groupby(keys, sort=False)["value"].mean()
+    return values.unstack("name", sort=False).reset_index().rename_axis(columns=None)
+
+
+def side_effects(run: Run) -> pd.DataFrame:
+    """Return one row per intervention and strength of the grid: the numbers of no trait."""
+    plain = on_grid(run, run.readings()).query("trait == ''")
+    wide = plain.pivot_table(index=["intervention", "strength"], columns="measure", values="value")
+    order = {label: index for index, label in enumerate([BASE, *labels_of(run)])}
+    return wide.reset_index().sort_values(
+        ["intervention", "strength"], key=lambda c: c.map(order) if c.name == "intervention" else c
+    )
+
+
+def unscored(run: Run) -> pd.DataFrame:
+    """Return the numbers of which something was not scored: how much, and out of how much.
+
+    Columns: ``measure, judge, trait, scored, unscored``, over all cells.
+    """
+    frame = run.readings().groupby(["measure", "judge", "trait"], sort=False)
+    found = frame[["n", "unscored"]].sum().query("unscored > 0").reset_index()
+    return found.rename(columns={"n": "scored"})
+
+
+def shifts(run: Run, pole: Pole) -> dict[str, list[DosePoint]]:
+    """Return, per intervention, how far each strength of the grid moves the effect to ``pole``.
+
+    Means over seeds, each against the base with the same seed.
+    """
+    frame = _shifted(run, run["effect"], "", pole)
+    curves = {}
+    for label, strengths in run["arms"].items():
+        own = frame[label] if label in frame.index.get_level_values(0) else pd.Series(dtype=float)
+        curves[label] = [DosePoint(s, float(own[s])) for s in strengths if s in own.index]
+    return curves
+
+
+def _shifted(run: Run, measure: str, judge: str, pole: Pole) -> "pd.Series[float]":
+    """Return the shift of a number towards ``pole``, by intervention and strength."""
+    frame = run.readings()
+    is_it = (frame["measure"] == measure) & (frame["judge"] == judge)
+    own = frame[is_it & (frame["trait"] == pole.trait)]
+    base = own[own["intervention"] == BASE].set_index("seed")["value"]
+    moved = pole.sign * (own["value"] - own["seed"].map(base).astype(float))
+    return moved.groupby([own["intervention"], own["strength"]]).mean()
+
+
+def off_targets(run: Run, pole: Pole) -> "pd.Series[float]":
+    """Return the mean absolute shift of the other traits, by intervention and strength."""
+    frame = run.readings()
+    others = frame[(frame["measure"] == run["effect"]) & (frame["trait"] != pole.trait)]
+    base = others[others["intervention"] == BASE].set_index(["trait", "seed"])["value"]
+    keys = pd.MultiIndex.from_frame(others[["trait", "seed"]])
+    moved = (others["value"] - base.reindex(keys).to_numpy()).abs()
+    return moved.groupby([others["intervention"], others["strength"]]).mean()
+
+
+def costs(run: Run) -> pd.DataFrame:
+    """Return the numbers of no trait by intervention and strength, means over seeds."""
+    plain = run.readings().query("trait == ''")
+    return plain.pivot_table(index=["intervention", "strength"], columns="measure", values="value")
+
+
+def matched_effect(run: Run) -> pd.DataFrame:
+    """Return one row per target and intervention: the effect, and what it costs.
+
+    Columns: ``target, intervention, strength, shift`` (of the effect, towards the pole), a column
+    for each judge (shift of its mean towards the pole, on its scale), ``off_target`` (mean absolute
+    shift of the other traits), and every number of no trait.
+    """
+    pole = Pole.parse(run["pole"])
+    shift, off_target, cost = (
+        _shifted(run, run["effect"], "", pole),
+        off_targets(run, pole),
+        costs(run),
+    )
+    judged = {
+        f"{judge} shift": _shifted(run, measure, judge, pole)
+        for measure, judge in _judged_numbers(run, pole)
+    }
+    rows = [
+        {"target": target, "intervention": label, "strength": strength}
+        | {"shift": _at(shift, label, strength)}
+        | {name: _at(column, label, strength) for name, column in judged.items()}
+        | {"off_target": _at(off_target, label, strength)}
+        | {name: _at(cost[name], label, strength) for name in cost.columns}
+        for label, target, strength in run["matches"]
+        if strength is not None
+    ]
+    table = pd.DataFrame(rows)
+    return table.sort_values(["target", "intervention"], ignore_index=True) if rows else table
+
+
+def _judged_numbers(run: Run, pole: Pole) -> list[tuple[str, str]]:
+    frame = run.readings()
+    frame = frame[(frame["judge"] != "") & (frame["trait"] == pole.trait)]
+    return list(frame[["measure", "judge"]].drop_duplicates().itertuples(index=False, name=None))
+
+
+def _at(column: "pd.Series[float]", label: str, strength: float) -> float:
+    return float(column.get((label, strength), math.nan))
+
+
+def remarks(run: Run) -> list[str]:
+    """Return what the table at matched effect does not show.
+
+    Who set the targets, and which interventions are near none of them.
+    """
+    pole = Pole.parse(run["pole"])
+    curves = shifts(run, pole)
+    reaches = {label: reach(curve) for label, curve in curves.items()}
+    moving = {label: found for label, found in reaches.items() if found > 0}
+    if not moving:
+        return []
+    weakest = min(moving, key=moving.__getitem__)
+    said = [
+        f"targets are equal steps up to {moving[weakest]:.3g} nats per token, "
+        f"the furthest that {weakest} reaches"
+    ]
+    table = matched_effect(run)
+    found = {} if table.empty else dict(table.groupby("target")["intervention"].agg(set))
+    for target in targets_of(list(curves.values()), int(run["recipe"].get("points", 4))):
+        met = [labels for known, labels in found.items() if math.isclose(known, target)]
+        absent = [label for label in reaches if not any(label in labels for labels in met)]
+        if absent:
+            said.append(f"at {target:.3g} no strength of {', '.join(absent)} is near")
+    return said
+
+
+def correlation(strengths: Sequence[float], values: Sequence[float]) -> dict[str, float]:
+    """Return Spearman, Pearson with its 95 % interval, and the slope; NaN where undefined."""
+    from scipy import stats
+
+    undefined = dict.fromkeys(["spearman", "pearson", "ci_low", "ci_high", "slope"], math.nan)
+    if len(set(strengths)) < 3 or len(set(values)) < 2:
+        return undefined
+    pearson = stats.pearsonr(strengths, values)
+    interval = pearson.confidence_interval(0.95) if len(values) > 3 else (math.nan,) * 2
+    return {
+        "spearman": float(stats.spearmanr(strengths, values).statistic),
+        "pearson": float(pearson.statistic),
+        "ci_low": float(interval[0]),
+        "ci_high": float(interval[1]),
+        "slope": float(stats.linregress(strengths, values).slope),
+    }
