@@ -123,7 +123,7 @@ def test_examples_are_written_out_or_read(opened, folder):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"examples": []}, "examples: needs at least one"),
+        ({"examples": []}, "examples: give a list of {user, assistant}, at least one"),
         ({"examples": [{"user": "Hi"}]}, "examples: the key 'assistant' is missing"),
         ({"examples": {"souce": "x"}}, "examples: unknown key 'souce'; did you mean 'source'"),
         ({"decoding": {"temprature": 1}}, "unknown key 'decoding.temprature'; did you mean 'temp"),
