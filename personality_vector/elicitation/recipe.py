@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from personality_vector.data.spec import DataSpec
 from personality_vector.judges.spec import KINDS, JudgeSpec
@@ -18,7 +18,7 @@ Unjudged = Literal["none", "recorded"]
 _FOR_PERSONAS = ("rollouts", "judge", "thresholds", "seed")
 
 
-def _judge(value: Any, info: ValidationInfo) -> Any:
+def _judge(value: Any, info: Any) -> Any:
     if value in ("none", "recorded"):
         return value
     return by_only_key(KINDS, value, info, "a judge")

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, SerializeAsAny, ValidationInfo, model_serializer
+from pydantic import BeforeValidator, SerializeAsAny, model_serializer
 
 from personality_vector.recipes.keyed import by_only_key, key_of
 from personality_vector.recipes.reading import Recipe
@@ -34,7 +34,7 @@ class JudgeSpec(Recipe):
         return {key_of(KINDS, type(self)): handler(self)}
 
 
-def _parsed(value: Any, info: ValidationInfo) -> Any:
+def _parsed(value: Any, info: Any) -> Any:
     return by_only_key(KINDS, value, info, "a judge")
 
 

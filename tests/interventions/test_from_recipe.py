@@ -57,7 +57,7 @@ def test_weights_are_an_edit_of_a_delta_or_of_what_was_tuned(opened, pico, pico_
     assert saved.label == tuned.label == "x"
 
 
-def test_a_merge_is_an_edit_whose_strength_is_lambda(opened, pico_tuned, llama, tmp_path, merged):
+def test_a_merge_is_an_edit_whose_strength_is_lambda(opened, pico_tuned, llama, merged):
     """At strength 0.5, with alphas by layer and a method, it holds what a merge writes."""
     ends = [pico_tuned("llama", seed=seed) for seed in (0, 1)]
     terms = [
@@ -66,7 +66,7 @@ def test_a_merge_is_an_edit_whose_strength_is_lambda(opened, pico_tuned, llama, 
     ]
     how = {"method": "ties", "options": {"density": 0.4}, "exclude": ["embeddings"]}
     edit = opened(terms=terms, **how)
-    given = [(ends[0], [0.2, 1.0]), (ends[1], -0.5)]
+    given = [(ends[0], (0.2, 1.0)), (ends[1], -0.5)]
     how["options"] = {"density": 0.4, "lambda": 0.5}
     expected = merged(given, **how)
     with edit.applied(llama, 0.5) as asked:
@@ -141,7 +141,7 @@ def test_neurons_steer_the_response_unless_told(opened):
     ],
 )
 def test_what_is_of_another_model_is_refused(opened, keys):
-    with pytest.raises(BaseMismatchError, match=r": was extracted from model 0000.*, but .* is mo"):
+    with pytest.raises(BaseMismatchError, match=r": was extracted .*from model 0000.*, but "):
         opened(**keys)
 
 
