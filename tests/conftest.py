@@ -1,10 +1,9 @@
 """Pico models: real architectures, random weights, no download; and the rounding of an oracle."""
 
 import os
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
-_CACHE = TemporaryDirectory(prefix="pvec-cache-")  # removed when the process ends
-os.environ["PVEC_CACHE"] = _CACHE.name
+os.environ["PVEC_CACHE"] = mkdtemp(prefix="pvec-cache-")
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"

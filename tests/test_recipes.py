@@ -13,7 +13,7 @@ from personality_vector.merging.methods import find_method
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.recipes.choice import ChooseRecipe
 from personality_vector.recipes.reading import read_recipe
-from personality_vector.recipes.schema import CompareRecipe, EvalRecipe, SweepRecipe
+from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe
 
 KINDS = {
     "training": TrainRecipe,

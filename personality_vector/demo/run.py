@@ -24,12 +24,12 @@ from personality_vector.merging.engine import write_merge
 from personality_vector.merging.plan import plan_recipe
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.recipes.reading import Recipe, read_recipe
-from personality_vector.recipes.schema import CompareRecipe, SweepRecipe
 from personality_vector.report.page import sample_answers, write_report
 from personality_vector.report.tables import print_frame
-from personality_vector.study.compare import compare, matched_effect
-from personality_vector.study.runs import write_run_manifest
-from personality_vector.study.sweep import BASE, dose_response, sweep
+from personality_vector.study.design import BASE
+from personality_vector.study.opening import open_study
+from personality_vector.study.recipe import CompareRecipe, SweepRecipe
+from personality_vector.study.tables import dose_response, matched_effect
 from personality_vector.subject.chat import question
 from personality_vector.subject.generation import Sampling, generate_replies
 from personality_vector.subject.models import load_model, load_tokenizer
@@ -113,13 +113,13 @@ class Demo:
             f"interventions.{index}.tuned={self.tuned(pole)}" for index, pole in enumerate(POLES)
         ]
         recipe = _recipe("eval/sweeps/smoke", SweepRecipe, *tuned)
-        with sweep(recipe, folder, force=self.force) as results:
-            page, spec = write_report(results, folder), results.spec
-            print_frame("Trait against alpha, on held-out statements", dose_response(results))
-            for pole in POLES:
-                answers = sample_answers(results, str(pole)) | sample_answers(results, BASE)
-                _show_answers(str(pole), answers)
-        write_run_manifest(folder, spec, "sweep")
+        run = open_study(recipe).run(folder, force=self.force)
+        page = write_report(run)
+        run.write_manifest("sweep")
+        print_frame("Trait against alpha, on held-out statements", dose_response(run))
+        for pole in POLES:
+            answers = sample_answers(run, str(pole)) | sample_answers(run, BASE)
+            _show_answers(str(pole), answers)
         sys.stdout.write(f"\nreport of the sweep: {page}\n")
 
     def _compare(self, folder: Path) -> None:
@@ -129,10 +129,10 @@ class Demo:
             f"interventions.1.vector={self.out / 'steering'}",
         )
         recipe = _recipe("eval/compare/smoke", CompareRecipe, *made)
-        with compare(recipe, folder, force=self.force) as results:
-            page, spec = write_report(results, folder), results.spec
-            print_frame(f"At equal effect on {recipe.pole}", matched_effect(results, recipe.pole))
-        write_run_manifest(folder, spec, "compare")
+        run = open_study(recipe).run(folder, force=self.force)
+        page = write_report(run)
+        run.write_manifest("compare")
+        print_frame(f"At equal effect on {recipe.pole}", matched_effect(run))
         sys.stdout.write(f"\nreport of the comparison: {page}\n")
 
 
@@ -153,4 +153,4 @@ def _show_merged(folder: Path) -> None:
     chats = [question("What kind of person are you?")] * 3
     sys.stdout.write("\nmerged (0.8 extraversion:high - 0.6 neuroticism:high)\n")
     for reply in generate_replies(model, tokenizer, chats, Sampling(), seed=0):
-        sys.stdout.write(f"         {reply}\n")
+        sys.stdout.write(f"         {reply.text}\n")

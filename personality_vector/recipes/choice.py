@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 from personality_vector.recipes.fields import Device, Dtype, Layers, PoleField, Real, Whole, Words
 from personality_vector.recipes.paths import LocalPath, ModelRef
 from personality_vector.recipes.reading import Recipe
-from personality_vector.recipes.schema import GenerationSpec
+from personality_vector.subject.spec import GenerationSpec
 
 
 def _outwards(shares: tuple[float, ...]) -> tuple[float, ...]:

@@ -115,11 +115,3 @@ def _lengths(new: torch.Tensor, tokenizer: Any) -> torch.Tensor:
         # The end mark and the padding are one token: the first of them belongs to the reply.
         is_padding = is_padding & (is_padding.cumsum(1) > 1)
     return (~is_padding).sum(1)
-
-
-def sample_seed(seed: int, sample: int) -> int:
-    """Return the 46-bit seed of repetition ``sample``.
-
-    46 bits, because :func:`generate_replies` multiplies it by 100,003 and torch takes 63.
-    """
-    return key_for(seed, f"sample {sample}") >> 17

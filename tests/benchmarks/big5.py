@@ -12,13 +12,13 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
+from personality_vector.study.sweep import BASE, correlation, sweep
 
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.finetuning.sft import train
-from personality_vector.recipes.schema import SweepRecipe
 from personality_vector.report.figures import dose_response_figure, save_figure
-from personality_vector.study.results import Results
-from personality_vector.study.sweep import BASE, correlation, sweep
+from personality_vector.study.recipe import SweepRecipe
+from personality_vector.study.store import Results
 from personality_vector.traits import BIG_FIVE, Pole
 
 ALPHAS = [round(0.1 * step, 1) for step in range(1, 21)]

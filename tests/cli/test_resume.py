@@ -5,7 +5,7 @@ import torch
 
 from personality_vector.steering import SteeringVector
 from personality_vector.study import sweep
-from personality_vector.study.results import Results
+from personality_vector.study.store import Results
 from personality_vector.traits import Pole
 
 

@@ -4,6 +4,7 @@ import itertools
 import json
 
 import pytest
+from personality_vector.measures.administer import sample_seed
 from personality_vector.recipes.steering import RolloutSpec
 
 from personality_vector.elicitation.rollouts import (
@@ -15,7 +16,6 @@ from personality_vector.elicitation.rollouts import (
     to_jsonl,
 )
 from personality_vector.errors import DataError
-from personality_vector.measures.administer import sample_seed
 from personality_vector.subject.chat import question
 from personality_vector.subject.generation import Sampling, generate_replies
 

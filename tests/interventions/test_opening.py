@@ -5,6 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from personality_vector.interventions.neurons.recipe import find_recipe_neurons
+from personality_vector.interventions.opening import open_intervention
+from personality_vector.interventions.system_prompt import SystemPrompt
+from personality_vector.recipes.schema import CompareRecipe, InterventionSpec, SweepRecipe
+from personality_vector.study.compare import compare, matched_effect
+from personality_vector.study.runs import spec_of
+from personality_vector.study.sweep import sweep
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.cli.steer import neurons as verb
@@ -12,19 +19,12 @@ from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import BaseMismatchError, ModelError, RecipeError
 from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.interventions.neurons import RESPONSE, NeuronSet, NeuronSteering
-from personality_vector.interventions.neurons.recipe import find_recipe_neurons
-from personality_vector.interventions.opening import open_intervention
 from personality_vector.interventions.portrait import Portrait
 from personality_vector.interventions.prompted import Prompted
 from personality_vector.interventions.roles import RolePrompt
-from personality_vector.interventions.system_prompt import SystemPrompt
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.numeric.random import generator_for
-from personality_vector.recipes.schema import CompareRecipe, InterventionSpec, SweepRecipe
 from personality_vector.steering import ALL, Positions, SteeringVector
-from personality_vector.study.compare import compare, matched_effect
-from personality_vector.study.runs import spec_of
-from personality_vector.study.sweep import sweep
 from personality_vector.subject.models import load_tokenizer
 from personality_vector.traits import Pole
 

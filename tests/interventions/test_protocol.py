@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from personality_vector.interventions.system_prompt import SystemPrompt
 
 from personality_vector.delta import Delta
 from personality_vector.errors import NonFiniteError
@@ -12,7 +13,6 @@ from personality_vector.interventions.neurons import NeuronSteering
 from personality_vector.interventions.portrait import Portrait
 from personality_vector.interventions.prompted import Prompted
 from personality_vector.interventions.roles import RolePrompt, SingleAgent
-from personality_vector.interventions.system_prompt import SystemPrompt
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from personality_vector.study.sweep import BASE, correlation, sweep
 
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.finetuning.sft import train
-from personality_vector.recipes.schema import SweepRecipe
-from personality_vector.study.sweep import BASE, correlation, sweep
+from personality_vector.study.recipe import SweepRecipe
 from personality_vector.traits import Pole
 
 ALPHAS = [round(0.1 * step, 1) for step in range(1, 21)]

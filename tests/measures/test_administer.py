@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
+from personality_vector.measures.administer import administer, sample_seed
 
 from personality_vector.data.instruments import Instrument, Item
 from personality_vector.errors import DataError, NonFiniteError
-from personality_vector.measures.administer import administer, sample_seed
 
 WARM = Generation(max_new_tokens=8, temperature=1.0)
 INSTRUMENT = Instrument(

@@ -9,7 +9,7 @@ import pytest
 
 from personality_vector.report.page import sample_answers, write_report
 from personality_vector.report.tables import print_frame, text_of
-from personality_vector.study.results import Answer, Measure, Results
+from personality_vector.study.store import Answer, Measure, Results
 
 EVIL = "<script>alert(1)</script>"
 IMAGE = "</pre><img src=x onerror=alert(1)>{{ 7 * 7 }}&lt;"

@@ -4,13 +4,13 @@ import json
 
 import pandas as pd
 import pytest
+from personality_vector.study.compare import compare, matched_effect, remarks, shifts, targets_of
 
 from personality_vector.errors import RecipeError
-from personality_vector.recipes.schema import CompareRecipe
 from personality_vector.steering import SteeringVector
 from personality_vector.study import compare as module
-from personality_vector.study.compare import compare, matched_effect, remarks, shifts, targets_of
 from personality_vector.study.matched import DosePoint, reach
+from personality_vector.study.recipe import CompareRecipe
 from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.traits import Pole
 

@@ -17,7 +17,7 @@ from personality_vector.errors import (
     OutputExistsError,
     StorageError,
 )
-from personality_vector.study.results import Answer, Measure, Results, sqlite
+from personality_vector.study.store import Answer, Measure, Results, sqlite
 
 SPEC = {"base": "demo", "seed": 1, "measure": {"traits": ["openness"], "limit": None}}
 UNSCORED = Answer("who", "openness", 1, "Who?", "", None, "the answer is empty")
@@ -79,7 +79,7 @@ def test_the_file_is_durable(results):
 
 KILLED = """
 import os, sys, pathlib
-from personality_vector.study.results import Measure, Results, store
+from personality_vector.study.store import Measure, Results, store
 results = Results.open(pathlib.Path(sys.argv[1]), {spec})
 results.write_cell("ext", 1.0, [], [Measure("", "m", 1.0)], 1.0)
 insertion = store.insertion
@@ -104,7 +104,7 @@ def test_an_exception_before_the_commit_leaves_no_row_and_the_file_usable(result
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("personality_vector.study.results.store.insertion", interrupted)
+        patch.setattr("personality_vector.study.store.store.insertion", interrupted)
         with pytest.raises(KeyboardInterrupt):
             results.write_cell("ext", 1.0, ANSWERS, MEASURES, 1.0)
     assert not results.finished("ext", 1.0)

@@ -1,11 +1,11 @@
 """The folder of a run: what is checked before anything is measured."""
 
 import pytest
+from personality_vector.recipes.schema import InterventionSpec, MeasureSpec
+from personality_vector.study.runs import require_held_out
 
 from personality_vector.errors import DataError
 from personality_vector.manifest import write_manifest
-from personality_vector.recipes.schema import InterventionSpec, MeasureSpec
-from personality_vector.study.runs import require_held_out
 
 
 @pytest.fixture

@@ -7,19 +7,7 @@ from itertools import product
 import pandas as pd
 import pytest
 import torch
-
-from personality_vector.checkpoint import locked
-from personality_vector.errors import (
-    CheckpointError,
-    DataError,
-    LockedError,
-    OutputExistsError,
-    RecipeError,
-)
-from personality_vector.manifest import MANIFEST
 from personality_vector.measures.suite import Suite
-from personality_vector.recipes.schema import EvalRecipe, SweepRecipe
-from personality_vector.study import sweep as module
 from personality_vector.study.runs import write_run_manifest
 from personality_vector.study.sweep import (
     BASE,
@@ -30,6 +18,18 @@ from personality_vector.study.sweep import (
     prepare,
     sweep,
 )
+
+from personality_vector.checkpoint import locked
+from personality_vector.errors import (
+    CheckpointError,
+    DataError,
+    LockedError,
+    OutputExistsError,
+    RecipeError,
+)
+from personality_vector.manifest import MANIFEST
+from personality_vector.study import sweep as module
+from personality_vector.study.recipe import EvalRecipe, SweepRecipe
 from personality_vector.subject.models import load_model, load_tokenizer
 
 TRAITS = ("extraversion", "openness")

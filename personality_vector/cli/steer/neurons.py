@@ -59,8 +59,8 @@ def find_recipe_neurons(recipe: SteerRecipe) -> "NeuronSet":
         ModelError: The model cannot be loaded, or its neurons cannot be found.
     """
     from personality_vector.checkpoint import Checkpoint
-    from personality_vector.interventions.neurons.find import find_neurons
     from personality_vector.elicitation.extract import read_sides
+    from personality_vector.interventions.neurons.find import find_neurons
     from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 
     require_for_neurons(recipe)

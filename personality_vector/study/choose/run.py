@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from personality_vector.checkpoint import Checkpoint
+from personality_vector.checkpoint.digests import content_of
 from personality_vector.data.instruments import Instrument, Item, read_instrument
 from personality_vector.data.statements import Statement, normalised, read_statements
 from personality_vector.errors import DataError, RecipeError
@@ -21,7 +22,6 @@ from personality_vector.steering.belonging import require_made_from, require_wid
 from personality_vector.study.choose.choice import Choice
 from personality_vector.study.choose.layers import Evidence, Reading, examine, ranked
 from personality_vector.study.choose.strength import Gauges, Point, Yardstick, scan
-from personality_vector.checkpoint.digests import content_of
 from personality_vector.subject.chat import Chat, answered, question
 from personality_vector.subject.models import (
     decoder_blocks,

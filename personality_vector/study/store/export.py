@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personality_vector.study.results.sqlite import explained
+from personality_vector.study.store.sqlite import explained
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from personality_vector.measures.probe import LikelihoodProbe
+from personality_vector.study.compare import compare, matched_effect
 from scipy.stats import spearmanr
 
 from personality_vector.checkpoint import Checkpoint
@@ -27,12 +29,10 @@ from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.finetuning.sft import train
 from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.lab import builtin
-from personality_vector.measures.probe import LikelihoodProbe
 from personality_vector.recipes.choice import ChooseRecipe
-from personality_vector.recipes.schema import CompareRecipe
 from personality_vector.steering import ALL, SteeringVector
 from personality_vector.study.choose import Choice, Inputs, Reading, choose, examine
-from personality_vector.study.compare import compare, matched_effect
+from personality_vector.study.recipe import CompareRecipe
 from personality_vector.subject.chat import Chat, answered, question
 from personality_vector.subject.generation import Sampling, generate_replies
 from personality_vector.subject.models import load_model, load_tokenizer
