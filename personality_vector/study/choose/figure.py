@@ -23,7 +23,7 @@ def choice_figure(
         layers: From :meth:`Choice.layer_table`.
         curves: From :meth:`Choice.curve_table`.
         chosen: The layer.
-        floor: Of the coherence.
+        floor: Lowest coherence that was accepted.
     """
     figure, ((separates, shifts), (moves, coheres)) = grid(2, 2)
     figure.set_size_inches(8.2, 5.4)
