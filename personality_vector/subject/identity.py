@@ -37,6 +37,7 @@ def identity_of(thing: Any) -> str:
 
 def _plain(thing: Any) -> Any:
     """Return JSON that stands for ``thing``."""
+    found: Any
     if thing is None or isinstance(thing, bool | int | str):
         found = thing
     elif isinstance(thing, float):

@@ -169,7 +169,7 @@ def test_what_cannot_be_pickled_is_refused_by_name(base, log, tmp_path):
         pass
 
     study = pv.study(base, [Local("local")], [1.0], [Counted(log)])
-    with pytest.raises(RecipeError, match="^local cannot be pickled, which workers above 1 need"):
+    with pytest.raises(RecipeError, match=r"^local cannot be pickled, which workers above 1 need"):
         study.run(tmp_path / "run", workers=2)
     assert not (tmp_path / "run").exists()
     assert len(study.run(tmp_path / "run").readings()) == 2

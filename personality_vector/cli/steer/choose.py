@@ -27,11 +27,12 @@ def choose(recipe: ChooseRecipe, out: Path, *, force: bool, as_json: bool) -> No
     missing. --force replaces the choice and keeps the measurements.
     """
     from personality_vector.checkpoint import AtomicDirectory
+    from personality_vector.report.choice import draw_choice
     from personality_vector.study.choose.run import choose, run_folder
 
     AtomicDirectory(out, force=force)  # refuses an output that exists before the work, not after
     choice = choose(recipe, run_folder(out))
-    choice.save(out, force=force)
+    choice.save(out, force=force, draw=draw_choice)
     if as_json:
         options.show({"out": str(out), **choice.record()}, as_json=True, text=str)
         return

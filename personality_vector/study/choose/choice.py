@@ -1,24 +1,19 @@
 """A choice of layer and strengths with everything that it rests on, and its files."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from personality_vector.checkpoint import AtomicDirectory
 from personality_vector.errors import DataError
 from personality_vector.manifest import rounded, write_manifest
-from personality_vector.report.figures import save_figure
 from personality_vector.study.choose.curve import CurvePoint, swing, usable
-from personality_vector.study.choose.figure import choice_figure
 from personality_vector.study.choose.layers import Evidence
 from personality_vector.traits import Pole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 RECORD, CURVE, LAYERS = "choice.json", "curve.csv", "layers.csv"
 
@@ -109,12 +104,6 @@ class Choice:
             rows.append(row)
         return pd.DataFrame(rows).astype({"rank": "Int64", "swing": "float64"})
 
-    def figure(self) -> "Figure":
-        """Draw the evidence and the curves."""
-        return choice_figure(
-            self.layer_table(), self.curve_table(), chosen=self.layer, floor=self.floor
-        )
-
     def record(self) -> dict[str, Any]:
         """Return the choice as JSON-like data, nine digits of every number."""
         content: dict[str, Any] = rounded(
@@ -135,14 +124,17 @@ class Choice:
         )
         return content
 
-    def save(self, out: Path, *, force: bool) -> None:
-        """Write ``choice.json``, ``curve.csv``, ``layers.csv``, the figure and a manifest.
+    def save(
+        self, out: Path, *, force: bool, draw: Callable[["Choice", Path], object] | None = None
+    ) -> None:
+        """Write ``choice.json``, ``curve.csv``, ``layers.csv`` and a manifest.
 
         The folder appears whole, or not at all.
 
         Args:
             out: Must not exist, unless ``force``.
             force: Replace a result that this tool wrote.
+            draw: Draws the choice into the folder; see :func:`report.choice.draw_choice`.
 
         Raises:
             OutputExistsError: ``out`` exists.
@@ -153,7 +145,8 @@ class Choice:
             (partial / RECORD).write_text(text + "\n", encoding="utf-8")
             for name, table in ((CURVE, self.curve_table()), (LAYERS, self.layer_table())):
                 table.to_csv(partial / name, index=False, float_format="%.9g")
-            save_figure(self.figure(), partial, "choice")
+            if draw is not None:
+                draw(self, partial)
             found = {"layer": self.layer, "coefficients": [self.lowest, self.highest]}
             write_manifest(partial, "choice", {**self.made_from, "choice": found})
 
