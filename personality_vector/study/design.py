@@ -53,7 +53,7 @@ class Arm:
     def by_seed(self) -> Mapping[int | None, Intervention]:
         """Seed to intervention; ``None`` stands for every seed."""
         if isinstance(self.intervention, Mapping):
-            return {**self.intervention}
+            return dict(self.intervention.items())
         return {None: self.intervention}
 
     @property
