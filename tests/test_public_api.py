@@ -138,7 +138,7 @@ def test_interventions_change_a_model_for_the_length_of_a_block(deltas, pico, ch
     edits = [(pv.WeightEdit(deltas[0]), 0.8), (pv.ActivationSteering(vector, layers=[1]), 2.0)]
     for edit, strength in edits:
         assert isinstance(edit, pv.Intervention)
-        with edit.applied(model, strength):
+        with edit.applied(pv.Subject(model, tokenizer), strength):
             assert not torch.allclose(model(tokens).logits, before, atol=1e-3)
         assert torch.equal(model(tokens).logits, before)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())

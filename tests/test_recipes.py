@@ -60,7 +60,8 @@ def test_what_a_smoke_recipe_reads_is_in_the_repository(file):
         sources = measured(recipe)
     elif isinstance(recipe, SteerRecipe):
         sides = (recipe.positive, recipe.negative)
-        given = [recipe.persona, recipe.judge.statements, *(side and side.source for side in sides)]
+        statements = getattr(recipe.judge, "statements", None)
+        given = [recipe.persona, statements, *(side and side.source for side in sides)]
         sources = [source for source in given if source is not None]
     else:
         sources = [recipe.data.source] if isinstance(recipe, TrainRecipe) else []

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from personality_vector.errors import RecipeError
 from personality_vector.interventions.spec import InterventionSpec, require_step
@@ -50,7 +50,7 @@ class Decoding:
     repetition_penalty: float | None = None
     no_repeat_ngram: int | None = None
     label: str = "decoding"
-    steps: ClassVar[tuple[float, ...]] = (0, 1)
+    steps: ClassVar[tuple[float, ...]] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if not self.options:
@@ -61,7 +61,7 @@ class Decoding:
                 raise RecipeError(f"{self.label}: {name} must be {what}, got {value}")
 
     @property
-    def options(self) -> dict[str, float]:
+    def options(self) -> dict[str, Any]:
         """The options that are given."""
         named = {name: getattr(self, name) for name in _RANGES}
         return {name: value for name, value in named.items() if value is not None}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, ValidationError
 
 from personality_vector.data.spec import DataSpec
 from personality_vector.errors import DataError
@@ -64,7 +64,7 @@ class FewShot:
     @property
     def steps(self) -> tuple[float, ...]:
         """From none to all of the examples."""
-        return tuple(range(len(self.examples) + 1))
+        return tuple(map(float, range(len(self.examples) + 1)))
 
     def identity(self) -> str:
         """Return the digest of the examples and of every file they were read from."""
@@ -102,9 +102,9 @@ def _by_form(value: Any, info: Any) -> Any:
     """Return a mapping as a data file, and a list as examples, each by its own schema."""
     if isinstance(value, Mapping):
         return _parsed(DataSpec, value, info)
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and value:
         return tuple(_parsed(Shot, each, info) for each in value)
-    return value
+    raise ValueError("give a list of {user, assistant}, at least one, or a data file with source")
 
 
 def _parsed(schema: type[R], value: Any, info: Any) -> R:
@@ -117,9 +117,7 @@ def _parsed(schema: type[R], value: Any, info: Any) -> R:
 class ExamplesSpec(InterventionSpec):
     """``examples`` are a list of ``{user, assistant}``, or a data file as for training."""
 
-    examples: Annotated[
-        DataSpec | Annotated[tuple[Shot, ...], Field(min_length=1)], BeforeValidator(_by_form)
-    ]
+    examples: Annotated[DataSpec | tuple[Shot, ...], BeforeValidator(_by_form)]
 
     def read(self, base: "Checkpoint") -> FewShot:  # noqa: ARG002
         """Return the examples."""

@@ -35,7 +35,7 @@ class Portrait(SystemMessage):
 
     pole: Pole
     label: str = ""
-    steps: ClassVar[tuple[float, ...]] = (-1, 0, 1)
+    steps: ClassVar[tuple[float, ...]] = (-1.0, 0.0, 1.0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or f"portrait {self.pole}")

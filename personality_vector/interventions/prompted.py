@@ -54,7 +54,7 @@ class Prompted(SystemMessage):
     label: str = ""
     adjectives: int = 3
     seed: int | None = None
-    steps: ClassVar[tuple[float, ...]] = (-3, -2, -1, 0, 1, 2, 3)
+    steps: ClassVar[tuple[float, ...]] = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or f"prompt {self.pole}")

@@ -27,7 +27,7 @@ class SystemMessage(ABC):
 
     __slots__ = ()
     label: str
-    steps: ClassVar[tuple[float, ...]] = (0, 1)
+    steps: ClassVar[tuple[float, ...]] = (0.0, 1.0)
 
     @abstractmethod
     def text_at(self, step: int) -> str:

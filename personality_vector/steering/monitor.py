@@ -19,7 +19,6 @@ from personality_vector.steering.vector import SteeringVector
 from personality_vector.steering.where import noting_start
 from personality_vector.subject.chat import (
     Chat,
-    ChatEdit,
     encode_chats,
     render,
     right_padded,
@@ -32,6 +31,7 @@ from personality_vector.subject.models import (
     owner_of,
 )
 from personality_vector.subject.prompts import Prompts, current_prompts, reading
+from personality_vector.subject.subject import Subject
 
 _COLUMNS = 128
 """Columns whose cosines are taken at once: float64 is never held for a whole batch."""
@@ -77,7 +77,7 @@ def projections(  # noqa: PLR0913  (a model, what it reads, and along what)
 
 def finetuning_shift(  # noqa: PLR0913  (two models, what they read, and along what)
     base: Any,
-    tuned: nn.Module | AbstractContextManager[ChatEdit | None],
+    tuned: nn.Module | AbstractContextManager[Subject | None],
     tokenizer: Any,
     chats: Sequence[Chat],
     vector: SteeringVector,
@@ -89,7 +89,8 @@ def finetuning_shift(  # noqa: PLR0913  (two models, what they read, and along w
     Args:
         base: The model that was fine-tuned; not changed.
         tuned: What it became; or a context in which ``base`` itself is changed, such as
-            ``intervention.applied(base, 1.0)``, whose edit of the chats is applied as well.
+            ``intervention.applied(Subject(base, tokenizer), 1.0)``, whose edit of the chats is
+            applied as well.
         tokenizer: Of both, with a chat template.
         chats: What both read. At least one.
         vector: With a direction for ``layer``.
@@ -111,8 +112,8 @@ def finetuning_shift(  # noqa: PLR0913  (two models, what they read, and along w
         _along(tuned, vector, layer)
         after = mean_activations(tuned, tokenizer, chats, [place], pooling)[place]
     else:
-        with tuned as edit:
-            edited = [(edit or identity)(chat) for chat in chats]
+        with tuned as subject:
+            edited = [subject.edit(chat) if subject else chat for chat in chats]
             after = mean_activations(base, tokenizer, edited, [place], pooling)[place]
     return float((after - before) @ unit)
 

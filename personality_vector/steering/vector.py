@@ -154,7 +154,7 @@ class SteeringVector:
         """Return how fine-tuning moved the mean activation over the same chats.
 
         It is to activations what a delta is to weights. For one model in memory read it twice
-        with :func:`mean_activations`, plain and inside ``intervention.applied(model, strength)``,
+        with :func:`mean_activations`, plain and inside ``intervention.applied(subject, strength)``,
         and take :func:`shift` of the two.
 
         Args:

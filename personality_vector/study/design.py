@@ -38,7 +38,7 @@ class Arm:
     """
 
     intervention: Intervention | Mapping[int, Intervention]
-    strengths: Sequence[float]
+    strengths: Sequence[float | int]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strengths", tuple(map(float, self.strengths)))

@@ -88,7 +88,7 @@ def test_the_other_questions_make_an_instrument(tmp_path):
     persona = parsed(tmp_path, pole="neuroticism:low", opposite="Is wild.")
     instrument = evaluation_instrument(persona)
     assert [item.text for item in instrument.items] == ["How are you?"]
-    assert {item.trait for item in instrument.items} == {"neuroticism"}
+    assert {item.trait for item in instrument.items} == {None}
     silent = parsed(tmp_path, questions={"extract": ["Who are you?"]})
     with pytest.raises(RecipeError, match="no questions for evaluation"):
         evaluation_instrument(silent)

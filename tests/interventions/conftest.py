@@ -1,20 +1,32 @@
 """What the tests of interventions share: a delta from a dict, a pico model, two sides."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
-from personality_vector.interventions.neurons import NeuronSet, find_neurons
+from personality_vector.interventions.neurons.chosen import NeuronSet
+from personality_vector.interventions.neurons.find import find_neurons
+from personality_vector.interventions.spec import AnyIntervention
 from personality_vector.interventions.weights import WeightEdit
+from personality_vector.numeric.random import generator_for
+from personality_vector.recipes.reading import Recipe
+from personality_vector.steering import SteeringVector
 from personality_vector.subject.chat import Chat, answered, question
 from personality_vector.subject.models import load_model, load_tokenizer
+from personality_vector.subject.protocols import Intervention
+from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
+
+HIGH = Pole("extraversion", "high")
 
 
 @dataclass
@@ -56,8 +68,8 @@ def edit_of(pico):
 
 
 @pytest.fixture
-def llama(pico):
-    return load_model(pico("llama"))
+def llama(pico) -> Subject:
+    return Subject.load(str(pico("llama")), device="cpu")
 
 
 SAID = {
@@ -84,7 +96,49 @@ def neurons_of(pico, sides) -> Callable[[str], NeuronSet]:
     @cache
     def find(family: str) -> NeuronSet:
         model, tokenizer = load_model(pico(family)), load_tokenizer(pico(family))
-        pole = Pole("extraversion", "high")
-        return find_neurons(model, tokenizer, *sides, at_least=12, threshold=0.4, pole=pole)
+        return find_neurons(model, tokenizer, *sides, at_least=12, threshold=0.4, pole=HIGH)
 
     return find
+
+
+@pytest.fixture(scope="module")
+def base(pico) -> Checkpoint:
+    return Checkpoint.open(pico("llama"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, base, neurons_of) -> Path:
+    """Return a folder with vectors, neurons and statements of pico llama."""
+    folder, digest = tmp_path_factory.mktemp("inputs"), base.fingerprint.digest
+    drawn = {i: torch.randn(48, generator=generator_for(i, "vector")) for i in range(3)}
+    vector = SteeringVector(drawn, digest, HIGH, "v", "response_mean", (1, 1))
+    vector.save(folder / "vector")
+    vector.at(1).save(folder / "one")
+    replace(vector, model="0" * 32).save(folder / "strange")
+    narrow = {layer: direction[:32] for layer, direction in drawn.items()}
+    replace(vector, model="", directions=narrow).save(folder / "narrow")
+    replace(neurons_of("llama"), model=digest).save(folder / "neurons")
+    replace(neurons_of("llama"), model="0" * 32).save(folder / "strangers")
+    rows = [
+        {"trait": "extraversion", "level": level, "statement": f"{text} {part}", "part": part}
+        for part in ("train", "held_out")
+        for level, texts in (("high", SAID[True]), ("low", SAID[False][:2]))
+        for text in texts
+    ]
+    (folder / "statements.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+class _Holder(Recipe):
+    one: AnyIntervention
+
+
+@pytest.fixture
+def opened(folder, base) -> Callable[..., Intervention]:
+    """Return ``opened(**keys)``: the intervention of these keys, as a recipe has them."""
+
+    def make(**keys: Any) -> Intervention:
+        data = {"one": {"label": "x", **keys}}
+        return _Holder.parse(data, origin="test", folder=folder).one.open(base)
+
+    return make

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from personality_vector.interventions.neurons import Neurons
+from personality_vector.interventions.neurons.chosen import Neurons
 
 
 def listed(side: Mapping[int, Neurons]) -> dict[tuple[int, int], tuple[float, float]]:

@@ -26,10 +26,10 @@ def test_negative_layers_are_resolved_against_the_model(llama):
     tokens = torch.arange(5, 25)[None]
     with torch.no_grad():
         with ActivationSteering(vector(), [-1, 0]).applied(llama, 2.0):
-            hooked = [bool(block._forward_hooks) for block in decoder_blocks(llama)]
-            negative = llama(tokens).logits
+            hooked = [bool(block._forward_hooks) for block in decoder_blocks(llama.model)]
+            negative = llama.model(tokens).logits
         with ActivationSteering(vector(), [0, 2]).applied(llama, 2.0):
-            assert torch.equal(llama(tokens).logits, negative)
+            assert torch.equal(llama.model(tokens).logits, negative)
     assert hooked == [True, False, True]
 
 
@@ -37,10 +37,10 @@ def test_the_coefficient_scales_the_direction(llama):
     seen = []
     for coefficient in (0.0, -1.5):
         with torch.no_grad(), ActivationSteering(vector(), [2]).applied(llama, coefficient):
-            handle = decoder_blocks(llama)[2].register_forward_hook(
+            handle = decoder_blocks(llama.model)[2].register_forward_hook(
                 lambda _block, _args, output: seen.append(output)
             )
-            llama(torch.arange(5, 25)[None])
+            llama.model(torch.arange(5, 25)[None])
             handle.remove()
     assert torch.equal(seen[0] + -1.5 * vector()[2], seen[1])
 
@@ -59,4 +59,4 @@ def test_the_coefficient_scales_the_direction(llama):
 def test_steering_that_does_not_fit_is_refused(llama, steering, error, message, coefficient):
     with pytest.raises(error, match=message), steering.applied(llama, coefficient):
         pytest.fail("the body must not run")
-    assert not any(block._forward_hooks for block in decoder_blocks(llama))
+    assert not any(block._forward_hooks for block in decoder_blocks(llama.model))

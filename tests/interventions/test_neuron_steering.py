@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from personality_vector.errors import CheckpointError, DataError, ModelError, RecipeError
-from personality_vector.interventions.neurons import NeuronSet, NeuronSteering
+from personality_vector.interventions.neurons.chosen import NeuronSet
+from personality_vector.interventions.neurons.steering import NeuronSteering
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import ALL
 from personality_vector.subject.models import decoder_blocks, load_model
 from personality_vector.subject.prompts import Prompts, reading
+from personality_vector.subject.subject import Subject
 from tests.interventions.neuron_table import listed
 
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi", "gpt2", "phi3")
@@ -48,7 +50,7 @@ def test_the_first_block_is_edited_as_the_equation_says(pico, neurons_of, family
     model, found = load_model(pico(family)), neurons_of(family)
     row, end = ROWS[2], 6
     plain = activations(model, row, end)[0]
-    with NeuronSteering(found).applied(model, gamma):
+    with NeuronSteering(found).applied(Subject(model, None), gamma):
         steered = activations(model, row, end)[0]
     up, down = (listed(side) for side in (found.positive, found.negative))
     if gamma < 0:
@@ -75,7 +77,7 @@ def test_generated_is_teacher_forced_and_padding_changes_nothing(pico, neurons_o
     ids, mask = (torch.zeros(len(ROWS), longest, dtype=torch.int64) for _ in range(2))
     for index, row in enumerate(ROWS):
         ids[index, longest - len(row) :], mask[index, longest - len(row) :] = row, 1
-    with NeuronSteering(neurons_of(family)).applied(model, 1.5), torch.no_grad():
+    with NeuronSteering(neurons_of(family)).applied(Subject(model, None), 1.5), torch.no_grad():
         out = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -99,7 +101,7 @@ def test_generated_is_teacher_forced_and_padding_changes_nothing(pico, neurons_o
 @pytest.mark.parametrize("family", FAMILIES)
 def test_chunks_of_a_cache_are_the_whole(pico, neurons_of, family):
     model, row, end = load_model(pico(family)), ROWS[2], 6
-    with NeuronSteering(neurons_of(family)).applied(model, -1.0), torch.no_grad():
+    with NeuronSteering(neurons_of(family)).applied(Subject(model, None), -1.0), torch.no_grad():
         whole = forced(model, row, end)
         cache, parts = None, []
         with reading(Prompts.of(row[None], ends=[end])):
@@ -113,11 +115,11 @@ def test_chunks_of_a_cache_are_the_whole(pico, neurons_of, family):
 def test_all_positions_need_no_prompt_and_the_response_does(pico, neurons_of):
     model, row = load_model(pico("llama")), ROWS[1]
     everywhere = NeuronSteering(neurons_of("llama"), positions=ALL)
-    with torch.no_grad(), everywhere.applied(model, 1.0):
+    with torch.no_grad(), everywhere.applied(Subject(model, None), 1.0):
         logits = model(row[None]).logits[0]
         torch.testing.assert_close(forced(model, row, 3), logits, rtol=0, atol=0)
     with (
-        NeuronSteering(neurons_of("llama")).applied(model, 1.0),
+        NeuronSteering(neurons_of("llama")).applied(Subject(model, None), 1.0),
         pytest.raises(DataError, match="where the prompt ends is unknown"),
     ):
         model(row[None])
@@ -126,7 +128,7 @@ def test_all_positions_need_no_prompt_and_the_response_does(pico, neurons_of):
 def test_a_gradient_flows_through_the_edit(pico, neurons_of):
     model, row = load_model(pico("llama")), ROWS[1]
     with (
-        NeuronSteering(neurons_of("llama")).applied(model, 1.0),
+        NeuronSteering(neurons_of("llama")).applied(Subject(model, None), 1.0),
         reading(Prompts.of(row[None], ends=[3])),
     ):
         model(row[None], labels=row[None]).loss.backward()
@@ -141,7 +143,7 @@ def test_half_the_neurons_are_raised_by_a_draw_that_a_seed_repeats(pico, neurons
     found = neurons_of("llama")
 
     def steered(**given):
-        with NeuronSteering(found, **given).applied(model, 1.0):
+        with NeuronSteering(found, **given).applied(Subject(model, None), 1.0):
             return [activations(model, row, 6)[0] for _ in range(2)]
 
     first, second = steered(keep=0.5)
@@ -172,11 +174,11 @@ def test_a_hook_that_another_tool_left_behind_is_refused(pico, neurons_of):
     steering = NeuronSteering(neurons_of("llama"))
     with (
         pytest.raises(ModelError, match=r"layers\.1 already has something of tests"),
-        steering.applied(model, 1.0),
+        steering.applied(Subject(model, None), 1.0),
     ):
         pass
     handle.remove()
-    with steering.applied(model, 1.0), steering.applied(model, 1.0):
+    with steering.applied(Subject(model, None), 1.0), steering.applied(Subject(model, None), 1.0):
         pass
 
 

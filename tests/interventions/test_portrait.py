@@ -7,6 +7,7 @@ import pytest
 from personality_vector.errors import RecipeError, TraitError
 from personality_vector.interventions.portrait import Portrait
 from personality_vector.subject.chat import question
+from personality_vector.subject.subject import Subject
 from personality_vector.traits import BIG_FIVE_POLES, Pole
 
 HIGH = Pole("extraversion", "high")
@@ -31,12 +32,12 @@ def test_every_pole_has_its_own_and_below_zero_that_of_the_opposite():
 
 
 def test_it_becomes_the_system_message():
-    with Portrait(HIGH).applied(None, 1.0) as edit:
-        assert edit(question("Hi"))[0] == {
+    with Portrait(HIGH).applied(Subject(None, None), 1.0) as asked:
+        assert asked.edit(question("Hi"))[0] == {
             "role": "system",
             "content": Portrait(HIGH).sentence(1.0),
         }
-        led = edit(question("Hi", system="Be brief."))
+        led = asked.edit(question("Hi", system="Be brief."))
     assert led[0]["content"] == f"{Portrait(HIGH).sentence(1.0)} Be brief."
 
 

@@ -7,6 +7,7 @@ from personality_vector.errors import RecipeError, TraitError
 from personality_vector.interventions.prompted import Prompted
 from personality_vector.subject.chat import question, render
 from personality_vector.subject.models import load_tokenizer
+from personality_vector.subject.subject import Subject
 from personality_vector.traits import BIG_FIVE_POLES, Pole
 
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi")
@@ -23,15 +24,9 @@ HIGH = Pole("extraversion", "high")
         (-1.0, "You are a bit unfriendly, silent and timid."),
         (-2.0, "You are unfriendly, silent and timid."),
         (-3.0, "You are very unfriendly, silent and timid."),
-        (0.49, ""),
-        (-0.49, ""),
-        (0.5, "You are a bit friendly, talkative and bold."),
-        (-0.5, "You are a bit unfriendly, silent and timid."),
-        (1.5, "You are friendly, talkative and bold."),
-        (2.5, "You are very friendly, talkative and bold."),
     ],
 )
-def test_strength_picks_the_grade_and_its_sign_the_pole(strength, sentence):
+def test_strength_picks_the_modifier_and_its_sign_the_pole(strength, sentence):
     assert Prompted(HIGH).sentence(strength) == sentence
     assert Prompted(HIGH.opposite).sentence(-strength) == sentence
 
@@ -98,11 +93,12 @@ def test_more_adjectives_than_there_are_is_refused(adjectives):
         Prompted(HIGH, adjectives=adjectives)
 
 
-@pytest.mark.parametrize("strength", [3.01, -3.01, 100.0])
-def test_beyond_very_is_refused(strength):
+@pytest.mark.parametrize("strength", [0.5, -2.5, 3.01, -4.0, 100.0])
+def test_a_strength_between_two_steps_or_beyond_is_refused(strength):
+    message = rf"^x: has the strengths -3, -2, -1, 0, 1, 2 and 3, got {strength:g}$"
     with (
-        pytest.raises(RecipeError, match=r"from -3 .* to 3"),
-        Prompted(HIGH).applied(None, strength),
+        pytest.raises(RecipeError, match=message),
+        Prompted(HIGH, "x").applied(Subject(None, None), strength),
     ):
         pytest.fail("the body must not run")
 
@@ -114,20 +110,20 @@ def test_a_trait_without_adjectives_is_refused():
 
 def test_the_sentence_becomes_or_precedes_the_system_message():
     bare, led = question("Who are you?"), question("Who are you?", system="Be brief.")
-    with Prompted(HIGH).applied(None, 2.0) as edit:
-        assert edit(bare)[0] == {
+    with Prompted(HIGH).applied(Subject(None, None), 2.0) as asked:
+        assert asked.edit(bare)[0] == {
             "role": "system",
             "content": "You are friendly, talkative and bold.",
         }
-        assert edit(led)[0]["content"] == "You are friendly, talkative and bold. Be brief."
-        assert edit(bare)[1:] == bare
-        assert edit(led)[1:] == led[1:]
+        assert asked.edit(led)[0]["content"] == "You are friendly, talkative and bold. Be brief."
+        assert asked.edit(bare)[1:] == bare
+        assert asked.edit(led)[1:] == led[1:]
     assert led == question("Who are you?", system="Be brief.")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prompted_chat_can_be_rendered(pico, family):
     tokenizer = load_tokenizer(pico(family))
-    with Prompted(HIGH).applied(None, -3.0) as edit:
-        text = render(tokenizer, edit(question("Hi")), reply_follows=True)
+    with Prompted(HIGH).applied(Subject(None, None), -3.0) as asked:
+        text = render(tokenizer, asked.edit(question("Hi")), reply_follows=True)
     assert text.startswith("<|system|>You are very unfriendly, silent and timid.<|end|><|user|>Hi")

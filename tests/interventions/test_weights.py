@@ -9,6 +9,7 @@ from torch import Tensor
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import NonFiniteError, TensorMismatchError
 from personality_vector.subject.models import load_model
+from personality_vector.subject.subject import Subject
 
 
 def states(model: Any) -> dict[str, Tensor]:
@@ -17,9 +18,9 @@ def states(model: Any) -> dict[str, Tensor]:
 
 def test_an_edit_of_one_tensor_touches_no_other(llama, edit_of):
     name = "model.layers.1.mlp.up_proj.weight"
-    before, change = states(llama), torch.ones(80, 48)
+    before, change = states(llama.model), torch.ones(80, 48)
     with edit_of("llama", {name: change}).applied(llama, 0.25):
-        after = states(llama)
+        after = states(llama.model)
     assert {key for key in before if not torch.equal(before[key], after[key])} == {name}
     assert torch.equal(after[name], before[name] + 0.25)
     assert torch.equal(change, torch.ones(80, 48))
@@ -30,7 +31,9 @@ def test_the_head_of_gpt_neox_is_found_under_its_name_on_disk(pico, edit_of):
     model = load_model(pico("gpt_neox"))
     assert "embed_out.weight" in Checkpoint.open(pico("gpt_neox")).names
     before = model.lm_head.weight.detach().clone()
-    with edit_of("gpt_neox", {"embed_out.weight": torch.ones(300, 48)}).applied(model, 1.0):
+    with edit_of("gpt_neox", {"embed_out.weight": torch.ones(300, 48)}).applied(
+        Subject(model, None), 1.0
+    ):
         assert torch.equal(model.lm_head.weight, before + 1)
     assert torch.equal(model.lm_head.weight, before)
 
@@ -43,11 +46,11 @@ def test_tied_parameters_are_edited_once(pico, edit_of, family):
     before = states(model)
     with (
         pytest.raises(TensorMismatchError, match=r"embed_tokens.*one tied parameter"),
-        edit_of(family, {**both, "lm_head.weight": 2 * ones}).applied(model, 1.0),
+        edit_of(family, {**both, "lm_head.weight": 2 * ones}).applied(Subject(model, None), 1.0),
     ):
         pytest.fail("the body must not run")
     for given in (both, *({name: ones} for name in both)):
-        with edit_of(family, given).applied(model, 1.0):
+        with edit_of(family, given).applied(Subject(model, None), 1.0):
             assert torch.equal(model.lm_head.weight, before["lm_head.weight"] + 1)
     assert all(torch.equal(value, before[name]) for name, value in states(model).items())
 
@@ -55,10 +58,12 @@ def test_tied_parameters_are_edited_once(pico, edit_of, family):
 def test_untied_parameters_are_edited_apart(llama, edit_of):
     ones = torch.ones(300, 48)
     both = {"lm_head.weight": ones, "model.embed_tokens.weight": 2 * ones}
-    before = states(llama)
+    before = states(llama.model)
     with edit_of("llama", both).applied(llama, 1.0):
-        assert torch.equal(llama.lm_head.weight, before["lm_head.weight"] + 1)
-        assert torch.equal(llama.model.embed_tokens.weight, before["model.embed_tokens.weight"] + 2)
+        assert torch.equal(llama.model.lm_head.weight, before["lm_head.weight"] + 1)
+        assert torch.equal(
+            llama.model.model.embed_tokens.weight, before["model.embed_tokens.weight"] + 2
+        )
 
 
 @pytest.mark.parametrize(
@@ -80,16 +85,19 @@ def test_weights_that_overflow_are_refused_and_restored(pico, edit_of):
     model = load_model(pico("llama"), dtype="float16")
     before = states(model)
     edit = edit_of("llama", {"model.norm.weight": torch.ones(48)})
-    with pytest.raises(NonFiniteError, match="float16") as caught, edit.applied(model, 1e5):
+    with (
+        pytest.raises(NonFiniteError, match="float16") as caught,
+        edit.applied(Subject(model, None), 1e5),
+    ):
         pytest.fail("the body must not run")
     assert caught.value.__notes__ == ["while at tensor model.norm.weight, alpha 100000.0"]
     assert all(torch.equal(value, before[name]) for name, value in states(model).items())
 
 
 def test_parameters_stay_the_same_objects_and_keep_no_gradient(llama, edit_of):
-    before = dict(llama.named_parameters())
+    before = dict(llama.model.named_parameters())
     with edit_of("llama", {"model.norm.weight": torch.ones(48)}).applied(llama, 1.0):
-        assert all(before[name] is value for name, value in llama.named_parameters())
+        assert all(before[name] is value for name, value in llama.model.named_parameters())
         assert torch.is_grad_enabled()
-        assert llama.model.norm.weight.requires_grad
-        assert llama.model.norm.weight.grad_fn is None
+        assert llama.model.model.norm.weight.requires_grad
+        assert llama.model.model.norm.weight.grad_fn is None

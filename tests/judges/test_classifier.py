@@ -10,7 +10,7 @@ from personality_vector.errors import DataError
 from personality_vector.judges.classifier import ClassifierSpec, StatementJudge
 from personality_vector.judges.summary import summarise
 from personality_vector.subject.protocols import Answer, Judge, Rubric
-from personality_vector.traits import Pole
+from personality_vector.traits import BIG_FIVE, Pole
 
 PLACES = ["parties", "crowds", "dinners", "meetings", "fairs", "concerts", "clubs", "trips"]
 WORDS = {"high": ["love", "enjoy", "seek"], "low": ["avoid", "dread", "flee"]}
@@ -101,16 +101,14 @@ def test_its_identity_is_what_it_learned_and_is_measured_on(judge):
     assert StatementJudge(TRAIN[:-1], HELD_OUT).identity() != judge.identity()
     assert StatementJudge(TRAIN, HELD_OUT[:-1]).identity() != judge.identity()
     score(judge, "I love it")
-    assert pickle.loads(pickle.dumps(judge)) == judge.prepare(None) == judge
+    assert pickle.loads(pickle.dumps(judge)) == judge.prepare(None) == judge  # noqa: S301
     assert judge.identity() == StatementJudge(TRAIN, HELD_OUT).identity()
 
 
 def test_the_shipped_statements_are_its_default():
     judge = ClassifierSpec().open()
-    assert rubric_of("openness").pole.trait in judge.traits
-    assert len(judge.traits) == 5
-    assert len(judge.train) > 3 * len(judge.held_out) > 0
-    assert ClassifierSpec(held_out=0.5).open().identity() != judge.identity()
+    assert judge.traits == tuple(sorted(BIG_FIVE))
+    assert (len(judge.train), len(judge.held_out)) == (3000, 1000)
 
 
 def test_swapping_the_labels_mirrors_every_score(judge):

@@ -100,7 +100,7 @@ def test_a_model_is_loaded_once_and_not_before_it_rates(pico, high, answers, mon
     judge = LocalSpec(checkpoint=str(pico("llama")), device="cpu").open()
     assert isinstance(judge, Judge)
     assert judge.name == f"local {pico('llama').name}"
-    there = pickle.loads(pickle.dumps(judge.prepare(None)))
+    there = pickle.loads(pickle.dumps(judge.prepare(None)))  # noqa: S301
     assert there(high, ()) == loaded == []
     for _ in range(2):
         there(high, answers("I love parties.", "I am alone."))

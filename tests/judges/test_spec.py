@@ -10,11 +10,7 @@ from personality_vector.judges.spec import KINDS, AnyJudge
 from personality_vector.recipes.keyed import schema_of
 from personality_vector.recipes.reading import Recipe
 
-OPTIONS = {
-    "classifier": {},
-    "local": {"checkpoint": "org/model"},
-    "endpoint": {"model": "m"},
-}
+REQUIRED = {"local": {"checkpoint": "org/model"}, "endpoint": {"model": "m"}}
 
 
 class Asking(Recipe):
@@ -29,7 +25,7 @@ def parsed(tmp_path, judge):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_it_dumps_it_reads(tmp_path, kind):
-    recipe = parsed(tmp_path, {kind: OPTIONS[kind]})
+    recipe = parsed(tmp_path, {kind: REQUIRED.get(kind, {})})
     assert type(recipe.judge) is schema_of(KINDS, kind)
     dumped = recipe.model_dump(mode="json")
     assert list(dumped["judge"]) == [kind]
@@ -43,7 +39,7 @@ def test_a_bare_word_is_a_judge_without_options(tmp_path):
 @pytest.mark.parametrize(
     ("judge", "complaint"),
     [
-        ("oracle", "judge: known are classifier, local or endpoint"),
+        ("oracle", "judge: known are classifier"),
         ({"endpoint": {}}, "the key 'model' is missing"),
         ({"endpoint": {"model": " "}}, "model"),
         ({"endpoint": {"model": "m", "checkpoint": "c"}}, "unknown key 'checkpoint'"),

@@ -14,6 +14,7 @@ from personality_vector.numeric.random import generator_for
 from personality_vector.steering import Gate, Positions, SteeringVector, steered
 from personality_vector.subject.models import decoder_blocks, hidden_size, load_model
 from personality_vector.subject.prompts import Prompts, reading
+from personality_vector.subject.subject import Subject
 from tests import vlms
 
 MARK = 7  # a token that every prompt of `rows` holds
@@ -75,7 +76,7 @@ def test_a_steered_model_is_one_model(loaded, differences, rows, family, clause)
     model = loaded(family)
     plain = logits_of(model, rows)
     steering = ActivationSteering(vector_for(model), [0, -1], positions=Positions.parse(clause))
-    with steering.applied(model, -1.0):
+    with steering.applied(Subject(model, None), -1.0):
         found = differences(model)
         moved = logits_of(model, rows)
     assert max(found.values()) < TOLERANCE, found
@@ -203,7 +204,7 @@ def test_strength_zero_is_bit_identical(loaded, rows, family, clause):
     steering = ActivationSteering(
         vector_for(model), range(-2, 0), positions=Positions.parse(clause)
     )
-    with steering.applied(model, 0.0):
+    with steering.applied(Subject(model, None), 0.0):
         assert hooks_on(model) == before
         assert all(map(torch.equal, logits_of(model, rows), plain))
 
@@ -250,7 +251,7 @@ def outputs(
     def record(_block: Any, _args: Any, output: Any) -> None:
         seen.append(output[0] if isinstance(output, tuple) else output)
 
-    with steering.applied(model, strength):
+    with steering.applied(Subject(model, None), strength):
         handle = decoder_blocks(model)[-1].register_forward_hook(record)
         with reading(Prompts.of(ids[None], ends=[end])):
             model(ids[None])

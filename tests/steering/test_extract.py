@@ -32,6 +32,7 @@ from personality_vector.steering.extract import (
 )
 from personality_vector.subject.chat import answered, encode_chats, question
 from personality_vector.subject.models import decoder_blocks, load_model
+from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
 
 PAIRS_FILE = Path(__file__).parents[2] / "training/steering/creativity.jsonl"
@@ -209,7 +210,7 @@ def test_two_models_and_one_model_with_a_weight_edit_give_the_same_shift(
     vector = SteeringVector.between(base, tuned, tokenizer, LOUD, pooling=pooling)
     edit = WeightEdit(Delta.between(pico("qwen2"), pico_tuned("qwen2")))
     before = mean_activations(base, tokenizer, LOUD, None, pooling)
-    with edit.applied(base, 1.0):
+    with edit.applied(Subject(base, None), 1.0):
         after = mean_activations(base, tokenizer, LOUD, None, pooling)
     for layer, direction in shift(after, before).items():
         torch.testing.assert_close(vector[layer], direction, rtol=0, atol=1e-5)

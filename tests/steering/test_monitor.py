@@ -35,6 +35,7 @@ from personality_vector.subject.models import (
     load_model,
     load_tokenizer,
 )
+from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
 
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi", "gpt2")
@@ -186,11 +187,12 @@ def test_a_shift_of_interventions(loaded, pico, pico_tuned):
     vector = vector_for(base)
     tuned = load_model(pico_tuned("llama"))
     edit = WeightEdit(Delta.between(pico("llama"), pico_tuned("llama")))
-    found = finetuning_shift(base, edit.applied(base, 1.0), tokenizer, CHATS, vector, 1)
+    subject = Subject(base, tokenizer)
+    found = finetuning_shift(base, edit.applied(subject, 1.0), tokenizer, CHATS, vector, 1)
     expected = finetuning_shift(base, tuned, tokenizer, CHATS, vector, 1)
     assert found == pytest.approx(expected, abs=TOLERANCE)
     steering = ActivationSteering(vector, [1])
-    moved = finetuning_shift(base, steering.applied(base, -0.5), tokenizer, CHATS, vector, 1)
+    moved = finetuning_shift(base, steering.applied(subject, -0.5), tokenizer, CHATS, vector, 1)
     assert moved == pytest.approx(-0.5 * vector.norm(1), abs=1e-4)
     nothing = steered(base, dict(vector.directions), 0.0)
     assert finetuning_shift(base, nothing, tokenizer, CHATS, vector, 1) == 0.0
@@ -199,10 +201,10 @@ def test_a_shift_of_interventions(loaded, pico, pico_tuned):
 def test_a_shift_of_a_prompt_is_that_of_the_edited_chats(loaded):
     model, tokenizer = loaded()
     vector = vector_for(model)
-    prompted = Prompted(Pole.parse("extraversion:high"))
-    found = finetuning_shift(model, prompted.applied(model, 2.0), tokenizer, CHATS, vector, 1)
-    with prompted.applied(model, 2.0) as edit:
-        edited = [edit(chat) for chat in CHATS]
+    prompted, subject = Prompted(Pole.parse("extraversion:high")), Subject(model, tokenizer)
+    found = finetuning_shift(model, prompted.applied(subject, 2.0), tokenizer, CHATS, vector, 1)
+    with prompted.applied(subject, 2.0) as asked:
+        edited = [asked.edit(chat) for chat in CHATS]
     after, before = (
         projections(model, tokenizer, chats, vector, 1, "prompt_last").mean()
         for chats in (edited, CHATS)

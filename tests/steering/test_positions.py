@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.steering import ALL, Positions
-from personality_vector.steering.positions import names_a_token
+from personality_vector.steering.positions import positions_of
 from personality_vector.subject.models import load_tokenizer
 from personality_vector.subject.prompts import Prompts
 
@@ -101,10 +101,18 @@ def test_a_mark_is_given_as_text_where_there_is_a_tokenizer(pico):
 
 @pytest.mark.parametrize(
     ("text", "needed"),
-    [("all", False), ("after 7", False), ("after <|x|>", True), ("last 1 + after +", True)],
+    [("all", False), ("after 7", False), ("after I", True), ("last 1 + after I", True)],
 )
-def test_which_clause_needs_a_tokenizer(text, needed):
-    assert names_a_token(text) is needed
+def test_the_tokenizer_is_fetched_only_for_a_clause_that_needs_it(pico, text, needed):
+    fetched = []
+
+    def fetch():
+        fetched.append(load_tokenizer(pico("llama")))
+        return fetched[0]
+
+    found = positions_of(text, fetch)
+    assert bool(fetched) is needed
+    assert positions_of(found, fetch) == found
 
 
 def test_all_is_everywhere_and_response_alone_is_response_only():
