@@ -1,7 +1,6 @@
 """Coherence: whether the replies are still language, beside those of the unedited model."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -11,6 +10,8 @@ from personality_vector.measures.asking import Asking, AskingSpec
 from personality_vector.subject.protocols import Better, Findings, Reading
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from personality_vector.subject.chat import Chat
     from personality_vector.subject.subject import Subject
 
