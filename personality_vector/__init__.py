@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from personality_vector.interventions.roles import RolePrompt
     from personality_vector.interventions.system import SystemPrompt
     from personality_vector.interventions.weights import WeightEdit
+    from personality_vector.measures.interview import Interview
+    from personality_vector.measures.likelihood import Likelihood
     from personality_vector.merging.engine import MergeReport, merge
     from personality_vector.merging.fusion import fuse
     from personality_vector.merging.merged import merged
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from personality_vector.merging.summands import Summand
     from personality_vector.steering import Gate, Positions, SteeringVector, steered
     from personality_vector.steering.bake import bake
+    from personality_vector.study.design import Arm
+    from personality_vector.study.run import Run
+    from personality_vector.study.study import Study
     from personality_vector.subject.generation import Sampling
     from personality_vector.subject.models import load_model, load_tokenizer
     from personality_vector.subject.protocols import Intervention
@@ -37,16 +42,18 @@ if TYPE_CHECKING:
 
 # Imported when first used: torch takes seconds, and `--help` must not.
 _HOMES = {
-    "ActivationSteering": "interventions.activations",
     "BIG_FIVE": "traits",
+    "ActivationSteering": "interventions.activations",
+    "Arm": "study.design",
     "Checkpoint": "checkpoint",
     "Decoding": "interventions.decoding",
     "Delta": "delta",
     "FewShot": "interventions.examples",
     "Gate": "steering",
     "HybridEdit": "interventions.hybrid",
-    "Sampling": "subject.generation",
     "Intervention": "subject.protocols",
+    "Interview": "measures.interview",
+    "Likelihood": "measures.likelihood",
     "MergeReport": "merging.engine",
     "NeuronSteering": "interventions.neurons.steering",
     "Output": "merging.plan",
@@ -56,7 +63,10 @@ _HOMES = {
     "Positions": "steering",
     "Prompted": "interventions.prompted",
     "RolePrompt": "interventions.roles",
+    "Run": "study.run",
+    "Sampling": "subject.generation",
     "SteeringVector": "steering",
+    "Study": "study.study",
     "Subject": "subject.subject",
     "Summand": "merging.summands",
     "SystemPrompt": "interventions.system",
@@ -73,6 +83,7 @@ _HOMES = {
 __all__ = [
     "BIG_FIVE",
     "ActivationSteering",
+    "Arm",
     "Checkpoint",
     "Decoding",
     "Delta",
@@ -80,6 +91,8 @@ __all__ = [
     "Gate",
     "HybridEdit",
     "Intervention",
+    "Interview",
+    "Likelihood",
     "MergeReport",
     "NeuronSteering",
     "Output",
@@ -89,8 +102,10 @@ __all__ = [
     "Positions",
     "Prompted",
     "RolePrompt",
+    "Run",
     "Sampling",
     "SteeringVector",
+    "Study",
     "Subject",
     "Summand",
     "SystemPrompt",
@@ -101,11 +116,19 @@ __all__ = [
     "load_tokenizer",
     "merge",
     "merged",
+    "report",
     "steered",
+    "study",
 ]
 
 
+_ROOMS = ("report", "study")
+"""Packages that are called by their own name: ``pv.study(...)``, ``pv.report(folder)``."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

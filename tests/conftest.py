@@ -1,9 +1,11 @@
 """Pico models: real architectures, random weights, no download; and the rounding of an oracle."""
 
+import atexit
 import os
-from tempfile import mkdtemp
+import shutil
+import tempfile
 
-os.environ["PVEC_CACHE"] = mkdtemp(prefix="pvec-cache-")
+os.environ["PVEC_CACHE"] = tempfile.mkdtemp(prefix="pvec-cache-")
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
@@ -26,6 +28,7 @@ from personality_vector.numeric.random import generator_for
 from tests import vlms
 
 torch.set_num_threads(1)
+atexit.register(shutil.rmtree, os.environ["PVEC_CACHE"], ignore_errors=True)
 
 PAD, END = "<|endoftext|>", "<|end|>"
 _SPECIAL = [PAD, "<|system|>", "<|user|>", "<|assistant|>", END]

@@ -11,8 +11,8 @@ from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.lab import FOLDERS, find_recipe, lab_folder, recipes
 from personality_vector.merging.methods import find_method
 from personality_vector.merging.recipe import MergeRecipe
-from personality_vector.recipes.choice import ChooseRecipe
 from personality_vector.recipes.reading import read_recipe
+from personality_vector.study.choose.recipe import ChooseRecipe
 from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe
 
 KINDS = {
@@ -60,7 +60,8 @@ def test_what_a_smoke_recipe_reads_is_in_the_repository(file):
         sources = measured(recipe)
     elif isinstance(recipe, SteerRecipe):
         sides = (recipe.positive, recipe.negative)
-        given = [recipe.persona, recipe.judge.statements, *(side and side.source for side in sides)]
+        statements = getattr(recipe.judge, "statements", None)
+        given = [recipe.persona, statements, *(side and side.source for side in sides)]
         sources = [source for source in given if source is not None]
     else:
         sources = [recipe.data.source] if isinstance(recipe, TrainRecipe) else []

@@ -6,6 +6,7 @@ XXH3 is not cryptographic: it tells whether bytes are the same, not whether some
 import operator
 import time
 from collections.abc import Collection, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import xxhash
 
 from personality_vector.checkpoint import digest_cache
-from personality_vector.checkpoint.ranges import Stamp, read
+from personality_vector.checkpoint.ranges import Stamp, leased, read
 from personality_vector.errors import CheckpointError, DataError
 from personality_vector.numeric.parallel import in_parallel
 
@@ -74,9 +75,12 @@ def digests(files: Collection[Wanted]) -> dict[Path, Mapping[Range, str]]:
     ]
     # The largest first, so that no core is left alone with one at the end.
     missing.sort(key=operator.attrgetter("size"), reverse=True)
-    for job, digest in zip(missing, in_parallel(_hashed, missing), strict=True):
-        found[job.file][job.range] = digest
-    for file, descriptor in {job.file: job.descriptor for job in missing}.items():
+    opened = {job.file: job.descriptor for job in missing}
+    # Closed, so that no thread reads on when the leases are given up.
+    with leased(opened.values()), closing(in_parallel(_hashed, missing)) as done:
+        for job, digest in zip(missing, done, strict=True):
+            found[job.file][job.range] = digest
+    for file, descriptor in opened.items():
         _keep(file, stamps[file], Stamp.of(descriptor), begun, found[file])
     return {one.file: found[one.file] for one in files}
 

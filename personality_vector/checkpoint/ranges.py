@@ -1,16 +1,24 @@
-"""Reading a range of a file, and what a file looks like from outside: its stamp."""
+"""Reading ranges of files, and what a file looks like from outside: its stamp."""
 
+import contextlib
+import mmap
 import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from personality_vector.errors import CheckpointError
 
 _BUFFER = 1 << 19
-"""Bytes read at a time. They are still in a core's own cache when they are looked at: half of this
-or twice as much is slower by a tenth, 16 MiB by a quarter."""
+"""Bytes copied at a time. They are still in a core's own cache when they are looked at: half of
+this or twice as much is slower by a tenth, 16 MiB by a quarter."""
+
+_MAPPED = 1 << 24
+_WORTH_MAPPING = 1 << 20
+_POPULATE_READ = 22
+"""MADV_POPULATE_READ of Linux 5.14: reads a map in now, and fails if the disk does."""
 
 _here = threading.local()
 
@@ -38,12 +46,96 @@ class Stamp(NamedTuple):
 def read(descriptor: int, file: Path, start: int, end: int) -> Iterator[memoryview]:
     """Yield the bytes ``start .. end`` of an open file, a piece at a time.
 
-    By ``pread`` rather than a map, under which a file that is cut short kills the process. A piece
-    lies in a buffer that the thread uses again: it is gone when the next one is asked for.
+    A piece is gone when the next one is asked for. Inside :func:`leased` nothing is copied, which
+    takes half the time; elsewhere a map would kill the process if the file were cut short.
 
     Raises:
         CheckpointError: The file ends before ``end``.
     """
+    while start < end:
+        stop = min(end, start + _MAPPED)
+        whole = _map(descriptor, start, stop)
+        if whole is None:
+            yield from _copied(descriptor, file, start, stop)
+        else:
+            with whole, memoryview(whole) as view, view[start - stop :] as piece:
+                yield piece
+        start = stop
+
+
+@contextlib.contextmanager
+def leased(descriptors: Iterable[int]) -> Generator[None]:
+    """Hold read leases on open files for a while, of those that grant one.
+
+    Whoever wants to write to such a file waits until the lease is given up, so that maps of it are
+    safe. There are none on another system than Linux, on most network file systems, for files of
+    other users, and for a file that somebody has open for writing.
+    """
+    held = [descriptor for descriptor in descriptors if _lease(descriptor)]
+    try:
+        yield
+    finally:
+        for descriptor in held:
+            _give_up(descriptor)
+
+
+if sys.platform == "linux":
+    import fcntl
+    import signal
+
+    def _lease(descriptor: int) -> bool:
+        try:
+            # By default the signal that somebody waits would end the process; this one is ignored.
+            fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        except OSError:
+            return False
+        return True
+
+    def _give_up(descriptor: int) -> None:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+    def _is_leased(descriptor: int) -> bool:
+        """Return whether there is a lease that nobody waits for: after 45 s it would be taken."""
+        try:
+            return fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK
+        except OSError:
+            return False
+
+else:
+
+    def _lease(descriptor: int) -> bool:  # noqa: ARG001
+        return False
+
+    def _give_up(descriptor: int) -> None:
+        pass
+
+    def _is_leased(descriptor: int) -> bool:  # noqa: ARG001
+        return False
+
+
+def _map(descriptor: int, start: int, stop: int) -> mmap.mmap | None:
+    """Return a map that ends at ``stop`` and begins at ``start`` or a little before, if it is safe.
+
+    Whatever is wrong is said by the copying read that takes its place.
+    """
+    if stop - start < _WORTH_MAPPING or not _is_leased(descriptor):
+        return None
+    begin = start - start % mmap.ALLOCATIONGRANULARITY
+    try:
+        whole = mmap.mmap(descriptor, stop - begin, prot=mmap.PROT_READ, offset=begin)
+    except (OSError, ValueError):
+        return None
+    try:
+        whole.madvise(_POPULATE_READ)
+    except OSError:
+        whole.close()
+        return None
+    return whole
+
+
+def _copied(descriptor: int, file: Path, start: int, end: int) -> Iterator[memoryview]:
     if not hasattr(_here, "buffer"):
         _here.buffer = memoryview(bytearray(_BUFFER))
     while start < end:

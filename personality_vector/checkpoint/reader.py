@@ -196,6 +196,10 @@ class Checkpoint:
         self.__del__()
         self._files.clear()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process open the same files; locks and descriptors stay here."""
+        return type(self), (self.path, self.entries, self.reference)
+
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.path)!r}, {len(self.entries)} tensors)"
 

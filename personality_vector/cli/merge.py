@@ -8,10 +8,12 @@ import typer
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
 from personality_vector.lab import find_recipe, folder_of
-from personality_vector.merging.recipe import MergeRecipe
+from personality_vector.merging.recipe import MergeRecipe, is_mergekit
 from personality_vector.recipes.reading import Given, override, parse_value, read_recipe, read_yaml
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from personality_vector.merging.engine import MergeReport
     from personality_vector.merging.mergekit import BridgePlan
     from personality_vector.merging.plan import MergePlan
@@ -83,9 +85,7 @@ def merge(
         described = _foreseen(plan, folder, force=force)
         options.show(described, as_json=as_json, text=lambda: options.yaml_text(described))
         return
-    from personality_vector.merging.mergekit import write_mergekit
-
-    done = write_mergekit(plan, folder, force=force)
+    done = _writer(plan)(plan, folder, force=force)
     result = {key: value for key, value in done.manifest.items() if key not in ("tensors", "files")}
     options.show({"out": str(folder), **result}, as_json=as_json, text=lambda: _said(plan, done))
 
@@ -109,13 +109,25 @@ def export_mergekit(
         out.write_text(text, encoding="utf-8")
 
 
+def _writer(plan: "MergePlan | BridgePlan") -> "Callable[..., MergeReport]":
+    """Return what carries out a plan: a merge of ours, or one through mergekit."""
+    from personality_vector.merging.plan import MergePlan
+
+    if isinstance(plan, MergePlan):
+        from personality_vector.merging.engine import write_merge
+
+        return write_merge
+    from personality_vector.merging.mergekit import write_bridge
+
+    return write_bridge
+
+
 def _foreseen(plan: "MergePlan | BridgePlan", folder: Path, *, force: bool) -> dict[str, Any]:
     from personality_vector.checkpoint import AtomicDirectory
-    from personality_vector.merging.mergekit import BridgePlan
-    from personality_vector.merging.plan import foresight
+    from personality_vector.merging.plan import MergePlan, foresight
 
     AtomicDirectory(folder, force=force, inputs=plan.inputs)  # refuses what cannot be written
-    ahead = {"out": str(folder)} if isinstance(plan, BridgePlan) else foresight(plan, folder)
+    ahead = foresight(plan, folder) if isinstance(plan, MergePlan) else {"out": str(folder)}
     return {**plan.describe(), **ahead}
 
 
@@ -134,9 +146,9 @@ def _plan_file(
 ) -> "MergePlan | BridgePlan":
     file, folder = find_recipe(recipe), folder_of(recipe)
     data = read_yaml(file)
-    from personality_vector.merging.mergekit import is_mergekit, plan_mergekit
-
     if is_mergekit(data):
+        from personality_vector.merging.mergekit import plan_mergekit
+
         for setting in settings:
             override(data, setting)
         if device not in ("auto", "cpu"):

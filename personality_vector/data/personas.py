@@ -135,14 +135,15 @@ class Persona(Recipe):
 def evaluation_instrument(persona: Persona) -> Instrument:
     """Return the persona's questions that no vector was made from, as an instrument.
 
+    Its items are of no trait: they go with the rubric of the persona, whichever end is rated.
+
     Raises:
         RecipeError: It has none.
     """
     asked = persona.questions.evaluate
     if not asked:
         raise RecipeError(f"the persona {persona.name} has no questions for evaluation")
-    trait = persona.pole.trait if persona.pole else None
-    items = (Item(id=f"q{i:02}", text=text, trait=trait) for i, text in enumerate(asked, start=1))
+    items = (Item(id=f"q{i:02}", text=text) for i, text in enumerate(asked, start=1))
     return Instrument(name=persona.name, version="1", items=tuple(items))
 
 

@@ -90,21 +90,22 @@ def elicit(
     Args:
         recipe: With a persona.
         subject: Who is asked; not changed.
-        judge: Who rates, whatever the recipe names. ``None``: the ratings of ``rollouts.reuse``
-            count if the recipe's judge is ``recorded``, otherwise every pair is kept.
+        judge: Who rates; by default whom the recipe names. Where that is ``recorded``, the ratings
+            of ``rollouts.reuse`` count; where it is ``none``, every pair is kept.
         record: Called with all rollouts when they are drawn, rated and filtered: whatever fails
             later, what was generated can be saved.
 
     Raises:
         DataError: No pair is left (it says how many each rule dropped), the judge cannot rate the
             persona, or the replies to reuse are to other questions.
-        RecipeError: The persona is missing or wrong.
+        RecipeError: The persona, or what the judge needs, is missing or wrong.
 
     Source:
         Persona vectors, Chen et al. 2025, arXiv:2507.21509. Deviations: pairs are found by id,
         not by row; the judge sees question and reply, in our words.
     """
     persona = read_persona(recipe)
+    judge = open_judge(recipe, persona) if judge is None else judge
     if judge is not None:
         judge = judge.prepare(subject)
         rated(judge, persona.as_rubric(), ())  # refused now, not after hours of rollouts
@@ -113,11 +114,11 @@ def elicit(
     record(drawn)
     judged = drawn if judge is None else _judged(judge, persona, drawn)
     record(judged)
-    thresholds = recipe.thresholds if is_recorded or judge else None
-    rollouts, report = filtered(judged, thresholds)
+    is_judged = is_recorded or judge is not None
+    rollouts, report = filtered(judged, recipe.thresholds if is_judged else None)
     record(rollouts)
     require_some(report, persona.label)
-    by = judge.name if judge else "recorded" if is_recorded else "none"
+    by = str(recipe.judge) if judge is None else judge.name
     return Elicited(persona, tuple(rollouts), report, by)
 
 

@@ -10,6 +10,7 @@ from personality_vector.recipes.fields import Device, Dtype, Layers, PoleField, 
 from personality_vector.recipes.keyed import by_only_key
 from personality_vector.recipes.paths import LocalPath, ModelRef
 from personality_vector.recipes.reading import Recipe
+from personality_vector.subject.spec import GenerationSpec
 
 Pooling = Literal["response_mean", "prompt_last", "prompt_mean"]
 Estimator = Literal["mean_difference", "pca", "logistic"]
@@ -28,7 +29,7 @@ JudgeField = Annotated[Unjudged | SerializeAsAny[JudgeSpec], BeforeValidator(_ju
 """A judge by its key, ``none``, or ``recorded`` for the ratings of an earlier run."""
 
 
-class RolloutSpec(Recipe):
+class RolloutSpec(GenerationSpec):
     """How a persona is called up: ``pairs`` x ``questions`` x ``samples`` replies on each side.
 
     ``pairs`` and ``questions`` take the first so many of the persona's; by default all.
@@ -43,9 +44,7 @@ class RolloutSpec(Recipe):
     questions: Whole | None = Field(default=None, ge=1)
     samples: Whole = Field(default=10, ge=1)
     temperature: Real = Field(default=1.0, ge=0)
-    top_p: Real = Field(default=1.0, gt=0, le=1)
     max_new_tokens: Whole = Field(default=1000, ge=1)
-    batch_size: Whole = Field(default=32, ge=1)
     reuse: LocalPath | None = None
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from personality_vector.elicitation.recipe import RolloutSpec
 from personality_vector.errors import DataError, some
 from personality_vector.progress import progress
 from personality_vector.subject.chat import Chat, answered, question
-from personality_vector.subject.generation import Sampling, sample_seed
+from personality_vector.subject.generation import sample_seed
 from personality_vector.subject.protocols import Answer, Score
 from personality_vector.subject.subject import Subject
 
@@ -132,8 +132,7 @@ def draw(subject: Subject, persona: Persona, spec: RolloutSpec, seed: int) -> li
         DataError: The chat template refuses a system prompt.
         NonFiniteError: The model predicts NaN or infinity.
     """
-    sampling = Sampling(spec.max_new_tokens, spec.temperature, spec.top_p, spec.batch_size)
-    asked = replace(subject, sampling=sampling)
+    asked = replace(subject, sampling=spec.sampling())
     rollouts: list[Rollout] = []
     for sample in progress(range(spec.samples), "rollouts"):
         for side in SIDES:

@@ -79,6 +79,8 @@ class StatementJudge:
 
     name: ClassVar[str] = "classifier"
     scale: ClassVar[tuple[float, float]] = (LOWEST, HIGHEST)
+    version: ClassVar[int] = 1
+    """Raised when the same statements give other scores."""
 
     def __post_init__(self) -> None:
         _require_disjoint(self.train, self.held_out)

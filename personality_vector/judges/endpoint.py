@@ -100,13 +100,14 @@ class EndpointJudge:
             ModelError: The server fails, or returns no log-probabilities.
         """
         with ThreadPoolExecutor(self.requests) as pool:
-            futures = [pool.submit(self._rate, rubric, answer) for answer in answers]
+            futures = [pool.submit(_rate, self.endpoint, rubric, answer) for answer in answers]
             try:
                 return [future.result() for future in progress(futures, "judge")]
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # or all that is left would be asked first
                 raise
 
-    def _rate(self, rubric: Rubric, answer: Answer) -> Score:
-        likely = self.endpoint.first_token(prompt_for(rubric, answer, _HIGHEST))
-        return score_of(expected_number(likely, _HIGHEST), rubric)
+
+def _rate(endpoint: Endpoint, rubric: Rubric, answer: Answer) -> Score:
+    likely = endpoint.first_token(prompt_for(rubric, answer, _HIGHEST))
+    return score_of(expected_number(likely, _HIGHEST), rubric)

@@ -35,11 +35,6 @@ class AskingSpec(MeasureSpec):
     def _one_source(self) -> "AskingSpec":
         if self.instrument is not None and self.persona is not None:
             raise ValueError("give an instrument or a persona, not both")
-        if self.generation.samples > 1 and self.generation.temperature == 0:
-            raise ValueError(
-                f"{self.generation.samples} samples at temperature 0 are copies of one reply; "
-                "ask for 1 sample or a temperature above 0"
-            )
         return self
 
     def asking(self) -> "Asking":

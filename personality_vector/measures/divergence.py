@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from personality_vector.subject.chat import Chat
     from personality_vector.subject.subject import Subject
 
-_SEED = 0
-"""Of the base's replies: one reference for all seeds, so that seeds can be compared."""
-
 
 class DivergenceSpec(AskingSpec):
     """KL(base || edited) and perplexity on the base's own replies, up to ``max_tokens`` of them."""
@@ -35,7 +32,9 @@ class DivergenceSpec(AskingSpec):
         Raises:
             RecipeError: It is missing or not one.
         """
-        return Divergence(self.asking(), self.max_tokens, self.batch_size, self.called)
+        return Divergence(
+            self.asking(), self.max_tokens, batch_size=self.batch_size, name=self.called
+        )
 
 
 class _Reference(NamedTuple):
@@ -72,12 +71,15 @@ class Divergence:
         asking: The questions that the base replies to.
         max_tokens: Bound on the tokens that are compared. Memory: ``max_tokens * vocab * 4``
             bytes, 1 GB for 2,000 tokens of 128,000 words.
+        seed: Seed of the base's replies: one reference for all seeds, so that these can be
+            compared.
         batch_size: Chats per forward pass; it changes speed and memory only.
         references: Made by :meth:`prepare`.
     """
 
     asking: Asking
     max_tokens: int = 2000
+    seed: int = 0
     batch_size: int = field(default=8, compare=False)
     name: str = "divergence"
     references: Sequence[_Reference] = field(default=(), compare=False)
@@ -119,8 +121,8 @@ class Divergence:
 
         system = self.asking.instrument.system
         found = [
-            (key_for(_SEED, f"{item.id} {sample}"), question(item.text, system=system), reply.text)
-            for item, sample, reply in self.asking(base, _SEED)
+            (key_for(0, f"{item.id} {sample}"), question(item.text, system=system), reply.text)
+            for item, sample, reply in self.asking(base, self.seed)
             if reply.text.strip()
         ]
         if not found:

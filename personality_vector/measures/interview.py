@@ -13,7 +13,7 @@ from personality_vector.judges.spec import AnyJudge
 from personality_vector.measures.asking import Asking, AskingSpec
 from personality_vector.measures.likelihood import Traits
 from personality_vector.recipes.reading import read_recipe
-from personality_vector.subject.protocols import Answer, Better, Findings, Judge, Rubric
+from personality_vector.subject.protocols import Answer, Better, Findings, Judge, Rubric, rated
 
 if TYPE_CHECKING:
     from personality_vector.subject.subject import Subject
@@ -36,9 +36,15 @@ class InterviewSpec(AskingSpec):
 
         Raises:
             RecipeError: A file is missing or not what it should be.
+            DataError: A judge cannot rate what the answers are rated for.
         """
-        judges = tuple(spec.open() for spec in self.judges)
-        return Interview(self.asking(), self.rubrics(), judges, self.called)
+        judges, rubrics = tuple(spec.open() for spec in self.judges), self.rubrics()
+        for judge in judges:
+            for rubric in rubrics:
+                rated(
+                    judge, rubric, []
+                )  # refuses a rubric that it cannot rate, before a model is loaded
+        return Interview(self.asking(), rubrics, judges, self.called)
 
     def rubrics(self) -> tuple[Rubric, ...]:
         """Return what the answers are rated for."""

@@ -20,6 +20,7 @@ KINDS: Mapping[str, str] = {
     "interview": "measures.interview:InterviewSpec",
     "divergence": "measures.divergence:DivergenceSpec",
     "guards": "measures.guards:GuardsSpec",
+    "coherence": "measures.coherence:CoherenceSpec",
 }
 """The key that says what is measured, to its schema."""
 

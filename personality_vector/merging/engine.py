@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from personality_vector.checkpoint import (
     AtomicDirectory,
     Checkpoint,
@@ -26,7 +24,7 @@ from personality_vector.manifest import write_manifest
 from personality_vector.merging.card import model_card
 from personality_vector.merging.depth import Alpha
 from personality_vector.merging.formula import OptionValue
-from personality_vector.merging.loop import fused
+from personality_vector.merging.loop import changed, fused
 from personality_vector.merging.merged import merged
 from personality_vector.merging.plan import MergePlan, Output, plan_merge
 from personality_vector.merging.rounding import Cast, Realised, Squares
@@ -38,6 +36,9 @@ from personality_vector.numeric.random import key_for
 from personality_vector.progress import progress
 
 log = logging.getLogger(__name__)
+
+Measured = dict[str, list[Squares]]
+"""Of each tensor that a term changes, what was measured of its batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,60 +122,47 @@ def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
 
 def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> MergeReport:
     """Carry out a plan; see :func:`merge`."""
-    shard_size = parse_size(plan.output.shard_size)
+    shard_size, measured = parse_size(plan.output.shard_size), Measured()
     with AtomicDirectory(out, force=force, inputs=plan.inputs, size=plan.size) as directory:
         with ShardWriter(directory, plan.tensors, shard_size) as writer:
-            squares = _merge_tensors(plan, writer)
+            plan.merged.survey(plan.device)
+            batches = [Batch(t, part) for t in plan.tensors for part in runs(t.shape, BATCH)]
+            shown = progress(batches, "merge", lambda batch: batch.size)
+            # Closed, so that no thread writes on when this loop is left early.
+            with closing(in_parallel(partial(_merge_batch, plan, writer), batches)) as done:
+                for batch, squares in zip(shown, done, strict=True):
+                    if batch.tensor.name in plan.delta:
+                        measured.setdefault(batch.tensor.name, []).append(squares)
         plan.require_unchanged()
-        realised, statistics = _statistics(squares)
+        realised, statistics = _statistics(measured)
         content = {**plan.describe(), "realised": realised, "tensors": statistics}
         manifest = complete(directory, plan.base, plan.output.dtype, content)
     log.info("merged %d terms into %s", len(plan.terms), out)
     return MergeReport(Path(out), realised, manifest)
 
 
-def _merge_tensors(plan: MergePlan, writer: ShardWriter) -> dict[str, list[Squares]]:
-    """Merge and write every tensor; return what was measured of those that a term acts on."""
-    for tensor in plan.tensors:
-        with blame(tensor=tensor.name):
-            plan.merged.survey(tensor.name, plan.device)
-    batches = [Batch(tensor, part) for tensor in plan.tensors for part in runs(tensor.shape, BATCH)]
-    measured: dict[str, list[Squares]] = {}
-    shown = progress(batches, "merge", lambda batch: batch.size)
-    # Closed, so that no thread writes on when this loop is left early.
-    with closing(in_parallel(partial(_merge_batch, plan, writer), batches)) as done:
-        for batch, squares in zip(shown, done, strict=True):
-            if batch.tensor.name in plan.delta:
-                measured.setdefault(batch.tensor.name, []).append(squares)
-    return measured
-
-
 def _merge_batch(plan: MergePlan, writer: ShardWriter, batch: Batch) -> Squares:
-    tensor, total = batch.tensor, Squares()
-    with blame(tensor=tensor.name):
-        for part in batch_runs(tensor.shape, batch.part, plan.device):
-            written, squares = merge_part(plan, tensor, part)
-            writer.write_part(tensor.name, part.start, written.cpu())
-            total = Squares(*map(sum, zip(total, squares, strict=True)))
+    """Merge and write a batch, a run at a time."""
+    name, source, total = batch.tensor.name, plan.merged, Squares()
+    key = key_for(source.seed, f"rounding:{name}")
+    cast = Cast(batch.tensor.dtype, plan.output.rounding, key)
+    with blame(tensor=name):
+        for run in batch_runs(batch.tensor.shape, batch.part, plan.device):
+            stored = require_finite(plan.base, name, run)
+            slices = source.slices(name, run, plan.device)
+            if slices:
+                written, squares = fused(source.combine, slices, stored, cast) or added(
+                    changed(source.combine, slices), slices, stored, cast
+                )
+                total = Squares(*map(sum, zip(total, squares, strict=True)))
+            else:
+                written = cast.copied(stored, run.start)
+            writer.write_part(name, run.start, written.cpu())
     return total
 
 
-def merge_part(plan: MergePlan, tensor: TensorPlan, part: slice) -> tuple[Tensor, Squares]:
-    """Return some entries of a merged tensor, in the output dtype, and their inner products."""
-    stored = require_finite(plan.base, tensor.name, part)
-    key = key_for(plan.merged.seed, f"rounding:{tensor.name}")
-    cast, combine = Cast(tensor.dtype, plan.output.rounding, key), plan.merged.combine
-    slices = plan.merged.slices(tensor.name, part, plan.device)
-    if not slices:
-        same = stored.dtype == tensor.dtype
-        return stored if same else cast.rounded(stored.double() + 0.0, part.start), Squares()
-    may_restore = len(slices) == 1 and slices[0].alpha == 1.0
-    found = None if may_restore else fused(combine, slices, stored, cast)
-    return found or added(combine, slices, stored, cast)
-
-
 def _statistics(
-    measured: Mapping[str, Sequence[Squares]],
+    measured: Measured,
 ) -> tuple[float | None, dict[str, dict[str, float | None]]]:
     realised, rows = Realised(), {}
     for name, parts in measured.items():

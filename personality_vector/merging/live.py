@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from personality_vector.delta import Delta
 from personality_vector.errors import NonFiniteError, TensorMismatchError, blame, some
+from personality_vector.merging.loop import changed
 from personality_vector.merging.merged import Merged
 from personality_vector.merging.rounding import Cast, Realised
 from personality_vector.merging.sums import added
@@ -45,6 +46,8 @@ def live_edit(model: nn.Module, delta: Delta, strength: float = 1.0) -> Generato
     source, realised = Merged.of(delta, strength), Realised()
     saved: dict[str, Tensor] = {}
     try:
+        if strength:
+            source.survey()
         for name, parameter in parameters.items() if strength else ():
             with blame(tensor=name, alpha=strength):
                 saved[name] = parameter.detach().clone()
@@ -62,12 +65,12 @@ def _add(parameter: Tensor, source: Merged, name: str, realised: Realised) -> No
     flat, shape, cast = parameter.view(-1), source.shape(name), Cast(parameter.dtype)
     # The GPU of a Mac has no float64.
     device = "cpu" if parameter.is_mps else str(parameter.device)
-    source.survey(name, device)
     sums = []
     for batch in runs(shape, BATCH):
         for run in batch_runs(shape, batch, device):
             slices = source.slices(name, run, device)
-            flat[run], squares = added(source.combine, slices, flat[run].to(device), cast)
+            change = changed(source.combine, slices)
+            flat[run], squares = added(change, slices, flat[run].to(device), cast)
             sums.append(squares)
     realised.add(math.fsum(s.along for s in sums), math.fsum(s.change for s in sums))
 

@@ -48,7 +48,8 @@ def fused(
 ) -> tuple[BFloat16[Tensor, " entries"], Squares] | None:
     """Return ``base + change`` rounded once, and the inner products, if one loop does it all.
 
-    One does for a formula that is compiled, of a bfloat16 model to the nearest bfloat16.
+    One does for a formula that is compiled, of a bfloat16 model to the nearest bfloat16; but not
+    for a single delta as it is, whose fine-tuned entries may be restored.
 
     Args:
         combine: From the slices to the change.
@@ -60,7 +61,8 @@ def fused(
         NonFiniteError: A term holds NaN or infinity, or a sum does not fit bfloat16.
     """
     plain = base.dtype == cast.dtype == torch.bfloat16 and cast.rounding == "nearest"
-    loop = _Loop.of(combine, slices) if plain else None
+    is_as_it_is = len(slices) == 1 and slices[0].alpha == 1.0
+    loop = _Loop.of(combine, slices) if plain and not is_as_it_is else None
     if loop is None:
         return None
     out = torch.empty_like(base)

@@ -14,7 +14,7 @@ from torch import Tensor
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
 from personality_vector.delta.delta import digest
-from personality_vector.errors import RecipeError
+from personality_vector.errors import RecipeError, blame
 from personality_vector.merging.depth import Alpha
 from personality_vector.merging.formula import Combine, Formula, OptionValue
 from personality_vector.merging.loop import changed
@@ -165,10 +165,11 @@ class Merged:
         acting = self._acting.get(name, ())
         return [TermSlice(term, name, run, key, device) for term, key in acting]
 
-    def survey(self, name: str, device: str = "cpu") -> None:
-        """Let the method ask empty slices for what it needs to know of a whole tensor, once."""
-        if slices := self.slices(name, slice(0, 0), device):
-            self.combine(slices)
+    def survey(self, device: str = "cpu") -> None:
+        """Let the method ask empty slices for what it needs to know of whole tensors, once."""
+        for name in self.names:
+            with blame(tensor=name):
+                self.combine(self.slices(name, slice(0, 0), device))
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return entries of the change, on the CPU."""

@@ -1,7 +1,8 @@
 """The recipe of a merge."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -60,3 +61,8 @@ class MergeRecipe(Recipe):
     exclude: tuple[Words, ...] = ()
     output: OutputSpec = OutputSpec()
     device: Device = "auto"
+
+
+def is_mergekit(data: Mapping[str, Any]) -> bool:
+    """Whether a YAML is one of mergekit's: ours says ``method``, theirs ``merge_method``."""
+    return "merge_method" in data

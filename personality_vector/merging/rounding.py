@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from personality_vector.errors import NonFiniteError, RecipeError
@@ -46,6 +46,11 @@ class Cast:
             near = _stochastic(values, self.key, start)
         require_fit(near, lambda: values)
         return near
+
+    def copied(self, stored: Shaped[Tensor, " entries"], start: int = 0) -> Tensor:
+        """Return entries that nothing is added to: as they are, unless they have another dtype."""
+        # Adding a zero makes -0.0 one, as in any other sum.
+        return stored if stored.dtype == self.dtype else self.rounded(stored.double() + 0.0, start)
 
 
 class Squares(NamedTuple):

@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from personality_vector.merging.formula import Combine
-from personality_vector.merging.loop import changed
 from personality_vector.merging.merged import is_one_delta
 from personality_vector.merging.rounding import Cast, Squares
 from personality_vector.merging.terms import TermSlice
@@ -15,22 +13,25 @@ from personality_vector.numeric.kernels import projection
 
 
 def added(
-    combine: Combine, slices: Sequence[TermSlice], base: Float[Tensor, " entries"], cast: Cast
+    change: Float64[Tensor, " entries"],
+    slices: Sequence[TermSlice],
+    base: Float[Tensor, " entries"],
+    cast: Cast,
 ) -> tuple[Float[Tensor, " entries"], Squares]:
     """Return ``base + change`` in float64, rounded once, and the inner products.
 
     Where the change is exactly that of one delta, the entries are the fine-tuned ones themselves.
 
     Args:
-        combine: From the slices to the change.
+        change: What the terms amount to, on the device where the sum is computed.
         slices: Of every term that acts; at least one.
         base: The entries that the change is added to, in their dtype.
         cast: How to round.
 
     Raises:
-        NonFiniteError: A term holds NaN or infinity, or a sum does not fit the dtype.
+        NonFiniteError: A sum does not fit the dtype.
     """
-    change, start = changed(combine, slices), base.to(slices[0].device).double()
+    start = base.to(change.device).double()
     written = restored(slices, change, base)
     if written is None or written.dtype != cast.dtype:
         written = cast.rounded(start + change, slices[0].start)

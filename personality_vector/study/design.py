@@ -38,7 +38,7 @@ class Arm:
     """
 
     intervention: Intervention | Mapping[int, Intervention]
-    strengths: Sequence[float]
+    strengths: Sequence[float | int]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strengths", tuple(map(float, self.strengths)))
@@ -53,7 +53,7 @@ class Arm:
     def by_seed(self) -> Mapping[int | None, Intervention]:
         """Seed to intervention; ``None`` stands for every seed."""
         if isinstance(self.intervention, Mapping):
-            return dict(self.intervention)
+            return {**self.intervention}
         return {None: self.intervention}
 
     @property

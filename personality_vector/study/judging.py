@@ -9,7 +9,7 @@ from personality_vector.errors import RecipeError
 from personality_vector.progress import progress
 from personality_vector.study.store.store import FILE, Judged, Planned, Store, key_of
 from personality_vector.subject.identity import digest_of
-from personality_vector.subject.protocols import Cell, Judge, Measure, Rubric
+from personality_vector.subject.protocols import Cell, Judge, Measure, Quality, Rubric, rated
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
 
@@ -49,7 +49,7 @@ def judge_cell(store: Store, cell: Cell, base: Cell, judge: Judge, rubric: Rubri
         if not mine:
             return False
         answers = store.with_base_replies(store.unscored(cell, rubric, key), base)
-        scores = judge(rubric, list(answers.values())) if answers else []
+        scores = rated(judge, rubric, list(answers.values()))
         store.write_scores(key, rubric.trait, dict(zip(answers, scores, strict=True)))
     return True
 
@@ -84,7 +84,7 @@ def described(rubric: Rubric) -> dict[str, Any]:
 
 def quality_of(judge: Judge) -> dict[str, Any]:
     """Return the scale of a judge, and how good it is, where it says so."""
-    quality = getattr(judge, "quality", tuple)()
+    quality: Sequence[Quality] = getattr(judge, "quality", tuple)()
     return {"scale": list(judge.scale), "quality": [asdict(number) for number in quality]}
 
 

@@ -32,7 +32,9 @@ def _asked_alike(measures: Any) -> Any:
     rows = [{row: {}} if isinstance(row, str) else row for row in measures]
     if not all(isinstance(row, Mapping) for row in rows):
         return measures
-    interview = next((row["interview"] for row in rows if row.get("interview")), {})
+    interview: Mapping[str, Any] = next(
+        (row["interview"] for row in rows if row.get("interview")), {}
+    )
     shared = {key: interview[key] for key in ASKED if key in interview}
     return [{key: _with(key, body, shared) for key, body in row.items()} for row in rows]
 

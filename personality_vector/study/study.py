@@ -210,7 +210,7 @@ class Study:
 def study(
     base: str | Path | Checkpoint,
     interventions: Iterable[Intervention | Arm] = (),
-    strengths: Sequence[float] | Mapping[str, Sequence[float]] = (),
+    strengths: "Sequence[float | int] | Mapping[str, Sequence[float | int]]" = (),
     measures: Iterable[Measure] = (),
     seeds: Sequence[int] = (0,),
     **how: Any,
@@ -241,8 +241,8 @@ def study(
 
 
 def _strengths_of(
-    label: str, strengths: Sequence[float] | Mapping[str, Sequence[float]]
-) -> Sequence[float]:
+    label: str, strengths: "Sequence[float | int] | Mapping[str, Sequence[float | int]]"
+) -> Sequence[float | int]:
     if not isinstance(strengths, Mapping):
         return strengths
     if label not in strengths:

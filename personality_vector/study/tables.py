@@ -23,6 +23,19 @@ def number_name(measure: str, judge: str) -> str:
     return f"{measure} by {judge}" if judge else measure
 
 
+def short_names(numbers: Sequence[str]) -> dict[str, str]:
+    """Return what stands for each number in a heading: its last word, unless two share it.
+
+    >>> short_names(["guards.words", "divergence.perplexity"])
+    {'guards.words': 'words', 'divergence.perplexity': 'perplexity'}
+    """
+    last = [number.rpartition(".")[2] for number in numbers]
+    return {
+        number: word if last.count(word) == 1 else number
+        for number, word in zip(numbers, last, strict=True)
+    }
+
+
 def on_grid(run: Run, readings: pd.DataFrame) -> pd.DataFrame:
     """Return the readings of the base and of the strengths that the recipe lists."""
     arms = {BASE: [0.0], **run["arms"]}
@@ -83,6 +96,7 @@ def side_effects(run: Run) -> pd.DataFrame:
     """Return one row per intervention and strength of the grid: the numbers of no trait."""
     plain = on_grid(run, run.readings()).query("trait == ''")
     wide = plain.pivot_table(index=["intervention", "strength"], columns="measure", values="value")
+    wide = wide.rename(columns=short_names(list(wide.columns)))
     order = {label: index for index, label in enumerate([BASE, *labels_of(run)])}
     return wide.reset_index().sort_values(
         ["intervention", "strength"], key=lambda c: c.map(order) if c.name == "intervention" else c

@@ -114,4 +114,5 @@ def _lengths(new: torch.Tensor, tokenizer: Any) -> torch.Tensor:
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         # The end mark and the padding are one token: the first of them belongs to the reply.
         is_padding = is_padding & (is_padding.cumsum(1) > 1)
-    return (~is_padding).sum(1)
+    lengths: torch.Tensor = (~is_padding).sum(1)
+    return lengths

@@ -37,6 +37,7 @@ def identity_of(thing: Any) -> str:
 
 def _plain(thing: Any) -> Any:
     """Return JSON that stands for ``thing``."""
+    found: Any
     if thing is None or isinstance(thing, bool | int | str):
         found = thing
     elif isinstance(thing, float):
@@ -66,7 +67,7 @@ def _of_object(thing: Any) -> Any:
         return own() if callable(own) else own
     if is_dataclass(thing):
         return _fields(thing)
-    if hasattr(thing, "model_fields"):  # a recipe
+    if hasattr(type(thing), "model_fields"):  # a recipe
         return [type(thing).__name__, _plain(dict(thing))]
     if hasattr(thing, "detach"):  # a tensor
         return _of_tensor(thing)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from personality_vector.recipes.fields import Real, Whole
 from personality_vector.recipes.reading import Recipe
@@ -19,6 +19,15 @@ class GenerationSpec(Recipe):
     top_p: Real = Field(default=1.0, gt=0, le=1)
     batch_size: Whole = Field(default=32, ge=1)
     samples: Whole = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _no_copies(self) -> "GenerationSpec":
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"{self.samples} samples at temperature 0 are copies of one reply; "
+                "ask for 1 sample or a temperature above 0"
+            )
+        return self
 
     def sampling(self) -> "Sampling":
         """Return how one sample is drawn."""

@@ -4,7 +4,7 @@
         --statements ../shared/data/big5_statements --out runs/big5
 
 Fine-tunes both poles of each trait on the ``train`` part of the statements, sweeps alpha over
--1 and 0.1 .. 2.0, and measures the likelihood probe on the ``held_out`` part and the judge on
+-1 and 0.1 .. 2.0, and measures the likelihood on the ``held_out`` part and a classifier's score of
 generated answers. Prints the table of the README and writes it, with its figure, under ``--out``.
 """
 
@@ -12,13 +12,15 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
-from personality_vector.study.sweep import BASE, correlation, sweep
 
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.finetuning.sft import train
 from personality_vector.report.figures import dose_response_figure, save_figure
+from personality_vector.study.design import BASE
+from personality_vector.study.opening import open_study
 from personality_vector.study.recipe import SweepRecipe
-from personality_vector.study.store import Results
+from personality_vector.study.run import Run
+from personality_vector.study.tables import correlation
 from personality_vector.traits import BIG_FIVE, Pole
 
 ALPHAS = [round(0.1 * step, 1) for step in range(1, 21)]
@@ -39,7 +41,7 @@ def train_pole(base: Path, statements: Path, pole: Pole, out: Path) -> Path:
     return folder
 
 
-def sweep_trait(base: Path, statements: Path, trait: str, out: Path) -> Results:
+def sweep_trait(base: Path, statements: Path, trait: str, out: Path) -> Run:
     """Sweep alpha for both poles of a trait."""
     tuned = {
         level: train_pole(base, statements, Pole(trait, level), out) for level in ("high", "low")
@@ -50,27 +52,38 @@ def sweep_trait(base: Path, statements: Path, trait: str, out: Path) -> Results:
             {"label": f"{trait}:{level}", "tuned": str(path)} for level, path in tuned.items()
         ],
         "strengths": [-1.0, *ALPHAS],
-        "measure": {
-            "traits": [trait],
-            "statements": str(statements),
-            "question": QUESTION,
-            "instrument": "builtin:eval/instruments/self_description.yaml",
-            "generation": {"max_new_tokens": 40, "temperature": 0.6, "samples": 4},
-        },
+        "measures": [
+            {
+                "likelihood": {
+                    "traits": [trait],
+                    "statements": str(statements),
+                    "question": QUESTION,
+                }
+            },
+            {
+                "interview": {
+                    "traits": [trait],
+                    "instrument": "builtin:eval/instruments/self_description.yaml",
+                    "generation": {"max_new_tokens": 40, "temperature": 0.6, "samples": 4},
+                    "judges": [{"classifier": {"statements": str(statements)}}],
+                }
+            },
+            "divergence",
+            {"guards": {"traits": [trait], "statements": str(statements)}},
+        ],
     }
-    return sweep(SweepRecipe.parse(recipe, origin="big5", folder=Path.cwd()), out / trait)
+    return open_study(SweepRecipe.parse(recipe, origin="big5", folder=Path.cwd())).run(out / trait)
 
 
-def rows_of(results: Results, trait: str) -> list[dict[str, object]]:
+def rows_of(run: Run, trait: str) -> list[dict[str, object]]:
     """Return one row of the README's table per pole."""
-    frame = results.frame("measures")
-    frame = frame[frame["trait"] == trait]
+    frame = run.readings().query("trait == @trait")
     value = frame.set_index(["measure", "intervention", "strength"])["value"]
     rows = []
     for level in ("high", "low"):
         label = f"{trait}:{level}"
         row: dict[str, object] = {"vector": label}
-        for measure in ("probe", "judge"):
+        for measure in ("likelihood", "interview"):
             at = {alpha: float(value[measure, label, alpha]) for alpha in [-1.0, *ALPHAS]}
             found = correlation(ALPHAS, [at[alpha] for alpha in ALPHAS])
             base = float(value[measure, BASE, 0.0])
@@ -103,8 +116,6 @@ def main() -> None:
         row for trait, run in zip(given.traits, runs, strict=True) for row in rows_of(run, trait)
     ]
     save_figure(dose_response_figure(*runs), out, "dose_response")
-    for run in runs:
-        run.close()
     table = pd.DataFrame(rows)
     table.to_csv(out / "table.csv", index=False)
     print(table.round(3).to_string(index=False))

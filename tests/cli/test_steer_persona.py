@@ -56,7 +56,7 @@ def test_what_a_judge_drops_is_said_and_the_replies_go_on(pvec, recipe, tmp_path
     """A strict judge leaves nothing; the same replies with another judge make the vector."""
     out, beside = tmp_path / "out", tmp_path / "out.rollouts.jsonl"
     with serving(lambda _: likely({"30": 0.9})) as fake:
-        judge = f"judge={{kind: endpoint, model: m, base_url: '{fake.base_url}'}}"
+        judge = f"judge={{endpoint: {{model: m, base_url: '{fake.base_url}'}}}}"
         ended = pvec("steer", "extract", recipe, "--out", out, "--set", judge)
     assert ended.code == 1
     assert "gardener: nothing is left to make a vector from: 0 of 4 pairs kept" in ended.err

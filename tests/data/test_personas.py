@@ -5,7 +5,7 @@ import re
 import pytest
 
 from personality_vector.data.adjectives import ADJECTIVES
-from personality_vector.data.personas import Persona
+from personality_vector.data.personas import Persona, evaluation_instrument
 from personality_vector.data.statements import normalised
 from personality_vector.errors import RecipeError
 from personality_vector.lab import lab_folder
@@ -82,6 +82,16 @@ def test_a_role_has_no_other_end(tmp_path):
         role.reversed()
     with pytest.raises(RecipeError, match="calm is not of a pole"):
         role.at(Pole("openness", "low"))
+
+
+def test_the_other_questions_make_an_instrument(tmp_path):
+    persona = parsed(tmp_path, pole="neuroticism:low", opposite="Is wild.")
+    instrument = evaluation_instrument(persona)
+    assert [item.text for item in instrument.items] == ["How are you?"]
+    assert {item.trait for item in instrument.items} == {None}
+    silent = parsed(tmp_path, questions={"extract": ["Who are you?"]})
+    with pytest.raises(RecipeError, match="no questions for evaluation"):
+        evaluation_instrument(silent)
 
 
 def test_the_big_five_and_six_roles_are_shipped():

@@ -1,9 +1,12 @@
+import logging
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import open_delta
+from personality_vector.delta.provenance import require_not_swapped
 from personality_vector.errors import BaseMismatchError
 from personality_vector.manifest import write_manifest
 
@@ -43,4 +46,19 @@ def test_a_fine_tune_of_ours_knows_its_base_and_its_pole(pico, tmp_path):
     assert str(open_delta(ours, base).pole) == "openness:low"
     other = changed(pico("llama"), tmp_path / "other", lambda tensor: tensor - 0.01)
     with pytest.raises(BaseMismatchError, match="ours: was trained on base"):
+        open_delta(ours, Checkpoint.open(other))
+
+
+def test_what_was_trained_with_an_earlier_version_is_compared_by_its_sample(pico, tmp_path, caplog):
+    base = Checkpoint.open(pico("llama"))
+    ours = changed(pico("llama"), tmp_path / "ours", lambda tensor: tensor + 0.01)
+    sample = base.digest_like("0" * 32)
+    write_manifest(ours, "train", {"base": {"fingerprint": sample}, "pole": "openness:low"})
+    with caplog.at_level(logging.WARNING):
+        assert open_delta(ours, base).norm() > 0
+    assert "ours: was trained with an earlier version; of its base" in caplog.text
+    with pytest.raises(BaseMismatchError, match=r"ours: was trained on .* the base comes first"):
+        require_not_swapped(Checkpoint.open(ours), base)
+    other = changed(pico("llama"), tmp_path / "other", lambda tensor: tensor - 0.01)
+    with pytest.raises(BaseMismatchError, match="was trained with an earlier version on base"):
         open_delta(ours, Checkpoint.open(other))

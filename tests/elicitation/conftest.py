@@ -6,7 +6,7 @@ import pytest
 
 from personality_vector.data.personas import Persona
 from personality_vector.elicitation.recipe import SteerRecipe
-from personality_vector.subject.models import load_model, load_tokenizer
+from personality_vector.subject.subject import Subject
 
 CONTENT = {
     "name": "extraversion",
@@ -28,8 +28,8 @@ def persona():
 
 
 @pytest.fixture(scope="session")
-def pico_chat(pico):
-    return load_model(pico("llama")), load_tokenizer(pico("llama"))
+def subject(pico):
+    return Subject.load(str(pico("llama")), device="cpu")
 
 
 @pytest.fixture

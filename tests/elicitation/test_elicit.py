@@ -4,46 +4,47 @@ import json
 
 import pytest
 import torch
-from personality_vector.elicitation.raters import open_rater
-from personality_vector.judges.rating import Rating
 
+from personality_vector.data.rubrics import COHERENCE
 from personality_vector.elicitation.extract import extract_persona
-from personality_vector.elicitation.pipeline import elicit, evaluation_instrument, read_persona
+from personality_vector.elicitation.pipeline import elicit, open_judge, read_persona
 from personality_vector.elicitation.rollouts import to_jsonl
-from personality_vector.errors import DataError, ModelError, RecipeError, TraitError
+from personality_vector.errors import DataError, ModelError, RecipeError
 from personality_vector.steering import SteeringVector
+from personality_vector.subject.protocols import Score
+from personality_vector.subject.subject import Subject
 from tests.fake_endpoint import likely, serving
 
 
 class EveryThird:
     """Rates by the place of the reply: every third pair is unclear, the first is unscored."""
 
-    label = "every third"
+    name, scale = "every third", (0.0, 10.0)
 
-    def __call__(self, _persona, exchanges, /):
-        half = len(exchanges) // 4  # a sample has two sides
-        ratings = []
-        for place in range(len(exchanges)):
-            number, is_positive = place % half, place // half % 2 == 0
-            trait = 90.0 if is_positive else (60.0 if number % 3 == 2 else 5.0)
-            ratings.append(Rating(None, None, "?") if number == 0 else Rating(trait, 99.0))
-        return ratings
+    def identity(self):
+        return self.name
 
+    def prepare(self, _base, /):
+        return self
 
-@pytest.fixture
-def judged(monkeypatch):
-    """Let a stand-in judge whatever the recipe asks."""
-    rater = EveryThird()
-    monkeypatch.setattr("personality_vector.elicitation.pipeline.open_rater", lambda *_: rater)
-    return rater
+    def __call__(self, rubric, answers, /):
+        half = len(answers) // 4  # a sample has two sides
+        return [self.rate(rubric, place, half) for place in range(len(answers))]
 
-
-LOCAL = {"kind": "local", "checkpoint": "judge"}  # the kind that the stand-in pretends to be
+    def rate(self, rubric, place, half):
+        number, is_positive = place % half, place // half % 2 == 0
+        if number == 0:
+            return Score(None, "?")
+        if rubric == COHERENCE:
+            return Score(9.9)
+        return Score(9.0 if is_positive else (6.0 if number % 3 == 2 else 0.5))
 
 
-@pytest.mark.usefixtures("judged")
-def test_what_is_kept_comes_in_pairs_with_the_system_prompts(steer, pico_chat, persona):
-    elicited = elicit(steer(judge=LOCAL), *pico_chat)
+JUDGE = EveryThird()
+
+
+def test_what_is_kept_comes_in_pairs_with_the_system_prompts(steer, subject, persona):
+    elicited = elicit(steer(), subject, JUDGE)
     assert elicited.report.dropped == {
         "empty": 0, "unscored": 2, "positive_trait": 0, "negative_trait": 4, "coherence": 0
     }  # fmt: skip
@@ -56,60 +57,56 @@ def test_what_is_kept_comes_in_pairs_with_the_system_prompts(steer, pico_chat, p
     assert elicited.judge == "every third"
 
 
-def test_nobody_judging_keeps_all(steer, pico_chat):
-    elicited = elicit(steer(), *pico_chat)
+def test_nobody_judging_keeps_all(steer, subject):
+    elicited = elicit(steer(), subject)
     assert elicited.report.kept == elicited.report.pairs == 12
     assert elicited.judge == "none"
     assert all(row.kept and row.trait is None for row in elicited.rollouts)
 
 
-def test_a_low_pole_swaps_the_sides(steer, pico_chat):
-    high, low = (
-        elicit(steer(pole=f"extraversion:{level}"), *pico_chat) for level in ("high", "low")
-    )
+def test_a_low_pole_swaps_the_sides(steer, subject):
+    high, low = (elicit(steer(pole=f"extraversion:{level}"), subject) for level in ("high", "low"))
     assert (high.positive, high.negative) == (low.negative, low.positive)
     assert str(low.persona.pole) == "extraversion:low"
     with pytest.raises(RecipeError, match="persona extraversion is of extraversion:high"):
         read_persona(steer(pole="openness:high"))
 
 
-@pytest.mark.usefixtures("judged")
-def test_everything_is_recorded_when_it_is_there(steer, pico_chat):
+def test_everything_is_recorded_when_it_is_there(steer, subject):
     seen = []
-    elicited = elicit(steer(judge=LOCAL), *pico_chat, record=seen.append)
+    elicited = elicit(steer(), subject, JUDGE, record=seen.append)
     drawn, rated, done = seen
     assert all(row.reply and row.trait is None for row in drawn)
     assert any(row.trait == 90.0 and not row.kept for row in rated)
     assert tuple(done) == elicited.rollouts
-    strict = steer(judge=LOCAL, thresholds={"coherence": 100.0})
+    strict = steer(judge="classifier", thresholds={"coherence": 100.0})
     with pytest.raises(DataError, match="nothing is left"):
-        elicit(strict, *pico_chat, record=seen.append)
+        elicit(strict, subject, JUDGE, record=seen.append)
     assert {row.rule for row in seen[-1]} == {"unscored", "negative_trait", "coherence"}
 
 
-@pytest.mark.usefixtures("judged")
-def test_replies_and_ratings_of_an_earlier_run_are_used_again(
-    steer, pico_chat, tmp_path, monkeypatch
-):
+def test_replies_and_ratings_of_an_earlier_run_are_used_again(steer, subject, tmp_path):
     file = tmp_path / "rollouts.jsonl"
-    first = elicit(steer(judge=LOCAL), *pico_chat)
+    first = elicit(steer(), subject, JUDGE)
     file.write_text(to_jsonl(first.rollouts), encoding="utf-8")
     reuse = {"reuse": str(file)}
-    again = elicit(steer(rollouts=reuse, judge=LOCAL), None, None)
+    mute = Subject(None, None)
+    again = elicit(steer(rollouts=reuse), mute, JUDGE)
     assert again.rollouts == first.rollouts
-    monkeypatch.undo()
-    recorded = steer(rollouts=reuse, judge={"kind": "recorded"})
-    assert elicit(recorded, None, None).rollouts == first.rollouts
-    plain = elicit(steer(rollouts=reuse), None, None)
+    recorded = elicit(steer(rollouts=reuse, judge="recorded"), mute)
+    assert (recorded.rollouts, recorded.judge) == (first.rollouts, "recorded")
+    plain = elicit(steer(rollouts=reuse), mute)
     assert plain.report.kept == 12
     assert all(row.trait is None for row in plain.rollouts)
 
 
-@pytest.mark.usefixtures("judged")
-def test_the_vector_is_that_of_the_kept_chats(steer, pico_chat):
-    recipe = steer(judge=LOCAL, layers=[1])
-    vector, elicited = extract_persona(recipe)
-    expected = SteeringVector.extract(*pico_chat, elicited.positive, elicited.negative, layers=[1])
+def test_the_vector_is_that_of_the_kept_chats(steer, subject, monkeypatch):
+    monkeypatch.setattr("personality_vector.elicitation.extract.open_judge", lambda *_: JUDGE)
+    vector, elicited = extract_persona(steer(layers=[1]))
+    model, tokenizer = subject.model, subject.tokenizer
+    expected = SteeringVector.extract(
+        model, tokenizer, elicited.positive, elicited.negative, layers=[1]
+    )
     torch.testing.assert_close(vector[1], expected[1])
     assert (str(vector.pole), vector.label) == ("extraversion:high", "extraversion:high")
     assert vector.counts == (6, 6)
@@ -118,17 +115,22 @@ def test_the_vector_is_that_of_the_kept_chats(steer, pico_chat):
 
 
 @pytest.mark.parametrize("pooling", ["prompt_last", "prompt_mean"])
-def test_pooling_and_estimator_are_passed_on(steer, pico_chat, pooling):
+def test_pooling_and_estimator_are_passed_on(steer, subject, pooling):
     vector, elicited = extract_persona(steer(pooling=pooling, estimator="pca"))
     assert (vector.pooling, vector.estimator) == (pooling, "pca")
     expected = SteeringVector.extract(
-        *pico_chat, elicited.positive, elicited.negative, pooling=pooling, estimator="pca"
+        subject.model,
+        subject.tokenizer,
+        elicited.positive,
+        elicited.negative,
+        pooling=pooling,
+        estimator="pca",
     )
     for layer in vector.layers:
         torch.testing.assert_close(vector[layer], expected[layer])
 
 
-def test_an_endpoint_judges_from_end_to_end(steer, pico_chat):
+def test_an_endpoint_judges_from_end_to_end(steer):
     asked = []
 
     def answer(body):
@@ -137,16 +139,16 @@ def test_an_endpoint_judges_from_end_to_end(steer, pico_chat):
         return likely({"100": 0.9} if "coherent" in text else {"50": 0.5, "52": 0.5})
 
     with serving(answer) as fake:
-        judge = {"kind": "endpoint", "model": "m", "base_url": fake.base_url}
+        judge = {"endpoint": {"model": "m", "base_url": fake.base_url}}
         with pytest.raises(DataError, match="12 by negative_trait"):
-            elicit(steer(judge=judge), *pico_chat)
+            extract_persona(steer(judge=judge))
     assert len(asked) == 2 * 24
     assert not any("You are bold." in text for text in asked)  # the judge does not see the side
 
 
 def test_a_local_model_can_be_the_judge(steer, persona, pico):
-    rater = open_rater(steer(judge={"kind": "local", "checkpoint": str(pico("llama"))}), persona)
-    assert rater.label == f"local {pico('llama')}"
+    judge = open_judge(steer(judge={"local": {"checkpoint": str(pico("llama"))}}), persona)
+    assert judge.name == f"local {pico('llama').name}"
 
 
 @pytest.fixture
@@ -158,45 +160,60 @@ def statements(tmp_path):
         for part, place in (("train", "parties"), ("train", "crowds"), ("held_out", "fairs"))
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {"kind": "statements", "statements": str(file)}
+    return {"classifier": {"statements": str(file)}}
 
 
 def test_statements_judge_poles_that_they_know(steer, persona, statements):
-    rater = open_rater(steer(judge=statements), persona)
-    assert rater.label == "statements"
+    judge = open_judge(steer(judge=statements), persona)
+    assert judge.name == "classifier"
     role = persona.model_copy(update={"pole": None, "name": "gardener"})
-    with pytest.raises(TraitError, match="persona gardener is of no pole: choose the kind"):
-        open_rater(steer(judge=statements), role)
+    with pytest.raises(DataError, match="rates poles, and gardener has none: choose another"):
+        open_judge(steer(judge=statements), role)
 
 
-def test_a_missing_key_is_found_out_before_anything_is_generated(steer, monkeypatch):
+def test_a_judge_that_cannot_rate_the_persona_is_refused_before_anything_is_drawn(
+    steer, monkeypatch
+):
+    monkeypatch.setattr("personality_vector.elicitation.pipeline.draw", never)
+
+    class Picky(EveryThird):
+        def __call__(self, rubric, _answers, /):
+            raise DataError(f"not {rubric.trait}")
+
+    with pytest.raises(DataError, match="not extraversion:high"):
+        elicit(steer(), Subject(None, None), Picky())
+
+
+def test_whom_the_recipe_names_judges_where_nobody_else_is_given(steer, subject, statements):
+    seen = []
+    # No rating is below 0: every pair is dropped or unscored.
+    recipe = steer(judge=statements, thresholds={"trait": 0.0})
+    with pytest.raises(DataError, match="nothing is left"):
+        elicit(recipe, subject, record=seen.append)
+    assert {row.rule for row in seen[-1]} <= {"unscored", "negative_trait"}
+
+
+def test_a_missing_key_is_found_out_before_a_model_is_loaded(steer, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(Subject, "load", never)
     with pytest.raises(RecipeError, match="OPENAI_API_KEY is not set"):
-        elicit(steer(judge={"kind": "endpoint", "model": "m"}), None, None)
+        extract_persona(steer(judge={"endpoint": {"model": "m"}}))
 
 
-def test_the_other_questions_make_an_instrument(persona):
-    instrument = evaluation_instrument(persona)
-    assert [item.text for item in instrument.items] == ["How?"]
-    assert {item.trait for item in instrument.items} == {"extraversion"}
-    silent = persona.model_copy(
-        update={"questions": persona.questions.model_copy(update={"evaluate": ()})}
-    )
-    with pytest.raises(RecipeError, match="no questions for evaluation"):
-        evaluation_instrument(silent)
+def never(*_, **__):
+    raise AssertionError("a model was loaded or asked")
 
 
 def test_the_embedded_model_shows_what_its_system_prompt_says():
     """The shipped smoke recipe, cut short: answers differ in the direction of the instruction."""
-    from personality_vector.recipes.steering import SteerRecipe
-
+    from personality_vector.elicitation.recipe import SteerRecipe
     from personality_vector.lab import find_recipe
     from personality_vector.recipes.reading import read_recipe
-    from personality_vector.subject.models import load_model, load_tokenizer
 
     settings = ["rollouts.pairs=1", "rollouts.questions=5", "rollouts.samples=1"]
     recipe = read_recipe(find_recipe("training/steering/smoke-persona"), SteerRecipe, settings)
-    elicited = elicit(recipe, load_model(recipe.model), load_tokenizer(recipe.model))
+    judge = open_judge(recipe, read_persona(recipe))
+    elicited = elicit(recipe, Subject.load(recipe.model, device="cpu"), judge)
     traits = {
         side: [row.trait for row in elicited.rollouts if row.side == side and row.trait]
         for side in ("positive", "negative")
@@ -227,9 +244,6 @@ def test_a_recipe_without_a_persona_has_none(steer, tmp_path):
     ],
 )
 def test_layers_are_checked_before_anything_is_generated(steer, monkeypatch, layers, error, said):
-    def never(*_, **__):
-        raise AssertionError("a rollout was drawn")
-
     monkeypatch.setattr("personality_vector.elicitation.pipeline.draw", never)
     with pytest.raises(error, match=said):
         extract_persona(steer(layers=layers))

@@ -6,9 +6,9 @@ import statistics
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from personality_vector.recipes.steering import ThresholdSpec
 
 from personality_vector.elicitation.filter import RULES, Cut, filtered, require_some
+from personality_vector.elicitation.recipe import ThresholdSpec
 from personality_vector.elicitation.rollouts import Pair, Rollout, paired
 from personality_vector.errors import DataError
 

@@ -4,9 +4,8 @@ import itertools
 import json
 
 import pytest
-from personality_vector.measures.administer import sample_seed
-from personality_vector.recipes.steering import RolloutSpec
 
+from personality_vector.elicitation.recipe import RolloutSpec
 from personality_vector.elicitation.rollouts import (
     draw,
     paired,
@@ -17,14 +16,15 @@ from personality_vector.elicitation.rollouts import (
 )
 from personality_vector.errors import DataError
 from personality_vector.subject.chat import question
-from personality_vector.subject.generation import Sampling, generate_replies
+from personality_vector.subject.generation import Sampling, generate_replies, sample_seed
+from personality_vector.subject.protocols import Score
 
 SPEC = RolloutSpec(samples=2, max_new_tokens=5, batch_size=4)
 
 
 @pytest.fixture
-def drawn(pico_chat, persona):
-    return draw(*pico_chat, persona, SPEC, 7)
+def drawn(subject, persona):
+    return draw(subject, persona, SPEC, 7)
 
 
 def test_every_instruction_meets_every_question_on_both_sides(drawn, persona):
@@ -41,7 +41,7 @@ def test_every_instruction_meets_every_question_on_both_sides(drawn, persona):
         assert all(row.reply for row in pair.rollouts)
 
 
-def test_the_replies_are_the_models_own_under_each_system_prompt(drawn, pico_chat, persona):
+def test_the_replies_are_the_models_own_under_each_system_prompt(drawn, subject, persona):
     """Restate the batches: one seed for a sample, the same on both sides."""
     generation = Sampling(5, 1.0, 1.0, 4)
     for sample, side in itertools.product(range(2), ("positive", "negative")):
@@ -53,20 +53,22 @@ def test_the_replies_are_the_models_own_under_each_system_prompt(drawn, pico_cha
             for pair in persona.instructions
             for asked in persona.questions.extract
         ]
-        replies = generate_replies(*pico_chat, chats, generation, seed=sample_seed(7, sample))
+        replies = generate_replies(
+            subject.model, subject.tokenizer, chats, generation, seed=sample_seed(7, sample)
+        )
         found = [
             row.reply for row in drawn if row.side == side and row.id.endswith(f"sample{sample}")
         ]
-        assert found == replies
+        assert found == [reply.text for reply in replies]
 
 
-def test_the_same_seed_draws_the_same_and_another_one_does_not(drawn, pico_chat, persona):
-    assert draw(*pico_chat, persona, SPEC, 7) == drawn
-    assert draw(*pico_chat, persona, SPEC, 8) != drawn
+def test_the_same_seed_draws_the_same_and_another_one_does_not(drawn, subject, persona):
+    assert draw(subject, persona, SPEC, 7) == drawn
+    assert draw(subject, persona, SPEC, 8) != drawn
 
 
-def test_a_longer_run_begins_with_the_shorter_one(drawn, pico_chat, persona):
-    longer = draw(*pico_chat, persona, SPEC.model_copy(update={"samples": 3}), 7)
+def test_a_longer_run_begins_with_the_shorter_one(drawn, subject, persona):
+    longer = draw(subject, persona, SPEC.model_copy(update={"samples": 3}), 7)
     assert longer[: len(drawn)] == drawn
 
 
@@ -82,6 +84,22 @@ def test_a_chat_is_what_the_model_read_and_its_reply(drawn):
     row = drawn[0]
     assert row.chat[:-1] == question("Who are you?", system="You are bold.")
     assert row.chat[-1] == {"role": "assistant", "content": row.reply}
+
+
+def test_ratings_are_moved_from_the_scale_of_the_judge_to_percent(drawn):
+    rated = drawn[0].rated(Score(2.0), Score(5.0), (1.0, 5.0))
+    assert (rated.trait, rated.coherence, rated.reason) == (25.0, 100.0, "")
+    rated = rated.rated(Score(33.3), Score(None, "no number"), (0.0, 100.0))
+    assert (rated.trait, rated.coherence, rated.reason) == (33.3, None, "no number")
+    both = rated.rated(Score(None, "empty"), Score(None, "empty"), (1.0, 5.0))
+    assert both.reason == "empty"
+    assert both.unrated() == drawn[0]
+
+
+def test_a_judge_does_not_see_the_system_prompt(drawn):
+    answer = drawn[0].answer
+    assert (answer.question, answer.reply) == (drawn[0].question, drawn[0].reply)
+    assert drawn[0].system not in repr(answer)
 
 
 def test_the_file_gives_back_what_was_written(drawn, tmp_path):

@@ -137,8 +137,8 @@ def test_an_endpoint_is_held_to_the_schema():
     assert persona.instructions[4].positive == "Be calm, 4."
 
 
-def test_a_local_model_that_babbles_is_refused(pico_chat):
-    generator = LocalGenerator(*pico_chat, Sampling(max_new_tokens=8))
+def test_a_local_model_that_babbles_is_refused(subject):
+    generator = LocalGenerator(subject, Sampling(max_new_tokens=8))
     assert isinstance(generator, Generator)
     with pytest.raises(DataError, match="the generator wrote"):
         write_persona("calm", "Is calm.", generator)

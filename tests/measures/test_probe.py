@@ -3,10 +3,10 @@ import statistics
 
 import pytest
 import torch
+from personality_vector.measures.probe import LikelihoodProbe
 
 from personality_vector.data.statements import Statement
 from personality_vector.errors import DataError, NonFiniteError
-from personality_vector.measures.probe import LikelihoodProbe
 from personality_vector.subject.chat import question
 
 ASKED = "Who are you?"

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
+from personality_vector.measures.retention import Retention
 
 from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
-from personality_vector.measures.retention import Retention
 from personality_vector.numeric.random import generator_for
 from personality_vector.subject.chat import answered, question
 

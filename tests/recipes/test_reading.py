@@ -3,12 +3,12 @@
 import re
 
 import pytest
+from personality_vector.recipes.schema import InterventionSpec, MeasureSpec, SweepRecipe
 
 from personality_vector.errors import RecipeError
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.recipes.reading import read_recipe, read_yaml
-from personality_vector.recipes.schema import InterventionSpec, MeasureSpec, SweepRecipe
 
 GOOD = """\
 base: ./base

@@ -22,28 +22,21 @@ from personality_vector.errors import (
     TensorMismatchError,
 )
 from personality_vector.lab import builtin
-from personality_vector.measures.probe import LikelihoodProbe
+from personality_vector.measures.likelihood import Likelihood
 from personality_vector.numeric.random import generator_for
-from personality_vector.recipes.choice import ChooseRecipe
 from personality_vector.steering import ALL, Positions, SteeringVector, steered
 from personality_vector.steering.activations import pooled_activations
-from personality_vector.study.choose import (
-    Choice,
-    Evidence,
-    Inputs,
-    Point,
-    Reading,
-    Separation,
-    choose,
-    examine,
-    ranked,
-    scan,
-    separation,
-    swing,
-    usable,
-)
+from personality_vector.study.choose.choice import Choice
+from personality_vector.study.choose.curve import CurvePoint, following, swing, usable
+from personality_vector.study.choose.layers import Contrast, Evidence, examine, ranked
+from personality_vector.study.choose.recipe import ChooseRecipe
+from personality_vector.study.choose.run import Inputs, choose
+from personality_vector.study.choose.separation import Separation, separation
+from personality_vector.study.run import Run
+from personality_vector.study.worker import Worker
 from personality_vector.subject.chat import answered, encode_chats, question
 from personality_vector.subject.models import load_model, load_tokenizer
+from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
 
 HIGH = Pole("extraversion", "high")
@@ -81,9 +74,19 @@ def gradient(model, tokenizer, layer):
     return torch.autograd.grad(total, push)[0]
 
 
+def subject_of(path):
+    return Subject(load_model(path), load_tokenizer(path))
+
+
+def likelihood_of(subject, statements):
+    """Return how much likelier the high end of extraversion is."""
+    (found,) = Likelihood(statements, ASKED).collect(subject, 0)
+    return found.value
+
+
 @pytest.fixture(scope="module")
 def loaded(pico):
-    return load_model(pico("llama")), load_tokenizer(pico("llama"))
+    return subject_of(pico("llama"))
 
 
 # Separation
@@ -144,19 +147,18 @@ def test_separation_of_one_member_is_refused():
 @pytest.mark.parametrize("clause", ["all", "response", "last 2"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_the_slope_is_what_a_small_strength_does_to_the_probe(pico, family, clause):
-    model, tokenizer = load_model(pico(family)), load_tokenizer(pico(family))
+    subject = subject_of(pico(family))
     positions = Positions.parse(clause)
-    vector = random_vector((0, 1), width=model.config.hidden_size)
+    vector = random_vector((0, 1), width=subject.model.config.hidden_size)
     statements = [Statement("extraversion", level, t) for level in SAID for t in SAID[level]]
-    probe = LikelihoodProbe(statements, ASKED)
-    reading = Reading(chats("high"), chats("low"), positions, batch_size=3)
+    contrast = Contrast(chats("high"), chats("low"), positions, batch_size=3)
 
     def probed(layer, strength):
         directions = {layer: vector[layer]}
-        with steered(model, directions, strength, positions=positions):
-            return probe(model, tokenizer)["extraversion"].value
+        with steered(subject.model, directions, strength, positions=positions):
+            return likelihood_of(subject, statements)
 
-    for found in examine(model, tokenizer, vector, (0, 1), reading):
+    for found in examine(subject, vector, (0, 1), contrast):
         step = 2e-3 * found.unit
         rise = probed(found.layer, step) - probed(found.layer, -step)
         assert found.slope == pytest.approx(rise / (2 * step) * found.unit, rel=0.02, abs=2e-3)
@@ -164,16 +166,19 @@ def test_the_slope_is_what_a_small_strength_does_to_the_probe(pico, family, clau
 
 def test_the_slope_is_the_gradient_along_the_vector(loaded):
     vector = random_vector((0, 1, 2))
-    for found in examine(*loaded, vector, (0, 1, 2), Reading(chats("high"), chats("low"), ALL, 3)):
-        along = gradient(*loaded, found.layer) @ vector[found.layer]
+    contrast = Contrast(chats("high"), chats("low"), ALL, 3)
+    for found in examine(loaded, vector, (0, 1, 2), contrast):
+        along = gradient(loaded.model, loaded.tokenizer, found.layer) @ vector[found.layer]
         assert found.slope == pytest.approx(float(along) * found.unit, rel=1e-3)
 
 
 def test_projections_and_norms_are_those_of_the_blocks_outputs(loaded):
     vector = random_vector((0, 2))
-    reading = Reading(chats("high"), chats("low"), ALL, batch_size=3)
-    high, low = (pooled_activations(*loaded, chats(level), (0, 2)) for level in SAID)
-    for found in examine(*loaded, vector, (2, 0), reading):
+    contrast = Contrast(chats("high"), chats("low"), ALL, batch_size=3)
+    high, low = (
+        pooled_activations(loaded.model, loaded.tokenizer, chats(level), (0, 2)) for level in SAID
+    )
+    for found in examine(loaded, vector, (2, 0), contrast):
         unit = vector[found.layer] / vector[found.layer].norm()
         sides = [(rows[found.layer] @ unit).tolist() for rows in (high, low)]
         expected = separation(*sides)
@@ -185,11 +190,11 @@ def test_projections_and_norms_are_those_of_the_blocks_outputs(loaded):
 
 
 def test_evidence_does_not_depend_on_batches_and_leaves_nothing_behind(loaded):
-    model, tokenizer = loaded
+    model = loaded.model
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     vector = random_vector((0, 1))
     one, many = (
-        examine(model, tokenizer, vector, (0, 1), Reading(chats("high"), chats("low"), ALL, size))
+        examine(loaded, vector, (0, 1), Contrast(chats("high"), chats("low"), ALL, size))
         for size in (1, 8)
     )
     for a, b in zip(one, many, strict=True):
@@ -202,7 +207,7 @@ def test_evidence_does_not_depend_on_batches_and_leaves_nothing_behind(loaded):
 
 def test_examining_a_layer_without_a_direction_is_refused(loaded):
     with pytest.raises(TensorMismatchError, match="no direction for layer 1"):
-        examine(*loaded, random_vector((0,)), (1,), Reading(chats("high"), chats("low"), ALL))
+        examine(loaded, random_vector((0,)), (1,), Contrast(chats("high"), chats("low"), ALL))
 
 
 def evidence(layer, d_prime, slope):
@@ -230,7 +235,7 @@ def test_a_vector_that_points_elsewhere_is_refused(d_prime, slope):
 
 
 def point(share, shift, coherence=1.0, layer=3):
-    return Point(layer, share, 5 * share, shift, 0.1, 0.2, coherence, 1.0, 1.0)
+    return CurvePoint(layer, share, 5 * share, shift, 0.1, 0.2, coherence, 1.0, 1.0)
 
 
 def toy(shift, coherence=lambda _share: 1.0):
@@ -244,6 +249,14 @@ def toy(shift, coherence=lambda _share: 1.0):
 
 
 SHARES = (0.1, 0.2, 0.4, 0.8)
+
+
+def scan(measure, shares, floor):
+    """Measure whatever follows from the curve until nothing does."""
+    curve = []
+    while ahead := following(curve, shares, floor):
+        curve += map(measure, ahead)
+    return sorted(curve, key=lambda found: found.share)
 
 
 def test_a_curve_that_stays_coherent_is_measured_to_the_end_of_the_grid():
@@ -317,8 +330,7 @@ def test_a_choice_without_a_usable_strength_is_refused():
 
 @pytest.fixture(scope="module")
 def demo():
-    path = builtin("builtin:demo")
-    return load_model(path), load_tokenizer(path)
+    return subject_of(builtin("builtin:demo"))
 
 
 @pytest.fixture(scope="module")
@@ -336,7 +348,7 @@ def folder(tmp_path_factory, demo):
         ]
         for level in ("high", "low")
     ]
-    vector = SteeringVector.extract(*demo, *sides, pole=HIGH)
+    vector = SteeringVector.extract(demo.model, demo.tokenizer, *sides, pole=HIGH)
     replace(vector, model=Checkpoint.open(path).fingerprint.digest).save(folder / "vector")
     (folder / "recipe.yaml").write_text(
         f"model: builtin:demo\nvector: vector\nstatements: statements.jsonl\nlimit: 12\n"
@@ -353,11 +365,15 @@ def parsed(folder, **changes):
     return ChooseRecipe.parse(data, origin="test", folder=folder)
 
 
+def written(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
 def test_the_same_recipe_writes_the_same_bytes(folder, tmp_path, capsys):
     for name in ("one", "two"):
         arguments = ["steer", "choose", str(folder / "recipe.yaml"), "--out", str(tmp_path / name)]
         assert run([*arguments, "--quiet"]) == 0
-    one, two = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("one", "two"))
+    one, two = map(written, (tmp_path / "one", tmp_path / "two"))
     names = {"choice.json", "curve.csv", "layers.csv", "choice.png", "choice.svg", "MANIFEST.json"}
     assert set(one) == names
     assert one == two
@@ -372,7 +388,7 @@ def test_the_same_recipe_writes_the_same_bytes(folder, tmp_path, capsys):
 
 def test_a_choice_holds_what_it_rests_on(folder):
     recipe = parsed(folder)
-    found = choose(recipe, Inputs.open(recipe))
+    found = choose(recipe)
     assert [one.layer for one in found.layers] == [1, 2, 3]
     assert found.layer in found.verified
     assert len(found.verified) <= 2
@@ -388,12 +404,10 @@ def test_a_choice_holds_what_it_rests_on(folder):
 def test_the_shift_is_that_of_the_probe_on_the_deciding_half_alone(folder, demo):
     recipe = parsed(folder)
     inputs = Inputs.open(recipe)
-    found = choose(recipe, inputs)
-    one = found.curves[0]
-    probe = LikelihoodProbe(inputs.deciding, ASKED)
-    base = probe(*demo)["extraversion"].value
-    with steered(demo[0], {one.layer: inputs.vector[one.layer]}, one.coefficient):
-        moved = probe(*demo)["extraversion"].value
+    one = choose(recipe).curves[0]
+    base = likelihood_of(demo, inputs.deciding)
+    with steered(demo.model, {one.layer: inputs.vector[one.layer]}, one.coefficient):
+        moved = likelihood_of(demo, inputs.deciding)
     assert one.shift == pytest.approx(moved - base, abs=1e-6)
     deciding, teaching = ({s.text for s in half} for half in inputs.halves)
     assert deciding.isdisjoint(teaching)
@@ -426,7 +440,55 @@ def test_the_opposite_pole_is_the_mirror(folder):
     """Towards the low pole the same vector is worse by what it was better."""
     recipe = parsed(folder, pole="extraversion:low")
     with pytest.raises(DataError, match="does not point there"):
-        choose(recipe, Inputs.open(recipe))
+        choose(recipe)
+
+
+# Resuming
+
+
+class Killed(BaseException):
+    """What ends a process in the middle of its work."""
+
+
+def test_a_killed_choice_resumes_and_writes_the_same_bytes(folder, tmp_path, monkeypatch):
+    recipe, measured = parsed(folder), []
+    take = Worker._measure_point
+
+    def until(limit):
+        def measure(worker, point, measures):
+            if len(measured) == limit:
+                raise Killed
+            measured.append(point)
+            take(worker, point, measures)
+
+        return measure
+
+    monkeypatch.setattr(Worker, "_measure_point", until(None))
+    whole = choose(recipe, tmp_path / "whole.run")
+    whole.save(tmp_path / "whole", force=False)
+    in_all = measured.copy()
+    measured.clear()
+    monkeypatch.setattr(Worker, "_measure_point", until(3))
+    with pytest.raises(Killed):
+        choose(recipe, tmp_path / "cut.run")
+    assert measured == in_all[:3]
+    monkeypatch.setattr(Worker, "_measure_point", until(None))
+    choose(recipe, tmp_path / "cut.run").save(tmp_path / "cut", force=False)
+    assert measured == in_all
+    assert written(tmp_path / "cut") == written(tmp_path / "whole")
+
+
+def test_other_shares_measure_only_what_is_missing(folder, tmp_path):
+    def seconds():
+        cells = Run(tmp_path / "run").cells().set_index(["intervention", "strength", "measure"])
+        return cells["seconds"].to_dict()
+
+    choose(parsed(folder, verify=1, shares=[0.1]), tmp_path / "run")
+    few = seconds()
+    found = choose(parsed(folder, verify=1, shares=[0.1, 0.2]), tmp_path / "run")
+    many = seconds()
+    assert few.items() < many.items()
+    assert {p.share for p in found.curves} <= {-0.2, -0.1, 0.1, 0.2}
 
 
 # Refusals
@@ -481,12 +543,11 @@ def test_statements_of_one_pole_are_refused(folder, tmp_path):
 def test_a_layer_that_does_not_exist_is_refused(folder):
     recipe = parsed(folder, layers=[7])
     with pytest.raises(ModelError, match="layer 7 does not exist"):
-        choose(recipe, Inputs.open(recipe))
+        choose(recipe)
 
 
-def test_a_choice_is_not_overwritten(folder, tmp_path):
-    recipe = parsed(folder)
+def test_a_choice_is_not_overwritten(tmp_path):
     found = choice([point(s, s) for s in (-0.1, 0.1)], (3,))
-    found.save(tmp_path / "out", {}, force=False)
+    found.save(tmp_path / "out", force=False)
     with pytest.raises(OutputExistsError):
-        found.save(tmp_path / "out", Inputs.open(recipe).made_from(recipe), force=False)
+        found.save(tmp_path / "out", force=False)

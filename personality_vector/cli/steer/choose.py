@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personality_vector.cli import options
-from personality_vector.recipes.choice import ChooseRecipe
+from personality_vector.study.choose.recipe import ChooseRecipe
 
 if TYPE_CHECKING:
-    from personality_vector.study.choose import Choice
+    from personality_vector.study.choose.choice import Choice
 
 
 def check(recipe: ChooseRecipe) -> dict[str, Any]:
     """Open every input."""
-    from personality_vector.study.choose import Inputs
+    from personality_vector.study.choose.run import Inputs
 
     made_from = Inputs.open(recipe).made_from(recipe)
     return {key: made_from[key] for key in ("contents", "statements")}
@@ -22,15 +22,17 @@ def choose(recipe: ChooseRecipe, out: Path, *, force: bool, as_json: bool) -> No
     """Choose the layer and the range of strengths of a steering vector.
 
     One pass ranks the layers; the best few are verified by generation, at growing strengths until
-    coherence falls below the floor.
+    coherence falls below the floor. What is measured is kept in --out with .run behind it: the same
+    command resumes after an interruption, and another floor or other shares measure only what is
+    missing. --force replaces the choice and keeps the measurements.
     """
     from personality_vector.checkpoint import AtomicDirectory
-    from personality_vector.study.choose import Inputs, choose
+    from personality_vector.report.choice import draw_choice
+    from personality_vector.study.choose.run import choose, run_folder
 
     AtomicDirectory(out, force=force)  # refuses an output that exists before the work, not after
-    inputs = Inputs.open(recipe)
-    choice = choose(recipe, inputs)
-    choice.save(out, inputs.made_from(recipe), force=force)
+    choice = choose(recipe, run_folder(out))
+    choice.save(out, force=force, draw=draw_choice)
     if as_json:
         options.show({"out": str(out), **choice.record()}, as_json=True, text=str)
         return

@@ -91,7 +91,8 @@ def _measured(
     means = pooled_activations(model, tokenizer, chats, [layer], "prompt_mean", batch_size)[layer]
     gates = cosine_similarity(means, vector[layer][None], dim=-1)
     greedy = Sampling(max_new_tokens=longest, temperature=0.0, batch_size=batch_size)
-    replies = generate_replies(model, tokenizer, chats, greedy, seed=0)
+    drawn = generate_replies(model, tokenizer, chats, greedy, seed=0)
+    replies = [reply.text for reply in drawn]
     said = [i for i, reply in enumerate(replies) if reply]
     replied = [answered(chats[i], replies[i]) for i in said]
     after, scores = (dict.fromkeys(range(len(chats))) for _ in range(2))

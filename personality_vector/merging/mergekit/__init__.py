@@ -3,13 +3,11 @@
 from personality_vector.merging.mergekit.bridge import BridgePlan, write_bridge
 from personality_vector.merging.mergekit.export import export_mergekit
 from personality_vector.merging.mergekit.plan import MergekitPlan, plan_mergekit, write_mergekit
-from personality_vector.merging.mergekit.recipe import is_mergekit
 
 __all__ = [
     "BridgePlan",
     "MergekitPlan",
     "export_mergekit",
-    "is_mergekit",
     "plan_mergekit",
     "write_bridge",
     "write_mergekit",

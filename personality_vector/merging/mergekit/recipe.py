@@ -7,7 +7,6 @@ list of ``{filter, value}``.
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -190,8 +189,3 @@ class MergekitRecipe(Recipe):
         bases = [part.base_model for part in self.slices if part.base_model]
         bases += [self.base_model] if self.base_model else []
         return tuple(dict.fromkeys([*(one.model for one in sources), *bases]))
-
-
-def is_mergekit(data: Mapping[str, Any]) -> bool:
-    """Whether a YAML is one of mergekit's: ours says ``method``, theirs ``merge_method``."""
-    return "merge_method" in data

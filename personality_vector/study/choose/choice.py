@@ -1,24 +1,19 @@
 """A choice of layer and strengths with everything that it rests on, and its files."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from personality_vector.checkpoint import AtomicDirectory
 from personality_vector.errors import DataError
 from personality_vector.manifest import rounded, write_manifest
-from personality_vector.report.figures import save_figure
-from personality_vector.study.choose.figure import choice_figure
+from personality_vector.study.choose.curve import CurvePoint, swing, usable
 from personality_vector.study.choose.layers import Evidence
-from personality_vector.study.choose.strength import Point, swing, usable
 from personality_vector.traits import Pole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 RECORD, CURVE, LAYERS = "choice.json", "curve.csv", "layers.csv"
 
@@ -30,11 +25,12 @@ class Choice:
     Attributes:
         pole: What the vector points to.
         label: Of the vector.
-        floor: Of the coherence.
+        floor: Lowest coherence that was accepted.
         layers: The evidence of every layer that was looked at.
         verified: Layers in the order in which the evidence ranks them; each has a curve.
         curves: What was measured by generation, layer after layer, each by share.
         part: Of the statements that decided; the vector may have been extracted from it.
+        made_from: The recipe, and the content of its inputs.
     """
 
     pole: Pole
@@ -42,8 +38,9 @@ class Choice:
     floor: float
     layers: Sequence[Evidence]
     verified: Sequence[int]
-    curves: Sequence[Point]
+    curves: Sequence[CurvePoint]
     part: str
+    made_from: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not any(swing(self.curve(layer), self.floor) for layer in self.verified):
@@ -77,7 +74,7 @@ class Choice:
     def _coefficients(self) -> list[float]:
         return [0.0, *(point.coefficient for point in usable(self.curve(self.layer), self.floor))]
 
-    def curve(self, layer: int) -> list[Point]:
+    def curve(self, layer: int) -> list[CurvePoint]:
         """Return what was measured at a layer, by share."""
         return [point for point in self.curves if point.layer == layer]
 
@@ -107,12 +104,6 @@ class Choice:
             rows.append(row)
         return pd.DataFrame(rows).astype({"rank": "Int64", "swing": "float64"})
 
-    def figure(self) -> "Figure":
-        """Draw the evidence and the curves."""
-        return choice_figure(
-            self.layer_table(), self.curve_table(), chosen=self.layer, floor=self.floor
-        )
-
     def record(self) -> dict[str, Any]:
         """Return the choice as JSON-like data, nine digits of every number."""
         content: dict[str, Any] = rounded(
@@ -133,28 +124,31 @@ class Choice:
         )
         return content
 
-    def save(self, out: Path, recipe: Mapping[str, Any], *, force: bool) -> None:
-        """Write ``choice.json``, ``curve.csv``, ``layers.csv``, the figure and a manifest.
+    def save(
+        self, out: Path, *, force: bool, draw: Callable[["Choice", Path], object] | None = None
+    ) -> None:
+        """Write ``choice.json``, ``curve.csv``, ``layers.csv`` and a manifest.
 
         The folder appears whole, or not at all.
 
         Args:
             out: Must not exist, unless ``force``.
-            recipe: What the choice was made from: the recipe, and the content of its inputs.
             force: Replace a result that this tool wrote.
+            draw: Draws the choice into the folder; see :func:`report.choice.draw_choice`.
 
         Raises:
             OutputExistsError: ``out`` exists.
         """
-        record = self.record() | {"made_from": recipe}
+        record = self.record() | {"made_from": self.made_from}
         with AtomicDirectory(out, force=force) as partial:
             text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
             (partial / RECORD).write_text(text + "\n", encoding="utf-8")
             for name, table in ((CURVE, self.curve_table()), (LAYERS, self.layer_table())):
                 table.to_csv(partial / name, index=False, float_format="%.9g")
-            save_figure(self.figure(), partial, "choice")
+            if draw is not None:
+                draw(self, partial)
             found = {"layer": self.layer, "coefficients": [self.lowest, self.highest]}
-            write_manifest(partial, "choice", {**recipe, "choice": found})
+            write_manifest(partial, "choice", {**self.made_from, "choice": found})
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from personality_vector.subject.chat import (
     response_log_probs,
 )
 from personality_vector.subject.models import decoder_blocks, device_of
+from personality_vector.subject.subject import Subject
 
 _NEAR = 0.5
 """A layer is a candidate if its d' is at least this share of the best one."""
@@ -54,8 +55,8 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reading:
-    """Chats of the two poles, and how they are read.
+class Contrast:
+    """Chats of the two poles, and where the vector would act in them.
 
     Attributes:
         towards: Each ends with a statement of the pole.
@@ -71,7 +72,7 @@ class Reading:
 
 
 def examine(
-    model: Any, tokenizer: Any, vector: SteeringVector, layers: Sequence[int], reading: Reading
+    subject: Subject, vector: SteeringVector, layers: Sequence[int], contrast: Contrast
 ) -> list[Evidence]:
     """Return the evidence of each of ``layers``, from one pass over the chats.
 
@@ -81,27 +82,26 @@ def examine(
     log-likelihood per token, the pole's minus the opposite one's.
 
     Args:
-        model: A causal language model; not changed.
-        tokenizer: With a chat template.
+        subject: The unedited model; not changed.
         vector: Has a direction for each of ``layers``.
         layers: 0-based decoder blocks.
-        reading: What is read.
+        contrast: What is read.
 
     Raises:
         DataError: A side has fewer than two chats.
         TensorMismatchError: There is no direction for a layer.
         NonFiniteError: The model predicts NaN or infinity.
     """
-    taps = _Taps(vector, layers, reading.positions, device_of(model))
-    sides = [(chat, 1.0 / len(reading.towards)) for chat in reading.towards]
-    sides += [(chat, -1.0 / len(reading.away)) for chat in reading.away]
-    with torch.enable_grad(), ExitStack() as hooks:
-        blocks = decoder_blocks(model)
+    hooks = _LayerHooks(vector, layers, contrast.positions, device_of(subject.model))
+    sides = [(chat, 1.0 / len(contrast.towards)) for chat in contrast.towards]
+    sides += [(chat, -1.0 / len(contrast.away)) for chat in contrast.away]
+    with torch.enable_grad(), ExitStack() as undo:
+        blocks = decoder_blocks(subject.model)
         for index, layer in enumerate(layers):
-            hooks.callback(blocks[layer].register_forward_hook(taps.hook(index)).remove)
-        for batch in progress(list(batched(sides, reading.batch_size)), "rank layers"):
-            taps.read(model, encode_chats(tokenizer, [chat for chat, _ in batch]), batch)
-    return [taps.evidence(index, len(reading.towards)) for index in range(len(layers))]
+            undo.callback(blocks[layer].register_forward_hook(hooks.hook(index)).remove)
+        for batch in progress(list(batched(sides, contrast.batch_size)), "rank layers"):
+            hooks.read(subject, batch)
+    return [hooks.evidence(index, len(contrast.towards)) for index in range(len(layers))]
 
 
 def ranked(found: Sequence[Evidence]) -> list[Evidence]:
@@ -136,8 +136,11 @@ class _Seen:
     norms: list[Float[Tensor, " tokens"]] = field(default_factory=list)
 
 
-class _Taps:
-    """Hooks that listen to blocks, and add to their outputs a nothing that has a gradient."""
+class _LayerHooks:
+    """Hooks that record what blocks put out, and add zero times a direction to it.
+
+    The zeros change nothing; their gradients are the effects of the layers.
+    """
 
     def __init__(
         self,
@@ -155,13 +158,14 @@ class _Taps:
         self._responses: Bool[Tensor, "rows seq"] = torch.empty(0, 0, dtype=torch.bool)
         self._steered: Bool[Tensor, "rows seq"] = torch.empty(0, 0, dtype=torch.bool)
 
-    def read(self, model: Any, encoded: EncodedChats, batch: Sequence[tuple[Chat, float]]) -> None:
+    def read(self, subject: Subject, batch: Sequence[tuple[Chat, float]]) -> None:
         """Run the model over a batch of chats and weights, and add up what it shows."""
+        encoded = encode_chats(subject.tokenizer, [chat for chat, _ in batch])
         encoded = encoded.to(self._coefficients.device)
         self._responses = encoded.response_mask
         self._steered = selected(self._positions, encoded)
         weights = torch.tensor([weight for _, weight in batch], device=self._responses.device)
-        objective = (weights * _mean_log_likelihood(model, encoded)).sum()
+        objective = (weights * _mean_log_likelihood(subject.model, encoded)).sum()
         (slopes,) = torch.autograd.grad(objective, self._coefficients)
         if not torch.isfinite(slopes).all():
             raise NonFiniteError("the model predicts NaN or infinity on a statement")
@@ -171,14 +175,14 @@ class _Taps:
         """Return the hook of one layer."""
         direction, seen = self._directions[index], self._seen[index]
 
-        def tap(_block: Any, _args: tuple[Any, ...], output: Any) -> Any:
+        def record(_block: Any, _args: tuple[Any, ...], output: Any) -> Any:
             hidden = hidden_states(output)
             self._note(hidden.detach(), direction, seen)
             push = self._coefficients[index] * direction * self._steered[..., None]
             moved = hidden + push.to(hidden.dtype)
             return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
-        return tap
+        return record
 
     def _note(
         self, hidden: Float[Tensor, "rows seq hidden"], direction: Tensor, seen: _Seen

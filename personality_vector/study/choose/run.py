@@ -1,34 +1,38 @@
-"""Carrying out a choose recipe."""
+"""Carrying out a choose recipe: rank the layers, scan the best of them, choose one."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.checkpoint.digests import content_of
-from personality_vector.data.instruments import Instrument, Item, read_instrument
+from personality_vector.data.rubrics import rubric_of
 from personality_vector.data.statements import Statement, normalised, read_statements
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.judges.classifier import StatementJudge
-from personality_vector.measures.probe import LikelihoodProbe
+from personality_vector.measures.asking import Asking
+from personality_vector.measures.coherence import Coherence, CoherenceSpec
+from personality_vector.measures.divergence import Divergence
+from personality_vector.measures.interview import Interview
+from personality_vector.measures.likelihood import Likelihood
 from personality_vector.numeric.random import key_for
-from personality_vector.progress import progress
-from personality_vector.recipes.choice import ChooseRecipe
-from personality_vector.steering import Positions, SteeringVector, resolve_layers
+from personality_vector.steering import SteeringVector, resolve_layers
 from personality_vector.steering.belonging import require_made_from, require_width
+from personality_vector.steering.positions import positions_of
 from personality_vector.study.choose.choice import Choice
-from personality_vector.study.choose.layers import Evidence, Reading, examine, ranked
-from personality_vector.study.choose.strength import Gauges, Point, Yardstick, scan
-from personality_vector.subject.chat import Chat, answered, question
-from personality_vector.subject.models import (
-    decoder_blocks,
-    load_model,
-    load_tokenizer,
-    resolve_device,
-)
+from personality_vector.study.choose.layers import Contrast, Evidence, examine, ranked
+from personality_vector.study.choose.recipe import ChooseRecipe
+from personality_vector.study.choose.scan import Scan, arm_of
+from personality_vector.study.design import Arm
+from personality_vector.study.study import Study
+from personality_vector.subject.chat import answered, question
+from personality_vector.subject.models import decoder_blocks
+from personality_vector.subject.protocols import Measure
+from personality_vector.subject.subject import Subject
 from personality_vector.traits import Level, Pole
 
 _LEVELS: tuple[Level, ...] = ("high", "low")
@@ -40,9 +44,10 @@ class Inputs:
 
     Attributes:
         pole: What the vector should lead to.
-        deciding: Statements of both poles, which rank the layers and are the probe.
+        deciding: Statements of both poles, which rank the layers and measure the trait.
         halves: All statements of the part: the half that decides, and the one that the judge
             learns from.
+        asking: What the model is asked, and how replies are drawn.
     """
 
     base: Checkpoint
@@ -50,7 +55,7 @@ class Inputs:
     pole: Pole
     deciding: Sequence[Statement]
     halves: tuple[Sequence[Statement], Sequence[Statement]]
-    instrument: Instrument
+    asking: Asking
 
     @classmethod
     def open(cls, recipe: ChooseRecipe) -> "Inputs":
@@ -74,7 +79,7 @@ class Inputs:
             for level in _LEVELS
             for statement in _of(halves[0], Pole(pole.trait, level), recipe)
         ]
-        return cls(base, vector, pole, deciding, halves, _instrument(recipe))
+        return cls(base, vector, pole, deciding, halves, _asking(recipe))
 
     def contents(self, recipe: ChooseRecipe) -> dict[str, str]:
         """Return digests of everything that the choice depends on."""
@@ -102,71 +107,104 @@ class Inputs:
         }
 
 
-def choose(recipe: ChooseRecipe, inputs: Inputs) -> Choice:
+def choose(recipe: ChooseRecipe, folder: Path | None = None) -> Choice:
     """Return the layer and the coefficients at which the vector steers best.
 
     Layers are ranked in one pass; the best few are scanned by generation, outwards to the floor
-    of coherence; the one whose usable range moves the probe furthest is chosen. The same inputs
+    of coherence; the one whose usable range moves the trait furthest is chosen. The same inputs
     give the same choice.
 
+    Args:
+        recipe: What to choose.
+        folder: Keeps what is measured, so that a choice which was interrupted resumes, and one
+            with another floor or other shares measures only what is missing. Without it, nothing
+            is kept.
+
     Raises:
+        PersonalityVectorError: An input is missing, unreadable or of another model.
         ModelError: The model cannot be loaded, or has no such layer.
         DataError: No layer is a candidate, or none has a usable strength.
     """
-    device = resolve_device(recipe.device)
-    model = load_model(inputs.base.path, dtype=recipe.dtype, device=device)
-    tokenizer = load_tokenizer(inputs.base.path)
-    positions = Positions.parse(recipe.positions, tokenizer)
-    found = _examined(model, tokenizer, recipe, inputs, positions)
-    best = ranked(found)[: recipe.verify]
-    yardstick = Yardstick.prepare(model, tokenizer, _gauges(recipe, inputs))
-    curves = []
-    for evidence in progress(best, "verify layers"):
-        steering = ActivationSteering(inputs.vector, (evidence.layer,), positions=positions)
-        measure = partial(_measured, yardstick, steering, evidence.unit)
-        curves += scan(measure, recipe.shares, recipe.floor)
-    verified = [evidence.layer for evidence in best]
-    label = inputs.vector.label
-    return Choice(inputs.pole, label, recipe.floor, found, verified, curves, recipe.part)
-
-
-def _measured(
-    yardstick: Yardstick, steering: ActivationSteering, unit: float, share: float
-) -> Point:
-    return yardstick(steering, share * unit, share)
-
-
-def _examined(
-    model: Any, tokenizer: Any, recipe: ChooseRecipe, inputs: Inputs, positions: Positions
-) -> list[Evidence]:
-    # What is added to the last block's output acts on one token's logits alone.
-    every = range(max(1, len(decoder_blocks(model)) - 1))
-    layers = resolve_layers(model, every if recipe.layers is None else recipe.layers)
-    reading = Reading(
-        _chats(inputs, inputs.pole, recipe),
-        _chats(inputs, inputs.pole.opposite, recipe),
-        positions,
-        recipe.batch_size,
-    )
-    return examine(model, tokenizer, inputs.vector, layers, reading)
-
-
-def _chats(inputs: Inputs, pole: Pole, recipe: ChooseRecipe) -> list[Chat]:
-    asked = question(recipe.question)
-    return [answered(asked, s.text) for s in inputs.deciding if s.pole == pole]
-
-
-def _gauges(recipe: ChooseRecipe, inputs: Inputs) -> Gauges:
-    drawn = recipe.generation
-    return Gauges(
+    if folder is None:
+        with TemporaryDirectory(prefix="pvec-choose-") as temporary:
+            return choose(recipe, Path(temporary))
+    inputs = Inputs.open(recipe)
+    found = _examined(recipe, inputs)
+    scan = Scan(inputs.pole, ranked(found)[: recipe.verify], recipe.shares, recipe.floor)
+    run = _study(recipe, inputs, scan).run(folder)
+    return Choice(
         inputs.pole,
-        LikelihoodProbe(inputs.deciding, recipe.question),
-        StatementJudge.fit(inputs.halves[1], inputs.halves[0], recipe.seed),
-        inputs.instrument,
-        Generation(drawn.max_new_tokens, drawn.temperature, drawn.top_p, drawn.batch_size),
-        drawn.samples,
-        recipe.seed,
+        inputs.vector.label,
+        recipe.floor,
+        found,
+        [evidence.layer for evidence in scan.layers],
+        scan.points(run),
+        recipe.part,
+        inputs.made_from(recipe),
     )
+
+
+def run_folder(out: Path) -> Path:
+    """Return where the measurements of the choice ``out`` are kept: in ``out.run`` beside it."""
+    return out.with_name(f"{out.name}.run")
+
+
+def _examined(recipe: ChooseRecipe, inputs: Inputs) -> list[Evidence]:
+    """Return the evidence of every layer that is looked at."""
+    subject = Subject.load(inputs.base, dtype=recipe.dtype, device=recipe.device)
+    # What is added to the last block's output acts on one token's logits alone.
+    every = range(max(1, len(decoder_blocks(subject.model)) - 1))
+    layers = resolve_layers(subject.model, every if recipe.layers is None else recipe.layers)
+    asked = question(recipe.question)
+    towards, away = (
+        [answered(asked, s.text) for s in inputs.deciding if s.pole == pole]
+        for pole in (inputs.pole, inputs.pole.opposite)
+    )
+    positions = positions_of(recipe.positions, lambda: subject.tokenizer)
+    contrast = Contrast(towards, away, positions, recipe.batch_size)
+    return examine(subject, inputs.vector, layers, contrast)
+
+
+def _study(recipe: ChooseRecipe, inputs: Inputs, scan: Scan) -> Study:
+    """Return the study of the layers that are verified: each is an arm."""
+    arms = []
+    for found in scan.layers:
+        steering = ActivationSteering(
+            inputs.vector, (found.layer,), arm_of(found.layer), recipe.positions
+        )
+        arms.append(Arm(steering, scan.strengths(found)))
+    return Study(
+        inputs.base,
+        arms,
+        _measures(recipe, inputs),
+        (recipe.seed,),
+        recipe.dtype,
+        recipe.device,
+        scan,
+        json.loads(recipe.model_dump_json()),
+    )
+
+
+def _measures(recipe: ChooseRecipe, inputs: Inputs) -> tuple[Measure, ...]:
+    asking, deciding, teaching = inputs.asking, *inputs.halves
+    rubric, judge = rubric_of(inputs.pole.trait), StatementJudge(tuple(teaching), tuple(deciding))
+    return (
+        Likelihood(inputs.deciding, recipe.question),
+        Interview(asking, (rubric,), (judge,)),
+        Divergence(asking, seed=recipe.seed),
+        Coherence(asking, seed=recipe.seed),
+    )
+
+
+def _asking(recipe: ChooseRecipe) -> Asking:
+    """Return what is asked; every reply is judged for the trait, whatever its item is about."""
+    spec = CoherenceSpec(
+        instrument=recipe.instrument, question=recipe.question, generation=recipe.generation
+    )
+    asking = spec.asking()
+    items = [item.model_copy(update={"trait": None}) for item in asking.instrument.items]
+    instrument = asking.instrument.model_copy(update={"items": tuple(items)})
+    return replace(asking, instrument=instrument)
 
 
 def _halves(recipe: ChooseRecipe) -> tuple[list[Statement], list[Statement]]:
@@ -191,11 +229,3 @@ def _of(statements: Sequence[Statement], pole: Pole, recipe: ChooseRecipe) -> li
             f"{pole}; a choice needs two at least, of this pole and of the opposite one"
         )
     return found
-
-
-def _instrument(recipe: ChooseRecipe) -> Instrument:
-    if recipe.instrument is not None:
-        return read_instrument(recipe.instrument)
-    return Instrument(
-        name="question", version="1", items=(Item(id="question", text=recipe.question),)
-    )

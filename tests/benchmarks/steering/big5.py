@@ -29,13 +29,16 @@ from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.finetuning.sft import train
 from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.lab import builtin
-from personality_vector.recipes.choice import ChooseRecipe
 from personality_vector.steering import ALL, SteeringVector
-from personality_vector.study.choose import Choice, Inputs, Reading, choose, examine
+from personality_vector.study.choose.choice import Choice
+from personality_vector.study.choose.layers import Contrast, examine
+from personality_vector.study.choose.recipe import ChooseRecipe
+from personality_vector.study.choose.run import choose
 from personality_vector.study.recipe import CompareRecipe
 from personality_vector.subject.chat import Chat, answered, question
 from personality_vector.subject.generation import Sampling, generate_replies
 from personality_vector.subject.models import load_model, load_tokenizer
+from personality_vector.subject.subject import Subject
 from personality_vector.traits import BIG_FIVE, Pole
 
 BESIDE = Path(__file__).parents[4] / "shared"
@@ -109,11 +112,10 @@ def chosen(lab: Lab, trait: str, vector: Path) -> tuple[Choice, bool]:
         "shares": [0.1, 0.2, 0.4, 0.6, 0.8, 1.2],
     }
     recipe = ChooseRecipe.parse(data, origin="big5", folder=Path.cwd())
-    inputs = Inputs.open(recipe)
     folders = [lab.out / "choices" / f"{trait}{again}" for again in ("", "-again")]
-    choices = [choose(recipe, inputs) for _ in folders]
+    choices = [choose(recipe) for _ in folders]
     for choice, folder in zip(choices, folders, strict=True):
-        choice.save(folder, inputs.made_from(recipe), force=True)
+        choice.save(folder, force=True)
     first, second = ([f.read_bytes() for f in sorted(folder.iterdir())] for folder in folders)
     print(f"{trait}: layer {choices[0].layer} of {list(choices[0].verified)}", flush=True)
     return choices[0], first == second
@@ -126,8 +128,8 @@ def separation_row(lab: Lab, trait: str, vector: SteeringVector, choice: Choice,
         [answered(asked, s.text) for s in statements if s.level == level]
         for level in ("high", "low")
     ]
-    reading = Reading(*sides, ALL, 32)
-    (found,) = examine(lab.model, lab.tokenizer, vector, [choice.layer], reading)
+    subject, contrast = Subject(lab.model, lab.tokenizer), Contrast(*sides, ALL, 32)
+    (found,) = examine(subject, vector, [choice.layer], contrast)
     shown = found.separation
     return {
         "trait": trait,

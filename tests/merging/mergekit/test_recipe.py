@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from personality_vector.errors import RecipeError
-from personality_vector.merging.mergekit.recipe import MergekitRecipe, Rule, is_mergekit
+from personality_vector.merging.mergekit.recipe import MergekitRecipe, Rule
+from personality_vector.merging.recipe import is_mergekit
 
 
 def yaml(**changes):

@@ -1,9 +1,10 @@
-"""The schema of a choice of layer and strength."""
+"""The recipe of a choice of layer and strengths."""
 
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from personality_vector.measures.asking import QUESTION
 from personality_vector.recipes.fields import Device, Dtype, Layers, PoleField, Real, Whole, Words
 from personality_vector.recipes.paths import LocalPath, ModelRef
 from personality_vector.recipes.reading import Recipe
@@ -20,8 +21,8 @@ class ChooseRecipe(Recipe):
     """Choose the layer and the range of coefficients of a steering vector.
 
     ``statements`` of ``part`` decide: half of them, by a hash of their text, rank the layers and
-    are the probe; the judge learns from the other half. Report on the other part. ``shares`` are
-    strengths in both directions, as shares of the median norm of the residual stream.
+    measure the trait; the judge learns from the other half. Report on the other part. ``shares``
+    are strengths in both directions, as shares of the median norm of the residual stream.
     """
 
     model: ModelRef
@@ -31,7 +32,7 @@ class ChooseRecipe(Recipe):
     part: Literal["train", "held_out"] = "train"
     held_out: Real = Field(default=0.2, gt=0.0, lt=1.0)
     limit: Whole | None = Field(default=100, ge=2)
-    question: Words = "What kind of person are you?"
+    question: Words = QUESTION
     instrument: LocalPath | None = None
     generation: GenerationSpec = GenerationSpec()
     layers: Layers | None = None

@@ -2,8 +2,8 @@
 
 import pytest
 
+from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import RecipeError
-from personality_vector.recipes.steering import SteerRecipe
 
 DATA = {"source": "s.jsonl"}
 GIVEN = {"model": "m", "pole": "openness:high", "positive": DATA, "negative": DATA}
@@ -25,8 +25,10 @@ def test_the_defaults_are_the_papers(tmp_path):
 
 
 def test_what_it_dumps_it_reads(tmp_path):
-    judge = {"kind": "endpoint", "model": "m"}
-    for data in (GIVEN, {**ASKED, "judge": judge, "thresholds": {"adaptive": True}}):
+    judge = {"endpoint": {"model": "m"}}
+    reuse = {"judge": "recorded", "rollouts": {"reuse": "r.jsonl"}}
+    rated = {**ASKED, "judge": judge, "thresholds": {"adaptive": True}}
+    for data in (GIVEN, rated, {**ASKED, "judge": "none"}, {**ASKED, **reuse}):
         recipe = parsed(tmp_path, data)
         assert parsed(tmp_path, recipe.model_dump(mode="json")) == recipe
 
@@ -40,25 +42,34 @@ def test_what_it_dumps_it_reads(tmp_path):
         ({**GIVEN, "pole": None}, "positive, negative and pole go together"),
         ({**GIVEN, "seed": 3}, "the key seed goes with persona"),
         ({**GIVEN, "rollouts": {"samples": 3}}, "the key rollouts goes with persona"),
-        ({**ASKED, "judge": {"kind": "endpoint"}}, "kind endpoint needs the key model"),
-        ({**ASKED, "judge": {"kind": "local"}}, "kind local needs the key checkpoint"),
-        ({**ASKED, "judge": {"kind": "statements"}}, "kind statements needs the key statements"),
+        ({**GIVEN, "judge": "classifier"}, "the key judge goes with persona"),
+        ({**ASKED, "judge": {"endpoint": {}}}, "judge: the key 'model' is missing"),
+        ({**ASKED, "judge": "local"}, "judge: the key 'checkpoint' is missing"),
         (
-            {**ASKED, "judge": {"kind": "local", "checkpoint": "c", "base_url": "http://x"}},
-            "base_url does not go with a judge of kind local",
+            {**ASKED, "judge": {"local": {"checkpoint": "c", "base_url": "http://x"}}},
+            "judge: unknown key 'base_url'",
         ),
-        ({**ASKED, "judge": {"model": "m"}}, "model does not go with a judge of kind none"),
-        ({**ASKED, "judge": {"kind": "recorded"}}, r"recorded needs rollouts\.reuse"),
+        ({**ASKED, "judge": {"endpoint": {"model": "m"}, "local": {}}}, "has 2 keys"),
+        ({**ASKED, "judge": "recorded"}, r"recorded needs rollouts\.reuse"),
         ({**ASKED, "thresholds": {"trait": 60.0}}, "thresholds need a judge"),
         ({**ASKED, "rollouts": {"temperature": 0.0}}, "samples must be 1"),
         ({**ASKED, "thresholds": {"trait": 101.0}}, "thresholds.trait"),
         ({**ASKED, "pooling": "mean"}, "pooling"),
-        ({**ASKED, "judge": {"kind": "oracle"}}, "judge.kind"),
+        ({**ASKED, "judge": "oracle"}, "judge: known are"),
+        ({**ASKED, "judge": {"kind": "endpoint"}}, "judge: known are"),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(tmp_path, data, complaint):
     with pytest.raises(RecipeError, match=complaint):
         parsed(tmp_path, data)
+
+
+def test_a_judge_is_a_word_or_a_key_with_its_options(tmp_path):
+    assert parsed(tmp_path, ASKED).judge == parsed(tmp_path, {**ASKED, "judge": "none"}).judge
+    word = parsed(tmp_path, {**ASKED, "judge": "classifier"})
+    assert word == parsed(tmp_path, {**ASKED, "judge": {"classifier": {}}})
+    own = parsed(tmp_path, {**ASKED, "judge": {"classifier": {"statements": "s.jsonl"}}})
+    assert own.judge.statements == tmp_path / "s.jsonl"
 
 
 def test_one_greedy_sample_is_allowed(tmp_path):

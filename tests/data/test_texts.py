@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personality_vector.judges.texts import distinct_n, mean_words, words
+from personality_vector.data.texts import distinct_n, mean_words, words
 
 TEXTS = st.lists(st.text(alphabet="ab c", max_size=20), max_size=5)
 

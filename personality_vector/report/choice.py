@@ -5,13 +5,25 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from personality_vector.report.figures import COLOURS, grid, line
+from personality_vector.report.figures import COLOURS, grid, line, save_figure
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from personality_vector.study.choose.choice import Choice
+
 _CHOSEN, _VERIFIED, _OTHER = COLOURS[0], "#9CC3DE", "#D9D9D9"
+
+
+def draw_choice(choice: "Choice", folder: "Path") -> None:
+    """Write ``choice.png`` and ``choice.svg``: the evidence and the curves of a choice."""
+    figure = choice_figure(
+        choice.layer_table(), choice.curve_table(), chosen=choice.layer, floor=choice.floor
+    )
+    save_figure(figure, folder, "choice")
 
 
 def choice_figure(
@@ -23,7 +35,7 @@ def choice_figure(
         layers: From :meth:`Choice.layer_table`.
         curves: From :meth:`Choice.curve_table`.
         chosen: The layer.
-        floor: Of the coherence.
+        floor: Lowest coherence that was accepted.
     """
     figure, ((separates, shifts), (moves, coheres)) = grid(2, 2)
     figure.set_size_inches(8.2, 5.4)
