@@ -36,6 +36,7 @@ bench-merging: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/merging/speed.py --shape 0.5b --folder runs/bench/0.5b
 	$(BIN)/python tests/benchmarks/merging/stages.py --folder runs/bench/0.5b
 	$(BIN)/python tests/benchmarks/merging/memory.py --folder runs/bench
+	$(BIN)/python -m tests.benchmarks.fingerprints --folder runs/bench/0.5b
 
 bench-steering: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/steering/overhead.py --repeats 31

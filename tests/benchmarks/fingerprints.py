@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).parent / "merging"))
 
 from models import SHAPES, Models, make
-from runner import PVEC, clear, markdown, measure, pvec_command, warm
+from runner import PVEC, Usage, clear, markdown, measure, pvec_command, warm
 
 from personality_vector.checkpoint import Checkpoint
 
@@ -78,7 +78,7 @@ def _see(models: Models) -> None:
 
 def merges(models: Models, given: argparse.Namespace) -> str:
     """Return a table of whole merges, and of their ratio to the version before."""
-    found: dict[str, list[float]] = {BEFORE: [], COLD: [], CACHED: []}
+    found: dict[str, list[Usage]] = {BEFORE: [], COLD: [], CACHED: []}
     out = given.folder.resolve() / "out"
     command = pvec_command(given.method, models, out)
     now = [sys.executable, "-m", "personality_vector.cli", *command[1:]]
@@ -92,20 +92,20 @@ def merges(models: Models, given: argparse.Namespace) -> str:
             os.environ["PVEC_CACHE"] = cache
             for name, words in todo.items():
                 clear(out)
-                seconds = measure(words, given.threads).wall
+                usage = measure(words, given.threads)
                 if repeat:  # numba compiles in the first
-                    found[name].append(seconds)
-        print(*(f"{times[-1]:.2f}" for times in found.values() if times), flush=True)
+                    found[name].append(usage)
+        print(*(f"{runs[-1].wall:.2f} s" for runs in found.values() if runs), flush=True)
     clear(out)
-    rows = [
-        [name, _shown(times, 1.0, 2), _shown(_ratios(times, found[BEFORE]), 1.0, 3)]
-        for name, times in found.items()
-    ]
-    return markdown([f"{given.method} of {len(models.tuned)} models", "s", "/ before"], rows)
-
-
-def _ratios(times: list[float], before: list[float]) -> list[float]:
-    return [one / other for one, other in zip(times, before, strict=True)]
+    rows = []
+    for name, runs in found.items():
+        pairs = list(zip(runs, found[BEFORE], strict=True))
+        ratios = [[one.wall / other.wall for one, other in pairs]]
+        ratios += [[one.cpu / other.cpu for one, other in pairs]]
+        walls = [run.wall for run in runs]
+        rows.append([name, _shown(walls, 1.0, 2), *(_shown(column, 1.0, 3) for column in ratios)])
+    title = f"{given.method} of {len(models.tuned)} models"
+    return markdown([title, "wall s: median (min to max)", "/ before", "CPU / before"], rows)
 
 
 def _shown(numbers: list[float], factor: float, digits: int) -> str:

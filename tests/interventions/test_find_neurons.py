@@ -158,18 +158,18 @@ def test_experts_are_refused(pico, sides):
 
 
 def test_blocks_that_share_an_activation_are_refused(llama):
-    blocks = decoder_blocks(llama)
+    blocks = decoder_blocks(llama.model)
     blocks[2].mlp.act_fn = blocks[0].mlp.act_fn
     with pytest.raises(ModelError, match="share one activation module"):
-        neuron_sites(llama)
+        neuron_sites(llama.model)
 
 
 def test_a_model_of_nan_is_refused_and_left_without_hooks(pico, sides, llama):
     with torch.no_grad():
-        decoder_blocks(llama)[1].mlp.gate_proj.weight[3] = float("nan")
+        decoder_blocks(llama.model)[1].mlp.gate_proj.weight[3] = float("nan")
     with pytest.raises(NonFiniteError, match="layer 1"):
-        find_neurons(llama, load_tokenizer(pico("llama")), *sides)
-    assert not any(module._forward_hooks for module in llama.modules())
+        find_neurons(llama.model, load_tokenizer(pico("llama")), *sides)
+    assert not any(module._forward_hooks for module in llama.model.modules())
 
 
 @pytest.mark.parametrize(

@@ -358,6 +358,11 @@ def folder(tmp_path_factory, demo):
     return folder
 
 
+@pytest.fixture(scope="module")
+def found(folder):
+    return choose(parsed(folder))
+
+
 def parsed(folder, **changes):
     import yaml
 
@@ -386,9 +391,7 @@ def test_the_same_recipe_writes_the_same_bytes(folder, tmp_path, capsys):
     assert record["made_from"]["statements"]["part"] == "train"
 
 
-def test_a_choice_holds_what_it_rests_on(folder):
-    recipe = parsed(folder)
-    found = choose(recipe)
+def test_a_choice_holds_what_it_rests_on(found):
     assert [one.layer for one in found.layers] == [1, 2, 3]
     assert found.layer in found.verified
     assert len(found.verified) <= 2
@@ -401,10 +404,8 @@ def test_a_choice_holds_what_it_rests_on(folder):
     assert (found.lowest, found.highest) == (min(0, kept.min()), max(0, kept.max()))
 
 
-def test_the_shift_is_that_of_the_probe_on_the_deciding_half_alone(folder, demo):
-    recipe = parsed(folder)
-    inputs = Inputs.open(recipe)
-    one = choose(recipe).curves[0]
+def test_the_shift_is_that_of_the_deciding_half_alone(folder, found, demo):
+    inputs, one = Inputs.open(parsed(folder)), found.curves[0]
     base = likelihood_of(demo, inputs.deciding)
     with steered(demo.model, {one.layer: inputs.vector[one.layer]}, one.coefficient):
         moved = likelihood_of(demo, inputs.deciding)
@@ -450,9 +451,9 @@ class Killed(BaseException):
     """What ends a process in the middle of its work."""
 
 
-def test_a_killed_choice_resumes_and_writes_the_same_bytes(folder, tmp_path, monkeypatch):
-    recipe, measured = parsed(folder), []
-    take = Worker._measure_point
+def test_a_killed_choice_resumes_and_writes_the_same_bytes(folder, found, tmp_path, monkeypatch):
+    """Nothing that was measured before the end is measured again."""
+    measured, take = [], Worker._measure_point
 
     def until(limit):
         def measure(worker, point, measures):
@@ -463,19 +464,14 @@ def test_a_killed_choice_resumes_and_writes_the_same_bytes(folder, tmp_path, mon
 
         return measure
 
-    monkeypatch.setattr(Worker, "_measure_point", until(None))
-    whole = choose(recipe, tmp_path / "whole.run")
-    whole.save(tmp_path / "whole", force=False)
-    in_all = measured.copy()
-    measured.clear()
     monkeypatch.setattr(Worker, "_measure_point", until(3))
     with pytest.raises(Killed):
-        choose(recipe, tmp_path / "cut.run")
-    assert measured == in_all[:3]
+        choose(parsed(folder), tmp_path / "run")
     monkeypatch.setattr(Worker, "_measure_point", until(None))
-    choose(recipe, tmp_path / "cut.run").save(tmp_path / "cut", force=False)
-    assert measured == in_all
-    assert written(tmp_path / "cut") == written(tmp_path / "whole")
+    choose(parsed(folder), tmp_path / "run").save(tmp_path / "resumed", force=False)
+    found.save(tmp_path / "whole", force=False)
+    assert len(set(measured)) == len(measured) == 1 + len(found.curves)
+    assert written(tmp_path / "resumed") == written(tmp_path / "whole")
 
 
 def test_other_shares_measure_only_what_is_missing(folder, tmp_path):
@@ -485,10 +481,10 @@ def test_other_shares_measure_only_what_is_missing(folder, tmp_path):
 
     choose(parsed(folder, verify=1, shares=[0.1]), tmp_path / "run")
     few = seconds()
-    found = choose(parsed(folder, verify=1, shares=[0.1, 0.2]), tmp_path / "run")
+    more = choose(parsed(folder, verify=1, shares=[0.1, 0.2]), tmp_path / "run")
     many = seconds()
     assert few.items() < many.items()
-    assert {p.share for p in found.curves} <= {-0.2, -0.1, 0.1, 0.2}
+    assert {point.share for point in more.curves} == {-0.2, -0.1, 0.1, 0.2}
 
 
 # Refusals
