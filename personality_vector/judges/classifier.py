@@ -1,7 +1,7 @@
 """An offline judge: bag-of-words classifiers that learned from labelled statements."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +13,7 @@ from personality_vector.data.texts import distinct_n, words
 from personality_vector.errors import DataError, some
 from personality_vector.judges.spec import JudgeSpec
 from personality_vector.lab import BUILTIN, builtin
-from personality_vector.recipes.fields import Real
+from personality_vector.recipes.fields import Real, Words
 from personality_vector.recipes.paths import LocalPath
 from personality_vector.subject.identity import identity_of
 from personality_vector.subject.protocols import Answer, Quality, Rubric, Score
@@ -35,6 +35,7 @@ class ClassifierSpec(JudgeSpec):
 
     statements: LocalPath = builtin(f"{BUILTIN}training/data/big5_statements.jsonl")
     held_out: Real = Field(default=0.2, gt=0.0, lt=1.0)
+    name: Words = "classifier"
 
     def open(self) -> "StatementJudge":
         """Return the judge, which learns when it rates for the first time.
@@ -45,6 +46,7 @@ class ClassifierSpec(JudgeSpec):
         return StatementJudge(
             tuple(read_statements(self.statements, part="train", held_out=self.held_out)),
             tuple(read_statements(self.statements, part="held_out", held_out=self.held_out)),
+            self.name,
         )
 
 
@@ -69,6 +71,7 @@ class StatementJudge:
     Attributes:
         train: Labelled statements, both poles of each trait; their order does not matter.
         held_out: The same of other statements, which its quality is measured on.
+        name: In tables.
 
     Raises:
         DataError: A pole is missing from either part, or a statement is in both.
@@ -76,8 +79,8 @@ class StatementJudge:
 
     train: Sequence[Statement]
     held_out: Sequence[Statement]
+    name: str = field(default="classifier", compare=False)
 
-    name: ClassVar[str] = "classifier"
     scale: ClassVar[tuple[float, float]] = (LOWEST, HIGHEST)
     version: ClassVar[int] = 1
     """Raised when the same statements give other scores."""

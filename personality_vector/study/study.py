@@ -64,6 +64,9 @@ class Study:
         require_distinct("measures", [m.name for m in self.measures], "give one of them a name")
         if not self.measures or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise RecipeError("a study needs a measure and a seed, and no seed twice")
+        for measure in self.measures:
+            judges = [judge.name for judge in judges_of(measure)]
+            require_distinct(f"judges of {measure.name}", judges, "give one of them a name")
         for arm in self.arms:
             for intervention in arm.by_seed.values():
                 intervention.check(self.base)

@@ -1,248 +1,273 @@
-"""A sweep: which cells it measures, that it resumes, and that the base is left as it was."""
+"""A sweep by recipe: which cells it measures, how it resumes, and that the base is left alone."""
 
 import json
-import sqlite3
 from itertools import product
 
 import pandas as pd
 import pytest
 import torch
-from personality_vector.measures.suite import Suite
-from personality_vector.study.runs import write_run_manifest
-from personality_vector.study.sweep import (
-    BASE,
+
+from personality_vector.errors import DataError, PersonalityVectorError, RecipeError
+from personality_vector.manifest import MANIFEST
+from personality_vector.study.design import BASE, Point
+from personality_vector.study.opening import open_study
+from personality_vector.study.recipe import EvalRecipe
+from personality_vector.study.run import Run
+from personality_vector.study.store.store import FILE, Store
+from personality_vector.study.tables import (
     by_strength,
     correlation,
     dose_response,
-    evaluate,
-    prepare,
-    sweep,
+    measured,
+    side_effects,
+    unscored,
 )
-
-from personality_vector.checkpoint import locked
-from personality_vector.errors import (
-    CheckpointError,
-    DataError,
-    LockedError,
-    OutputExistsError,
-    RecipeError,
-)
-from personality_vector.manifest import MANIFEST
-from personality_vector.study import sweep as module
-from personality_vector.study.recipe import EvalRecipe, SweepRecipe
-from personality_vector.subject.models import load_model, load_tokenizer
+from personality_vector.study.worker import Worker
 
 TRAITS = ("extraversion", "openness")
-WORDS = {"high": "I love {} and I talk at every party", "low": "I am quiet about {} alone"}
-TOPICS = ("music", "people", "books", "tea", "rain", "games")
-STRENGTHS = (-1.0, 0.5, 1.0)
-CELLS = [(BASE, 0.0), *product(("prompt", "weights"), STRENGTHS)]
+STRENGTHS = (-1, 1, 2)
+CELLS = [(BASE, 0.0), *product(("weights", "prompt"), map(float, STRENGTHS))]
+SIDES = {"guards.words", "guards.distinct_2", "guards.verbatim"}
+SIDES |= {"divergence.kl_base_edited", "divergence.perplexity"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Return a folder with a small file of statements."""
-    folder = tmp_path_factory.mktemp("sweep")
-    rows = [
-        {
-            "trait": trait,
-            "level": level,
-            "statement": f"{WORDS[level].format(topic)} {trait[:4]}",
-            "part": "held_out" if index < 2 else "train",
-        }
-        for trait, level in product(TRAITS, WORDS)
-        for index, topic in enumerate(TOPICS)
-    ]
-    (folder / "statements.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+def run(recipe, tmp_path_factory):
+    """Return the run of a sweep, measured once."""
+    folder = tmp_path_factory.mktemp("runs") / "done"
+    return open_study(recipe(strengths=list(map(float, STRENGTHS)))).run(folder)
 
 
 @pytest.fixture
-def recipe(folder, pico, pico_tuned):
-    """Return ``recipe(**changes)``: a sweep of weights and a prompt on pico llama."""
+def points(monkeypatch):
+    """Return the list that every point measured from now on is noted in, with its measures."""
+    noted = []
+    real = Worker._found
 
-    def make(kind=SweepRecipe, **changes):
-        data = {
-            "base": str(pico("llama")),
-            "interventions": [
-                {"label": "weights", "tuned": str(pico_tuned("llama"))},
-                {"label": "prompt", "prompt": "extraversion:high"},
-            ],
-            "strengths": STRENGTHS,
-            "measure": {
-                "traits": TRAITS,
-                "statements": "statements.jsonl",
-                "generation": {"max_new_tokens": 6, "samples": 2},
-            },
-            "device": "cpu",
-        }
-        return kind.parse({**data, **changes}, origin="test", folder=folder)
+    def found(self, cells, point):
+        noted.append((point, sorted(measure.name for measure in cells.values())))
+        return real(self, cells, point)
 
-    return make
+    monkeypatch.setattr(Worker, "_found", found)
+    return noted
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs") / "done"
+def test_there_is_every_number_of_the_base_and_of_each_strength(run):
+    frame = run.readings()
+    kinds = {(name, "", "") for name in SIDES}
+    kinds |= {("likelihood", "", trait) for trait in TRAITS}
+    kinds |= {("interview", "classifier", trait) for trait in TRAITS}
+    cells = frame.groupby(["intervention", "strength"], sort=False)
+    assert [key for key, _ in cells] == CELLS
+    for (label, _), cell in cells:
+        found = set(zip(cell["measure"], cell["judge"], cell["trait"], strict=True))
+        extra = {("guards.realised", "", "")} if label == "weights" else set()
+        assert found == kinds | extra
 
 
-@pytest.fixture
-def results(recipe, done):
-    """Return the results of the sweep; measured once, then resumed."""
-    with sweep(recipe(), done) as found:
-        yield found
-
-
-@pytest.fixture
-def measured(monkeypatch):
-    """Return the list that every cell measured from now on is noted in."""
-    cells = []
-    real = module.Bench.findings
-
-    def noted(self, label, strength):
-        cells.append((label, strength))
-        return real(self, label, strength)
-
-    monkeypatch.setattr(module.Bench, "findings", noted)
-    return cells
-
-
-def test_there_is_a_cell_for_the_base_and_for_each_strength(results):
-    cells = results.frame("cells")
-    assert list(zip(cells["intervention"], cells["strength"], strict=True)) == CELLS
-    measures = results.frame("measures")
-    each = measures[~measures["measure"].str.startswith("judge_")]
-    kinds = {("", side) for side in ("words", "distinct_2", "verbatim", "kl_to_base", "perplexity")}
-    kinds |= set(product(TRAITS, ("probe", "judge")))
-    for _, cell in each.groupby(["intervention", "strength"]):
-        found = set(zip(cell["trait"], cell["measure"], strict=True))
-        assert found - {("", "realised")} == kinds
-    assert set(measures[measures["measure"] == "judge_accuracy"]["intervention"]) == {BASE}
-
-
-def test_every_answer_is_kept_with_its_score_or_the_reason_for_none(results):
-    answers = results.frame("answers")
+def test_every_answer_is_kept_with_its_score_or_the_reason_for_none(run):
+    answers = run.answers()
     assert len(answers) == len(CELLS) * 2 * len(TRAITS)
-    unscored = answers[answers["score"].isna()]
-    assert (unscored["reason"] != "").all()
-    judged = results.frame("measures").query("measure == 'judge'")
-    assert judged["unscored"].sum() == len(unscored)
-    assert judged["n"].sum() == len(answers) - len(unscored)
+    missing = answers[answers["score"].isna()]
+    assert (missing["reason"] != "").all()
+    judged = run.readings().query("judge == 'classifier'")
+    assert judged["unscored"].sum() == len(missing)
+    assert judged["n"].sum() == len(answers) - len(missing)
+    assert unscored(run)["unscored"].sum() == len(missing)
 
 
-def test_the_base_has_no_divergence_from_itself(results):
-    kl = results.frame("measures").query("measure == 'kl_to_base'")
+def test_the_base_has_no_divergence_from_itself(run):
+    kl = run.readings().query("measure == 'divergence.kl_base_edited'")
     assert kl.query("intervention == 'base'")["value"].abs().max() < 1e-6
     assert kl.query("intervention == 'weights'")["value"].min() > 1e-6
 
 
-def test_a_finished_sweep_measures_nothing_again(results, recipe, done, measured):
-    before = results.frame("measures")
-    results.close()
-    with sweep(recipe(), done) as again:
-        assert measured == []
-        pd.testing.assert_frame_equal(again.frame("measures"), before)
+def test_side_measures_ask_nothing_again(recipe, tmp_path, monkeypatch):
+    """Interview, guards and divergence of a cell share its replies."""
+    from personality_vector.subject import subject
+
+    drawn = []
+    real = subject.generate_replies
+
+    def noted(model, tokenizer, chats, sampling, *, seed):
+        drawn.append(seed)
+        return real(model, tokenizer, chats, sampling, seed=seed)
+
+    monkeypatch.setattr(subject, "generate_replies", noted)
+    open_study(recipe(strengths=[1.0])).run(tmp_path / "run")
+    assert len(drawn) == 3 * 2, "two samples of the base, of the weights and of the prompt"
+
+
+def test_a_finished_sweep_loads_no_model(recipe, run, points, monkeypatch):
+    def refuse(*_, **__):
+        pytest.fail("a model was loaded")
+
+    monkeypatch.setattr("personality_vector.subject.subject.load_model", refuse)
+    before = run.readings()
+    again = open_study(recipe(strengths=list(map(float, STRENGTHS)))).run(run.folder)
+    assert points == []
+    pd.testing.assert_frame_equal(again.readings(), before)
 
 
 def test_an_interrupted_sweep_measures_what_is_missing_and_gets_the_same(
-    results, recipe, tmp_path, measured, monkeypatch
+    recipe, run, tmp_path, points, monkeypatch
 ):
-    real = module.Results.write_cell
+    real = Store.write
 
-    def killed(self, label, *rest):
-        if label == "prompt":
+    def killed(self, cell, *rest):
+        if len(points) == 5:
             raise KeyboardInterrupt
-        return real(self, label, *rest)
+        return real(self, cell, *rest)
 
+    study = open_study(recipe(strengths=list(map(float, STRENGTHS))))
     with monkeypatch.context() as patch:
-        patch.setattr(module.Results, "write_cell", killed)
+        patch.setattr(Store, "write", killed)
         with pytest.raises(KeyboardInterrupt):
-            sweep(recipe(), tmp_path / "run")
-    measured.clear()
-    with sweep(recipe(), tmp_path / "run") as resumed:
-        assert measured == [("prompt", strength) for strength in STRENGTHS]
-        pd.testing.assert_frame_equal(resumed.frame("measures"), results.frame("measures"))
-        pd.testing.assert_frame_equal(resumed.frame("answers"), results.frame("answers"))
+            study.run(tmp_path / "run")
+    points.clear()
+    resumed = study.run(tmp_path / "run")
+    assert [point for point, _ in points] == [Point("prompt", float(s), 0) for s in STRENGTHS]
+    pd.testing.assert_frame_equal(resumed.readings(), run.readings())
+    pd.testing.assert_frame_equal(resumed.answers(), run.answers())
 
 
-def test_strength_zero_is_the_base(recipe):
-    bench = prepare(recipe())
-    base = bench.findings(BASE, 0.0)
-    for label, intervention in bench.interventions.items():
-        assert bench.findings(label, 0.0) == base
-        with intervention.applied(bench.model, 0.0) as edit:
-            assert bench.suite(bench.model, bench.tokenizer, edit) == base
+def test_what_is_added_to_a_recipe_is_all_that_is_measured(recipe, measures, tmp_path, points):
+    """By recipe: a strength, a seed, an instrument, another judge, an option of one measure."""
+
+    def fresh(**changes):
+        points.clear()
+        open_study(recipe(**{"strengths": [1.0], **changes})).run(tmp_path / "run")
+        return [(point.label, point.strength, point.seed, *names) for point, names in points]
+
+    assert len(fresh()) == 3
+    assert [row[:3] for row in fresh(strengths=[1.0, 2.0])] == [
+        ("weights", 2.0, 0),
+        ("prompt", 2.0, 0),
+    ]
+    assert {row[2] for row in fresh(seeds=[0, 1])} == {1}
+    asked = {"traits": ["openness"], "question": "Who?", "name": "again"}
+    more = [*measures(*TRAITS), {"interview": asked}]
+    assert {row[3:] for row in fresh(measures=more)} == {("again",)}
+    judges = [{"classifier": {"statements": "statements.jsonl"}}, "classifier"]
+    with pytest.raises(RecipeError, match="two judges of interview are called classifier"):
+        fresh(measures=[{"interview": {"traits": ["openness"], "judges": judges}}])
+    judges[0]["classifier"]["name"] = "ours"
+    both = [*measures(*TRAITS), {"interview": {**asked, "judges": judges}}]
+    assert fresh(measures=both, strengths=[1.0, 2.0], seeds=[0, 1])[0][3:] == ("again",)
+    named = set(Run(tmp_path / "run").readings()["judge"])
+    assert named == {"", "classifier", "ours"}
+    longer = [{"divergence": {"max_tokens": 7, "question": "Who?"}}]
+    assert {row[3:] for row in fresh(measures=longer)} == {("divergence",)}
+    assert fresh() == []
 
 
-def test_the_model_is_bit_for_bit_as_it_was(recipe):
-    bench = prepare(recipe())
-    before = {name: value.clone() for name, value in bench.model.state_dict().items()}
-    for label, strength in CELLS:
-        bench.findings(label, strength)
-    after = bench.model.state_dict()
+def test_temperature_one_for_one_arm_alone(recipe, tmp_path):
+    arms = [
+        {"label": "hot", "decoding": {"temperature": 1.7}, "strengths": [1.0]},
+        {"label": "greedy", "decoding": {"temperature": 0.0}, "strengths": [1.0]},
+    ]
+    run = open_study(recipe(interventions=arms)).run(tmp_path / "run")
+    said = (
+        run.answers().drop_duplicates(["intervention", "sample"]).groupby("intervention")["reply"]
+    )
+    replies = {label: list(texts) for label, texts in said}
+    assert replies["greedy"][0] == replies["greedy"][1]
+    assert replies["hot"] != replies["base"] != replies["greedy"]
+    value = run.readings().query("measure == 'likelihood'").groupby("intervention")["value"]
+    assert value.first().nunique() == 1, "decoding changes no likelihood"
+
+
+def test_the_model_is_bit_for_bit_as_it_was(recipe, tmp_path):
+    study = open_study(recipe(strengths=[1.0]))
+    with Store.open(tmp_path / FILE, create=True) as store:
+        worker = Worker(study, store)
+        before = {name: value.clone() for name, value in worker.base.model.state_dict().items()}
+        worker.work()
+        after = worker.base.model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ({"seed": 1}, "seed"),
-        ({"strengths": [1.0]}, "strengths"),
-        ({"dtype": "bfloat16"}, "dtype"),
-        ({"interventions": [{"label": "x", "prompt": "openness:low"}]}, "contents, interventions"),
-    ],
-)
-def test_another_recipe_in_the_same_folder_is_refused(results, recipe, done, change, field):
-    with pytest.raises(OutputExistsError, match=f"another run: {field} differ"):
-        sweep(recipe(**change), done)
-    assert len(results.frame("cells")) == len(CELLS)
+def test_a_seed_in_a_path_is_one_label_with_an_identity_for_each_seed(
+    recipe, tmp_path, pico_tuned, points
+):
+    for seed in (0, 1):
+        (tmp_path / f"tuned-{seed}").symlink_to(pico_tuned("llama", seed=seed))
+    arm = {"label": "trained", "tuned": str(tmp_path / "tuned-{seed}")}
+    study = open_study(recipe(interventions=[arm], strengths=[1.0], seeds=[0, 1]))
+    frame = study.run(tmp_path / "run").readings().query("measure == 'likelihood'")
+    value = frame.set_index(["intervention", "seed", "trait"])["value"]
+    assert value["trained", 0, "openness"] != value["trained", 1, "openness"]
+    assert value["base", 0, "openness"] == value["base", 1, "openness"]
+    (tmp_path / "tuned-1").unlink()
+    (tmp_path / "tuned-1").symlink_to(pico_tuned("llama", seed=2))
+    points.clear()
+    open_study(recipe(interventions=[arm], strengths=[1.0], seeds=[0, 1])).run(tmp_path / "run")
+    assert [point for point, _ in points] == [Point("trained", 1.0, 1)]
 
 
-def test_a_trait_without_statements_is_refused(recipe, tmp_path):
-    spec = {**recipe().measure.model_dump(), "traits": ["humour"]}
-    with pytest.raises(DataError, match="no train statements of humour"):
-        sweep(recipe(measure=spec), tmp_path / "run")
+def test_a_pole_in_a_path_is_one_intervention_for_each_pole(recipe, tmp_path, pico_tuned):
+    poles = ["openness:high", "extraversion:low"]
+    for seed, pole in enumerate(poles):
+        (tmp_path / pole.replace(":", "-")).symlink_to(pico_tuned("llama", seed=seed))
+    arm = {"tuned": str(tmp_path / "{trait}-{level}"), "poles": poles, "strengths": [1.0]}
+    study = open_study(recipe(interventions=[arm]))
+    assert [arm.label for arm in study.arms] == ["openness:high", "extraversion:low"]
+    with pytest.raises(PersonalityVectorError, match="openness-low: no such"):
+        open_study(recipe(interventions=[{"tuned": str(tmp_path / "{trait}-{level}")}]))
 
 
-def test_an_evaluation_is_the_base_alone(recipe, results, tmp_path, folder):
-    data = recipe().model_dump(exclude={"base", "interventions", "strengths"})
-    one = EvalRecipe.parse({**data, "model": recipe().base}, origin="test", folder=folder)
-    with evaluate(one, tmp_path) as found:
-        assert found.frame("cells")["intervention"].tolist() == [BASE]
-        own, of_sweep = (
-            r.frame("measures").query("intervention == 'base'") for r in (found, results)
-        )
-        both = own.merge(of_sweep, on=["trait", "measure"])
-        assert len(both) == len(own)
-        pd.testing.assert_series_equal(both["value_x"], both["value_y"], check_names=False)
-        spec = found.spec
-    write_run_manifest(tmp_path, spec, "eval")
-    manifest = json.loads((tmp_path / MANIFEST).read_text())
-    assert (manifest["kind"], manifest["seed"]) == ("eval", 0)
-    assert "results.sqlite" in manifest["files"]
+def test_a_measure_whose_items_are_all_unscored_shows(recipe, tmp_path):
+    """The answers of a random model to nothing are not words."""
+    interview = {
+        "traits": ["openness"],
+        "generation": {"max_new_tokens": 1, "temperature": 0.0},
+        "judges": [{"classifier": {"statements": "statements.jsonl"}}],
+    }
+    run = open_study(recipe(measures=[{"interview": interview}], strengths=[1.0])).run(tmp_path)
+    frame = run.readings()
+    assert frame["value"].isna().all()
+    assert frame["unscored"].tolist() == [1, 1, 1]
+    assert unscored(run)["unscored"].tolist() == [3]
+    run.export()
+    assert ",1\n" in (tmp_path / "readings.csv").read_text()
 
 
-def test_each_strength_has_a_row_with_every_probe_and_judge(results):
-    table = by_strength(results)
+def test_an_evaluation_is_the_base_alone(recipe, run, tmp_path, inputs):
+    data = json.loads(recipe().model_dump_json(exclude={"base", "interventions", "strengths"}))
+    one = EvalRecipe.parse({**data, "model": recipe().base}, origin="test", folder=inputs)
+    found = open_study(one).run(tmp_path / "run")
+    of_sweep = run.readings().query("intervention == 'base'")
+    pd.testing.assert_frame_equal(found.readings(), of_sweep.reset_index(drop=True))
+    assert len(measured(found)) == 2 * len(TRAITS)
+    found.write_manifest("eval")
+    manifest = json.loads((tmp_path / "run" / MANIFEST).read_text())
+    assert (manifest["kind"], manifest["seeds"]) == ("eval", [0])
+    assert FILE in manifest["files"]
+
+
+def test_each_strength_has_a_row_with_every_number_of_a_trait(run):
+    table = by_strength(run)
     assert list(zip(table["intervention"], table["strength"], strict=True)) == CELLS
-    measures = results.frame("measures").set_index(
-        ["intervention", "strength", "trait", "measure"]
-    )["value"]
+    keys = ["intervention", "strength", "trait", "measure"]
+    values = run.readings().set_index(keys)["value"]
+    names = {"likelihood": "likelihood", "interview": "interview by classifier"}
     for row in table.to_dict("records"):
-        for trait, measure in product(TRAITS, ("probe", "judge")):
+        for trait, (measure, name) in product(TRAITS, names.items()):
             key = (row["intervention"], row["strength"], trait, measure)
-            assert row[f"{trait} {measure}"] == pytest.approx(measures[key], abs=0, nan_ok=True)
+            assert row[f"{trait} {name}"] == pytest.approx(values[key], abs=0, nan_ok=True)
 
 
-def test_dose_response_follows_the_measured_values(results):
-    table = dose_response(results).set_index(["intervention", "trait", "measure"])
-    assert set(table.index) == set(product(("prompt", "weights"), TRAITS, ("probe", "judge")))
-    rows = results.frame("measures").query(
-        "intervention == 'weights' and trait == 'openness' and measure == 'probe'"
+def test_dose_response_follows_the_measured_values(run):
+    table = dose_response(run).set_index(["intervention", "trait", "measure"])
+    expected = product(("prompt", "weights"), TRAITS, ("likelihood", "interview"))
+    assert set(table.index) == set(expected)
+    rows = run.readings().query(
+        "intervention == 'weights' and trait == 'openness' and measure == 'likelihood'"
     )
-    row = table.loc[("weights", "openness", "probe")]
+    row = table.loc[("weights", "openness", "likelihood")]
     assert row["pearson"] == pytest.approx(rows["strength"].corr(rows["value"]))
     assert row["n"] == len(STRENGTHS)
+    assert len(side_effects(run)) == len(CELLS)
 
 
 def test_a_correlation_is_undefined_without_enough_points():
@@ -255,46 +280,82 @@ def test_a_correlation_is_undefined_without_enough_points():
         assert all(value != value for value in correlation(strengths, values).values())
 
 
-def test_the_suite_is_the_same_whenever_it_is_prepared(recipe):
-    model, tokenizer = load_model(recipe().base), load_tokenizer(recipe().base)
-    one, two = (Suite.prepare(recipe().measure, 0, model, tokenizer) for _ in range(2))
-    assert one(model, tokenizer) == two(model, tokenizer)
-    assert one.quality() == two.quality()
+def test_another_base_dtype_or_tokenizer_is_another_identity(recipe, tmp_path, pico):
+    import shutil
 
+    copy = tmp_path / "copy"
+    shutil.copytree(pico("llama"), copy)
 
-def test_a_sweep_that_measured_nothing_leaves_nothing(recipe, tmp_path):
-    spec = {**recipe().measure.model_dump(), "traits": ["humour"]}
-    with pytest.raises(DataError):
-        sweep(recipe(measure=spec), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    def identity(**changes):
+        return open_study(
+            recipe(interventions=[{"label": "p", "prompt": "openness:low"}], **changes)
+        ).base_identity
 
-
-def test_a_run_that_another_process_holds_is_refused(recipe, tmp_path):
-    with locked(tmp_path / "run"), pytest.raises(LockedError, match="another process"):
-        sweep(recipe(), tmp_path / "run")
-
-
-def test_force_never_deletes_a_database_that_is_not_ours(recipe, tmp_path):
-    (tmp_path / "run").mkdir()
-    theirs = sqlite3.connect(tmp_path / "run" / "results.sqlite")
-    theirs.execute("CREATE TABLE thesis (chapter TEXT)")
-    theirs.commit()
-    theirs.close()
-    with pytest.raises(CheckpointError, match="not one of results"):
-        sweep(recipe(), tmp_path / "run", force=True)
-    with sqlite3.connect(tmp_path / "run" / "results.sqlite") as kept:
-        assert kept.execute("SELECT name FROM sqlite_master").fetchall() == [("thesis",)]
-    kept.close()
+    found = identity()
+    assert identity(base=str(copy)) == found, "the content counts, not the path"
+    assert identity(dtype="bfloat16") != found
+    for name in ("tokenizer.json", "config.json", "chat_template.jinja"):
+        file = copy / name
+        content = file.read_bytes()
+        file.write_bytes(content + b" ")
+        assert identity(base=str(copy)) != found, name
+        file.write_bytes(content)
 
 
 @pytest.mark.parametrize(
-    ("given", "error"),
+    ("changes", "error", "says"),
     [
-        ({"prompt": "openness:high", "strengths": [9.0]}, RecipeError),
-        ({"prompt": "openness:high", "strengths": [1.0, 1.0]}, RecipeError),
+        ({"measures": [{"likelihood": {"traits": ["humour"]}}]}, DataError, "humour:high"),
+        ({"measures": [{"interview": {}}]}, RecipeError, "needs traits to rate the answers for"),
+        (
+            {"measures": [{"interview": {"traits": ["humour"], "judges": ["classifier"]}}]},
+            DataError,
+            "humour",
+        ),
+        (
+            {"interventions": [{"label": "x", "prompt": "openness:high", "strengths": [0.5]}]},
+            RecipeError,
+            "^x: ",
+        ),
+        (
+            {"interventions": [{"label": "x", "prompt": "openness:high", "vector": "vector"}]},
+            RecipeError,
+            "keys of two kinds, vector and prompt",
+        ),
+        ({"strengths": None}, RecipeError, "weights has no strengths"),
     ],
 )
-def test_an_impossible_strength_is_refused_before_a_model_is_loaded(recipe, given, error, tmp_path):
-    with pytest.raises(error):
-        sweep(recipe(interventions=[{"label": "x", **given}]), tmp_path / "run")
+def test_bad_input_is_one_sentence_before_anything_is_loaded(
+    recipe, tmp_path, monkeypatch, changes, error, says
+):
+    def refuse(*_, **__):
+        pytest.fail("a model was loaded")
+
+    monkeypatch.setattr("personality_vector.subject.subject.load_model", refuse)
+    with pytest.raises(error, match=says):
+        open_study(recipe(**{"strengths": [1.0], **changes})).run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_fine_tune_of_the_statements_that_measure_it_is_refused(
+    recipe, inputs, tmp_path, pico_tuned
+):
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    for file in pico_tuned("llama").iterdir():
+        (tuned / file.name).symlink_to(file)
+    data = {"format": "statements", "source": str(inputs / "statements.jsonl"), "part": "all"}
+    manifest = {"kind": "train", "recipe": {"data": {**data, "held_out": 0.2}}}
+    (tuned / MANIFEST).write_text(json.dumps(manifest))
+    terms = [{"label": "w", "terms": [{"tuned": str(tuned), "alpha": 1.0}]}]
+    for arms in ([{"label": "w", "tuned": str(tuned)}], terms):
+        with pytest.raises(DataError, match="would measure it on its own training text"):
+            open_study(recipe(interventions=arms, strengths=[1.0]))
+
+
+def test_a_run_has_what_its_folder_holds(run):
+    assert run["seeds"] == [0]
+    assert set(run["measures"]) == {"likelihood", "interview", "divergence", "guards"}
+    assert run.cells()["finished"].all()
+    with pytest.raises(PersonalityVectorError, match="there is no results file"):
+        Run(run.folder / "nowhere")

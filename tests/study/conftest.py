@@ -1,0 +1,86 @@
+"""Recipes of studies on pico llama, with a small file of statements and a steering vector."""
+
+import json
+from itertools import product
+
+import pytest
+
+from personality_vector.steering import SteeringVector
+from personality_vector.study.recipe import SweepRecipe
+from personality_vector.subject.models import load_model, load_tokenizer
+
+TRAITS = ("extraversion", "openness")
+WORDS = {"high": "I love {} and I talk at every party", "low": "I am quiet about {} alone"}
+TOPICS = ("music", "people", "books", "tea", "rain", "games")
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory, pico):
+    """Return a folder with ``statements.jsonl`` and ``vector``."""
+    folder = tmp_path_factory.mktemp("inputs")
+    rows = [
+        {
+            "trait": trait,
+            "level": level,
+            "statement": f"{WORDS[level].format(topic)} {trait[:4]}",
+            "part": "held_out" if index < 2 else "train",
+        }
+        for trait, level in product(TRAITS, WORDS)
+        for index, topic in enumerate(TOPICS)
+    ]
+    (folder / "statements.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model, tokenizer = load_model(pico("llama")), load_tokenizer(pico("llama"))
+    chats = [
+        [
+            [
+                {"role": "user", "content": "Who?"},
+                {"role": "assistant", "content": words.format(topic)},
+            ]
+            for topic in TOPICS[:2]
+        ]
+        for words in WORDS.values()
+    ]
+    SteeringVector.extract(model, tokenizer, *chats, label="v").save(folder / "vector")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def measures():
+    """Return ``measures(*traits)``: every kind of measure, of these traits."""
+
+    def make(*traits):
+        statements = {"statements": "statements.jsonl"}
+        return [
+            {"likelihood": {"traits": traits, **statements}},
+            {
+                "interview": {
+                    "traits": traits,
+                    "generation": {"max_new_tokens": 6, "samples": 2},
+                    "judges": [{"classifier": statements}],
+                }
+            },
+            "divergence",
+            {"guards": statements},
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def recipe(inputs, measures, pico, pico_tuned):
+    """Return ``recipe(kind, **changes)``: by default a sweep of weights and a prompt."""
+
+    def make(kind=SweepRecipe, **changes):
+        data = {
+            "base": str(pico("llama")),
+            "interventions": [
+                {"label": "weights", "tuned": str(pico_tuned("llama"))},
+                {"label": "prompt", "prompt": "extraversion:high"},
+            ],
+            "measures": measures(*TRAITS),
+            "device": "cpu",
+            "strengths": [1.0],
+        } | changes
+        return kind.parse(data, origin="test", folder=inputs)
+
+    return make
