@@ -160,11 +160,9 @@ def matched_effect(run: Run) -> pd.DataFrame:
     shift of the other traits), and every number of no trait.
     """
     pole = Pole.parse(run["pole"])
-    shift, off_target, cost = (
-        _shifted(run, run["effect"], "", pole),
-        off_targets(run, pole),
-        costs(run),
-    )
+    shift, off_target = _shifted(run, run["effect"], "", pole), off_targets(run, pole)
+    cost = costs(run)
+    cost = cost.rename(columns=short_names(list(cost.columns)))
     judged = {
         f"{judge} shift": _shifted(run, measure, judge, pole)
         for measure, judge in _judged_numbers(run, pole)

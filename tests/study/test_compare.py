@@ -1,12 +1,9 @@
 """Comparison at matched effect, on a live model."""
 
-import json
-
 import pytest
 
 from personality_vector.errors import RecipeError
 from personality_vector.study import tables
-from personality_vector.study.design import Point
 from personality_vector.study.matched import DosePoint, reach, targets_of
 from personality_vector.study.opening import open_study
 from personality_vector.study.recipe import CompareRecipe
@@ -150,8 +147,8 @@ def test_a_comparison_may_measure_the_trait_alone(one_step, tmp_path, measures):
 def test_seeds_are_matched_at_one_strength_and_shown_as_their_mean(comparison, tmp_path):
     arms = [INTERVENTIONS[0]]
     both = open_study(comparison(interventions=arms, points=1, seeds=[0, 1])).run(tmp_path / "run")
-    (match,) = both["matches"]
-    rows = both.readings().query("strength == @match[2] and measure == 'guards.words'")
+    ((_, _, strength),) = both["matches"]
+    rows = both.readings().query(f"strength == {strength} and measure == 'guards.words'")
     assert rows["seed"].tolist() == [0, 1]
     assert matched_effect(both)["words"].item() == pytest.approx(rows["value"].mean())
 
@@ -197,5 +194,3 @@ def test_an_intervention_without_effect_sets_no_target():
 def test_the_pole_must_be_measured(comparison, changes, says):
     with pytest.raises(RecipeError, match=says):
         comparison(**changes)
-
-
