@@ -9,6 +9,7 @@ from pydantic import Field
 
 from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
 from personality_vector.measures.asking import Asking, AskingSpec
+from personality_vector.measures.spec import BaseMeasure
 from personality_vector.recipes.fields import Whole
 from personality_vector.subject.protocols import Better, Findings, Reading
 
@@ -60,7 +61,7 @@ class _Sums(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence:
+class Divergence(BaseMeasure):
     """The base's predictions on its own replies, compared with those of the edited model.
 
     ``kl_base_edited``: mean over tokens of KL(base || edited), in nats per token; 0 for the
@@ -84,16 +85,8 @@ class Divergence:
     name: str = "divergence"
     references: Sequence[_Reference] = field(default=(), compare=False)
 
-    version: ClassVar[int] = 1
     unit: ClassVar[str] = "nats per token"
-    scale: ClassVar[None] = None
     better: ClassVar[Better] = "low"
-
-    def identity(self) -> str:
-        """Return a digest of the questions, of how replies are drawn, and of the bound."""
-        from personality_vector.subject.identity import identity_of
-
-        return identity_of(self)
 
     def prepare(self, base: "Subject") -> "Divergence":
         """Let the base reply, and keep its log-probabilities for the first ``max_tokens`` tokens.

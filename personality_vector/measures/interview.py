@@ -12,8 +12,9 @@ from personality_vector.data.rubrics import rubric_of
 from personality_vector.judges.spec import AnyJudge
 from personality_vector.measures.asking import Asking, AskingSpec
 from personality_vector.measures.likelihood import Traits
+from personality_vector.measures.spec import BaseMeasure
 from personality_vector.recipes.reading import read_recipe
-from personality_vector.subject.protocols import Answer, Better, Findings, Judge, Rubric, rated
+from personality_vector.subject.protocols import Answer, Findings, Judge, Rubric, rated
 
 if TYPE_CHECKING:
     from personality_vector.subject.subject import Subject
@@ -54,7 +55,7 @@ class InterviewSpec(AskingSpec):
 
 
 @dataclass(frozen=True, slots=True)
-class Interview:
+class Interview(BaseMeasure):
     """Answers to the items of an instrument.
 
     Its number is the mean score of a judge, on that judge's scale; the interval is that of the
@@ -71,20 +72,7 @@ class Interview:
     judges: Sequence[Judge] = field(default=(), compare=False)
     name: str = "interview"
 
-    version: ClassVar[int] = 1
     unit: ClassVar[str] = "score"
-    scale: ClassVar[None] = None
-    better: ClassVar[Better] = "towards_pole"
-
-    def identity(self) -> str:
-        """Return a digest of the questions and of how replies are drawn."""
-        from personality_vector.subject.identity import identity_of
-
-        return identity_of(self)
-
-    def prepare(self, base: "Subject") -> "Interview":  # noqa: ARG002
-        """Return it as it is: its answers are compared with nothing."""
-        return self
 
     def collect(self, subject: "Subject", seed: int) -> list[Answer]:
         """Return the answers."""
