@@ -1,13 +1,12 @@
 """What a measure of a recipe has in common with all others, and which kinds there are."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny, model_serializer
 
 from personality_vector.recipes.fields import Words
-from personality_vector.recipes.keyed import by_only_key, key_of
+from personality_vector.recipes.keyed import Kinds, by_only_key, key_of
 from personality_vector.recipes.reading import Recipe
 from personality_vector.subject.identity import identity_of
 from personality_vector.subject.protocols import Better, Findings
@@ -20,13 +19,7 @@ if TYPE_CHECKING:
     from personality_vector.subject.protocols import Measure
     from personality_vector.subject.subject import Subject
 
-KINDS: Mapping[str, str] = {
-    "likelihood": "measures.likelihood:LikelihoodSpec",
-    "interview": "measures.interview:InterviewSpec",
-    "divergence": "measures.divergence:DivergenceSpec",
-    "guards": "measures.guards:GuardsSpec",
-    "coherence": "measures.coherence:CoherenceSpec",
-}
+KINDS = Kinds("measures")
 """The key that says what is measured, to its schema."""
 
 
