@@ -282,6 +282,22 @@ class Store:
                 "INSERT INTO scores VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows
             )
 
+    def require_same_judge(self, judged: Iterable[Judged]) -> None:
+        """Check that no other judge has the name of one that is to be added.
+
+        Raises:
+            RecipeError: One has.
+        """
+        with explained(self.path):
+            known = self.connection.execute("SELECT name, called, trait, judge FROM judged")
+            others = {tuple(row[:3]): row[3] for row in known}
+        for row in judged:
+            if others.get(row[:3], row.judge) != row.judge:
+                raise RecipeError(
+                    f"{self.path}: the recipe has another judge called {row.called}; give this one "
+                    "a name of its own, as {classifier: {name: mine}} in a file"
+                )
+
     def judge_too(self, judged: Iterable[Judged]) -> None:
         """Add judges to the plan."""
         with transaction(self.connection, self.path):
