@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from personality_vector.merging.mergekit import export_mergekit, plan_mergekit, write_mergekit
+from personality_vector.merging.plan import MergePlan
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.merging.terms import CHUNK
 from personality_vector.numeric.random import generator_for
@@ -136,7 +137,7 @@ def both(mergekit, monkeypatch, tmp_path):
         ours = write_mergekit(plan, tmp_path / "ours", force=True).path
         with monkeypatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if patched and hasattr(plan, "combine"):
+            if patched and isinstance(plan, MergePlan):
                 _inject(mergekit, patch, plan)
             theirs = tmp_path / "theirs"
             configuration = mergekit.config.MergeConfiguration.model_validate(deepcopy(given))
