@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from personality_vector.errors import CheckpointError, NonFiniteError
+from personality_vector.errors import CheckpointError, NonFiniteError, RecipeError
 from personality_vector.study.store.claims import LEASE, Claims
 from personality_vector.study.store.schema import FORMAT, PLAN, TABLES
 from personality_vector.study.store.sqlite import connect, explained, transaction
