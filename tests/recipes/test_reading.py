@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from personality_vector.recipes.schema import InterventionSpec, MeasureSpec, SweepRecipe
+from personality_vector.study.recipe import SweepRecipe
 
 from personality_vector.errors import RecipeError
 from personality_vector.finetuning.recipe import TrainRecipe
