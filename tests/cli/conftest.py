@@ -55,7 +55,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, pico: Any, pico_tuned: Any) ->
         for part in ("train", "held_out")
     ]
     (folder / "statements.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    interview = {**ASKED, "judges": ["classifier"], "generation": {"max_new_tokens": 4}}
+    interview = {"traits": TRAITS, "judges": ["classifier"], "generation": {"max_new_tokens": 4}}
     measures = [{"likelihood": ASKED}, {"interview": interview}, "divergence", {"guards": ASKED}]
     common = {"device": "cpu", "measures": measures}
     data = {"source": "statements.jsonl"}

@@ -155,25 +155,15 @@ WEIGHTS = {"label": "w", "tuned": "./t"}
 @pytest.mark.parametrize(
     ("kind", "data", "message"),
     [
-        (InterventionSpec, {"label": "x"}, "give exactly one of delta, tuned, terms, vector, p"),
-        (InterventionSpec, {**WEIGHTS, "prompt": "openness:high"}, "give exactly one"),
-        (InterventionSpec, {"label": "x", "vector": "v"}, "vector and layers go together"),
-        (InterventionSpec, {**WEIGHTS, "layers": [1]}, "vector and layers go together"),
-        (InterventionSpec, {**WEIGHTS, "strengths": []}, "strengths: needs at least one"),
-        (MeasureSpec, {**MEASURE, "traits": []}, "traits: needs at least one"),
-        (MeasureSpec, {**MEASURE, "held_out": 1.0}, "held_out: Input should be less than 1"),
-        (
-            MeasureSpec,
-            {**MEASURE, "generation": {"samples": 0}},
-            "generation.samples: Input should",
-        ),
+        (LikelihoodSpec, {**MEASURE, "traits": []}, "traits: needs at least one"),
+        (LikelihoodSpec, {**MEASURE, "held_out": 1.0}, "held_out: Input should be less than 1"),
         (
             SweepRecipe,
             {
                 "base": "b",
                 "interventions": [WEIGHTS, WEIGHTS],
                 "strengths": [1],
-                "measure": MEASURE,
+                "measures": [{"likelihood": MEASURE}],
             },
             "two interventions have the same label",
         ),
@@ -186,7 +176,7 @@ def test_values_that_contradict_each_other_are_refused(tmp_path, kind, data, mes
 
 @pytest.mark.parametrize("label", ["base", "weights (matched at 0.1)"])
 def test_a_label_that_the_results_use_themselves_is_refused(tmp_path, label):
-    data = {"base": "b", "strengths": [1], "measure": MEASURE}
+    data = {"base": "b", "strengths": [1], "measures": [{"likelihood": MEASURE}]}
     data["interventions"] = [{**WEIGHTS, "label": label}]
     with pytest.raises(RecipeError, match="label"):
         SweepRecipe.parse(data, origin="mine", folder=tmp_path)
