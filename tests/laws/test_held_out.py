@@ -29,13 +29,7 @@ def test_the_probe_follows_alpha_crosses_the_base_and_extrapolates(shared, tmp_p
         "base": base,
         "interventions": [{"label": pole, "tuned": str(tmp_path / "tuned")}],
         "strengths": [-1.0, *ALPHAS],
-        "measure": {
-            "traits": [trait],
-            "statements": statements,
-            "limit": 50,
-            "side_effects": False,
-            "generation": {"max_new_tokens": 8},
-        },
+        "measures": [{"likelihood": {"traits": [trait], "statements": statements, "limit": 50}}],
     }
     kind = SweepRecipe.parse(measured, origin="test", folder=Path.cwd())
     with sweep(kind, tmp_path / "sweep") as results:

@@ -7,6 +7,7 @@ from personality_vector.study.recipe import SweepRecipe
 
 from personality_vector.errors import RecipeError
 from personality_vector.finetuning.recipe import TrainRecipe
+from personality_vector.measures.likelihood import LikelihoodSpec
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.recipes.reading import read_recipe, read_yaml
 
