@@ -19,7 +19,7 @@ from personality_vector.delta import Delta
 from personality_vector.delta.sources import whole
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.merging.live import live_edit
-from personality_vector.subject import Subject
+from personality_vector.subject.subject import Subject
 from personality_vector.subject.models import load_model
 from tests.rows import EVERY_ROW
 
