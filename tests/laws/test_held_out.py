@@ -7,6 +7,7 @@ import pytest
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.finetuning.sft import train
 from personality_vector.study.design import BASE
+from personality_vector.study.opening import open_study
 from personality_vector.study.recipe import SweepRecipe
 from personality_vector.study.tables import correlation
 from personality_vector.traits import Pole
@@ -33,7 +34,7 @@ def test_the_probe_follows_alpha_crosses_the_base_and_extrapolates(shared, tmp_p
         "measures": [{"likelihood": {"traits": [trait], "statements": statements, "limit": 50}}],
     }
     kind = SweepRecipe.parse(measured, origin="test", folder=Path.cwd())
-    run = kind.study().run(tmp_path / "sweep")
+    run = open_study(kind).run(tmp_path / "sweep")
     probe = run.readings.query("measure == 'likelihood'")
     value = probe.set_index(["intervention", "strength"])["value"]
     found = correlation(ALPHAS, [float(value[pole, alpha]) for alpha in ALPHAS])

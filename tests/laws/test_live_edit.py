@@ -19,8 +19,8 @@ from personality_vector.delta import Delta
 from personality_vector.delta.sources import whole
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.merging.live import live_edit
-from personality_vector.subject.subject import Subject
 from personality_vector.subject.models import load_model
+from personality_vector.subject.subject import Subject
 from tests.rows import EVERY_ROW
 
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi")
@@ -104,7 +104,10 @@ def test_weights_are_restored_bit_for_bit(pico, delta, family, dtype):
 def test_weights_are_restored_after_an_exception_in_the_body(pico, delta, family, dtype):
     model = load_model(pico(family, dtype), dtype=dtype)
     before = copies(model)
-    with pytest.raises(KeyboardInterrupt), WeightEdit(delta(family, dtype)).applied(Subject(model, None), -3.0):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        WeightEdit(delta(family, dtype)).applied(Subject(model, None), -3.0),
+    ):
         raise KeyboardInterrupt
     assert not changed(before, model)
 
@@ -230,12 +233,12 @@ def test_a_live_edit_of_a_combination_is_a_merge_of_its_terms(
 
 def test_the_share_that_survives_is_that_of_a_merge(pico, delta, tmp_path):
     base, change = pico("llama", "bfloat16"), delta("llama", "bfloat16")
-    edit = WeightEdit(change)
-    with edit.applied(Subject(load_model(base, dtype="bfloat16"), None), 0.02):
-        pass
+    model = load_model(base, dtype="bfloat16")
+    with WeightEdit(change).applied(Subject(model, None), 0.02) as edited:
+        share = edited.realised
     report = merge(base, [(change, 0.02)], out=tmp_path / "out")
-    assert edit.realised.share == pytest.approx(report.realised, rel=1e-9)
-    assert 0.0 < edit.realised.share < 1.0
+    assert share == pytest.approx(report.realised, rel=1e-9)
+    assert 0.0 < share < 1.0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
