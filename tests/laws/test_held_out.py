@@ -35,7 +35,7 @@ def test_the_probe_follows_alpha_crosses_the_base_and_extrapolates(shared, tmp_p
     }
     kind = SweepRecipe.parse(measured, origin="test", folder=Path.cwd())
     run = open_study(kind).run(tmp_path / "sweep")
-    probe = run.readings.query("measure == 'likelihood'")
+    probe = run.readings().query("measure == 'likelihood'")
     value = probe.set_index(["intervention", "strength"])["value"]
     found = correlation(ALPHAS, [float(value[pole, alpha]) for alpha in ALPHAS])
     assert sign * found["spearman"] >= 0.99
