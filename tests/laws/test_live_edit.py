@@ -1,5 +1,6 @@
 """Law 6: a live edit restores bit-identical weights, whatever happens; nothing is subtracted."""
 
+import shutil
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -8,13 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+import personality_vector as pv
 from personality_vector import merge
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
+from personality_vector.delta.sources import whole
 from personality_vector.interventions.weights import WeightEdit
+from personality_vector.merging.live import live_edit
 from personality_vector.subject.models import load_model
+from tests.rows import EVERY_ROW
 
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi")
 DTYPES = ("float32", "bfloat16")
@@ -122,6 +128,51 @@ def held(model: Any, names: Any) -> dict[str, Tensor]:
     return {name: states[renamed.get(name, name)].clone() for name in names}
 
 
+@EVERY_ROW
+@pytest.mark.parametrize(
+    ("dtype", "strength"), [("float32", 1.0), ("bfloat16", -1.3), ("float16", 0.4)]
+)
+def test_a_live_edit_of_a_merge_holds_the_weights_that_it_writes_at_that_lambda(
+    pico, pico_tuned, merged, dtype, strength, method, options, require_same_bytes
+):
+    base = pico("phi", dtype)
+    terms = [(pico_tuned("phi", dtype, seed), alpha) for seed, alpha in enumerate((0.7, 1.0, -0.4))]
+    for given in (terms, terms[1:2]):
+        delta = pv.merged(base, given, method=method, options={**options, "lambda": 1.0}, seed=2)
+        model = load_model(base, dtype=dtype)
+        with live_edit(model, delta, strength):
+            found = held(model, Checkpoint.open(base).names)
+        written = {**options, "lambda": strength}
+        require_same_bytes(found, merged(base, given, method=method, options=written, seed=2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("saved", [False, True], ids=["by reference", "saved"])
+def test_a_live_edit_restores_what_addition_cannot(
+    pico, weights, tmp_path, dtype, saved, require_same_bytes
+):
+    """Where ``base + (tuned - base)`` is not ``tuned``; but not upon another edit."""
+    base, tuned = pico("llama", dtype), tmp_path / "tuned"
+    shutil.copytree(base, tuned)
+    ends = {name: tensor * 1e-9 for name, tensor in weights(base).items()}
+    save_file(ends, tuned / "model.safetensors")
+    change = Delta.between(base, tuned)
+    change = Delta.load(change.save(tmp_path / "saved")) if saved else change
+    model = load_model(base, dtype=dtype)
+    with live_edit(model, change):
+        require_same_bytes(held(model, ends), ends)
+    with live_edit(model, change, 0.5):
+        between = held(model, ends)
+        with live_edit(model, change):
+            expected = {
+                name: between[name].double()
+                + change.source.part(name, whole(change.source, name)).reshape(between[name].shape)
+                for name in ends
+            }
+            same_dtype = {name: tensor.to(between[name].dtype) for name, tensor in expected.items()}
+            require_same_bytes(held(model, ends), same_dtype)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("alpha", [-1.0, 0.3, 1.0])
@@ -137,7 +188,7 @@ def test_weights_are_base_plus_alpha_delta_rounded_once(
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [*DTYPES, "float16"])
-@pytest.mark.parametrize("alpha", [-1.3, 0.01, 1.0, 2.5])
+@pytest.mark.parametrize("alpha", [-1.3, 1.0])
 def test_a_live_edit_holds_the_weights_that_a_merge_writes(
     pico, delta, merged, family, dtype, alpha, require_same_bytes
 ):

@@ -157,7 +157,7 @@ def _inject(mergekit, patch, plan):
     drawn = {}
     for tensor in plan.tensors:
         whole = slice(0, torch.Size(tensor.shape).numel())
-        slices = [acting.slice(whole, "cpu") for acting in plan.acting_on(tensor.name)]
+        slices = plan.merged.slices(tensor.name, whole)
         drawn[tensor.name] = [s.uniform() for s in sorted(slices, key=lambda s: s.position)]
     shim, merge_group = Torch(drawn), GeneralizedTaskArithmeticMerge.merge_group
 
