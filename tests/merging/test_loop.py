@@ -13,7 +13,7 @@ from torch import Tensor
 import personality_vector as pv
 from personality_vector import Checkpoint, Delta, merge
 from personality_vector.errors import NonFiniteError, RecipeError
-from personality_vector.merging.loop import changed, fused
+from personality_vector.merging.loop import Loop, changed
 from personality_vector.merging.merged import Merged
 from personality_vector.merging.methods import METHODS
 from personality_vector.merging.rounding import Cast
@@ -91,7 +91,8 @@ def made(bench: Any, dtype: torch.dtype, method: str, options: Any, terms: Any) 
 
 def written(bench: Any, source: Merged, name: str, part: slice) -> Any:
     stored = Checkpoint.open(bench(BF16)).part(name, part)
-    return fused(source.combine, source.slices(name, part), stored, Cast(BF16))
+    loop = Loop.of(source.combine, source.slices(name, part))
+    return loop and loop.written(stored, Cast(BF16))
 
 
 @st.composite
