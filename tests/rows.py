@@ -10,33 +10,32 @@ from personality_vector.merging.methods import METHODS
 Row = tuple[str, dict[str, Any]]
 
 
-def _words(method: str) -> dict[str, Any]:
-    """Return another choice than the default for every option that is a word."""
-    options = METHODS[method].options.items()
-    choices = {name: get_args(o.annotation) for name, o in options if _is_word(o)}
-    return {name: found[-1] for name, found in choices.items()}
+def altered(method: str) -> dict[str, Any]:
+    """Return every option of a method at another value than its default."""
+    return {
+        name: get_args(option.annotation)[-1]
+        if is_word(option)
+        else (1.5 if name == "lambda" else 0.1)
+        for name, option in METHODS[method].options.items()
+    }
 
 
-def _numbers(method: str) -> dict[str, Any]:
-    """Return another value than the default for every option that is a number."""
-    names = [name for name, option in METHODS[method].options.items() if not _is_word(option)]
-    return {name: 1.5 if name == "lambda" else 0.3 for name in names}
-
-
-def _is_word(option: Any) -> bool:
+def is_word(option: Any) -> bool:
+    """Return whether an option is one of some words."""
     return get_origin(option.annotation) is Literal
 
 
 def _with_every_option() -> Iterator[Row]:
     for method in METHODS:
         yield method, {}
-        yield method, _words(method) | _numbers(method)
+        yield method, altered(method)
 
 
 def _neutral() -> Iterator[Row]:
     for method, row in METHODS.items():
         yield method, dict(row.sparsify.neutral)
-        if words := _words(method):
+        words = {n: value for n, value in altered(method).items() if is_word(row.options[n])}
+        if words:
             yield method, words | row.sparsify.neutral
 
 

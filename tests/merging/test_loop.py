@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,40 +13,32 @@ from torch import Tensor
 import personality_vector as pv
 from personality_vector import Checkpoint, Delta, merge
 from personality_vector.errors import NonFiniteError, RecipeError
-from personality_vector.merging.loop import changed, fused
+from personality_vector.merging.formula import Vote
+from personality_vector.merging.loop import Loop, changed
 from personality_vector.merging.merged import Merged
 from personality_vector.merging.methods import METHODS
 from personality_vector.merging.rounding import Cast
 from personality_vector.numeric.random import uniform
+from tests.rows import altered, is_word
 
 BF16, F32 = torch.bfloat16, torch.float32
 LENGTHS = (1, 2047, 2048, 2049, 70_001)
 """About the 2048 entries that go through the loop together, and many of them."""
 MOST_TERMS = 5
-COMPILED = [name for name, row in METHODS.items() if not row.sparsify.ranks_rows]
+COMPILED = [
+    name
+    for name, row in METHODS.items()
+    if isinstance(row.bind({}).consensus, Vote) and not row.sparsify.ranks_rows
+]
 KINDS = ("tuned", "saved", "lossy")
 """Terms in bfloat16 that the loop subtracts itself, and deltas that it gets in float64."""
 
-OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+NUMBERS: dict[str, st.SearchStrategy[Any]] = {
     "density": st.sampled_from([1e-4, 0.2, 0.5, 1.0]),
-    "trim": st.sampled_from(["global", "per_tensor"]),
-    "election": st.sampled_from(["mass", "count"]),
-    "consensus": st.sampled_from(["mean", "sum"]),
     "drop_rate": st.sampled_from([0.0, 1e-9, 0.1, 0.5, 0.9, 0.999]),
     "beta": st.sampled_from([0.0, 0.3, 0.85]),
     "gamma": st.sampled_from([0.0, 0.01, 0.1]),
     "lambda": st.sampled_from([1.0, -1.0, 0.3, 2.5, 0.0]),
-}
-ALTERED = {
-    "density": 0.6,
-    "trim": "per_tensor",
-    "election": "count",
-    "consensus": "sum",
-    "drop_rate": 0.6,
-    "beta": 0.5,
-    "gamma": 0.1,
-    "lambda": 0.5,
-    "epsilon": 0.5,
 }
 ALPHAS = st.sampled_from([1.0, -1.0, 0.5, -0.3, 0.1, 3.0, 1e-3])
 
@@ -91,14 +83,22 @@ def made(bench: Any, dtype: torch.dtype, method: str, options: Any, terms: Any) 
 
 def written(bench: Any, source: Merged, name: str, part: slice) -> Any:
     stored = Checkpoint.open(bench(BF16)).part(name, part)
-    return fused(source.combine, source.slices(name, part), stored, Cast(BF16))
+    loop = Loop.of(source.combine, source.slices(name, part))
+    return loop and loop.written(stored, Cast(BF16))
 
 
 @st.composite
 def merges(draw: Any) -> tuple[str, dict[str, Any], list[Any], str, slice]:
     """Draw a method, its options, its terms, a tensor and a part of it."""
     method = draw(st.sampled_from(sorted(COMPILED)))
-    options = {name: draw(OPTIONS[name]) for name in METHODS[method].options}
+    options = {
+        name: draw(
+            st.sampled_from(get_args(option.annotation))
+            if is_word(option)
+            else NUMBERS.get(name, st.just(option.default))
+        )
+        for name, option in METHODS[method].options.items()
+    }
     terms = draw(
         st.lists(st.tuples(st.sampled_from(KINDS), ALPHAS), min_size=1, max_size=MOST_TERMS)
     )
@@ -144,7 +144,7 @@ def test_the_compiled_change_is_that_of_the_formula(bench, drawn, dtype):
 def test_every_option_of_a_method_changes_what_is_computed(bench, method, option, kind):
     terms, part = [(kind, 0.5), (kind, -0.7), (kind, 0.9)], slice(0, 2049)
     results = []
-    for options in ({}, {option: ALTERED[option]}):
+    for options in ({}, {option: altered(method)[option]}):
         source = made(bench, BF16, method, options, terms)
         results.append(changed(source.combine, source.slices("w2049", part)))
     assert not torch.equal(*results)
@@ -166,7 +166,7 @@ def test_an_entry_is_kept_at_the_rate_that_it_draws_and_dropped_above(bench, met
         assert bool(change != 0) == kept
 
 
-def test_every_method_is_compiled_but_the_one_that_ranks_rows(bench):
+def test_the_methods_of_a_vote_are_compiled_but_the_one_that_ranks_rows(bench):
     for method in METHODS:
         source = made(bench, BF16, method, {}, [("tuned", 0.5)])
         done = written(bench, source, "w2049", slice(0, 2049))
