@@ -217,7 +217,9 @@ def test_a_copied_recipe_still_finds_its_data(pvec, tmp_path, name):
     verb = {"training/smoke": "train", "eval/smoke": "eval"}.get(name, "steer extract")
     recipe = pvec(*verb.split(), tmp_path / "mine.yaml", "--dry-run", "--json").json["recipe"]
     source = (
-        recipe.get("data") or recipe.get("positive") or {"source": recipe["measure"]["statements"]}
+        recipe.get("data")
+        or recipe.get("positive")
+        or {"source": recipe["measures"][0]["likelihood"]["statements"]}
     )
     assert Path(source["source"]).is_file()
 

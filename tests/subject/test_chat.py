@@ -175,9 +175,7 @@ def test_replies_are_fixed_by_the_seed_and_leave_the_global_stream_alone(model, 
 
 def test_greedy_replies_do_not_depend_on_seed_or_batch(model, tokenizer):
     alone = [
-        texts_of(
-            model, tokenizer, ASKED, Sampling(8, temperature=0.0, batch_size=size), seed=seed
-        )
+        texts_of(model, tokenizer, ASKED, Sampling(8, temperature=0.0, batch_size=size), seed=seed)
         for size, seed in ((1, 0), (2, 5), (32, 9))
     ]
     assert alone[0] == alone[1] == alone[2]
