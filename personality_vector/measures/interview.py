@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import model_validator
 
-from personality_vector.data.instruments import Item
 from personality_vector.data.personas import Persona
 from personality_vector.data.rubrics import rubric_of
 from personality_vector.judges.spec import AnyJudge
@@ -63,8 +62,9 @@ class Interview(BaseMeasure):
 
     Attributes:
         asking: The questions, and how replies are drawn.
-        rubrics: What every answer is rated for, unless its item names one of them.
-        judges: Who rates; another judge changes no answer, so they are no part of the identity.
+        rubrics: What every answer is rated for, but for those to an item of another trait.
+        judges: Who rates. Neither judges nor rubrics change an answer, so both can be changed when
+            it has been given, and they are no part of the identity.
     """
 
     asking: Asking
@@ -82,7 +82,7 @@ class Interview(BaseMeasure):
                 sample,
                 item.text,
                 reply.text,
-                self._rated_for(item),
+                () if item.trait is None else (item.trait,),
                 reply.tokens_in,
                 reply.tokens_out,
                 reply.seconds,
@@ -93,7 +93,3 @@ class Interview(BaseMeasure):
     def finish(self, base: "Subject", collected: list[Answer]) -> Findings:  # noqa: ARG002
         """Return what was collected: judges make numbers of it."""
         return Findings(answers=collected)
-
-    def _rated_for(self, item: Item) -> tuple[str, ...]:
-        names = tuple(rubric.trait for rubric in self.rubrics)
-        return names if item.trait is None else tuple(name for name in names if name == item.trait)

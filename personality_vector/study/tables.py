@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from personality_vector.study.design import BASE
@@ -43,7 +44,7 @@ def on_grid(run: Run, readings: pd.DataFrame) -> pd.DataFrame:
         strength in arms.get(label, ())
         for label, strength in zip(readings["intervention"], readings["strength"], strict=True)
     ]
-    return readings[is_listed]
+    return readings[np.array(is_listed, dtype=bool)]  # a list without elements picks columns
 
 
 def measured(run: Run) -> pd.DataFrame:

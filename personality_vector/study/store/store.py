@@ -246,7 +246,10 @@ class Store:
         return float(row[0])
 
     def unscored(self, cell: Cell, rubric: Rubric, judge: str) -> dict[int, Answer]:
-        """Return the answers of a cell that a judge has yet to rate for a rubric, by number."""
+        """Return the answers of a cell that a judge has yet to rate for a rubric, by number.
+
+        An answer of no trait is rated for every rubric.
+        """
         with explained(self.path):
             number = self._id_of(cell)
             rows = self.connection.execute(
@@ -257,8 +260,8 @@ class Store:
             ).fetchall()
         found = {}
         for identifier, item, sample, question, reply, traits, *cost in rows:
-            rated = tuple(traits.split("\n"))
-            if rubric.trait in rated:
+            rated = tuple(traits.split("\n")) if traits else ()
+            if not rated or rubric.trait in rated:
                 found[int(identifier)] = Answer(item, sample, question, reply, rated, *cost)
         return found
 
