@@ -140,7 +140,7 @@ def test_monitor_prints_what_the_library_measures(pvec, saved, prompts, pico):
 def test_an_empty_reply_has_no_projection(pvec, saved, prompts, pico, monkeypatch):
     monkeypatch.setattr(
         "personality_vector.subject.generation.generate_replies",
-        lambda *_, **__: [Reply("", 3, 1, 0.0), Reply("I like parties.", 3, 4, 0.0)],
+        lambda *_, **__: [Reply("", 20, 1, 0.0), Reply("I like parties.", 20, 4, 0.0)],
     )
     words = ["steer", "monitor", saved("v"), "--model", pico("llama"), "--prompts", prompts]
     rows = pvec(*words, "--json").json["prompts"]

@@ -20,6 +20,7 @@ from personality_vector.delta.sources import whole
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.merging.live import live_edit
 from personality_vector.subject.models import load_model
+from personality_vector.subject.subject import Subject
 from tests.rows import EVERY_ROW
 
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi")
@@ -93,7 +94,7 @@ def adapter(pico, tmp_path):
 def test_weights_are_restored_bit_for_bit(pico, delta, family, dtype):
     model = load_model(pico(family, dtype), dtype=dtype)
     before = copies(model)
-    with WeightEdit(delta(family, dtype)).applied(model, 1.7):
+    with WeightEdit(delta(family, dtype)).applied(Subject(model, None), 1.7):
         assert changed(before, model) == set(before)
     assert not changed(before, model)
 
@@ -103,7 +104,10 @@ def test_weights_are_restored_bit_for_bit(pico, delta, family, dtype):
 def test_weights_are_restored_after_an_exception_in_the_body(pico, delta, family, dtype):
     model = load_model(pico(family, dtype), dtype=dtype)
     before = copies(model)
-    with pytest.raises(KeyboardInterrupt), WeightEdit(delta(family, dtype)).applied(model, -3.0):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        WeightEdit(delta(family, dtype)).applied(Subject(model, None), -3.0),
+    ):
         raise KeyboardInterrupt
     assert not changed(before, model)
 
@@ -116,7 +120,7 @@ def test_weights_are_restored_after_an_exception_while_applying(pico, delta, fam
     whole = delta(family, "bfloat16")
     middle = whole.names[len(whole.names) // 2]
     broken = replace(whole, source=FailsAt(whole.source, middle, error))
-    with pytest.raises(type(error)), WeightEdit(broken).applied(model, 1.0):
+    with pytest.raises(type(error)), WeightEdit(broken).applied(Subject(model, None), 1.0):
         pytest.fail("the body must not run on half an edit")
     assert not changed(before, model)
 
@@ -181,7 +185,7 @@ def test_weights_are_base_plus_alpha_delta_rounded_once(
 ):
     base = pico(family, dtype)
     model = load_model(base, dtype=dtype)
-    with WeightEdit(delta(family, dtype)).applied(model, alpha):
+    with WeightEdit(delta(family, dtype)).applied(Subject(model, None), alpha):
         found = held(model, Checkpoint.open(base).names)
     require_same_bytes(found, restated(base, [(pico_tuned(family, dtype), alpha)]))
 
@@ -194,7 +198,7 @@ def test_a_live_edit_holds_the_weights_that_a_merge_writes(
 ):
     base, change = pico(family, dtype), delta(family, dtype)
     model = load_model(base, dtype=dtype)
-    with WeightEdit(change).applied(model, alpha):
+    with WeightEdit(change).applied(Subject(model, None), alpha):
         found = held(model, Checkpoint.open(base).names)
     require_same_bytes(found, merged(base, [(change, alpha)]))
 
@@ -209,7 +213,7 @@ def test_a_live_edit_of_a_saved_delta_holds_what_a_merge_of_it_writes(
     whole = Delta.from_lora(adapter, base) if storage == "lora" else delta("llama", dtype)
     change = Delta.load(whole.save(tmp_path / "saved", storage=storage))
     model = load_model(base, dtype=dtype)
-    with WeightEdit(change).applied(model, alpha):
+    with WeightEdit(change).applied(Subject(model, None), alpha):
         found = held(model, Checkpoint.open(base).names)
     require_same_bytes(found, merged(base, [(change, alpha)]))
 
@@ -222,25 +226,25 @@ def test_a_live_edit_of_a_combination_is_a_merge_of_its_terms(
     base = pico("llama", dtype)
     one, two = (Delta.between(base, pico_tuned("llama", dtype, seed=seed)) for seed in (0, 1))
     model = load_model(base, dtype=dtype)
-    with WeightEdit(one * 0.5 - two * 0.25).applied(model, 2.0):
+    with WeightEdit(one * 0.5 - two * 0.25).applied(Subject(model, None), 2.0):
         found = held(model, Checkpoint.open(base).names)
     require_same_bytes(found, merged(base, [(one, 1.0), (two, -0.5)]))
 
 
 def test_the_share_that_survives_is_that_of_a_merge(pico, delta, tmp_path):
     base, change = pico("llama", "bfloat16"), delta("llama", "bfloat16")
-    edit = WeightEdit(change)
-    with edit.applied(load_model(base, dtype="bfloat16"), 0.02):
-        pass
+    model = load_model(base, dtype="bfloat16")
+    with WeightEdit(change).applied(Subject(model, None), 0.02) as edited:
+        share = edited.realised
     report = merge(base, [(change, 0.02)], out=tmp_path / "out")
-    assert edit.realised.share == pytest.approx(report.realised, rel=1e-9)
-    assert 0.0 < edit.realised.share < 1.0
+    assert share == pytest.approx(report.realised, rel=1e-9)
+    assert 0.0 < share < 1.0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_alpha_one_is_the_fine_tuned_model(pico, pico_tuned, delta, prompts, family):
     model, tuned = load_model(pico(family)), load_model(pico_tuned(family))
-    with torch.no_grad(), WeightEdit(delta(family)).applied(model, 1.0):
+    with torch.no_grad(), WeightEdit(delta(family)).applied(Subject(model, None), 1.0):
         for row in prompts:
             got, expected = model(row[None]).logits, tuned(row[None]).logits
             torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE)
@@ -250,7 +254,7 @@ def test_alpha_one_is_the_fine_tuned_model(pico, pico_tuned, delta, prompts, fam
 def test_strength_zero_touches_nothing(pico, delta, dtype):
     model = load_model(pico("qwen2", dtype), dtype=dtype)
     versions = {name: value._version for name, value in model.named_parameters()}
-    with WeightEdit(delta("qwen2", dtype)).applied(model, 0.0):
+    with WeightEdit(delta("qwen2", dtype)).applied(Subject(model, None), 0.0):
         pass
     assert versions == {name: value._version for name, value in model.named_parameters()}
 
@@ -258,7 +262,7 @@ def test_strength_zero_touches_nothing(pico, delta, dtype):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_edited_model_is_one_model(pico, delta, differences, family):
     model = load_model(pico(family))
-    with WeightEdit(delta(family)).applied(model, 1.5):
+    with WeightEdit(delta(family)).applied(Subject(model, None), 1.5):
         found = differences(model)
     assert max(found.values()) < TOLERANCE, found
 
@@ -288,9 +292,9 @@ def test_nested_edits_are_undone_in_turn(pico, delta):
     model = load_model(pico("llama", "bfloat16"), dtype="bfloat16")
     edit = WeightEdit(delta("llama", "bfloat16"))
     before = copies(model)
-    with edit.applied(model, 0.5):
+    with edit.applied(Subject(model, None), 0.5):
         between = copies(model)
-        with edit.applied(model, -2.0):
+        with edit.applied(Subject(model, None), -2.0):
             assert changed(between, model)
         assert not changed(between, model)
     assert not changed(before, model)
