@@ -133,8 +133,10 @@ def tables_of(run: "Run") -> dict[str, Any]:
     else:
         followed = tables.dose_response(run)
         found = {"dose and response": followed}
-        if followed.empty or followed["spearman"].isna().any():
+        if not followed.empty and followed["spearman"].isna().any():
             found["by strength"] = tables.by_strength(run)
+        found["side effects"] = tables.side_effects(run)
+        found = {title: frame for title, frame in found.items() if not frame.empty}
     if run["pole"] is not None:
         found["at matched effect"] = tables.matched_effect(run)
     missing = tables.unscored(run)

@@ -48,9 +48,8 @@ def on_grid(run: Run, readings: pd.DataFrame) -> pd.DataFrame:
 
 
 def measured(run: Run) -> pd.DataFrame:
-    """Return the numbers of every trait, of a run without interventions."""
-    shown = run.readings().query("trait != ''")
-    return shown.drop(columns=["intervention", "strength"])
+    """Return the numbers of a run without interventions."""
+    return run.readings().drop(columns=["intervention", "strength"])
 
 
 def dose_response(run: Run) -> pd.DataFrame:
