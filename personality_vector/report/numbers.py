@@ -38,7 +38,9 @@ def numbers_of(run: Run, *, of_traits: bool) -> list[Number]:
     frame = frame[(frame["trait"] != "") == of_traits]
     measures, judges, units = run["measures"], run["judges"], run.units()
     rows = frame[["measure", "judge"]].drop_duplicates().itertuples(index=False, name=None)
-    return [_number(*row, _drawn(row[0], measures, units), judges) for row in rows]
+    return [
+        _number(measure, judge, _drawn(measure, measures, units), judges) for measure, judge in rows
+    ]
 
 
 def _drawn(number: str, measures: dict[str, Any], units: dict[str, str]) -> dict[str, Any]:
