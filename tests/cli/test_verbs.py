@@ -52,6 +52,21 @@ def test_a_dry_run_writes_nothing_and_prints_the_plan(pvec, lab, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_says_how_many_cells_there_are_and_whose(pvec, lab):
+    plan = pvec("sweep", lab.sweep, "--set", "seeds=[0, 1]", "--dry-run", "--json").json
+    assert plan["cells"] == 3 * 4 * 2, "base and two strengths, four measures, two seeds"
+    assert set(plan["identities"]) == {"weights"}
+    assert (
+        plan["base_identity"] == pvec("eval", lab.eval, "--dry-run", "--json").json["base_identity"]
+    )
+    assert [set(measure) for measure in plan["recipe"]["measures"]] == [
+        {"likelihood"},
+        {"interview"},
+        {"divergence"},
+        {"guards"},
+    ]
+
+
 @pytest.mark.parametrize(
     ("word", "setting"),
     [

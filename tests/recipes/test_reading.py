@@ -6,10 +6,8 @@ import pytest
 
 from personality_vector.errors import RecipeError
 from personality_vector.finetuning.recipe import TrainRecipe
-from personality_vector.measures.likelihood import LikelihoodSpec
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.recipes.reading import read_recipe, read_yaml
-from personality_vector.study.recipe import SweepRecipe
 
 GOOD = """\
 base: ./base
@@ -147,39 +145,6 @@ def test_a_pole_must_be_a_pole(read):
     text = "base: ./b\npole: extraversion\ndata: {source: x.jsonl}\n"
     with pytest.raises(RecipeError, match="pole: 'extraversion' is not a pole: write trait:high"):
         read(text, TrainRecipe)
-
-
-MEASURE = {"traits": ["openness"], "statements": "s.jsonl"}
-WEIGHTS = {"label": "w", "tuned": "./t"}
-
-
-@pytest.mark.parametrize(
-    ("kind", "data", "message"),
-    [
-        (LikelihoodSpec, {**MEASURE, "traits": []}, "traits: needs at least one"),
-        (LikelihoodSpec, {**MEASURE, "held_out": 1.0}, "held_out: Input should be less than 1"),
-        (
-            SweepRecipe,
-            {
-                "base": "b",
-                "interventions": [WEIGHTS, WEIGHTS],
-                "strengths": [1],
-                "measures": [{"likelihood": MEASURE}],
-            },
-            "two interventions have the same label",
-        ),
-    ],
-)
-def test_values_that_contradict_each_other_are_refused(tmp_path, kind, data, message):
-    with pytest.raises(RecipeError, match=re.escape(message)):
-        kind.parse(data, origin="mine", folder=tmp_path)
-
-
-def test_a_label_that_the_results_use_themselves_is_refused(tmp_path):
-    data = {"base": "b", "strengths": [1], "measures": [{"likelihood": MEASURE}]}
-    data["interventions"] = [{**WEIGHTS, "label": "base"}]
-    with pytest.raises(RecipeError, match="label"):
-        SweepRecipe.parse(data, origin="mine", folder=tmp_path)
 
 
 def test_a_number_without_a_dot_is_a_number(read):
