@@ -3,13 +3,12 @@
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from personality_vector.errors import RecipeError, blame
-from personality_vector.interventions.spec import InterventionSpec, require_step
+from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
 from personality_vector.recipes.fields import Words
 from personality_vector.recipes.paths import LocalPath
-from personality_vector.subject.identity import identity_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class NeuronSteering:
+class NeuronSteering(Usual):
     """``act + gamma * a95 * f(difference)`` on the neurons of a pole; the opposite's are silent.
 
     ``f(d) = 1 / (1 + exp(-10 (d - 0.15)))``, and silent is ``min(act, 0)``. Strength is gamma;
@@ -52,17 +51,12 @@ class NeuronSteering:
     keep: float = 1.0
     seed: int = 0
     files: tuple[Path, ...] = ()
-    steps: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.neurons.label)
         object.__setattr__(self, "positions", str(self.positions))
         if not 0.0 < self.keep <= 1.0:
             raise RecipeError(f"{self.label}: keep must be in (0, 1], got {self.keep}")
-
-    def identity(self) -> str:
-        """Return the digest of the neurons, the options and every file that was read."""
-        return identity_of(self)
 
     def check(self, base: "Checkpoint") -> None:
         """Refuse a base that has not these neurons.
