@@ -1,5 +1,6 @@
 """Neuron steering: the neurons of a pole raised, those of its opposite silenced."""
 
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,6 @@ from personality_vector.recipes.fields import Words
 from personality_vector.recipes.paths import LocalPath
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.interventions.neurons.chosen import NeuronSet
     from personality_vector.steering import Positions
@@ -77,7 +76,7 @@ class NeuronSteering(Usual):
         positions_of(self.positions, lambda: load_tokenizer(base.path))
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: float) -> "Generator[Subject]":
+    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
         """Steer by forward hooks on the activation modules; strength 0 registers none.
 
         Raises:
@@ -86,13 +85,14 @@ class NeuronSteering(Usual):
             NonFiniteError: Gamma is not finite.
             DataError: Where the prompt ends is unknown; see :func:`steered`.
         """
-        from personality_vector.interventions.neurons.hooks import Chance, steered_neurons
+        from personality_vector.interventions.neurons.hooks import steered_neurons
         from personality_vector.steering.positions import positions_of
 
         require_step(self, strength)
         positions = positions_of(self.positions, lambda: subject.tokenizer)
-        chance = Chance(self.keep, self.seed)
-        with steered_neurons(subject.model, self.neurons, strength, positions, chance):
+        with steered_neurons(
+            subject.model, self.neurons, strength, positions, keep=self.keep, seed=self.seed
+        ):
             yield subject
 
 
