@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from personality_vector.interventions.examples import FewShot
     from personality_vector.interventions.hybrid import HybridEdit
     from personality_vector.interventions.neurons.steering import NeuronSteering
-    from personality_vector.interventions.portrait import Portrait
-    from personality_vector.interventions.prompted import Prompted
-    from personality_vector.interventions.roles import RolePrompt
-    from personality_vector.interventions.system import SystemPrompt
+    from personality_vector.interventions.prompts import (
+        Portrait,
+        Prompted,
+        RolePrompt,
+        SystemPrompt,
+    )
     from personality_vector.interventions.weights import WeightEdit
     from personality_vector.measures.interview import Interview
     from personality_vector.measures.likelihood import Likelihood, LikelihoodSpec
@@ -60,17 +62,17 @@ _HOMES = {
     "Output": "merging.plan",
     "PersonalityVectorError": "errors",
     "Pole": "traits",
-    "Portrait": "interventions.portrait",
+    "Portrait": "interventions.prompts",
     "Positions": "steering",
-    "Prompted": "interventions.prompted",
-    "RolePrompt": "interventions.roles",
+    "Prompted": "interventions.prompts",
+    "RolePrompt": "interventions.prompts",
     "Run": "study.run",
     "Sampling": "subject.generation",
     "SteeringVector": "steering",
     "Study": "study.study",
     "Subject": "subject.subject",
     "Summand": "merging.summands",
-    "SystemPrompt": "interventions.system",
+    "SystemPrompt": "interventions.prompts",
     "WeightEdit": "interventions.weights",
     "bake": "steering.bake",
     "fuse": "merging.fusion",

@@ -1,23 +1,20 @@
 """A steering vector added to the output of decoder blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from personality_vector.errors import ModelError, blame
-from personality_vector.interventions.spec import InterventionSpec, require_step
+from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
 from personality_vector.recipes.fields import Layers, Real, Whole, Words
 from personality_vector.recipes.paths import LocalPath
 from personality_vector.recipes.reading import Recipe
-from personality_vector.subject.identity import identity_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.steering import Gate, Positions, SteeringVector, Strength
     from personality_vector.subject.subject import Subject
@@ -26,7 +23,7 @@ How = Literal["add", "add_keeping_norm", "ablate"]
 
 
 @dataclass(frozen=True, slots=True)
-class ActivationSteering:
+class ActivationSteering(Usual):
     """``coefficient * direction`` added to the output of some decoder blocks.
 
     Attributes:
@@ -48,16 +45,11 @@ class ActivationSteering:
     how: How = "add"
     gate: "Gate | None" = None
     files: tuple[Path, ...] = ()
-    steps: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.vector.label)
         object.__setattr__(self, "layers", tuple(self.layers))
         object.__setattr__(self, "positions", str(self.positions))
-
-    def identity(self) -> str:
-        """Return the digest of the directions, the options and every file that was read."""
-        return identity_of(self)
 
     def check(self, base: "Checkpoint") -> None:
         """Refuse a base that cannot be steered so.
@@ -87,10 +79,15 @@ class ActivationSteering:
             if self.gate is not None:
                 require_width("the gate", self.gate.direction.numel(), base)
                 block_numbers([self.gate.layer], base)
-                _require_before(self.gate.layer, min(layers, default=self.gate.layer))
+                first = min(layers, default=self.gate.layer)
+                if self.gate.layer > first:
+                    raise ModelError(
+                        f"the gate at layer {self.gate.layer} lies behind the first steered layer, "
+                        f"{first}; move it to {first} or before"
+                    )
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: "Strength") -> "Generator[Subject]":
+    def applied(self, subject: "Subject", strength: "Strength") -> Generator["Subject"]:
         """Steer by forward hooks; coefficient 0 registers none. See :func:`steered`.
 
         ``strength`` is the coefficient: a number, or one for each row of every batch.
@@ -114,14 +111,6 @@ class ActivationSteering:
             model, directions, strength, positions=positions, how=self.how, gate=self.gate
         ):
             yield subject
-
-
-def _require_before(gate: int, first: int) -> None:
-    if gate > first:
-        raise ModelError(
-            f"the gate at layer {gate} lies behind the first steered layer, {first}; move it to "
-            f"{first} or before"
-        )
 
 
 class GateSpec(Recipe):

@@ -1,19 +1,16 @@
 """Decoding: how the tokens of a reply are drawn, for one arm alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from personality_vector.errors import RecipeError
-from personality_vector.interventions.spec import InterventionSpec, require_step
+from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
 from personality_vector.recipes.fields import Real, Whole
 from personality_vector.recipes.reading import Recipe
-from personality_vector.subject.identity import identity_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.subject.subject import Subject
 
@@ -27,7 +24,7 @@ _RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
+class Decoding(Usual):
     """Options of decoding that hold at strength 1, whatever a measure asks for; 0 is none.
 
     Attributes:
@@ -66,15 +63,8 @@ class Decoding:
         named = {name: getattr(self, name) for name in _RANGES}
         return {name: value for name, value in named.items() if value is not None}
 
-    def identity(self) -> str:
-        """Return the digest of the options."""
-        return identity_of(self)
-
-    def check(self, base: "Checkpoint") -> None:
-        """Accept every base: all of them decode."""
-
     @contextmanager
-    def applied(self, subject: "Subject", strength: float) -> "Generator[Subject]":
+    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
         """Decode with these options at strength 1.
 
         Raises:

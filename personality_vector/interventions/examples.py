@@ -1,6 +1,6 @@
 """Few-shot prompting: earlier turns in which the assistant answers as it should."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +10,12 @@ from pydantic import BeforeValidator, ValidationError
 
 from personality_vector.data.chats import DataSpec
 from personality_vector.errors import DataError
-from personality_vector.interventions.spec import InterventionSpec, require_step
-from personality_vector.interventions.system_message import edited
+from personality_vector.interventions.prompts import edited
+from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
 from personality_vector.recipes.fields import Words
 from personality_vector.recipes.reading import Recipe, sentence
-from personality_vector.subject.identity import identity_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.subject.chat import Chat
     from personality_vector.subject.subject import Subject
@@ -27,7 +24,7 @@ R = TypeVar("R", bound=Recipe)
 
 
 @dataclass(frozen=True, slots=True)
-class FewShot:
+class FewShot(Usual):
     """Examples in front of every question; the strength is how many of them, from the first.
 
     They stand behind the system message, as if they had been said before.
@@ -62,19 +59,12 @@ class FewShot:
                 )
 
     @property
-    def steps(self) -> tuple[float, ...]:
+    def steps(self) -> tuple[float, ...]:  # type: ignore[override]
         """From none to all of the examples."""
         return tuple(map(float, range(len(self.examples) + 1)))
 
-    def identity(self) -> str:
-        """Return the digest of the examples and of every file they were read from."""
-        return identity_of(self)
-
-    def check(self, base: "Checkpoint") -> None:
-        """Accept every base: words go with all of them."""
-
     @contextmanager
-    def applied(self, subject: "Subject", strength: float) -> "Generator[Subject]":
+    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
         """Put the first ``strength`` examples in front of the question of every chat.
 
         Raises:

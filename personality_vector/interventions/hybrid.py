@@ -2,9 +2,10 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from personality_vector.interventions.activations import ActivationSteering
+from personality_vector.interventions.spec import Usual
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.subject.identity import digest_of
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class HybridEdit:
+class HybridEdit(Usual):
     """``strength * (delta + vector)``: the delta in the weights, the vector by hooks.
 
     It is the model whose weights hold the delta, and whose MLPs hold the vector as a bias of
@@ -30,7 +31,6 @@ class HybridEdit:
 
     hybrid: "Hybrid"
     label: str = ""
-    steps: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.hybrid.label)

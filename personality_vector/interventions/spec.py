@@ -3,7 +3,7 @@
 import json
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
@@ -11,6 +11,7 @@ from personality_vector.errors import RecipeError
 from personality_vector.recipes.fields import Strengths
 from personality_vector.recipes.keyed import by_own_key
 from personality_vector.recipes.reading import Recipe
+from personality_vector.subject.identity import identity_of
 from personality_vector.subject.protocols import Intervention, require_finite
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ KINDS: Mapping[str, str] = {
     "terms": "interventions.merged:MergedSpec",
     "vector": "interventions.activations:VectorSpec",
     "neurons": "interventions.neurons.steering:NeuronsSpec",
-    "prompt": "interventions.prompted:PromptedSpec",
-    "portrait": "interventions.portrait:PortraitSpec",
-    "roles": "interventions.roles:RolesSpec",
-    "system": "interventions.system:SystemSpec",
+    "prompt": "interventions.prompts:PromptedSpec",
+    "portrait": "interventions.prompts:PortraitSpec",
+    "roles": "interventions.prompts:RolesSpec",
+    "system": "interventions.prompts:SystemSpec",
     "examples": "interventions.examples:ExamplesSpec",
     "decoding": "interventions.decoding:DecodingSpec",
 }
@@ -35,6 +36,24 @@ KINDS: Mapping[str, str] = {
 
 SEED = "{seed}"
 """In a path: one intervention, of which each seed has its own."""
+
+
+class Usual:
+    """What most interventions answer: every real number is a strength, and every base fits.
+
+    Attributes:
+        steps: The strengths that there are; ``None`` for all real numbers.
+    """
+
+    __slots__ = ()
+    steps: ClassVar[tuple[float, ...] | None] = None
+
+    def identity(self) -> str:
+        """Return the digest of its options and of every file that was read."""
+        return identity_of(self)
+
+    def check(self, base: "Checkpoint") -> None:
+        """Accept every base."""
 
 
 class InterventionSpec(Recipe):

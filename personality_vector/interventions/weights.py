@@ -1,27 +1,25 @@
 """A delta added to the live weights, and taken back bit for bit."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pydantic import model_validator
 
-from personality_vector.interventions.spec import InterventionSpec, require_step
+from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
 from personality_vector.recipes.paths import LocalPath, ModelRef
 from personality_vector.subject.identity import digest_of, identity_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.delta import Delta
     from personality_vector.subject.subject import Subject
 
 
 @dataclass(frozen=True, slots=True)
-class WeightEdit:
+class WeightEdit(Usual):
     """``base + strength * delta`` in the live parameters; strength is alpha.
 
     Attributes:
@@ -36,7 +34,6 @@ class WeightEdit:
 
     delta: "Delta"
     label: str = ""
-    steps: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.delta.label)
@@ -63,7 +60,7 @@ class WeightEdit:
         open_delta(self.delta, base)
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: float) -> "Generator[Subject]":
+    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
         """Edit in place, and restore every parameter bit for bit.
 
         Strength 0 touches nothing. What is yielded knows the share of the ideal change that

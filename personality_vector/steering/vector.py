@@ -16,7 +16,6 @@ from personality_vector.errors import (
     TensorMismatchError,
     blame,
 )
-from personality_vector.steering import storage
 from personality_vector.steering.activations import (
     Pooling,
     chat_reader,
@@ -33,6 +32,7 @@ from personality_vector.steering.directions import (
     rescaled,
 )
 from personality_vector.steering.estimators import EstimatorName, contrast, shift
+from personality_vector.steering.storage import VectorRecord, read_vector
 from personality_vector.subject.chat import Chat
 from personality_vector.traits import Pole
 
@@ -335,11 +335,12 @@ class SteeringVector:
         Raises:
             OutputExistsError: The directory exists.
         """
-        record = storage.Record(
+        record = VectorRecord(
             **{name: getattr(self, name) for name in _METADATA},
             norms={layer: self.norm(layer) for layer in self.layers},
         )
-        storage.write(Path(directory), record, self.directions, force=force)
+        tensors = {f"layer.{layer}": vector for layer, vector in self.directions.items()}
+        record.write(Path(directory), tensors, force=force)
         return Path(directory)
 
     @classmethod
@@ -349,7 +350,7 @@ class SteeringVector:
         Raises:
             CheckpointError: A file is missing or damaged, or the two disagree.
         """
-        record, directions = storage.read(Path(directory))
+        record, directions = read_vector(Path(directory))
         return cls(directions, **{name: getattr(record, name) for name in _METADATA})
 
     def _combined(self, other: "SteeringVector", sign: float, label: str) -> "SteeringVector":

@@ -10,10 +10,16 @@ from torch.nn import functional
 
 from personality_vector.errors import BaseMismatchError, DataError, ModelError, NonFiniteError
 from personality_vector.interventions.neurons.chosen import Neurons
-from personality_vector.interventions.neurons.find import _difference, _kept, find_neurons
+from personality_vector.interventions.neurons.find import (
+    Tally,
+    _difference,
+    _kept,
+    bin_of,
+    find_neurons,
+    value_of,
+)
 from personality_vector.interventions.neurons.sites import neuron_sites
 from personality_vector.interventions.neurons.steering import NeuronSteering
-from personality_vector.interventions.neurons.tally import Tally, bin_of, value_of
 from personality_vector.subject.chat import render
 from personality_vector.subject.models import decoder_blocks, load_model, load_tokenizer
 from tests.interventions.neuron_table import listed

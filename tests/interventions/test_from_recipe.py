@@ -17,9 +17,7 @@ from personality_vector.errors import (
 from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.interventions.neurons.chosen import NeuronSet
 from personality_vector.interventions.neurons.steering import NeuronSteering
-from personality_vector.interventions.portrait import Portrait
-from personality_vector.interventions.prompted import Prompted
-from personality_vector.interventions.roles import RolePrompt
+from personality_vector.interventions.prompts import Portrait, Prompted, RolePrompt
 from personality_vector.interventions.weights import WeightEdit, WeightsSpec
 from personality_vector.steering import SteeringVector
 from personality_vector.subject.models import load_tokenizer

@@ -20,7 +20,7 @@ from personality_vector.interventions.weights import WeightEdit
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
 from personality_vector.steering.bake import bake
-from personality_vector.steering.bake.observe import load_export
+from personality_vector.steering.bake.proof import load_export
 from personality_vector.steering.hybrid import Hybrid
 from personality_vector.subject.models import decoder_blocks, hidden_size
 from personality_vector.subject.subject import Subject

@@ -14,7 +14,7 @@ from personality_vector.errors import PersonalityVectorError
 from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.interventions.decoding import Decoding
 from personality_vector.interventions.examples import FewShot
-from personality_vector.interventions.prompted import Prompted
+from personality_vector.interventions.prompts import Prompted
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.merging.merged import merged
 from personality_vector.subject.chat import answered, question

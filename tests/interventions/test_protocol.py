@@ -16,11 +16,8 @@ from personality_vector.interventions.decoding import Decoding
 from personality_vector.interventions.examples import FewShot
 from personality_vector.interventions.hybrid import HybridEdit
 from personality_vector.interventions.neurons.steering import NeuronSteering
-from personality_vector.interventions.portrait import Portrait
-from personality_vector.interventions.prompted import Prompted
-from personality_vector.interventions.roles import RolePrompt
+from personality_vector.interventions.prompts import Portrait, Prompted, RolePrompt, SystemPrompt
 from personality_vector.interventions.spec import KINDS, require_step
-from personality_vector.interventions.system import SystemPrompt
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector

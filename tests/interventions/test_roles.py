@@ -3,7 +3,7 @@
 import pytest
 
 from personality_vector.errors import DataError, RecipeError
-from personality_vector.interventions.roles import RolePrompt
+from personality_vector.interventions.prompts import RolePrompt
 
 ROLES = ["a futurist", "an environmentalist", "a cook"]
 

@@ -1,17 +1,43 @@
 """The neurons of a pole and of its opposite: which ones, by how much, and how strong they are."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from personality_vector.errors import BaseMismatchError, DataError, NonFiniteError
-from personality_vector.interventions.neurons import storage
+from personality_vector.checkpoint import Checkpoint
+from personality_vector.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    DataError,
+    NonFiniteError,
+    some,
+)
 from personality_vector.interventions.neurons.sites import Site
+from personality_vector.steering.storage import Record
 from personality_vector.traits import Pole
+
+_SIDES = ("positive", "negative")
+_COLUMNS = ("index", "difference", "a95")
+_NAME = re.compile(rf"({'|'.join(_SIDES)})\.layer\.(\d+)\.({'|'.join(_COLUMNS)})")
+
+
+class NeuronRecord(Record):
+    """What ``neurons.json`` holds: all of a set of neurons but its numbers, and how many."""
+
+    what = "set of neurons"
+    stem = "neurons"
+    kind: Literal["neurons"] = "neurons"
+    format: Literal[1] = 1
+    neuron_convention: Literal[
+        "output of the activation function in the MLP of a 0-based decoder block"
+    ] = "output of the activation function in the MLP of a 0-based decoder block"
+    sizes: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +126,7 @@ class NeuronSet:
         Raises:
             OutputExistsError: The directory exists, and ``force`` is off or it is not ours.
         """
-        record = storage.Record(
+        record = NeuronRecord(
             model=self.model,
             pole=self.pole,
             label=self.label,
@@ -109,11 +135,11 @@ class NeuronSet:
         )
         tensors = {
             f"{side}.layer.{layer}.{name}": getattr(found, name)
-            for side in storage.SIDES
+            for side in _SIDES
             for layer, found in getattr(self, side).items()
-            for name in storage.COLUMNS
+            for name in _COLUMNS
         }
-        storage.write(Path(directory), record, tensors, force=force)
+        record.write(Path(directory), tensors, force=force)
         return Path(directory)
 
     @classmethod
@@ -122,11 +148,36 @@ class NeuronSet:
 
         Raises:
             CheckpointError: A file is missing or damaged, or the two disagree.
-            DataError: The numbers are no neurons.
+            DataError: The numbers are not neurons.
         """
-        record, sides = storage.read(Path(directory))
-        positive, negative = (
-            {layer: Neurons(**columns) for layer, columns in sides[side].items()}
-            for side in storage.SIDES
-        )
-        return cls(positive, negative, record.model, record.pole, record.label, record.counts)
+        record, stored = NeuronRecord.read(Path(directory))
+        positive, negative = _sides(stored)
+        found = cls(positive, negative, record.model, record.pole, record.label, record.counts)
+        if found.sizes != record.sizes:
+            raise CheckpointError(
+                f"{directory}: neurons.safetensors has {found.sizes} positive and negative "
+                f"neurons, neurons.json says {record.sizes}; the two files do not belong together"
+            )
+        return found
+
+
+def _sides(stored: Checkpoint) -> list[dict[int, Neurons]]:
+    """Return the saved neurons of both sides, by layer."""
+    sides: dict[str, dict[int, dict[str, Tensor]]] = {side: {} for side in _SIDES}
+    for name in stored.names:
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise CheckpointError(f"{stored.path}: {name} is not a column of neurons")
+        side, layer, column = match.groups()
+        sides[side].setdefault(int(layer), {})[column] = stored[name]
+    for side, layers in sides.items():
+        for layer, columns in layers.items():
+            lengths = {tuple(column.shape) for column in columns.values()}
+            if len(columns) < len(_COLUMNS) or len(lengths) > 1:
+                raise CheckpointError(
+                    f"{stored.path}: {side}.layer.{layer} needs {some(_COLUMNS)} of one length"
+                )
+    return [
+        {layer: Neurons(**columns) for layer, columns in layers.items()}
+        for layers in sides.values()
+    ]

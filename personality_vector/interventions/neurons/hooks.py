@@ -1,8 +1,7 @@
 """Hooks on activation modules: the neurons of one side raised, those of the other silenced."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,23 +17,20 @@ from personality_vector.steering.where import Where
 from personality_vector.subject.models import decoder_blocks
 
 
-@dataclass(frozen=True, slots=True)
-class Chance:
-    """Probability ``keep`` that a neuron is raised, drawn anew in every forward pass by a seed."""
-
-    keep: float = 1.0
-    seed: int = 0
-
-    def of(self, layer: int) -> "_Draws | None":
-        """Return the draws of one block, or ``None`` if all neurons are raised."""
-        return _Draws(self.keep, self.seed, layer) if self.keep < 1.0 else None
-
-
 @contextmanager
 def steered_neurons(
-    model: nn.Module, neurons: NeuronSet, gamma: float, positions: Positions, chance: Chance
+    model: nn.Module,
+    neurons: NeuronSet,
+    gamma: float,
+    positions: Positions,
+    *,
+    keep: float = 1.0,
+    seed: int = 0,
 ) -> Generator[None]:
     """Steer by forward hooks on the activation modules; gamma 0 registers none.
+
+    Below 1, ``keep`` is the probability that a neuron is raised, drawn anew in every forward pass
+    by the seed.
 
     Cost: that of the chosen neurons, and one copy of the activations of steered passes.
 
@@ -54,7 +50,8 @@ def steered_neurons(
             where.watch(model, decoder_blocks(model), hooks, 0)
             for layer in sorted({*raised, *silenced}):
                 edit = _Edit(raised.get(layer), silenced.get(layer), abs(gamma))
-                hook = _hook(edit, sites[layer].width, where, chance.of(layer))
+                draw = _draw(keep, seed, layer) if keep < 1.0 else None
+                hook = _hook(edit, sites[layer].width, where, draw)
                 hooks.callback(sites[layer].activation.register_forward_hook(hook).remove)
         yield
 
@@ -90,18 +87,13 @@ class _Edit:
         return torch.cat([up + boost, down.clamp(max=0.0)], dim=-1)
 
 
-class _Draws:
-    """Which neurons of one block are raised in a forward pass."""
-
-    def __init__(self, keep: float, seed: int, layer: int) -> None:
-        self._keep = keep
-        self._generator = generator_for(seed, f"neurons of layer {layer}")
-
-    def __call__(self, count: int) -> Tensor:
-        return torch.rand(count, generator=self._generator) < self._keep
+def _draw(keep: float, seed: int, layer: int) -> Callable[[int], Tensor]:
+    """Return what says which neurons of one block are raised in a forward pass."""
+    generator = generator_for(seed, f"neurons of layer {layer}")
+    return lambda count: torch.rand(count, generator=generator) < keep
 
 
-def _hook(edit: _Edit, width: int, where: Where, draw: "_Draws | None") -> Hook:
+def _hook(edit: _Edit, width: int, where: Where, draw: Callable[[int], Tensor] | None) -> Hook:
     def steer(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         act = activations(output, width)
         chosen = where.selected(act)

@@ -1,19 +1,17 @@
 """Neuron steering: the neurons of a pole raised, those of its opposite silenced."""
 
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from personality_vector.errors import RecipeError, blame
-from personality_vector.interventions.spec import InterventionSpec, require_step
+from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
 from personality_vector.recipes.fields import Words
 from personality_vector.recipes.paths import LocalPath
-from personality_vector.subject.identity import identity_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.interventions.neurons.chosen import NeuronSet
     from personality_vector.steering import Positions
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class NeuronSteering:
+class NeuronSteering(Usual):
     """``act + gamma * a95 * f(difference)`` on the neurons of a pole; the opposite's are silent.
 
     ``f(d) = 1 / (1 + exp(-10 (d - 0.15)))``, and silent is ``min(act, 0)``. Strength is gamma;
@@ -52,17 +50,12 @@ class NeuronSteering:
     keep: float = 1.0
     seed: int = 0
     files: tuple[Path, ...] = ()
-    steps: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.neurons.label)
         object.__setattr__(self, "positions", str(self.positions))
         if not 0.0 < self.keep <= 1.0:
             raise RecipeError(f"{self.label}: keep must be in (0, 1], got {self.keep}")
-
-    def identity(self) -> str:
-        """Return the digest of the neurons, the options and every file that was read."""
-        return identity_of(self)
 
     def check(self, base: "Checkpoint") -> None:
         """Refuse a base that has not these neurons.
@@ -83,7 +76,7 @@ class NeuronSteering:
         positions_of(self.positions, lambda: load_tokenizer(base.path))
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: float) -> "Generator[Subject]":
+    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
         """Steer by forward hooks on the activation modules; strength 0 registers none.
 
         Raises:
@@ -92,13 +85,14 @@ class NeuronSteering:
             NonFiniteError: Gamma is not finite.
             DataError: Where the prompt ends is unknown; see :func:`steered`.
         """
-        from personality_vector.interventions.neurons.hooks import Chance, steered_neurons
+        from personality_vector.interventions.neurons.hooks import steered_neurons
         from personality_vector.steering.positions import positions_of
 
         require_step(self, strength)
         positions = positions_of(self.positions, lambda: subject.tokenizer)
-        chance = Chance(self.keep, self.seed)
-        with steered_neurons(subject.model, self.neurons, strength, positions, chance):
+        with steered_neurons(
+            subject.model, self.neurons, strength, positions, keep=self.keep, seed=self.seed
+        ):
             yield subject
 
 

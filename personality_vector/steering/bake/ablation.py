@@ -10,7 +10,7 @@ and MLP of one block those let the component pass (unless the two are parallel).
 Source: Arditi et al. 2024, arXiv:2406.11717, equation of weight orthogonalisation.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -19,42 +19,52 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from personality_vector.checkpoint import TensorPlan
 from personality_vector.steering.apply import ablated, steered
 from personality_vector.steering.bake.base import Base
-from personality_vector.steering.bake.weights import Edit, edit
+from personality_vector.steering.bake.proof import Export
+from personality_vector.steering.bake.weights import Edit, size_of, write_checkpoint
 from personality_vector.subject.models import decoder_blocks
 
 _HEADS = ("lm_head.weight", "embed_out.weight")
 
 
-def ablation_edits(base: Base, direction: Float[Tensor, " hidden"]) -> dict[str, Edit]:
-    """Return every writer to the stream without ``direction``; each rounded once.
+def ablation_export(base: Base, direction: Float[Tensor, " hidden"]) -> Export:
+    """Write the base with no writer along ``direction``; each is rounded once.
 
     A head that is tied to the embeddings becomes one of its own, since it only reads.
     """
     unit = direction.double() / direction.double().norm()
-    edits = {}
-    for name, axis in writers(base):
-        entry = base.checkpoint.entries[name]
-        make = partial(_without, base, name, unit, axis)
-        edits[name] = edit(name, entry.dtype, entry.shape, make)
-    return edits | (_own_head(base) if is_tied(base) else {})
+    written = {
+        name: _edit(base, name, partial(_without, base, name, unit, axis))
+        for name, axis in writers(base)
+    }
+    edits = written | (_own_head(base) if base.config.tie_word_embeddings else {})
+    config = {**base.checkpoint.config, "tie_word_embeddings": False}
 
+    def asked(model: Any) -> Any:
+        return ablated_everywhere(model, base, direction)
 
-def ablated_config(base: Base) -> dict[str, Any]:
-    """Return the base's config.json, with a head of its own."""
-    return {**base.checkpoint.config, "tie_word_embeddings": False}
+    def rounded(model: Any) -> Any:
+        return with_weights(model, base, {name: edit.values() for name, edit in written.items()})
 
+    def unrounded(model: Any) -> Any:
+        return with_weights(model, base, {name: edit.exact() for name, edit in written.items()})
 
-def is_tied(base: Base) -> bool:
-    """Return whether head and embeddings are one tensor."""
-    return bool(base.config.tie_word_embeddings)
+    is_exact = base.dtype == torch.float32
+    return Export(
+        partial(write_checkpoint, base.checkpoint, edits, config),
+        asked,
+        realised=asked if is_exact else rounded,
+        unrounded=None if is_exact else unrounded,
+        size=size_of(base.checkpoint, edits),
+    )
 
 
 def writers(base: Base) -> Iterator[tuple[str, int]]:
     """Yield each tensor that writes to the stream, and its axis of length ``hidden``."""
     for module in base.family.embeddings:
-        yield base.embedding(module), 1
+        yield base.stored(module), 1
     for layer in range(base.layers):
         for module in (base.family.attention, base.family.mlp):
             name = base.weight(layer, module)
@@ -86,12 +96,6 @@ def ablated_everywhere(
         everywhere = dict.fromkeys(range(len(blocks)), direction)
         hooks.enter_context(steered(model, everywhere, 1.0, how="ablate"))
         yield
-
-
-def exact_values(base: Base, direction: Float[Tensor, " hidden"]) -> dict[str, Tensor]:
-    """Return every writer without ``direction``, not rounded, by its name on disk."""
-    unit = direction.double() / direction.double().norm()
-    return {name: _without(base, name, unit, axis) for name, axis in writers(base)}
 
 
 @contextmanager
@@ -126,9 +130,12 @@ def _without(base: Base, name: str, unit: Tensor, axis: int) -> Tensor:
 
 
 def _own_head(base: Base) -> dict[str, Edit]:
-    source = base.embedding(base.family.embeddings[0])
-    entry = base.checkpoint.entries[source]
+    source = base.stored(base.family.embeddings[0])
     name = next((head for head in _HEADS if head in base.checkpoint.entries), _HEADS[0])
-    return {
-        name: edit(name, entry.dtype, entry.shape, partial(base.checkpoint.__getitem__, source))
-    }
+    return {name: _edit(base, source, partial(base.checkpoint.__getitem__, source), name)}
+
+
+def _edit(base: Base, source: str, exact: Callable[[], Tensor], name: str = "") -> Edit:
+    """Return an edit with the dtype and shape of a tensor of the base, and its name or another."""
+    entry = base.checkpoint.entries[source]
+    return Edit(TensorPlan(name or source, entry.dtype, entry.shape), exact)

@@ -8,22 +8,34 @@ from pathlib import Path
 from typing import Any
 
 from personality_vector.checkpoint import AtomicDirectory, Checkpoint
+from personality_vector.checkpoint.cards import LOADING, fenced, metadata, shown
 from personality_vector.errors import RecipeError
 from personality_vector.manifest import write_manifest
-from personality_vector.steering.bake.base import (
-    Base,
-    asked_shifts,
-    read_config,
-    require_vector_of,
-)
-from personality_vector.steering.bake.card import bake_card
-from personality_vector.steering.bake.exports import EXPORTS, Export, ablation_export
-from personality_vector.steering.bake.proof import Proof, prove
+from personality_vector.steering.bake.ablation import ablation_export
+from personality_vector.steering.bake.base import Base, asked_shifts, read_config
+from personality_vector.steering.bake.exports import EXPORTS
+from personality_vector.steering.bake.proof import Export, Proof, prove
 from personality_vector.steering.bake.routes import RouteName, route_for
+from personality_vector.steering.belonging import require_made_from, require_width
 from personality_vector.steering.layers import resolved
 from personality_vector.steering.vector import SteeringVector
 
 log = logging.getLogger(__name__)
+
+_WHAT = {
+    "bias": "The vector is a bias of the output projection of the MLP of {layers}.",
+    "convert": "The architecture is now that Llama which computes the same; the vector is a bias "
+    "of the output projection of the MLP of {layers}.",
+    "adapter": "The vector is the bias of a PEFT adapter at the output projection of the MLP of "
+    "{layers}; the adapter's matrices are 0. PEFT cannot merge it where the base has no such bias.",
+    "ablate": "No weight writes along the direction of {layers} any more: the embeddings, every "
+    "attention and every MLP are orthogonal to it.",
+}
+_LOADING_ADAPTER = """\
+from peft import AutoPeftModelForCausalLM
+
+folder = "."  # this folder, or the name of this repository on the Hub
+model = AutoPeftModelForCausalLM.from_pretrained(folder)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +93,10 @@ def bake(  # noqa: PLR0913  (a vector, where it goes, how strong, and where to w
     """
     if route == "ablate":
         raise RecipeError("route ablate has no coefficient; use bake_ablation, or --ablate")
-    checkpoint = Checkpoint.open(model_path)
-    config = read_config(checkpoint)
-    chosen = route_for(config, route)
-    require_vector_of(vector, checkpoint, config)
-    base = Base.of(checkpoint, config, chosen.family)
-    shifts = asked_shifts(vector, config, layers, coefficient)
-    export = EXPORTS[chosen.name](base, shifts)
-    asked = {"layers": sorted(shifts), "coefficient": coefficient, "route": chosen.name}
+    base, name = _opened(model_path, route, vector)
+    shifts = asked_shifts(base, vector, layers, coefficient)
+    asked = {"layers": sorted(shifts), "coefficient": coefficient, "route": name}
+    export = EXPORTS[name](base, shifts)
     return _publish(base, export, Path(out), {**asked, "vector": _described(vector)}, force=force)
 
 
@@ -117,15 +125,22 @@ def bake_ablation(
         VerificationError: The export is not the ablated model; nothing is published.
         PersonalityVectorError: Whatever else is refused.
     """
-    checkpoint = Checkpoint.open(model_path)
-    config = read_config(checkpoint)
-    chosen = route_for(config, "ablate")
-    require_vector_of(vector, checkpoint, config)
-    base = Base.of(checkpoint, config, chosen.family)
+    base, name = _opened(model_path, "ablate", vector)
     (place,) = resolved([layer], base.layers)
     export = ablation_export(base, vector[place])
-    asked = {"layers": [place], "coefficient": None, "route": chosen.name}
+    asked = {"layers": [place], "coefficient": None, "route": name}
     return _publish(base, export, Path(out), {**asked, "vector": _described(vector)}, force=force)
+
+
+def _opened(model_path: str | Path, route: str, vector: SteeringVector) -> tuple[Base, RouteName]:
+    """Return the base of a bake and the name of the route, once the vector is known to fit."""
+    checkpoint = Checkpoint.open(model_path)
+    config = read_config(checkpoint)
+    chosen = route_for(config, route)
+    label = vector.label or "the vector"
+    require_made_from(label, vector.model, checkpoint)
+    require_width(label, vector.hidden, checkpoint)
+    return Base(checkpoint, config, chosen.family), chosen.name
 
 
 def _publish(
@@ -135,7 +150,7 @@ def _publish(
     inputs = [checkpoint.path]
     with AtomicDirectory(out, force=force, inputs=inputs, size=export.size) as directory:
         export.write(directory)
-        proof = prove(checkpoint.path, export.reference, export.dtype, directory)
+        proof = prove(checkpoint.path, export, base.dtype, directory)
         checkpoint.require_unchanged()
         identity = {
             "reference": checkpoint.reference,
@@ -160,3 +175,52 @@ def _described(vector: SteeringVector) -> dict[str, Any]:
         "pole": str(vector.pole) if vector.pole else None,
         "model": vector.model,
     }
+
+
+def bake_card(baked: Mapping[str, Any]) -> str:
+    """Return a model card.
+
+    Args:
+        baked: Content of the manifest.
+    """
+    proof, vector = baked["proof"], baked["vector"]
+    layers = ("layer " if len(baked["layers"]) == 1 else "layers ") + ", ".join(
+        map(str, baked["layers"])
+    )
+    is_adapter = baked["route"] == "adapter"
+    parts = [
+        metadata(
+            baked["base"]["reference"],
+            "adapter" if is_adapter else "finetune",
+            ["steering", "personality-vector"],
+            library="peft" if is_adapter else "transformers",
+        ),
+        "# Steered model",
+        f"{shown(baked['base']['reference'])} with the steering vector "
+        f"{shown(vector['label'] or vector['identity'][:12])} in its weights, made by "
+        f"personality-vector. {_WHAT[baked['route']].format(layers=layers)}",
+        *([] if baked["route"] == "ablate" else [f"Coefficient: {baked['coefficient']:g}."]),
+        "It acts on every token, prompt included, always and by the same amount.",
+        _proof(proof),
+        "## Use",
+        fenced(_LOADING_ADAPTER if is_adapter else LOADING, "python"),
+        f"Fingerprint of the base: {baked['base']['fingerprint']}. MANIFEST.json says exactly "
+        "what this was made of.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _proof(proof: Mapping[str, Any]) -> str:
+    """Return what was measured; logits are compared in float32."""
+    rounding = ""
+    if proof["dtype"] != "float32":
+        rounding = (
+            f", of which all but {proof['error']:.1e} is the rounding of weights to "
+            f"{shown(proof['dtype'])}"
+        )
+    return (
+        f"Loaded in a new process, it differed from the same steering by hooks by at most "
+        f"{proof['error_asked']:.1e} in a logit{rounding}. The steering itself changes logits by "
+        f"up to {proof['effect']:.1e}. After each of {proof['prompts'][0]} prompts it generated "
+        f"the same {proof['greedy_tokens']} greedy tokens as hooks with the rounded numbers."
+    )

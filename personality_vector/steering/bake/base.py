@@ -10,15 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.errors import (
-    BaseMismatchError,
-    CheckpointError,
-    DataError,
-    ModelError,
-    NonFiniteError,
-)
-from personality_vector.steering.bake.families import Family
-from personality_vector.steering.belonging import require_made_from
+from personality_vector.errors import CheckpointError, DataError, ModelError, NonFiniteError
+from personality_vector.steering.bake.routes import Family
 from personality_vector.steering.layers import resolved
 from personality_vector.steering.vector import SteeringVector
 
@@ -34,20 +27,17 @@ class Base:
         checkpoint: On disk.
         config: As transformers reads it, with every default filled in.
         family: Of the architecture.
-        prefix: Of the names on disk: the family's root and a dot, or "" where that is left out.
     """
 
     checkpoint: Checkpoint
     config: Any
     family: Family
-    prefix: str
 
-    @classmethod
-    def of(cls, checkpoint: Checkpoint, config: Any, family: Family) -> "Base":
-        """Return the base; its names on disk may lack the family's root."""
-        root = f"{family.root}."
-        has_root = any(name.startswith(root) for name in checkpoint.names)
-        return cls(checkpoint, config, family, root if has_root else "")
+    @property
+    def prefix(self) -> str:
+        """Of the names on disk: the family's root and a dot, or "" where that is left out."""
+        root = f"{self.family.root}."
+        return root if any(name.startswith(root) for name in self.checkpoint.names) else ""
 
     @property
     def layers(self) -> int:
@@ -65,22 +55,16 @@ class Base:
         return self.checkpoint.entries[self.weight(0, self.family.mlp)].dtype
 
     def weight(self, layer: int, module: str) -> str:
-        """Return the name on disk of a block's weight.
+        """Return the name on disk of a block's weight; see :meth:`stored`."""
+        return self.stored(f"{self.family.blocks}.{layer}.{module}")
+
+    def stored(self, module: str) -> str:
+        """Return the name on disk of the weight of a module below the root.
 
         Raises:
             CheckpointError: The checkpoint has no such tensor.
         """
-        return self._stored(f"{self.prefix}{self.family.blocks}.{layer}.{module}.weight")
-
-    def embedding(self, module: str) -> str:
-        """Return the name on disk of an embedding; see :meth:`weight`."""
-        return self._stored(f"{self.prefix}{module}.weight")
-
-    def width_out(self, weight: str) -> int:
-        """Return how many numbers the linear map of this weight puts out."""
-        return self.checkpoint.entries[weight].shape[1 if self.family.transposed else 0]
-
-    def _stored(self, name: str) -> str:
+        name = f"{self.prefix}{module}.weight"
         if name not in self.checkpoint.entries:
             raise CheckpointError(
                 f"{self.checkpoint.path}: has no tensor {name}, which every "
@@ -105,23 +89,8 @@ def read_config(checkpoint: Checkpoint) -> Any:
         )
 
 
-def require_vector_of(vector: SteeringVector, checkpoint: Checkpoint, config: Any) -> None:
-    """Check that a vector is of this model.
-
-    Raises:
-        BaseMismatchError: It was extracted from another model, or has another width.
-    """
-    label = vector.label or "the vector"
-    require_made_from(label, vector.model, checkpoint)
-    if vector.hidden != config.hidden_size:
-        raise BaseMismatchError(
-            f"{label} is {vector.hidden} wide, the residual stream of "
-            f"{checkpoint.path} {config.hidden_size}"
-        )
-
-
 def asked_shifts(
-    vector: SteeringVector, config: Any, layers: Sequence[int], coefficient: float
+    base: Base, vector: SteeringVector, layers: Sequence[int], coefficient: float
 ) -> dict[int, Float[Tensor, " hidden"]]:
     """Return ``coefficient * v_l`` for each layer ``l``, ``-1`` being the last block.
 
@@ -135,10 +104,7 @@ def asked_shifts(
         raise NonFiniteError(f"the coefficient must be a finite number, got {coefficient}")
     if coefficient == 0:
         raise DataError("coefficient 0 is the model itself: there is nothing to bake")
-    shifts = {
-        layer: coefficient * vector[layer]
-        for layer in resolved(layers, int(config.num_hidden_layers))
-    }
+    shifts = {layer: coefficient * vector[layer] for layer in resolved(layers, base.layers)}
     for layer, shift in shifts.items():
         if not torch.isfinite(shift).all():
             raise NonFiniteError(f"layer {layer}: {coefficient:g} times the vector overflows")

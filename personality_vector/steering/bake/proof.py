@@ -1,51 +1,74 @@
-"""The proof of an export: loaded in a new process, it says what the steered model says."""
+"""The proof of an export: loaded in a new process, it says what the steered model says.
 
+``python -m personality_vector.steering.bake.proof MODEL ADAPTER OUT DTYPE...`` is that process. It
+knows nothing of how an export was made: it loads what lies on disk as any user would, and writes
+down what it sees.
+"""
+
+import gc
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from personality_vector.errors import DataError, VerificationError
-from personality_vector.steering.bake.observe import (
-    Request,
-    continued,
-    encoded,
-    logits_of,
-    write_request,
+from personality_vector.errors import (
+    CheckpointError,
+    DataError,
+    ModelError,
+    PersonalityVectorError,
+    VerificationError,
+    some,
 )
-from personality_vector.subject.models import DTYPES, load_model
+from personality_vector.subject.models import DTYPES, load_model, load_tokenizer
+
+TEXTS = (
+    "The committee met on Tuesday to decide how the money from the old mill should be spent, and",
+    "I have been thinking about the party next weekend, and to be honest with you, I would rather",
+    "def mean(values):\n    total = 0.0\n    for value in values:\n        total += value\n    ret",
+    "When the ferry was late again, the passengers on the pier began to talk to one another about",
+)
+"""One topic each: business, self-report, code, story."""
+
+_LONGEST = 16
 
 TOLERANCE = 1e-5
 """Of a logit in float32, for logits up to 1 in size; in proportion to the largest above."""
 
 TOKENS = 64
 
+_PROGRAM = "personality_vector.steering.bake.proof"
+
 Steering = Callable[[Any], AbstractContextManager[None]]
 """Steers a model in memory while a ``with`` block runs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
-    """What an export should be equal to.
+class Export:
+    """What one route writes, and what that should be equal to.
 
     Attributes:
+        write: Writes it into an empty directory.
         asked: The hooks that were asked for.
         realised: The same with the numbers that the export's dtype could hold.
         unrounded: What the export would be without rounding, if that is not ``asked`` by itself.
+        size: Bytes that it will take, as far as known.
     """
 
+    write: Callable[[Path], None]
     asked: Steering
     realised: Steering
     unrounded: Steering | None = None
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +111,20 @@ class _Expected:
     plain: Tensor
     stored: Tensor
     unrounded: float = 0.0
-    tolerance: float = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.tolerance = TOLERANCE * max(1.0, float(self.realised.abs().max()))
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE * max(1.0, float(self.realised.abs().max()))
 
 
-def prove(model: Path, reference: Reference, dtype: torch.dtype, export: Path) -> Proof:
+def prove(model: Path, export: Export, dtype: torch.dtype, folder: Path) -> Proof:
     """Return how far an export is from the hooks on its base; one model in memory at a time.
 
     Args:
         model: The base's directory.
-        reference: What the export should be.
+        export: What was written, and what it should be.
         dtype: Of the stored weights.
-        export: Directory of a checkpoint or of a PEFT adapter for ``model``.
+        folder: Where it lies: a checkpoint, or a PEFT adapter for ``model``.
 
     Raises:
         VerificationError: The export does not load whole, or differs by more than the tolerance,
@@ -110,15 +133,15 @@ def prove(model: Path, reference: Reference, dtype: torch.dtype, export: Path) -
     """
     name = str(dtype).removeprefix("torch.")
     dtypes = ("float32", name) if name in DTYPES and name != "float32" else ("float32",)
-    expected = _expected(model, reference, dtypes)
+    expected = _expected(model, export, dtypes)
     effect = _largest(expected.asked, expected.plain)
     if effect <= expected.tolerance:
         raise DataError(
             f"the steering changes logits by at most {effect:.1e}, which no proof tells from "
             "rounding; use a larger coefficient"
         )
-    seen = _seen(model, export, dtypes)
-    _require_equal(expected, seen, export)
+    seen = _seen(model, folder, dtypes)
+    _require_equal(expected, seen, folder)
     return Proof(
         error=max(expected.unrounded, _largest(seen["logits.float32"], expected.realised)),
         error_asked=_largest(seen["logits.float32"], expected.asked),
@@ -131,46 +154,40 @@ def prove(model: Path, reference: Reference, dtype: torch.dtype, export: Path) -
     )
 
 
-def _expected(path: Path, reference: Reference, dtypes: tuple[str, ...]) -> _Expected:
+def _expected(path: Path, export: Export, dtypes: tuple[str, ...]) -> _Expected:
     ids = encoded(path)
     model = load_model(path, dtype=dtypes[0])
-    with reference.realised(model):
-        sequences = continued(model, ids, TOKENS)
+    with export.realised(model):
+        sequences = continued(model, ids)
         realised = logits_of(model, sequences)
-    with reference.asked(model):
+    with export.asked(model):
         asked = logits_of(model, sequences)
     plain = logits_of(model, sequences)
     expected = _Expected(ids, sequences, realised, asked, plain, asked)
-    if reference.unrounded is not None:
-        with reference.unrounded(model):
+    if export.unrounded is not None:
+        with export.unrounded(model):
             expected.unrounded = _largest(logits_of(model, sequences), asked)
-        _require_exact(expected)
+        if not expected.unrounded <= expected.tolerance:
+            raise VerificationError(
+                f"the edited weights differ from the hooks by {expected.unrounded:.1e} in a logit "
+                f"before rounding (at most {expected.tolerance:.1e}); nothing was published"
+            )
     if len(dtypes) > 1:
         del model
         model = load_model(path, dtype=dtypes[1])
-        with reference.asked(model):
+        with export.asked(model):
             expected.stored = logits_of(model, sequences)
     return expected
-
-
-def _require_exact(expected: _Expected) -> None:
-    """Check that it is rounding alone that parts the realised steering from the asked one."""
-    if not expected.unrounded <= expected.tolerance:
-        raise VerificationError(
-            f"the edited weights differ from the hooks by {expected.unrounded:.1e} in a logit "
-            f"before rounding (at most {expected.tolerance:.1e}); nothing was published"
-        )
 
 
 def _seen(model: Path, export: Path, dtypes: tuple[str, ...]) -> dict[str, Tensor]:
     """Return what a new process sees of an export."""
     is_adapter = (export / "adapter_config.json").is_file()
+    whole, adapter = (model, str(export)) if is_adapter else (export, "")
     with tempfile.TemporaryDirectory() as folder:
-        file, out = Path(folder) / "request.json", Path(folder) / "seen.safetensors"
-        whole, adapter = (model, str(export)) if is_adapter else (export, "")
-        write_request(Request(str(whole), adapter, dtypes, TOKENS, str(out)), file)
+        out = Path(folder) / "seen.safetensors"
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "personality_vector.steering.bake.observe", str(file)],
+            [sys.executable, "-P", "-m", _PROGRAM, str(whole), adapter, str(out), *dtypes],
             env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
             capture_output=True,
             text=True,
@@ -203,3 +220,91 @@ def _require_equal(expected: _Expected, seen: dict[str, Tensor], export: Path) -
 
 def _largest(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())
+
+
+def encoded(path: str | Path) -> Int[Tensor, "texts seq"]:
+    """Return the ids of :data:`TEXTS` by a checkpoint's tokenizer, all cut to one length."""
+    rows = load_tokenizer(path)(list(TEXTS))["input_ids"]
+    length = min(_LONGEST, *map(len, rows))
+    if length < 1:
+        raise CheckpointError(
+            f"{path}: its tokenizer reads no token from {TEXTS[0]!r}, so nothing can be proved; "
+            "put the tokenizer's files there"
+        )
+    return torch.tensor([row[:length] for row in rows])
+
+
+@torch.no_grad()
+def continued(model: Any, ids: Int[Tensor, "texts seq"]) -> Int[Tensor, "texts more"]:
+    """Return ``ids`` and :data:`TOKENS` greedy tokens, decoded with a cache.
+
+    An end mark ends nothing. Of equal logits the first one wins.
+    """
+    chunk, cache = ids, None
+    for _ in range(TOKENS):
+        output = model(input_ids=chunk, past_key_values=cache, use_cache=True)
+        chunk, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
+        ids = torch.cat([ids, chunk], dim=1)
+    return ids
+
+
+@torch.no_grad()
+def logits_of(model: Any, ids: Int[Tensor, "texts seq"]) -> Float[Tensor, "texts seq vocab"]:
+    """Return the logits of one uncached pass; float32."""
+    found: Tensor = model(input_ids=ids, use_cache=False).logits.float()
+    return found
+
+
+def load_export(model: str, adapter: str, dtype: str) -> Any:
+    """Return a model by ``AutoModelForCausalLM``, and PEFT where there is an adapter.
+
+    Raises:
+        ModelError: A tensor on disk has no place in the model, or a parameter no tensor on disk.
+    """
+    loaded = load_model(model, dtype=dtype)
+    if not adapter:
+        return loaded
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(loaded, adapter).eval()
+    stored = load_file(Path(adapter) / "adapter_model.safetensors")
+    found = {
+        name.replace(".default.", "."): parameter.data
+        for name, parameter in adapted.named_parameters()
+        if ".lora_" in name
+    }
+    odd = stored.keys() ^ found.keys()
+    odd |= {name for name in stored.keys() - odd if not torch.equal(stored[name], found[name])}
+    if odd:
+        raise ModelError(f"{adapter}: PEFT does not load what is on disk: {some(odd)}")
+    return adapted
+
+
+def main(model: str, adapter: str, out: str, *dtypes: str) -> int:
+    """Write what an export says, of which the first dtype generates; on stderr, why it cannot.
+
+    Args:
+        model: A checkpoint directory.
+        adapter: A PEFT adapter for it, or "".
+        out: A safetensors file to write.
+        dtypes: To compute in.
+    """
+    try:
+        ids = encoded(model)
+        seen = {"prompts": ids}
+        for dtype in dtypes:
+            loaded = load_export(model, adapter, dtype)
+            if "sequences" not in seen:
+                seen["sequences"] = continued(loaded, ids)
+            seen[f"logits.{dtype}"] = logits_of(loaded, seen["sequences"])
+            del loaded
+            gc.collect()
+        save_file(seen, out)
+    except PersonalityVectorError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,11 +1,142 @@
-"""Which exact way there is to write a constant steering vector into a checkpoint."""
+"""Which exact way there is to write a constant steering vector into a checkpoint.
+
+A block that ends with ``h + mlp(norm(h))`` adds what its last linear map puts out, so a bias of
+that map is an addition to the block's output. A block that normalises what it adds has no such
+place. Which is which no name tells, so the families are read from the sources of transformers, and
+an architecture that is not listed here is refused.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from personality_vector.errors import ModelError, RecipeError
-from personality_vector.steering.bake.families import Family, family_of
+
+ATTENTION = tuple(f"self_attn.{one}_proj" for one in "qkvo")
+GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_PLAIN = ("mlp.up_proj", "mlp.down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The linear maps that write to the residual stream.
+
+    Attributes:
+        root: First word of the tensors' names; some old checkpoints leave it out.
+        blocks: The list of blocks, below the root.
+        mlp: The last linear map of a block's MLP, below the block.
+        attention: That of its attention.
+        embeddings: What starts the stream, below the root; empty where it is followed by a norm.
+        has_bias: Its MLP's last map has a bias, whatever the config says.
+        flag: Name of the config's switch for a bias there; "" if there is none.
+        flagged: Maps of a block that the switch gives a bias.
+        multiplier: Config's name of a factor on what a block adds; "" for 1.
+        transposed: Its weights are ``(in, out)``.
+        to_llama: Without a sliding window it computes what a Llama with more biases does.
+    """
+
+    root: str = "model"
+    blocks: str = "layers"
+    mlp: str = "mlp.down_proj"
+    attention: str = "self_attn.o_proj"
+    embeddings: tuple[str, ...] = ("embed_tokens",)
+    has_bias: bool = False
+    flag: str = ""
+    flagged: tuple[str, ...] = ()
+    multiplier: str = ""
+    transposed: bool = False
+    to_llama: bool = False
+
+    def module(self, layer: int, name: str) -> str:
+        """Return the full name of a module of a block in memory."""
+        return f"{self.root}.{self.blocks}.{layer}.{name}"
+
+
+FAMILIES: Mapping[str, Family] = {
+    **dict.fromkeys(
+        ("llama", "smollm3", "helium", "seed_oss"), Family(flag="mlp_bias", flagged=GATED)
+    ),
+    **dict.fromkeys(("nemotron", "arcee"), Family(flag="mlp_bias", flagged=_PLAIN)),
+    "granite": Family(flag="mlp_bias", flagged=GATED, multiplier="residual_multiplier"),
+    "ernie4_5": Family(flag="use_bias", flagged=(*ATTENTION, *GATED)),
+    "starcoder2": Family(
+        mlp="mlp.c_proj", flag="use_bias", flagged=(*ATTENTION, "mlp.c_fc", "mlp.c_proj")
+    ),
+    **dict.fromkeys(("qwen2", "mistral"), Family(to_llama=True)),
+    **dict.fromkeys(("qwen3", "phi3", "gemma", "olmo", "cohere", "stablelm"), Family()),
+    "gpt2": Family(
+        root="transformer",
+        blocks="h",
+        mlp="mlp.c_proj",
+        attention="attn.c_proj",
+        embeddings=("wte", "wpe"),
+        has_bias=True,
+        transposed=True,
+    ),
+    "gpt_neo": Family(
+        root="transformer",
+        blocks="h",
+        mlp="mlp.c_proj",
+        attention="attn.attention.out_proj",
+        embeddings=("wte", "wpe"),
+        has_bias=True,
+    ),
+    "gptj": Family(
+        root="transformer",
+        blocks="h",
+        mlp="mlp.fc_out",
+        attention="attn.out_proj",
+        embeddings=("wte",),
+        has_bias=True,
+    ),
+    "bloom": Family(
+        root="transformer",
+        blocks="h",
+        mlp="mlp.dense_4h_to_h",
+        attention="self_attention.dense",
+        embeddings=(),
+        has_bias=True,
+    ),
+    "gpt_neox": Family(
+        root="gpt_neox",
+        mlp="mlp.dense_4h_to_h",
+        attention="attention.dense",
+        embeddings=("embed_in",),
+        has_bias=True,
+    ),
+    "phi": Family(mlp="mlp.fc2", attention="self_attn.dense", has_bias=True),
+}
+
+_NORM = "its blocks normalise what the MLP puts out before they add it, so no weight adds a vector"
+_EXPERTS = "its MLP is a mixture of experts, which has no one output projection to hold a vector"
+_REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(("gemma2", "gemma3_text", "gemma3n_text", "olmo2", "olmo3"), _NORM),
+    **dict.fromkeys(("glm4", "exaone4"), _NORM),
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe"), _EXPERTS),
+    **dict.fromkeys(("granitemoe", "gpt_oss", "deepseek_v3", "jetmoe"), _EXPERTS),
+}
+
+
+def family_of(config: Any) -> Family:
+    """Return the family of a model by its configuration, as transformers reads it.
+
+    Raises:
+        ModelError: No weight of this architecture can hold a steering vector, or none is known.
+    """
+    kind = config.model_type
+    if config.get_text_config() is not config:
+        raise ModelError(
+            f"{kind}: a vision-language model cannot be baked; bake its text model on its own"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(f"{kind}: a quantised checkpoint cannot be baked; bake the original one")
+    if kind in _REFUSED:
+        raise ModelError(f"{kind}: {_REFUSED[kind]}; steer it with a hook")
+    if kind not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise ModelError(f"{kind}: no exact place for a vector is known; there is for {known}")
+    return FAMILIES[kind]
+
 
 RouteName = Literal["bias", "convert", "adapter", "ablate"]
 

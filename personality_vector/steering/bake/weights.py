@@ -1,10 +1,12 @@
 """Weights of an export: the base's files, copied; some tensors overwritten there, some added."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,28 +17,38 @@ from personality_vector.checkpoint.writer import write_index
 from personality_vector.errors import NonFiniteError, TensorMismatchError, blame
 
 
-class Edit(NamedTuple):
-    """A tensor of the export that the base has otherwise or not at all."""
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A tensor of the export that the base has otherwise or not at all.
+
+    Attributes:
+        plan: Its name, dtype and shape.
+        exact: Makes it, not rounded, when it is written; so one exists at a time.
+    """
 
     plan: TensorPlan
-    values: Callable[[], Tensor]
-    """Makes it when it is written, in the planned dtype and shape; so one exists at a time."""
+    exact: Callable[[], Tensor]
+
+    def values(self) -> Tensor:
+        """Return what is written: rounded once, to the planned dtype."""
+        rounded = self.exact().to(self.plan.dtype)
+        if not torch.isfinite(rounded).all():
+            name, dtype = self.plan.name, self.plan.dtype
+            raise NonFiniteError(f"{name}: is not finite in {dtype}; use a smaller coefficient")
+        return rounded
 
 
 Edits = Mapping[str, Edit]
 
 
-def edit(name: str, dtype: torch.dtype, shape: tuple[int, ...], make: Callable[[], Tensor]) -> Edit:
-    """Return an edit that rounds what ``make`` returns to ``dtype``, once."""
-
-    def values() -> Tensor:
-        exact = make()
-        rounded = exact.to(dtype)
-        if not torch.isfinite(rounded).all():
-            raise NonFiniteError(f"{name}: is not finite in {dtype}; use a smaller coefficient")
-        return rounded
-
-    return Edit(TensorPlan(name, dtype, shape), values)
+def write_checkpoint(
+    checkpoint: Checkpoint, edits: Edits, config: Mapping[str, Any], directory: Path
+) -> None:
+    """Write the base with ``edits`` and another config.json; see :func:`write_weights`."""
+    write_weights(checkpoint, edits, directory)
+    text = json.dumps(config, indent=2) + "\n"
+    (directory / "config.json").write_text(text, encoding="utf-8")
+    checkpoint.copy_side_files(directory)
 
 
 def size_of(checkpoint: Checkpoint, edits: Edits) -> int:
@@ -63,7 +75,12 @@ def write_weights(checkpoint: Checkpoint, edits: Edits, directory: Path) -> None
     for name in edits.keys() & entries.keys():
         with blame(tensor=name):
             _overwrite(directory / copies[entries[name].file], entries[name], edits[name].values())
-    _write_added([edits[name] for name in added], directory, names[-1])
+    if added:
+        plans = [edits[name].plan for name in added]
+        size = sum(plan.size for plan in plans)
+        with ShardWriter(directory, plans, max(1, size), Path(names[-1]).stem) as writer:
+            for name in added:
+                writer.write(name, edits[name].values())
     if len(names) > 1:
         weight_map = {name: copies[entry.file] for name, entry in entries.items()}
         weight_map |= dict.fromkeys(added, names[-1])
@@ -91,12 +108,3 @@ def _overwrite(file: Path, entry: TensorEntry, values: Tensor) -> None:
     with file.open("r+b") as stream:
         stream.seek(entry.start, os.SEEK_SET)
         stream.write(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _write_added(added: list[Edit], directory: Path, name: str) -> None:
-    if added:
-        plans = [one.plan for one in added]
-        size = sum(plan.size for plan in plans)
-        with ShardWriter(directory, plans, max(1, size), Path(name).stem) as writer:
-            for one in added:
-                writer.write(one.plan.name, one.values())

@@ -24,8 +24,9 @@ from personality_vector.errors import (
     TensorMismatchError,
     VerificationError,
 )
-from personality_vector.steering.bake import bake, bake_ablation, exports
-from personality_vector.steering.bake.observe import load_export
+from personality_vector.steering.bake import ablation, bake, bake_ablation, exports
+from personality_vector.steering.bake import weights as writing
+from personality_vector.steering.bake.proof import load_export
 from personality_vector.subject.models import load_model
 
 pytestmark = [
@@ -160,7 +161,7 @@ def _other_tokenizer(base, edits, directory):
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
-_write_weights = exports.write_weights
+_write_weights = writing.write_weights
 
 
 @pytest.mark.slow
@@ -174,7 +175,7 @@ _write_weights = exports.write_weights
 def test_an_export_that_is_not_the_hooks_is_not_published(
     tamper, why, pico, vector_of, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(exports, "write_weights", tamper)
+    monkeypatch.setattr(writing, "write_weights", tamper)
     path = pico("llama")
     with pytest.raises(VerificationError, match=why):
         bake(vector_of(path, 1), path, [1], COEFFICIENT, tmp_path / "out")
@@ -186,9 +187,11 @@ def test_a_bias_that_the_config_does_not_announce_is_not_published(
     pico, vector_of, monkeypatch, tmp_path
 ):
     """transformers would drop it with a line in its log, and be the unsteered model."""
-    config = exports.biases.biased_config
+    write = exports.write_checkpoint
     monkeypatch.setattr(
-        exports.biases, "biased_config", lambda base: {**config(base), "mlp_bias": False}
+        exports,
+        "write_checkpoint",
+        lambda base, edits, config, out: write(base, edits, {**config, "mlp_bias": False}, out),
     )
     path = pico("llama")
     with pytest.raises(VerificationError, match=r"new process.*disagree on .*bias"):
@@ -198,9 +201,9 @@ def test_a_bias_that_the_config_does_not_announce_is_not_published(
 
 def test_an_ablation_that_forgets_a_writer_is_not_published(pico, vector_of, monkeypatch, tmp_path):
     """Also in half precision, where rounding would hide much."""
-    writers = exports.ablation.writers
+    writers = ablation.writers
     monkeypatch.setattr(
-        exports.ablation,
+        ablation,
         "writers",
         lambda base: [one for one in writers(base) if "layers.1.self_attn" not in one[0]],
     )

@@ -2,7 +2,7 @@
 
 import yaml
 
-from personality_vector.steering.bake.card import bake_card
+from personality_vector.steering.bake.baking import bake_card
 
 BAKED = {
     "base": {"reference": "org/model", "fingerprint": "ab" * 16, "model_type": "llama"},

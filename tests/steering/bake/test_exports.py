@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import ModelError
 from personality_vector.steering.bake import route_for
+from personality_vector.steering.bake.ablation import ablation_export
 from personality_vector.steering.bake.base import Base, asked_shifts, read_config
-from personality_vector.steering.bake.exports import EXPORTS, ablation_export
-from personality_vector.steering.bake.families import FAMILIES
-from personality_vector.steering.bake.observe import load_export
+from personality_vector.steering.bake.exports import EXPORTS
+from personality_vector.steering.bake.proof import load_export
+from personality_vector.steering.bake.routes import FAMILIES
 from personality_vector.subject.models import load_model
 
 pytestmark = [
@@ -47,11 +48,11 @@ def _logits(model):
 def _written(path, vector, route, folder):
     """Return the export of a route, loaded."""
     checkpoint = Checkpoint.open(path)
-    base = Base.of(checkpoint, read_config(checkpoint), route.family)
+    base = Base(checkpoint, read_config(checkpoint), route.family)
     if route.name == "ablate":
         export = ablation_export(base, vector[1])
     else:
-        shifts = asked_shifts(vector, base.config, [0, 1], COEFFICIENT)
+        shifts = asked_shifts(base, vector, [0, 1], COEFFICIENT)
         export = EXPORTS[route.name](base, shifts)
     folder.mkdir()
     export.write(folder)
