@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from personality_vector.interventions.system import SystemPrompt
     from personality_vector.interventions.weights import WeightEdit
     from personality_vector.measures.interview import Interview
-    from personality_vector.measures.likelihood import Likelihood
+    from personality_vector.measures.likelihood import Likelihood, LikelihoodSpec
     from personality_vector.merging.engine import MergeReport, merge
     from personality_vector.merging.fusion import fuse
     from personality_vector.merging.merged import merged
@@ -54,6 +54,7 @@ _HOMES = {
     "Intervention": "subject.protocols",
     "Interview": "measures.interview",
     "Likelihood": "measures.likelihood",
+    "LikelihoodSpec": "measures.likelihood",
     "MergeReport": "merging.engine",
     "NeuronSteering": "interventions.neurons.steering",
     "Output": "merging.plan",
@@ -93,6 +94,7 @@ __all__ = [
     "Intervention",
     "Interview",
     "Likelihood",
+    "LikelihoodSpec",
     "MergeReport",
     "NeuronSteering",
     "Output",

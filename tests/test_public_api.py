@@ -8,6 +8,7 @@ import torch
 
 import personality_vector as pv
 from personality_vector.checkpoint import Checkpoint
+from personality_vector.data.statements import Statement
 
 
 def tensors_of(path):
@@ -37,9 +38,9 @@ def test_every_public_name_resolves_and_nothing_else_does():
     assert dir(pv) == sorted(pv.__all__)
     for name in pv.__all__:
         found = getattr(pv, name)
-        assert getattr(found, "__name__", name) == name
+        assert getattr(found, "__name__", name).rpartition(".")[2] == name
         assert getattr(found, "__doc__", None)
-    assert set(pv._HOMES) == set(pv.__all__)
+    assert {*pv._HOMES, "report", "study"} == set(pv.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'Detla'"):
         pv.Detla  # noqa: B018
 
@@ -142,6 +143,34 @@ def test_interventions_change_a_model_for_the_length_of_a_block(deltas, pico, ch
             assert not torch.allclose(model(tokens).logits, before, atol=1e-3)
         assert torch.equal(model(tokens).logits, before)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_a_study_and_a_report_are_called_by_the_names_of_their_packages(pico, deltas, tmp_path):
+    from personality_vector.report.page import write_report
+    from personality_vector.study.run import Run
+
+    statements = [
+        Statement("openness", level, f"{level} {text}")
+        for level in ("high", "low")
+        for text in ("I dream", "I do what I did")
+    ]
+    edit = pv.WeightEdit(deltas[0], label="w")
+    study = pv.study(pico("llama"), [edit], [0.5, 1.0], [pv.Likelihood(statements)], seeds=[0])
+    assert isinstance(study, pv.Study)
+    run = study.run(tmp_path / "run")
+    assert isinstance(run, pv.Run)
+    assert pv.Run is Run
+    assert len(run.readings()) == 3
+    assert pv.report(tmp_path / "run") == tmp_path / "run" / "report.html"
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert pv.report.page.write_report is write_report
+    assert pv.study.design.Arm is pv.Arm
+
+
+def test_a_study_that_was_not_run_has_no_readings(pico):
+    study = pv.study(pico("llama"), measures=[pv.LikelihoodSpec(traits=("openness",)).open()])
+    with pytest.raises(pv.PersonalityVectorError, match=r"has not been run; call run\(folder\)"):
+        study.readings()
 
 
 def test_what_the_package_refuses_is_one_tree(tmp_path):

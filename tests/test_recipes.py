@@ -1,5 +1,7 @@
 """Every YAML of the lab is valid, is listed, and names files that exist."""
 
+from pathlib import Path
+
 import pytest
 
 from personality_vector.cli.main import run
@@ -37,8 +39,9 @@ def kind_of(file):
 
 def measured(recipe):
     """Return the files that a measurement reads."""
-    spec = recipe if isinstance(recipe, ChooseRecipe) else recipe.measure
-    return [spec.statements, spec.instrument] if spec.instrument else [spec.statements]
+    specs = [recipe] if isinstance(recipe, ChooseRecipe) else recipe.measures
+    found = [getattr(s, key, None) for s in specs for key in ("statements", "instrument")]
+    return [source for source in found if isinstance(source, Path)]
 
 
 def test_there_are_recipes_in_every_folder():

@@ -32,7 +32,9 @@ def sweep(recipe: SweepRecipe, out: Path, *, force: bool, as_json: bool) -> None
     Resumes where it stopped, and measures only what is missing after a change of RECIPE. Several
     processes may work on one --out. No checkpoint is written.
     """
-    _carry_out(recipe, out, "sweep", force=force, as_json=as_json)
+    from personality_vector.study.opening import open_study
+
+    _finish(open_study(recipe).run(out, force=force), "sweep", as_json=as_json)
 
 
 def compare(recipe: CompareRecipe, out: Path, *, force: bool, as_json: bool) -> None:
@@ -40,12 +42,16 @@ def compare(recipe: CompareRecipe, out: Path, *, force: bool, as_json: bool) -> 
 
     A sweep, then the strengths at which all of them move one pole equally far.
     """
-    _carry_out(recipe, out, "compare", force=force, as_json=as_json)
+    from personality_vector.study.opening import open_study
+
+    _finish(open_study(recipe).run(out, force=force), "compare", as_json=as_json)
 
 
 def evaluate(recipe: EvalRecipe, out: Path, *, force: bool, as_json: bool) -> None:
     """Measure one model as it is."""
-    _carry_out(recipe, out, "eval", force=force, as_json=as_json)
+    from personality_vector.study.opening import open_study
+
+    _finish(open_study(recipe).run(out, force=force), "eval", as_json=as_json)
 
 
 def judge(
@@ -94,20 +100,16 @@ def _open_judge(given: str) -> "Judge":
     return JudgeRecipe.parse({"judge": data}, origin=given, folder=folder).judge.open()
 
 
-def _carry_out(
-    recipe: SweepRecipe | EvalRecipe, out: Path, kind: str, *, force: bool, as_json: bool
-) -> None:
-    """Run a study, write its report and manifest, and print its tables."""
+def _finish(run: "Run", kind: str, *, as_json: bool) -> None:
+    """Write the report and the manifest of a finished run, and print its tables."""
     from personality_vector.report.page import NO_MATCH, write_report
     from personality_vector.report.tables import print_frame
-    from personality_vector.study.opening import open_study
 
-    run = open_study(recipe).run(out, force=force)
     page = write_report(run)
     run.write_manifest(kind)
     tables, notes = tables_of(run), _remarks(run)
     if as_json:
-        rows: dict[str, Any] = {"out": str(out), "report": str(page), "remarks": notes}
+        rows: dict[str, Any] = {"out": str(run.folder), "report": str(page), "remarks": notes}
         rows |= {title: frame.to_dict("records") for title, frame in tables.items()}
         options.show(options.without_nan(rows), as_json=True, text=str)
         return
@@ -131,8 +133,10 @@ def tables_of(run: "Run") -> dict[str, Any]:
     else:
         followed = tables.dose_response(run)
         found = {"dose and response": followed}
-        if followed.empty or followed["spearman"].isna().any():
+        if not followed.empty and followed["spearman"].isna().any():
             found["by strength"] = tables.by_strength(run)
+        found["side effects"] = tables.side_effects(run)
+        found = {title: frame for title, frame in found.items() if not frame.empty}
     if run["pole"] is not None:
         found["at matched effect"] = tables.matched_effect(run)
     missing = tables.unscored(run)

@@ -1,26 +1,79 @@
-"""Data files as chats that end with the assistant's response."""
+"""Data files as chats that end with the assistant's response.
+
+To add a format, write its reader and a line of :data:`FORMATS`.
+"""
 
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from personality_vector.data.spec import DataSpec
+from pydantic import AfterValidator, Field
+
 from personality_vector.data.statements import Part, part_of, read_statements
 from personality_vector.errors import DataError, TraitError
-from personality_vector.subject.chat import Chat, answered, question
+from personality_vector.recipes.fields import PoleField, Real, Whole, Words
+from personality_vector.recipes.paths import LocalPath
+from personality_vector.recipes.reading import Recipe
 from personality_vector.traits import Pole
 
+if TYPE_CHECKING:
+    from personality_vector.subject.chat import Chat
 
-def read_chats(spec: DataSpec) -> list[Chat]:
+
+def _known(name: str) -> str:
+    if name not in FORMATS:
+        raise ValueError(f"unknown format {name!r}; known are {', '.join(FORMATS)}")
+    return name
+
+
+class DataSpec(Recipe):
+    """Texts that become chats.
+
+    ``statements``: rows ``{trait, level, statement}``; each becomes the answer to one of
+    ``questions``. ``big5chat``: rows ``{trait, level, train_input, train_output}``.
+    ``chats``: rows ``{prompt, completion}`` of chat messages, as TRL takes them.
+    """
+
+    source: LocalPath
+    format: Annotated[str, AfterValidator(_known)] = "statements"
+    pole: PoleField | None = None
+    part: Literal["train", "held_out", "all"] = "train"
+    held_out: Real = Field(default=0.2, ge=0.0, lt=1.0)
+    limit: Whole | None = Field(default=None, ge=1)
+    questions: Annotated[tuple[Words, ...], Field(min_length=1)] = ("What kind of person are you?",)
+    system: str | None = None
+
+    def narrowed(self, pole: Pole) -> "DataSpec":
+        """Return this data for ``pole`` alone, unless it names one or its rows have none."""
+        if self.pole is not None or not FORMATS[self.format].has_poles:
+            return self
+        return self.model_copy(update={"pole": pole})
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a data file is read.
+
+    Attributes:
+        read: From what is asked for to its chats, in file order.
+        has_poles: Whether a row says which pole it is of.
+    """
+
+    read: "Callable[[DataSpec], list[Chat]]"
+    has_poles: bool = True
+
+
+def read_chats(spec: DataSpec) -> "list[Chat]":
     """Return the chats that ``spec`` selects, in file order.
 
     Raises:
         DataError: The file is missing, a line cannot be read (named by its number), or nothing
             is selected.
     """
-    chats = _READERS[spec.format](spec)
+    chats = FORMATS[spec.format].read(spec)
     if not chats:
         wanted = f" of {spec.pole}" if spec.pole else ""
         raise DataError(f"{spec.source}: has no {spec.part} rows{wanted}")
@@ -47,7 +100,9 @@ def _part(spec: DataSpec) -> Part | None:
     return None if spec.part == "all" else spec.part
 
 
-def _from_statements(spec: DataSpec) -> list[Chat]:
+def _from_statements(spec: DataSpec) -> "list[Chat]":
+    from personality_vector.subject.chat import answered, question
+
     statements = read_statements(
         spec.source,
         trait=spec.pole.trait if spec.pole else None,
@@ -62,8 +117,10 @@ def _from_statements(spec: DataSpec) -> list[Chat]:
     ]
 
 
-def _from_big5chat(spec: DataSpec) -> list[Chat]:
+def _from_big5chat(spec: DataSpec) -> "list[Chat]":
     """Read BIG5-CHAT rows, without the instruction that names the trait: labels would leak."""
+    from personality_vector.subject.chat import answered, question
+
     chats: list[Chat] = []
     for place, row in _rows(spec.source):
         try:
@@ -80,7 +137,7 @@ def _from_big5chat(spec: DataSpec) -> list[Chat]:
     return chats
 
 
-def _from_chats(spec: DataSpec) -> list[Chat]:
+def _from_chats(spec: DataSpec) -> "list[Chat]":
     chats: list[Chat] = []
     for place, row in _rows(spec.source):
         parts = [row.get("prompt"), row.get("completion")]
@@ -134,8 +191,9 @@ def _json_rows(file: Path, lines: Iterable[str]) -> Iterator[tuple[str, dict[str
         yield f"{file}:{number}", row
 
 
-_READERS: dict[str, Callable[[DataSpec], list[Chat]]] = {
-    "statements": _from_statements,
-    "big5chat": _from_big5chat,
-    "chats": _from_chats,
+FORMATS = {
+    "statements": Format(_from_statements),
+    "big5chat": Format(_from_big5chat),
+    "chats": Format(_from_chats, has_poles=False),
 }
+"""What ``data.format`` may name."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from personality_vector.data.spec import DataSpec
+from personality_vector.data.chats import DataSpec
 from personality_vector.judges.spec import KINDS, JudgeSpec
 from personality_vector.recipes.fields import Device, Dtype, Layers, PoleField, Real, Whole
 from personality_vector.recipes.keyed import by_only_key

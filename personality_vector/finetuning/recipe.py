@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from personality_vector.data.spec import DataSpec
+from personality_vector.data.chats import DataSpec
 from personality_vector.recipes.fields import Device, Dtype, PoleField, Real, Whole
 from personality_vector.recipes.paths import ModelRef
 from personality_vector.recipes.reading import Recipe

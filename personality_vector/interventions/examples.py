@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, ValidationError
 
-from personality_vector.data.spec import DataSpec
+from personality_vector.data.chats import DataSpec
 from personality_vector.errors import DataError
 from personality_vector.interventions.spec import InterventionSpec, require_step
 from personality_vector.interventions.system_message import edited

@@ -108,6 +108,11 @@ class StatementJudge:
 
     def identity(self) -> str:
         """Return the digest of the statements of both parts."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
+        # Thousands of statements, and a study asks for every cell.
         return identity_of(self)
 
     def prepare(self, _base: "Subject", /) -> "StatementJudge":

@@ -1,12 +1,11 @@
 """What a judge of a recipe has in common with all others, and which kinds there are."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, model_serializer
 
-from personality_vector.recipes.keyed import by_only_key, key_of
+from personality_vector.recipes.keyed import Kinds, by_only_key, key_of
 from personality_vector.recipes.reading import Recipe
 
 if TYPE_CHECKING:
@@ -14,11 +13,7 @@ if TYPE_CHECKING:
 
     from personality_vector.subject.protocols import Judge
 
-KINDS: Mapping[str, str] = {
-    "classifier": "judges.classifier:ClassifierSpec",
-    "local": "judges.local:LocalSpec",
-    "endpoint": "judges.endpoint:EndpointSpec",
-}
+KINDS = Kinds("judges")
 """The key that says who judges, to its schema."""
 
 

@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from personality_vector.data.instruments import Instrument, Item, read_instrument
 from personality_vector.data.personas import Persona, evaluation_instrument
+from personality_vector.errors import DataError
 from personality_vector.measures.spec import MeasureSpec
 from personality_vector.recipes.fields import Words
 from personality_vector.recipes.paths import LocalPath
@@ -62,11 +63,20 @@ class Asking:
         instrument: The questions.
         sampling: How replies are drawn, unless an intervention fixes it.
         samples: Replies to each item.
+
+    Raises:
+        DataError: ``samples`` is not positive, or they would be copies of one reply.
     """
 
     instrument: Instrument
     sampling: "Sampling"
     samples: int = 1
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise DataError(f"samples must be at least 1, got {self.samples}")
+        if self.samples > 1 and self.sampling.temperature == 0:
+            raise DataError(f"{self.samples} samples at temperature 0 are copies of one reply")
 
     def __call__(self, subject: "Subject", seed: int) -> Iterator[tuple[Item, int, "Reply"]]:
         """Yield item, number of the sample and reply, sample by sample, items in order.

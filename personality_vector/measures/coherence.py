@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from personality_vector.data.texts import distinct_n
 from personality_vector.errors import DataError
 from personality_vector.measures.asking import Asking, AskingSpec
+from personality_vector.measures.spec import BaseMeasure
 from personality_vector.subject.protocols import Better, Findings, Reading
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class _Reference(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Coherence:
+class Coherence(BaseMeasure):
     """Two numbers that fall as replies stop being language; 1 is as good as the base's own.
 
     ``fluency``: perplexity of the base's replies over that of these, both under the base, at most
@@ -57,16 +58,9 @@ class Coherence:
     name: str = "coherence"
     reference: _Reference | None = field(default=None, compare=False)
 
-    version: ClassVar[int] = 1
     unit: ClassVar[str] = "share of the base"
     scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
     better: ClassVar[Better] = "high"
-
-    def identity(self) -> str:
-        """Return a digest of the questions, of how replies are drawn, and of the seed."""
-        from personality_vector.subject.identity import identity_of
-
-        return identity_of(self)
 
     def prepare(self, base: "Subject") -> "Coherence":
         """Let the base reply, and keep how likely and how varied its replies are.

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
 from personality_vector.measures.asking import Asking, AskingSpec
+from personality_vector.measures.spec import BaseMeasure
 from personality_vector.recipes.fields import Whole
 from personality_vector.subject.protocols import Better, Findings, Reading
 
@@ -60,7 +61,7 @@ class _Sums(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence:
+class Divergence(BaseMeasure):
     """The base's predictions on its own replies, compared with those of the edited model.
 
     ``kl_base_edited``: mean over tokens of KL(base || edited), in nats per token; 0 for the
@@ -75,6 +76,9 @@ class Divergence:
             compared.
         batch_size: Chats per forward pass; it changes speed and memory only.
         references: Made by :meth:`prepare`.
+
+    Raises:
+        DataError: ``max_tokens`` is not positive.
     """
 
     asking: Asking
@@ -84,16 +88,12 @@ class Divergence:
     name: str = "divergence"
     references: Sequence[_Reference] = field(default=(), compare=False)
 
-    version: ClassVar[int] = 1
     unit: ClassVar[str] = "nats per token"
-    scale: ClassVar[None] = None
     better: ClassVar[Better] = "low"
 
-    def identity(self) -> str:
-        """Return a digest of the questions, of how replies are drawn, and of the bound."""
-        from personality_vector.subject.identity import identity_of
-
-        return identity_of(self)
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise DataError(f"{self.name}: max_tokens must be at least 1, got {self.max_tokens}")
 
     def prepare(self, base: "Subject") -> "Divergence":
         """Let the base reply, and keep its log-probabilities for the first ``max_tokens`` tokens.

@@ -10,6 +10,7 @@ from personality_vector.data.statements import normalised, read_statements
 from personality_vector.data.texts import distinct_n, mean_words
 from personality_vector.measures.asking import Asking, AskingSpec
 from personality_vector.measures.likelihood import Traits
+from personality_vector.measures.spec import BaseMeasure
 from personality_vector.recipes.fields import Real
 from personality_vector.recipes.paths import LocalPath
 from personality_vector.subject.protocols import Better, Findings, Reading
@@ -52,7 +53,7 @@ class _Collected(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Guards:
+class Guards(BaseMeasure):
     """Numbers that stand beside every curve.
 
     ``words``: mean length of a reply; an empty one counts as 0. ``distinct_2``: share of distinct
@@ -69,20 +70,8 @@ class Guards:
     learned: frozenset[str] | None = None
     name: str = "guards"
 
-    version: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
-    scale: ClassVar[None] = None
     better: ClassVar[Better] = "none"
-
-    def identity(self) -> str:
-        """Return a digest of the questions, of how replies are drawn, and of the statements."""
-        from personality_vector.subject.identity import identity_of
-
-        return identity_of(self)
-
-    def prepare(self, base: "Subject") -> "Guards":  # noqa: ARG002
-        """Return it as it is: it compares with nothing."""
-        return self
 
     def collect(self, subject: "Subject", seed: int) -> _Collected:
         """Return the replies, and what was realised of the edit."""

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import model_validator
 
-from personality_vector.data.instruments import Item
 from personality_vector.data.personas import Persona
 from personality_vector.data.rubrics import rubric_of
 from personality_vector.judges.spec import AnyJudge
 from personality_vector.measures.asking import Asking, AskingSpec
 from personality_vector.measures.likelihood import Traits
+from personality_vector.measures.spec import BaseMeasure
 from personality_vector.recipes.reading import read_recipe
-from personality_vector.subject.protocols import Answer, Better, Findings, Judge, Rubric, rated
+from personality_vector.subject.protocols import Answer, Findings, Judge, Rubric, rated
 
 if TYPE_CHECKING:
     from personality_vector.subject.subject import Subject
@@ -54,7 +54,7 @@ class InterviewSpec(AskingSpec):
 
 
 @dataclass(frozen=True, slots=True)
-class Interview:
+class Interview(BaseMeasure):
     """Answers to the items of an instrument.
 
     Its number is the mean score of a judge, on that judge's scale; the interval is that of the
@@ -62,8 +62,9 @@ class Interview:
 
     Attributes:
         asking: The questions, and how replies are drawn.
-        rubrics: What every answer is rated for, unless its item names one of them.
-        judges: Who rates; another judge changes no answer, so they are no part of the identity.
+        rubrics: What every answer is rated for, but for those to an item of another trait.
+        judges: Who rates. Neither judges nor rubrics change an answer, so both can be changed when
+            it has been given, and they are no part of the identity.
     """
 
     asking: Asking
@@ -71,20 +72,7 @@ class Interview:
     judges: Sequence[Judge] = field(default=(), compare=False)
     name: str = "interview"
 
-    version: ClassVar[int] = 1
     unit: ClassVar[str] = "score"
-    scale: ClassVar[None] = None
-    better: ClassVar[Better] = "towards_pole"
-
-    def identity(self) -> str:
-        """Return a digest of the questions and of how replies are drawn."""
-        from personality_vector.subject.identity import identity_of
-
-        return identity_of(self)
-
-    def prepare(self, base: "Subject") -> "Interview":  # noqa: ARG002
-        """Return it as it is: its answers are compared with nothing."""
-        return self
 
     def collect(self, subject: "Subject", seed: int) -> list[Answer]:
         """Return the answers."""
@@ -94,7 +82,7 @@ class Interview:
                 sample,
                 item.text,
                 reply.text,
-                self._rated_for(item),
+                () if item.trait is None else (item.trait,),
                 reply.tokens_in,
                 reply.tokens_out,
                 reply.seconds,
@@ -105,7 +93,3 @@ class Interview:
     def finish(self, base: "Subject", collected: list[Answer]) -> Findings:  # noqa: ARG002
         """Return what was collected: judges make numbers of it."""
         return Findings(answers=collected)
-
-    def _rated_for(self, item: Item) -> tuple[str, ...]:
-        names = tuple(rubric.trait for rubric in self.rubrics)
-        return names if item.trait is None else tuple(name for name in names if name == item.trait)

@@ -12,10 +12,10 @@ from personality_vector.data.statements import Part, Statement, of_both_poles, r
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
 from personality_vector.measures.asking import QUESTION
-from personality_vector.measures.spec import MeasureSpec
+from personality_vector.measures.spec import BaseMeasure, MeasureSpec
 from personality_vector.recipes.fields import Real, Whole, Words, distinct
 from personality_vector.recipes.paths import LocalPath
-from personality_vector.subject.protocols import Better, Findings, Reading
+from personality_vector.subject.protocols import Reading
 from personality_vector.traits import BIG_FIVE, Pole, Trait
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class LikelihoodSpec(MeasureSpec):
 
 
 @dataclass(frozen=True, slots=True)
-class Likelihood:
+class Likelihood(BaseMeasure):
     """Teacher-forced likelihood of statements as answers to ``question``.
 
     The number of a trait is the mean over high-pole statements of their mean log-likelihood per
@@ -84,10 +84,7 @@ class Likelihood:
     batch_size: int = field(default=32, compare=False)
     name: str = "likelihood"
 
-    version: ClassVar[int] = 1
     unit: ClassVar[str] = "nats per token"
-    scale: ClassVar[None] = None
-    better: ClassVar[Better] = "towards_pole"
 
     def __post_init__(self) -> None:
         if not self.statements:
@@ -104,16 +101,6 @@ class Likelihood:
         """The traits that are measured, in order of first appearance."""
         return tuple(dict.fromkeys(statement.trait for statement in self.statements))
 
-    def identity(self) -> str:
-        """Return a digest of statements, question and version."""
-        from personality_vector.subject.identity import identity_of
-
-        return identity_of(self)
-
-    def prepare(self, base: "Subject") -> "Likelihood":  # noqa: ARG002
-        """Return it as it is: it compares with nothing."""
-        return self
-
     def collect(self, subject: "Subject", seed: int) -> list[Reading]:  # noqa: ARG002
         """Return the number of every trait.
 
@@ -127,10 +114,6 @@ class Likelihood:
             _reading(self.name, trait, by_pole[Pole(trait, "high")], by_pole[Pole(trait, "low")])
             for trait in self.traits
         ]
-
-    def finish(self, base: "Subject", collected: list[Reading]) -> Findings:  # noqa: ARG002
-        """Return what was collected."""
-        return Findings(readings=collected)
 
     def _likelihoods(self, subject: "Subject") -> list[float]:
         """Return the mean log-likelihood per token of each statement, in nats."""

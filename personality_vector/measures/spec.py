@@ -1,27 +1,25 @@
 """What a measure of a recipe has in common with all others, and which kinds there are."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny, model_serializer
 
 from personality_vector.recipes.fields import Words
-from personality_vector.recipes.keyed import by_only_key, key_of
+from personality_vector.recipes.keyed import Kinds, by_only_key, key_of
 from personality_vector.recipes.reading import Recipe
+from personality_vector.subject.identity import identity_of
+from personality_vector.subject.protocols import Better, Findings
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from pydantic import SerializerFunctionWrapHandler
 
     from personality_vector.subject.protocols import Measure
+    from personality_vector.subject.subject import Subject
 
-KINDS: Mapping[str, str] = {
-    "likelihood": "measures.likelihood:LikelihoodSpec",
-    "interview": "measures.interview:InterviewSpec",
-    "divergence": "measures.divergence:DivergenceSpec",
-    "guards": "measures.guards:GuardsSpec",
-    "coherence": "measures.coherence:CoherenceSpec",
-}
+KINDS = Kinds("measures")
 """The key that says what is measured, to its schema."""
 
 
@@ -47,6 +45,27 @@ class MeasureSpec(Recipe):
     @model_serializer(mode="wrap")
     def _under_its_key(self, handler: "SerializerFunctionWrapHandler") -> dict[str, Any]:
         return {self.key: handler(self)}
+
+
+class BaseMeasure:
+    """What most measures have in common: they are compared with nothing, and collect readings."""
+
+    __slots__ = ()
+    version: ClassVar[int] = 1
+    scale: ClassVar[tuple[float, float] | None] = None
+    better: ClassVar[Better] = "towards_pole"
+
+    def identity(self) -> str:
+        """Return a digest of all fields, but for those that change speed and memory only."""
+        return identity_of(self)
+
+    def prepare(self, base: "Subject", /) -> "Self":  # noqa: ARG002
+        """Return it as it is."""
+        return self
+
+    def finish(self, base: "Subject", collected: Any, /) -> Findings:  # noqa: ARG002
+        """Return what was collected."""
+        return Findings(readings=collected)
 
 
 def _parsed(value: Any, info: Any) -> Any:

@@ -24,7 +24,7 @@ from personality_vector.manifest import write_manifest
 from personality_vector.merging.card import model_card
 from personality_vector.merging.depth import Alpha
 from personality_vector.merging.formula import OptionValue
-from personality_vector.merging.loop import changed, fused
+from personality_vector.merging.loop import Loop
 from personality_vector.merging.merged import merged
 from personality_vector.merging.plan import MergePlan, Output, plan_merge
 from personality_vector.merging.rounding import Cast, Realised, Squares
@@ -143,16 +143,16 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
 
 def _merge_batch(plan: MergePlan, writer: ShardWriter, batch: Batch) -> Squares:
     """Merge and write a batch, a run at a time."""
-    name, source, total = batch.tensor.name, plan.merged, Squares()
-    key = key_for(source.seed, f"rounding:{name}")
+    name, combine, total = batch.tensor.name, plan.merged.combine, Squares()
+    key = key_for(plan.merged.seed, f"rounding:{name}")
     cast = Cast(batch.tensor.dtype, plan.output.rounding, key)
     with blame(tensor=name):
         for run in batch_runs(batch.tensor.shape, batch.part, plan.device):
             stored = require_finite(plan.base, name, run)
-            slices = source.slices(name, run, plan.device)
-            if slices:
-                written, squares = fused(source.combine, slices, stored, cast) or added(
-                    changed(source.combine, slices), slices, stored, cast
+            if slices := plan.merged.slices(name, run, plan.device):
+                loop = Loop.of(combine, slices)
+                written, squares = (loop and loop.written(stored, cast)) or added(
+                    loop.changed() if loop else combine(slices), slices, stored, cast
                 )
                 total = Squares(*map(sum, zip(total, squares, strict=True)))
             else:

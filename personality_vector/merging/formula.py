@@ -162,8 +162,9 @@ class Formula:
 
     def __call__(self, slices: Sequence[Slice]) -> Entries:
         """Return ``lambda * consensus(alpha_1 * kept_1, ...)``, by operations of torch."""
-        kept = zip(slices, map(self.keep, slices), strict=True)
-        return scaled(self.consensus([s.alpha * k.of(s) for s, k in kept]), lambda_=self.lambda_)
+        kept = list(map(self.keep, slices))
+        weighted = [s.alpha * k.of(s) for s, k in zip(slices, kept, strict=True)]
+        return scaled(self.consensus(weighted), lambda_=self.lambda_)
 
 
 @dataclass(frozen=True, slots=True)

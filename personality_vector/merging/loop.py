@@ -27,61 +27,24 @@ _CONSENSUS = {"all": 0, "mean": 1, "sum": 2}
 
 
 def changed(combine: Combine, slices: Sequence[TermSlice]) -> Float64[Tensor, " entries"]:
-    """Return the change that slices make, compiled where that is possible.
+    """Return the change that the slices of all terms make, compiled where that is possible.
 
     Raises:
         NonFiniteError: A term holds NaN or infinity.
     """
-    loop = _Loop.of(combine, slices)
-    if loop is None:
-        return combine(slices)
-    ends = slices[0].ends
-    base = require_finite(ends[1], slices[0].name, slices[0].part) if ends else None
-    arrays = _arrays(slices, base)
-    change = torch.empty(arrays[1].shape[1], dtype=torch.float64)
-    loop.require_finite(change_all(*arrays, loop.numbers, change.numpy()))
-    return change
-
-
-def fused(
-    combine: Combine, slices: Sequence[TermSlice], base: Float[Tensor, " entries"], cast: Cast
-) -> tuple[BFloat16[Tensor, " entries"], Squares] | None:
-    """Return ``base + change`` rounded once, and the inner products, if one loop does it all.
-
-    One does for a formula that is compiled, of a bfloat16 model to the nearest bfloat16; but not
-    for a single delta as it is, whose fine-tuned entries may be restored.
-
-    Args:
-        combine: From the slices to the change.
-        slices: Of every term that acts; at least one.
-        base: These entries of the checkpoint that the deltas were taken from.
-        cast: How to round.
-
-    Raises:
-        NonFiniteError: A term holds NaN or infinity, or a sum does not fit bfloat16.
-    """
-    plain = base.dtype == cast.dtype == torch.bfloat16 and cast.rounding == "nearest"
-    is_as_it_is = len(slices) == 1 and slices[0].alpha == 1.0
-    loop = _Loop.of(combine, slices) if plain and not is_as_it_is else None
-    if loop is None:
-        return None
-    out = torch.empty_like(base)
-    arrays, bits = _arrays(slices, base), out.view(torch.uint16).numpy()
-    *squares, odd = merge_all(*arrays, loop.numbers, bits)
-    loop.require_finite(odd)
-    require_fit(out, lambda: base.double() + changed(combine, slices))
-    return out, Squares(*squares)
+    loop = Loop.of(combine, slices)
+    return loop.changed() if loop else combine(slices)
 
 
 @dataclass(frozen=True, slots=True)
-class _Loop:
-    """The numbers that the compiled loops take."""
+class Loop:
+    """A formula and the slices of all terms, as the compiled loops take them."""
 
     slices: Sequence[TermSlice]
     numbers: tuple[Any, ...]
 
     @classmethod
-    def of(cls, combine: Combine, slices: Sequence[TermSlice]) -> "_Loop | None":
+    def of(cls, combine: Combine, slices: Sequence[TermSlice]) -> "Loop | None":
         """Return the loop of a formula, or ``None`` if it has none, or not on this device."""
         if not isinstance(combine, Formula) or not isinstance(combine.consensus, Vote):
             return None
@@ -104,7 +67,45 @@ class _Loop:
         )
         return cls(slices, numbers)
 
-    def require_finite(self, odd: int) -> None:
+    def changed(self) -> Float64[Tensor, " entries"]:
+        """Return the change.
+
+        Raises:
+            NonFiniteError: A term holds NaN or infinity.
+        """
+        first = self.slices[0]
+        base = require_finite(first.ends[1], first.name, first.part) if first.ends else None
+        arrays = _arrays(self.slices, base)
+        change = torch.empty(arrays[1].shape[1], dtype=torch.float64)
+        self._require_finite(change_all(*arrays, self.numbers, change.numpy()))
+        return change
+
+    def written(
+        self, base: Float[Tensor, " entries"], cast: Cast
+    ) -> tuple[BFloat16[Tensor, " entries"], Squares] | None:
+        """Return ``base + change`` rounded once, and the inner products, if one loop does it all.
+
+        One does for a bfloat16 model to the nearest bfloat16; but not for a single delta as it is,
+        whose fine-tuned entries may be restored.
+
+        Args:
+            base: These entries of the checkpoint that the deltas were taken from.
+            cast: How to round.
+
+        Raises:
+            NonFiniteError: A term holds NaN or infinity, or a sum does not fit bfloat16.
+        """
+        plain = base.dtype == cast.dtype == torch.bfloat16 and cast.rounding == "nearest"
+        if not plain or (len(self.slices) == 1 and self.slices[0].alpha == 1.0):
+            return None
+        out = torch.empty_like(base)
+        arrays, bits = _arrays(self.slices, base), out.view(torch.uint16).numpy()
+        *squares, odd = merge_all(*arrays, self.numbers, bits)
+        self._require_finite(odd)
+        require_fit(out, lambda: base.double() + self.changed())
+        return out, Squares(*squares)
+
+    def _require_finite(self, odd: int) -> None:
         """Raise NonFiniteError for the term of this number, if it is one."""
         if odd < 0:
             return

@@ -6,10 +6,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from personality_vector.delta.sources import require_finite
 from personality_vector.merging.merged import is_one_delta
 from personality_vector.merging.rounding import Cast, Squares
 from personality_vector.merging.terms import TermSlice
-from personality_vector.numeric.kernels import projection
+from personality_vector.numeric.kernels import difference, projection
 
 
 def added(
@@ -54,9 +55,17 @@ def restored(
     if not is_one_delta(slices, change):
         return None
     (only,) = slices
-    tuned = only.term.delta.source.tuned_part(only.name, only.part, base.cpu())
-    if tuned is None:
+    start = base.cpu()
+    tuned = only.term.delta.source.tuned_part(only.name, only.part, start)
+    if tuned is None or not _is_base_of(only, start, tuned):
         return None
-    tuned = tuned.to(change.device)
-    made = tuned.double() - base.to(change.device).double()
-    return tuned if torch.equal(made.float(), change.float()) else None
+    return tuned.to(change.device)
+
+
+def _is_base_of(only: TermSlice, base: Tensor, tuned: Tensor) -> bool:
+    """Return whether entries are those that a delta was taken from."""
+    ends = only.term.difference
+    if ends is None:  # A delta that was saved is rounded to float32.
+        return torch.equal(difference(tuned, base).float(), only.delta.cpu().float())
+    stored = require_finite(ends.base, only.name, only.part)
+    return stored.dtype == base.dtype and torch.equal(stored, base)

@@ -5,8 +5,11 @@ reading a recipe imports only what the recipe uses.
 """
 
 import difflib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,6 +18,42 @@ from personality_vector.errors import RecipeError
 from personality_vector.recipes.reading import Recipe, sentence
 
 Registry = Mapping[str, str]
+
+
+class Kinds(Mapping[str, str]):
+    """The registry of a room in which each kind is a file: its key is the name of the file.
+
+    A kind is a schema that can be opened. To add one, add a file.
+    """
+
+    def __init__(self, room: str) -> None:
+        self._room = room
+
+    @cached_property
+    def _found(self) -> dict[str, str]:
+        room = import_module(f"personality_vector.{self._room}")
+        names = [one.name for one in iter_modules(room.__path__)]
+        modules = {name: import_module(f"{room.__name__}.{name}") for name in names}
+        return {
+            key: f"{self._room}.{key}:{name}"
+            for key, module in modules.items()
+            for name, found in inspect.getmembers(module, _is_kind)
+            if found.__module__ == module.__name__
+        }
+
+    def __getitem__(self, key: str) -> str:
+        return self._found[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+def _is_kind(thing: Any) -> bool:
+    is_schema = inspect.isclass(thing) and issubclass(thing, Recipe) and hasattr(thing, "open")
+    return is_schema and not inspect.isabstract(thing)
 
 
 def schema_of(registry: Registry, key: str) -> type[Recipe]:

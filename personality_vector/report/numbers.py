@@ -36,14 +36,21 @@ def numbers_of(run: Run, *, of_traits: bool) -> list[Number]:
     """Return the numbers that a run has of traits, or of none, in the order of its measures."""
     frame = run.readings()
     frame = frame[(frame["trait"] != "") == of_traits]
-    measures, judges = run["measures"], run["judges"]
+    measures, judges, units = run["measures"], run["judges"], run.units()
     rows = frame[["measure", "judge"]].drop_duplicates().itertuples(index=False, name=None)
-    return [_number(measure, judge, measures, judges) for measure, judge in rows]
+    return [
+        _number(measure, judge, _drawn(measure, measures, units), judges) for measure, judge in rows
+    ]
 
 
-def _number(measure: str, judge: str, measures: dict[str, Any], judges: dict[str, Any]) -> Number:
-    owner = max((name for name in measures if _is_of(measure, name)), key=len, default="")
-    drawn = measures.get(owner, {"unit": "", "scale": None, "better": "none"})
+def _drawn(number: str, measures: dict[str, Any], units: dict[str, str]) -> dict[str, Any]:
+    """Return how a number is drawn: as its measure, but for a unit of its own."""
+    owner = max((name for name in measures if _is_of(number, name)), key=len, default="")
+    drawn: dict[str, Any] = measures.get(owner, {"unit": "", "scale": None, "better": "none"})
+    return {**drawn, "unit": units[number], "scale": None} if number in units else drawn
+
+
+def _number(measure: str, judge: str, drawn: dict[str, Any], judges: dict[str, Any]) -> Number:
     scale = judges[judge]["scale"] if judge in judges else drawn["scale"]
     return Number(measure, judge, drawn["unit"], tuple(scale) if scale else None, drawn["better"])
 

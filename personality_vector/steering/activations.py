@@ -3,10 +3,10 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,8 +19,6 @@ from personality_vector.subject.chat import Chat, batched, encode_chats, render,
 from personality_vector.subject.models import decoder_blocks, decoder_of, device_of
 from personality_vector.subject.prompts import Prompts, reading
 
-T = TypeVar("T")
-
 Pooling = Literal["response_mean", "prompt_last", "prompt_mean", "last"]
 """Which activations of a chat are averaged.
 
@@ -29,13 +27,6 @@ Pooling = Literal["response_mean", "prompt_last", "prompt_mean", "last"]
 is what ``generate`` reads, the marks that open the reply included: its last token is the one before
 the first that is generated. It is read alone, so a response that follows has no influence.
 ``last``: that of the last token of the response; of the prompt, if the chat has no response.
-"""
-
-TextPooling = Literal["mean", "last"]
-"""Which activations of a plain text are averaged: those of all its tokens, or of the last.
-
-Special tokens that the tokenizer adds are read but not pooled: the first token of a sequence has
-activations of quite another size, which in texts of unequal length do not cancel.
 """
 
 
@@ -55,8 +46,8 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Reader(Generic[T]):
-    """Reads pooled activations of a model: chats or texts in, a vector for each layer out.
+class Reader:
+    """Reads pooled activations of a model: chats in, a vector for each layer out.
 
     One forward pass serves all layers, and no activation outlives its block. The blocks' outputs
     are read by forward hooks, after any steering hook that is already there;
@@ -65,17 +56,19 @@ class Reader(Generic[T]):
 
     Attributes:
         model: A causal language model; not changed.
-        encode: Turns an input into tokens.
+        tokenizer: With a chat template.
         layers: 0-based decoder blocks.
+        pooling: Which tokens count.
         batch_size: Inputs per forward pass; it changes speed and memory only.
     """
 
     model: Any
-    encode: Callable[[T], Row]
+    tokenizer: Any
     layers: tuple[int, ...]
+    pooling: Pooling = "response_mean"
     batch_size: int = 16
 
-    def pooled(self, inputs: Sequence[T]) -> dict[int, Float[Tensor, "inputs hidden"]]:
+    def pooled(self, inputs: Sequence[Chat]) -> dict[int, Float[Tensor, "inputs hidden"]]:
         """Return, for each layer, the pooled activation of each input, in their order.
 
         float32, on the CPU, in the unit of the activation.
@@ -90,7 +83,7 @@ class Reader(Generic[T]):
                 kept[layer].append(rows.float())
         return {layer: torch.cat(parts) for layer, parts in kept.items()}
 
-    def mean(self, inputs: Sequence[T]) -> dict[int, Float[Tensor, " hidden"]]:
+    def mean(self, inputs: Sequence[Chat]) -> dict[int, Float[Tensor, " hidden"]]:
         """Return, for each layer, the mean over inputs of their pooled activations.
 
         float64, on the CPU. Only a sum is kept. Raises like :meth:`pooled`.
@@ -100,13 +93,13 @@ class Reader(Generic[T]):
             sums = {layer: sums[layer] + rows.sum(0) for layer, rows in batch.items()}
         return {layer: total / len(inputs) for layer, total in sums.items()}
 
-    def _batches(self, inputs: Sequence[T]) -> Iterator[dict[int, Float[Tensor, "rows hidden"]]]:
+    def _batches(self, inputs: Sequence[Chat]) -> Iterator[dict[int, Float[Tensor, "rows hidden"]]]:
         if not inputs:
             raise DataError("there is nothing to read activations from; give at least one input")
         rows = []
         for number, given in enumerate(inputs):
             with blame(input=number):
-                rows.append(self.encode(given))
+                rows.append(_row(self.tokenizer, given, self.pooling))
         numbers = list(batched(range(len(rows)), self.batch_size))
         for batch in progress(numbers, "read activations"):
             pooled = self._forward([rows[number] for number in batch])
@@ -132,40 +125,13 @@ class Reader(Generic[T]):
         return {layer: values.cpu() for layer, values in found.items()}
 
 
-def pooled_activations(
-    model: Any,
-    tokenizer: Any,
-    chats: Sequence[Chat],
-    layers: Sequence[int] | None = None,
-    pooling: Pooling = "response_mean",
-    batch_size: int = 16,
-) -> dict[int, Float[Tensor, "chats hidden"]]:
-    """Return, for each layer, the pooled activation of each chat: see :meth:`Reader.pooled`.
-
-    Layers may be negative, and are all by default; the keys are 0-based.
-    """
-    return chat_reader(model, tokenizer, layers, pooling, batch_size).pooled(chats)
-
-
-def mean_activations(
-    model: Any,
-    tokenizer: Any,
-    chats: Sequence[Chat],
-    layers: Sequence[int] | None = None,
-    pooling: Pooling = "response_mean",
-    batch_size: int = 16,
-) -> dict[int, Float[Tensor, " hidden"]]:
-    """Return, for each layer, the mean over chats of what is pooled: see :meth:`Reader.mean`."""
-    return chat_reader(model, tokenizer, layers, pooling, batch_size).mean(chats)
-
-
 def chat_reader(
     model: Any,
     tokenizer: Any,
     layers: Sequence[int] | None = None,
     pooling: Pooling = "response_mean",
     batch_size: int = 16,
-) -> Reader[Chat]:
+) -> Reader:
     """Return a reader of chats.
 
     Args:
@@ -179,20 +145,9 @@ def chat_reader(
         ModelError: The model has no such layer.
         DataError: A layer is named twice, or none is.
     """
-    chosen = _resolved(model, layers)
-    return Reader(model, lambda chat: _chat_row(tokenizer, chat, pooling), chosen, batch_size)
-
-
-def text_reader(
-    model: Any,
-    tokenizer: Any,
-    layers: Sequence[int] | None = None,
-    pooling: TextPooling = "mean",
-    batch_size: int = 16,
-) -> Reader[str]:
-    """Return a reader of plain texts, without a chat template. Otherwise as :func:`chat_reader`."""
-    chosen = _resolved(model, layers)
-    return Reader(model, lambda text: _text_row(tokenizer, text, pooling), chosen, batch_size)
+    every = range(len(decoder_blocks(model)))
+    chosen = resolve_layers(model, every if layers is None else layers)
+    return Reader(model, tokenizer, chosen, pooling, batch_size)
 
 
 def template_hash(tokenizer: Any) -> str:
@@ -223,11 +178,7 @@ def require_prompts_differ(
         )
 
 
-def _resolved(model: nn.Module, layers: Sequence[int] | None) -> tuple[int, ...]:
-    return resolve_layers(model, range(len(decoder_blocks(model))) if layers is None else layers)
-
-
-def _chat_row(tokenizer: Any, chat: Chat, pooling: Pooling) -> Row:
+def _row(tokenizer: Any, chat: Chat, pooling: Pooling) -> Row:
     is_answered = bool(chat) and chat[-1]["role"] == "assistant"
     if pooling == "response_mean" or (pooling == "last" and is_answered):
         return _response_row(tokenizer, chat, pooling)
@@ -247,15 +198,6 @@ def _response_row(tokenizer: Any, chat: Chat, pooling: Pooling) -> Row:
     encoded = encode_chats(tokenizer, [chat])
     columns = encoded.response_mask[0].nonzero().flatten().tolist()
     return Row(encoded.input_ids[0].tolist(), columns[0], _chosen(columns, pooling))
-
-
-def _text_row(tokenizer: Any, text: str, pooling: TextPooling) -> Row:
-    encoded = tokenizer(text, return_special_tokens_mask=True)
-    ids = encoded["input_ids"]
-    columns = [c for c, is_special in enumerate(encoded["special_tokens_mask"]) if not is_special]
-    if not columns:
-        raise DataError("a text to read activations from is empty")
-    return Row(ids, len(ids), _chosen(columns, pooling))
 
 
 def _chosen(columns: Sequence[int], pooling: str) -> Sequence[int]:

@@ -8,13 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from personality_vector.errors import (
-    BaseMismatchError,
-    DataError,
-    ModelError,
-    NonFiniteError,
-    RecipeError,
-)
+from personality_vector.errors import DataError, ModelError, NonFiniteError, RecipeError
+from personality_vector.steering.directions import require_fit
 from personality_vector.steering.layers import no_such_layer, resolved
 from personality_vector.steering.positions import ALL, Positions
 from personality_vector.steering.where import Gate, Selected, Where
@@ -122,7 +117,9 @@ def steered(
     if not directions:
         raise DataError("no direction is given, so nothing would be steered")
     for layer, direction in directions.items():
-        _require_fit(model, layer, len(blocks), direction)
+        if not 0 <= layer < len(blocks):
+            raise ModelError(no_such_layer(layer, len(blocks)))
+        require_fit(f"layer {layer}", direction, hidden_size(model))
         if how == "add":
             _require_room(model, layer, direction, amounts)
     require_no_strangers(model)
@@ -228,21 +225,6 @@ def _amounts(strength: Strength) -> float | Tensor:
     if amounts.ndim > 1 or not amounts.numel():
         raise DataError(f"the strength has shape {list(amounts.shape)}; give a number, or [rows]")
     return amounts if amounts.ndim else float(amounts)
-
-
-def _require_fit(model: nn.Module, layer: int, count: int, direction: Tensor) -> None:
-    if not 0 <= layer < count:
-        raise ModelError(no_such_layer(layer, count))
-    width = hidden_size(model)
-    if direction.shape != (width,):
-        raise BaseMismatchError(
-            f"layer {layer}: the vector has shape {list(direction.shape)}, but the residual stream "
-            f"of this model is {width} wide; use a vector that was extracted from this model"
-        )
-    if not torch.isfinite(direction).all():
-        raise NonFiniteError(f"layer {layer}: the direction holds NaN or infinity")
-    if not direction.any():
-        raise DataError(f"layer {layer}: the direction is zero, so it points nowhere")
 
 
 def _require_room(model: nn.Module, layer: int, direction: Tensor, amounts: float | Tensor) -> None:

@@ -7,7 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
+from personality_vector.errors import (
+    BaseMismatchError,
+    DataError,
+    NonFiniteError,
+    TensorMismatchError,
+)
 
 Directions = Mapping[int, Float[Tensor, "..."]]
 """0-based decoder block to a float32 direction ``(hidden,)`` on the CPU."""
@@ -26,7 +31,15 @@ def checked(directions: Directions, label: str) -> dict[int, Tensor]:
     ordered = dict(sorted(directions.items()))
     hidden = next(iter(ordered.values())).numel()
     for layer, direction in ordered.items():
-        _check(f"{label or 'steering vector'}, layer {layer}", layer, direction, hidden)
+        where = f"{label or 'steering vector'}, layer {layer}"
+        if layer < 0:
+            raise DataError(f"{where}: a stored layer is 0-based; resolve negative ones first")
+        if direction.shape != (hidden,) or direction.dtype != torch.float32:
+            raise TensorMismatchError(
+                f"{where}: should be {hidden} float32 numbers, "
+                f"is {direction.dtype} of shape {list(direction.shape)}"
+            )
+        require_pointing(where, direction)
     return ordered
 
 
@@ -77,14 +90,24 @@ def cosine(one: Float[Tensor, " hidden"], other: Float[Tensor, " hidden"]) -> fl
     return float(a @ b / (a.norm() * b.norm()))
 
 
-def _check(where: str, layer: int, direction: Tensor, hidden: int) -> None:
-    if layer < 0:
-        raise DataError(f"{where}: a stored layer is 0-based; resolve negative ones first")
-    if direction.shape != (hidden,) or direction.dtype != torch.float32:
-        raise TensorMismatchError(
-            f"{where}: should be {hidden} float32 numbers, "
-            f"is {direction.dtype} of shape {list(direction.shape)}"
+def require_fit(where: str, direction: Float[Tensor, "..."], width: int) -> None:
+    """Check that a direction points somewhere in a residual stream of this width.
+
+    Raises:
+        BaseMismatchError: It has another shape.
+        NonFiniteError: It holds NaN or infinity.
+        DataError: It is zero.
+    """
+    if direction.shape != (width,):
+        raise BaseMismatchError(
+            f"{where}: the vector has shape {list(direction.shape)}, but the residual stream "
+            f"of this model is {width} wide; use a vector that was extracted from this model"
         )
+    require_pointing(where, direction)
+
+
+def require_pointing(where: str, direction: Float[Tensor, "..."]) -> None:
+    """Check that a direction is of finite numbers, not all zero; see :func:`require_fit`."""
     if not torch.isfinite(direction).all():
         raise NonFiniteError(f"{where}: the direction holds NaN or infinity")
     if not direction.any():

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -10,8 +10,7 @@ from torch import Tensor
 
 from personality_vector.errors import DataError, TensorMismatchError
 from personality_vector.steering.activations import Reader
-
-T = TypeVar("T")
+from personality_vector.subject.chat import Chat
 
 EstimatorName = Literal["mean_difference", "pca", "logistic"]
 
@@ -97,9 +96,9 @@ ESTIMATORS: dict[EstimatorName, Estimator] = {
 
 
 def contrast(
-    reader: Reader[T],
-    positive: Sequence[T],
-    negative: Sequence[T],
+    reader: Reader,
+    positive: Sequence[Chat],
+    negative: Sequence[Chat],
     estimator: EstimatorName = "mean_difference",
 ) -> dict[int, Float[Tensor, " hidden"]]:
     """Return a direction for each layer of ``reader``, from the negative side to the positive.

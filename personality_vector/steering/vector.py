@@ -154,8 +154,8 @@ class SteeringVector:
         """Return how fine-tuning moved the mean activation over the same chats.
 
         It is to activations what a delta is to weights. For one model in memory read it twice
-        with :func:`mean_activations`, plain and inside ``intervention.applied(subject, strength)``,
-        and take :func:`shift` of the two.
+        with :func:`chat_reader`, plain and inside ``intervention.applied(subject, strength)``,
+        and take :func:`shift` of the two means.
 
         Args:
             base: The model that was fine-tuned; the vector belongs to its residual stream.

@@ -1,6 +1,7 @@
 """Which rows and columns of the chunk that a model is reading right now are steered."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,13 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from personality_vector.errors import (
-    BaseMismatchError,
-    DataError,
-    ModelError,
-    NonFiniteError,
-    RecipeError,
-)
+from personality_vector.errors import DataError, ModelError, NonFiniteError, RecipeError
+from personality_vector.steering.directions import require_fit
 from personality_vector.steering.positions import Positions
 from personality_vector.subject.models import hidden_size, owner_of
 from personality_vector.subject.prompts import Prompts, announcing, current_prompts
@@ -63,21 +59,20 @@ class Gate:
         Raises:
             ModelError: There is no such block, or a steered block comes before it.
             BaseMismatchError: The direction has another width.
-            NonFiniteError: A number is NaN or infinite, or the direction is zero.
+            NonFiniteError: A number is NaN or infinite.
+            DataError: The direction is zero.
         """
         if not 0 <= self.layer < blocks or first_steered < self.layer:
             raise ModelError(
                 f"gate at layer {self.layer}: must be one of the {blocks} blocks, and no later "
                 f"than the first steered one, {first_steered}"
             )
-        if self.direction.shape != (hidden_size(model),):
-            raise BaseMismatchError(
-                f"gate at layer {self.layer}: the direction has shape "
-                f"{list(self.direction.shape)}, the residual stream is {hidden_size(model)} wide"
+        require_fit(f"gate at layer {self.layer}", self.direction, hidden_size(model))
+        if not math.isfinite(self.threshold):
+            raise NonFiniteError(
+                f"gate at layer {self.layer}: the threshold must be a finite number, "
+                f"got {self.threshold}"
             )
-        norm = float(self.direction.double().norm())
-        if not (0 < norm < torch.inf and -torch.inf < self.threshold < torch.inf):
-            raise NonFiniteError(f"gate at layer {self.layer}: needs finite numbers, not all zero")
 
 
 class Where:

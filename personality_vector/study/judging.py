@@ -69,11 +69,18 @@ def judge_run(folder: Path, judge: Judge) -> int:
         cells = [row for row in store.planned() if rubrics.get(row.name)]
         if not cells:
             raise RecipeError(f"{folder}: holds no answers to judge; no measure of it asks for any")
+        judged = [
+            Judged(name, judge.name, rubric.trait, judge_key(judge, rubric))
+            for name, found in rubrics.items()
+            for rubric in found
+        ]
+        store.require_same_judge(judged)
         ready = judge.prepare(_base_of(store))
         for row in progress(cells, "judge"):
             for rubric in rubrics[row.name]:
                 judge_cell(store, row.cell, _base_cell(row), ready, rubric)
-        _note(store, judge, {name: rows for name, rows in rubrics.items() if rows})
+        store.judge_too(judged)
+        store.note(judges={**store["judges"], judge.name: quality_of(judge)})
     return len(cells)
 
 
@@ -101,12 +108,3 @@ def _base_of(store: Store) -> Subject:
     """Return the base, which only some judges read."""
     base = store["base"]
     return Subject.load(base["path"], dtype=base["dtype"], device=base["device"])
-
-
-def _note(store: Store, judge: Judge, rubrics: dict[str, list[Rubric]]) -> None:
-    store.judge_too(
-        Judged(name, judge.name, rubric.trait, judge_key(judge, rubric))
-        for name, found in rubrics.items()
-        for rubric in found
-    )
-    store.note(judges={**store["judges"], judge.name: quality_of(judge)})

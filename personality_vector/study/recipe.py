@@ -1,10 +1,11 @@
 """The recipes of studies: an evaluation, a sweep, a comparison."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from personality_vector.errors import TraitError
 from personality_vector.interventions.spec import AnyIntervention
 from personality_vector.measures.asking import ASKED, AskingSpec
 from personality_vector.measures.spec import KINDS, AnyMeasure
@@ -62,14 +63,27 @@ def _for_each_pole(given: Any) -> list[Any]:
     words = [word for word in (TRAIT, LEVEL) if word in str(given)]
     if not isinstance(given, Mapping) or not words:
         return [given]
-    poles = [Pole.parse(str(pole)) for pole in given.get("poles") or BIG_FIVE_POLES]
     rest = {key: value for key, value in given.items() if key != "poles"}
-    default = ":".join(words)
-    found = {}
-    for pole in poles:
-        row = _filled({"label": default, **rest}, pole)
-        found[row["label"]] = row
-    return list(found.values())
+    row = {"label": ":".join(words), **rest}
+    found: list[Any] = []
+    for pole in _poles_of(given):
+        filled = _filled(row, pole)
+        # What names the trait alone is the same for both of its poles.
+        if filled not in found:
+            found.append(filled)
+    return found
+
+
+def _poles_of(given: Mapping[str, Any]) -> Sequence[Pole]:
+    poles = given.get("poles")
+    if poles is None:
+        return BIG_FIVE_POLES
+    if not isinstance(poles, list | tuple) or not poles:
+        raise ValueError(f"poles: a list of poles, such as [extraversion:high], not {poles!r:.40}")
+    try:
+        return [Pole.parse(str(pole)) for pole in poles]
+    except TraitError as error:
+        raise ValueError(f"poles: {error}") from error
 
 
 def _filled(value: Any, pole: Pole) -> Any:

@@ -91,6 +91,15 @@ class Run:
         ordered = [row[1:] for row in sorted(rows, key=lambda row: row[0])]
         return pd.DataFrame(ordered, columns=list(READINGS)).astype(READINGS)
 
+    def units(self) -> dict[str, str]:
+        """Return the units of those numbers that have another than their measure."""
+        with Store.open(self.folder / FILE) as store, explained(store.path):
+            rows = store.connection.execute(
+                f"SELECT DISTINCT r.measure, r.unit FROM {_JOINED} JOIN readings r "
+                "ON r.cell = c.id WHERE r.unit != ''"
+            ).fetchall()
+        return dict(rows)
+
     def answers(self) -> pd.DataFrame:
         """Return every answer of the latest recipe's cells, with each score or the reason for none.
 

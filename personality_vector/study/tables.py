@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from personality_vector.study.design import BASE
@@ -43,13 +44,12 @@ def on_grid(run: Run, readings: pd.DataFrame) -> pd.DataFrame:
         strength in arms.get(label, ())
         for label, strength in zip(readings["intervention"], readings["strength"], strict=True)
     ]
-    return readings[is_listed]
+    return readings[np.array(is_listed, dtype=bool)]  # a list without elements picks columns
 
 
 def measured(run: Run) -> pd.DataFrame:
-    """Return the numbers of every trait, of a run without interventions."""
-    shown = run.readings().query("trait != ''")
-    return shown.drop(columns=["intervention", "strength"])
+    """Return the numbers of a run without interventions."""
+    return run.readings().drop(columns=["intervention", "strength"])
 
 
 def dose_response(run: Run) -> pd.DataFrame:
@@ -160,11 +160,9 @@ def matched_effect(run: Run) -> pd.DataFrame:
     shift of the other traits), and every number of no trait.
     """
     pole = Pole.parse(run["pole"])
-    shift, off_target, cost = (
-        _shifted(run, run["effect"], "", pole),
-        off_targets(run, pole),
-        costs(run),
-    )
+    shift, off_target = _shifted(run, run["effect"], "", pole), off_targets(run, pole)
+    cost = costs(run)
+    cost = cost.rename(columns=short_names(list(cost.columns)))
     judged = {
         f"{judge} shift": _shifted(run, measure, judge, pole)
         for measure, judge in _judged_numbers(run, pole)

@@ -60,7 +60,13 @@ def answered(chat: Chat, reply: str) -> list[Message]:
 
 
 def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Yield ``items`` in order, ``size`` at a time."""
+    """Yield ``items`` in order, ``size`` at a time.
+
+    Raises:
+        DataError: ``size`` is not positive.
+    """
+    if size < 1:
+        raise DataError(f"a batch holds at least 1, got {size}")
     for start in range(0, len(items), size):
         yield items[start : start + size]
 

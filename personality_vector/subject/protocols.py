@@ -59,7 +59,7 @@ class Answer:
         sample: 0-based number of the repetition.
         question: The user's message.
         reply: What the model said.
-        traits: What it is rated for; names of rubrics.
+        traits: Names of the rubrics that it is rated for; empty for all.
         tokens_in: Tokens of the prompt.
         tokens_out: Tokens of the reply.
         seconds: Time of the reply.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class Subject:
 
     @classmethod
     def load(
-        cls, base: str | Checkpoint, *, dtype: str = "float32", device: str = "auto"
+        cls, base: str | Path | Checkpoint, *, dtype: str = "float32", device: str = "auto"
     ) -> "Subject":
         """Load the model and the tokenizer of a checkpoint.
 

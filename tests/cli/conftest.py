@@ -13,7 +13,7 @@ from personality_vector.delta import Delta
 
 SAID = {"high": ("I love parties", "I talk a lot"), "low": ("I am quiet", "I like it alone")}
 TRAITS = ["extraversion", "openness"]
-MEASURE = {"traits": TRAITS, "statements": "statements.jsonl"}
+ASKED = {"traits": TRAITS, "statements": "statements.jsonl"}
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory, pico: Any, pico_tuned: Any) ->
         for part in ("train", "held_out")
     ]
     (folder / "statements.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    measure = {**MEASURE, "generation": {"max_new_tokens": 4}}
-    common = {"device": "cpu", "measure": measure}
+    interview = {"traits": TRAITS, "judges": ["classifier"], "generation": {"max_new_tokens": 4}}
+    measures = [{"likelihood": ASKED}, {"interview": interview}, "divergence", {"guards": ASKED}]
+    common = {"device": "cpu", "measures": measures}
     data = {"source": "statements.jsonl"}
     pole = "extraversion:high"
     weights = {"label": "weights", "tuned": tuned}

@@ -13,7 +13,7 @@ from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
 from personality_vector.steering.monitor import projections
 from personality_vector.subject.chat import answered, question
-from personality_vector.subject.generation import Sampling, generate_replies
+from personality_vector.subject.generation import Reply, Sampling, generate_replies
 from personality_vector.subject.models import load_model, load_tokenizer
 
 
@@ -122,7 +122,8 @@ def test_monitor_prints_what_the_library_measures(pvec, saved, prompts, pico):
     vector = SteeringVector.load(prompts.parent / "v")
     chats = [question(text) for text in ("What are you like?", "Do you like parties?")]
     greedy = Sampling(max_new_tokens=6, temperature=0.0)
-    replies = generate_replies(model, tokenizer, chats, greedy, seed=0)
+    drawn = generate_replies(model, tokenizer, chats, greedy, seed=0)
+    replies = [reply.text for reply in drawn]
     rows = ended.json["prompts"]
     assert [row["prompt"] for row in rows] == [chat[0]["content"] for chat in chats]
     assert [row["reply"] for row in rows] == replies
@@ -138,7 +139,8 @@ def test_monitor_prints_what_the_library_measures(pvec, saved, prompts, pico):
 
 def test_an_empty_reply_has_no_projection(pvec, saved, prompts, pico, monkeypatch):
     monkeypatch.setattr(
-        "personality_vector.subject.chat.generate_replies", lambda *_, **__: ["", "I like parties."]
+        "personality_vector.subject.generation.generate_replies",
+        lambda *_, **__: [Reply("", 20, 1, 0.0), Reply("I like parties.", 20, 4, 0.0)],
     )
     words = ["steer", "monitor", saved("v"), "--model", pico("llama"), "--prompts", prompts]
     rows = pvec(*words, "--json").json["prompts"]
@@ -192,7 +194,7 @@ def test_a_layer_without_a_direction_is_refused_before_a_reply(
         raise AssertionError("the model was run")
 
     monkeypatch.setattr("personality_vector.steering.monitor.projections", never)
-    monkeypatch.setattr("personality_vector.subject.chat.generate_replies", never)
+    monkeypatch.setattr("personality_vector.subject.generation.generate_replies", never)
     words = ["steer", "monitor", saved("v", (0, 1)), "--model", pico("llama")]
     ended = pvec(*words, "--prompts", prompts, "--layer", -1)
     assert ended.code == 1

@@ -52,6 +52,21 @@ def test_a_dry_run_writes_nothing_and_prints_the_plan(pvec, lab, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_says_how_many_cells_there_are_and_whose(pvec, lab):
+    plan = pvec("sweep", lab.sweep, "--set", "seeds=[0, 1]", "--dry-run", "--json").json
+    assert plan["cells"] == 3 * 4 * 2, "base and two strengths, four measures, two seeds"
+    assert set(plan["identities"]) == {"weights"}
+    assert (
+        plan["base_identity"] == pvec("eval", lab.eval, "--dry-run", "--json").json["base_identity"]
+    )
+    assert [set(measure) for measure in plan["recipe"]["measures"]] == [
+        {"likelihood"},
+        {"interview"},
+        {"divergence"},
+        {"guards"},
+    ]
+
+
 @pytest.mark.parametrize(
     ("word", "setting"),
     [
@@ -217,7 +232,9 @@ def test_a_copied_recipe_still_finds_its_data(pvec, tmp_path, name):
     verb = {"training/smoke": "train", "eval/smoke": "eval"}.get(name, "steer extract")
     recipe = pvec(*verb.split(), tmp_path / "mine.yaml", "--dry-run", "--json").json["recipe"]
     source = (
-        recipe.get("data") or recipe.get("positive") or {"source": recipe["measure"]["statements"]}
+        recipe.get("data")
+        or recipe.get("positive")
+        or {"source": recipe["measures"][0]["likelihood"]["statements"]}
     )
     assert Path(source["source"]).is_file()
 

@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from personality_vector.data.chats import read_chats
-from personality_vector.data.spec import DataSpec
+from personality_vector.data.chats import DataSpec, read_chats
 from personality_vector.data.statements import part_of
 from personality_vector.errors import DataError, PersonalityVectorError
 from personality_vector.traits import Pole

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
-from personality_vector.study.sweep import BASE, correlation, sweep
 
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.finetuning.sft import train
+from personality_vector.study.design import BASE
+from personality_vector.study.opening import open_study
 from personality_vector.study.recipe import SweepRecipe
+from personality_vector.study.tables import correlation
 from personality_vector.traits import Pole
 
 ALPHAS = [round(0.1 * step, 1) for step in range(1, 21)]
@@ -29,17 +31,11 @@ def test_the_probe_follows_alpha_crosses_the_base_and_extrapolates(shared, tmp_p
         "base": base,
         "interventions": [{"label": pole, "tuned": str(tmp_path / "tuned")}],
         "strengths": [-1.0, *ALPHAS],
-        "measure": {
-            "traits": [trait],
-            "statements": statements,
-            "limit": 50,
-            "side_effects": False,
-            "generation": {"max_new_tokens": 8},
-        },
+        "measures": [{"likelihood": {"traits": [trait], "statements": statements, "limit": 50}}],
     }
     kind = SweepRecipe.parse(measured, origin="test", folder=Path.cwd())
-    with sweep(kind, tmp_path / "sweep") as results:
-        probe = results.frame("measures").query("measure == 'probe'")
+    run = open_study(kind).run(tmp_path / "sweep")
+    probe = run.readings().query("measure == 'likelihood'")
     value = probe.set_index(["intervention", "strength"])["value"]
     found = correlation(ALPHAS, [float(value[pole, alpha]) for alpha in ALPHAS])
     assert sign * found["spearman"] >= 0.99

@@ -1,5 +1,6 @@
 """Law 6: a live edit restores bit-identical weights, whatever happens; nothing is subtracted."""
 
+import shutil
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -8,13 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+import personality_vector as pv
 from personality_vector import merge
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
+from personality_vector.delta.sources import whole
 from personality_vector.interventions.weights import WeightEdit
+from personality_vector.merging.live import live_edit
 from personality_vector.subject.models import load_model
+from personality_vector.subject.subject import Subject
+from tests.rows import EVERY_ROW
 
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi")
 DTYPES = ("float32", "bfloat16")
@@ -87,7 +94,7 @@ def adapter(pico, tmp_path):
 def test_weights_are_restored_bit_for_bit(pico, delta, family, dtype):
     model = load_model(pico(family, dtype), dtype=dtype)
     before = copies(model)
-    with WeightEdit(delta(family, dtype)).applied(model, 1.7):
+    with WeightEdit(delta(family, dtype)).applied(Subject(model, None), 1.7):
         assert changed(before, model) == set(before)
     assert not changed(before, model)
 
@@ -97,7 +104,10 @@ def test_weights_are_restored_bit_for_bit(pico, delta, family, dtype):
 def test_weights_are_restored_after_an_exception_in_the_body(pico, delta, family, dtype):
     model = load_model(pico(family, dtype), dtype=dtype)
     before = copies(model)
-    with pytest.raises(KeyboardInterrupt), WeightEdit(delta(family, dtype)).applied(model, -3.0):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        WeightEdit(delta(family, dtype)).applied(Subject(model, None), -3.0),
+    ):
         raise KeyboardInterrupt
     assert not changed(before, model)
 
@@ -110,7 +120,7 @@ def test_weights_are_restored_after_an_exception_while_applying(pico, delta, fam
     whole = delta(family, "bfloat16")
     middle = whole.names[len(whole.names) // 2]
     broken = replace(whole, source=FailsAt(whole.source, middle, error))
-    with pytest.raises(type(error)), WeightEdit(broken).applied(model, 1.0):
+    with pytest.raises(type(error)), WeightEdit(broken).applied(Subject(model, None), 1.0):
         pytest.fail("the body must not run on half an edit")
     assert not changed(before, model)
 
@@ -122,6 +132,51 @@ def held(model: Any, names: Any) -> dict[str, Tensor]:
     return {name: states[renamed.get(name, name)].clone() for name in names}
 
 
+@EVERY_ROW
+@pytest.mark.parametrize(
+    ("dtype", "strength"), [("float32", 1.0), ("bfloat16", -1.3), ("float16", 0.4)]
+)
+def test_a_live_edit_of_a_merge_holds_the_weights_that_it_writes_at_that_lambda(
+    pico, pico_tuned, merged, dtype, strength, method, options, require_same_bytes
+):
+    base = pico("phi", dtype)
+    terms = [(pico_tuned("phi", dtype, seed), alpha) for seed, alpha in enumerate((0.7, 1.0, -0.4))]
+    for given in (terms, terms[1:2]):
+        delta = pv.merged(base, given, method=method, options={**options, "lambda": 1.0}, seed=2)
+        model = load_model(base, dtype=dtype)
+        with live_edit(model, delta, strength):
+            found = held(model, Checkpoint.open(base).names)
+        written = {**options, "lambda": strength}
+        require_same_bytes(found, merged(base, given, method=method, options=written, seed=2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("saved", [False, True], ids=["by reference", "saved"])
+def test_a_live_edit_restores_what_addition_cannot(
+    pico, weights, tmp_path, dtype, saved, require_same_bytes
+):
+    """Where ``base + (tuned - base)`` is not ``tuned``; but not upon another edit."""
+    base, tuned = pico("llama", dtype), tmp_path / "tuned"
+    shutil.copytree(base, tuned)
+    ends = {name: tensor * 1e-9 for name, tensor in weights(base).items()}
+    save_file(ends, tuned / "model.safetensors")
+    change = Delta.between(base, tuned)
+    change = Delta.load(change.save(tmp_path / "saved")) if saved else change
+    model = load_model(base, dtype=dtype)
+    with live_edit(model, change):
+        require_same_bytes(held(model, ends), ends)
+    with live_edit(model, change, 0.5):
+        between = held(model, ends)
+        with live_edit(model, change):
+            expected = {
+                name: between[name].double()
+                + change.source.part(name, whole(change.source, name)).reshape(between[name].shape)
+                for name in ends
+            }
+            same_dtype = {name: tensor.to(between[name].dtype) for name, tensor in expected.items()}
+            require_same_bytes(held(model, ends), same_dtype)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("alpha", [-1.0, 0.3, 1.0])
@@ -130,20 +185,20 @@ def test_weights_are_base_plus_alpha_delta_rounded_once(
 ):
     base = pico(family, dtype)
     model = load_model(base, dtype=dtype)
-    with WeightEdit(delta(family, dtype)).applied(model, alpha):
+    with WeightEdit(delta(family, dtype)).applied(Subject(model, None), alpha):
         found = held(model, Checkpoint.open(base).names)
     require_same_bytes(found, restated(base, [(pico_tuned(family, dtype), alpha)]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [*DTYPES, "float16"])
-@pytest.mark.parametrize("alpha", [-1.3, 0.01, 1.0, 2.5])
+@pytest.mark.parametrize("alpha", [-1.3, 1.0])
 def test_a_live_edit_holds_the_weights_that_a_merge_writes(
     pico, delta, merged, family, dtype, alpha, require_same_bytes
 ):
     base, change = pico(family, dtype), delta(family, dtype)
     model = load_model(base, dtype=dtype)
-    with WeightEdit(change).applied(model, alpha):
+    with WeightEdit(change).applied(Subject(model, None), alpha):
         found = held(model, Checkpoint.open(base).names)
     require_same_bytes(found, merged(base, [(change, alpha)]))
 
@@ -158,7 +213,7 @@ def test_a_live_edit_of_a_saved_delta_holds_what_a_merge_of_it_writes(
     whole = Delta.from_lora(adapter, base) if storage == "lora" else delta("llama", dtype)
     change = Delta.load(whole.save(tmp_path / "saved", storage=storage))
     model = load_model(base, dtype=dtype)
-    with WeightEdit(change).applied(model, alpha):
+    with WeightEdit(change).applied(Subject(model, None), alpha):
         found = held(model, Checkpoint.open(base).names)
     require_same_bytes(found, merged(base, [(change, alpha)]))
 
@@ -171,25 +226,25 @@ def test_a_live_edit_of_a_combination_is_a_merge_of_its_terms(
     base = pico("llama", dtype)
     one, two = (Delta.between(base, pico_tuned("llama", dtype, seed=seed)) for seed in (0, 1))
     model = load_model(base, dtype=dtype)
-    with WeightEdit(one * 0.5 - two * 0.25).applied(model, 2.0):
+    with WeightEdit(one * 0.5 - two * 0.25).applied(Subject(model, None), 2.0):
         found = held(model, Checkpoint.open(base).names)
     require_same_bytes(found, merged(base, [(one, 1.0), (two, -0.5)]))
 
 
 def test_the_share_that_survives_is_that_of_a_merge(pico, delta, tmp_path):
     base, change = pico("llama", "bfloat16"), delta("llama", "bfloat16")
-    edit = WeightEdit(change)
-    with edit.applied(load_model(base, dtype="bfloat16"), 0.02):
-        pass
+    model = load_model(base, dtype="bfloat16")
+    with WeightEdit(change).applied(Subject(model, None), 0.02) as edited:
+        share = edited.realised
     report = merge(base, [(change, 0.02)], out=tmp_path / "out")
-    assert edit.realised.share == pytest.approx(report.realised, rel=1e-9)
-    assert 0.0 < edit.realised.share < 1.0
+    assert share == pytest.approx(report.realised, rel=1e-9)
+    assert 0.0 < share < 1.0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_alpha_one_is_the_fine_tuned_model(pico, pico_tuned, delta, prompts, family):
     model, tuned = load_model(pico(family)), load_model(pico_tuned(family))
-    with torch.no_grad(), WeightEdit(delta(family)).applied(model, 1.0):
+    with torch.no_grad(), WeightEdit(delta(family)).applied(Subject(model, None), 1.0):
         for row in prompts:
             got, expected = model(row[None]).logits, tuned(row[None]).logits
             torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE)
@@ -199,7 +254,7 @@ def test_alpha_one_is_the_fine_tuned_model(pico, pico_tuned, delta, prompts, fam
 def test_strength_zero_touches_nothing(pico, delta, dtype):
     model = load_model(pico("qwen2", dtype), dtype=dtype)
     versions = {name: value._version for name, value in model.named_parameters()}
-    with WeightEdit(delta("qwen2", dtype)).applied(model, 0.0):
+    with WeightEdit(delta("qwen2", dtype)).applied(Subject(model, None), 0.0):
         pass
     assert versions == {name: value._version for name, value in model.named_parameters()}
 
@@ -207,7 +262,7 @@ def test_strength_zero_touches_nothing(pico, delta, dtype):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_edited_model_is_one_model(pico, delta, differences, family):
     model = load_model(pico(family))
-    with WeightEdit(delta(family)).applied(model, 1.5):
+    with WeightEdit(delta(family)).applied(Subject(model, None), 1.5):
         found = differences(model)
     assert max(found.values()) < TOLERANCE, found
 
@@ -237,9 +292,9 @@ def test_nested_edits_are_undone_in_turn(pico, delta):
     model = load_model(pico("llama", "bfloat16"), dtype="bfloat16")
     edit = WeightEdit(delta("llama", "bfloat16"))
     before = copies(model)
-    with edit.applied(model, 0.5):
+    with edit.applied(Subject(model, None), 0.5):
         between = copies(model)
-        with edit.applied(model, -2.0):
+        with edit.applied(Subject(model, None), -2.0):
             assert changed(between, model)
         assert not changed(between, model)
     assert not changed(before, model)

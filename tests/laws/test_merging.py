@@ -5,36 +5,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from personality_vector import Delta, Output, merge
+import personality_vector as pv
+from personality_vector import Checkpoint, Delta, Output, merge
+from tests.rows import EVERY_ROW, NEUTRAL_ROWS
 
 SINGLE = "model.safetensors"
 DTYPES = ("float32", "bfloat16")
 EVERY = pytest.mark.parametrize("dtype", DTYPES)
-METHODS = pytest.mark.parametrize(
-    ("method", "options"),
-    [
-        ("task_arithmetic", {}),
-        ("ties", {"density": 0.3}),
-        ("ties", {"density": 0.3, "trim": "per_tensor", "consensus": "sum", "lambda": 1.5}),
-        ("ties", {"density": 0.3, "election": "count"}),
-        ("dare", {"drop_rate": 0.5}),
-        ("dare_ties", {"drop_rate": 0.3}),
-        ("dare_ties", {"drop_rate": 0.3, "consensus": "sum", "election": "count"}),
-        ("della", {"drop_rate": 0.4, "epsilon": 0.3}),
-        ("breadcrumbs", {"beta": 0.6, "gamma": 0.05}),
-    ],
-)
-WHOLE = pytest.mark.parametrize(
-    ("method", "options"),
-    [
-        ("ties", {"density": 1.0}),
-        ("ties", {"density": 1.0, "trim": "per_tensor", "consensus": "sum"}),
-        ("dare", {"drop_rate": 0.0}),
-        ("dare_ties", {"drop_rate": 0.0}),
-        ("della", {"drop_rate": 0.0, "epsilon": 0.0}),
-        ("breadcrumbs", {"beta": 0.0, "gamma": 0.0}),
-    ],
-)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -54,7 +31,7 @@ def test_alpha_1_restores_what_addition_cannot(merged, tmp_path, dtype, saved, r
     require_same_bytes(merged(base, [(where, 1.0)]), {"w": ends[1]})
 
 
-@METHODS
+@EVERY_ROW
 def test_alpha_0_is_the_base_for_every_method(
     pico, pico_tuned, merged, method, options, weights, require_same_bytes
 ):
@@ -63,7 +40,7 @@ def test_alpha_0_is_the_base_for_every_method(
     require_same_bytes(found, weights(base))
 
 
-@WHOLE
+@NEUTRAL_ROWS
 @EVERY
 def test_alpha_1_of_a_whole_delta_is_the_fine_tuned_for_every_method(
     pico, pico_tuned, merged, dtype, method, options, weights, require_same_bytes
@@ -73,7 +50,7 @@ def test_alpha_1_of_a_whole_delta_is_the_fine_tuned_for_every_method(
     require_same_bytes(found, weights(tuned))
 
 
-@METHODS
+@EVERY_ROW
 def test_alpha_and_minus_alpha_average_to_the_base(
     pico, pico_tuned, merged, method, options, weights
 ):
@@ -88,7 +65,7 @@ def test_alpha_and_minus_alpha_average_to_the_base(
         assert not torch.equal(plus[name], minus[name]), name
 
 
-@WHOLE
+@NEUTRAL_ROWS
 @pytest.mark.parametrize("alpha", [0.7, -0.7])
 def test_every_method_of_one_whole_delta_is_alpha_delta(
     pico, pico_tuned, merged, method, options, alpha, require_same_bytes, restated
@@ -98,7 +75,7 @@ def test_every_method_of_one_whole_delta_is_alpha_delta(
     require_same_bytes(found, restated(base, terms))
 
 
-@METHODS
+@EVERY_ROW
 def test_a_term_with_alpha_0_changes_nothing(
     pico, pico_tuned, merged, method, options, require_same_bytes
 ):
@@ -107,9 +84,11 @@ def test_a_term_with_alpha_0_changes_nothing(
     alone = merged(base, [(tuned, 0.5)], **given)
     terms = [(other, 0.0), (tuned, -0.0), (tuned, 0.5), (other, -0.0)]
     require_same_bytes(merged(base, terms, **given), alone)
+    with_zeros, without = pv.merged(base, terms, **given), pv.merged(base, [(tuned, 0.5)], **given)
+    assert with_zeros.identity == without.identity
 
 
-@METHODS
+@EVERY_ROW
 def test_the_order_of_terms_does_not_matter(
     pico, pico_tuned, merged, method, options, require_same_bytes
 ):
@@ -117,11 +96,13 @@ def test_the_order_of_terms_does_not_matter(
     terms = [(pico_tuned("phi", seed=seed), 0.3 + 0.1 * seed) for seed in range(3)]
     terms.append((pico_tuned("phi"), -0.2))
     orders = [terms, [terms[i] for i in (3, 1, 0, 2)]]
-    found = [merged(base, order, method=method, options=options, seed=5) for order in orders]
-    require_same_bytes(found[1], found[0])
+    given = {"method": method, "options": options, "seed": 5}
+    require_same_bytes(*(merged(base, order, **given) for order in orders))
+    one, other = (pv.merged(base, order, **given).identity for order in orders)
+    assert one == other
 
 
-@METHODS
+@EVERY_ROW
 @EVERY
 @pytest.mark.parametrize("threads", ["1", "3"])
 def test_shards_and_threads_do_not_matter(
@@ -154,7 +135,7 @@ def test_stochastic_rounding_does_not_depend_on_shards_and_threads(
     assert any(not torch.equal(nearest[name], tensor) for name, tensor in found[0].items())
 
 
-@METHODS
+@EVERY_ROW
 def test_saving_a_delta_does_not_matter(
     pico, pico_tuned, merged, tmp_path, require_same_bytes, method, options
 ):
@@ -249,7 +230,38 @@ def large(tmp_path):
     return [tmp_path / name for name in ends]
 
 
-@METHODS
+@EVERY_ROW
+def test_a_merge_is_a_delta_whose_entries_do_not_depend_on_how_it_is_cut(
+    large, merged, require_same_bytes, weights, method, options
+):
+    """And base plus that delta, rounded once, is what a merge writes."""
+    terms, given = [(large[1], 0.5), (large[2], -0.25)], {"method": method, "options": options}
+    delta = pv.merged(large[0], terms, **given)
+    found = {}
+    for name, base in weights(large[0]).items():
+        ends = sorted(
+            {0, base.numel(), *(cut for cut in (1, 199, 200, 70_001) if cut < base.numel())}
+        )
+        parts = [delta.source.part(name, slice(*ends[i : i + 2])) for i in range(len(ends) - 1)]
+        change = torch.cat(parts).reshape(base.shape)
+        assert change.dtype == torch.float64
+        found[name] = (base.double() + change).to(base.dtype)
+    require_same_bytes(found, merged(large[0], terms, **given))
+
+
+@NEUTRAL_ROWS
+def test_a_merge_knows_the_fine_tuned_entries_where_it_is_one_delta(
+    large, weights, method, options
+):
+    delta = pv.merged(large[0], [(large[1], 1.0)], method=method, options=options)
+    halved = pv.merged(large[0], [(large[1], 0.5)], method=method, options=options)
+    base, part = Checkpoint.open(large[0]), slice(70_000, 99_000)
+    found = delta.source.tuned_part("square", part, base.part("square", part))
+    assert torch.equal(found, weights(large[1])["square"].flatten()[part])
+    assert halved.source.tuned_part("square", part, base.part("square", part)) is None
+
+
+@EVERY_ROW
 def test_no_file_depends_on_threads(large, tmp_path, monkeypatch, method, options):
     """Neither weights nor the sums in the manifest, for tensors of several chunks."""
     folders = []

@@ -1,6 +1,7 @@
 """A random two-layer Llama with one token per byte, so that every boundary is known."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -8,6 +9,9 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from personality_vector.subject.generation import Reply
+from personality_vector.subject.subject import Subject
 
 MARKS = ["<pad>", "<system>", "<user>", "<assistant>", "<end>"]
 TEMPLATE = (
@@ -20,6 +24,14 @@ TEMPLATE = (
 class Tiny:
     model: Any
     tokenizer: Any
+
+    def subject(self, **given):
+        return Subject(self.model, self.tokenizer, **given)
+
+    def readings(self, measure, **given):
+        """Return what a measure finds, by the name and the trait of each number."""
+        found = measure.finish(self.subject(), measure.collect(self.subject(**given), 0))
+        return {(reading.measure, reading.trait): reading for reading in found.readings}
 
     def response_log_probs(self, prompt, reply):
         """Restate: one unpadded sequence, the reply's own bytes, log p of the whole vocabulary."""
@@ -73,3 +85,20 @@ def random_llama(vocab_size):
 def tiny():
     tokenizer = byte_tokenizer()
     return Tiny(random_llama(len(tokenizer)), tokenizer)
+
+
+@dataclass(frozen=True, eq=False)
+class Parrot(Subject):
+    """Says what it was told to, whatever it is asked."""
+
+    said: tuple[str, ...] = ()
+
+    def replies(self, chats, seed):  # noqa: ARG002
+        return [Reply(text, 3, len(text), 0.0) for _, text in zip(chats, cycle(self.said))]
+
+
+@pytest.fixture
+def parrot(tiny):
+    """Return ``parrot(*texts, **given)``: a subject that gives these replies."""
+    told = Parrot(tiny.model, tiny.tokenizer)
+    return lambda *texts, **given: replace(told, said=texts, **given)

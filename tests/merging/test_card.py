@@ -8,7 +8,8 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from personality_vector.merging.card import model_card
-from personality_vector.merging.plan import Output, Summand, plan_merge
+from personality_vector.merging.merged import merged
+from personality_vector.merging.plan import Output, plan_merge
 
 MERGE = {
     "base": {"reference": "Qwen/Qwen2.5-0.5B", "fingerprint": "ab12cd"},
@@ -166,9 +167,9 @@ def test_no_bare_address_is_left_for_a_renderer_to_link():
 
 
 def test_it_takes_what_a_plan_describes(pico, pico_tuned):
-    terms = [Summand(pico_tuned("llama"), (0.1, 0.5)), Summand(pico_tuned("llama", seed=1), -0.3)]
-    plan = plan_merge(pico("llama"), terms, method="ties", output=Output(rounding="nearest"))
+    terms = [(pico_tuned("llama"), (0.1, 0.5)), (pico_tuned("llama", seed=1), -0.3)]
+    plan = plan_merge(pico("llama"), merged(pico("llama"), terms, method="ties"), output=Output())
     text = page_of({**plan.describe(), "realised": 0.5, "tensors": {}}).text
     assert plan.base.fingerprint.digest in text
     assert all(term.delta.identity in text for term in plan.terms)
-    assert all(f"{name} = " in text for name in plan.options)
+    assert all(f"{name} = " in text for name in plan.describe()["options"])

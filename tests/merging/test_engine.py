@@ -19,8 +19,10 @@ from personality_vector.errors import (
     TensorMismatchError,
 )
 from personality_vector.merging.engine import write_merge
-from personality_vector.merging.methods import METHODS, MergeMethod
-from personality_vector.merging.plan import Summand, plan_merge, plan_recipe
+from personality_vector.merging.formula import MergeMethod
+from personality_vector.merging.merged import merged
+from personality_vector.merging.methods import EVERYTHING, METHODS
+from personality_vector.merging.plan import plan_merge, plan_recipe
 from personality_vector.merging.recipe import MergeRecipe
 
 A = torch.arange(1.0, 7.0).reshape(2, 3)
@@ -255,7 +257,7 @@ def test_force_replaces_a_merge_of_ours(toy, tmp_path):
 def test_a_disk_too_small_is_refused_before_weights_are_read(toy, tmp_path, monkeypatch):
     base, tuned = toy("base", a=A), toy("tuned", a=A + 1)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
-    plan = plan_merge(base, [Summand(tuned, 0.5)], method="dare")
+    plan = plan_merge(base, merged(base, [(tuned, 0.5)], method="dare"))
     monkeypatch.setattr(Checkpoint, "part", lambda *_: pytest.fail("read"))
     with pytest.raises(StorageError, match="cannot be written"):
         write_merge(plan, tmp_path / "out")
@@ -277,10 +279,10 @@ def test_an_impossible_output_is_refused_at_once(given, says):
 def test_the_fine_tuned_model_is_written_only_where_the_method_returns_its_delta(
     toy, tmp_path, monkeypatch
 ):
-    def half(slices):
-        return 0.5 * slices[0].delta
+    def half():
+        return lambda weighted: 0.5 * weighted[0]
 
-    monkeypatch.setitem(METHODS, "half", MergeMethod("half", "a test", half, {}))
+    monkeypatch.setitem(METHODS, "half", MergeMethod("half", "a test", EVERYTHING, half))
     base, tuned = toy("base", a=A), toy("tuned", a=A + 1)
     report = merge(base, [(tuned, 1.0)], method="half", out=tmp_path / "out")
     assert torch.equal(Checkpoint.open(tmp_path / "out")["a"], A + 0.5)

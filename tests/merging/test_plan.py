@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from personality_vector import Checkpoint, Delta, Output, merge
+import personality_vector as pv
+from personality_vector import Checkpoint, Delta, Output, Summand, merge
 from personality_vector.errors import (
     CheckpointError,
     ModelError,
@@ -18,7 +19,6 @@ from personality_vector.errors import (
 )
 from personality_vector.merging.methods import METHODS
 from personality_vector.merging.plan import (
-    Summand,
     foresight,
     plan_merge,
     plan_recipe,
@@ -53,13 +53,17 @@ def changes(path, base):
 # --- which tensors, and by how much ---
 
 
+def planned(base, terms, output=None, device="auto", **given):
+    return plan_merge(base, pv.merged(base, terms, **given), output=output, device=device)
+
+
 def test_include_and_exclude_choose_what_moves(pair, tmp_path):
     base, tuned = pair
     given = {"include": ["*.mlp.*", "embeddings"], "exclude": ["*.layers.1.*"]}
     found = changes(merge(base, [(tuned, 1.0)], out=tmp_path / "out", **given).path, base)
     moved = {"model.embed_tokens.weight", "model.layers.0.mlp.weight", "model.layers.2.mlp.weight"}
     assert found == {name: [1.0 if name in moved else 0.0] for name in found}
-    term = plan_merge(base, [Summand(tuned, 1.0)], **given).describe()["terms"][0]
+    term = planned(base, [Summand(tuned, 1.0)], **given).describe()["terms"][0]
     assert (term["tensors"], term["of_tensors"]) == (3, 6)
 
 
@@ -87,20 +91,19 @@ def test_alpha_over_depth_does_not_depend_on_what_else_is_included(pair, tmp_pat
 
 def test_terms_that_cannot_act_are_not_active(pair):
     base, tuned = pair
-    plan = plan_merge(base, [Summand(tuned, 0.0), Summand(tuned, {"norms": 0.5})])
-    assert [term.position for term in plan.active] == [1]
-    assert [a.name for name in plan.base.names for a in plan.acting_on(name)] == [
-        "model.norm.weight"
-    ]
+    source = pv.merged(base, [(tuned, 0.0), (tuned, {"norms": 0.5})]).source
+    assert [term.position for term in source.active] == [1]
+    assert source.names == ("model.norm.weight",)
 
 
 def test_a_delta_given_twice_draws_two_masks(pair):
     base, tuned = pair
-    plan = plan_merge(base, [Summand(tuned, 0.5), Summand(tuned, 0.5)], method="dare")
-    keys = [acting.key for acting in plan.acting_on("lm_head.weight")]
+    part = ("lm_head.weight", slice(0, 1))
+    twice = pv.merged(base, [(tuned, 0.5), (tuned, 0.5)], method="dare").source
+    keys = [s.key for s in twice.slices(*part)]
     assert len(set(keys)) == 2
-    turned = plan_merge(base, [Summand(tuned, 0.5)], method="dare", seed=1)
-    assert turned.acting_on("lm_head.weight")[0].key not in keys
+    turned = pv.merged(base, [(tuned, 0.5)], method="dare", seed=1).source
+    assert turned.slices(*part)[0].key not in keys
 
 
 # --- what is refused, before anything is written ---
@@ -150,27 +153,27 @@ def test_what_cannot_be_done_is_refused_with_what_would_be_right(
 def test_an_alpha_that_is_not_a_number_is_refused(pair, alpha):
     base, tuned = pair
     with pytest.raises(NonFiniteError, match="tuned: alpha must be a finite number"):
-        plan_merge(base, [Summand(tuned, alpha)])
+        planned(base, [Summand(tuned, alpha)])
 
 
 @pytest.mark.parametrize("alpha", [{"*.attn.*": 1.0}, {"*": 1.0, "vision": 0.5}])
 def test_an_alpha_for_no_tensor_is_refused(pair, alpha):
     base, tuned = pair
     with pytest.raises(RecipeError, match="matches no tensor"):
-        plan_merge(base, [Summand(tuned, alpha)])
+        planned(base, [Summand(tuned, alpha)])
 
 
 def test_alpha_over_depth_of_a_model_without_layers_is_refused(toy):
     base, tuned = toy("flat", a=torch.ones(3)), toy("flat-tuned", a=torch.zeros(3))
     with pytest.raises(RecipeError, match="no tensor lies in a numbered layer"):
-        plan_merge(base, [Summand(tuned, (0.0, 1.0))])
+        planned(base, [Summand(tuned, (0.0, 1.0))])
 
 
 def test_a_delta_of_zero_is_refused(pair, toy):
     base, tuned = pair
     same = toy("same", **{name: Checkpoint.open(base)[name] for name in NAMES})
     with pytest.raises(CheckpointError, match="same: is zero in every tensor"):
-        plan_merge(base, [Summand(tuned, 0.5), Summand(same, 0.5)])
+        planned(base, [Summand(tuned, 0.5), Summand(same, 0.5)])
 
 
 def test_a_delta_that_is_zero_where_it_is_included_is_refused(pair, toy):
@@ -178,9 +181,9 @@ def test_a_delta_that_is_zero_where_it_is_included_is_refused(pair, toy):
     start = Checkpoint.open(base)
     moved = {name: start[name] + ("norm" in name) for name in start.names}
     tuned = toy("norms only", **moved)
-    assert plan_merge(base, [Summand(tuned, 0.5)])
+    assert planned(base, [Summand(tuned, 0.5)])
     with pytest.raises(CheckpointError, match="is zero in every tensor"):
-        plan_merge(base, [Summand(tuned, 0.5)], include=["head"])
+        planned(base, [Summand(tuned, 0.5)], include=["head"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -188,8 +191,8 @@ def test_stochastic_rounding_to_another_dtype_is_refused_by_the_plan(pair, dtype
     base, tuned = pair
     for output in (Output(dtype, "stochastic"), Output(rounding="stochastic")):
         with pytest.raises(RecipeError, match="stochastic is for bfloat16 outputs"):
-            plan_merge(base, [Summand(tuned, 0.5)], output=output)
-    assert plan_merge(base, [Summand(tuned, 0.5)], output=Output("bfloat16", "stochastic"))
+            planned(base, [Summand(tuned, 0.5)], output=output)
+    assert planned(base, [Summand(tuned, 0.5)], output=Output("bfloat16", "stochastic"))
 
 
 def test_one_tensor_of_another_dtype_is_enough_to_refuse_stochastic_rounding(toy):
@@ -197,8 +200,8 @@ def test_one_tensor_of_another_dtype_is_enough_to_refuse_stochastic_rounding(toy
     base = toy("mixed", a=ones.bfloat16(), b=ones, count=torch.tensor([1]))
     tuned = toy("mixed-tuned", a=2 * ones.bfloat16(), b=2 * ones, count=torch.tensor([1]))
     with pytest.raises(RecipeError, match=r"this one is torch\.float32"):
-        plan_merge(base, [Summand(tuned, 0.5)], output=Output(rounding="stochastic"))
-    assert plan_merge(base, [Summand(tuned, 0.5)], output=Output("bfloat16", "stochastic"))
+        planned(base, [Summand(tuned, 0.5)], output=Output(rounding="stochastic"))
+    assert planned(base, [Summand(tuned, 0.5)], output=Output("bfloat16", "stochastic"))
 
 
 @pytest.mark.parametrize(
@@ -238,13 +241,6 @@ def test_a_device_that_cannot_merge_is_refused(device):
         resolve_device(device)
 
 
-def test_a_method_runs_as_a_loop_on_the_cpu_alone(pair, monkeypatch):
-    base, tuned = pair
-    assert plan_merge(base, [Summand(tuned, 0.5)], device="cpu").loop is not None
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert plan_merge(base, [Summand(tuned, 0.5)], device="cuda").loop is None
-
-
 # --- what the plan says ---
 
 
@@ -253,7 +249,7 @@ def test_a_method_runs_as_a_loop_on_the_cpu_alone(pair, monkeypatch):
 def test_the_description_is_json_and_complete(pair, alpha, method):
     base, tuned = pair
     delta = Delta.between(base, tuned, pole="extraversion:high")
-    plan = plan_merge(base, [Summand(delta, alpha, label="loud")], method=method, seed=3)
+    plan = planned(base, [Summand(delta, alpha, label="loud")], method=method, seed=3)
     said = plan.describe()
     assert json.loads(json.dumps(said, allow_nan=False)) == said
     assert said["method"] == method
@@ -278,13 +274,13 @@ def test_the_description_of_a_recipe_is_that_of_the_call(pair):
     )
     given = {"include": ["norms", "*.mlp.*"], "options": {"density": 0.5}, "method": "ties"}
     of_recipe = plan_recipe(recipe).describe()
-    of_call = plan_merge(str(base), [Summand(str(tuned), alpha)], **given).describe()
+    of_call = planned(str(base), [Summand(str(tuned), alpha)], **given).describe()
     assert {key: of_recipe[key] for key in of_call} == of_call
 
 
 def test_a_dry_run_foresees_and_writes_nothing(pair, tmp_path):
     base, tuned = pair
-    plan = plan_merge(base, [Summand(tuned, 0.5)])
+    plan = planned(base, [Summand(tuned, 0.5)])
     seen = foresight(plan, tmp_path / "deep" / "out")
     assert json.loads(json.dumps(seen)) == seen
     assert seen["norms"] == [6.0]
@@ -295,19 +291,20 @@ def test_a_dry_run_foresees_and_writes_nothing(pair, tmp_path):
 
 def test_the_output_dtype_decides_the_size(pair):
     base, tuned = pair
-    plan = plan_merge(base, [Summand(tuned, 0.5)])
+    plan = planned(base, [Summand(tuned, 0.5)])
     assert replace(plan, output=Output("bfloat16")).size * 2 == plan.size
     assert {tensor.dtype for tensor in plan.tensors} == {torch.float32}
 
 
 PEAK = r"""
 import pathlib, re, sys
-from personality_vector.merging.plan import Summand, plan_merge
+from personality_vector.merging.merged import merged
+from personality_vector.merging.plan import plan_merge
 from personality_vector.merging.engine import write_merge
 
 base, out, *terms = sys.argv[1:]
-summands = [Summand(term, 0.3) for term in terms]
-write_merge(plan_merge(base, summands, method="della", device="cpu"), out)
+delta = merged(base, [(term, 0.3) for term in terms], method="della")
+write_merge(plan_merge(base, delta, device="cpu"), out)
 status = pathlib.Path("/proc/self/status").read_text()
 peak, files = (int(re.search(rf"{key}:\s*(\d+)", status)[1]) for key in ("VmHWM", "RssFile"))
 print(1024 * (peak - files))
@@ -321,7 +318,7 @@ def test_a_merge_stays_within_the_memory_that_was_foreseen(toy, tmp_path):
     shape = (2048, 8192)
     step = torch.arange(8192).remainder(97).div(512).bfloat16()
     paths = [toy(f"large {n}", w=(1 + n * step).expand(shape)) for n in range(4)]
-    plan = plan_merge(paths[0], [Summand(path, 0.3) for path in paths[1:]], method="della")
+    plan = planned(paths[0], [(path, 0.3) for path in paths[1:]], method="della")
     given = [sys.executable, "-c", PEAK, paths[0], tmp_path / "out", *paths[1:]]
     done = subprocess.run(list(map(str, given)), capture_output=True, text=True, check=True)
     assert 1e8 < int(done.stdout) < plan.peak_memory < 5e8

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from personality_vector import Output, merge
 from personality_vector.errors import NonFiniteError, RecipeError
-from personality_vector.merging.rounding import Realised, require_stochastic, round_to
+from personality_vector.merging.rounding import Cast, Realised, require_stochastic
 from personality_vector.numeric.random import generator_for, key_for
 
 BF16, F64 = torch.bfloat16, torch.float64
@@ -22,8 +22,8 @@ def drawn(count: int) -> Tensor:
 def test_nearest_rounds_once(dtype, rounded_once):
     values = drawn(10_000)
     expected = values if dtype == F64 else rounded_once(values.numpy(), dtype)
-    assert torch.equal(round_to(values, dtype), expected)
-    assert torch.equal(round_to(values, dtype, "nearest", KEY, 5), expected)
+    assert torch.equal(Cast(dtype).rounded(values), expected)
+    assert torch.equal(Cast(dtype, "nearest", KEY).rounded(values, 5), expected)
 
 
 # --- stochastic ---
@@ -36,7 +36,7 @@ def test_stochastic_goes_away_from_zero_with_the_share_of_a_step(share, low):
     near = torch.tensor([low], dtype=F64).to(BF16)
     far = (near.view(torch.int16) + 1).view(BF16)
     values = (near.double() + share * (far.double() - near.double())).repeat(100_000)
-    rounded = round_to(values, BF16, "stochastic", KEY)
+    rounded = Cast(BF16, "stochastic", KEY).rounded(values)
     assert set(rounded.tolist()) <= {near.item(), far.item()}
     went = (rounded == far).double().mean()
     spread = max(share * (1 - share), 2.0**-16)
@@ -45,7 +45,7 @@ def test_stochastic_goes_away_from_zero_with_the_share_of_a_step(share, low):
 
 def test_the_mean_of_stochastic_roundings_is_the_value():
     values, count = drawn(50), 4_000
-    found = torch.stack([round_to(values, BF16, "stochastic", key) for key in range(count)])
+    found = torch.stack([Cast(BF16, "stochastic", key).rounded(values) for key in range(count)])
     step = 2.0 ** (values.abs().log2().floor() - 7)
     assert bool(((found.double().mean(0) - values).abs() <= 5 * step / 2 / count**0.5).all())
 
@@ -53,23 +53,23 @@ def test_the_mean_of_stochastic_roundings_is_the_value():
 def test_stochastic_leaves_what_is_a_bfloat16_already():
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(BF16)
     every = every[torch.isfinite(every)]
-    rounded = round_to(every.double(), BF16, "stochastic", KEY)
+    rounded = Cast(BF16, "stochastic", KEY).rounded(every.double())
     assert torch.equal(rounded.view(torch.int16), every.view(torch.int16))
 
 
 def test_stochastic_depends_on_the_key_and_the_place_alone():
     values = torch.full((1000,), 1.0 + STEP / 2, dtype=F64)
-    one, two, other = (round_to(values, BF16, "stochastic", k) for k in (1, 1, 2))
+    one, two, other = (Cast(BF16, "stochastic", k).rounded(values) for k in (1, 1, 2))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
-    parts = [round_to(values[a:b], BF16, "stochastic", 1, a) for a, b in ((0, 1), (1, 1000))]
+    parts = [Cast(BF16, "stochastic", 1).rounded(values[a:b], a) for a, b in ((0, 1), (1, 1000))]
     assert torch.equal(torch.cat(parts), one)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, F64])
 def test_stochastic_to_another_dtype_is_refused(dtype):
     with pytest.raises(RecipeError, match=f"stochastic is for bfloat16 outputs, .*{dtype}"):
-        round_to(drawn(2), dtype, "stochastic", KEY)
+        Cast(dtype, "stochastic", KEY).rounded(drawn(2))
     with pytest.raises(RecipeError, match="stochastic"):
         require_stochastic(dtype)
     require_stochastic(BF16)
@@ -96,18 +96,18 @@ def test_stochastic_to_another_dtype_is_refused(dtype):
 )
 def test_what_does_not_fit_is_refused_with_a_remedy(value, dtype, rounding, remedy):
     with pytest.raises(NonFiniteError, match=f"does not fit {dtype}; .*{remedy}"):
-        round_to(torch.tensor([1.0, value], dtype=F64), dtype, rounding, KEY)
+        Cast(dtype, rounding, KEY).rounded(torch.tensor([1.0, value], dtype=F64))
 
 
 @pytest.mark.parametrize("value", [65_519.0, -65_519.99])
 def test_what_rounds_down_to_the_largest_fits(value):
-    found = round_to(torch.tensor([value], dtype=F64), torch.float16)
+    found = Cast(torch.float16).rounded(torch.tensor([value], dtype=F64))
     assert found.abs().tolist() == [torch.finfo(torch.float16).max]
 
 
 def test_no_entries_are_rounded_to_none():
     for rounding in ("nearest", "stochastic"):
-        assert round_to(drawn(0), BF16, rounding, KEY).shape == (0,)
+        assert Cast(BF16, rounding, KEY).rounded(drawn(0)).shape == (0,)
 
 
 # --- what survives ---

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from personality_vector.merging.mergekit import export_mergekit, plan_mergekit, write_mergekit
+from personality_vector.merging.plan import MergePlan
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.merging.terms import CHUNK
 from personality_vector.numeric.random import generator_for
@@ -136,7 +137,7 @@ def both(mergekit, monkeypatch, tmp_path):
         ours = write_mergekit(plan, tmp_path / "ours", force=True).path
         with monkeypatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if patched and hasattr(plan, "combine"):
+            if patched and isinstance(plan, MergePlan):
                 _inject(mergekit, patch, plan)
             theirs = tmp_path / "theirs"
             configuration = mergekit.config.MergeConfiguration.model_validate(deepcopy(given))
@@ -157,7 +158,7 @@ def _inject(mergekit, patch, plan):
     drawn = {}
     for tensor in plan.tensors:
         whole = slice(0, torch.Size(tensor.shape).numel())
-        slices = [acting.slice(whole, "cpu") for acting in plan.acting_on(tensor.name)]
+        slices = plan.merged.slices(tensor.name, whole)
         drawn[tensor.name] = [s.uniform() for s in sorted(slices, key=lambda s: s.position)]
     shim, merge_group = Torch(drawn), GeneralizedTaskArithmeticMerge.merge_group
 

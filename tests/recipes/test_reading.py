@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from personality_vector.recipes.schema import InterventionSpec, MeasureSpec, SweepRecipe
 
 from personality_vector.errors import RecipeError
 from personality_vector.finetuning.recipe import TrainRecipe
@@ -146,50 +145,6 @@ def test_a_pole_must_be_a_pole(read):
     text = "base: ./b\npole: extraversion\ndata: {source: x.jsonl}\n"
     with pytest.raises(RecipeError, match="pole: 'extraversion' is not a pole: write trait:high"):
         read(text, TrainRecipe)
-
-
-MEASURE = {"traits": ["openness"], "statements": "s.jsonl"}
-WEIGHTS = {"label": "w", "tuned": "./t"}
-
-
-@pytest.mark.parametrize(
-    ("kind", "data", "message"),
-    [
-        (InterventionSpec, {"label": "x"}, "give exactly one of delta, tuned, terms, vector, p"),
-        (InterventionSpec, {**WEIGHTS, "prompt": "openness:high"}, "give exactly one"),
-        (InterventionSpec, {"label": "x", "vector": "v"}, "vector and layers go together"),
-        (InterventionSpec, {**WEIGHTS, "layers": [1]}, "vector and layers go together"),
-        (InterventionSpec, {**WEIGHTS, "strengths": []}, "strengths: needs at least one"),
-        (MeasureSpec, {**MEASURE, "traits": []}, "traits: needs at least one"),
-        (MeasureSpec, {**MEASURE, "held_out": 1.0}, "held_out: Input should be less than 1"),
-        (
-            MeasureSpec,
-            {**MEASURE, "generation": {"samples": 0}},
-            "generation.samples: Input should",
-        ),
-        (
-            SweepRecipe,
-            {
-                "base": "b",
-                "interventions": [WEIGHTS, WEIGHTS],
-                "strengths": [1],
-                "measure": MEASURE,
-            },
-            "two interventions have the same label",
-        ),
-    ],
-)
-def test_values_that_contradict_each_other_are_refused(tmp_path, kind, data, message):
-    with pytest.raises(RecipeError, match=re.escape(message)):
-        kind.parse(data, origin="mine", folder=tmp_path)
-
-
-@pytest.mark.parametrize("label", ["base", "weights (matched at 0.1)"])
-def test_a_label_that_the_results_use_themselves_is_refused(tmp_path, label):
-    data = {"base": "b", "strengths": [1], "measure": MEASURE}
-    data["interventions"] = [{**WEIGHTS, "label": label}]
-    with pytest.raises(RecipeError, match="label"):
-        SweepRecipe.parse(data, origin="mine", folder=tmp_path)
 
 
 def test_a_number_without_a_dot_is_a_number(read):

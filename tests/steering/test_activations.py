@@ -4,19 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from personality_vector.errors import DataError, ModelError, NonFiniteError
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import Positions, steered
-from personality_vector.steering.activations import (
-    chat_reader,
-    mean_activations,
-    pooled_activations,
-    template_hash,
-    text_reader,
-)
+from personality_vector.steering.activations import chat_reader, template_hash
 from personality_vector.subject.chat import answered, encode_chats, question, render
 from personality_vector.subject.models import decoder_blocks, hidden_size
 
@@ -29,7 +22,14 @@ CHATS = [
     answered(question("Hi"), "I am the one who talks at every party, and then I talk some more."),
     answered(question("And at a party?"), "No."),
 ]
-TEXTS = ["I love people.", "I am quiet", "I talk at every party and then some more."]
+
+
+def pooled_activations(model: Any, tokenizer: Any, chats: Any, *how: Any, **named: Any) -> Any:
+    return chat_reader(model, tokenizer, *how, **named).pooled(chats)
+
+
+def mean_activations(model: Any, tokenizer: Any, chats: Any, *how: Any, **named: Any) -> Any:
+    return chat_reader(model, tokenizer, *how, **named).mean(chats)
 
 
 @torch.no_grad()
@@ -217,34 +217,6 @@ def test_a_bfloat16_model_is_pooled_in_float64(loaded):
     expected = oracle(model, tokenizer, CHATS[0], 1, "response_mean")
     assert torch.equal(mean, expected)
     assert not torch.equal(mean, mean.bfloat16().double())
-
-
-@pytest.mark.parametrize("pooling", ["mean", "last"])
-@pytest.mark.parametrize("opening", [False, True])
-def test_special_tokens_of_a_text_are_read_but_not_pooled(loaded, opening, pooling):
-    model, tokenizer = loaded("qwen2")
-    if opening:
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single="<|system|> $A <|end|>", special_tokens=[("<|system|>", 1), ("<|end|>", 4)]
-        )
-    pooled = text_reader(model, tokenizer, [1], pooling, 2).pooled(TEXTS)[1]
-    for row, text in zip(pooled, TEXTS, strict=True):
-        words = tokenizer(text, add_special_tokens=False)["input_ids"]
-        hidden = outputs(model, [1, *words] if opening else words, 1)[-len(words) :]
-        expected = hidden[-1] if pooling == "last" else hidden.mean(0)
-        torch.testing.assert_close(row, expected.float(), rtol=0, atol=1e-5)
-
-
-def test_an_empty_text_is_refused(loaded):
-    with pytest.raises(DataError, match="a text to read activations from is empty"):
-        text_reader(*loaded("llama")).mean([*TEXTS, ""])
-
-
-def test_texts_need_no_chat_template(loaded):
-    model, tokenizer = loaded("llama")
-    before = text_reader(model, tokenizer, [0]).mean(TEXTS)
-    tokenizer.chat_template = None
-    assert torch.equal(text_reader(model, tokenizer, [0]).mean(TEXTS)[0], before[0])
 
 
 def test_the_hash_of_a_template_changes_with_it(loaded):

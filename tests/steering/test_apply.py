@@ -319,8 +319,8 @@ def gate(**changes: Any) -> Gate:
         (gate(layer=3), ModelError, "must be one of the 3 blocks"),
         (gate(layer=2), ModelError, "no later than the first steered one, 1"),
         (gate(direction=torch.ones(3)), BaseMismatchError, r"has shape \[3\]"),
-        (gate(direction=torch.zeros(HIDDEN)), NonFiniteError, "not all zero"),
-        (gate(threshold=float("nan")), NonFiniteError, "finite numbers"),
+        (gate(direction=torch.zeros(HIDDEN)), DataError, "gate at layer 0: the direction is zero"),
+        (gate(threshold=float("nan")), NonFiniteError, "must be a finite number, got nan"),
     ],
 )
 def test_a_gate_that_does_not_fit_is_refused(llama, wrong, error, said):

@@ -17,19 +17,13 @@ from personality_vector.errors import (
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector, steered
-from personality_vector.steering.activations import (
-    mean_activations,
-    pooled_activations,
-    template_hash,
-    text_reader,
-)
-from personality_vector.steering.estimators import ESTIMATORS, shift
-from personality_vector.steering.extract import (
+from personality_vector.steering.activations import chat_reader, template_hash
+from personality_vector.steering.creativity import (
     CreativityPair,
     creativity_direction,
-    from_texts,
     read_creativity_pairs,
 )
+from personality_vector.steering.estimators import ESTIMATORS, shift
 from personality_vector.subject.chat import answered, encode_chats, question
 from personality_vector.subject.models import decoder_blocks, load_model
 from personality_vector.subject.subject import Subject
@@ -48,6 +42,14 @@ QUIET = [
     answered(question("What are you like?"), "I am quiet."),
     answered(question("And at a party?"), "I go home é."),
 ]
+
+
+def pooled_activations(model: Any, tokenizer: Any, chats: Any, *how: Any, **named: Any) -> Any:
+    return chat_reader(model, tokenizer, *how, **named).pooled(chats)
+
+
+def mean_activations(model: Any, tokenizer: Any, chats: Any, *how: Any, **named: Any) -> Any:
+    return chat_reader(model, tokenizer, *how, **named).mean(chats)
 
 
 @torch.no_grad()
@@ -167,22 +169,6 @@ def test_a_vector_says_how_it_was_made_and_is_that(loaded, pooling, estimator):
 def test_pca_of_sides_that_are_no_pairs_is_refused(loaded):
     with pytest.raises(DataError, match="there are 3 positive and 2 negative"):
         SteeringVector.extract(*loaded("llama"), LOUD, QUIET, estimator="pca")
-
-
-# texts
-
-
-def test_a_vector_from_texts_is_the_difference_of_their_means(loaded):
-    model, tokenizer = loaded("qwen2")
-    tokenizer.chat_template = None
-    plus, minus = ["I love people.", "I talk."], ["I am quiet.", "I go home.", "No."]
-    vector = from_texts(model, tokenizer, plus, minus, pooling="last", batch_size=2, label="loud")
-    means = [text_reader(model, tokenizer, None, "last").mean(side) for side in (plus, minus)]
-    for layer in vector.layers:
-        expected = (means[0][layer] - means[1][layer]).float()
-        torch.testing.assert_close(vector[layer], expected, rtol=0, atol=1e-5)
-    assert (vector.label, vector.pooling, vector.counts) == ("loud", "text_last", (2, 3))
-    assert (vector.template, vector.estimator) == ("", "mean_difference")
 
 
 # two models

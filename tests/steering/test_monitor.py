@@ -21,13 +21,7 @@ from personality_vector.interventions.prompted import Prompted
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import Positions, SteeringVector, steered
-from personality_vector.steering.monitor import (
-    cosines_of_tokens,
-    cosines_over_tokens,
-    finetuning_shift,
-    projections,
-    watching,
-)
+from personality_vector.steering.monitor import finetuning_shift, projections, unit_at
 from personality_vector.subject.chat import answered, encode_chats, question, render
 from personality_vector.subject.models import (
     decoder_blocks,
@@ -213,106 +207,6 @@ def test_a_shift_of_a_prompt_is_that_of_the_edited_chats(loaded):
     assert found != 0
 
 
-def restated(model: Any, ids: Tensor, direction: Tensor, layer: int) -> list[float]:
-    """Return the cosine at each token: a plain pass over each prefix, and its last state."""
-    cosines = []
-    for end in range(1, len(ids) + 1):
-        state = states(model, ids[:end], layer)[-1]
-        cosines.append(along(state, direction) / np.linalg.norm(state))
-    return cosines
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_cosines_over_tokens_are_those_of_plain_passes_over_prefixes(loaded, family):
-    model, tokenizer = loaded(family)
-    direction = direction_for(model)
-    last = len(decoder_blocks(model)) - 1
-    for chat in (CHATS[1], CHATS[1][:-1]):
-        found = cosines_over_tokens(model, tokenizer, chat, direction, -1)
-        text = render(tokenizer, chat, reply_follows=chat is not CHATS[1])
-        ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
-        np.testing.assert_allclose(
-            found.numpy(), restated(model, ids, direction, last), rtol=0, atol=1e-6
-        )
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_rows_of_a_batch_do_not_depend_on_each_other(loaded, family):
-    model, tokenizer = loaded(family)
-    direction = direction_for(model)
-    encoded = encode_chats(tokenizer, CHATS)
-    lengths = encoded.attention_mask.sum(1).tolist()
-    rows = [ids[:n] for ids, n in zip(encoded.input_ids, lengths, strict=True)]
-    found = cosines_of_tokens(model, rows, encoded.prompts.ends, direction, 1)
-    for chat, row in zip(CHATS, found, strict=True):
-        single = cosines_over_tokens(model, tokenizer, chat, direction, 1)
-        torch.testing.assert_close(row, single, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("watch_first", [True, False])
-def test_steering_is_seen_whichever_is_entered_first(loaded, watch_first):
-    model, tokenizer = loaded()
-    direction = direction_for(model)
-    ids = encode_chats(tokenizer, CHATS[:1]).input_ids
-    contexts = [
-        lambda: watching(model, direction, 1),
-        lambda: steered(model, {1: direction_for(model, "addition")}),
-    ]
-    first, second = contexts if watch_first else contexts[::-1]
-    with torch.no_grad(), first() as one, second() as other:
-        model(ids)
-        expected = restated(model, ids[0], direction, 1)
-        found = (one if watch_first else other).table[0]
-    assert found[-1] == pytest.approx(expected[-1], abs=1e-6)
-    assert sum(len(module._forward_hooks) for module in model.modules()) == 0
-    assert sum(len(module._forward_pre_hooks) for module in model.modules()) == 0
-    plain = restated(model, ids[0], direction, 1)
-    assert abs(plain[-1] - expected[-1]) > 0.05
-
-
-def test_steering_that_comes_and_goes_is_seen(loaded):
-    """The hook is behind those of steering in every pass, not only if it was registered last."""
-    model, tokenizer = loaded()
-    direction = direction_for(model)
-    ids = encode_chats(tokenizer, CHATS[:1]).input_ids
-    addition = direction_for(model, "addition")
-    with torch.no_grad(), watching(model, direction, 1) as cosines:
-        model(ids)
-        plain = cosines.table
-        with steered(model, {1: addition}):
-            model(ids)
-            moved = cosines.table
-        model(ids)
-        assert torch.equal(cosines.table, plain)
-        assert len(decoder_blocks(model)[1]._forward_hooks) == 1
-    with steered(model, {1: addition}):
-        expected = restated(model, ids[0], direction, 1)
-    np.testing.assert_allclose(moved[0].numpy(), expected, rtol=0, atol=1e-6)
-
-
-def test_a_pass_in_pieces_is_one_pass(loaded):
-    model, tokenizer = loaded()
-    direction = direction_for(model)
-    ids = encode_chats(tokenizer, CHATS[2:]).input_ids
-    with torch.no_grad(), watching(model, direction, 1) as cosines:
-        model(ids)
-        whole = cosines.table
-        cache = None
-        for chunk in ids.split(5, dim=1):
-            cache = model(chunk, past_key_values=cache, use_cache=True).past_key_values
-        torch.testing.assert_close(cosines.table, whole, rtol=0, atol=1e-6)
-        cache.crop(-6)  # as after words that were guessed and rejected
-        model(ids[:, -6:], past_key_values=cache)
-        torch.testing.assert_close(cosines.table, whole, rtol=0, atol=1e-6)
-    with torch.no_grad():
-        cache = model(ids[:, :4], use_cache=True).past_key_values
-    with (
-        watching(model, direction, 1),
-        pytest.raises(DataError, match="starts at column 4, but 0 columns were seen"),
-    ):
-        model(ids[:, 4:], past_key_values=cache)
-
-
 @pytest.mark.parametrize(
     ("given", "layer", "error", "message"),
     [
@@ -324,7 +218,7 @@ def test_a_pass_in_pieces_is_one_pass(loaded):
 )
 def test_what_is_no_direction_of_the_model_is_refused(loaded, given, layer, error, message):
     with pytest.raises(error, match=message):
-        cosines_over_tokens(*loaded(), CHATS[0], given, layer)
+        unit_at(loaded()[0], given, layer)
 
 
 def test_a_vector_without_the_layer_or_of_another_width_is_refused(loaded):
@@ -338,15 +232,6 @@ def test_a_vector_without_the_layer_or_of_another_width_is_refused(loaded):
     wide = SteeringVector({1: torch.ones(48)}, "", None, "wide", "random", (1, 1))
     with pytest.raises(BaseMismatchError, match="32 wide"):
         finetuning_shift(model, loaded("mistral")[0], tokenizer, CHATS, wide, 1)
-
-
-def test_activations_that_are_no_numbers_are_refused(loaded):
-    model, tokenizer = loaded()
-    with torch.no_grad():
-        model.get_decoder().norm.weight.zero_()  # behind the blocks: changes nothing
-        model.get_input_embeddings().weight[:, 0] = torch.inf
-    with pytest.raises(NonFiniteError, match="layer 1: the activation at token 0"):
-        cosines_over_tokens(model, tokenizer, CHATS[0], direction_for(model), 1)
 
 
 def test_a_real_model_reads_held_out_statements_on_their_side(shared):

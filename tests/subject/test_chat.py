@@ -158,22 +158,24 @@ def test_the_order_of_chats_does_not_matter_to_each(model, tokenizer):
 ASKED = [question("Who are you?"), question("What do you like about parties?"), question("Hm?")]
 
 
+def texts_of(*asked, seed):
+    return [reply.text for reply in generate_replies(*asked, seed=seed)]
+
+
 def test_replies_are_fixed_by_the_seed_and_leave_the_global_stream_alone(model, tokenizer):
     drawn = Sampling(max_new_tokens=8, temperature=1.0)
     before = torch.get_rng_state()
-    first = generate_replies(model, tokenizer, ASKED, drawn, seed=1)
+    first = texts_of(model, tokenizer, ASKED, drawn, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
     with torch.random.fork_rng(devices=[]):
         torch.rand(7)  # wherever the global stream is
-        assert generate_replies(model, tokenizer, ASKED, drawn, seed=1) == first
-    assert generate_replies(model, tokenizer, ASKED, drawn, seed=2) != first
+        assert texts_of(model, tokenizer, ASKED, drawn, seed=1) == first
+    assert texts_of(model, tokenizer, ASKED, drawn, seed=2) != first
 
 
 def test_greedy_replies_do_not_depend_on_seed_or_batch(model, tokenizer):
     alone = [
-        generate_replies(
-            model, tokenizer, ASKED, Sampling(8, temperature=0.0, batch_size=size), seed=seed
-        )
+        texts_of(model, tokenizer, ASKED, Sampling(8, temperature=0.0, batch_size=size), seed=seed)
         for size, seed in ((1, 0), (2, 5), (32, 9))
     ]
     assert alone[0] == alone[1] == alone[2]
@@ -182,7 +184,7 @@ def test_greedy_replies_do_not_depend_on_seed_or_batch(model, tokenizer):
 
 def test_a_longer_reply_begins_with_the_shorter_one(model, tokenizer):
     short, long = (
-        generate_replies(model, tokenizer, ASKED, Sampling(most, temperature=0.0), seed=0)
+        texts_of(model, tokenizer, ASKED, Sampling(most, temperature=0.0), seed=0)
         for most in (3, 12)
     )
     assert all(b.startswith(a.rstrip("\ufffd")) for a, b in zip(short, long, strict=True))

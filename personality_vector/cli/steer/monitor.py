@@ -80,7 +80,7 @@ def _measured(
     """Return a row of each chat: what was asked and said, its projections and cosines."""
     from torch import cosine_similarity
 
-    from personality_vector.steering.activations import pooled_activations
+    from personality_vector.steering.activations import chat_reader
     from personality_vector.steering.creativity import creativity_scores
     from personality_vector.steering.monitor import projections
     from personality_vector.subject.chat import answered
@@ -88,8 +88,8 @@ def _measured(
 
     (vector, layer), (longest, batch_size) = along, sizes
     before = projections(model, tokenizer, chats, *along, "prompt_last", batch_size)
-    means = pooled_activations(model, tokenizer, chats, [layer], "prompt_mean", batch_size)[layer]
-    gates = cosine_similarity(means, vector[layer][None], dim=-1)
+    means = chat_reader(model, tokenizer, [layer], "prompt_mean", batch_size).pooled(chats)
+    gates = cosine_similarity(means[layer], vector[layer][None], dim=-1)
     greedy = Sampling(max_new_tokens=longest, temperature=0.0, batch_size=batch_size)
     drawn = generate_replies(model, tokenizer, chats, greedy, seed=0)
     replies = [reply.text for reply in drawn]
@@ -100,7 +100,7 @@ def _measured(
         found = projections(model, tokenizer, replied, *along, "response_mean", batch_size)
         after |= dict(zip(said, found.tolist(), strict=True))
         scored = creativity_scores(model, tokenizer, replied, vector[layer], layer, batch_size)
-        scores |= {i: score.mean for i, score in zip(said, scored, strict=True)}
+        scores |= {i: score.mean().item() for i, score in zip(said, scored, strict=True)}
     return [
         {
             "prompt": chat[-1]["content"],

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from personality_vector.errors import CheckpointError, NonFiniteError
+from personality_vector.errors import CheckpointError, NonFiniteError, RecipeError
 from personality_vector.study.store.claims import LEASE, Claims
 from personality_vector.study.store.schema import FORMAT, PLAN, TABLES
 from personality_vector.study.store.sqlite import connect, explained, transaction
@@ -246,7 +246,10 @@ class Store:
         return float(row[0])
 
     def unscored(self, cell: Cell, rubric: Rubric, judge: str) -> dict[int, Answer]:
-        """Return the answers of a cell that a judge has yet to rate for a rubric, by number."""
+        """Return the answers of a cell that a judge has yet to rate for a rubric, by number.
+
+        An answer of no trait is rated for every rubric.
+        """
         with explained(self.path):
             number = self._id_of(cell)
             rows = self.connection.execute(
@@ -257,8 +260,8 @@ class Store:
             ).fetchall()
         found = {}
         for identifier, item, sample, question, reply, traits, *cost in rows:
-            rated = tuple(traits.split("\n"))
-            if rubric.trait in rated:
+            rated = tuple(traits.split("\n")) if traits else ()
+            if not rated or rubric.trait in rated:
                 found[int(identifier)] = Answer(item, sample, question, reply, rated, *cost)
         return found
 
@@ -281,6 +284,22 @@ class Store:
             self.connection.executemany(
                 "INSERT INTO scores VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows
             )
+
+    def require_same_judge(self, judged: Iterable[Judged]) -> None:
+        """Check that no other judge has the name of one that is to be added.
+
+        Raises:
+            RecipeError: One has.
+        """
+        with explained(self.path):
+            known = self.connection.execute("SELECT name, called, trait, judge FROM judged")
+            others = {tuple(row[:3]): row[3] for row in known}
+        for row in judged:
+            if others.get(row[:3], row.judge) != row.judge:
+                raise RecipeError(
+                    f"{self.path}: the recipe has another judge called {row.called}; give this one "
+                    "a name of its own, as {classifier: {name: mine}} in a file"
+                )
 
     def judge_too(self, judged: Iterable[Judged]) -> None:
         """Add judges to the plan."""

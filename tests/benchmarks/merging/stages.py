@@ -22,7 +22,8 @@ from models import SHAPES, Models, make  # noqa: E402
 from runner import ALPHAS, clear, markdown, warm  # noqa: E402
 
 from personality_vector.merging.engine import write_merge  # noqa: E402
-from personality_vector.merging.plan import Output, Summand, plan_merge  # noqa: E402
+from personality_vector.merging.merged import merged  # noqa: E402
+from personality_vector.merging.plan import Output, plan_merge  # noqa: E402
 
 IMPORTED = (time.perf_counter(), time.process_time())
 STAGES = ("imports, of which torch is most", "plan", "merge and write")
@@ -36,8 +37,8 @@ def now() -> tuple[float, float]:
 def once(models: Models, out: Path) -> list[list[float]]:
     """Merge in this process, and return wall and CPU seconds of each stage."""
     begun = now()
-    terms = [Summand(path, alpha) for path, alpha in zip(models.tuned, ALPHAS, strict=True)]
-    plan = plan_merge(models.base, terms, output=Output(shard_size="300MB"))
+    delta = merged(models.base, list(zip(models.tuned, ALPHAS, strict=True)))
+    plan = plan_merge(models.base, delta, output=Output(shard_size="300MB"))
     planned = now()
     write_merge(plan, out)
     ends = [(START, 0.0), IMPORTED, begun, planned, now()]

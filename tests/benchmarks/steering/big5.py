@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from personality_vector.measures.probe import LikelihoodProbe
-from personality_vector.study.compare import compare, matched_effect
 from scipy.stats import spearmanr
 
 from personality_vector.checkpoint import Checkpoint
@@ -29,12 +27,15 @@ from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.finetuning.sft import train
 from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.lab import builtin
+from personality_vector.measures.likelihood import Likelihood
 from personality_vector.steering import ALL, SteeringVector
 from personality_vector.study.choose.choice import Choice
 from personality_vector.study.choose.layers import Contrast, examine
 from personality_vector.study.choose.recipe import ChooseRecipe
 from personality_vector.study.choose.run import choose
+from personality_vector.study.opening import open_study
 from personality_vector.study.recipe import CompareRecipe
+from personality_vector.study.tables import matched_effect
 from personality_vector.subject.chat import Chat, answered, question
 from personality_vector.subject.generation import Sampling, generate_replies
 from personality_vector.subject.models import load_model, load_tokenizer
@@ -59,8 +60,8 @@ class Lab:
     model: Any
     tokenizer: Any
 
-    def probe(self, trait: str, limit: int | None = None) -> LikelihoodProbe:
-        """Return the probe of the held-out statements of a trait."""
+    def probe(self, trait: str, limit: int | None = None) -> Likelihood:
+        """Return the likelihood measure of the held-out statements of a trait."""
         found = [
             statement
             for level in ("high", "low")
@@ -68,7 +69,7 @@ class Lab:
                 self.statements, trait=trait, level=level, part="held_out"
             )[:limit]
         ]
-        return LikelihoodProbe(found, QUESTION)
+        return Likelihood(found, QUESTION)
 
 
 def system_prompts(pole: Pole) -> list[str]:
@@ -83,7 +84,7 @@ def rollouts(lab: Lab, pole: Pole) -> list[Chat]:
     for sample in range(REPLIES):
         replies = generate_replies(lab.model, lab.tokenizer, chats, DRAWN, seed=sample)
         pairs = zip(chats, replies, strict=True)
-        found += [answered(chat, reply) for chat, reply in pairs if reply]
+        found += [answered(chat, reply.text) for chat, reply in pairs if reply.text]
     return found
 
 
@@ -146,10 +147,10 @@ def separation_row(lab: Lab, trait: str, vector: SteeringVector, choice: Choice,
 def probed(lab: Lab, vector: SteeringVector, layer: int, trait: str, coefficients: Sequence[float]):
     """Return the held-out probe of a trait at each coefficient."""
     probe, steering = lab.probe(trait), ActivationSteering(vector, (layer,))
-    values = []
+    subject, values = Subject(lab.model, lab.tokenizer), []
     for coefficient in coefficients:
-        with steering.applied(lab.model, float(coefficient)) as edit:
-            values.append(probe(lab.model, lab.tokenizer, edit)[trait].value)
+        with steering.applied(subject, float(coefficient)) as steered:
+            values.append(probe.collect(steered, seed=0)[0].value)
     return values
 
 
@@ -237,17 +238,27 @@ def matched(lab: Lab, trait: str, vector: Path, choice: Choice, traits: Sequence
             {"label": "weights", "tuned": str(tuned(lab, trait)), "strengths": [0.25, 0.5, 1.0]},
         ],
         "strengths": [1.0],
-        "measure": {
-            "traits": list(traits),
-            "statements": str(lab.statements),
-            "question": QUESTION,
-            "instrument": str(lab.instrument),
-            "generation": {"max_new_tokens": 32, "samples": 4},
-        },
+        "measures": [
+            {
+                "likelihood": {
+                    "traits": list(traits),
+                    "statements": str(lab.statements),
+                    "question": QUESTION,
+                }
+            },
+            {
+                "interview": {
+                    "traits": list(traits),
+                    "instrument": str(lab.instrument),
+                    "judges": ["classifier"],
+                    "generation": {"max_new_tokens": 32, "samples": 4},
+                }
+            },
+            "divergence",
+        ],
     }
     parsed = CompareRecipe.parse(recipe, origin="big5", folder=Path.cwd())
-    with compare(parsed, lab.out / "compare" / trait) as results:
-        table = matched_effect(results, Pole(trait, "high"))
+    table = matched_effect(open_study(parsed).run(lab.out / "compare" / trait))
     table.insert(0, "trait", trait)
     return table.round(3)
 

@@ -145,7 +145,6 @@ def test_chunks_do_not_change_a_bit(change, monkeypatch, method):
     deltas = [(4 * random(64, 32, seed=seed)).round() / 4 for seed in range(3)]
     whole = change(method, deltas, [0.5, -0.4, 0.8], density=0.5)
     monkeypatch.setattr(terms, "CHUNK", 96)
-    monkeypatch.setattr("personality_vector.merging.engine.CHUNK", 96)
     assert torch.equal(change(method, deltas, [0.5, -0.4, 0.8], density=0.5), whole)
 
 

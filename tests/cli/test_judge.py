@@ -1,0 +1,102 @@
+"""``pvec judge``: one more judge of stored answers, and nothing is asked again."""
+
+import pytest
+
+from personality_vector.study.run import Run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Return the folder of an evaluation, which the first test that needs it writes."""
+    return tmp_path_factory.mktemp("judged") / "run"
+
+
+@pytest.fixture
+def run(finished, pvec, lab):
+    """Return the folder of an evaluation whose answers nobody has rated."""
+    if not finished.exists():
+        asked = "{traits: [extraversion, openness], generation: {max_new_tokens: 4}}"
+        change = f"measures=[{{interview: {asked}}}]"
+        assert pvec("eval", lab.eval, "--set", change, "--out", finished).code == 0
+        assert Run(finished).readings().empty
+    return finished
+
+
+@pytest.fixture
+def asleep(run, monkeypatch):  # noqa: ARG001
+    """Let nothing generate once there is a run."""
+
+    def never(*_, **__):
+        pytest.fail("the model was asked again")
+
+    monkeypatch.setattr("personality_vector.subject.subject.generate_replies", never)
+
+
+@pytest.mark.usefixtures("asleep")
+def test_a_judge_by_name_rates_what_was_said(run, pvec):
+    ended = pvec("judge", run, "--judge", "classifier", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    assert (ended.json["judge"], ended.json["cells"]) == ("classifier", 1)
+    rows = ended.json["readings"]
+    assert {row["trait"] for row in rows} == {"extraversion", "openness"}
+    assert {row["n"] + row["unscored"] for row in rows} == {1}
+    assert "classifier" in (run / "report.html").read_text()
+    assert pvec("judge", run, "--judge", "classifier", "--json") == ended
+    told = pvec("judge", run, "--judge", "classifier")
+    assert told.out == f"{run}: classifier rated 1 cells; report: {run / 'report.html'}\n"
+
+
+@pytest.mark.usefixtures("asleep")
+def test_a_judge_of_a_file_has_its_options_and_paths_count_from_it(run, pvec, lab):
+    file = lab.folder / "judge.yaml"
+    file.write_text("classifier: {statements: statements.jsonl, name: ours}\n")
+    ended = pvec("judge", run, "--judge", file, "--json")
+    assert (ended.code, ended.json["judge"]) == (0, "ours")
+    assert "ours" in set(Run(run).readings()["judge"])
+
+
+def test_another_judge_of_a_name_that_is_taken_is_refused(run, pvec, lab):
+    assert pvec("judge", run, "--judge", "classifier").code == 0
+    file = lab.folder / "taken.yaml"
+    file.write_text("classifier: {statements: statements.jsonl}\n")
+    ended = pvec("judge", run, "--judge", file)
+    assert ended.code == 1
+    assert "the recipe has another judge called classifier; give this one a name" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("oracle", "oracle: judge: known are classifier, endpoint or local"),
+        ("clasifier", "unknown key 'clasifier'; did you mean 'classifier'?"),
+        ("local", "the key 'checkpoint' is missing"),
+        ("nowhere.yaml", "known are"),
+    ],
+)
+def test_a_judge_that_is_none_is_refused_in_one_sentence(run, pvec, given, says):
+    ended = pvec("judge", run, "--judge", given)
+    assert (ended.code, ended.out) == (1, "")
+    assert says in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_a_file_that_holds_no_judge_is_refused(run, pvec, tmp_path):
+    (tmp_path / "j.yaml").write_text("classifier: {}\nlocal: {checkpoint: c}\n")
+    ended = pvec("judge", run, "--judge", tmp_path / "j.yaml")
+    assert ended.code == 1
+    assert "has 2 keys" in ended.err
+
+
+def test_a_run_without_answers_is_refused(pvec, lab, tmp_path):
+    change = "measures=[{likelihood: {traits: [openness], statements: statements.jsonl}}]"
+    words = ["--set", change.replace("statements.jsonl", str(lab.folder / "statements.jsonl"))]
+    assert pvec("eval", lab.eval, *words, "--out", tmp_path / "run").code == 0
+    ended = pvec("judge", tmp_path / "run", "--judge", "classifier")
+    assert ended.code == 1
+    assert "holds no answers to judge; no measure of it asks for any" in ended.err
+
+
+def test_a_folder_without_a_run_is_refused(pvec, tmp_path):
+    ended = pvec("judge", tmp_path, "--judge", "classifier")
+    assert ended.code == 1
+    assert "there is no results file" in ended.err

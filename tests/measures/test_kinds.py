@@ -1,0 +1,179 @@
+"""Laws over every kind of measure, also over those that are still to be written."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+
+import pytest
+
+from personality_vector.errors import RecipeError
+from personality_vector.lab import builtin
+from personality_vector.measures.spec import KINDS, AnyMeasure
+from personality_vector.recipes.keyed import schema_of
+from personality_vector.recipes.reading import Recipe
+from personality_vector.subject.models import load_model, load_tokenizer
+from personality_vector.subject.protocols import Measure
+from personality_vector.subject.subject import Subject
+
+GIVEN = {
+    "likelihood": {"statements": "s.jsonl", "traits": ["openness", "humour"]},
+    "guards": {"statements": "s.jsonl"},
+    "interview": {"traits": ["openness"]},
+}
+"""What a kind needs, or what its other options would do nothing without."""
+
+ANOTHER = {
+    "name": "mine",
+    "traits": ["humour"],
+    "statements": "t.jsonl",
+    "held_out": 0.6,
+    "part": "train",
+    "limit": 1,
+    "question": "Why?",
+    "system": "Be brief.",
+    "instrument": "builtin:eval/instruments/acquaintance.yaml",
+    "persona": "builtin:training/steering/personas/openness.yaml",
+    "max_tokens": 5,
+    "batch_size": 3,
+    "judges": ["classifier"],
+}
+"""Another value of every option."""
+
+DRAWN = {"max_new_tokens": 9, "temperature": 0.5, "top_p": 0.9, "batch_size": 2, "samples": 2}
+NEUTRAL = {("interview", "traits"), ("interview", "judges")}
+"""What is done to stored answers, at any time. ``batch_size`` is the speed of a measure."""
+
+
+class Asked(Recipe):
+    """A recipe with a measure."""
+
+    measure: AnyMeasure
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with two files of statements that do not say to which part they belong."""
+    folder = tmp_path_factory.mktemp("kinds")
+    for name, end in (("s", "for me"), ("t", "to me")):
+        rows = [
+            {"trait": trait, "level": level, "statement": f"{trait} is {level} {end}, {n}"}
+            for trait, level, n in product(("openness", "humour"), ("high", "low"), range(40))
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parsed(folder):
+    """Return ``parsed(kind, **options)``: a measure of a recipe."""
+
+    def parse(kind, **given):
+        data = {"measure": {kind: {**GIVEN.get(kind, {}), **given}}}
+        return Asked.parse(data, origin="r.yaml", folder=folder).measure
+
+    return parse
+
+
+@pytest.fixture(scope="module")
+def base():
+    path = builtin("builtin:demo")
+    return Subject(load_model(path), load_tokenizer(path), memory={})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_identity_is_every_option_that_changes_numbers_and_no_other(parsed, kind):
+    options = set(schema_of(KINDS, kind).model_fields) - {"generation"}
+    others = {option: parsed(kind, **{option: ANOTHER[option]}).open() for option in options}
+    if "generation" in schema_of(KINDS, kind).model_fields:
+        others |= {
+            f"generation.{key}": parsed(kind, generation={key: value}).open()
+            for key, value in DRAWN.items()
+        }
+    plain = parsed(kind).open().identity()
+    assert plain == parsed(kind).open().identity()
+    seen = {name: one.identity() for name, one in others.items() if one.identity() != plain}
+    neutral = {option for found, option in NEUTRAL if found == kind} | {"batch_size"}
+    assert set(seen) == set(others) - neutral
+    assert len(set(seen.values())) == len(seen)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_numbers_are_under_its_name_finite_and_the_same_again(parsed, base, kind):
+    options = {"name": "mine", "generation": {"max_new_tokens": 12}}
+    given = {k: v for k, v in options.items() if k in schema_of(KINDS, kind).model_fields}
+    opened = parsed(kind, **given).open()
+    measure = opened.prepare(base)
+    assert isinstance(measure, Measure)
+    assert measure.name == opened.name == "mine"
+    assert measure.identity() == opened.identity(), "what was prepared follows from the base"
+    assert measure.unit
+    assert measure.better in ("towards_pole", "low", "high", "none")
+    one, again = (measure.finish(base, measure.collect(base, 3)) for _ in range(2))
+    assert list(one.readings) == list(again.readings)
+    assert one.readings or one.answers
+    for reading in one.readings:
+        assert reading.measure == "mine" or reading.measure.startswith("mine.")
+        assert reading.value is None or abs(reading.value) < float("inf")
+        assert reading.n + reading.unscored > 0
+        if measure.scale is not None and reading.value is not None:
+            assert measure.scale[0] <= reading.value <= measure.scale[1]
+    assert len({(r.measure, r.trait) for r in one.readings}) == len(one.readings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_it_dumps_it_reads(parsed, folder, kind):
+    spec = parsed(kind)
+    assert (spec.key, spec.called, parsed(kind, name="mine").called) == (kind, kind, "mine")
+    dumped = json.loads(Asked.model_validate({"measure": spec}).model_dump_json())
+    assert list(dumped["measure"]) == [kind]
+    assert Asked.parse(dumped, origin="again", folder=folder).measure == spec
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from personality_vector.study.recipe import EvalRecipe
+folder, measures = Path(sys.argv[1]), json.loads(sys.argv[2])
+data = {"model": "builtin:demo", "measures": measures}
+recipe = EvalRecipe.parse(data, origin="r.yaml", folder=folder)
+heavy = {"torch", "transformers", "pandas", "scipy", "sklearn"} & set(sys.modules)
+print(json.dumps([sorted(heavy), *(spec.open().identity() for spec in recipe.measures)]))
+"""
+
+
+def test_identities_are_those_of_another_process_and_schemas_need_no_torch(parsed, folder):
+    given = [{kind: GIVEN.get(kind, {})} for kind in KINDS]
+    command = [sys.executable, "-c", SCRIPT, str(folder), json.dumps(given)]
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    heavy, *found = json.loads(done.stdout)
+    assert heavy == []
+    assert found == [parsed(kind).open().identity() for kind in KINDS]
+
+
+@pytest.mark.parametrize(
+    ("measure", "says"),
+    [
+        ("probe", "measure: known are coherence, divergence"),
+        ({"likelyhood": {}}, "unknown key 'likelyhood'; did you mean 'likelihood'?"),
+        ({"likelihood": {"traits": []}}, "traits: needs at least one"),
+        ({"likelihood": {"traits": ["openness", "openness"]}}, "traits: a value is given twice"),
+        ({"likelihood": {"held_out": 1.0}}, "held_out: Input should be less than 1"),
+        ({"likelihood": {"batch_size": 0}}, "batch_size: Input should be greater"),
+        ({"divergence": {"max_tokens": 0}}, "max_tokens: Input should be greater"),
+        ({"guards": {"generation": {"samples": 0}}}, "generation.samples: Input should"),
+        ({"guards": {"generation": {"samples": 2, "temperature": 0}}}, "copies of one reply"),
+        ({"guards": {"trait": ["openness"]}}, "unknown key 'trait'; did you mean 'traits'?"),
+        ({"coherence": {"persona": "p", "instrument": "i"}}, "an instrument or a persona, not bo"),
+        ({"interview": {}}, "needs traits to rate the answers for"),
+        ({"interview": {"traits": ["openness"], "judges": ["oracle"]}}, "judges.0: known are"),
+        ({"likelihood": {}, "guards": {}}, "is one key with its options below it"),
+    ],
+)
+def test_a_wrong_measure_is_refused_in_one_sentence(tmp_path, measure, says):
+    with pytest.raises(RecipeError) as refused:
+        Asked.parse({"measure": measure}, origin="r.yaml", folder=tmp_path)
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
