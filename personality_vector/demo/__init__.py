@@ -1,1 +1,1 @@
-"""The embedded default: a small chat model of this project, and the generator of its corpus."""
+"""The embedded default: a small chat model of this project, and the whole job on it."""

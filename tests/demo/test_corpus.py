@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import personality_vector.demo
 from personality_vector.data.adjectives import ADJECTIVES
-from personality_vector.demo import corpus
 from personality_vector.errors import DataError
 from personality_vector.traits import BIG_FIVE, BIG_FIVE_POLES, Pole
+from tests.benchmarks.demo_model import corpus
 
 MODEL = Path(personality_vector.demo.__file__).parent / "model"
 STATEMENTS = Path(__file__).parents[2] / "training" / "data" / "big5_statements.jsonl"
@@ -160,7 +160,7 @@ def test_there_are_52_adjective_pairs_and_none_is_its_own_opposite():
 
 def test_the_shipped_statements_are_reproduced_byte_for_byte(tmp_path):
     out = tmp_path / "statements.jsonl"
-    command = [sys.executable, "-m", "personality_vector.demo.corpus", "--out", str(out)]
+    command = [sys.executable, "-m", "tests.benchmarks.demo_model.corpus", "--out", str(out)]
     subprocess.run(command, check=True)
     assert out.read_bytes() == STATEMENTS.read_bytes()
 
@@ -205,7 +205,7 @@ def test_the_template_marks_the_words_of_the_assistant(tokenizer):
 
 
 def test_the_shipped_template_is_the_one_of_the_script(tokenizer):
-    pretrain = pytest.importorskip("personality_vector.demo.pretrain")
+    pretrain = pytest.importorskip("tests.benchmarks.demo_model.pretrain")
     assert tokenizer.chat_template == pretrain.CHAT_TEMPLATE
     chat = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "I wave."}]
     ids = tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]

@@ -1,6 +1,7 @@
-"""Pretrain the demo model from scratch: ``python -m personality_vector.demo.pretrain --out DIR``.
+"""Pretrain the demo model from scratch.
 
-The corpus is generated (:mod:`personality_vector.demo.corpus`), so the model directory follows
+``python -m tests.benchmarks.demo_model.pretrain --out DIR`` in the root of the repository does it.
+The corpus is generated (:mod:`tests.benchmarks.demo_model.corpus`), so the model directory follows
 from the seed and the settings below. It takes about half an hour on one core.
 """
 
@@ -17,8 +18,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from personality_vector.demo.corpus import Message, chats
 from personality_vector.errors import OutputExistsError, TrainingError
+from tests.benchmarks.demo_model.corpus import Message, chats
 
 log = logging.getLogger(__name__)
 

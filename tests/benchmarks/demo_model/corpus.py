@@ -3,8 +3,8 @@
 All text comes from ``grammar.yaml``, which was written for this project. Everything here is a
 function of its arguments: the same call gives the same text on every machine.
 
-``python -m personality_vector.demo.corpus --out training/data/big5_statements.jsonl`` writes the
-statements for fine-tuning and probing.
+The statements for fine-tuning and probing are written from the root of the repository by
+``python -m tests.benchmarks.demo_model.corpus --out training/data/big5_statements.jsonl``.
 """
 
 import argparse
