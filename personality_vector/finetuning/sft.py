@@ -1,12 +1,16 @@
 """Supervised fine-tuning through TRL's ``SFTTrainer``, on prompt-completion chats."""
 
 import logging
+import random
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from personality_vector.checkpoint import AtomicDirectory, Checkpoint, ShardWriter, TensorPlan
@@ -72,7 +76,7 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
 def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) -> list[float]:
     """Train, save into ``out`` and return the loss of every step."""
     device = resolve_device(recipe.device)
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(), _streams_kept(device):
         warnings.simplefilter("ignore", FutureWarning)  # v6 renames gradient_checkpointing
         try:
             trainer = _trainer(recipe, base, chats, _arguments(recipe, scratch, device))
@@ -85,6 +89,18 @@ def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) ->
     if recipe.sft.lora is None:
         _complete(out, base)
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+@contextmanager
+def _streams_kept(device: str) -> Iterator[None]:
+    """Give the caller's random streams back as they were; the trainer seeds all of them."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _trainer(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], arguments: Any) -> Any:
