@@ -72,8 +72,7 @@ class Adapter:
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return entries of ``scaling * B @ A``, multiplying only the rows that they lie in."""
-        module = _PREFIX + name.removesuffix(".weight")
-        up, down = f"{module}.lora_B.weight", f"{module}.lora_A.weight"
+        up, down = factors_of(name)
         rank = self.factors.entries[down].shape[0]
         scaling = self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
         return scaling * rows_of_factors(self.factors, up, down, part, transposed=self.transposed)
@@ -86,6 +85,12 @@ class Adapter:
         """Check the base and the adapter."""
         self.base.require_unchanged()
         self.factors.require_unchanged()
+
+
+def factors_of(name: str) -> tuple[str, str]:
+    """Return the names of ``B`` and ``A`` of a weight, as PEFT stores them."""
+    module = _PREFIX + name.removesuffix(".weight")
+    return f"{module}.lora_B.weight", f"{module}.lora_A.weight"
 
 
 def rows_of_factors(
@@ -197,8 +202,7 @@ def _require_fit(path: Path, adapter: Adapter) -> None:
             f"{path}: adapts {some(unknown)}, which the base {adapter.base.path} does not have"
         )
     for module in adapter.modules:
-        down = adapter.factors.entries[f"{_PREFIX}{module}.lora_A.weight"].shape
-        up = adapter.factors.entries[f"{_PREFIX}{module}.lora_B.weight"].shape
+        up, down = (adapter.factors.entries[name].shape for name in factors_of(module))
         if down[0] == 0:
             raise CheckpointError(
                 f"{path}: {module}: its factors have rank 0, so it changes nothing"
