@@ -6,67 +6,23 @@ the CPU. The methods themselves are the rows of :mod:`personality_vector.merging
 """
 
 import inspect
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial, reduce
 from math import inf
-from typing import Literal, NamedTuple, Protocol, TypeVar, get_args, get_origin, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, get_args, get_origin, runtime_checkable
 
 import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from personality_vector.errors import RecipeError
+from personality_vector.merging.terms import Slice
 from personality_vector.numeric.kernels import agreement, trimmed
 
 OptionValue = float | int | str | bool
 Options = Mapping[str, OptionValue]
 Entries = Float64[Tensor, " entries"]
-T = TypeVar("T")
-
-
-class Slice(ABC):
-    """One term's part of one tensor: the entries ``start .. start + len(delta)``, row-major."""
-
-    __slots__ = ()
-
-    alpha: float
-    """The term's alpha for this tensor."""
-    name: str
-    """Name of the tensor."""
-    start: int
-    """Index of the first entry in the tensor."""
-
-    @property
-    @abstractmethod
-    def delta(self) -> Float64[Tensor, " entries"]:
-        """The term's delta."""
-
-    @property
-    @abstractmethod
-    def position(self) -> int:
-        """Place of the term in the recipe, from 0."""
-
-    @property
-    @abstractmethod
-    def columns(self) -> int:
-        """Length of a row of the tensor: its last dimension."""
-
-    @abstractmethod
-    def uniform(self) -> Float32[Tensor, " entries"]:
-        """Return random numbers in [0, 1): fixed by seed, term, tensor and index of the entry."""
-
-    @abstractmethod
-    def threshold(self, density: float, scope: str) -> float:
-        """Return the magnitude that the top ``density`` of the whole term or tensor reaches."""
-
-    @abstractmethod
-    def survey(self, what: str, measure: "Callable[[Callable[[], Iterator[Slice]]], T]") -> T:
-        """Return a measurement of this term's whole tensor, made once and kept under ``what``.
-
-        ``measure`` gets a function that yields the slices of the tensor in order.
-        """
 
 
 @dataclass(frozen=True, slots=True)

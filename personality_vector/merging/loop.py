@@ -20,13 +20,13 @@ from personality_vector.delta.sources import require_finite
 from personality_vector.errors import blame
 from personality_vector.merging.formula import Combine, Formula, Kept, Vote
 from personality_vector.merging.rounding import Cast, Squares, require_fit
-from personality_vector.merging.terms import TermSlice
+from personality_vector.merging.terms import Slice
 from personality_vector.numeric.compiled import change_all, merge_all
 
 _CONSENSUS = {"all": 0, "mean": 1, "sum": 2}
 
 
-def changed(combine: Combine, slices: Sequence[TermSlice]) -> Float64[Tensor, " entries"]:
+def changed(combine: Combine, slices: Sequence[Slice]) -> Float64[Tensor, " entries"]:
     """Return the change that the slices of all terms make, compiled where that is possible.
 
     Raises:
@@ -40,11 +40,11 @@ def changed(combine: Combine, slices: Sequence[TermSlice]) -> Float64[Tensor, " 
 class Loop:
     """A formula and the slices of all terms, as the compiled loops take them."""
 
-    slices: Sequence[TermSlice]
+    slices: Sequence[Slice]
     numbers: tuple[Any, ...]
 
     @classmethod
-    def of(cls, combine: Combine, slices: Sequence[TermSlice]) -> "Loop | None":
+    def of(cls, combine: Combine, slices: Sequence[Slice]) -> "Loop | None":
         """Return the loop of a formula, or ``None`` if it has none, or not on this device."""
         if not isinstance(combine, Formula) or not isinstance(combine.consensus, Vote):
             return None
@@ -122,7 +122,7 @@ def _one_rate(kept: Sequence[Kept]) -> float | None:
     return float(rate) if same and not callable(rate) else None
 
 
-def _arrays(slices: Sequence[TermSlice], base: Tensor | None) -> tuple[Any, Any]:
+def _arrays(slices: Sequence[Slice], base: Tensor | None) -> tuple[Any, Any]:
     """Return base and terms: bits of bfloat16 weights if all are, else float64 base and deltas."""
     ends = [s.ends for s in slices]
     if base is None or base.dtype != torch.bfloat16 or None in ends:

@@ -22,8 +22,8 @@ from personality_vector.merging.methods import find_method
 from personality_vector.merging.summands import Summand, open_terms
 from personality_vector.merging.terms import (
     LONGEST_ROW,
+    Slice,
     Term,
-    TermSlice,
     columns_of,
     runs_over,
 )
@@ -160,10 +160,10 @@ class Merged:
         """Shape of one tensor."""
         return self._acting[name][0][0].delta.shape(name)
 
-    def slices(self, name: str, run: slice, device: str = "cpu") -> list[TermSlice]:
+    def slices(self, name: str, run: slice, device: str = "cpu") -> list[Slice]:
         """Return what each term that acts contributes to a run of entries."""
         acting = self._acting.get(name, ())
-        return [TermSlice(term, name, run, key, device) for term, key in acting]
+        return [Slice(term, name, run, key, device) for term, key in acting]
 
     def survey(self, device: str = "cpu") -> None:
         """Let the method ask empty slices for what it needs to know of whole tensors, once."""
@@ -186,7 +186,7 @@ class Merged:
             return None
         return slices[0].term.delta.source.tuned_part(name, part, base) if slices else None
 
-    def _runs(self, name: str, part: slice) -> Iterator[tuple[slice, list[TermSlice], Tensor]]:
+    def _runs(self, name: str, part: slice) -> Iterator[tuple[slice, list[Slice], Tensor]]:
         """Yield the runs that hold a part: their slices, and their change."""
         for run in runs_over(self.shape(name), part):
             asked = (name, run.start, run.stop)
@@ -202,7 +202,7 @@ class Merged:
             term.delta.source.require_unchanged()
 
 
-def is_one_delta(slices: Sequence[TermSlice], change: Float64[Tensor, " entries"]) -> bool:
+def is_one_delta(slices: Sequence[Slice], change: Float64[Tensor, " entries"]) -> bool:
     """Return whether a change is exactly that of one delta."""
     return len(slices) == 1 and torch.equal(change, slices[0].delta)
 

@@ -16,10 +16,10 @@ from personality_vector.merging.formula import (
     MergeMethod,
     Options,
     Range,
-    Slice,
     Sparsification,
     Vote,
 )
+from personality_vector.merging.terms import Slice
 
 Density = Annotated[float, Range("in (0, 1]", lambda value: 0.0 < value <= 1.0)]
 Rate = Annotated[float, Range("in [0, 1)", lambda value: 0.0 <= value < 1.0 - 2.0**-24)]

@@ -9,13 +9,13 @@ from torch import Tensor
 from personality_vector.delta.sources import require_finite
 from personality_vector.merging.merged import is_one_delta
 from personality_vector.merging.rounding import Cast, Squares
-from personality_vector.merging.terms import TermSlice
+from personality_vector.merging.terms import Slice
 from personality_vector.numeric.kernels import difference, projection
 
 
 def added(
     change: Float64[Tensor, " entries"],
-    slices: Sequence[TermSlice],
+    slices: Sequence[Slice],
     base: Float[Tensor, " entries"],
     cast: Cast,
 ) -> tuple[Float[Tensor, " entries"], Squares]:
@@ -40,7 +40,7 @@ def added(
 
 
 def restored(
-    slices: Sequence[TermSlice],
+    slices: Sequence[Slice],
     change: Float64[Tensor, " entries"],
     base: Float[Tensor, " entries"],
 ) -> Float[Tensor, " entries"] | None:
@@ -62,7 +62,7 @@ def restored(
     return tuned.to(change.device)
 
 
-def _is_base_of(only: TermSlice, base: Tensor, tuned: Tensor) -> bool:
+def _is_base_of(only: Slice, base: Tensor, tuned: Tensor) -> bool:
     """Return whether entries are those that a delta was taken from."""
     ends = only.term.difference
     if ends is None:  # A delta that was saved is rounded to float32.

@@ -1,8 +1,8 @@
 """The terms of a merge, and the slices of them that a method sees."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -17,7 +17,6 @@ from personality_vector.delta.sources import Difference, Restricted, require_fin
 from personality_vector.delta.transfer import Transfer
 from personality_vector.errors import blame
 from personality_vector.merging.depth import Alpha
-from personality_vector.merging.formula import Slice
 from personality_vector.merging.select import magnitude_threshold
 from personality_vector.numeric.kernels import count_magnitudes, difference
 from personality_vector.numeric.random import uniform
@@ -115,31 +114,48 @@ class Term:
             return torch.cat([self.delta.source.part(name, part).float() for part in parts])
 
 
-class TermSlice(Slice):
-    """One term's part of one tensor; see :class:`personality_vector.merging.formula.Slice`."""
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One term's part of one tensor, as a method sees it.
 
-    __slots__ = ("_delta", "alpha", "device", "key", "name", "part", "start", "term")
+    Attributes:
+        term: The term.
+        name: Name of the tensor.
+        part: The entries, row-major.
+        key: Of the random stream of the term in this tensor.
+        device: Where the merge is computed.
+    """
 
-    def __init__(self, term: Term, name: str, part: slice, key: int, device: str) -> None:
-        self.term = term
-        self.name = name
-        self.part = part
-        self.key = key
-        """Of the random stream of the term in this tensor."""
-        self.device = device
-        self.alpha = term.alpha_at(name)
-        self.start = int(part.start)
-        self._delta: Tensor | None = None
+    term: Term
+    name: str
+    part: slice
+    key: int
+    device: str
 
     @property
+    def alpha(self) -> float:
+        """The term's alpha for this tensor."""
+        return self.term.alpha_at(self.name)
+
+    @property
+    def start(self) -> int:
+        """Index of the first entry in the tensor."""
+        return int(self.part.start)
+
+    @property
+    def columns(self) -> int:
+        """Length of a row of the tensor: its last dimension."""
+        return columns_of(self.term.delta.shape(self.name))
+
+    @property
+    def ends(self) -> tuple[Checkpoint, Checkpoint] | None:
+        """Fine-tuned model and base, where the delta is the difference of two bfloat16 tensors."""
+        return self.term.bfloat16_ends(self.name)
+
+    @cached_property
     def delta(self) -> Float64[Tensor, " entries"]:
         """The term's delta, on the device of the merge; read once."""
-        if self._delta is None:
-            self._delta = self._read()
-        return self._delta
-
-    def _read(self) -> Tensor:
-        if self.start == self.part.stop:
+        if self.part.start == self.part.stop:
             return torch.empty(0, dtype=torch.float64, device=self.device)
         delta, ends = self.term.delta, self.ends
         with blame(delta=delta.label):
@@ -149,36 +165,23 @@ class TermSlice(Slice):
             raw = (require_finite(end, self.name, self.part).to(self.device) for end in ends)
             return difference(*raw)
 
-    @property
-    def ends(self) -> tuple[Checkpoint, Checkpoint] | None:
-        """Fine-tuned model and base, where the delta is the difference of two bfloat16 tensors."""
-        return self.term.bfloat16_ends(self.name)
-
-    @property
-    def position(self) -> int:
-        """Place of the term in the recipe."""
-        return self.term.position
-
-    @property
-    def columns(self) -> int:
-        """Length of a row of the tensor."""
-        return columns_of(self.term.delta.shape(self.name))
-
     def uniform(self) -> Float32[Tensor, " entries"]:
-        """Return the random numbers of these entries."""
+        """Return random numbers in [0, 1): fixed by seed, term, tensor and index of the entry."""
         return uniform(self.key, self.start, self.part.stop - self.start, self.device)
 
     def threshold(self, density: float, scope: str) -> float:
-        """Return the trimming threshold, of the whole vector or of this tensor."""
+        """Return the magnitude that the top ``density`` of the whole term or tensor reaches."""
         return self.term.threshold(density, None if scope == "global" else self.name)
 
-    def survey(self, what: str, measure: Callable[[Callable[[], Iterator[Slice]]], T]) -> T:
-        """Return a measurement of the whole tensor, made once."""
+    def survey(self, what: str, measure: Callable[[Callable[[], Iterator["Slice"]]], T]) -> T:
+        """Return a measurement of this term's whole tensor, made once and kept under ``what``.
+
+        ``measure`` gets a function that yields the slices of the tensor in order.
+        """
         shape = self.term.delta.shape(self.name)
 
         def slices() -> Iterator[Slice]:
-            for part in runs(shape, CHUNK):
-                yield TermSlice(self.term, self.name, part, self.key, self.device)
+            return (replace(self, part=part) for part in runs(shape, CHUNK))
 
         return self.term.once((self.name, what), lambda: measure(slices))
 

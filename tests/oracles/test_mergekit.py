@@ -159,7 +159,7 @@ def _inject(mergekit, patch, plan):
     for tensor in plan.tensors:
         whole = slice(0, torch.Size(tensor.shape).numel())
         slices = plan.merged.slices(tensor.name, whole)
-        drawn[tensor.name] = [s.uniform() for s in sorted(slices, key=lambda s: s.position)]
+        drawn[tensor.name] = [s.uniform() for s in sorted(slices, key=lambda s: s.term.position)]
     shim, merge_group = Torch(drawn), GeneralizedTaskArithmeticMerge.merge_group
 
     def noted(self, group, /, **parameters):

@@ -15,10 +15,11 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.merging.formula import Options, Slice
+from personality_vector.merging.formula import Options
 from personality_vector.merging.mergekit.masks import Keep, Trim, Whole, keeper
 from personality_vector.merging.mergekit.recipe import Scalar
 from personality_vector.merging.mergekit.settings import Parameter, Values
+from personality_vector.merging.terms import Slice
 
 _SMALL = 1e-7
 """An L1 norm below it is not rescaled."""
@@ -107,12 +108,12 @@ class TaskArithmetic:
         """Return the change of the base that mergekit would write, before its last rounding."""
         name = slices[0].name
         values = self.values[name]
-        acting = [s for s in slices if self.models[s.position] in values.of]
+        acting = [s for s in slices if self.models[s.term.position] in values.of]
         if not acting:
             return torch.zeros_like(slices[0].delta)
-        acting.sort(key=lambda s: s.position)
+        acting.sort(key=lambda s: s.term.position)
         dtype = self.precisions[name].dtype
-        given = [values.of[self.models[s.position]]["weight"] for s in acting]
+        given = [values.of[self.models[s.term.position]]["weight"] for s in acting]
         weights = torch.tensor(given, dtype=dtype, device=acting[0].delta.device)[:, None]
         weighted = torch.stack([self._sparse(s) for s in acting]) * weights
         return self._change(acting[0], self._mixed(weighted, weights, values.shared))
@@ -152,7 +153,7 @@ class TaskArithmetic:
     def _sparse(self, s: Slice) -> Float[Tensor, " entries"]:
         """Return what is kept of a term's delta, rescaled."""
         values = self.values[s.name]
-        own = values.of[self.models[s.position]]
+        own = values.of[self.models[s.term.position]]
         delta, density = self._delta(s), float(own["density"])
         if self.convention.trim == "nothing" or density >= 1.0:
             return delta
