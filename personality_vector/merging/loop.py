@@ -1,4 +1,4 @@
-"""The compiled form of a formula: everything that a merge does to a run of entries.
+"""Everything that a merge does to a run of entries: base plus change, rounded once.
 
 What a formula keeps of each term and how its terms vote, :class:`Kept` and :class:`Vote` say; from
 them this loop computes the bits of the formula on the CPU without a single intermediate tensor in
@@ -22,6 +22,7 @@ from personality_vector.merging.formula import Combine, Formula, Kept, Vote
 from personality_vector.merging.rounding import Cast, Squares, require_fit
 from personality_vector.merging.terms import Slice
 from personality_vector.numeric.compiled import change_all, merge_all
+from personality_vector.numeric.kernels import difference, projection
 
 _CONSENSUS = {"all": 0, "mean": 1, "sum": 2}
 
@@ -132,3 +133,66 @@ def _arrays(slices: Sequence[Slice], base: Tensor | None) -> tuple[Any, Any]:
     for row, s, (tuned, _) in zip(rows, slices, filter(None, ends), strict=True):
         tuned.part(s.name, s.part, row)
     return base.view(torch.uint16).numpy(), rows.view(torch.uint16).numpy()
+
+
+def added(
+    change: Float64[Tensor, " entries"],
+    slices: Sequence[Slice],
+    base: Float[Tensor, " entries"],
+    cast: Cast,
+) -> tuple[Float[Tensor, " entries"], Squares]:
+    """Return ``base + change`` in float64, rounded once, and the inner products.
+
+    Where the change is exactly that of one delta, the entries are the fine-tuned ones themselves.
+
+    Args:
+        change: What the terms amount to, on the device where the sum is computed.
+        slices: Of every term that acts; at least one.
+        base: The entries that the change is added to, in their dtype.
+        cast: How to round.
+
+    Raises:
+        NonFiniteError: A sum does not fit the dtype.
+    """
+    start = base.to(change.device).double()
+    written = _restored(slices, change, base)
+    if written is None or written.dtype != cast.dtype:
+        written = cast.rounded(start + change, slices[0].start)
+    return written, Squares(*projection(start, change, written))
+
+
+def is_one_delta(slices: Sequence[Slice], change: Float64[Tensor, " entries"]) -> bool:
+    """Return whether a change is exactly that of one delta."""
+    return len(slices) == 1 and torch.equal(change, slices[0].delta)
+
+
+def _restored(
+    slices: Sequence[Slice],
+    change: Float64[Tensor, " entries"],
+    base: Float[Tensor, " entries"],
+) -> Float[Tensor, " entries"] | None:
+    """Return fine-tuned entries themselves, where the change is exactly that of their delta.
+
+    Args:
+        slices: Of all terms.
+        change: What they amount to.
+        base: The entries that the change is to be added to. Unless they are those that the delta
+            was taken from, nothing is restored.
+    """
+    if not is_one_delta(slices, change):
+        return None
+    (only,) = slices
+    start = base.cpu()
+    tuned = only.term.delta.source.tuned_part(only.name, only.part, start)
+    if tuned is None or not _is_base_of(only, start, tuned):
+        return None
+    return tuned.to(change.device)
+
+
+def _is_base_of(only: Slice, base: Tensor, tuned: Tensor) -> bool:
+    """Return whether entries are those that a delta was taken from."""
+    ends = only.term.difference
+    if ends is None:  # A delta that was saved is rounded to float32.
+        return torch.equal(difference(tuned, base).float(), only.delta.cpu().float())
+    stored = require_finite(ends.base, only.name, only.part)
+    return stored.dtype == base.dtype and torch.equal(stored, base)

@@ -17,7 +17,7 @@ from personality_vector.delta.delta import digest
 from personality_vector.errors import RecipeError, blame
 from personality_vector.merging.depth import Alpha
 from personality_vector.merging.formula import Combine, Formula, OptionValue
-from personality_vector.merging.loop import changed
+from personality_vector.merging.loop import changed, is_one_delta
 from personality_vector.merging.methods import find_method
 from personality_vector.merging.summands import Summand, open_terms
 from personality_vector.merging.terms import (
@@ -200,11 +200,6 @@ class Merged:
         """Check every term."""
         for term in self.terms:
             term.delta.source.require_unchanged()
-
-
-def is_one_delta(slices: Sequence[Slice], change: Float64[Tensor, " entries"]) -> bool:
-    """Return whether a change is exactly that of one delta."""
-    return len(slices) == 1 and torch.equal(change, slices[0].delta)
 
 
 def _require_whole_rows(method: str, base: Checkpoint) -> None:

@@ -1,6 +1,7 @@
 """The one rounding at the end, and how much of the ideal change survives it."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -60,6 +61,24 @@ class Squares(NamedTuple):
     change: float = 0.0
     along: float = 0.0
 
+    @classmethod
+    def total(cls, parts: Sequence["Squares"]) -> "Squares":
+        """Return the sums over the parts of a tensor, rounded once."""
+        return cls(*map(math.fsum, zip(*parts, strict=True)))
+
+    def plus(self, other: "Squares") -> "Squares":
+        """Return the sums over both."""
+        return Squares(*(one + more for one, more in zip(self, other, strict=True)))
+
+    @property
+    def share(self) -> float | None:
+        """Projection of the written change on the ideal change; ``None`` if nothing changes.
+
+        It is 1 where nothing was lost. bfloat16 keeps 8 bits: an edit smaller than half a step of
+        the weight is rounded away, so that a nominal alpha of 0.1 can act as 0.03.
+        """
+        return self.along / self.change if self.change else None
+
 
 def require_fit(
     written: Float[Tensor, " entries"], values: Callable[[], Float64[Tensor, " entries"]]
@@ -89,30 +108,3 @@ def _stochastic(values: Tensor, key: int, start: int) -> Tensor:
     noise = uniform(key, start, values.numel(), values.device) * (1 << 16)
     bits = values.float().view(torch.int32) + noise.int()
     return (bits & ~0xFFFF).view(torch.float32).bfloat16()
-
-
-@dataclass(slots=True)
-class Realised:
-    """Projection of the written change on the ideal change; 1 where nothing was lost.
-
-    bfloat16 keeps 8 bits: an edit smaller than half a step of the weight is rounded away, so that a
-    nominal alpha of 0.1 can act as 0.03.
-    """
-
-    along: float = 0.0
-    square: float = 0.0
-
-    def add(self, along: float, square: float) -> float | None:
-        """Take in ``<written, ideal>`` and ``<ideal, ideal>`` of a tensor; return its share."""
-        self.along += along
-        self.square += square
-        return along / square if square else None
-
-    def reset(self) -> None:
-        """Forget every tensor."""
-        self.along = self.square = 0.0
-
-    @property
-    def share(self) -> float | None:
-        """``<written, ideal> / <ideal, ideal>`` over all tensors; ``None`` if nothing changes."""
-        return self.along / self.square if self.square else None
