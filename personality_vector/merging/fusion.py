@@ -14,10 +14,10 @@ from personality_vector.delta import Delta
 from personality_vector.delta.delta import digest
 from personality_vector.delta.sources import whole
 from personality_vector.errors import DataError, NonFiniteError, RecipeError
-from personality_vector.merging.depth import alpha_by_tensor
 from personality_vector.merging.formula import Formula, Options
 from personality_vector.merging.merged import Merged
 from personality_vector.merging.methods import METHODS, find_method
+from personality_vector.merging.summands import alpha_by_tensor
 from personality_vector.merging.terms import Term
 
 Scale = Literal["raw", "unit", "equal"]

@@ -15,13 +15,13 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
 from personality_vector.delta.delta import digest
 from personality_vector.errors import RecipeError, blame
-from personality_vector.merging.depth import Alpha
 from personality_vector.merging.formula import Combine, Formula, OptionValue
 from personality_vector.merging.loop import changed, is_one_delta
 from personality_vector.merging.methods import find_method
 from personality_vector.merging.summands import Summand, open_terms
 from personality_vector.merging.terms import (
     LONGEST_ROW,
+    Alpha,
     Slice,
     Term,
     columns_of,

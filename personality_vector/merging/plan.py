@@ -142,7 +142,7 @@ def _described(term: Term, plan: MergePlan) -> dict[str, Any]:
         "tensors": sum(term.alpha_at(name) != 0.0 for name in term.delta.names),
         "of_tensors": len(plan.base.entries),
     }
-    return row | ({"transfer": term.transfer.describe()} if term.transfer else {})
+    return {**row, **term.remarks}
 
 
 def foresight(plan: MergePlan, out: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The terms of a merge, and the slices of them that a method sees."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -14,14 +14,15 @@ from torch import Tensor
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
 from personality_vector.delta.sources import Difference, Restricted, require_finite
-from personality_vector.delta.transfer import Transfer
 from personality_vector.errors import blame
-from personality_vector.merging.depth import Alpha
 from personality_vector.merging.select import magnitude_threshold
 from personality_vector.numeric.kernels import count_magnitudes, difference
 from personality_vector.numeric.random import uniform
 
 T = TypeVar("T")
+
+Alpha = float | tuple[float, ...] | Mapping[str, float]
+"""A number; numbers over depth, interpolated; or numbers by word or name pattern."""
 
 CHUNK = 1 << 18
 """Entries that are read at once: of six bfloat16 models 3 MB, which a cache holds."""
@@ -38,15 +39,23 @@ _SAMPLE = 1 << 20
 
 @dataclass(slots=True)
 class Term:
-    """A delta and its alpha, with what has been measured of it."""
+    """A delta and its alpha, with what has been measured of it.
+
+    Attributes:
+        delta: The delta.
+        alpha: As it was given.
+        alpha_at: From the name of a tensor to its alpha.
+        position: Place of the term in the recipe, from 0.
+        remarks: What a manifest says of it besides.
+        inputs: What is read, or was moved, beside the sources of the delta.
+    """
 
     delta: Delta
     alpha: Alpha
     alpha_at: Callable[[str], float]
     position: int
-    transfer: Transfer | None = None
+    remarks: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[Path, ...] = ()
-    """What is read, or was moved, beside the sources of the delta."""
     _measured: dict[tuple[str | None, str], Any] = field(default_factory=dict)
 
     def threshold(self, density: float, name: str | None) -> float:

@@ -16,10 +16,10 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta.lora import is_adapter
 from personality_vector.delta.storage import is_saved_delta
 from personality_vector.errors import RecipeError
-from personality_vector.merging.depth import alpha_by_tensor, layer_of, selected
 from personality_vector.merging.formula import Options
 from personality_vector.merging.methods import find_method
 from personality_vector.merging.recipe import MergeRecipe, TermSpec
+from personality_vector.merging.summands import alpha_by_tensor, layer_of, selected
 from personality_vector.subject.models import DTYPES
 
 _TIES = "where the terms cancel exactly, mergekit adds the positive ones and this tool nothing"

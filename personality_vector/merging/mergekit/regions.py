@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from personality_vector.errors import RecipeError
-from personality_vector.merging.depth import chosen, depths_of, layer_of
 from personality_vector.merging.mergekit.recipe import MergekitRecipe, Rule, SliceSpec
+from personality_vector.merging.summands import chosen, depths_of, layer_of
 
 Level = Mapping[str, tuple[Rule, ...]]
 """Parameters as they are given at one place of the file."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from personality_vector.errors import RecipeError, some
-from personality_vector.merging.depth import depths_of
 from personality_vector.merging.mergekit.recipe import MergekitRecipe, Rule, Scalar
 from personality_vector.merging.mergekit.regions import Level, Region, place
+from personality_vector.merging.summands import depths_of
 
 Scope = Literal["shared", "model", "tuned"]
 
