@@ -6,11 +6,12 @@ the CPU. The methods themselves are the rows of :mod:`personality_vector.merging
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial, reduce
 from math import inf
-from typing import Literal, NamedTuple, Protocol, get_args, get_origin, runtime_checkable
+from typing import Literal, NamedTuple, get_args, get_origin
 
 import torch
 from jaxtyping import Float32, Float64
@@ -72,22 +73,21 @@ class Vote:
         return total if self.over == "sum" else total.div_(count.clamp_(min=1.0))
 
 
-@runtime_checkable
-class Combine(Protocol):
-    """A method with its options fixed: a pure function from the slices of all terms to a delta."""
+@dataclass(frozen=True)
+class Combine(ABC):
+    """A method with its options fixed: a pure function from the slices of all terms to a delta.
 
-    @property
-    def name(self) -> str:
-        """Of the method."""
+    Attributes:
+        name: Of the method.
+        source: Its citation.
+        options: Every option with its value.
+    """
 
-    @property
-    def source(self) -> str:
-        """The citation of the method."""
+    name: str
+    source: str
+    options: Options
 
-    @property
-    def options(self) -> Options:
-        """Every option with its value."""
-
+    @abstractmethod
     def __call__(self, slices: Sequence[Slice], /) -> Tensor:
         """Return the merged delta, float64."""
 
@@ -96,22 +96,16 @@ Consensus = Callable[[Sequence[Entries]], Entries]
 """From the terms scaled by alpha to one delta. A :class:`Vote` has a compiled form."""
 
 
-@dataclass(frozen=True, slots=True)
-class Formula:
+@dataclass(frozen=True)
+class Formula(Combine):
     """``lambda * consensus(alpha_1 * kept(delta_1), ...)``: a row of the table, options fixed.
 
     Attributes:
-        name: Of the method.
-        source: Its citation.
-        options: Every option with its value.
         keep: From a slice to what stays of it; looks at no entry.
         consensus: What becomes of the terms.
         lambda_: Factor of the result.
     """
 
-    name: str
-    source: str
-    options: Options
     keep: Callable[[Slice], Kept]
     consensus: Consensus
     lambda_: float = 1.0

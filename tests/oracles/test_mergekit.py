@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from personality_vector.merging.mergekit import export_mergekit, plan_mergekit, write_mergekit
+from personality_vector.merging.engine import write_merge
+from personality_vector.merging.mergekit import export_mergekit, plan_mergekit, write_bridge
 from personality_vector.merging.plan import MergePlan
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.merging.terms import CHUNK
@@ -134,7 +135,8 @@ def both(mergekit, monkeypatch, tmp_path):
 
     def run(given, *, patched=True):
         plan = plan_mergekit(given, origin="test.yaml", folder=tmp_path, seed=5)
-        ours = write_mergekit(plan, tmp_path / "ours", force=True).path
+        write = write_merge if isinstance(plan, MergePlan) else write_bridge
+        ours = write(plan, tmp_path / "ours", force=True).path
         with monkeypatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if patched and isinstance(plan, MergePlan):
@@ -362,7 +364,6 @@ OURS = [
 def test_an_exported_recipe_does_in_mergekit_what_it_does_here(
     mergekit, models, tmp_path, method, options, alphas
 ):
-    from personality_vector.merging.engine import write_merge
     from personality_vector.merging.plan import plan_recipe
     from personality_vector.recipes.reading import read_yaml
 

@@ -21,14 +21,14 @@ from personality_vector.checkpoint import AtomicDirectory, Checkpoint, ShardWrit
 from personality_vector.delta.sources import require_finite, require_same_tensors
 from personality_vector.errors import NonFiniteError, RecipeError, blame
 from personality_vector.merging.engine import MergeReport, complete
-from personality_vector.merging.mergekit.inputs import (
+from personality_vector.merging.mergekit.models import (
     open_models,
     output_dtype,
     promoted,
+    regions_of,
     require_vocabulary,
 )
 from personality_vector.merging.mergekit.recipe import MergekitRecipe, Scalar
-from personality_vector.merging.mergekit.regions import regions_of
 from personality_vector.merging.mergekit.settings import (
     Parameter,
     Values,

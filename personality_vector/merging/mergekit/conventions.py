@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.merging.formula import Options
+from personality_vector.merging.formula import Combine
 from personality_vector.merging.mergekit.masks import Keep, Trim, Whole, keeper
 from personality_vector.merging.mergekit.recipe import Scalar
 from personality_vector.merging.mergekit.settings import Parameter, Values
@@ -78,31 +78,22 @@ class Precision:
 
 
 @dataclass(frozen=True)
-class TaskArithmetic:
+class TaskArithmetic(Combine):
     """One of mergekit's conventions with its options fixed.
 
     Attributes:
-        name: Of the method.
         convention: Which.
         models: Of each term, as :attr:`values` names it.
         values: Parameters by tensor.
         precisions: By tensor.
         base: Read again where the dtype is narrower than that of the checkpoints.
-        options: For the manifest.
     """
 
-    name: str
     convention: Convention
     models: Sequence[str]
     values: Mapping[str, Values]
     precisions: Mapping[str, Precision]
     base: Checkpoint
-    options: Options
-
-    @property
-    def source(self) -> str:
-        """Where the conventions are said."""
-        return "conventions of mergekit 0.1.5, on this tool's engine"
 
     def __call__(self, slices: Sequence[Slice]) -> Float64[Tensor, " entries"]:
         """Return the change of the base that mergekit would write, before its last rounding."""
@@ -140,7 +131,9 @@ class TaskArithmetic:
     ) -> Float[Tensor, " entries"]:
         """Return the sum of the terms (that agree), divided by the sum of weights, times lambda."""
         if self.convention.elects:
-            agrees = agreeing(weighted)
+            # A sum of zero elects the positive sign.
+            elected = torch.where(weighted.sum(dim=0) >= 0, 1.0, -1.0)
+            agrees = weighted.sign() == elected
             mixed, divisor = (weighted * agrees).sum(dim=0), (weights * agrees).sum(dim=0)
             divisor[divisor == 0] = 1
         else:
@@ -193,9 +186,3 @@ class TaskArithmetic:
     def _base(self, s: Slice) -> Float64[Tensor, " entries"]:
         part = slice(s.start, s.start + s.delta.numel())
         return self.base.part(s.name, part).to(s.delta.device).double()
-
-
-def agreeing(weighted: Float[Tensor, "n entries"]) -> Bool[Tensor, "n entries"]:
-    """Return where a term has the sign of the sum of all; a sum of zero counts as positive."""
-    elected = torch.where(weighted.sum(dim=0) >= 0, 1.0, -1.0)
-    return weighted.sign() == elected

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from personality_vector.merging.mergekit.recipe import Scalar
@@ -35,10 +35,16 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An entry in the order by magnitude: its magnitude, and its index among equal ones."""
+    """An entry in the order by magnitude, of equal ones by index: backwards if ``descending``."""
 
     magnitude: float
     index: int
+    descending: bool
+
+    def reached(self, magnitude: Tensor, index: Tensor) -> Bool[Tensor, " entries"]:
+        """Return which entries are this one, or larger, or in the order of equal ones beyond it."""
+        beyond = index <= self.index if self.descending else index >= self.index
+        return (magnitude > self.magnitude) | ((magnitude == self.magnitude) & beyond)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +91,7 @@ def _largest(density: float, whole: Whole, s: Slice) -> Mask:
         return _place(stream, whole, max(1, int(density * whole.size)) - 1, descending=True)
 
     end = s.survey(f"mergekit: top {density}", last)
-
-    def mask(s: Slice, delta: Tensor) -> Tensor:
-        magnitude, index = delta.abs().float(), _indices(s, delta)
-        return (magnitude > end.magnitude) | ((magnitude == end.magnitude) & (index <= end.index))
-
-    return mask
+    return lambda s, delta: end.reached(*_order(s, delta))
 
 
 def _middle(density: float, gamma: float, whole: Whole, s: Slice) -> Mask:
@@ -105,8 +106,8 @@ def _middle(density: float, gamma: float, whole: Whole, s: Slice) -> Mask:
     low, high = s.survey(f"mergekit: {density} below the top {gamma}", ends)
 
     def mask(s: Slice, delta: Tensor) -> Tensor:
-        magnitude, index = delta.abs().float(), _indices(s, delta)
-        return _at_or_after(low, magnitude, index) & ~_at_or_after(high, magnitude, index)
+        order = _order(s, delta)
+        return low.reached(*order) & ~high.reached(*order)
 
     return mask
 
@@ -130,14 +131,10 @@ def _ranked(density: float, epsilon: float, dtype: torch.dtype) -> Mask:
     return mask
 
 
-def _at_or_after(
-    place: Place, magnitude: Float[Tensor, " entries"], index: Tensor
-) -> Bool[Tensor, " entries"]:
-    return (magnitude > place.magnitude) | ((magnitude == place.magnitude) & (index >= place.index))
-
-
-def _indices(s: Slice, delta: Tensor) -> Tensor:
-    return torch.arange(s.start, s.start + delta.numel(), device=delta.device)
+def _order(s: Slice, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the magnitude and the index of each entry of a slice."""
+    index = torch.arange(s.start, s.start + delta.numel(), device=delta.device)
+    return delta.abs().float(), index
 
 
 def _place(stream: Stream, whole: Whole, rank: int, *, descending: bool) -> Place:
@@ -146,7 +143,7 @@ def _place(stream: Stream, whole: Whole, rank: int, *, descending: bool) -> Plac
     One beyond the last has an infinite magnitude.
     """
     if rank >= whole.size:
-        return Place(math.inf, whole.size)
+        return Place(math.inf, whole.size, descending)
     number = rank + 1 if descending else whole.size - rank  # among the largest, from 1
 
     def deltas() -> Iterator[Tensor]:
@@ -165,7 +162,7 @@ def _place(stream: Stream, whole: Whole, rank: int, *, descending: bool) -> Plac
         above += int((magnitude > threshold).sum())
         equal += int((magnitude == threshold).sum())
     nth = number - above - 1 if descending else rank - (whole.size - above - equal)
-    return Place(threshold, _index_of(deltas(), threshold, nth))
+    return Place(threshold, _index_of(deltas(), threshold, nth), descending)
 
 
 def _index_of(deltas: Iterator[Tensor], magnitude: float, nth: int) -> int:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from personality_vector.errors import RecipeError, some
+from personality_vector.merging.mergekit.models import Level, Region, place
 from personality_vector.merging.mergekit.recipe import MergekitRecipe, Rule, Scalar
-from personality_vector.merging.mergekit.regions import Level, Region, place
 from personality_vector.merging.summands import depths_of
 
 Scope = Literal["shared", "model", "tuned"]
@@ -56,9 +56,13 @@ def resolve(
         RecipeError: A parameter is unknown, missing, of the wrong kind, at a level where mergekit
             would ignore it, or a filter is in no tensor name.
     """
+    known = {parameter.name: parameter for parameter in parameters}
     for where, level, of_model in _levels(recipe, regions):
-        _check_names(f"{where}: {recipe.merge_method}", level, parameters, of_model=of_model)
-        _check_rules(where, level, parameters, names)
+        for name, rules in level.items():
+            method = f"{where}: {recipe.merge_method}"
+            parameter = _known(method, name, known, of_model=of_model)
+            for rule in rules:
+                _check_rule(f"{where}.{name}", parameter, rule, names)
     depths = depths_of(names)
     return {
         name: _values(recipe, *place(name, regions, depths), parameters, name) for name in names
@@ -130,43 +134,31 @@ def _levels(recipe: MergekitRecipe, regions: Sequence[Region]) -> Iterator[tuple
             yield f"{region.where}{inside}.{number}.parameters", own, True
 
 
-def _check_names(
-    where: str, level: Level, parameters: Sequence[Parameter], *, of_model: bool
-) -> None:
-    known = {parameter.name: parameter for parameter in parameters}
-    for name in level:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
-            raise RecipeError(f"{where} has no parameter {name!r}; {hint}")
-        if of_model and known[name].scope == "shared":
-            raise RecipeError(
-                f"{where} shares {name} among all models, and mergekit would ignore it here; "
-                "move it to the parameters at the top"
-            )
+def _known(where: str, name: str, known: Mapping[str, Parameter], *, of_model: bool) -> Parameter:
+    """Return a parameter by its name, if it may be given there."""
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
+        raise RecipeError(f"{where} has no parameter {name!r}; {hint}")
+    if of_model and known[name].scope == "shared":
+        raise RecipeError(
+            f"{where} shares {name} among all models, and mergekit would ignore it here; "
+            "move it to the parameters at the top"
+        )
+    return known[name]
 
 
-def _check_rules(
-    where: str, level: Level, parameters: Sequence[Parameter], names: Sequence[str]
-) -> None:
-    known = {parameter.name: parameter for parameter in parameters}
-    for parameter, rules in level.items():
-        for rule in rules:
-            _check_points(f"{where}.{parameter}", known[parameter], rule)
-            if not any(rule.matches(name) for name in names):
-                raise RecipeError(
-                    f"{where}.{parameter}: the filter {rule.filter!r} is in no tensor name, "
-                    f"such as {some(names, 2)}"
-                )
-
-
-def _check_points(where: str, parameter: Parameter, rule: Rule) -> None:
+def _check_rule(where: str, parameter: Parameter, rule: Rule, names: Sequence[str]) -> None:
     for point in rule.points:
         if isinstance(point, bool) != (parameter.kind == "truth"):
             wanted = "true or false" if parameter.kind == "truth" else "a number"
             raise RecipeError(f"{where}: give {wanted}, not {point!r}")
         if parameter.name in ("density", "gamma", "epsilon") and not 0 <= point <= 1:
             raise RecipeError(f"{where}: a share lies in [0, 1], {point!r} does not")
+    if not any(rule.matches(name) for name in names):
+        raise RecipeError(
+            f"{where}: the filter {rule.filter!r} is in no tensor name, such as {some(names, 2)}"
+        )
 
 
 def summary(rows: Iterable[Mapping[str, Scalar]]) -> dict[str, Scalar | str]:
