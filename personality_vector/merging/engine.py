@@ -129,11 +129,12 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
                 for batch, squares in zip(shown, done, strict=True):
                     if batch.tensor.name in plan.delta:
                         measured.setdefault(batch.tensor.name, []).append(squares)
-        plan.require_unchanged()
+        plan.base.require_unchanged()
+        plan.merged.require_unchanged()
         realised, statistics = _statistics(measured)
         content = {**plan.describe(), "realised": realised, "tensors": statistics}
         manifest = complete(directory, plan.base, plan.output.dtype, content)
-    log.info("merged %d terms into %s", len(plan.terms), out)
+    log.info("merged %d terms into %s", len(plan.merged.terms), out)
     return MergeReport(Path(out), realised, manifest)
 
 

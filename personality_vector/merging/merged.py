@@ -109,12 +109,12 @@ class Merged:
         return Delta(self, base.fingerprint, identity, label or self._formula())
 
     def _formula(self) -> str:
-        factors = [
-            f"{term.alpha:g}" if isinstance(term.alpha, float) else f"alpha_{number}"
+        weighted = (
+            f"{term.alpha:g} * {term.delta.label}"
+            if isinstance(term.alpha, float)
+            else f"alpha_{number} * {term.delta.label}"
             for number, term in enumerate(self.terms, 1)
-        ]
-        labels = (term.delta.label for term in self.terms)
-        weighted = (f"{factor} * {name}" for factor, name in zip(factors, labels, strict=True))
+        )
         return f"{self.combine.name}({', '.join(weighted)})"
 
     @cached_property
@@ -124,25 +124,20 @@ class Merged:
         return tuple(sorted(acting, key=lambda term: (term.delta.identity, str(term.alpha))))
 
     @cached_property
-    def _streams(self) -> tuple[str, ...]:
-        """The random stream of each active term; a delta given twice gets a second one."""
-        seen: Counter[str] = Counter()
-        streams = []
-        for term in self.active:
-            identity = term.delta.identity
-            streams.append(f"{identity}:{seen[identity]}")
-            seen[identity] += 1
-        return tuple(streams)
+    def _acting(self) -> dict[str, list[tuple[Term, int]]]:
+        """The terms that change each tensor, and the keys of their random streams there.
 
-    @cached_property
-    def _acting(self) -> dict[str, tuple[tuple[Term, int], ...]]:
-        """The terms that change each tensor, and the keys of their random streams there."""
-        acting: dict[str, tuple[tuple[Term, int], ...]] = {}
-        for term, stream in zip(self.active, self._streams, strict=True):
+        A delta that is given twice gets a second stream.
+        """
+        acting: dict[str, list[tuple[Term, int]]] = {}
+        seen: Counter[str] = Counter()
+        for term in self.active:
+            stream = f"{term.delta.identity}:{seen[term.delta.identity]}"
+            seen[term.delta.identity] += 1
             for name in term.delta.names:
                 if term.alpha_at(name) != 0.0:
                     key = key_for(self.seed, f"{stream}:{name}")
-                    acting[name] = (*acting.get(name, ()), (term, key))
+                    acting.setdefault(name, []).append((term, key))
         return acting
 
     @cached_property
@@ -153,8 +148,9 @@ class Merged:
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Every directory that a term is read from."""
-        paths = [(*term.delta.source.inputs, *term.inputs) for term in self.terms]
-        return tuple(path for of_term in paths for path in of_term)
+        return tuple(
+            path for term in self.terms for path in (*term.delta.source.inputs, *term.inputs)
+        )
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""

@@ -58,11 +58,6 @@ class Term:
     inputs: tuple[Path, ...] = ()
     _measured: dict[tuple[str | None, str], Any] = field(default_factory=dict)
 
-    def threshold(self, density: float, name: str | None) -> float:
-        """Return the magnitude that the top ``density`` reaches, of one tensor or of all."""
-        names = self.delta.names if name is None else [name]
-        return self.once((name, f"top {density}"), lambda: self._threshold(names, density))
-
     def once(self, what: tuple[str | None, str], measure: Callable[[], T]) -> T:
         """Return a measurement, made the first time that it is asked for."""
         if what not in self._measured:
@@ -78,13 +73,14 @@ class Term:
 
     def bfloat16_ends(self, name: str) -> tuple[Checkpoint, Checkpoint] | None:
         """Return fine-tuned model and base, if a tensor is bfloat16 in both."""
-        if self.difference is None:
-            return None
-        ends = self.difference.tuned, self.difference.base
-        both = all(end.entries[name].dtype == torch.bfloat16 for end in ends)
-        return ends if both else None
+        found = self.difference
+        ends = (found.tuned, found.base) if found else None
+        narrow = ends and all(end.entries[name].dtype == torch.bfloat16 for end in ends)
+        return ends if narrow else None
 
-    def _threshold(self, names: Sequence[str], density: float) -> float:
+    def threshold(self, density: float, name: str | None) -> float:
+        """Return the magnitude that the top ``density`` reaches, of one tensor or of all."""
+        names = self.delta.names if name is None else [name]
         batches = [(name, batch) for name in names for batch in runs(self.delta.shape(name), BATCH)]
         if not batches:
             return 0.0
@@ -96,22 +92,17 @@ class Term:
 
     def _count(self, name: str, batch: slice, low: int, shift: int, counts: Tensor) -> int:
         """Count the magnitudes of a run of entries; see :func:`count_magnitudes`."""
-        above = 0
+        above, ends = 0, self.bfloat16_ends(name)
         with blame(delta=self.delta.label, tensor=name):
             for part in runs(self.delta.shape(name), 2 * CHUNK, batch):
-                above += self._count_part(name, part, low, shift, counts)
-        return above
-
-    def _count_part(self, name: str, part: slice, low: int, shift: int, counts: Tensor) -> int:
-        ends = self.bfloat16_ends(name)
-        if ends is None:
-            delta = self.delta.source.part(name, part)
-            return count_magnitudes(delta, None, low, shift, counts)[0]
-        tuned, base = ends[0].part(name, part), ends[1].part(name, part)
-        above, odd = count_magnitudes(tuned, base, low, shift, counts)
-        if odd:
-            for end in ends:
-                require_finite(end, name, part)
+                if ends is None:
+                    tuned, base = self.delta.source.part(name, part), None
+                else:
+                    tuned, base = (end.part(name, part) for end in ends)
+                larger, odd = count_magnitudes(tuned, base, low, shift, counts)
+                for end in ends if ends and odd else ():
+                    require_finite(end, name, part)
+                above += larger
         return above
 
     def _sample(self, name: str, batch: slice, most: int) -> Tensor:
@@ -180,7 +171,9 @@ class Slice:
 
     def threshold(self, density: float, scope: str) -> float:
         """Return the magnitude that the top ``density`` of the whole term or tensor reaches."""
-        return self.term.threshold(density, None if scope == "global" else self.name)
+        name = None if scope == "global" else self.name
+        what = name, f"top {density}"
+        return self.term.once(what, lambda: self.term.threshold(density, name))
 
     def survey(self, what: str, measure: Callable[[Callable[[], Iterator["Slice"]]], T]) -> T:
         """Return a measurement of this term's whole tensor, made once and kept under ``what``.

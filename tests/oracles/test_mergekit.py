@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from personality_vector.merging.engine import write_merge
-from personality_vector.merging.mergekit import export_mergekit, plan_mergekit, write_bridge
+from personality_vector.merging.mergekit.bridge import write_bridge
+from personality_vector.merging.mergekit.export import export_mergekit
+from personality_vector.merging.mergekit.plan import plan_mergekit
 from personality_vector.merging.plan import MergePlan
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.merging.terms import CHUNK

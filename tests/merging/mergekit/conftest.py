@@ -4,7 +4,8 @@ import pytest
 from safetensors.torch import load_file
 
 from personality_vector.merging.engine import write_merge
-from personality_vector.merging.mergekit import BridgePlan, plan_mergekit, write_bridge
+from personality_vector.merging.mergekit.bridge import BridgePlan, write_bridge
+from personality_vector.merging.mergekit.plan import plan_mergekit
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from personality_vector.errors import (
     RecipeError,
     TensorMismatchError,
 )
-from personality_vector.merging.mergekit import write_bridge
+from personality_vector.merging.mergekit.bridge import write_bridge
 
 ONE = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 TWO = torch.tensor([[5.0, -2.0], [0.0, 4.0]])
