@@ -28,7 +28,7 @@ from personality_vector.merging.merged import merged
 from personality_vector.merging.plan import MergePlan, Output, plan_merge
 from personality_vector.merging.rounding import Cast, Squares
 from personality_vector.merging.summands import Summand
-from personality_vector.merging.terms import BATCH, Alpha, batch_runs, runs
+from personality_vector.merging.terms import BATCH, Alpha, runs, runs_over
 from personality_vector.numeric.parallel import in_parallel
 from personality_vector.numeric.random import key_for
 from personality_vector.progress import progress
@@ -144,7 +144,7 @@ def _merge_batch(plan: MergePlan, writer: ShardWriter, batch: Batch) -> Squares:
     key = key_for(plan.merged.seed, f"rounding:{name}")
     cast = Cast(batch.tensor.dtype, plan.output.rounding, key)
     with blame(tensor=name):
-        for run in batch_runs(batch.tensor.shape, batch.part, plan.device):
+        for run in runs_over(batch.tensor.shape, batch.part, plan.device):
             stored = require_finite(plan.base, name, run)
             if slices := plan.merged.slices(name, run, plan.device):
                 loop = Loop.of(combine, slices)

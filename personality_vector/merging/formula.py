@@ -171,12 +171,15 @@ class MergeMethod:
         }
         if fault := self.sparsify.fault(values):
             raise RecipeError(f"{self.name}: {fault}")
-        of_keep, of_consensus = (
-            {option.name: values[name] for name, option in _options(function).items()}
-            for function in (self.sparsify.keep, self.consensus)
+        keep, consensus = self.sparsify.keep, self.consensus
+        return Formula(
+            self.name,
+            self.source,
+            values,
+            partial(keep, **_arguments(keep, values)),
+            consensus(**_arguments(consensus, values)),
+            float(values["lambda"]),
         )
-        keep, consensus = partial(self.sparsify.keep, **of_keep), self.consensus(**of_consensus)
-        return Formula(self.name, self.source, values, keep, consensus, float(values["lambda"]))
 
     def _unknown(self, name: str) -> str:
         other = {"density": "drop_rate", "drop_rate": "density"}.get(name)
@@ -216,6 +219,10 @@ def _options(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
     found = inspect.signature(function).parameters.values()
     # ``lambda`` is a keyword of Python: the parameter is ``lambda_``, the option ``lambda``.
     return {one.name.rstrip("_"): one for one in found if one.kind is one.KEYWORD_ONLY}
+
+
+def _arguments(function: Callable[..., object], values: Options) -> dict[str, OptionValue]:
+    return {option.name: values[name] for name, option in _options(function).items()}
 
 
 def scaled(delta: Entries, *, lambda_: float = 1.0) -> Entries:

@@ -75,7 +75,8 @@ class Loop:
             NonFiniteError: A term holds NaN or infinity.
         """
         first = self.slices[0]
-        base = require_finite(first.ends[1], first.name, first.part) if first.ends else None
+        ends = first.term.ends(first.name)
+        base = require_finite(ends[1], first.name, first.part) if ends else None
         arrays = _arrays(self.slices, base)
         change = torch.empty(arrays[1].shape[1], dtype=torch.float64)
         self._require_finite(change_all(*arrays, self.numbers, change.numpy()))
@@ -112,7 +113,7 @@ class Loop:
             return
         culprit = self.slices[odd]
         with blame(delta=culprit.term.delta.label):
-            for end in culprit.ends or ():
+            for end in culprit.term.ends(culprit.name) or ():
                 require_finite(end, culprit.name, culprit.part)
 
 
@@ -125,7 +126,7 @@ def _one_rate(kept: Sequence[Kept]) -> float | None:
 
 def _arrays(slices: Sequence[Slice], base: Tensor | None) -> tuple[Any, Any]:
     """Return base and terms: bits of bfloat16 weights if all are, else float64 base and deltas."""
-    ends = [s.ends for s in slices]
+    ends = [s.term.ends(s.name) for s in slices]
     if base is None or base.dtype != torch.bfloat16 or None in ends:
         terms = torch.stack([s.delta for s in slices])
         return (terms[0] if base is None else base.double()).numpy(), terms.numpy()

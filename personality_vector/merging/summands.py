@@ -66,8 +66,9 @@ def open_terms(
         delta = _restricted(delta, kept)
         require_nonzero(delta)
         alpha_at = alpha_by_tensor(summand.alpha, delta.names, base.names)
-        paths = (of.path if of else None, _directory(summand.where))
-        inputs = tuple(filter(None, paths))
+        where = summand.where
+        read = where.directory if isinstance(where, Delta) else Path(where).expanduser()
+        inputs = tuple(filter(None, (of.path if of else None, read)))
         terms.append(Term(delta, summand.alpha, alpha_at, position, remarks, inputs))
     return tuple(terms)
 
@@ -88,10 +89,6 @@ def _restricted(delta: Delta, names: set[str]) -> Delta:
     if not kept:
         raise RecipeError(f"{delta.label}: include and exclude leave none of its tensors")
     return replace(delta, source=Restricted(delta.source, kept)) if kept != delta.names else delta
-
-
-def _directory(where: Delta | str | Path) -> Path | None:
-    return where.directory if isinstance(where, Delta) else Path(where).expanduser()
 
 
 def require_nonzero(delta: Delta) -> None:

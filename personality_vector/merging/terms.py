@@ -71,7 +71,7 @@ class Term:
         source = source.source if isinstance(source, Restricted) else source
         return source if isinstance(source, Difference) else None
 
-    def bfloat16_ends(self, name: str) -> tuple[Checkpoint, Checkpoint] | None:
+    def ends(self, name: str) -> tuple[Checkpoint, Checkpoint] | None:
         """Return fine-tuned model and base, if a tensor is bfloat16 in both."""
         found = self.difference
         ends = (found.tuned, found.base) if found else None
@@ -92,7 +92,7 @@ class Term:
 
     def _count(self, name: str, batch: slice, low: int, shift: int, counts: Tensor) -> int:
         """Count the magnitudes of a run of entries; see :func:`count_magnitudes`."""
-        above, ends = 0, self.bfloat16_ends(name)
+        above, ends = 0, self.ends(name)
         with blame(delta=self.delta.label, tensor=name):
             for part in runs(self.delta.shape(name), 2 * CHUNK, batch):
                 if ends is None:
@@ -147,17 +147,12 @@ class Slice:
         """Length of a row of the tensor: its last dimension."""
         return columns_of(self.term.delta.shape(self.name))
 
-    @property
-    def ends(self) -> tuple[Checkpoint, Checkpoint] | None:
-        """Fine-tuned model and base, where the delta is the difference of two bfloat16 tensors."""
-        return self.term.bfloat16_ends(self.name)
-
     @cached_property
     def delta(self) -> Float64[Tensor, " entries"]:
         """The term's delta, on the device of the merge; read once."""
         if self.part.start == self.part.stop:
             return torch.empty(0, dtype=torch.float64, device=self.device)
-        delta, ends = self.term.delta, self.ends
+        delta, ends = self.term.delta, self.term.ends(self.name)
         with blame(delta=delta.label):
             if self.device == "cpu" or ends is None:
                 return delta.source.part(self.name, self.part).to(self.device)
@@ -207,14 +202,6 @@ def runs(shape: Sequence[int], size: int, within: slice | None = None) -> list[s
     return [slice(start, stop) for start, stop in pairwise(cuts)]
 
 
-def batch_runs(shape: Sequence[int], batch: slice, device: str) -> list[slice]:
-    """Return the runs of a batch that are computed at once; for a GPU the batch itself.
-
-    A GPU has no cache to fit into, and each of its operations a price of its own.
-    """
-    return runs(shape, CHUNK, batch) if device == "cpu" else [batch]
-
-
 def runs_over(shape: Sequence[int], part: slice, device: str = "cpu") -> Iterator[slice]:
     """Yield the runs that a merge computes at once, of those that hold entries of ``part``.
 
@@ -225,7 +212,8 @@ def runs_over(shape: Sequence[int], part: slice, device: str = "cpu") -> Iterato
     first = part.start // step * step
     for start in range(first, part.stop, step):
         batch = slice(start, min(start + step, stop))
-        for run in batch_runs(shape, batch, device):
+        # A GPU has no cache to fit into, and each of its operations a price of its own.
+        for run in runs(shape, CHUNK, batch) if device == "cpu" else [batch]:
             if run.start < part.stop and part.start < run.stop:
                 yield run
 

@@ -37,17 +37,15 @@ class Convention:
     @property
     def parameters(self) -> tuple[Parameter, ...]:
         """What the method takes, with mergekit's defaults."""
-        own = [Parameter("weight", scope="tuned"), Parameter("density", 1.0, "tuned")]
-        if self.trim == "outliers":
-            own.append(Parameter("gamma", 0.01, "tuned"))
-        if self.trim == "ranked":
-            own.append(Parameter("epsilon", 0.15, "tuned"))
+        own = {"outliers": ("gamma", 0.01), "ranked": ("epsilon", 0.15)}.get(self.trim)
         return (
             Parameter("normalize", self.normalize, kind="truth"),
             Parameter("rescale", self.rescale, kind="truth"),
             Parameter("int8_mask", default=False, kind="truth"),
             Parameter("lambda", 1.0),
-            *own,
+            Parameter("weight", scope="tuned"),
+            Parameter("density", 1.0, "tuned"),
+            *([Parameter(*own, "tuned")] if own else []),
         )
 
 

@@ -6,7 +6,7 @@ for the last bit. What differs for a few entries only is said in a comment of th
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,12 @@ def export_mergekit(recipe: MergeRecipe) -> str:
         CheckpointError: The base cannot be read.
     """
     options = find_method(recipe.method).bind(recipe.options).options
-    equivalent = _equivalent(recipe.method, options)
+    if recipe.method not in _EQUIVALENTS:
+        raise RecipeError(
+            f"mergekit has no method with the conventions of {recipe.method}; export knows "
+            f"{', '.join(_EQUIVALENTS)}"
+        )
+    equivalent = _EQUIVALENTS[recipe.method](options)
     _require_plain(recipe)
     terms = [term for term in recipe.terms if term.alpha != 0.0]
     if not terms:
@@ -78,15 +83,6 @@ def export_mergekit(recipe: MergeRecipe) -> str:
     }
     remarks = "".join(f"# {remark}\n" for remark in equivalent.remarks)
     return remarks + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-
-
-def _equivalent(method: str, options: Options) -> Equivalent:
-    if method not in _EQUIVALENTS:
-        raise RecipeError(
-            f"mergekit has no method with the conventions of {method}; export knows "
-            f"{', '.join(_EQUIVALENTS)}"
-        )
-    return _EQUIVALENTS[method](options)
 
 
 def _task_arithmetic(_options: Options) -> Equivalent:
@@ -114,10 +110,9 @@ def _dare(options: Options) -> Equivalent:
 
 
 def _dare_ties(options: Options) -> Equivalent:
-    linear = _dare(options)
-    parameters = {"normalize": _is_mean(options), "rescale": False}
+    linear, parameters = _dare(options), {"normalize": _is_mean(options), "rescale": False}
     remarks = (*linear.remarks, _TIES)
-    return Equivalent("dare_ties", parameters, linear.own, linear.factor, remarks)
+    return replace(linear, method="dare_ties", parameters=parameters, remarks=remarks)
 
 
 def _breadcrumbs(options: Options) -> Equivalent:

@@ -1,6 +1,6 @@
 """From a mergekit YAML to a checked plan: on our engine, or through mergekit where we must."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from personality_vector.merging.mergekit.conventions import (
     TaskArithmetic,
 )
 from personality_vector.merging.mergekit.models import (
+    Region,
     open_models,
     output_dtype,
     promoted,
@@ -25,11 +26,19 @@ from personality_vector.merging.mergekit.models import (
     require_vocabulary,
 )
 from personality_vector.merging.mergekit.recipe import MergekitRecipe
-from personality_vector.merging.mergekit.settings import Values, resolve, summary, summary_of
+from personality_vector.merging.mergekit.settings import (
+    Values,
+    levels_of,
+    resolve,
+    summary,
+    summary_of,
+)
 from personality_vector.merging.plan import MergePlan, Output
 from personality_vector.merging.summands import require_nonzero
 from personality_vector.merging.terms import LONGEST_ROW, Term
 from personality_vector.subject.models import DTYPES
+
+_SOURCE = "conventions of mergekit 0.1.5, on this tool's engine"
 
 
 def plan_mergekit(
@@ -66,32 +75,23 @@ def _plan_conventions(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int
         require_nonzero(delta)
     require_vocabulary(recipe, [base, *checkpoints])
     stored = promoted([base, *checkpoints])
-    values = resolve(recipe, regions_of(recipe, base.names), convention.parameters, list(stored))
+    regions = regions_of(recipe, base.names)
+    values = resolve(recipe, regions, convention.parameters, list(stored))
     if convention.trim == "ranked":
         _require_ranks(base, values)
     written = output_dtype(recipe, base, stored)
-    combine = TaskArithmetic(
-        name=f"mergekit-{recipe.merge_method}",
-        source="conventions of mergekit 0.1.5, on this tool's engine",
-        convention=convention,
-        models=models,
-        values=values,
-        precisions=_precisions(recipe, stored, written),
-        base=base,
-        options={"dtype": recipe.dtype or "same", **summary(v.shared for v in values.values())},
-    )
+    precisions = _precisions(recipe, stored, written)
+    options = {"dtype": recipe.dtype or "same", **summary(v.shared for v in values.values())}
+    name = f"mergekit-{recipe.merge_method}"
+    combine = TaskArithmetic(name, _SOURCE, options, convention, models, values, precisions, base)
     terms = tuple(
         # The weight of a model is a matter of the convention, so alpha is 1.
         Term(delta, 1.0, lambda name: 1.0, position, summary_of(values, model))  # noqa: ARG005
         for position, (delta, model) in enumerate(zip(deltas, models, strict=True))
     )
-    return MergePlan(
-        base=base,
-        delta=Merged(terms, combine, seed).delta(base),
-        output=Output(written),
-        notes=tuple(_notes_on(recipe, convention, values)),
-        recipe=data,
-    )
+    delta = Merged(terms, combine, seed).delta(base)
+    notes = tuple(_notes_on(recipe, convention, regions, values))
+    return MergePlan(base, delta, Output(written), notes=notes, recipe=data)
 
 
 def _precisions(
@@ -128,14 +128,15 @@ def _require_ranks(base: Checkpoint, values: Mapping[str, Values]) -> None:
 
 
 def _notes_on(
-    recipe: MergekitRecipe, convention: Convention, values: Mapping[str, Values]
+    recipe: MergekitRecipe,
+    convention: Convention,
+    regions: Sequence[Region],
+    values: Mapping[str, Values],
 ) -> Iterator[str]:
     """Yield what mergekit does in silence: weights that cancel, parameters without effect."""
     yield from _on_normalize(values)
-    given = [recipe.parameters, *(spec.parameters for spec in recipe.models)]
-    given += [part.parameters for part in recipe.slices]
-    given += [source.parameters for part in recipe.slices for source in part.sources]
-    if convention.trim == "nothing" and any("density" in level for level in given):
+    levels = (level for _, level, _ in levels_of(recipe, regions))
+    if convention.trim == "nothing" and any("density" in level for level in levels):
         yield f"{recipe.merge_method} does not trim: density has no effect"
     if any(spec.model == recipe.base_model and spec.parameters for spec in recipe.models):
         yield "parameters under the base have no effect"

@@ -57,7 +57,7 @@ def resolve(
             would ignore it, or a filter is in no tensor name.
     """
     known = {parameter.name: parameter for parameter in parameters}
-    for where, level, of_model in _levels(recipe, regions):
+    for where, level, of_model in levels_of(recipe, regions):
         for name, rules in level.items():
             method = f"{where}: {recipe.merge_method}"
             parameter = _known(method, name, known, of_model=of_model)
@@ -91,23 +91,14 @@ def _found(
 ) -> dict[str, Scalar]:
     table = {}
     for parameter in parameters:
-        value = _lookup(parameter, levels, name, share)
+        rules = (rule for level in levels for rule in level.get(parameter.name, ()))
+        rule = next((rule for rule in rules if rule.matches(name)), None)
+        value = interpolated(rule.points, share) if rule else parameter.default
         if value is not None:
             table[parameter.name] = value
         elif not parameter.optional:
             raise RecipeError(f"{where}: has no {parameter.name} for {name}")
     return table
-
-
-def _lookup(
-    parameter: Parameter, levels: Sequence[Level], name: str, share: float
-) -> Scalar | None:
-    for level in levels:
-        rules = level.get(parameter.name, ())
-        rule = next((rule for rule in rules if rule.matches(name)), None)
-        if rule is not None:
-            return interpolated(rule.points, share)
-    return parameter.default
 
 
 def interpolated(points: Sequence[Scalar], share: float) -> Scalar:
@@ -124,7 +115,9 @@ def interpolated(points: Sequence[Scalar], share: float) -> Scalar:
     return (1.0 - (along - below)) * points[below] + (along - below) * points[above]
 
 
-def _levels(recipe: MergekitRecipe, regions: Sequence[Region]) -> Iterator[tuple[str, Level, bool]]:
+def levels_of(
+    recipe: MergekitRecipe, regions: Sequence[Region]
+) -> Iterator[tuple[str, Level, bool]]:
     """Yield every level of parameters with its place in the YAML, and whether it is a model's."""
     yield "parameters", recipe.parameters, False
     for region in regions:
