@@ -1,6 +1,7 @@
-"""The terms of a merge, and the slices of them that a method sees."""
+"""The terms of a merge, the slices of them that a method sees, and their magnitude thresholds."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -8,16 +9,17 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
 from personality_vector.delta.sources import Difference, Restricted, require_finite
 from personality_vector.errors import blame
-from personality_vector.merging.select import magnitude_threshold
 from personality_vector.numeric.kernels import count_magnitudes, difference
+from personality_vector.numeric.parallel import cores, in_parallel
 from personality_vector.numeric.random import uniform
+from personality_vector.progress import progress
 
 T = TypeVar("T")
 
@@ -35,6 +37,17 @@ LONGEST_ROW = 1 << 20
 
 _SAMPLE = 1 << 20
 """Entries, at each of four places of a run, that a threshold is guessed from: in all tensors."""
+
+_BINS = 1 << 16
+_AROUND = 2 * _BINS
+"""Numbers around the guess that are told apart: 0.8 % of it to each side, or more."""
+
+_MANY = 64
+"""Runs whose counting takes long enough for a progress bar."""
+
+Count = Callable[[int, int, Int64[Tensor, " bins"]], int]
+"""Adds a run of magnitudes to a histogram, given its lowest bits and the shift of a bin; returns
+how many lie above. See :func:`personality_vector.numeric.kernels.count_magnitudes`."""
 
 
 @dataclass(slots=True)
@@ -221,3 +234,64 @@ def runs_over(shape: Sequence[int], part: slice, device: str = "cpu") -> Iterato
 def _step(shape: Sequence[int], size: int) -> int:
     columns = columns_of(shape)
     return size if not 0 < columns <= LONGEST_ROW else max(1, size // columns) * columns
+
+
+def magnitude_threshold(
+    counts: Sequence[Count], size: int, sample: Float[Tensor, " sample"], density: float
+) -> float:
+    """Return the ``k``-th largest float32 magnitude of a vector, ``k = max(1, int(density * n))``.
+
+    It is exact, without sorting, in bounded memory. The bits of a non-negative float32, read as a
+    whole number, order as the floats do. A sample says where the threshold should lie; a histogram
+    of the bits around it, one bin for each number, and the count of all that are larger say where
+    it does lie: one streaming pass. If it lies elsewhere, a histogram of all numbers by their upper
+    16 bits finds the place, and another of that place the number: three passes.
+
+    Keeping every entry with ``|x| >= threshold`` keeps the top ``density``; equal magnitudes at
+    the threshold are all kept.
+
+    Args:
+        counts: Of its runs; made on all cores.
+        size: Number ``n`` of its entries.
+        sample: Some of its entries, for a guess that the count then proves or disproves.
+        density: In (0, 1]; 1 keeps everything and counts nothing.
+
+    Raises:
+        ValueError: ``density`` outside (0, 1].
+    """
+    if not 0.0 < density <= 1.0:
+        raise ValueError(f"density must be in (0, 1], got {density}")
+    if density == 1.0:
+        return 0.0
+    keep = max(1, int(density * size))
+    magnitudes = sample.abs().float()
+    smaller = magnitudes.numel() - max(1, int(density * magnitudes.numel()))
+    likely = int(magnitudes.kthvalue(smaller + 1).values.view(torch.int32))
+    guess = max(0, likely - _AROUND // 2)
+    found = _bin_of(counts, keep, guess, 0, _AROUND)
+    if found is None:
+        place = _bin_of(counts, keep, 0, 16, _BINS) or 0
+        found = _bin_of(counts, keep, place << 16, 0, _BINS) or 0
+        guess = place << 16
+    return float(torch.tensor(guess + found, dtype=torch.int32).view(torch.float32))
+
+
+def _bin_of(parts: Sequence[Count], keep: int, low: int, shift: int, bins: int) -> int | None:
+    """Return the bin that holds the ``keep``-th largest magnitude, or ``None`` if none does."""
+
+    def count(group: Sequence[Count]) -> tuple[Tensor, int]:
+        counts = torch.zeros(bins, dtype=torch.int64)
+        return counts, sum(part(low, shift, counts) for part in group)
+
+    number = min(len(parts), 8 * cores())
+    groups = [parts[i::number] for i in range(number)]
+    shown = progress(groups, "survey") if len(parts) > _MANY else groups
+    total, above = torch.zeros(bins, dtype=torch.int64), 0
+    with closing(in_parallel(count, groups)) as counted:
+        for _, (counts, larger) in zip(shown, counted, strict=True):
+            total += counts
+            above += larger
+    if not above < keep <= above + int(total.sum()):
+        return None
+    from_top = above + total.flip(0).cumsum(0)
+    return bins - 1 - int((from_top < keep).sum())

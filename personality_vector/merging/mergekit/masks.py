@@ -10,8 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from personality_vector.merging.mergekit.recipe import Scalar
-from personality_vector.merging.select import magnitude_threshold
-from personality_vector.merging.terms import Slice
+from personality_vector.merging.terms import Slice, magnitude_threshold
 from personality_vector.numeric.kernels import count_magnitudes
 
 Trim = Literal["nothing", "magnitude", "outliers", "random", "ranked"]
