@@ -23,10 +23,9 @@ from personality_vector.errors import blame
 from personality_vector.manifest import write_manifest
 from personality_vector.merging.card import model_card
 from personality_vector.merging.formula import OptionValue
-from personality_vector.merging.loop import Loop, added
+from personality_vector.merging.loop import Cast, Loop, Squares, added
 from personality_vector.merging.merged import merged
 from personality_vector.merging.plan import MergePlan, Output, plan_merge
-from personality_vector.merging.rounding import Cast, Squares
 from personality_vector.merging.summands import Summand
 from personality_vector.merging.terms import BATCH, Alpha, runs, runs_over
 from personality_vector.numeric.parallel import in_parallel

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from personality_vector.delta import Delta
 from personality_vector.errors import NonFiniteError, TensorMismatchError, blame, some
-from personality_vector.merging.loop import added, changed
+from personality_vector.merging.loop import Cast, Squares, added, changed
 from personality_vector.merging.merged import Merged
-from personality_vector.merging.rounding import Cast, Squares
 from personality_vector.merging.terms import runs_over
 
 

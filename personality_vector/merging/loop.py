@@ -1,4 +1,4 @@
-"""Everything that a merge does to a run of entries: base plus change, rounded once.
+"""Everything that a merge does to a run of entries: base plus change, rounded once, and measured.
 
 What a formula keeps of each term and how its terms vote, :class:`Kept` and :class:`Vote` say; from
 them this loop computes the bits of the formula on the CPU without a single intermediate tensor in
@@ -6,25 +6,121 @@ memory, which is several times faster. What it fuses: the difference, the sparsi
 magnitude or by chance), the consensus, the sum, the rounding to bfloat16 and the statistics.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import BFloat16, Float, Float64
+from jaxtyping import BFloat16, Float, Float64, Shaped
 from torch import Tensor
 
 from personality_vector.delta.sources import require_finite
-from personality_vector.errors import blame
+from personality_vector.errors import NonFiniteError, RecipeError, blame
 from personality_vector.merging.formula import Combine, Formula, Kept, Vote
-from personality_vector.merging.rounding import Cast, Squares, require_fit
 from personality_vector.merging.terms import Slice
 from personality_vector.numeric.compiled import change_all, merge_all
-from personality_vector.numeric.kernels import difference, projection
+from personality_vector.numeric.kernels import difference, is_finite, projection, rounded
+from personality_vector.numeric.random import uniform
+
+Rounding = Literal["nearest", "stochastic"]
 
 _CONSENSUS = {"all": 0, "mean": 1, "sum": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """The one rounding of a tensor.
+
+    Attributes:
+        dtype: Any floating dtype.
+        rounding: ``nearest`` (ties to even) or ``stochastic``: up or down with the probability
+            that makes the expectation exact. Only bfloat16 has the latter.
+        key: Of the random stream of the tensor.
+    """
+
+    dtype: torch.dtype
+    rounding: Rounding = "nearest"
+    key: int = 0
+
+    def rounded(
+        self, values: Float64[Tensor, " entries"], start: int = 0
+    ) -> Float[Tensor, " entries"]:
+        """Return a run of entries of the tensor, of which ``start`` is the first, rounded.
+
+        Raises:
+            NonFiniteError: A finite value does not fit the dtype.
+            RecipeError: Stochastic rounding to another dtype than bfloat16.
+        """
+        if self.rounding == "nearest":
+            near = rounded(values, self.dtype)
+        else:
+            require_stochastic(self.dtype)
+            near = _stochastic(values, self.key, start)
+        require_fit(near, lambda: values)
+        return near
+
+    def copied(self, stored: Shaped[Tensor, " entries"], start: int = 0) -> Tensor:
+        """Return entries that nothing is added to: as they are, unless they have another dtype."""
+        # Adding a zero makes -0.0 one, as in any other sum.
+        return stored if stored.dtype == self.dtype else self.rounded(stored.double() + 0.0, start)
+
+
+class Squares(NamedTuple):
+    """Inner products over some entries: base with itself, change with itself and as written."""
+
+    base: float = 0.0
+    change: float = 0.0
+    along: float = 0.0
+
+    @classmethod
+    def total(cls, parts: Sequence["Squares"]) -> "Squares":
+        """Return the sums over the parts of a tensor, rounded once."""
+        return cls(*map(math.fsum, zip(*parts, strict=True)))
+
+    def plus(self, other: "Squares") -> "Squares":
+        """Return the sums over both."""
+        return Squares(*(one + more for one, more in zip(self, other, strict=True)))
+
+    @property
+    def share(self) -> float | None:
+        """Projection of the written change on the ideal change; ``None`` if nothing changes.
+
+        It is 1 where nothing was lost. bfloat16 keeps 8 bits: an edit smaller than half a step of
+        the weight is rounded away, so that a nominal alpha of 0.1 can act as 0.03.
+        """
+        return self.along / self.change if self.change else None
+
+
+def require_fit(
+    written: Float[Tensor, " entries"], values: Callable[[], Float64[Tensor, " entries"]]
+) -> None:
+    """Check that numbers still are numbers after rounding.
+
+    Raises:
+        NonFiniteError: One of ``values`` does not fit the dtype of ``written``.
+    """
+    if is_finite(written):
+        return
+    largest = float(values().abs().max())
+    fits = largest <= torch.finfo(torch.float32).max and written.dtype != torch.float32
+    remedy = "write output.dtype: float32" if fits else "lower alpha"
+    raise NonFiniteError(f"{largest:.3g} does not fit {written.dtype}; {remedy}")
+
+
+def require_stochastic(dtype: torch.dtype) -> None:
+    """Raise :class:`RecipeError` for a dtype that has no stochastic rounding."""
+    if dtype != torch.bfloat16:
+        raise RecipeError(f"rounding: stochastic is for bfloat16 outputs, this one is {dtype}")
+
+
+def _stochastic(values: Tensor, key: int, start: int) -> Tensor:
+    # bfloat16 is the upper half of float32: adding 16 random bits below carries with the right
+    # probability, also for negative numbers, whose magnitude is what the bits hold.
+    noise = uniform(key, start, values.numel(), values.device) * (1 << 16)
+    bits = values.float().view(torch.int32) + noise.int()
+    return (bits & ~0xFFFF).view(torch.float32).bfloat16()
 
 
 def changed(combine: Combine, slices: Sequence[Slice]) -> Float64[Tensor, " entries"]:
@@ -53,7 +149,7 @@ class Loop:
         drop_rate = _one_rate(kept)
         if drop_rate is None or slices[0].device != "cpu":
             return None
-        rate = np.uint64(ceil(float(np.float32(drop_rate)) * 2**24))
+        rate = np.uint64(math.ceil(float(np.float32(drop_rate)) * 2**24))
         numbers = (
             np.array([s.alpha for s in slices]),
             np.array([k.low for k in kept], np.float32),

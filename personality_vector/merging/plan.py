@@ -13,9 +13,9 @@ import torch
 from personality_vector.checkpoint import Checkpoint, TensorPlan, parse_size
 from personality_vector.delta import Delta, open_delta
 from personality_vector.errors import ModelError, RecipeError
+from personality_vector.merging.loop import Rounding, require_stochastic
 from personality_vector.merging.merged import Merged, merged
 from personality_vector.merging.recipe import MergeRecipe
-from personality_vector.merging.rounding import Rounding, require_stochastic
 from personality_vector.merging.summands import Summand
 from personality_vector.merging.terms import CHUNK, Term, runs
 from personality_vector.numeric.parallel import cores

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from personality_vector import Output, merge
 from personality_vector.errors import NonFiniteError, RecipeError
-from personality_vector.merging.rounding import Cast, Squares, require_stochastic
+from personality_vector.merging.loop import Cast, Squares, require_stochastic
 from personality_vector.numeric.random import generator_for, key_for
 
 BF16, F64 = torch.bfloat16, torch.float64

@@ -53,12 +53,7 @@ def export_mergekit(recipe: MergeRecipe) -> str:
         CheckpointError: The base cannot be read.
     """
     options = find_method(recipe.method).bind(recipe.options).options
-    if recipe.method not in _EQUIVALENTS:
-        raise RecipeError(
-            f"mergekit has no method with the conventions of {recipe.method}; export knows "
-            f"{', '.join(_EQUIVALENTS)}"
-        )
-    equivalent = _EQUIVALENTS[recipe.method](options)
+    equivalent = _equivalent(recipe.method, options)
     _require_plain(recipe)
     terms = [term for term in recipe.terms if term.alpha != 0.0]
     if not terms:
@@ -83,6 +78,15 @@ def export_mergekit(recipe: MergeRecipe) -> str:
     }
     remarks = "".join(f"# {remark}\n" for remark in equivalent.remarks)
     return remarks + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _equivalent(method: str, options: Options) -> Equivalent:
+    if method not in _EQUIVALENTS:
+        raise RecipeError(
+            f"mergekit has no method with the conventions of {method}; export knows "
+            f"{', '.join(_EQUIVALENTS)}"
+        )
+    return _EQUIVALENTS[method](options)
 
 
 def _task_arithmetic(_options: Options) -> Equivalent:
