@@ -1,5 +1,6 @@
 """The terms of a merge, the slices of them that a method sees, and their magnitude thresholds."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -154,6 +155,11 @@ class Slice:
     def start(self) -> int:
         """Index of the first entry in the tensor."""
         return int(self.part.start)
+
+    @property
+    def size(self) -> int:
+        """Number of entries of the whole tensor."""
+        return math.prod(self.term.delta.shape(self.name))
 
     @property
     def columns(self) -> int:

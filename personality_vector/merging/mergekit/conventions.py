@@ -7,58 +7,55 @@ counter-based generator.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.merging.formula import Combine
-from personality_vector.merging.mergekit.masks import Keep, Trim, Whole, keeper
 from personality_vector.merging.mergekit.recipe import Scalar
-from personality_vector.merging.mergekit.settings import Parameter, Values
-from personality_vector.merging.terms import Slice
+from personality_vector.merging.mergekit.settings import Convention, Values
+from personality_vector.merging.terms import Slice, magnitude_threshold
+from personality_vector.numeric.kernels import count_magnitudes
 
 _SMALL = 1e-7
 """An L1 norm below it is not rescaled."""
 
+Read = Callable[[Slice], Tensor]
+"""From a slice to its delta in mergekit's dtype."""
+
+Mask = Callable[[Slice, Tensor], Bool[Tensor, " entries"]]
+"""From a slice and its delta in mergekit's dtype to what is kept of it."""
+
 
 @dataclass(frozen=True, slots=True)
-class Convention:
-    """One of the eight methods: what is kept of a delta, whether signs are elected, defaults."""
+class Keep:
+    """The entries of one tensor that are kept.
 
-    trim: Trim
-    elects: bool
-    normalize: bool
-    rescale: bool
+    Attributes:
+        mask: Of a slice.
+        dtype: In which mergekit masks and rescales.
+    """
 
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        """What the method takes, with mergekit's defaults."""
-        own = {"outliers": ("gamma", 0.01), "ranked": ("epsilon", 0.15)}.get(self.trim)
-        return (
-            Parameter("normalize", self.normalize, kind="truth"),
-            Parameter("rescale", self.rescale, kind="truth"),
-            Parameter("int8_mask", default=False, kind="truth"),
-            Parameter("lambda", 1.0),
-            Parameter("weight", scope="tuned"),
-            Parameter("density", 1.0, "tuned"),
-            *([Parameter(*own, "tuned")] if own else []),
-        )
+    mask: Mask
+    dtype: torch.dtype
 
 
-CONVENTIONS: Mapping[str, Convention] = {
-    "task_arithmetic": Convention("nothing", elects=False, normalize=False, rescale=False),
-    "ties": Convention("magnitude", elects=True, normalize=True, rescale=False),
-    "dare_linear": Convention("random", elects=False, normalize=False, rescale=True),
-    "dare_ties": Convention("random", elects=True, normalize=False, rescale=True),
-    "breadcrumbs": Convention("outliers", elects=False, normalize=False, rescale=False),
-    "breadcrumbs_ties": Convention("outliers", elects=True, normalize=False, rescale=False),
-    "della": Convention("ranked", elects=True, normalize=True, rescale=True),
-    "della_linear": Convention("ranked", elects=False, normalize=False, rescale=True),
-}
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An entry in the order by magnitude, of equal ones by index: backwards if ``descending``."""
+
+    magnitude: float
+    index: int
+    descending: bool
+
+    def reached(self, magnitude: Tensor, index: Tensor) -> Bool[Tensor, " entries"]:
+        """Return which entries are this one, or larger, or in the order of equal ones beyond it."""
+        beyond = index <= self.index if self.descending else index >= self.index
+        return (magnitude > self.magnitude) | ((magnitude == self.magnitude) & beyond)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +147,25 @@ class TaskArithmetic(Combine):
             return delta
         if density <= 0.0:
             return torch.zeros_like(delta)
-        size = math.prod(self.base.entries[s.name].shape)
-        keep = keeper(self.convention.trim, own, Whole(size, delta.dtype, self._delta), s)
+        keep = self._keep(s, own, delta.dtype)
         kept = delta.to(keep.dtype) * keep.mask(s, delta)
         if values.shared["rescale"]:
             kept = kept * self._scale(s, keep)
         return kept.to(delta.dtype)
+
+    def _keep(self, s: Slice, own: Mapping[str, Scalar], dtype: torch.dtype) -> Keep:
+        """Return what is kept of the tensor that ``s`` is a part of."""
+        density, trim = float(own["density"]), self.convention.trim
+        if trim == "magnitude":
+            return Keep(_largest(density, self._delta, s), dtype)
+        if trim == "outliers":
+            return Keep(_middle(density, float(own["gamma"]), self._delta, s), dtype)
+        # mergekit draws in float32, but for bfloat16, in which a density of 0.9 is 0.8984.
+        drawn = dtype if dtype == torch.bfloat16 else torch.float32
+        if trim == "random":
+            share = float(torch.tensor(density, dtype=drawn))
+            return Keep(lambda s, delta: s.uniform() < share, drawn)  # noqa: ARG005
+        return Keep(_ranked(density, float(own["epsilon"]), drawn), drawn)
 
     def _scale(self, s: Slice, keep: Keep) -> Float[Tensor, ""]:
         """Return the L1 norm of the tensor over that of what is kept, in mergekit's dtype."""
@@ -184,3 +194,102 @@ class TaskArithmetic(Combine):
     def _base(self, s: Slice) -> Float64[Tensor, " entries"]:
         part = slice(s.start, s.start + s.delta.numel())
         return self.base.part(s.name, part).to(s.delta.device).double()
+
+
+def _largest(density: float, read: Read, s: Slice) -> Mask:
+    """Keep exactly ``max(1, int(density * n))`` of the largest magnitudes, the first if equal."""
+    rank = max(1, int(density * s.size)) - 1
+    (end,) = _places(f"top {density}", read, s, [rank], descending=True)
+    return lambda s, delta: end.reached(*_order(s, delta))
+
+
+def _middle(density: float, gamma: float, read: Read, s: Slice) -> Mask:
+    """Drop ``int(gamma * n)`` of the largest magnitudes, keep the next ``int(density * n)``."""
+    count = int(density * s.size)
+    first = max(0, s.size - count - int(gamma * s.size))
+    what = f"{density} below the top {gamma}"
+    low, high = _places(what, read, s, [first, first + count], descending=False)
+
+    def mask(s: Slice, delta: Tensor) -> Tensor:
+        order = _order(s, delta)
+        return low.reached(*order) & ~high.reached(*order)
+
+    return mask
+
+
+def _ranked(density: float, epsilon: float, dtype: torch.dtype) -> Mask:
+    """Keep an entry with ``density - epsilon + 2 epsilon r``, ``r`` its rank in its row.
+
+    ``r`` is 0 for the smallest and 1 for the largest; equal magnitudes rank from left to right.
+    """
+
+    def mask(s: Slice, delta: Tensor) -> Tensor:
+        rows = delta.abs().reshape(delta.numel() // s.columns, s.columns)
+        order = rows.argsort(dim=1, stable=True)
+        numbers = torch.arange(s.columns, device=delta.device).to(dtype) + 1
+        span = (numbers[-1] - numbers[0]) if s.columns > 1 else torch.ones_like(numbers[0])
+        shares = (density - epsilon) + ((numbers - numbers[0]) / span).clamp(0, 1) * 2 * epsilon
+        kept_with = torch.empty_like(rows, dtype=dtype)
+        kept_with.scatter_(1, order, shares.expand_as(rows))
+        return s.uniform() < kept_with.reshape(-1).float()
+
+    return mask
+
+
+def _order(s: Slice, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the magnitude and the index of each entry of a slice."""
+    index = torch.arange(s.start, s.start + delta.numel(), device=delta.device)
+    return delta.abs().float(), index
+
+
+def _places(
+    what: str, read: Read, s: Slice, ranks: Sequence[int], *, descending: bool
+) -> list[Place]:
+    """Return the entries of some ranks, found once for the tensor that ``s`` is a part of."""
+
+    def find(stream: Callable[[], Iterator[Slice]]) -> list[Place]:
+        def deltas() -> Iterator[Tensor]:
+            return (read(one).double() for one in stream())
+
+        return [_place(deltas, s.size, rank, descending=descending) for rank in ranks]
+
+    return s.survey(f"mergekit: {what}", find)
+
+
+def _place(
+    deltas: Callable[[], Iterator[Tensor]], size: int, rank: int, *, descending: bool
+) -> Place:
+    """Return the entry of a rank, from 0; of equal magnitudes the first entry has the lowest rank.
+
+    One beyond the last has an infinite magnitude.
+    """
+    if rank >= size:
+        return Place(math.inf, size, descending)
+    number = rank + 1 if descending else size - rank  # among the largest, from 1
+
+    def count(low: int, shift: int, counts: Tensor) -> int:
+        return sum(count_magnitudes(delta, None, low, shift, counts)[0] for delta in deltas())
+
+    sample = torch.cat([delta[::61] for delta in deltas()])
+    # The half keeps int(share * size) from falling short by rounding; all have a threshold of 0.
+    share = min(1.0, (number + 0.5) / size)
+    threshold = magnitude_threshold([count], size, sample, share)
+    above = equal = 0
+    for delta in deltas():
+        magnitude = delta.abs()
+        above += int((magnitude > threshold).sum())
+        equal += int((magnitude == threshold).sum())
+    nth = rank - (above if descending else size - above - equal)
+    return Place(threshold, _index_of(deltas(), threshold, nth), descending)
+
+
+def _index_of(deltas: Iterator[Tensor], magnitude: float, nth: int) -> int:
+    """Return the index of the ``nth`` entry, from 0, of this magnitude; -1 if there is none."""
+    start = 0
+    for delta in deltas:
+        found = (delta.abs() == magnitude).nonzero().reshape(-1)
+        if nth < found.numel():
+            return start + int(found[nth]) if nth >= 0 else -1
+        nth -= found.numel()
+        start += delta.numel()
+    return -1

@@ -12,8 +12,6 @@ from personality_vector.errors import RecipeError
 from personality_vector.merging.merged import Merged
 from personality_vector.merging.mergekit.bridge import BridgePlan, plan_bridge
 from personality_vector.merging.mergekit.conventions import (
-    CONVENTIONS,
-    Convention,
     Precision,
     TaskArithmetic,
 )
@@ -27,6 +25,8 @@ from personality_vector.merging.mergekit.models import (
 )
 from personality_vector.merging.mergekit.recipe import MergekitRecipe
 from personality_vector.merging.mergekit.settings import (
+    CONVENTIONS,
+    Convention,
     Values,
     levels_of,
     resolve,

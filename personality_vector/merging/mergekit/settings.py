@@ -1,4 +1,4 @@
-"""The parameters of a mergekit YAML, resolved: which value holds for which tensor and model.
+"""The parameters of a mergekit YAML: what a method takes, and what holds for a tensor and model.
 
 A parameter is looked up under the model, then under its slice, then at the top; at each level the
 first rule that fits the tensor counts.
@@ -34,6 +34,45 @@ class Parameter:
     scope: Scope = "shared"
     kind: Literal["number", "truth"] = "number"
     optional: bool = False
+
+
+Trim = Literal["nothing", "magnitude", "outliers", "random", "ranked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Convention:
+    """One of the eight methods: what is kept of a delta, whether signs are elected, defaults."""
+
+    trim: Trim
+    elects: bool
+    normalize: bool
+    rescale: bool
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """What the method takes, with mergekit's defaults."""
+        own = {"outliers": ("gamma", 0.01), "ranked": ("epsilon", 0.15)}.get(self.trim)
+        return (
+            Parameter("normalize", self.normalize, kind="truth"),
+            Parameter("rescale", self.rescale, kind="truth"),
+            Parameter("int8_mask", default=False, kind="truth"),
+            Parameter("lambda", 1.0),
+            Parameter("weight", scope="tuned"),
+            Parameter("density", 1.0, "tuned"),
+            *([Parameter(*own, "tuned")] if own else []),
+        )
+
+
+CONVENTIONS: Mapping[str, Convention] = {
+    "task_arithmetic": Convention("nothing", elects=False, normalize=False, rescale=False),
+    "ties": Convention("magnitude", elects=True, normalize=True, rescale=False),
+    "dare_linear": Convention("random", elects=False, normalize=False, rescale=True),
+    "dare_ties": Convention("random", elects=True, normalize=False, rescale=True),
+    "breadcrumbs": Convention("outliers", elects=False, normalize=False, rescale=False),
+    "breadcrumbs_ties": Convention("outliers", elects=True, normalize=False, rescale=False),
+    "della": Convention("ranked", elects=True, normalize=True, rescale=True),
+    "della_linear": Convention("ranked", elects=False, normalize=False, rescale=True),
+}
 
 
 @dataclass(frozen=True, slots=True)
