@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from personality_vector.merging.engine import MergeReport
-    from personality_vector.merging.mergekit import BridgePlan
+    from personality_vector.merging.mergekit.bridge import BridgePlan
     from personality_vector.merging.plan import MergePlan
 
 _MINUS = " - "
@@ -98,7 +98,7 @@ def export_mergekit(
     ] = None,
 ) -> None:
     """Write the mergekit YAML that does what RECIPE does, or say what it cannot express."""
-    from personality_vector.merging.mergekit import export_mergekit as export
+    from personality_vector.merging.mergekit.export import export_mergekit as export
 
     text = export(read_recipe(find_recipe(recipe), MergeRecipe, settings, folder_of(recipe)))
     if out is None:
@@ -117,7 +117,7 @@ def _writer(plan: "MergePlan | BridgePlan") -> "Callable[..., MergeReport]":
         from personality_vector.merging.engine import write_merge
 
         return write_merge
-    from personality_vector.merging.mergekit import write_bridge
+    from personality_vector.merging.mergekit.bridge import write_bridge
 
     return write_bridge
 
@@ -147,7 +147,7 @@ def _plan_file(
     file, folder = find_recipe(recipe), folder_of(recipe)
     data = read_yaml(file)
     if is_mergekit(data):
-        from personality_vector.merging.mergekit import plan_mergekit
+        from personality_vector.merging.mergekit.plan import plan_mergekit
 
         for setting in settings:
             override(data, setting)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,23 +22,17 @@ from personality_vector.delta.sources import require_finite
 from personality_vector.errors import blame
 from personality_vector.manifest import write_manifest
 from personality_vector.merging.card import model_card
-from personality_vector.merging.depth import Alpha
 from personality_vector.merging.formula import OptionValue
-from personality_vector.merging.loop import Loop
+from personality_vector.merging.loop import Cast, Loop, Squares, added
 from personality_vector.merging.merged import merged
 from personality_vector.merging.plan import MergePlan, Output, plan_merge
-from personality_vector.merging.rounding import Cast, Realised, Squares
 from personality_vector.merging.summands import Summand
-from personality_vector.merging.sums import added
-from personality_vector.merging.terms import BATCH, batch_runs, runs
+from personality_vector.merging.terms import BATCH, Alpha, runs, runs_over
 from personality_vector.numeric.parallel import in_parallel
 from personality_vector.numeric.random import key_for
 from personality_vector.progress import progress
 
 log = logging.getLogger(__name__)
-
-Measured = dict[str, list[Squares]]
-"""Of each tensor that a term changes, what was measured of its batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +116,8 @@ def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
 
 def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> MergeReport:
     """Carry out a plan; see :func:`merge`."""
-    shard_size, measured = parse_size(plan.output.shard_size), Measured()
+    shard_size = parse_size(plan.output.shard_size)
+    measured: dict[str, list[Squares]] = {}
     with AtomicDirectory(out, force=force, inputs=plan.inputs, size=plan.size) as directory:
         with ShardWriter(directory, plan.tensors, shard_size) as writer:
             plan.merged.survey(plan.device)
@@ -133,11 +128,12 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
                 for batch, squares in zip(shown, done, strict=True):
                     if batch.tensor.name in plan.delta:
                         measured.setdefault(batch.tensor.name, []).append(squares)
-        plan.require_unchanged()
+        plan.base.require_unchanged()
+        plan.merged.require_unchanged()
         realised, statistics = _statistics(measured)
         content = {**plan.describe(), "realised": realised, "tensors": statistics}
         manifest = complete(directory, plan.base, plan.output.dtype, content)
-    log.info("merged %d terms into %s", len(plan.terms), out)
+    log.info("merged %d terms into %s", len(plan.merged.terms), out)
     return MergeReport(Path(out), realised, manifest)
 
 
@@ -147,14 +143,14 @@ def _merge_batch(plan: MergePlan, writer: ShardWriter, batch: Batch) -> Squares:
     key = key_for(plan.merged.seed, f"rounding:{name}")
     cast = Cast(batch.tensor.dtype, plan.output.rounding, key)
     with blame(tensor=name):
-        for run in batch_runs(batch.tensor.shape, batch.part, plan.device):
+        for run in runs_over(batch.tensor.shape, batch.part, plan.device):
             stored = require_finite(plan.base, name, run)
             if slices := plan.merged.slices(name, run, plan.device):
                 loop = Loop.of(combine, slices)
                 written, squares = (loop and loop.written(stored, cast)) or added(
                     loop.changed() if loop else combine(slices), slices, stored, cast
                 )
-                total = Squares(*map(sum, zip(total, squares, strict=True)))
+                total = total.plus(squares)
             else:
                 written = cast.copied(stored, run.start)
             writer.write_part(name, run.start, written.cpu())
@@ -162,17 +158,18 @@ def _merge_batch(plan: MergePlan, writer: ShardWriter, batch: Batch) -> Squares:
 
 
 def _statistics(
-    measured: Measured,
+    measured: Mapping[str, list[Squares]],
 ) -> tuple[float | None, dict[str, dict[str, float | None]]]:
-    realised, rows = Realised(), {}
-    for name, parts in measured.items():
-        base, change, along = (math.fsum(column) for column in zip(*parts, strict=True))
-        rows[name] = {
-            "change_norm": math.sqrt(change),
-            "base_norm": math.sqrt(base),
-            "realised": realised.add(along, change),
+    totals = {name: Squares.total(parts) for name, parts in measured.items()}
+    rows = {
+        name: {
+            "change_norm": math.sqrt(total.change),
+            "base_norm": math.sqrt(total.base),
+            "realised": total.share,
         }
-    return realised.share, rows
+        for name, total in totals.items()
+    }
+    return reduce(Squares.plus, totals.values(), Squares()).share, rows
 
 
 def complete(
@@ -186,17 +183,12 @@ def complete(
         dtype: That the config is to name, or ``same``.
         content: Of the manifest, from which the card is made.
     """
-    _copy_side_files(base, directory, dtype)
-    (directory / "README.md").write_text(model_card(content), encoding="utf-8")
-    return write_manifest(directory, "merge", content)
-
-
-def _copy_side_files(base: Checkpoint, directory: Path, dtype: str) -> None:
     base.copy_side_files(directory)
     if dtype != "same":
-        config = _with_dtype(base.config, dtype)
-        text = json.dumps(config, indent=2) + "\n"
-        (directory / "config.json").write_text(text, encoding="utf-8")
+        config = json.dumps(_with_dtype(base.config, dtype), indent=2) + "\n"
+        (directory / "config.json").write_text(config, encoding="utf-8")
+    (directory / "README.md").write_text(model_card(content), encoding="utf-8")
+    return write_manifest(directory, "merge", content)
 
 
 def _with_dtype(config: Any, dtype: str) -> Any:

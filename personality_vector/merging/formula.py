@@ -7,66 +7,23 @@ the CPU. The methods themselves are the rows of :mod:`personality_vector.merging
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial, reduce
 from math import inf
-from typing import Literal, NamedTuple, Protocol, TypeVar, get_args, get_origin, runtime_checkable
+from typing import Literal, NamedTuple, get_args, get_origin
 
 import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from personality_vector.errors import RecipeError
+from personality_vector.merging.terms import Slice
 from personality_vector.numeric.kernels import agreement, trimmed
 
 OptionValue = float | int | str | bool
 Options = Mapping[str, OptionValue]
 Entries = Float64[Tensor, " entries"]
-T = TypeVar("T")
-
-
-class Slice(ABC):
-    """One term's part of one tensor: the entries ``start .. start + len(delta)``, row-major."""
-
-    __slots__ = ()
-
-    alpha: float
-    """The term's alpha for this tensor."""
-    name: str
-    """Name of the tensor."""
-    start: int
-    """Index of the first entry in the tensor."""
-
-    @property
-    @abstractmethod
-    def delta(self) -> Float64[Tensor, " entries"]:
-        """The term's delta."""
-
-    @property
-    @abstractmethod
-    def position(self) -> int:
-        """Place of the term in the recipe, from 0."""
-
-    @property
-    @abstractmethod
-    def columns(self) -> int:
-        """Length of a row of the tensor: its last dimension."""
-
-    @abstractmethod
-    def uniform(self) -> Float32[Tensor, " entries"]:
-        """Return random numbers in [0, 1): fixed by seed, term, tensor and index of the entry."""
-
-    @abstractmethod
-    def threshold(self, density: float, scope: str) -> float:
-        """Return the magnitude that the top ``density`` of the whole term or tensor reaches."""
-
-    @abstractmethod
-    def survey(self, what: str, measure: "Callable[[Callable[[], Iterator[Slice]]], T]") -> T:
-        """Return a measurement of this term's whole tensor, made once and kept under ``what``.
-
-        ``measure`` gets a function that yields the slices of the tensor in order.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,22 +73,21 @@ class Vote:
         return total if self.over == "sum" else total.div_(count.clamp_(min=1.0))
 
 
-@runtime_checkable
-class Combine(Protocol):
-    """A method with its options fixed: a pure function from the slices of all terms to a delta."""
+@dataclass(frozen=True)
+class Combine(ABC):
+    """A method with its options fixed: a pure function from the slices of all terms to a delta.
 
-    @property
-    def name(self) -> str:
-        """Of the method."""
+    Attributes:
+        name: Of the method.
+        source: Its citation.
+        options: Every option with its value.
+    """
 
-    @property
-    def source(self) -> str:
-        """The citation of the method."""
+    name: str
+    source: str
+    options: Options
 
-    @property
-    def options(self) -> Options:
-        """Every option with its value."""
-
+    @abstractmethod
     def __call__(self, slices: Sequence[Slice], /) -> Tensor:
         """Return the merged delta, float64."""
 
@@ -140,22 +96,16 @@ Consensus = Callable[[Sequence[Entries]], Entries]
 """From the terms scaled by alpha to one delta. A :class:`Vote` has a compiled form."""
 
 
-@dataclass(frozen=True, slots=True)
-class Formula:
+@dataclass(frozen=True)
+class Formula(Combine):
     """``lambda * consensus(alpha_1 * kept(delta_1), ...)``: a row of the table, options fixed.
 
     Attributes:
-        name: Of the method.
-        source: Its citation.
-        options: Every option with its value.
         keep: From a slice to what stays of it; looks at no entry.
         consensus: What becomes of the terms.
         lambda_: Factor of the result.
     """
 
-    name: str
-    source: str
-    options: Options
     keep: Callable[[Slice], Kept]
     consensus: Consensus
     lambda_: float = 1.0
@@ -221,12 +171,15 @@ class MergeMethod:
         }
         if fault := self.sparsify.fault(values):
             raise RecipeError(f"{self.name}: {fault}")
-        of_keep, of_consensus = (
-            {option.name: values[name] for name, option in _options(function).items()}
-            for function in (self.sparsify.keep, self.consensus)
+        keep, consensus = self.sparsify.keep, self.consensus
+        return Formula(
+            self.name,
+            self.source,
+            values,
+            partial(keep, **_arguments(keep, values)),
+            consensus(**_arguments(consensus, values)),
+            float(values["lambda"]),
         )
-        keep, consensus = partial(self.sparsify.keep, **of_keep), self.consensus(**of_consensus)
-        return Formula(self.name, self.source, values, keep, consensus, float(values["lambda"]))
 
     def _unknown(self, name: str) -> str:
         other = {"density": "drop_rate", "drop_rate": "density"}.get(name)
@@ -266,6 +219,10 @@ def _options(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
     found = inspect.signature(function).parameters.values()
     # ``lambda`` is a keyword of Python: the parameter is ``lambda_``, the option ``lambda``.
     return {one.name.rstrip("_"): one for one in found if one.kind is one.KEYWORD_ONLY}
+
+
+def _arguments(function: Callable[..., object], values: Options) -> dict[str, OptionValue]:
+    return {option.name: values[name] for name, option in _options(function).items()}
 
 
 def scaled(delta: Entries, *, lambda_: float = 1.0) -> Entries:

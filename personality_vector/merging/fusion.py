@@ -14,10 +14,10 @@ from personality_vector.delta import Delta
 from personality_vector.delta.delta import digest
 from personality_vector.delta.sources import whole
 from personality_vector.errors import DataError, NonFiniteError, RecipeError
-from personality_vector.merging.depth import alpha_by_tensor
 from personality_vector.merging.formula import Formula, Options
 from personality_vector.merging.merged import Merged
 from personality_vector.merging.methods import METHODS, find_method
+from personality_vector.merging.summands import alpha_by_tensor
 from personality_vector.merging.terms import Term
 
 Scale = Literal["raw", "unit", "equal"]
@@ -44,10 +44,6 @@ class Vector(Protocol):
     @property
     def layers(self) -> tuple[int, ...]:
         """0-based decoder blocks, ascending."""
-
-    @property
-    def hidden(self) -> int:
-        """Width of a direction."""
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -157,7 +153,7 @@ def fuse(  # noqa: PLR0913  (what is fused, how long, by which method, and its n
     formula, alphas = _bound(method, options or {}, given)
     rows = {layer: _scaled(vectors, layer, given, scale) for layer in vectors[0].layers}
     called = label or _formula(vectors, given, method, _said(scale, options or {}, seed))
-    fused = _combined(_terms(vectors, rows, alphas), formula, seed)
+    fused = _combined(vectors, rows, alphas, formula, seed)
     shown = {} if method == "mean" else formula.options
     how = _formula(vectors, given, method, {"scale": scale, **shown, "seed": seed})
     origins = {name: _joined(getattr(one, name) for one in vectors) for name in _ORIGINS}
@@ -259,23 +255,22 @@ def _scaled(
     return scaled
 
 
-def _terms(
-    vectors: Sequence[Vector], rows: Mapping[int, Rows], alphas: Float64[Tensor, " vectors"]
-) -> tuple[Term, ...]:
-    """Return the vectors as the terms of a merge."""
+def _combined(
+    vectors: Sequence[Vector],
+    rows: Mapping[int, Rows],
+    alphas: Float64[Tensor, " vectors"],
+    formula: Formula,
+    seed: int,
+) -> dict[int, Float64[Tensor, " hidden"]]:
+    """Return what the merge of the vectors, as the deltas of one base, amounts to at each layer."""
     terms = []
     for place, (vector, alpha) in enumerate(zip(vectors, alphas.tolist(), strict=True)):
         source = _Directions({str(layer): row[place] for layer, row in rows.items()})
-        base = Fingerprint(vector.model, len(rows), len(rows) * vector.hidden)
+        size = sum(row[place].numel() for row in rows.values())
+        base = Fingerprint(vector.model, len(rows), size)
         delta = Delta(source, base, _identity(vector), vector.label)
         terms.append(Term(delta, alpha, alpha_by_tensor(alpha, source.names), place))
-    return tuple(terms)
-
-
-def _combined(
-    terms: tuple[Term, ...], formula: Formula, seed: int
-) -> dict[int, Float64[Tensor, " hidden"]]:
-    merged = Merged(terms, formula, seed)
+    merged = Merged(tuple(terms), formula, seed)
     return {
         int(name): merged.part(name, whole(merged, name)) for name in sorted(merged.names, key=int)
     }

@@ -10,15 +10,13 @@ from torch import Tensor, nn
 
 from personality_vector.delta import Delta
 from personality_vector.errors import NonFiniteError, TensorMismatchError, blame, some
-from personality_vector.merging.loop import changed
+from personality_vector.merging.loop import Cast, Squares, added, changed
 from personality_vector.merging.merged import Merged
-from personality_vector.merging.rounding import Cast, Realised
-from personality_vector.merging.sums import added
-from personality_vector.merging.terms import BATCH, batch_runs, runs
+from personality_vector.merging.terms import runs_over
 
 
 @contextmanager
-def live_edit(model: nn.Module, delta: Delta, strength: float = 1.0) -> Generator[Realised]:
+def live_edit(model: nn.Module, delta: Delta, strength: float = 1.0) -> Generator[Squares]:
     """Add ``strength * delta`` to a model in place; on exit copy its parameters back, bit for bit.
 
     The model holds the weights that a merge of this delta with ``alpha = strength`` writes, bit for
@@ -33,7 +31,7 @@ def live_edit(model: nn.Module, delta: Delta, strength: float = 1.0) -> Generato
         strength: Any finite number.
 
     Yields:
-        The share of the ideal change that survives the dtype of the parameters.
+        How much of the ideal change survives the dtype of the parameters.
 
     Raises:
         TensorMismatchError: The delta names a tensor that the model has not, that has another
@@ -43,7 +41,7 @@ def live_edit(model: nn.Module, delta: Delta, strength: float = 1.0) -> Generato
     if not math.isfinite(strength):
         raise NonFiniteError(f"{delta.label}: the strength must be a finite number, got {strength}")
     parameters = _edited_parameters(model, delta)
-    source, realised = Merged.of(delta, strength), Realised()
+    source, squares = Merged.of(delta, strength), Squares()
     saved: dict[str, Tensor] = {}
     try:
         if strength:
@@ -51,8 +49,8 @@ def live_edit(model: nn.Module, delta: Delta, strength: float = 1.0) -> Generato
         for name, parameter in parameters.items() if strength else ():
             with blame(tensor=name, alpha=strength):
                 saved[name] = parameter.detach().clone()
-                _add(parameter, source, name, realised)
-        yield realised
+                squares = squares.plus(_add(parameter, source, name))
+        yield squares
     finally:
         with torch.no_grad():
             for name, original in saved.items():
@@ -60,19 +58,17 @@ def live_edit(model: nn.Module, delta: Delta, strength: float = 1.0) -> Generato
 
 
 @torch.no_grad()
-def _add(parameter: Tensor, source: Merged, name: str, realised: Realised) -> None:
+def _add(parameter: Tensor, source: Merged, name: str) -> Squares:
     """Write ``parameter + change`` as a merge does, by the runs of a merge."""
-    flat, shape, cast = parameter.view(-1), source.shape(name), Cast(parameter.dtype)
+    flat, cast, sums = parameter.view(-1), Cast(parameter.dtype), []
     # The GPU of a Mac has no float64.
     device = "cpu" if parameter.is_mps else str(parameter.device)
-    sums = []
-    for batch in runs(shape, BATCH):
-        for run in batch_runs(shape, batch, device):
-            slices = source.slices(name, run, device)
-            change = changed(source.combine, slices)
-            flat[run], squares = added(change, slices, flat[run].to(device), cast)
-            sums.append(squares)
-    realised.add(math.fsum(s.along for s in sums), math.fsum(s.change for s in sums))
+    for run in runs_over(source.shape(name), slice(0, flat.numel()), device):
+        slices = source.slices(name, run, device)
+        change = changed(source.combine, slices)
+        flat[run], squares = added(change, slices, flat[run].to(device), cast)
+        sums.append(squares)
+    return Squares.total(sums)
 
 
 def _edited_parameters(model: nn.Module, delta: Delta) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The compiled form of a formula: everything that a merge does to a run of entries.
+"""Everything that a merge does to a run of entries: base plus change, rounded once, and measured.
 
 What a formula keeps of each term and how its terms vote, :class:`Kept` and :class:`Vote` say; from
 them this loop computes the bits of the formula on the CPU without a single intermediate tensor in
@@ -6,27 +6,124 @@ memory, which is several times faster. What it fuses: the difference, the sparsi
 magnitude or by chance), the consensus, the sum, the rounding to bfloat16 and the statistics.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import BFloat16, Float, Float64
+from jaxtyping import BFloat16, Float, Float64, Shaped
 from torch import Tensor
 
 from personality_vector.delta.sources import require_finite
-from personality_vector.errors import blame
+from personality_vector.errors import NonFiniteError, RecipeError, blame
 from personality_vector.merging.formula import Combine, Formula, Kept, Vote
-from personality_vector.merging.rounding import Cast, Squares, require_fit
-from personality_vector.merging.terms import TermSlice
+from personality_vector.merging.terms import Slice
 from personality_vector.numeric.compiled import change_all, merge_all
+from personality_vector.numeric.kernels import difference, is_finite, projection, rounded
+from personality_vector.numeric.random import uniform
+
+Rounding = Literal["nearest", "stochastic"]
 
 _CONSENSUS = {"all": 0, "mean": 1, "sum": 2}
 
 
-def changed(combine: Combine, slices: Sequence[TermSlice]) -> Float64[Tensor, " entries"]:
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """The one rounding of a tensor.
+
+    Attributes:
+        dtype: Any floating dtype.
+        rounding: ``nearest`` (ties to even) or ``stochastic``: up or down with the probability
+            that makes the expectation exact. Only bfloat16 has the latter.
+        key: Of the random stream of the tensor.
+    """
+
+    dtype: torch.dtype
+    rounding: Rounding = "nearest"
+    key: int = 0
+
+    def rounded(
+        self, values: Float64[Tensor, " entries"], start: int = 0
+    ) -> Float[Tensor, " entries"]:
+        """Return a run of entries of the tensor, of which ``start`` is the first, rounded.
+
+        Raises:
+            NonFiniteError: A finite value does not fit the dtype.
+            RecipeError: Stochastic rounding to another dtype than bfloat16.
+        """
+        if self.rounding == "nearest":
+            near = rounded(values, self.dtype)
+        else:
+            require_stochastic(self.dtype)
+            near = _stochastic(values, self.key, start)
+        require_fit(near, lambda: values)
+        return near
+
+    def copied(self, stored: Shaped[Tensor, " entries"], start: int = 0) -> Tensor:
+        """Return entries that nothing is added to: as they are, unless they have another dtype."""
+        # Adding a zero makes -0.0 one, as in any other sum.
+        return stored if stored.dtype == self.dtype else self.rounded(stored.double() + 0.0, start)
+
+
+class Squares(NamedTuple):
+    """Inner products over some entries: base with itself, change with itself and as written."""
+
+    base: float = 0.0
+    change: float = 0.0
+    along: float = 0.0
+
+    @classmethod
+    def total(cls, parts: Sequence["Squares"]) -> "Squares":
+        """Return the sums over the parts of a tensor, rounded once."""
+        return cls(*map(math.fsum, zip(*parts, strict=True)))
+
+    def plus(self, other: "Squares") -> "Squares":
+        """Return the sums over both."""
+        return Squares(*(one + more for one, more in zip(self, other, strict=True)))
+
+    @property
+    def share(self) -> float | None:
+        """Projection of the written change on the ideal change; ``None`` if nothing changes.
+
+        It is 1 where nothing was lost. bfloat16 keeps 8 bits: an edit smaller than half a step of
+        the weight is rounded away, so that a nominal alpha of 0.1 can act as 0.03.
+        """
+        return self.along / self.change if self.change else None
+
+
+def require_fit(
+    written: Float[Tensor, " entries"], values: Callable[[], Float64[Tensor, " entries"]]
+) -> None:
+    """Check that numbers still are numbers after rounding.
+
+    Raises:
+        NonFiniteError: One of ``values`` does not fit the dtype of ``written``.
+    """
+    if is_finite(written):
+        return
+    largest = float(values().abs().max())
+    fits = largest <= torch.finfo(torch.float32).max and written.dtype != torch.float32
+    remedy = "write output.dtype: float32" if fits else "lower alpha"
+    raise NonFiniteError(f"{largest:.3g} does not fit {written.dtype}; {remedy}")
+
+
+def require_stochastic(dtype: torch.dtype) -> None:
+    """Raise :class:`RecipeError` for a dtype that has no stochastic rounding."""
+    if dtype != torch.bfloat16:
+        raise RecipeError(f"rounding: stochastic is for bfloat16 outputs, this one is {dtype}")
+
+
+def _stochastic(values: Tensor, key: int, start: int) -> Tensor:
+    # bfloat16 is the upper half of float32: adding 16 random bits below carries with the right
+    # probability, also for negative numbers, whose magnitude is what the bits hold.
+    noise = uniform(key, start, values.numel(), values.device) * (1 << 16)
+    bits = values.float().view(torch.int32) + noise.int()
+    return (bits & ~0xFFFF).view(torch.float32).bfloat16()
+
+
+def changed(combine: Combine, slices: Sequence[Slice]) -> Float64[Tensor, " entries"]:
     """Return the change that the slices of all terms make, compiled where that is possible.
 
     Raises:
@@ -40,11 +137,11 @@ def changed(combine: Combine, slices: Sequence[TermSlice]) -> Float64[Tensor, " 
 class Loop:
     """A formula and the slices of all terms, as the compiled loops take them."""
 
-    slices: Sequence[TermSlice]
+    slices: Sequence[Slice]
     numbers: tuple[Any, ...]
 
     @classmethod
-    def of(cls, combine: Combine, slices: Sequence[TermSlice]) -> "Loop | None":
+    def of(cls, combine: Combine, slices: Sequence[Slice]) -> "Loop | None":
         """Return the loop of a formula, or ``None`` if it has none, or not on this device."""
         if not isinstance(combine, Formula) or not isinstance(combine.consensus, Vote):
             return None
@@ -52,7 +149,7 @@ class Loop:
         drop_rate = _one_rate(kept)
         if drop_rate is None or slices[0].device != "cpu":
             return None
-        rate = np.uint64(ceil(float(np.float32(drop_rate)) * 2**24))
+        rate = np.uint64(math.ceil(float(np.float32(drop_rate)) * 2**24))
         numbers = (
             np.array([s.alpha for s in slices]),
             np.array([k.low for k in kept], np.float32),
@@ -74,7 +171,8 @@ class Loop:
             NonFiniteError: A term holds NaN or infinity.
         """
         first = self.slices[0]
-        base = require_finite(first.ends[1], first.name, first.part) if first.ends else None
+        ends = first.term.ends(first.name)
+        base = require_finite(ends[1], first.name, first.part) if ends else None
         arrays = _arrays(self.slices, base)
         change = torch.empty(arrays[1].shape[1], dtype=torch.float64)
         self._require_finite(change_all(*arrays, self.numbers, change.numpy()))
@@ -111,7 +209,7 @@ class Loop:
             return
         culprit = self.slices[odd]
         with blame(delta=culprit.term.delta.label):
-            for end in culprit.ends or ():
+            for end in culprit.term.ends(culprit.name) or ():
                 require_finite(end, culprit.name, culprit.part)
 
 
@@ -122,9 +220,9 @@ def _one_rate(kept: Sequence[Kept]) -> float | None:
     return float(rate) if same and not callable(rate) else None
 
 
-def _arrays(slices: Sequence[TermSlice], base: Tensor | None) -> tuple[Any, Any]:
+def _arrays(slices: Sequence[Slice], base: Tensor | None) -> tuple[Any, Any]:
     """Return base and terms: bits of bfloat16 weights if all are, else float64 base and deltas."""
-    ends = [s.ends for s in slices]
+    ends = [s.term.ends(s.name) for s in slices]
     if base is None or base.dtype != torch.bfloat16 or None in ends:
         terms = torch.stack([s.delta for s in slices])
         return (terms[0] if base is None else base.double()).numpy(), terms.numpy()
@@ -132,3 +230,66 @@ def _arrays(slices: Sequence[TermSlice], base: Tensor | None) -> tuple[Any, Any]
     for row, s, (tuned, _) in zip(rows, slices, filter(None, ends), strict=True):
         tuned.part(s.name, s.part, row)
     return base.view(torch.uint16).numpy(), rows.view(torch.uint16).numpy()
+
+
+def added(
+    change: Float64[Tensor, " entries"],
+    slices: Sequence[Slice],
+    base: Float[Tensor, " entries"],
+    cast: Cast,
+) -> tuple[Float[Tensor, " entries"], Squares]:
+    """Return ``base + change`` in float64, rounded once, and the inner products.
+
+    Where the change is exactly that of one delta, the entries are the fine-tuned ones themselves.
+
+    Args:
+        change: What the terms amount to, on the device where the sum is computed.
+        slices: Of every term that acts; at least one.
+        base: The entries that the change is added to, in their dtype.
+        cast: How to round.
+
+    Raises:
+        NonFiniteError: A sum does not fit the dtype.
+    """
+    start = base.to(change.device).double()
+    written = _restored(slices, change, base)
+    if written is None or written.dtype != cast.dtype:
+        written = cast.rounded(start + change, slices[0].start)
+    return written, Squares(*projection(start, change, written))
+
+
+def is_one_delta(slices: Sequence[Slice], change: Float64[Tensor, " entries"]) -> bool:
+    """Return whether a change is exactly that of one delta."""
+    return len(slices) == 1 and torch.equal(change, slices[0].delta)
+
+
+def _restored(
+    slices: Sequence[Slice],
+    change: Float64[Tensor, " entries"],
+    base: Float[Tensor, " entries"],
+) -> Float[Tensor, " entries"] | None:
+    """Return fine-tuned entries themselves, where the change is exactly that of their delta.
+
+    Args:
+        slices: Of all terms.
+        change: What they amount to.
+        base: The entries that the change is to be added to. Unless they are those that the delta
+            was taken from, nothing is restored.
+    """
+    if not is_one_delta(slices, change):
+        return None
+    (only,) = slices
+    start = base.cpu()
+    tuned = only.term.delta.source.tuned_part(only.name, only.part, start)
+    if tuned is None or not _is_base_of(only, start, tuned):
+        return None
+    return tuned.to(change.device)
+
+
+def _is_base_of(only: Slice, base: Tensor, tuned: Tensor) -> bool:
+    """Return whether entries are those that a delta was taken from."""
+    ends = only.term.difference
+    if ends is None:  # A delta that was saved is rounded to float32.
+        return torch.equal(difference(tuned, base).float(), only.delta.cpu().float())
+    stored = require_finite(ends.base, only.name, only.part)
+    return stored.dtype == base.dtype and torch.equal(stored, base)

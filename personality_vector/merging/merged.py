@@ -15,15 +15,15 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
 from personality_vector.delta.delta import digest
 from personality_vector.errors import RecipeError, blame
-from personality_vector.merging.depth import Alpha
 from personality_vector.merging.formula import Combine, Formula, OptionValue
-from personality_vector.merging.loop import changed
+from personality_vector.merging.loop import changed, is_one_delta
 from personality_vector.merging.methods import find_method
 from personality_vector.merging.summands import Summand, open_terms
 from personality_vector.merging.terms import (
     LONGEST_ROW,
+    Alpha,
+    Slice,
     Term,
-    TermSlice,
     columns_of,
     runs_over,
 )
@@ -109,12 +109,12 @@ class Merged:
         return Delta(self, base.fingerprint, identity, label or self._formula())
 
     def _formula(self) -> str:
-        factors = [
-            f"{term.alpha:g}" if isinstance(term.alpha, float) else f"alpha_{number}"
+        weighted = (
+            f"{term.alpha:g} * {term.delta.label}"
+            if isinstance(term.alpha, float)
+            else f"alpha_{number} * {term.delta.label}"
             for number, term in enumerate(self.terms, 1)
-        ]
-        labels = (term.delta.label for term in self.terms)
-        weighted = (f"{factor} * {name}" for factor, name in zip(factors, labels, strict=True))
+        )
         return f"{self.combine.name}({', '.join(weighted)})"
 
     @cached_property
@@ -124,25 +124,20 @@ class Merged:
         return tuple(sorted(acting, key=lambda term: (term.delta.identity, str(term.alpha))))
 
     @cached_property
-    def _streams(self) -> tuple[str, ...]:
-        """The random stream of each active term; a delta given twice gets a second one."""
-        seen: Counter[str] = Counter()
-        streams = []
-        for term in self.active:
-            identity = term.delta.identity
-            streams.append(f"{identity}:{seen[identity]}")
-            seen[identity] += 1
-        return tuple(streams)
+    def _acting(self) -> dict[str, list[tuple[Term, int]]]:
+        """The terms that change each tensor, and the keys of their random streams there.
 
-    @cached_property
-    def _acting(self) -> dict[str, tuple[tuple[Term, int], ...]]:
-        """The terms that change each tensor, and the keys of their random streams there."""
-        acting: dict[str, tuple[tuple[Term, int], ...]] = {}
-        for term, stream in zip(self.active, self._streams, strict=True):
+        A delta that is given twice gets a second stream.
+        """
+        acting: dict[str, list[tuple[Term, int]]] = {}
+        seen: Counter[str] = Counter()
+        for term in self.active:
+            stream = f"{term.delta.identity}:{seen[term.delta.identity]}"
+            seen[term.delta.identity] += 1
             for name in term.delta.names:
                 if term.alpha_at(name) != 0.0:
                     key = key_for(self.seed, f"{stream}:{name}")
-                    acting[name] = (*acting.get(name, ()), (term, key))
+                    acting.setdefault(name, []).append((term, key))
         return acting
 
     @cached_property
@@ -153,17 +148,18 @@ class Merged:
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Every directory that a term is read from."""
-        paths = [(*term.delta.source.inputs, *term.inputs) for term in self.terms]
-        return tuple(path for of_term in paths for path in of_term)
+        return tuple(
+            path for term in self.terms for path in (*term.delta.source.inputs, *term.inputs)
+        )
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""
         return self._acting[name][0][0].delta.shape(name)
 
-    def slices(self, name: str, run: slice, device: str = "cpu") -> list[TermSlice]:
+    def slices(self, name: str, run: slice, device: str = "cpu") -> list[Slice]:
         """Return what each term that acts contributes to a run of entries."""
         acting = self._acting.get(name, ())
-        return [TermSlice(term, name, run, key, device) for term, key in acting]
+        return [Slice(term, name, run, key, device) for term, key in acting]
 
     def survey(self, device: str = "cpu") -> None:
         """Let the method ask empty slices for what it needs to know of whole tensors, once."""
@@ -186,7 +182,7 @@ class Merged:
             return None
         return slices[0].term.delta.source.tuned_part(name, part, base) if slices else None
 
-    def _runs(self, name: str, part: slice) -> Iterator[tuple[slice, list[TermSlice], Tensor]]:
+    def _runs(self, name: str, part: slice) -> Iterator[tuple[slice, list[Slice], Tensor]]:
         """Yield the runs that hold a part: their slices, and their change."""
         for run in runs_over(self.shape(name), part):
             asked = (name, run.start, run.stop)
@@ -200,11 +196,6 @@ class Merged:
         """Check every term."""
         for term in self.terms:
             term.delta.source.require_unchanged()
-
-
-def is_one_delta(slices: Sequence[TermSlice], change: Float64[Tensor, " entries"]) -> bool:
-    """Return whether a change is exactly that of one delta."""
-    return len(slices) == 1 and torch.equal(change, slices[0].delta)
 
 
 def _require_whole_rows(method: str, base: Checkpoint) -> None:

@@ -16,10 +16,10 @@ from personality_vector.merging.formula import (
     MergeMethod,
     Options,
     Range,
-    Slice,
     Sparsification,
     Vote,
 )
+from personality_vector.merging.terms import Slice
 
 Density = Annotated[float, Range("in (0, 1]", lambda value: 0.0 < value <= 1.0)]
 Rate = Annotated[float, Range("in [0, 1)", lambda value: 0.0 <= value < 1.0 - 2.0**-24)]
@@ -69,7 +69,7 @@ def between(s: Slice, *, beta: Share = 0.85, gamma: Share = 0.01) -> Kept:
     Of the largest at least one, unless ``gamma`` is 0. mergekit's ``density`` is
     ``1 - beta - gamma``.
     """
-    low = s.threshold(complement(beta), "per_tensor")
+    low = s.threshold(round(1.0 - beta, 12), "per_tensor")  # of 0.9 it is 0.1
     # Whatever the larger threshold keeps are the outliers.
     return Kept(low, max(low, s.threshold(gamma, "per_tensor")) if gamma else inf)
 
@@ -112,21 +112,23 @@ def _shares_fault(options: Options) -> str | None:
     return None if fits else f"beta + gamma must be below 1, got {beta} + {gamma}"
 
 
-EVERYTHING = Sparsification(everything)
-LARGEST = Sparsification(largest, {"density": 1.0})
 AT_RANDOM = Sparsification(at_random, {"drop_rate": 0.0})
-BY_RANK = Sparsification(
-    by_rank, {"drop_rate": 0.0, "epsilon": 0.0}, _window_fault, ranks_rows=True
-)
-BETWEEN = Sparsification(between, {"beta": 0.0, "gamma": 0.0}, _shares_fault)
 
 METHODS: dict[str, MergeMethod] = {
     row.name: row
     for row in (
         MergeMethod(
-            "task_arithmetic", "Ilharco et al. 2022, arXiv:2212.04089", EVERYTHING, all_terms
+            "task_arithmetic",
+            "Ilharco et al. 2022, arXiv:2212.04089",
+            Sparsification(everything),
+            all_terms,
         ),
-        MergeMethod("ties", "Yadav et al. 2023, arXiv:2306.01708", LARGEST, agreeing),
+        MergeMethod(
+            "ties",
+            "Yadav et al. 2023, arXiv:2306.01708",
+            Sparsification(largest, {"density": 1.0}),
+            agreeing,
+        ),
         MergeMethod("dare", "Yu et al. 2023, arXiv:2311.03099", AT_RANDOM, all_terms),
         # The released code of DARE trims as well; mergekit's default is ``consensus: sum``.
         MergeMethod(
@@ -135,9 +137,19 @@ METHODS: dict[str, MergeMethod] = {
             AT_RANDOM,
             agreeing,
         ),
-        MergeMethod("della", "Deep et al. 2024, arXiv:2406.11617", BY_RANK, agreeing),
         MergeMethod(
-            "breadcrumbs", "Davari and Belilovsky 2023, arXiv:2312.06795", BETWEEN, all_terms
+            "della",
+            "Deep et al. 2024, arXiv:2406.11617",
+            Sparsification(
+                by_rank, {"drop_rate": 0.0, "epsilon": 0.0}, _window_fault, ranks_rows=True
+            ),
+            agreeing,
+        ),
+        MergeMethod(
+            "breadcrumbs",
+            "Davari and Belilovsky 2023, arXiv:2312.06795",
+            Sparsification(between, {"beta": 0.0, "gamma": 0.0}, _shares_fault),
+            all_terms,
         ),
     )
 }
@@ -153,11 +165,6 @@ def find_method(name: str) -> MergeMethod:
     if name not in METHODS:
         raise RecipeError(f"unknown merge method {name!r}; known are {', '.join(METHODS)}")
     return METHODS[name]
-
-
-def complement(share: float) -> float:
-    """Return ``1 - share`` as one would write it: of 0.9 it is 0.1, not 0.09999999999999998."""
-    return round(1.0 - share, 12)
 
 
 def drop_rates(delta: Entries, columns: int, drop_rate: float, epsilon: float) -> Entries:

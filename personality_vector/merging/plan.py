@@ -3,7 +3,7 @@
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -13,9 +13,9 @@ import torch
 from personality_vector.checkpoint import Checkpoint, TensorPlan, parse_size
 from personality_vector.delta import Delta, open_delta
 from personality_vector.errors import ModelError, RecipeError
+from personality_vector.merging.loop import Rounding, require_stochastic
 from personality_vector.merging.merged import Merged, merged
 from personality_vector.merging.recipe import MergeRecipe
-from personality_vector.merging.rounding import Rounding, require_stochastic
 from personality_vector.merging.summands import Summand
 from personality_vector.merging.terms import CHUNK, Term, runs
 from personality_vector.numeric.parallel import cores
@@ -44,26 +44,28 @@ class Output:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """``base + delta`` that is to be written: checked, and not yet begun."""
+    """``base + delta`` that is to be written: checked, and not yet begun.
+
+    Attributes:
+        base: The base.
+        delta: Whose source is a :class:`Merged`.
+        output: How it is written.
+        device: Where it is computed.
+        notes: What the author of the recipe may not expect.
+        recipe: As it was read, for the manifest; empty for a merge by Python.
+    """
 
     base: Checkpoint
     delta: Delta
-    """Whose source is a :class:`Merged`."""
     output: Output = field(default_factory=Output)
     device: str = "cpu"
     notes: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    """As it was read, for the manifest; empty for a merge by Python."""
 
     @property
     def merged(self) -> Merged:
         """The terms of the delta, and the method that makes one of them."""
         return cast("Merged", self.delta.source)
-
-    @property
-    def terms(self) -> tuple[Term, ...]:
-        """The terms, as they were given."""
-        return self.merged.terms
 
     @property
     def method(self) -> str:
@@ -75,16 +77,14 @@ class MergePlan:
         """Every directory that is read."""
         return [self.base.path, *self.merged.inputs]
 
-    def require_unchanged(self) -> None:
-        """Raise :class:`CheckpointError` if an input changed since it was opened."""
-        self.base.require_unchanged()
-        self.merged.require_unchanged()
-
     @cached_property
     def tensors(self) -> list[TensorPlan]:
         """What will be written, in the order of the base's files."""
-        found = self.base.in_file_order
-        return [TensorPlan(e.name, self._dtype(e.dtype), e.shape) for e in found]
+        dtype = DTYPES.get(self.output.dtype)  # none for "same"
+        return [
+            TensorPlan(e.name, dtype if dtype and e.dtype.is_floating_point else e.dtype, e.shape)
+            for e in self.base.in_file_order
+        ]
 
     @property
     def size(self) -> int:
@@ -97,11 +97,7 @@ class MergePlan:
         rows = [runs(tensor.shape, CHUNK)[:1] for tensor in self.tensors]
         chunk = max((part.stop for parts in rows for part in parts), default=0)
         # A chunk of each term is held up to three times, the base and the sums a few times more.
-        return _PROCESS_BYTES + cores() * chunk * 8 * (3 * len(self.terms) + 8)
-
-    def _dtype(self, stored: torch.dtype) -> torch.dtype:
-        fixed = self.output.dtype == "same" or not stored.is_floating_point
-        return stored if fixed else DTYPES[self.output.dtype]
+        return _PROCESS_BYTES + cores() * chunk * 8 * (3 * len(self.merged.terms) + 8)
 
     def describe(self) -> dict[str, Any]:
         """Return the plan as JSON-like data: every option with its value, every term."""
@@ -111,12 +107,8 @@ class MergePlan:
             "source": self.merged.combine.source,
             "options": dict(self.merged.combine.options),
             "seed": self.merged.seed,
-            "terms": [_described(term, self) for term in self.terms],
-            "output": {
-                "dtype": self.output.dtype,
-                "rounding": self.output.rounding,
-                "shard_size": self.output.shard_size,
-            },
+            "terms": [_described(term, self) for term in self.merged.terms],
+            "output": asdict(self.output),
             "bytes": self.size,
             **({"notes": list(self.notes)} if self.notes else {}),
             **({"recipe": dict(self.recipe)} if self.recipe else {}),
@@ -142,14 +134,14 @@ def _described(term: Term, plan: MergePlan) -> dict[str, Any]:
         "tensors": sum(term.alpha_at(name) != 0.0 for name in term.delta.names),
         "of_tensors": len(plan.base.entries),
     }
-    return row | ({"transfer": term.transfer.describe()} if term.transfer else {})
+    return {**row, **term.remarks}
 
 
 def foresight(plan: MergePlan, out: Path) -> dict[str, Any]:
     """Return what a dry run adds to the plan: norms, disk and memory; reads every term once."""
     parent = next(path for path in out.absolute().parents if path.exists())
     return {
-        "norms": [float(f"{term.delta.norm():.6g}") for term in plan.terms],
+        "norms": [float(f"{term.delta.norm():.6g}") for term in plan.merged.terms],
         "free_disk": shutil.disk_usage(parent).free,
         "peak_memory": plan.peak_memory,
         "threads": cores(),
@@ -182,16 +174,16 @@ def plan_merge(
         delta = replace(delta, source=Merged.of(delta))
     if output.dtype != "same":
         _ = start.config  # which will be rewritten, so it has to be there
-    if output.rounding == "stochastic":
-        dtypes = {e.dtype for e in start.entries.values() if e.dtype.is_floating_point}
-        for dtype in {DTYPES[output.dtype]} if output.dtype != "same" else dtypes:
-            require_stochastic(dtype)
-    return MergePlan(start, delta, output, resolve_device(device))
+    plan = MergePlan(start, delta, output, resolve_device(device))
+    for tensor in plan.tensors if output.rounding == "stochastic" else ():
+        if tensor.dtype.is_floating_point:
+            require_stochastic(tensor.dtype)
+    return plan
 
 
 def plan_recipe(recipe: MergeRecipe) -> MergePlan:
     """Return the checked plan of a recipe."""
-    base, output = Checkpoint.open(recipe.base), recipe.output
+    base = Checkpoint.open(recipe.base)
     delta = merged(
         base,
         [Summand(term.source, term.alpha, term.of, term.label) for term in recipe.terms],
@@ -201,8 +193,8 @@ def plan_recipe(recipe: MergeRecipe) -> MergePlan:
         include=recipe.include,
         exclude=recipe.exclude,
     )
-    written = Output(output.dtype, output.rounding, output.shard_size)
-    plan = plan_merge(base, delta, output=written, device=recipe.device)
+    output = Output(**dict(recipe.output))
+    plan = plan_merge(base, delta, output=output, device=recipe.device)
     return replace(plan, recipe=recipe.model_dump(mode="json", exclude_defaults=True))
 
 

@@ -1,20 +1,25 @@
-"""The terms of a merge as they are asked for, and how they are opened and checked."""
+"""The terms of a merge as they are asked for: which tensors, which alpha, opened and checked."""
 
+import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.names import canonical
+from personality_vector.checkpoint.names import Kind, canonical, kind
 from personality_vector.delta import Delta, open_delta
 from personality_vector.delta.sources import Restricted
-from personality_vector.delta.transfer import Transfer, transferred
+from personality_vector.delta.transfer import transferred
 from personality_vector.errors import CheckpointError, NonFiniteError, RecipeError
-from personality_vector.merging.depth import Alpha, alpha_by_tensor, chosen, selected
-from personality_vector.merging.terms import BATCH, Term, runs
+from personality_vector.merging.terms import BATCH, Alpha, Term, runs
+
+_LAYER = re.compile(r"^(.*?\b(?:layers|layer|h|blocks|block))\.(\d+)\.")
+
+WORDS: tuple[str, ...] = get_args(Kind)
+"""Words for tensors whose names differ between families: embeddings, head, norms, vision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,73 +56,39 @@ def open_terms(
     if not summands:
         raise RecipeError("a merge needs at least one term")
     bases = [None if one.of is None else Checkpoint.open(one.of) for one in summands]
-    choice = Choice.among([base, *filter(None, bases)], include, exclude)
-    return tuple(
-        _opened(summand, of, position, base, choice)
-        for position, (summand, of) in enumerate(zip(summands, bases, strict=True))
-    )
+    names = {name for model in (base, *filter(None, bases)) for name in model.names}
+    names |= set(map(canonical, names))
+    kept = selected(sorted(names), include, exclude)
+    left_out = set[str]().union(*(chosen(names, pattern) for pattern in exclude))
+    terms = []
+    for position, (summand, of) in enumerate(zip(summands, bases, strict=True)):
+        delta, remarks = _moved(summand, of, base, left_out)
+        delta = _restricted(delta, kept)
+        require_nonzero(delta)
+        alpha_at = alpha_by_tensor(summand.alpha, delta.names, base.names)
+        where = summand.where
+        read = where.directory if isinstance(where, Delta) else Path(where).expanduser()
+        inputs = tuple(filter(None, (of.path if of else None, read)))
+        terms.append(Term(delta, summand.alpha, alpha_at, position, remarks, inputs))
+    return tuple(terms)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Which tensors are to be changed.
-
-    Attributes:
-        names: Of all tensors that a word or pattern may mean: those of the base, and of the other
-            bases that terms were taken from, as on disk and canonical.
-        include: Words or patterns; all tensors if there are none.
-        exclude: Words or patterns.
-    """
-
-    names: Sequence[str]
-    include: Sequence[str]
-    exclude: Sequence[str]
-
-    @classmethod
-    def among(
-        cls, models: Sequence[Checkpoint], include: Sequence[str], exclude: Sequence[str]
-    ) -> "Choice":
-        """Return the choice among the tensors of some models."""
-        names = {name for model in models for name in model.names}
-        return cls(sorted(names | set(map(canonical, names))), include, exclude)
-
-    @cached_property
-    def kept(self) -> set[str]:
-        """Names that terms may change.
-
-        Raises:
-            RecipeError: A pattern matches no tensor, or nothing is left.
-        """
-        return selected(self.names, self.include, self.exclude)
-
-    @cached_property
-    def left_out(self) -> set[str]:
-        """Names that are excluded."""
-        return set[str]().union(*(chosen(self.names, pattern) for pattern in self.exclude))
-
-
-def _opened(
-    summand: Summand, of: Checkpoint | None, position: int, base: Checkpoint, choice: Choice
-) -> Term:
-    """Return a term whose delta was taken from ``of``, or else from the base of the merge."""
-    transfer: Transfer | None = None
-    inputs: tuple[Path, ...] = ()
+def _moved(
+    summand: Summand, of: Checkpoint | None, base: Checkpoint, left_out: set[str]
+) -> tuple[Delta, Mapping[str, Any]]:
+    """Return the delta of a summand, as one of ``base``, and how it was moved there."""
     delta = open_delta(summand.where, of or base, label=summand.label)
-    if of is not None:
-        inputs = (of.path,)
-        delta, transfer = transferred(delta, of, base, choice.left_out.__contains__)
-    kept = tuple(name for name in delta.names if name in choice.kept)
+    if of is None:
+        return delta, {}
+    delta, transfer = transferred(delta, of, base, left_out.__contains__)
+    return delta, {"transfer": transfer.describe()}
+
+
+def _restricted(delta: Delta, names: set[str]) -> Delta:
+    kept = tuple(name for name in delta.names if name in names)
     if not kept:
         raise RecipeError(f"{delta.label}: include and exclude leave none of its tensors")
-    if len(kept) < len(delta.names):
-        delta = replace(delta, source=Restricted(delta.source, kept))
-    require_nonzero(delta)
-    if isinstance(summand.where, str | Path):
-        inputs = (*inputs, Path(summand.where).expanduser())
-    elif summand.where.directory is not None:
-        inputs = (*inputs, summand.where.directory)
-    at = alpha_by_tensor(summand.alpha, kept, base.names)
-    return Term(delta, summand.alpha, at, position, transfer, inputs)
+    return replace(delta, source=Restricted(delta.source, kept)) if kept != delta.names else delta
 
 
 def require_nonzero(delta: Delta) -> None:
@@ -154,3 +125,102 @@ def _finite_alpha(alpha: Any, where: Any) -> Alpha:
     if not math.isfinite(value):
         raise NonFiniteError(f"{where}: alpha must be a finite number, got {value}")
     return value
+
+
+def chosen(names: Iterable[str], pattern: str) -> set[str]:
+    """Return the names that a pattern means: a word of :data:`WORDS`, or a glob over the name.
+
+    >>> sorted(chosen(["model.norm.weight", "lm_head.weight"], "norms"))
+    ['model.norm.weight']
+
+    Raises:
+        RecipeError: It means none of them.
+    """
+    if pattern in WORDS:
+        found = {name for name in names if kind(name) == pattern}
+    else:
+        found = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
+    if not found:
+        raise RecipeError(
+            f"{pattern!r} matches no tensor; write {', '.join(WORDS)}, or a pattern over the "
+            "whole name such as '*.mlp.*'"
+        )
+    return found
+
+
+def selected(names: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
+    """Return the names that ``include`` means (all, if empty) and ``exclude`` does not.
+
+    Raises:
+        RecipeError: A pattern matches nothing, or nothing is left.
+    """
+    kept = set(names) if not include else set().union(*(chosen(names, p) for p in include))
+    for pattern in exclude:
+        kept -= chosen(names, pattern)
+    if not kept:
+        raise RecipeError("include and exclude leave no tensor to merge")
+    return kept
+
+
+def layer_of(name: str) -> tuple[str, int] | None:
+    """Return the stack and the number of the layer that a tensor lies in.
+
+    >>> layer_of("model.layers.3.mlp.up_proj.weight")
+    ('model.layers', 3)
+    """
+    match = _LAYER.match(name)
+    return (match[1], int(match[2])) if match else None
+
+
+def depths_of(names: Iterable[str]) -> dict[str, int]:
+    """Return the number of layers of each stack."""
+    places = sorted(place for place in map(layer_of, names) if place)
+    return {stack: layer + 1 for stack, layer in places}  # the last one wins
+
+
+def alpha_by_tensor(
+    alpha: Alpha, names: Sequence[str], all_names: Sequence[str] | None = None
+) -> Callable[[str], float]:
+    """Return alpha as a function of the tensor's name.
+
+    Numbers over depth are spread evenly from the first layer of the model to the last and
+    interpolated; what comes before the layers (embeddings) has the first number, what comes after
+    (final norm, head) the last. Of numbers by pattern the first that matches counts; a tensor that
+    none matches has 0.
+
+    Args:
+        alpha: Of a term.
+        names: Of the tensors that the term has.
+        all_names: Of those that the model has, which say how deep it is; by default ``names``.
+
+    Raises:
+        RecipeError: A pattern matches none of ``names``, or there are no layers.
+    """
+    if isinstance(alpha, Mapping):
+        table: dict[str, float] = {}
+        for pattern, value in alpha.items():
+            for name in chosen(names, pattern):
+                table.setdefault(name, float(value))
+        return lambda name: table.get(name, 0.0)
+    if isinstance(alpha, tuple):
+        return _over_depth(alpha, all_names or names)
+    value = float(alpha)
+    return lambda name: value  # noqa: ARG005
+
+
+def _over_depth(alpha: tuple[float, ...], names: Sequence[str]) -> Callable[[str], float]:
+    depths = depths_of(names)
+    if not depths:
+        raise RecipeError("alpha is given over depth, but no tensor lies in a numbered layer")
+
+    def at(name: str) -> float:
+        place = layer_of(name)
+        if place is None:
+            return alpha[0] if kind(name) == "embeddings" else alpha[-1]
+        stack, layer = place
+        position = layer / max(1, depths[stack] - 1) * (len(alpha) - 1)
+        below = min(int(position), len(alpha) - 1)
+        above = min(below + 1, len(alpha) - 1)
+        return alpha[below] + (position - below) * (alpha[above] - alpha[below])
+
+    return at

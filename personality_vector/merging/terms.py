@@ -1,28 +1,31 @@
-"""The terms of a merge, and the slices of them that a method sees."""
+"""The terms of a merge, the slices of them that a method sees, and their magnitude thresholds."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
 from personality_vector.delta.sources import Difference, Restricted, require_finite
-from personality_vector.delta.transfer import Transfer
 from personality_vector.errors import blame
-from personality_vector.merging.depth import Alpha
-from personality_vector.merging.formula import Slice
-from personality_vector.merging.select import magnitude_threshold
 from personality_vector.numeric.kernels import count_magnitudes, difference
+from personality_vector.numeric.parallel import cores, in_parallel
 from personality_vector.numeric.random import uniform
+from personality_vector.progress import progress
 
 T = TypeVar("T")
+
+Alpha = float | tuple[float, ...] | Mapping[str, float]
+"""A number; numbers over depth, interpolated; or numbers by word or name pattern."""
 
 CHUNK = 1 << 18
 """Entries that are read at once: of six bfloat16 models 3 MB, which a cache holds."""
@@ -36,24 +39,38 @@ LONGEST_ROW = 1 << 20
 _SAMPLE = 1 << 20
 """Entries, at each of four places of a run, that a threshold is guessed from: in all tensors."""
 
+_BINS = 1 << 16
+_AROUND = 2 * _BINS
+"""Numbers around the guess that are told apart: 0.8 % of it to each side, or more."""
+
+_MANY = 64
+"""Runs whose counting takes long enough for a progress bar."""
+
+Count = Callable[[int, int, Int64[Tensor, " bins"]], int]
+"""Adds a run of magnitudes to a histogram, given its lowest bits and the shift of a bin; returns
+how many lie above. See :func:`personality_vector.numeric.kernels.count_magnitudes`."""
+
 
 @dataclass(slots=True)
 class Term:
-    """A delta and its alpha, with what has been measured of it."""
+    """A delta and its alpha, with what has been measured of it.
+
+    Attributes:
+        delta: The delta.
+        alpha: As it was given.
+        alpha_at: From the name of a tensor to its alpha.
+        position: Place of the term in the recipe, from 0.
+        remarks: What a manifest says of it besides.
+        inputs: What is read, or was moved, beside the sources of the delta.
+    """
 
     delta: Delta
     alpha: Alpha
     alpha_at: Callable[[str], float]
     position: int
-    transfer: Transfer | None = None
+    remarks: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[Path, ...] = ()
-    """What is read, or was moved, beside the sources of the delta."""
     _measured: dict[tuple[str | None, str], Any] = field(default_factory=dict)
-
-    def threshold(self, density: float, name: str | None) -> float:
-        """Return the magnitude that the top ``density`` reaches, of one tensor or of all."""
-        names = self.delta.names if name is None else [name]
-        return self.once((name, f"top {density}"), lambda: self._threshold(names, density))
 
     def once(self, what: tuple[str | None, str], measure: Callable[[], T]) -> T:
         """Return a measurement, made the first time that it is asked for."""
@@ -68,15 +85,16 @@ class Term:
         source = source.source if isinstance(source, Restricted) else source
         return source if isinstance(source, Difference) else None
 
-    def bfloat16_ends(self, name: str) -> tuple[Checkpoint, Checkpoint] | None:
+    def ends(self, name: str) -> tuple[Checkpoint, Checkpoint] | None:
         """Return fine-tuned model and base, if a tensor is bfloat16 in both."""
-        if self.difference is None:
-            return None
-        ends = self.difference.tuned, self.difference.base
-        both = all(end.entries[name].dtype == torch.bfloat16 for end in ends)
-        return ends if both else None
+        found = self.difference
+        ends = (found.tuned, found.base) if found else None
+        narrow = ends and all(end.entries[name].dtype == torch.bfloat16 for end in ends)
+        return ends if narrow else None
 
-    def _threshold(self, names: Sequence[str], density: float) -> float:
+    def threshold(self, density: float, name: str | None) -> float:
+        """Return the magnitude that the top ``density`` reaches, of one tensor or of all."""
+        names = self.delta.names if name is None else [name]
         batches = [(name, batch) for name in names for batch in runs(self.delta.shape(name), BATCH)]
         if not batches:
             return 0.0
@@ -88,22 +106,17 @@ class Term:
 
     def _count(self, name: str, batch: slice, low: int, shift: int, counts: Tensor) -> int:
         """Count the magnitudes of a run of entries; see :func:`count_magnitudes`."""
-        above = 0
+        above, ends = 0, self.ends(name)
         with blame(delta=self.delta.label, tensor=name):
             for part in runs(self.delta.shape(name), 2 * CHUNK, batch):
-                above += self._count_part(name, part, low, shift, counts)
-        return above
-
-    def _count_part(self, name: str, part: slice, low: int, shift: int, counts: Tensor) -> int:
-        ends = self.bfloat16_ends(name)
-        if ends is None:
-            delta = self.delta.source.part(name, part)
-            return count_magnitudes(delta, None, low, shift, counts)[0]
-        tuned, base = ends[0].part(name, part), ends[1].part(name, part)
-        above, odd = count_magnitudes(tuned, base, low, shift, counts)
-        if odd:
-            for end in ends:
-                require_finite(end, name, part)
+                if ends is None:
+                    tuned, base = self.delta.source.part(name, part), None
+                else:
+                    tuned, base = (end.part(name, part) for end in ends)
+                larger, odd = count_magnitudes(tuned, base, low, shift, counts)
+                for end in ends if ends and odd else ():
+                    require_finite(end, name, part)
+                above += larger
         return above
 
     def _sample(self, name: str, batch: slice, most: int) -> Tensor:
@@ -115,33 +128,50 @@ class Term:
             return torch.cat([self.delta.source.part(name, part).float() for part in parts])
 
 
-class TermSlice(Slice):
-    """One term's part of one tensor; see :class:`personality_vector.merging.formula.Slice`."""
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One term's part of one tensor, as a method sees it.
 
-    __slots__ = ("_delta", "alpha", "device", "key", "name", "part", "start", "term")
+    Attributes:
+        term: The term.
+        name: Name of the tensor.
+        part: The entries, row-major.
+        key: Of the random stream of the term in this tensor.
+        device: Where the merge is computed.
+    """
 
-    def __init__(self, term: Term, name: str, part: slice, key: int, device: str) -> None:
-        self.term = term
-        self.name = name
-        self.part = part
-        self.key = key
-        """Of the random stream of the term in this tensor."""
-        self.device = device
-        self.alpha = term.alpha_at(name)
-        self.start = int(part.start)
-        self._delta: Tensor | None = None
+    term: Term
+    name: str
+    part: slice
+    key: int
+    device: str
 
     @property
+    def alpha(self) -> float:
+        """The term's alpha for this tensor."""
+        return self.term.alpha_at(self.name)
+
+    @property
+    def start(self) -> int:
+        """Index of the first entry in the tensor."""
+        return int(self.part.start)
+
+    @property
+    def size(self) -> int:
+        """Number of entries of the whole tensor."""
+        return math.prod(self.term.delta.shape(self.name))
+
+    @property
+    def columns(self) -> int:
+        """Length of a row of the tensor: its last dimension."""
+        return columns_of(self.term.delta.shape(self.name))
+
+    @cached_property
     def delta(self) -> Float64[Tensor, " entries"]:
         """The term's delta, on the device of the merge; read once."""
-        if self._delta is None:
-            self._delta = self._read()
-        return self._delta
-
-    def _read(self) -> Tensor:
-        if self.start == self.part.stop:
+        if self.part.start == self.part.stop:
             return torch.empty(0, dtype=torch.float64, device=self.device)
-        delta, ends = self.term.delta, self.ends
+        delta, ends = self.term.delta, self.term.ends(self.name)
         with blame(delta=delta.label):
             if self.device == "cpu" or ends is None:
                 return delta.source.part(self.name, self.part).to(self.device)
@@ -149,36 +179,25 @@ class TermSlice(Slice):
             raw = (require_finite(end, self.name, self.part).to(self.device) for end in ends)
             return difference(*raw)
 
-    @property
-    def ends(self) -> tuple[Checkpoint, Checkpoint] | None:
-        """Fine-tuned model and base, where the delta is the difference of two bfloat16 tensors."""
-        return self.term.bfloat16_ends(self.name)
-
-    @property
-    def position(self) -> int:
-        """Place of the term in the recipe."""
-        return self.term.position
-
-    @property
-    def columns(self) -> int:
-        """Length of a row of the tensor."""
-        return columns_of(self.term.delta.shape(self.name))
-
     def uniform(self) -> Float32[Tensor, " entries"]:
-        """Return the random numbers of these entries."""
+        """Return random numbers in [0, 1): fixed by seed, term, tensor and index of the entry."""
         return uniform(self.key, self.start, self.part.stop - self.start, self.device)
 
     def threshold(self, density: float, scope: str) -> float:
-        """Return the trimming threshold, of the whole vector or of this tensor."""
-        return self.term.threshold(density, None if scope == "global" else self.name)
+        """Return the magnitude that the top ``density`` of the whole term or tensor reaches."""
+        name = None if scope == "global" else self.name
+        what = name, f"top {density}"
+        return self.term.once(what, lambda: self.term.threshold(density, name))
 
-    def survey(self, what: str, measure: Callable[[Callable[[], Iterator[Slice]]], T]) -> T:
-        """Return a measurement of the whole tensor, made once."""
+    def survey(self, what: str, measure: Callable[[Callable[[], Iterator["Slice"]]], T]) -> T:
+        """Return a measurement of this term's whole tensor, made once and kept under ``what``.
+
+        ``measure`` gets a function that yields the slices of the tensor in order.
+        """
         shape = self.term.delta.shape(self.name)
 
         def slices() -> Iterator[Slice]:
-            for part in runs(shape, CHUNK):
-                yield TermSlice(self.term, self.name, part, self.key, self.device)
+            return (replace(self, part=part) for part in runs(shape, CHUNK))
 
         return self.term.once((self.name, what), lambda: measure(slices))
 
@@ -202,14 +221,6 @@ def runs(shape: Sequence[int], size: int, within: slice | None = None) -> list[s
     return [slice(start, stop) for start, stop in pairwise(cuts)]
 
 
-def batch_runs(shape: Sequence[int], batch: slice, device: str) -> list[slice]:
-    """Return the runs of a batch that are computed at once; for a GPU the batch itself.
-
-    A GPU has no cache to fit into, and each of its operations a price of its own.
-    """
-    return runs(shape, CHUNK, batch) if device == "cpu" else [batch]
-
-
 def runs_over(shape: Sequence[int], part: slice, device: str = "cpu") -> Iterator[slice]:
     """Yield the runs that a merge computes at once, of those that hold entries of ``part``.
 
@@ -220,7 +231,8 @@ def runs_over(shape: Sequence[int], part: slice, device: str = "cpu") -> Iterato
     first = part.start // step * step
     for start in range(first, part.stop, step):
         batch = slice(start, min(start + step, stop))
-        for run in batch_runs(shape, batch, device):
+        # A GPU has no cache to fit into, and each of its operations a price of its own.
+        for run in runs(shape, CHUNK, batch) if device == "cpu" else [batch]:
             if run.start < part.stop and part.start < run.stop:
                 yield run
 
@@ -228,3 +240,64 @@ def runs_over(shape: Sequence[int], part: slice, device: str = "cpu") -> Iterato
 def _step(shape: Sequence[int], size: int) -> int:
     columns = columns_of(shape)
     return size if not 0 < columns <= LONGEST_ROW else max(1, size // columns) * columns
+
+
+def magnitude_threshold(
+    counts: Sequence[Count], size: int, sample: Float[Tensor, " sample"], density: float
+) -> float:
+    """Return the ``k``-th largest float32 magnitude of a vector, ``k = max(1, int(density * n))``.
+
+    It is exact, without sorting, in bounded memory. The bits of a non-negative float32, read as a
+    whole number, order as the floats do. A sample says where the threshold should lie; a histogram
+    of the bits around it, one bin for each number, and the count of all that are larger say where
+    it does lie: one streaming pass. If it lies elsewhere, a histogram of all numbers by their upper
+    16 bits finds the place, and another of that place the number: three passes.
+
+    Keeping every entry with ``|x| >= threshold`` keeps the top ``density``; equal magnitudes at
+    the threshold are all kept.
+
+    Args:
+        counts: Of its runs; made on all cores.
+        size: Number ``n`` of its entries.
+        sample: Some of its entries, for a guess that the count then proves or disproves.
+        density: In (0, 1]; 1 keeps everything and counts nothing.
+
+    Raises:
+        ValueError: ``density`` outside (0, 1].
+    """
+    if not 0.0 < density <= 1.0:
+        raise ValueError(f"density must be in (0, 1], got {density}")
+    if density == 1.0:
+        return 0.0
+    keep = max(1, int(density * size))
+    magnitudes = sample.abs().float()
+    smaller = magnitudes.numel() - max(1, int(density * magnitudes.numel()))
+    likely = int(magnitudes.kthvalue(smaller + 1).values.view(torch.int32))
+    guess = max(0, likely - _AROUND // 2)
+    found = _bin_of(counts, keep, guess, 0, _AROUND)
+    if found is None:
+        place = _bin_of(counts, keep, 0, 16, _BINS) or 0
+        found = _bin_of(counts, keep, place << 16, 0, _BINS) or 0
+        guess = place << 16
+    return float(torch.tensor(guess + found, dtype=torch.int32).view(torch.float32))
+
+
+def _bin_of(parts: Sequence[Count], keep: int, low: int, shift: int, bins: int) -> int | None:
+    """Return the bin that holds the ``keep``-th largest magnitude, or ``None`` if none does."""
+
+    def count(group: Sequence[Count]) -> tuple[Tensor, int]:
+        counts = torch.zeros(bins, dtype=torch.int64)
+        return counts, sum(part(low, shift, counts) for part in group)
+
+    number = min(len(parts), 8 * cores())
+    groups = [parts[i::number] for i in range(number)]
+    shown = progress(groups, "survey") if len(parts) > _MANY else groups
+    total, above = torch.zeros(bins, dtype=torch.int64), 0
+    with closing(in_parallel(count, groups)) as counted:
+        for _, (counts, larger) in zip(shown, counted, strict=True):
+            total += counts
+            above += larger
+    if not above < keep <= above + int(total.sum()):
+        return None
+    from_top = above + total.flip(0).cumsum(0)
+    return bins - 1 - int((from_top < keep).sum())

@@ -1,7 +1,6 @@
 """Toy checkpoints of a few tensors, slices of plain tensors, and weights that are hard to merge."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from personality_vector.merging.formula import Slice
+from personality_vector.merging.terms import Slice
 from personality_vector.numeric.random import generator_for, uniform
 
 
@@ -38,18 +37,13 @@ def toy(tmp_path: Path, write_toy: Callable[..., Path]) -> Callable[..., Path]:
     return write
 
 
-@dataclass
 class Part(Slice):
     """One term's whole tensor, as a method sees it; the global threshold is that of the tensor."""
 
-    alpha: float = 1.0
-    delta: Tensor = None
-    columns: int = 1
-    key: int = 0
-    start: int = 0
-    position: int = 0
-    name: str = "w"
-    scopes: list[str] = field(default_factory=list)
+    alpha, columns, delta, start = 1.0, 1, None, 0
+
+    def __init__(self, alpha: float, delta: Tensor, **given: int) -> None:
+        self.__dict__.update({"key": 0, "scopes": []}, alpha=alpha, delta=delta, **given)
 
     def uniform(self) -> Tensor:
         return uniform(self.key, self.start, self.delta.numel())

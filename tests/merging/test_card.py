@@ -171,5 +171,5 @@ def test_it_takes_what_a_plan_describes(pico, pico_tuned):
     plan = plan_merge(pico("llama"), merged(pico("llama"), terms, method="ties"), output=Output())
     text = page_of({**plan.describe(), "realised": 0.5, "tensors": {}}).text
     assert plan.base.fingerprint.digest in text
-    assert all(term.delta.identity in text for term in plan.terms)
+    assert all(term.delta.identity in text for term in plan.merged.terms)
     assert all(f"{name} = " in text for name in plan.describe()["options"])

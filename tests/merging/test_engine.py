@@ -21,7 +21,7 @@ from personality_vector.errors import (
 from personality_vector.merging.engine import write_merge
 from personality_vector.merging.formula import MergeMethod
 from personality_vector.merging.merged import merged
-from personality_vector.merging.methods import EVERYTHING, METHODS
+from personality_vector.merging.methods import METHODS
 from personality_vector.merging.plan import plan_merge, plan_recipe
 from personality_vector.merging.recipe import MergeRecipe
 
@@ -282,7 +282,9 @@ def test_the_fine_tuned_model_is_written_only_where_the_method_returns_its_delta
     def half():
         return lambda weighted: 0.5 * weighted[0]
 
-    monkeypatch.setitem(METHODS, "half", MergeMethod("half", "a test", EVERYTHING, half))
+    monkeypatch.setitem(
+        METHODS, "half", MergeMethod("half", "a test", METHODS["task_arithmetic"].sparsify, half)
+    )
     base, tuned = toy("base", a=A), toy("tuned", a=A + 1)
     report = merge(base, [(tuned, 1.0)], method="half", out=tmp_path / "out")
     assert torch.equal(Checkpoint.open(tmp_path / "out")["a"], A + 0.5)

@@ -14,10 +14,9 @@ import personality_vector as pv
 from personality_vector import Checkpoint, Delta, merge
 from personality_vector.errors import NonFiniteError, RecipeError
 from personality_vector.merging.formula import Vote
-from personality_vector.merging.loop import Loop, changed
+from personality_vector.merging.loop import Cast, Loop, changed
 from personality_vector.merging.merged import Merged
 from personality_vector.merging.methods import METHODS
-from personality_vector.merging.rounding import Cast
 from personality_vector.numeric.random import uniform
 from tests.rows import altered, is_word
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from personality_vector import Output, merge
 from personality_vector.errors import NonFiniteError, RecipeError
-from personality_vector.merging.rounding import Cast, Realised, require_stochastic
+from personality_vector.merging.loop import Cast, Squares, require_stochastic
 from personality_vector.numeric.random import generator_for, key_for
 
 BF16, F64 = torch.bfloat16, torch.float64
@@ -114,14 +114,11 @@ def test_no_entries_are_rounded_to_none():
 
 
 def test_realised_is_the_projection():
-    realised = Realised()
-    assert realised.share is None
-    assert realised.add(3.0, 5.0) == pytest.approx(3 / 5)
-    assert realised.add(0.0, 0.0) is None
-    assert realised.add(12.0, 9.0) == pytest.approx(12 / 9)
-    assert realised.share == pytest.approx(15 / 14)
-    realised.reset()
-    assert realised.share is None
+    parts = [Squares(1.0, 5.0, 3.0), Squares(), Squares(2.0, 9.0, 12.0)]
+    assert [part.share for part in parts] == [3 / 5, None, 12 / 9]
+    assert parts[0].plus(parts[1]).plus(parts[2]).share == 15 / 14
+    assert Squares.total(parts) == (3.0, 14.0, 15.0)
+    assert Squares.total([]) == Squares()
 
 
 @pytest.fixture

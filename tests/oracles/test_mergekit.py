@@ -13,7 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from personality_vector.merging.mergekit import export_mergekit, plan_mergekit, write_mergekit
+from personality_vector.merging.engine import write_merge
+from personality_vector.merging.mergekit.bridge import write_bridge
+from personality_vector.merging.mergekit.export import export_mergekit
+from personality_vector.merging.mergekit.plan import plan_mergekit
 from personality_vector.merging.plan import MergePlan
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.merging.terms import CHUNK
@@ -134,7 +137,8 @@ def both(mergekit, monkeypatch, tmp_path):
 
     def run(given, *, patched=True):
         plan = plan_mergekit(given, origin="test.yaml", folder=tmp_path, seed=5)
-        ours = write_mergekit(plan, tmp_path / "ours", force=True).path
+        write = write_merge if isinstance(plan, MergePlan) else write_bridge
+        ours = write(plan, tmp_path / "ours", force=True).path
         with monkeypatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if patched and isinstance(plan, MergePlan):
@@ -159,7 +163,7 @@ def _inject(mergekit, patch, plan):
     for tensor in plan.tensors:
         whole = slice(0, torch.Size(tensor.shape).numel())
         slices = plan.merged.slices(tensor.name, whole)
-        drawn[tensor.name] = [s.uniform() for s in sorted(slices, key=lambda s: s.position)]
+        drawn[tensor.name] = [s.uniform() for s in sorted(slices, key=lambda s: s.term.position)]
     shim, merge_group = Torch(drawn), GeneralizedTaskArithmeticMerge.merge_group
 
     def noted(self, group, /, **parameters):
@@ -362,7 +366,6 @@ OURS = [
 def test_an_exported_recipe_does_in_mergekit_what_it_does_here(
     mergekit, models, tmp_path, method, options, alphas
 ):
-    from personality_vector.merging.engine import write_merge
     from personality_vector.merging.plan import plan_recipe
     from personality_vector.recipes.reading import read_yaml
 

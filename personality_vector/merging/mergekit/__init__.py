@@ -1,14 +1,1 @@
 """mergekit's YAML: read as it is, and written from a merge recipe of ours."""
-
-from personality_vector.merging.mergekit.bridge import BridgePlan, write_bridge
-from personality_vector.merging.mergekit.export import export_mergekit
-from personality_vector.merging.mergekit.plan import MergekitPlan, plan_mergekit, write_mergekit
-
-__all__ = [
-    "BridgePlan",
-    "MergekitPlan",
-    "export_mergekit",
-    "plan_mergekit",
-    "write_bridge",
-    "write_mergekit",
-]

@@ -21,14 +21,14 @@ from personality_vector.checkpoint import AtomicDirectory, Checkpoint, ShardWrit
 from personality_vector.delta.sources import require_finite, require_same_tensors
 from personality_vector.errors import NonFiniteError, RecipeError, blame
 from personality_vector.merging.engine import MergeReport, complete
-from personality_vector.merging.mergekit.inputs import (
+from personality_vector.merging.mergekit.models import (
     open_models,
     output_dtype,
     promoted,
+    regions_of,
     require_vocabulary,
 )
 from personality_vector.merging.mergekit.recipe import MergekitRecipe, Scalar
-from personality_vector.merging.mergekit.regions import regions_of
 from personality_vector.merging.mergekit.settings import (
     Parameter,
     Values,
@@ -53,6 +53,7 @@ class BridgePlan:
 
     Attributes:
         recipe: The YAML, checked.
+        base: The model that gives config and tokenizer: the base, or else the first.
         models: By reference.
         values: Parameters by tensor.
         tensors: What will be written.
@@ -61,6 +62,7 @@ class BridgePlan:
     """
 
     recipe: MergekitRecipe
+    base: Checkpoint
     models: Mapping[str, Checkpoint]
     values: Mapping[str, Values]
     tensors: Sequence[TensorPlan]
@@ -72,12 +74,6 @@ class BridgePlan:
     def method(self) -> str:
         """Name of the method."""
         return f"mergekit-{self.recipe.merge_method}"
-
-    @property
-    def base(self) -> Checkpoint:
-        """The model that gives config and tokenizer: the base, or else the first."""
-        first = next(iter(self.models))
-        return self.models[self.recipe.base_model or first]
 
     @property
     def inputs(self) -> list[Path]:
@@ -124,14 +120,17 @@ def plan_bridge(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int) -> B
     """
     method = _method(recipe.merge_method)
     models = dict(zip(recipe.references, open_models(recipe.references), strict=True))
-    base = models[recipe.base_model] if recipe.base_model else next(iter(models.values()))
+    base = models[recipe.base_model or recipe.references[0]]
     for other in models.values():
         if other is not base:
             require_same_tensors(base, other)
     require_vocabulary(recipe, [base, *(one for one in models.values() if one is not base)])
     regions = regions_of(recipe, base.names)
     for region in regions:
-        _require_inputs(method, region.where, list(region.models), recipe.base_model)
+        try:
+            method.validate_inputs(list(region.models), recipe.base_model)
+        except ValueError as error:
+            raise RecipeError(f"{region.where}: {error}") from error
     stored = promoted([base, *models.values()])
     values = resolve(recipe, regions, [_parameter(p) for p in method.spec.parameters], list(stored))
     written = output_dtype(recipe, base, stored)
@@ -139,7 +138,7 @@ def plan_bridge(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int) -> B
         TensorPlan(e.name, DTYPES.get(written, e.dtype) if e.name in stored else e.dtype, e.shape)
         for e in base.in_file_order
     ]
-    return BridgePlan(recipe, models, values, tensors, seed, data)
+    return BridgePlan(recipe, base, models, values, tensors, seed, data)
 
 
 def write_bridge(plan: BridgePlan, out: str | Path, *, force: bool = False) -> MergeReport:
@@ -202,13 +201,6 @@ def _parameter(spec: Any) -> Parameter:
         "truth" if spec.value_type is bool else "number",
         optional=not spec.required and spec.default is None,
     )
-
-
-def _require_inputs(method: Any, where: str, models: Sequence[str], base: str | None) -> None:
-    try:
-        method.validate_inputs(models, base)
-    except ValueError as error:
-        raise RecipeError(f"{where}: {error}") from error
 
 
 def _method(name: str) -> Any:

@@ -6,7 +6,7 @@ for the last bit. What differs for a few entries only is said in a comment of th
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta.lora import is_adapter
 from personality_vector.delta.storage import is_saved_delta
 from personality_vector.errors import RecipeError
-from personality_vector.merging.depth import alpha_by_tensor, layer_of, selected
 from personality_vector.merging.formula import Options
 from personality_vector.merging.methods import find_method
 from personality_vector.merging.recipe import MergeRecipe, TermSpec
+from personality_vector.merging.summands import alpha_by_tensor, layer_of, selected
 from personality_vector.subject.models import DTYPES
 
 _TIES = "where the terms cancel exactly, mergekit adds the positive ones and this tool nothing"
@@ -114,10 +114,9 @@ def _dare(options: Options) -> Equivalent:
 
 
 def _dare_ties(options: Options) -> Equivalent:
-    linear = _dare(options)
-    parameters = {"normalize": _is_mean(options), "rescale": False}
+    linear, parameters = _dare(options), {"normalize": _is_mean(options), "rescale": False}
     remarks = (*linear.remarks, _TIES)
-    return Equivalent("dare_ties", parameters, linear.own, linear.factor, remarks)
+    return replace(linear, method="dare_ties", parameters=parameters, remarks=remarks)
 
 
 def _breadcrumbs(options: Options) -> Equivalent:

@@ -1,54 +1,49 @@
 """From a mergekit YAML to a checked plan: on our engine, or through mergekit where we must."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.delta import Delta, open_delta
+from personality_vector.delta import open_delta
 from personality_vector.errors import RecipeError
-from personality_vector.merging.engine import MergeReport, write_merge
 from personality_vector.merging.merged import Merged
-from personality_vector.merging.mergekit.bridge import BridgePlan, plan_bridge, write_bridge
+from personality_vector.merging.mergekit.bridge import BridgePlan, plan_bridge
 from personality_vector.merging.mergekit.conventions import (
-    CONVENTIONS,
     Precision,
     TaskArithmetic,
 )
-from personality_vector.merging.mergekit.inputs import (
+from personality_vector.merging.mergekit.models import (
+    Region,
     open_models,
     output_dtype,
     promoted,
+    regions_of,
     require_vocabulary,
 )
-from personality_vector.merging.mergekit.notes import notes_on
 from personality_vector.merging.mergekit.recipe import MergekitRecipe
-from personality_vector.merging.mergekit.regions import regions_of
-from personality_vector.merging.mergekit.settings import Values, resolve, summary, summary_of
+from personality_vector.merging.mergekit.settings import (
+    CONVENTIONS,
+    Convention,
+    Values,
+    levels_of,
+    resolve,
+    summary,
+    summary_of,
+)
 from personality_vector.merging.plan import MergePlan, Output
 from personality_vector.merging.summands import require_nonzero
 from personality_vector.merging.terms import LONGEST_ROW, Term
 from personality_vector.subject.models import DTYPES
 
-
-@dataclass(frozen=True)
-class MergekitPlan(MergePlan):
-    """A merge by one of mergekit's conventions, on our engine."""
-
-    parameters: tuple[Mapping[str, Any], ...] = ()
-    """Of each term, for the manifest."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return the plan as JSON-like data, with the parameters of each model."""
-        described = super().describe()
-        rows = zip(described["terms"], self.parameters, strict=True)
-        return {**described, "terms": [{**term, **own} for term, own in rows]}
+_SOURCE = "conventions of mergekit 0.1.5, on this tool's engine"
 
 
 def plan_mergekit(
     data: Mapping[str, Any], *, origin: str, folder: Path, seed: int = 0
-) -> MergekitPlan | BridgePlan:
+) -> MergePlan | BridgePlan:
     """Check a mergekit YAML and everything that it names; return what would be done.
 
     Args:
@@ -69,56 +64,43 @@ def plan_mergekit(
         raise RecipeError(f"{origin}: {error}") from error
 
 
-def write_mergekit(
-    plan: MergePlan | BridgePlan, out: str | Path, *, force: bool = False
-) -> MergeReport:
-    """Carry out a plan, on our engine or through mergekit."""
-    if isinstance(plan, BridgePlan):
-        return write_bridge(plan, out, force=force)
-    return write_merge(plan, out, force=force)
-
-
-def _plan_conventions(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int) -> MergekitPlan:
+def _plan_conventions(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int) -> MergePlan:
     convention = CONVENTIONS[recipe.merge_method]
     models = [model for model in recipe.references if model != recipe.base_model]
     if recipe.base_model is None or not models:
         raise RecipeError(f"{recipe.merge_method} needs base_model and a model beside it")
     base, *checkpoints = open_models([recipe.base_model, *models])
-    terms = tuple(_term(base, one, position) for position, one in enumerate(checkpoints))
+    deltas = [open_delta(one.path, base, label=one.reference) for one in checkpoints]
+    for delta in deltas:
+        require_nonzero(delta)
     require_vocabulary(recipe, [base, *checkpoints])
     stored = promoted([base, *checkpoints])
-    values = resolve(recipe, regions_of(recipe, base.names), convention.parameters, list(stored))
+    regions = regions_of(recipe, base.names)
+    values = resolve(recipe, regions, convention.parameters, list(stored))
     if convention.trim == "ranked":
         _require_ranks(base, values)
     written = output_dtype(recipe, base, stored)
-    precisions = {
+    precisions = _precisions(recipe, stored, written)
+    options = {"dtype": recipe.dtype or "same", **summary(v.shared for v in values.values())}
+    name = f"mergekit-{recipe.merge_method}"
+    combine = TaskArithmetic(name, _SOURCE, options, convention, models, values, precisions, base)
+    terms = tuple(
+        # The weight of a model is a matter of the convention, so alpha is 1.
+        Term(delta, 1.0, lambda name: 1.0, position, summary_of(values, model))  # noqa: ARG005
+        for position, (delta, model) in enumerate(zip(deltas, models, strict=True))
+    )
+    delta = Merged(terms, combine, seed).delta(base)
+    notes = tuple(_notes_on(recipe, convention, regions, values))
+    return MergePlan(base, delta, Output(written), notes=notes, recipe=data)
+
+
+def _precisions(
+    recipe: MergekitRecipe, stored: Mapping[str, torch.dtype], written: str
+) -> dict[str, Precision]:
+    return {
         name: Precision(kept, DTYPES.get(recipe.dtype or "", kept), DTYPES.get(written, kept))
         for name, kept in stored.items()
     }
-    combine = TaskArithmetic(
-        name=f"mergekit-{recipe.merge_method}",
-        convention=convention,
-        models=models,
-        values=values,
-        precisions=precisions,
-        base=base,
-        options={"dtype": recipe.dtype or "same", **summary(v.shared for v in values.values())},
-    )
-    return MergekitPlan(
-        base=base,
-        delta=Merged(terms, combine, seed).delta(base),
-        output=Output(written),
-        notes=tuple(notes_on(recipe, convention, values)),
-        recipe=data,
-        parameters=tuple(summary_of(values, model) for model in models),
-    )
-
-
-def _term(base: Checkpoint, tuned: Checkpoint, position: int) -> Term:
-    """Return a model as a term; its weight is a matter of the convention, so alpha is 1."""
-    delta: Delta = open_delta(tuned.path, base, label=tuned.reference)
-    require_nonzero(delta)
-    return Term(delta, 1.0, lambda name: 1.0, position)  # noqa: ARG005
 
 
 def _require_ranks(base: Checkpoint, values: Mapping[str, Values]) -> None:
@@ -143,3 +125,32 @@ def _require_ranks(base: Checkpoint, values: Mapping[str, Values]) -> None:
                     f"{name} of shape {list(shape)}: della ranks the rows of matrices, of at most "
                     f"{LONGEST_ROW} entries; give it a density of 1"
                 )
+
+
+def _notes_on(
+    recipe: MergekitRecipe,
+    convention: Convention,
+    regions: Sequence[Region],
+    values: Mapping[str, Values],
+) -> Iterator[str]:
+    """Yield what mergekit does in silence: weights that cancel, parameters without effect."""
+    yield from _on_normalize(values)
+    levels = (level for _, level, _ in levels_of(recipe, regions))
+    if convention.trim == "nothing" and any("density" in level for level in levels):
+        yield f"{recipe.merge_method} does not trim: density has no effect"
+    if any(spec.model == recipe.base_model and spec.parameters for spec in recipe.models):
+        yield "parameters under the base have no effect"
+    if convention.trim in ("random", "ranked"):
+        yield "random masks are those of this tool and its seed, not of mergekit's --random-seed"
+
+
+def _on_normalize(values: Mapping[str, Values]) -> Iterator[str]:
+    normalized = [v for v in values.values() if v.shared["normalize"]]
+    weights = [[own["weight"] for own in v.of.values() if "weight" in own] for v in normalized]
+    divides = "normalize: true divides by the sum of weights"
+    if any(len(row) == 1 and row[0] != 1 for row in weights):
+        yield f"{divides}, so one model's weight has no effect; set normalize: false to scale"
+    elif any(sum(row) != 1 for row in weights):
+        yield f"{divides}, so only their ratios have an effect; set normalize: false to scale"
+    if any(min(row) < 0 < max(row) for row in weights if row):
+        yield f"{divides}, which is small for weights of both signs and inflates the change"

@@ -1,4 +1,4 @@
-"""The parameters of a mergekit YAML, resolved: which value holds for which tensor and model.
+"""The parameters of a mergekit YAML: what a method takes, and what holds for a tensor and model.
 
 A parameter is looked up under the model, then under its slice, then at the top; at each level the
 first rule that fits the tensor counts.
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from personality_vector.errors import RecipeError, some
-from personality_vector.merging.depth import depths_of
+from personality_vector.merging.mergekit.models import Level, Region, place
 from personality_vector.merging.mergekit.recipe import MergekitRecipe, Rule, Scalar
-from personality_vector.merging.mergekit.regions import Level, Region, place
+from personality_vector.merging.summands import depths_of
 
 Scope = Literal["shared", "model", "tuned"]
 
@@ -36,6 +36,45 @@ class Parameter:
     optional: bool = False
 
 
+Trim = Literal["nothing", "magnitude", "outliers", "random", "ranked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Convention:
+    """One of the eight methods: what is kept of a delta, whether signs are elected, defaults."""
+
+    trim: Trim
+    elects: bool
+    normalize: bool
+    rescale: bool
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """What the method takes, with mergekit's defaults."""
+        own = {"outliers": ("gamma", 0.01), "ranked": ("epsilon", 0.15)}.get(self.trim)
+        return (
+            Parameter("normalize", self.normalize, kind="truth"),
+            Parameter("rescale", self.rescale, kind="truth"),
+            Parameter("int8_mask", default=False, kind="truth"),
+            Parameter("lambda", 1.0),
+            Parameter("weight", scope="tuned"),
+            Parameter("density", 1.0, "tuned"),
+            *([Parameter(*own, "tuned")] if own else []),
+        )
+
+
+CONVENTIONS: Mapping[str, Convention] = {
+    "task_arithmetic": Convention("nothing", elects=False, normalize=False, rescale=False),
+    "ties": Convention("magnitude", elects=True, normalize=True, rescale=False),
+    "dare_linear": Convention("random", elects=False, normalize=False, rescale=True),
+    "dare_ties": Convention("random", elects=True, normalize=False, rescale=True),
+    "breadcrumbs": Convention("outliers", elects=False, normalize=False, rescale=False),
+    "breadcrumbs_ties": Convention("outliers", elects=True, normalize=False, rescale=False),
+    "della": Convention("ranked", elects=True, normalize=True, rescale=True),
+    "della_linear": Convention("ranked", elects=False, normalize=False, rescale=True),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Values:
     """What holds for one tensor: shared parameters, and those of each model that takes part."""
@@ -56,9 +95,13 @@ def resolve(
         RecipeError: A parameter is unknown, missing, of the wrong kind, at a level where mergekit
             would ignore it, or a filter is in no tensor name.
     """
-    for where, level, of_model in _levels(recipe, regions):
-        _check_names(f"{where}: {recipe.merge_method}", level, parameters, of_model=of_model)
-        _check_rules(where, level, parameters, names)
+    known = {parameter.name: parameter for parameter in parameters}
+    for where, level, of_model in levels_of(recipe, regions):
+        for name, rules in level.items():
+            method = f"{where}: {recipe.merge_method}"
+            parameter = _known(method, name, known, of_model=of_model)
+            for rule in rules:
+                _check_rule(f"{where}.{name}", parameter, rule, names)
     depths = depths_of(names)
     return {
         name: _values(recipe, *place(name, regions, depths), parameters, name) for name in names
@@ -87,23 +130,14 @@ def _found(
 ) -> dict[str, Scalar]:
     table = {}
     for parameter in parameters:
-        value = _lookup(parameter, levels, name, share)
+        rules = (rule for level in levels for rule in level.get(parameter.name, ()))
+        rule = next((rule for rule in rules if rule.matches(name)), None)
+        value = interpolated(rule.points, share) if rule else parameter.default
         if value is not None:
             table[parameter.name] = value
         elif not parameter.optional:
             raise RecipeError(f"{where}: has no {parameter.name} for {name}")
     return table
-
-
-def _lookup(
-    parameter: Parameter, levels: Sequence[Level], name: str, share: float
-) -> Scalar | None:
-    for level in levels:
-        rules = level.get(parameter.name, ())
-        rule = next((rule for rule in rules if rule.matches(name)), None)
-        if rule is not None:
-            return interpolated(rule.points, share)
-    return parameter.default
 
 
 def interpolated(points: Sequence[Scalar], share: float) -> Scalar:
@@ -120,7 +154,9 @@ def interpolated(points: Sequence[Scalar], share: float) -> Scalar:
     return (1.0 - (along - below)) * points[below] + (along - below) * points[above]
 
 
-def _levels(recipe: MergekitRecipe, regions: Sequence[Region]) -> Iterator[tuple[str, Level, bool]]:
+def levels_of(
+    recipe: MergekitRecipe, regions: Sequence[Region]
+) -> Iterator[tuple[str, Level, bool]]:
     """Yield every level of parameters with its place in the YAML, and whether it is a model's."""
     yield "parameters", recipe.parameters, False
     for region in regions:
@@ -130,43 +166,31 @@ def _levels(recipe: MergekitRecipe, regions: Sequence[Region]) -> Iterator[tuple
             yield f"{region.where}{inside}.{number}.parameters", own, True
 
 
-def _check_names(
-    where: str, level: Level, parameters: Sequence[Parameter], *, of_model: bool
-) -> None:
-    known = {parameter.name: parameter for parameter in parameters}
-    for name in level:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
-            raise RecipeError(f"{where} has no parameter {name!r}; {hint}")
-        if of_model and known[name].scope == "shared":
-            raise RecipeError(
-                f"{where} shares {name} among all models, and mergekit would ignore it here; "
-                "move it to the parameters at the top"
-            )
+def _known(where: str, name: str, known: Mapping[str, Parameter], *, of_model: bool) -> Parameter:
+    """Return a parameter by its name, if it may be given there."""
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
+        raise RecipeError(f"{where} has no parameter {name!r}; {hint}")
+    if of_model and known[name].scope == "shared":
+        raise RecipeError(
+            f"{where} shares {name} among all models, and mergekit would ignore it here; "
+            "move it to the parameters at the top"
+        )
+    return known[name]
 
 
-def _check_rules(
-    where: str, level: Level, parameters: Sequence[Parameter], names: Sequence[str]
-) -> None:
-    known = {parameter.name: parameter for parameter in parameters}
-    for parameter, rules in level.items():
-        for rule in rules:
-            _check_points(f"{where}.{parameter}", known[parameter], rule)
-            if not any(rule.matches(name) for name in names):
-                raise RecipeError(
-                    f"{where}.{parameter}: the filter {rule.filter!r} is in no tensor name, "
-                    f"such as {some(names, 2)}"
-                )
-
-
-def _check_points(where: str, parameter: Parameter, rule: Rule) -> None:
+def _check_rule(where: str, parameter: Parameter, rule: Rule, names: Sequence[str]) -> None:
     for point in rule.points:
         if isinstance(point, bool) != (parameter.kind == "truth"):
             wanted = "true or false" if parameter.kind == "truth" else "a number"
             raise RecipeError(f"{where}: give {wanted}, not {point!r}")
         if parameter.name in ("density", "gamma", "epsilon") and not 0 <= point <= 1:
             raise RecipeError(f"{where}: a share lies in [0, 1], {point!r} does not")
+    if not any(rule.matches(name) for name in names):
+        raise RecipeError(
+            f"{where}: the filter {rule.filter!r} is in no tensor name, such as {some(names, 2)}"
+        )
 
 
 def summary(rows: Iterable[Mapping[str, Scalar]]) -> dict[str, Scalar | str]:

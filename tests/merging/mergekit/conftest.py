@@ -3,7 +3,9 @@
 import pytest
 from safetensors.torch import load_file
 
-from personality_vector.merging.mergekit import plan_mergekit, write_mergekit
+from personality_vector.merging.engine import write_merge
+from personality_vector.merging.mergekit.bridge import BridgePlan, write_bridge
+from personality_vector.merging.mergekit.plan import plan_mergekit
 
 
 @pytest.fixture
@@ -21,7 +23,9 @@ def merged(plan, tmp_path):
     """Return ``merged(yaml, seed=0)``: the tensors that it writes."""
 
     def run(given, seed=0):
-        report = write_mergekit(plan(given, seed), tmp_path / "out", force=True)
+        checked = plan(given, seed)
+        write = write_bridge if isinstance(checked, BridgePlan) else write_merge
+        report = write(checked, tmp_path / "out", force=True)
         return load_file(report.path / "model.safetensors")
 
     return run

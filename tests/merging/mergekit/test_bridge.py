@@ -12,7 +12,7 @@ from personality_vector.errors import (
     RecipeError,
     TensorMismatchError,
 )
-from personality_vector.merging.mergekit import write_mergekit
+from personality_vector.merging.mergekit.bridge import write_bridge
 
 ONE = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 TWO = torch.tensor([[5.0, -2.0], [0.0, 4.0]])
@@ -59,7 +59,7 @@ def test_the_manifest_names_mergekit_and_its_version(toy, plan, tmp_path):
 
     toy("one", **{"a.weight": ONE})
     toy("two", **{"a.weight": TWO})
-    done = write_mergekit(plan(linear(3, 1)), tmp_path / "out").manifest
+    done = write_bridge(plan(linear(3, 1)), tmp_path / "out").manifest
     assert (done["method"], done["source"]) == (
         "mergekit-linear",
         f"mergekit {version('mergekit')}",
@@ -73,7 +73,7 @@ def test_what_is_not_a_number_is_not_merged(toy, plan, tmp_path):
     toy("one", **{"a.weight": ONE})
     toy("two", **{"a.weight": TWO.log()})
     with pytest.raises(NonFiniteError, match=r"two.*a.weight: 2 of 4 values are NaN or infinite"):
-        write_mergekit(plan(linear(3, 1)), tmp_path / "out")
+        write_bridge(plan(linear(3, 1)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -81,7 +81,7 @@ def test_what_is_not_a_number_is_not_written(toy, plan, tmp_path):
     toy("one", **{"a.weight": ONE})
     toy("two", **{"a.weight": TWO})
     with pytest.raises(NonFiniteError, match=r"a.weight: linear of mergekit gives NaN or infinity"):
-        write_mergekit(plan(linear(1, -1)), tmp_path / "out")  # divides by 0
+        write_bridge(plan(linear(1, -1)), tmp_path / "out")  # divides by 0
     assert not (tmp_path / "out").exists()
 
 
@@ -96,7 +96,7 @@ def test_an_input_is_never_the_output(toy, plan):
     toy("one", **{"a.weight": ONE})
     folder = toy("two", **{"a.weight": TWO})
     with pytest.raises(OutputExistsError, match="is, holds or lies in the input"):
-        write_mergekit(plan(linear(1, 1)), folder, force=True)
+        write_bridge(plan(linear(1, 1)), folder, force=True)
 
 
 @pytest.mark.parametrize(

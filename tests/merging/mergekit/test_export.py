@@ -5,7 +5,7 @@ import torch
 import yaml as pyyaml
 
 from personality_vector.errors import RecipeError
-from personality_vector.merging.mergekit import export_mergekit
+from personality_vector.merging.mergekit.export import export_mergekit
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.numeric.random import generator_for
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from personality_vector.errors import BaseMismatchError, RecipeError, TensorMismatchError
-from personality_vector.merging.mergekit import write_mergekit
+from personality_vector.merging.engine import write_merge
 from personality_vector.numeric.random import generator_for
 
 TENSORS = {
@@ -88,7 +88,7 @@ def test_parameters_under_the_base_are_noted(models, plan):
 def test_the_manifest_makes_it_again(models, plan, tmp_path):
     models()
     given = yaml(0.5, [0.0, 1.0], dtype="bfloat16", parameters={"density": 0.5, "normalize": False})
-    report = write_mergekit(plan(given, seed=3), tmp_path / "out")
+    report = write_merge(plan(given, seed=3), tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "MANIFEST.json").read_text())
     assert manifest == report.manifest
     assert manifest["recipe"] == given

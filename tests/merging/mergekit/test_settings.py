@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from personality_vector.errors import RecipeError
-from personality_vector.merging.mergekit.conventions import CONVENTIONS
+from personality_vector.merging.mergekit.models import regions_of
 from personality_vector.merging.mergekit.recipe import MergekitRecipe
-from personality_vector.merging.mergekit.regions import regions_of
-from personality_vector.merging.mergekit.settings import resolve, summary
+from personality_vector.merging.mergekit.settings import CONVENTIONS, resolve, summary
 
 NAMES = [
     "lm_head.weight",

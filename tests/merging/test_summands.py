@@ -3,7 +3,7 @@
 import pytest
 
 from personality_vector.errors import RecipeError
-from personality_vector.merging.depth import (
+from personality_vector.merging.summands import (
     WORDS,
     alpha_by_tensor,
     chosen,

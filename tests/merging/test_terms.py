@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from personality_vector.merging.select import magnitude_threshold
+from personality_vector.merging.terms import magnitude_threshold
 from personality_vector.numeric.kernels import count_magnitudes
 from personality_vector.numeric.random import generator_for
 
