@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint, Fingerprint
 from personality_vector.delta import lora
-from personality_vector.delta.combination import Combination
+from personality_vector.delta.provenance import require_same_tensors
 from personality_vector.delta.sources import (
+    Combination,
     Difference,
     TensorSource,
-    require_same_tensors,
     whole,
 )
 from personality_vector.delta.storage import open_stored, save_stored, verify
@@ -114,7 +114,7 @@ class Delta:
         source = lora.open_adapter(path, start)
         pole = Pole.parse(pole) if isinstance(pole, str) else pole
         factors = source.factors.fingerprint.digest
-        how = repr((source.alpha, source.rank_stabilised, source.transposed))
+        how = repr(astuple(source.scaling))
         identity = digest("lora", start.fingerprint.digest, factors, how)
         return cls(source, start.fingerprint, identity, label or str(pole or path.name), pole)
 
@@ -128,8 +128,7 @@ class Delta:
         path = Path(directory)
         source, record = open_stored(path)
         pole = Pole.parse(record.pole) if record.pole else None
-        base = Fingerprint(record.base.digest, record.base.tensors, record.base.parameters)
-        return cls(source, base, record.identity, record.label, pole, path)
+        return cls(source, record.base, record.identity, record.label, pole, path)
 
     def save(
         self,
@@ -156,14 +155,10 @@ class Delta:
             OutputExistsError: The directory exists.
             NonFiniteError: A tensor holds NaN or infinity, or does not fit the dtype.
         """
-        fingerprint, how = self.base, " ".join([storage, *([str(rank)] if rank else [])])
+        how = f"{storage} {rank}" if rank else storage
         lossy = storage in ("bfloat16", "low-rank")
         record = {
-            "base": {
-                "digest": fingerprint.digest,
-                "tensors": fingerprint.tensors,
-                "parameters": fingerprint.parameters,
-            },
+            "base": asdict(self.base),
             "identity": digest("stored", self.identity, how) if lossy else self.identity,
             "label": self.label,
             "pole": str(self.pole) if self.pole else None,

@@ -1,6 +1,8 @@
 """LoRA adapters as deltas, kept factored: ``delta = scaling * B @ A``, expanded when used."""
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +15,7 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.checkpoint.header import read_header
 from personality_vector.checkpoint.reader import read_json
 from personality_vector.delta.provenance import require_trained_on
-from personality_vector.delta.sources import require_finite
+from personality_vector.delta.sources import LazySource, require_finite
 from personality_vector.errors import (
     CheckpointError,
     TensorMismatchError,
@@ -23,6 +25,7 @@ from personality_vector.errors import (
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_[AB]\.weight")
 # Keys of PEFT's config that do not change what the two factors mean. Any other key that is set is
 # refused, so that a variant of LoRA which we do not know cannot be taken for a plain one.
 _HARMLESS = {
@@ -41,8 +44,17 @@ def is_adapter(path: Path) -> bool:
     return (path / _CONFIG).is_file()
 
 
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How the product of two factors becomes a delta."""
+
+    alpha: float
+    rank_stabilised: bool
+    transposed: bool
+
+
 @dataclass(frozen=True)
-class Adapter:
+class Adapter(LazySource):
     """A plain LoRA adapter of PEFT, on a given base.
 
     Source: LoRA, Hu et al. 2021, arXiv:2106.09685: ``W = W_0 + (alpha / r) B A``; with rank
@@ -51,41 +63,35 @@ class Adapter:
 
     base: Checkpoint
     factors: Checkpoint
-    alpha: float
-    rank_stabilised: bool
-    transposed: bool
-    modules: tuple[str, ...]
+    scaling: Scaling
+    shapes: Mapping[str, tuple[int, ...]]
+    """Those of the adapted weights, by their names in the base."""
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Weights of the adapted modules, as the base names them."""
-        return tuple(f"{module}.weight" for module in self.modules)
+        return tuple(self.shapes)
 
     @property
-    def inputs(self) -> tuple[Path, ...]:
-        """The base and the adapter."""
-        return (self.base.path, self.factors.path)
+    def _origins(self) -> tuple[Checkpoint, Checkpoint]:
+        return self.base, self.factors
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""
-        return self.base.entries[name].shape
+        return self.shapes[name]
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return entries of ``scaling * B @ A``, multiplying only the rows that they lie in."""
-        module = _PREFIX + name.removesuffix(".weight")
-        up, down = f"{module}.lora_B.weight", f"{module}.lora_A.weight"
-        rank = self.factors.entries[down].shape[0]
-        scaling = self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
-        return scaling * rows_of_factors(self.factors, up, down, part, transposed=self.transposed)
+        up, down = _factors_of(name)
+        rank, how = self.factors.entries[down].shape[0], self.scaling
+        scaling = how.alpha / (math.sqrt(rank) if how.rank_stabilised else rank)
+        return scaling * rows_of_factors(self.factors, up, down, part, transposed=how.transposed)
 
-    def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:  # noqa: ARG002
-        """Return ``None``: an adapter has no fine-tuned tensors."""
-        return None
 
-    def require_unchanged(self) -> None:
-        """Check the base and the adapter."""
-        self.base.require_unchanged()
-        self.factors.require_unchanged()
+def _factors_of(name: str) -> tuple[str, str]:
+    """Return the names of the factors ``B`` and ``A`` of an adapted weight."""
+    module = _PREFIX + name.removesuffix(".weight")
+    return f"{module}.lora_B.weight", f"{module}.lora_A.weight"
 
 
 def rows_of_factors(
@@ -134,16 +140,20 @@ def open_adapter(path: Path, base: Checkpoint) -> Adapter:
     _require_plain(path, config)
     require_trained_on(path, base)
     factors = Checkpoint(path, read_header(path / _WEIGHTS))
-    modules = _modules(path, factors)
-    adapter = Adapter(
-        base,
-        factors,
+    names = _adapted(path, factors)
+    unknown = set(names) - set(base.entries)
+    if unknown:
+        raise TensorMismatchError(
+            f"{path}: adapts {some(unknown)}, which the base {base.path} does not have"
+        )
+    scaling = Scaling(
         float(config["lora_alpha"]),
         bool(config.get("use_rslora", False)),
         bool(config.get("fan_in_fan_out", False)),
-        modules,
     )
-    _require_fit(path, adapter)
+    adapter = Adapter(base, factors, scaling, {name: base.entries[name].shape for name in names})
+    for name in names:
+        _require_fit(path, adapter, name)
     return adapter
 
 
@@ -175,38 +185,27 @@ def _require_plain(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _modules(path: Path, factors: Checkpoint) -> tuple[str, ...]:
-    ends = (".lora_A.weight", ".lora_B.weight")
-    odd = [
-        name for name in factors.names if not name.startswith(_PREFIX) or not name.endswith(ends)
-    ]
+def _adapted(path: Path, factors: Checkpoint) -> list[str]:
+    """Return the names of the weights that have both factors."""
+    matches = {name: _FACTOR.fullmatch(name) for name in factors.names}
+    odd = [name for name, match in matches.items() if match is None]
     if odd:
         raise CheckpointError(f"{path / _WEIGHTS}: not plain LoRA factors: {some(odd)}")
-    stems = [name.removeprefix(_PREFIX).removesuffix(end) for name in factors.names for end in ends]
-    modules = sorted({stem for stem in stems if not stem.endswith(".weight")})
-    halves = {f"{_PREFIX}{module}{end}" for module in modules for end in ends} - set(factors.names)
+    names = sorted({f"{match['module']}.weight" for match in matches.values() if match})
+    halves = {factor for name in names for factor in _factors_of(name)} - set(factors.names)
     if halves:
         raise CheckpointError(f"{path / _WEIGHTS}: lacks {some(halves)}")
-    return tuple(modules)
+    return names
 
 
-def _require_fit(path: Path, adapter: Adapter) -> None:
-    unknown = set(adapter.names) - set(adapter.base.entries)
-    if unknown:
+def _require_fit(path: Path, adapter: Adapter, name: str) -> None:
+    up, down = (adapter.factors.entries[factor].shape for factor in _factors_of(name))
+    module, expected = name.removesuffix(".weight"), adapter.shape(name)
+    if down[0] == 0:
+        raise CheckpointError(f"{path}: {module}: its factors have rank 0, so it changes nothing")
+    shape = (up[0], down[1])
+    if down[0] != up[1] or (shape[::-1] if adapter.scaling.transposed else shape) != expected:
         raise TensorMismatchError(
-            f"{path}: adapts {some(unknown)}, which the base {adapter.base.path} does not have"
+            f"{path}: {module}: factors {list(up)} x {list(down)} do not make "
+            f"{list(expected)}, the shape in the base {adapter.base.path}"
         )
-    for module in adapter.modules:
-        down = adapter.factors.entries[f"{_PREFIX}{module}.lora_A.weight"].shape
-        up = adapter.factors.entries[f"{_PREFIX}{module}.lora_B.weight"].shape
-        if down[0] == 0:
-            raise CheckpointError(
-                f"{path}: {module}: its factors have rank 0, so it changes nothing"
-            )
-        shape = (up[0], down[1])
-        expected = adapter.shape(f"{module}.weight")
-        if down[0] != up[1] or (shape[::-1] if adapter.transposed else shape) != expected:
-            raise TensorMismatchError(
-                f"{path}: {module}: factors {list(up)} x {list(down)} do not make "
-                f"{list(expected)}, the shape in the base {adapter.base.path}"
-            )

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from jaxtyping import Float32, Float64
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta.lora import rows_of_factors
-from personality_vector.delta.sources import TensorSource, require_finite, whole
+from personality_vector.delta.sources import LazySource, TensorSource, require_finite, whole
 from personality_vector.numeric.random import generator_for
 
 LEFT, RIGHT = ".left", ".right"
@@ -26,7 +25,7 @@ _BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(LazySource):
     """A saved delta whose matrices are ``left @ right``, float32; what is no matrix is whole."""
 
     tensors: Checkpoint
@@ -38,9 +37,8 @@ class LowRank:
         return tuple(sorted(self.shapes))
 
     @property
-    def inputs(self) -> tuple[Path, ...]:
-        """The directory of the saved delta."""
-        return (self.tensors.path,)
+    def _origins(self) -> tuple[Checkpoint]:
+        return (self.tensors,)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""
@@ -51,14 +49,6 @@ class LowRank:
         if name in self.tensors.entries:
             return require_finite(self.tensors, name, part).double()
         return rows_of_factors(self.tensors, name + LEFT, name + RIGHT, part)
-
-    def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:  # noqa: ARG002
-        """Return ``None``: what was cut off is lost."""
-        return None
-
-    def require_unchanged(self) -> None:
-        """Check the files of the saved delta."""
-        self.tensors.require_unchanged()
 
 
 def is_smaller_factored(shape: tuple[int, ...], rank: int) -> bool:

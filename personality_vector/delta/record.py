@@ -8,8 +8,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from personality_vector.checkpoint import Fingerprint
 from personality_vector.checkpoint.reader import read_json
 from personality_vector.delta.layers import grouped
+from personality_vector.delta.lora import Scaling
 from personality_vector.errors import CheckpointError
 
 RECORD = "delta.json"
@@ -21,14 +23,6 @@ Storage = Literal["float32", "bfloat16", "lora", "low-rank", "reference"]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BaseRecord(_Frozen):
-    """The fingerprint of the base."""
-
-    digest: str
-    tensors: int
-    parameters: int
 
 
 class TensorRecord(_Frozen):
@@ -47,14 +41,6 @@ class TensorRecord(_Frozen):
     stored_norm: float
     loss: float
     zeros: float
-
-
-class AdapterRecord(_Frozen):
-    """How the two factors of a LoRA adapter are scaled."""
-
-    alpha: float
-    rank_stabilised: bool
-    transposed: bool
 
 
 class ReferenceRecord(_Frozen):
@@ -82,13 +68,13 @@ class DeltaRecord(_Frozen):
     """
 
     format: Literal[2] = 2
-    base: BaseRecord
+    base: Fingerprint
     identity: str
     label: str
     pole: str | None
     storage: Storage
     rank: int | None = None
-    adapter: AdapterRecord | None = None
+    adapter: Scaling | None = None
     reference: ReferenceRecord | None = None
     tensors: dict[str, TensorRecord]
     hashes: dict[str, str]
@@ -161,7 +147,17 @@ def read_record(directory: Path) -> DeltaRecord:
     if not (directory / RECORD).is_file():
         raise CheckpointError(f"{directory}: is not a saved delta: it has no {RECORD}")
     table = read_json(directory / RECORD)
-    _require_this_format(directory, table.get("format"))
+    found = table.get("format")
+    if found is None:
+        raise CheckpointError(
+            f"{directory}: was saved by an earlier version, which knew its base by a sample of the "
+            "weights; take the delta again with `pvec diff`"
+        )
+    if found != _FORMAT:
+        raise CheckpointError(
+            f"{directory / RECORD}: is in format {found}, this version reads format {_FORMAT}; "
+            "take the delta again with `pvec diff`"
+        )
     try:
         return DeltaRecord.model_validate(table)
     except ValidationError as error:
@@ -169,17 +165,3 @@ def read_record(directory: Path) -> DeltaRecord:
         where = ".".join(str(part) for part in first["loc"])
         wrong = f"lacks {where}" if first["type"] == "missing" else f"{where}: {first['msg']}"
         raise CheckpointError(f"{directory / RECORD}: {wrong}") from error
-
-
-def _require_this_format(directory: Path, found: object) -> None:
-    if found == _FORMAT:
-        return
-    if found is None:
-        raise CheckpointError(
-            f"{directory}: was saved by an earlier version, which knew its base by a sample of the "
-            "weights; take the delta again with `pvec diff`"
-        )
-    raise CheckpointError(
-        f"{directory / RECORD}: is in format {found}, this version reads format {_FORMAT}; take "
-        "the delta again with `pvec diff`"
-    )

@@ -9,14 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from personality_vector.checkpoint import AtomicDirectory, Checkpoint
-from personality_vector.checkpoint.header import DTYPES, TensorEntry, read_header
+from personality_vector.checkpoint.header import DTYPES, read_header
 from personality_vector.delta import writing
 from personality_vector.delta.layers import layer_of
 from personality_vector.delta.lora import Adapter
 from personality_vector.delta.low_rank import LEFT, RIGHT, LowRank
 from personality_vector.delta.record import (
     RECORD,
-    AdapterRecord,
     DeltaRecord,
     ReferenceRecord,
     Storage,
@@ -89,11 +88,7 @@ def _learnt(source: TensorSource, storage: str, learnt: writing.Learnt) -> dict[
         "exact": bool(learnt.exact),
     }
     if isinstance(source, Adapter) and storage == "lora":
-        found["adapter"] = AdapterRecord(
-            alpha=source.alpha,
-            rank_stabilised=source.rank_stabilised,
-            transposed=source.transposed,
-        )
+        found["adapter"] = source.scaling
     if isinstance(source, Difference) and storage == "reference":
         found["reference"] = ReferenceRecord(
             base=str(source.base.path),
@@ -148,25 +143,11 @@ def open_stored(directory: Path) -> tuple[TensorSource, DeltaRecord]:
     _require_agreement(tensors, exact, record)
     shapes = {name: row.shape for name, row in record.tensors.items()}
     if record.adapter is not None:
-        return _adapter(tensors, shapes, record.adapter), record
+        return Adapter(tensors, tensors, record.adapter, shapes), record
     if record.rank is not None:
         return LowRank(tensors, shapes), record
     tuned_dtypes = {name: DTYPES[dtype] for name, dtype in record.tuned_dtypes.items()}
     return Stored(tensors, exact, tuned_dtypes), record
-
-
-def _adapter(
-    factors: Checkpoint, shapes: Mapping[str, tuple[int, ...]], how: AdapterRecord
-) -> Adapter:
-    """Return the adapter; of its base it needs the shapes, and no tensor is ever read."""
-    nowhere = factors.path / RECORD
-    entries = {
-        name: TensorEntry(name, torch.float32, shape, nowhere, 0, 0)
-        for name, shape in shapes.items()
-    }
-    modules = tuple(name.removesuffix(".weight") for name in shapes)
-    base = Checkpoint(factors.path, entries)
-    return Adapter(base, factors, how.alpha, how.rank_stabilised, how.transposed, modules)
 
 
 def _referred(directory: Path, record: DeltaRecord, reference: ReferenceRecord) -> Difference:

@@ -5,56 +5,16 @@ Chat vectors, Huang et al. 2023, arXiv:2310.04799, add a delta of one model to a
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any
-
-from jaxtyping import Float64
-from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.checkpoint.names import beginning, canonical
 from personality_vector.delta.delta import Delta, digest
 from personality_vector.delta.places import Move
-from personality_vector.delta.sources import TensorSource
+from personality_vector.delta.sources import Renamed
 from personality_vector.errors import BaseMismatchError, RecipeError
-
-
-@dataclass(frozen=True)
-class Renamed:
-    """A source whose tensors have other names in the model that they are added to."""
-
-    source: TensorSource
-    own: Mapping[str, str]
-    """What the source calls the tensor that the target calls so."""
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """As the target has them on disk."""
-        return tuple(sorted(self.own))
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """Those of the source."""
-        return self.source.inputs
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        return self.source.shape(self.own[name])
-
-    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
-        """Return the same entries of the tensor, as the source has them."""
-        return self.source.part(self.own[name], part)
-
-    def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:  # noqa: ARG002
-        """Return ``None``: the fine-tuned model is one of another base."""
-        return None
-
-    def require_unchanged(self) -> None:
-        """Check the source."""
-        self.source.require_unchanged()
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ def _opened(
     if not kept:
         raise RecipeError(f"{delta.label}: include and exclude leave none of its tensors")
     if len(kept) < len(delta.names):
-        delta = replace(delta, source=Restricted(delta.source, kept))
+        delta = replace(delta, source=Restricted(delta.source, {name: name for name in kept}))
     require_nonzero(delta)
     if isinstance(summand.where, str | Path):
         inputs = (*inputs, Path(summand.where).expanduser())
