@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -209,20 +209,14 @@ class Delta:
     @overload
     def __add__(self, other: Any) -> Any: ...
     def __add__(self, other: Any) -> Any:
-        if not isinstance(other, Delta):
-            return NotImplemented
-        self._require_same_base(other)
-        return self._combined(other, 1.0, f"{self.label} + {other.label}")
+        return self._combined(other, 1.0, "+")
 
     @overload
     def __sub__(self, other: "Delta") -> "Delta": ...
     @overload
     def __sub__(self, other: Any) -> Any: ...
     def __sub__(self, other: Any) -> Any:
-        if not isinstance(other, Delta):
-            return NotImplemented
-        self._require_same_base(other)
-        return self._combined(other, -1.0, f"{self.label} - {other.label}")
+        return self._combined(other, -1.0, "-")
 
     def __mul__(self, factor: float) -> "Delta":
         if not math.isfinite(factor):
@@ -279,11 +273,14 @@ class Delta:
             )
         return self.dot(other) / lengths
 
-    def _combined(self, other: "Delta", sign: float, label: str) -> "Delta":
+    def _combined(self, other: Any, sign: float, symbol: str) -> Any:
+        if not isinstance(other, Delta):
+            return NotImplemented
+        self._require_same_base(other)
         source = Combination.of((1.0, self.source), (sign, other.source))
         parts = [self.identity, other.identity]
         identity = digest("sum", *(sorted(parts) if sign > 0 else parts), repr(sign))
-        return Delta(source, self.base, identity, label)
+        return Delta(source, self.base, identity, f"{self.label} {symbol} {other.label}")
 
     def _require_same_base(self, other: "Delta") -> None:
         if self.base != other.base:
@@ -291,21 +288,6 @@ class Delta:
                 f"{self.label} is of base {self.base} and {other.label} of base {other.base}; "
                 "only deltas of one base can be combined"
             )
-
-
-def combine(terms: Sequence[tuple[Delta, float]], label: str = "") -> Delta:
-    """Return ``sum of alpha_i * delta_i`` as one delta.
-
-    Raises:
-        CheckpointError: There are no terms.
-        BaseMismatchError: They are of different bases.
-    """
-    if not terms:
-        raise CheckpointError("a combination needs at least one delta")
-    total = terms[0][0] * terms[0][1]
-    for delta, alpha in terms[1:]:
-        total += delta * alpha
-    return replace(total, label=label or total.label)
 
 
 def digest(*parts: str) -> str:

@@ -103,12 +103,12 @@ def transferred(
     kept = sorted(set(delta.names) - set(left_out))
     if not kept:
         raise RecipeError(f"{delta.label}: has {len(left_out)} tensors and all are excluded")
-    own = Move(delta, of, target).places(kept, excluded)
+    own = _Move(delta, of, target).places(kept, excluded)
     moved = replace(
         delta,
         source=Renamed(delta.source, own),
         base=target.fingerprint,
-        identity=_without(delta.identity, left_out),
+        identity=digest("without", delta.identity, *left_out) if left_out else delta.identity,
         directory=None,
     )
     rest = tuple(name for name in target.names if name not in own)
@@ -116,7 +116,7 @@ def transferred(
 
 
 @dataclass(frozen=True)
-class Move:
+class _Move:
     """A delta, the base that it was taken from, and the model that it goes to."""
 
     delta: Delta
@@ -256,9 +256,3 @@ def _grouped(names: Iterable[str]) -> dict[str, int]:
     return {
         name if counts[group] == 1 else f"{group}.*": counts[group] for name, group in found.items()
     }
-
-
-def _without(identity: str, excluded: Iterable[str]) -> str:
-    """Return the identity of a delta that lacks these tensors: its own if it lacks none."""
-    names = tuple(excluded)
-    return digest("without", identity, *names) if names else identity
