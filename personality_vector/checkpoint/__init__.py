@@ -3,8 +3,9 @@
 from personality_vector.checkpoint.digests import content_of
 from personality_vector.checkpoint.directory import LOCK, AtomicDirectory, locked
 from personality_vector.checkpoint.fingerprint import Fingerprint
+from personality_vector.checkpoint.header import TensorPlan
 from personality_vector.checkpoint.reader import Checkpoint
-from personality_vector.checkpoint.writer import ShardWriter, TensorPlan, parse_size
+from personality_vector.checkpoint.writer import ShardWriter, parse_size
 
 __all__ = [
     "LOCK",

@@ -1,25 +1,24 @@
 """Digests of every byte of files: XXH3-128, on all cores, kept from one run to the next.
 
 XXH3 is not cryptographic: it tells whether bytes are the same, not whether somebody forged them.
+Kept digests lie in one small file for each file that was hashed. A folder that cannot be written
+and an entry that is damaged, or of a file as it was before, cost the time of hashing again and
+nothing else.
 """
 
-import operator
+import json
+import os
 import time
-from collections.abc import Collection, Mapping
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import xxhash
 
-from personality_vector.checkpoint import digest_cache
 from personality_vector.checkpoint.ranges import Stamp, leased, read
 from personality_vector.errors import CheckpointError, DataError
 from personality_vector.numeric.parallel import in_parallel
-
-Range = tuple[int, int]
-"""First byte, and the one after the last."""
 
 _SETTLED_NS = 3 * 10**9
 """A file that was written to more recently than this is hashed every time: its next change may
@@ -28,34 +27,33 @@ carry the same time stamp, since some file systems count in steps of two seconds
 _WORTH_KEEPING = 1 << 22
 """Bytes of a file from which its digests are kept: a smaller one is read as fast as its entry."""
 
+_VARIABLE = "PVEC_CACHE"
+_VERSION = 1
+_MOST = 4096
+"""Entries in the folder; beyond that the older half goes."""
+
+
+class Range(NamedTuple):
+    """Some bytes of an open file: the first, and the one after the last."""
+
+    file: Path
+    descriptor: int
+    start: int
+    end: int
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where in the file they lie."""
+        return self.start, self.end
+
 
 def new_digest() -> Any:
     """Return an empty digest, with ``update`` and ``hexdigest``."""
     return xxhash.xxh3_128()
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """An open file, and the ranges whose digests are wanted."""
-
-    file: Path
-    descriptor: int
-    ranges: Collection[Range]
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    file: Path
-    descriptor: int
-    range: Range
-
-    @property
-    def size(self) -> int:
-        return self.range[1] - self.range[0]
-
-
-def digests(files: Collection[Wanted]) -> dict[Path, Mapping[Range, str]]:
-    """Return the digest of every wanted range of every file, in hex.
+def digests(ranges: Sequence[Range]) -> list[str]:
+    """Return the digest of every range, in hex.
 
     One that was computed before is not computed again while size, inode and time stamps of the
     file are what they were. A program that writes through a memory map can evade that, as it does
@@ -66,42 +64,27 @@ def digests(files: Collection[Wanted]) -> dict[Path, Mapping[Range, str]]:
         OSError: It cannot be read.
     """
     begun = time.time_ns()
-    stamps = {one.file: Stamp.of(one.descriptor) for one in files}
+    files = {one.file: one.descriptor for one in ranges}
+    stamps = {file: Stamp.of(descriptor) for file, descriptor in files.items()}
     found = {file: _kept(file, stamp) for file, stamp in stamps.items()}
-    missing = [
-        _Job(one.file, one.descriptor, part)
-        for one in files
-        for part in set(one.ranges) - set(found[one.file])
-    ]
+    missing = [one for one in set(ranges) if one.place not in found[one.file]]
     # The largest first, so that no core is left alone with one at the end.
-    missing.sort(key=operator.attrgetter("size"), reverse=True)
-    opened = {job.file: job.descriptor for job in missing}
+    missing.sort(key=lambda one: one.end - one.start, reverse=True)
+    opened = {one.file: one.descriptor for one in missing}
     # Closed, so that no thread reads on when the leases are given up.
     with leased(opened.values()), closing(in_parallel(_hashed, missing)) as done:
-        for job, digest in zip(missing, done, strict=True):
-            found[job.file][job.range] = digest
+        for one, digest in zip(missing, done, strict=True):
+            found[one.file][one.place] = digest
     for file, descriptor in opened.items():
         _keep(file, stamps[file], Stamp.of(descriptor), begun, found[file])
-    return {one.file: found[one.file] for one in files}
+    return [found[one.file][one.place] for one in ranges]
 
 
-def _hashed(job: _Job) -> str:
+def _hashed(one: Range) -> str:
     digest = new_digest()
-    for piece in read(job.descriptor, job.file, *job.range):
+    for piece in read(one.descriptor, one.file, *one.place):
         digest.update(piece)
     return str(digest.hexdigest())
-
-
-def _kept(file: Path, stamp: Stamp) -> dict[Range, str]:
-    return digest_cache.load(file, stamp) if stamp.size >= _WORTH_KEEPING else {}
-
-
-def _keep(file: Path, before: Stamp, after: Stamp, begun: int, found: Mapping[Range, str]) -> None:
-    if before.content != after.content:
-        raise CheckpointError(f"{file}: was changed while it was being read")
-    is_settled = max(before.mtime_ns, before.ctime_ns) + _SETTLED_NS < begun
-    if before == after and is_settled and before.size >= _WORTH_KEEPING:
-        digest_cache.store(file, before, found)
 
 
 def content_of(path: Path) -> str:
@@ -133,5 +116,68 @@ def _of_folder(folder: Path, files: list[Path]) -> str:
 
 def _of_file(file: Path) -> str:
     with file.open("rb", buffering=0) as stream:
-        part = (0, Stamp.of(stream.fileno()).size)
-        return digests([Wanted(file, stream.fileno(), [part])])[file][part]
+        descriptor = stream.fileno()
+        return digests([Range(file, descriptor, 0, Stamp.of(descriptor).size)])[0]
+
+
+def cache_folder() -> Path:
+    """Return where digests are kept: in ``PVEC_CACHE``, or else in the user's cache folder."""
+    given, shared = os.environ.get(_VARIABLE), os.environ.get("XDG_CACHE_HOME", "")
+    if given:
+        return Path(given).expanduser() / "digests"
+    # The standard has a relative path ignored.
+    home = Path(shared) if Path(shared).is_absolute() else Path("~/.cache").expanduser()
+    return home / "personality-vector" / "digests"
+
+
+def _kept(file: Path, stamp: Stamp) -> dict[tuple[int, int], str]:
+    """Return the digests of ranges of a file that were kept when it had this stamp."""
+    if stamp.size < _WORTH_KEEPING:
+        return {}
+    # RuntimeError: a user without a home. KeyError, TypeError: the layout of another version.
+    with suppress(OSError, ValueError, RuntimeError, KeyError, TypeError):
+        check, _, text = _entry(file).read_text(encoding="ascii").partition("\n")
+        if check == _check(text):
+            entry = json.loads(text)
+            if entry["of"] == _of(file, stamp):
+                return {(start, end): digest for start, end, digest in entry["digests"]}
+    return {}
+
+
+def _keep(
+    file: Path, before: Stamp, after: Stamp, begun: int, found: Mapping[tuple[int, int], str]
+) -> None:
+    """Keep the digests of ranges of a file, in place of all that was kept of it."""
+    if before.content != after.content:
+        raise CheckpointError(f"{file}: was changed while it was being read")
+    is_settled = max(before.mtime_ns, before.ctime_ns) + _SETTLED_NS < begun
+    if before != after or not is_settled or before.size < _WORTH_KEEPING:
+        return
+    rows = [[*place, digest] for place, digest in found.items()]
+    text = json.dumps({"of": _of(file, before), "digests": rows})
+    with suppress(OSError, RuntimeError):
+        target = _entry(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Whoever reads while this is written finds a damaged entry, and hashes the file itself.
+        target.write_text(f"{_check(text)}\n{text}", encoding="ascii")
+        _forget_old(target.parent)
+
+
+def _forget_old(where: Path) -> None:
+    entries = list(where.iterdir())
+    if len(entries) > _MOST:
+        entries.sort(key=lambda entry: entry.stat().st_mtime)
+        for entry in entries[: len(entries) // 2]:
+            entry.unlink(missing_ok=True)
+
+
+def _of(file: Path, stamp: Stamp) -> list[object]:
+    return [_VERSION, str(file.absolute()), *stamp]
+
+
+def _entry(file: Path) -> Path:
+    return cache_folder() / f"{xxhash.xxh3_128_hexdigest(os.fsencode(file.absolute()))}.json"
+
+
+def _check(text: str) -> str:
+    return str(xxhash.xxh3_128_hexdigest(text.encode()))

@@ -109,18 +109,15 @@ def locked(folder: Path) -> Generator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        stream = (folder / LOCK).open("a")
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise LockedError(f"{folder}: is being written by another process") from error
-    try:
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LockedError(f"{folder}: is being written by another process") from error
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:

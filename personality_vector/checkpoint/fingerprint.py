@@ -1,17 +1,27 @@
-"""Fingerprints: which model this is, by its content and not by its path."""
+"""Fingerprints: which model this is, by its content and not by its path.
 
+Manifests and vectors written by earlier versions still name a model by a sample of its bytes, not
+by all of them. That is computed for the sake of comparing with them, and for nothing else.
+"""
+
+import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-from personality_vector.checkpoint.digests import Wanted, digests, new_digest
+from personality_vector.checkpoint.digests import Range, digests, new_digest
 from personality_vector.checkpoint.header import NAMES, TensorEntry
+from personality_vector.checkpoint.ranges import read
 
 _VERSION = "v2"
 """Begins a digest. Those of earlier versions, which saw a sample of the bytes, are bare hex."""
+
+_WINDOWS = 8
+_WINDOW_BYTES = 512
+_HEX = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +48,38 @@ def fingerprint(entries: Iterable[TensorEntry], descriptor: Callable[[Path], int
         OSError: It cannot be read.
     """
     ordered = sorted(entries, key=attrgetter("name"))
-    found = _of_tensors(ordered, descriptor)
+    ranges = [Range(one.file, descriptor(one.file), one.start, one.end) for one in ordered]
     whole = new_digest()
-    for entry in ordered:
+    for entry, digest in zip(ordered, digests(ranges), strict=True):
         kind = f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}"
-        whole.update(f"{kind}|{found[entry.name]}\n".encode())
+        whole.update(f"{kind}|{digest}\n".encode())
     parameters = sum(math.prod(entry.shape) for entry in ordered)
     return Fingerprint(_VERSION + whole.hexdigest(), len(ordered), parameters)
 
 
-def _of_tensors(
-    entries: Iterable[TensorEntry], descriptor: Callable[[Path], int]
-) -> dict[str, str]:
-    """Return the digest of the bytes of every tensor."""
-    by_file = {
-        file: {entry.name: (entry.start, entry.end) for entry in within}
-        for file, within in groupby(sorted(entries, key=attrgetter("file")), attrgetter("file"))
-    }
-    found = digests(
-        [Wanted(file, descriptor(file), ranges.values()) for file, ranges in by_file.items()]
-    )
-    return {
-        name: found[file][part] for file, ranges in by_file.items() for name, part in ranges.items()
-    }
+def is_sampled(digest: str) -> bool:
+    """Return whether a digest of a model was recorded by an earlier version.
+
+    >>> is_sampled("0123456789abcdef0123456789abcdef")
+    True
+    """
+    return _HEX.fullmatch(digest) is not None
+
+
+def sampled(entries: Iterable[TensorEntry], descriptor: Callable[[Path], int]) -> str:
+    """Return what an earlier version would have recorded: it reads at most 4 KiB of a tensor."""
+    digest = hashlib.blake2b(digest_size=16)
+    for entry in sorted(entries, key=attrgetter("name")):
+        digest.update(f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}|".encode())
+        for start, size in _windows(entry):
+            for piece in read(descriptor(entry.file), entry.file, start, start + size):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _windows(entry: TensorEntry) -> Iterable[tuple[int, int]]:
+    """Return ``(start, size)`` of the sampled bytes: all of a small tensor, else eight windows."""
+    if entry.size <= _WINDOWS * _WINDOW_BYTES:
+        return [(entry.start, entry.size)]
+    stride = (entry.size - _WINDOW_BYTES) / (_WINDOWS - 1)
+    return [(entry.start + int(index * stride), _WINDOW_BYTES) for index in range(_WINDOWS)]
