@@ -19,6 +19,7 @@ from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
+from personality_vector.checkpoint.header import DTYPES
 from personality_vector.errors import NonFiniteError
 from personality_vector.numeric.kernels import difference, is_finite
 
@@ -123,7 +124,7 @@ class Stored(LazySource):
 
     tensors: Checkpoint
     exact: Checkpoint | None
-    tuned_dtypes: dict[str, torch.dtype]
+    tuned_dtypes: Mapping[str, str]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -147,7 +148,7 @@ class Stored(LazySource):
         if name not in self.tuned_dtypes:
             return None
         delta = self.tensors.part(name, part)
-        restored = self.sum_of(base, delta, self.tuned_dtypes[name])
+        restored = self.sum_of(base, delta, DTYPES[self.tuned_dtypes[name]])
         if self.exact is not None and f"{name}.index" in self.exact.entries:
             listed = self._listed(self.exact, name, part)
             index = self.exact.part(f"{name}.index", listed)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from personality_vector.checkpoint import AtomicDirectory, Checkpoint
-from personality_vector.checkpoint.header import DTYPES, read_header
+from personality_vector.checkpoint.header import read_header
 from personality_vector.delta import writing
 from personality_vector.delta.layers import layer_of
 from personality_vector.delta.lora import Adapter
@@ -17,7 +17,6 @@ from personality_vector.delta.low_rank import LEFT, RIGHT, LowRank
 from personality_vector.delta.record import (
     RECORD,
     DeltaRecord,
-    ReferenceRecord,
     Storage,
     read_record,
 )
@@ -54,7 +53,17 @@ def save_stored(
     with AtomicDirectory(directory, force=force, inputs=source.inputs) as partial:
         learnt = _write(source, partial, storage, rank)
         source.require_unchanged()
-        content = DeltaRecord.model_validate({**record, **how, **_learnt(source, storage, learnt)})
+        hashes = {name: digest.hexdigest() for name, digest in learnt.digests.items()}
+        exact = {name: writing.hash_of([part]) for name, part in learnt.exact.items()}
+        found = {
+            "adapter": learnt.adapter,
+            "reference": learnt.reference,
+            "tensors": {name: rounded(row.model_dump()) for name, row in learnt.tensors.items()},
+            "hashes": hashes | exact,
+            "tuned_dtypes": learnt.tuned_dtypes,
+            "exact": bool(exact),
+        }
+        content = DeltaRecord.model_validate({**record, **how, **found})
         text = json.dumps(content.model_dump(mode="json"), indent=2)
         (partial / RECORD).write_text(text + "\n", encoding="utf-8")
         inputs = {str(index): str(path) for index, path in enumerate(source.inputs)}
@@ -66,7 +75,7 @@ def _write(source: TensorSource, folder: Path, storage: str, rank: int | None) -
     learnt = writing.Learnt()
     if isinstance(source, Adapter) and storage == "lora":
         writing.write_adapter(source, folder, learnt)
-    elif storage == "reference":
+    elif isinstance(source, Difference) and storage == "reference":
         writing.measure(source, learnt)
     elif rank is not None:
         writing.write_low_rank(source, folder, rank, learnt)
@@ -74,28 +83,7 @@ def _write(source: TensorSource, folder: Path, storage: str, rank: int | None) -
         writing.write_entries(source, folder, _DTYPES[storage], learnt)
     if learnt.exact:
         save_file(learnt.exact, folder / _EXACT)
-        learnt.hashes |= {name: writing.hash_of([part]) for name, part in learnt.exact.items()}
     return learnt
-
-
-def _learnt(source: TensorSource, storage: str, learnt: writing.Learnt) -> dict[str, Any]:
-    """Return the part of the record that is known only once a delta has been written."""
-    tensors = {name: rounded(row.model_dump()) for name, row in learnt.tensors.items()}
-    found: dict[str, Any] = {
-        "tensors": tensors,
-        "hashes": learnt.hashes,
-        "tuned_dtypes": learnt.tuned_dtypes,
-        "exact": bool(learnt.exact),
-    }
-    if isinstance(source, Adapter) and storage == "lora":
-        found["adapter"] = source.scaling
-    if isinstance(source, Difference) and storage == "reference":
-        found["reference"] = ReferenceRecord(
-            base=str(source.base.path),
-            tuned=str(source.tuned.path),
-            tuned_digest=source.tuned.fingerprint.digest,
-        )
-    return found
 
 
 def _kept(record: DeltaRecord) -> dict[str, Any]:
@@ -137,7 +125,9 @@ def open_stored(directory: Path) -> tuple[TensorSource, DeltaRecord]:
     """
     record = read_record(directory)
     if record.reference is not None:
-        return _referred(directory, record, record.reference), record
+        base = _unmoved(directory, record.reference.base, record.base.digest)
+        tuned = _unmoved(directory, record.reference.tuned, record.reference.tuned_digest)
+        return Difference(base, tuned), record
     tensors = Checkpoint(directory, read_header(directory / _TENSORS))
     exact = Checkpoint(directory, read_header(directory / _EXACT)) if record.exact else None
     _require_agreement(tensors, exact, record)
@@ -146,13 +136,7 @@ def open_stored(directory: Path) -> tuple[TensorSource, DeltaRecord]:
         return Adapter(tensors, tensors, record.adapter, shapes), record
     if record.rank is not None:
         return LowRank(tensors, shapes), record
-    tuned_dtypes = {name: DTYPES[dtype] for name, dtype in record.tuned_dtypes.items()}
-    return Stored(tensors, exact, tuned_dtypes), record
-
-
-def _referred(directory: Path, record: DeltaRecord, reference: ReferenceRecord) -> Difference:
-    base = _unmoved(directory, reference.base, record.base.digest)
-    return Difference(base, _unmoved(directory, reference.tuned, reference.tuned_digest))
+    return Stored(tensors, exact, record.tuned_dtypes), record
 
 
 def _unmoved(directory: Path, where: str, digest: str) -> Checkpoint:
