@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +64,15 @@ class Adapter(LazySource):
     factors: Checkpoint
     scaling: Scaling
     shapes: Mapping[str, tuple[int, ...]]
-    """Those of the adapted weights, by their names in the base."""
+    """Those of the weights of the adapted modules, as the base names them."""
 
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Weights of the adapted modules, as the base names them."""
-        return tuple(self.shapes)
+    @property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self.shapes
 
     @property
     def _origins(self) -> tuple[Checkpoint, Checkpoint]:
         return self.base, self.factors
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        return self.shapes[name]
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return entries of ``scaling * B @ A``, multiplying only the rows that they lie in."""

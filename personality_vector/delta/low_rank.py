@@ -1,9 +1,8 @@
 """Low-rank deltas: every matrix cut down to its largest singular values."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Float32, Float64
@@ -29,20 +28,15 @@ class LowRank(LazySource):
     """A saved delta whose matrices are ``left @ right``, float32; what is no matrix is whole."""
 
     tensors: Checkpoint
-    shapes: dict[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
 
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """The tensors of the delta."""
-        return tuple(sorted(self.shapes))
+    @property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self.shapes
 
     @property
     def _origins(self) -> tuple[Checkpoint]:
         return (self.tensors,)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        return self.shapes[name]
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return entries of one tensor, multiplying only the rows that they lie in."""

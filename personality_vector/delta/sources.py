@@ -56,6 +56,19 @@ class LazySource(TensorSource):
     """A source that reads checkpoints or other sources, and knows no fine-tuned tensors."""
 
     @property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        raise NotImplementedError
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of its tensors, sorted."""
+        return tuple(sorted(self._shapes))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        return self._shapes[name]
+
+    @property
     def _origins(self) -> Sequence[Checkpoint | TensorSource]:
         raise NotImplementedError
 
@@ -85,18 +98,14 @@ class Difference(LazySource):
     tuned: Checkpoint
 
     @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Floating-point tensors of the base."""
-        entries = self.base.entries
-        return tuple(name for name in self.base.names if entries[name].dtype.is_floating_point)
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        # Integer tensors are the same in both, so they have no delta.
+        entries = self.base.entries.values()
+        return {entry.name: entry.shape for entry in entries if entry.dtype.is_floating_point}
 
     @property
     def _origins(self) -> tuple[Checkpoint, Checkpoint]:
         return self.base, self.tuned
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        return self.base.entries[name].shape
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return ``tuned - base``.
@@ -126,18 +135,13 @@ class Stored(LazySource):
     exact: Checkpoint | None
     tuned_dtypes: Mapping[str, str]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The stored tensors."""
-        return self.tensors.names
+    @cached_property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: entry.shape for name, entry in self.tensors.entries.items()}
 
     @property
     def _origins(self) -> tuple[Checkpoint]:
         return (self.tensors,)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        return self.tensors.entries[name].shape
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return the stored entries."""
@@ -200,9 +204,8 @@ class Combination(LazySource):
         return holders
 
     @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Every tensor that a term names."""
-        return tuple(sorted(self._holders))
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: terms[0][1].shape(name) for name, terms in self._holders.items()}
 
     @property
     def _origins(self) -> list[TensorSource]:
@@ -212,10 +215,6 @@ class Combination(LazySource):
     def inputs(self) -> tuple[Path, ...]:
         """Those of every term, each once."""
         return tuple(dict.fromkeys(super().inputs))
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        return self._holders[name][0][1].shape(name)
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return the weighted sum of the terms that name this tensor."""
@@ -234,17 +233,12 @@ class Renamed(LazySource):
     """What the source calls the tensor that has a name here."""
 
     @cached_property
-    def names(self) -> tuple[str, ...]:
-        """The new names."""
-        return tuple(sorted(self.own))
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: self.source.shape(own) for name, own in self.own.items()}
 
     @property
     def _origins(self) -> tuple[TensorSource]:
         return (self.source,)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        return self.source.shape(self.own[name])
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return the same entries of the tensor, as the source has them."""
