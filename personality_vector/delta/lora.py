@@ -76,13 +76,13 @@ class Adapter(LazySource):
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return entries of ``scaling * B @ A``, multiplying only the rows that they lie in."""
-        up, down = _factors_of(name)
+        up, down = factors_of(name)
         rank, how = self.factors.entries[down].shape[0], self.scaling
         scaling = how.alpha / (math.sqrt(rank) if how.rank_stabilised else rank)
         return scaling * rows_of_factors(self.factors, up, down, part, transposed=how.transposed)
 
 
-def _factors_of(name: str) -> tuple[str, str]:
+def factors_of(name: str) -> tuple[str, str]:
     """Return the names of the factors ``B`` and ``A`` of an adapted weight."""
     module = _PREFIX + name.removesuffix(".weight")
     return f"{module}.lora_B.weight", f"{module}.lora_A.weight"
@@ -186,14 +186,14 @@ def _adapted(path: Path, factors: Checkpoint) -> list[str]:
     if odd:
         raise CheckpointError(f"{path / _WEIGHTS}: not plain LoRA factors: {some(odd)}")
     names = sorted({f"{match['module']}.weight" for match in matches.values() if match})
-    halves = {factor for name in names for factor in _factors_of(name)} - set(factors.names)
+    halves = {factor for name in names for factor in factors_of(name)} - set(factors.names)
     if halves:
         raise CheckpointError(f"{path / _WEIGHTS}: lacks {some(halves)}")
     return names
 
 
 def _require_fit(path: Path, adapter: Adapter, name: str) -> None:
-    up, down = (adapter.factors.entries[factor].shape for factor in _factors_of(name))
+    up, down = (adapter.factors.entries[factor].shape for factor in factors_of(name))
     module, expected = name.removesuffix(".weight"), adapter.shape(name)
     if down[0] == 0:
         raise CheckpointError(f"{path}: {module}: its factors have rank 0, so it changes nothing")

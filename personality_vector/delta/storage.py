@@ -12,7 +12,7 @@ from personality_vector.checkpoint import AtomicDirectory, Checkpoint
 from personality_vector.checkpoint.header import read_header
 from personality_vector.delta import writing
 from personality_vector.delta.layers import layer_of
-from personality_vector.delta.lora import Adapter
+from personality_vector.delta.lora import Adapter, factors_of
 from personality_vector.delta.low_rank import LEFT, RIGHT, LowRank
 from personality_vector.delta.record import (
     RECORD,
@@ -157,9 +157,11 @@ def _unmoved(directory: Path, where: str, digest: str) -> Checkpoint:
 def _require_agreement(tensors: Checkpoint, exact: Checkpoint | None, record: DeltaRecord) -> None:
     stored = set(tensors.entries) | set(exact.entries if exact else ())
     odd = stored ^ set(record.hashes)
-    if record.adapter is None:
-        halves = {name + end: name for name in record.tensors for end in (LEFT, RIGHT)}
-        odd |= {halves.get(name, name) for name in tensors.entries} ^ set(record.tensors)
+    halves = {name + end: name for name in record.tensors for end in (LEFT, RIGHT)}
+    if record.adapter is not None:
+        weights = [name for name in record.tensors if name.endswith(".weight")]
+        halves = {half: name for name in weights for half in factors_of(name)}
+    odd |= {halves.get(name, name) for name in tensors.entries} ^ set(record.tensors)
     odd |= {
         name
         for name in set(tensors.entries) & set(record.tensors)

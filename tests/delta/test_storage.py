@@ -363,6 +363,19 @@ def test_a_record_of_other_tensors_is_refused(saved, toy):
         Delta.load(saved)
 
 
+@pytest.mark.parametrize("storage", ["float32", "lora", "low-rank"])
+@pytest.mark.parametrize("odd", ["q_proj.wgight", "q_proj"])
+def test_a_misspelt_tensor_of_a_record_is_refused(adapter, pico, tmp_path, storage, odd):
+    delta = Delta.from_lora(adapter(), pico("llama"))
+    path = delta.save(tmp_path / "d", storage=storage, rank=1 if storage == "low-rank" else None)
+    text = (path / "delta.json").read_text()
+    (path / "delta.json").write_text(
+        text.replace("layers.1.self_attn.q_proj.weight", f"layers.1.self_attn.{odd}")
+    )
+    with pytest.raises(CheckpointError, match=f"disagree on .*{odd}"):
+        Delta.load(path)
+
+
 def test_tensors_of_other_shapes_are_refused(saved, toy):
     other = toy("other", a=torch.ones(5)) / "model.safetensors"
     other.rename(saved / "delta.safetensors")
