@@ -3,8 +3,8 @@
 from personality_vector.checkpoint.digests import content_of
 from personality_vector.checkpoint.directory import LOCK, AtomicDirectory, locked
 from personality_vector.checkpoint.fingerprint import Fingerprint
-from personality_vector.checkpoint.header import TensorPlan
-from personality_vector.checkpoint.reader import Checkpoint
+from personality_vector.checkpoint.header import TensorPlan, read_header
+from personality_vector.checkpoint.reader import Checkpoint, read_json
 from personality_vector.checkpoint.writer import ShardWriter, parse_size
 
 __all__ = [
@@ -17,4 +17,6 @@ __all__ = [
     "content_of",
     "locked",
     "parse_size",
+    "read_header",
+    "read_json",
 ]

@@ -27,24 +27,17 @@ carry the same time stamp, since some file systems count in steps of two seconds
 _WORTH_KEEPING = 1 << 22
 """Bytes of a file from which its digests are kept: a smaller one is read as fast as its entry."""
 
-_VARIABLE = "PVEC_CACHE"
 _VERSION = 1
 _MOST = 4096
 """Entries in the folder; beyond that the older half goes."""
 
 
 class Range(NamedTuple):
-    """Some bytes of an open file: the first, and the one after the last."""
+    """Some bytes of an open file; their place is the first, and the one after the last."""
 
     file: Path
     descriptor: int
-    start: int
-    end: int
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Where in the file they lie."""
-        return self.start, self.end
+    place: tuple[int, int]
 
 
 def new_digest() -> Any:
@@ -69,7 +62,7 @@ def digests(ranges: Sequence[Range]) -> list[str]:
     found = {file: _kept(file, stamp) for file, stamp in stamps.items()}
     missing = [one for one in set(ranges) if one.place not in found[one.file]]
     # The largest first, so that no core is left alone with one at the end.
-    missing.sort(key=lambda one: one.end - one.start, reverse=True)
+    missing.sort(key=lambda one: one.place[1] - one.place[0], reverse=True)
     opened = {one.file: one.descriptor for one in missing}
     # Closed, so that no thread reads on when the leases are given up.
     with leased(opened.values()), closing(in_parallel(_hashed, missing)) as done:
@@ -97,9 +90,8 @@ def content_of(path: Path) -> str:
         CheckpointError: It is changed while it is being read.
     """
     try:
-        if not path.is_dir():
-            return _of_file(path)
-        files = sorted(found for found in path.rglob("*") if found.is_file())
+        inside = path.rglob("*") if path.is_dir() else ()
+        files = sorted(found for found in inside if found.is_file())
         return _of_folder(path, files) if files else _of_file(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
@@ -116,13 +108,13 @@ def _of_folder(folder: Path, files: list[Path]) -> str:
 
 def _of_file(file: Path) -> str:
     with file.open("rb", buffering=0) as stream:
-        descriptor = stream.fileno()
-        return digests([Range(file, descriptor, 0, Stamp.of(descriptor).size)])[0]
+        place = (0, Stamp.of(stream.fileno()).size)
+        return digests([Range(file, stream.fileno(), place)])[0]
 
 
 def cache_folder() -> Path:
     """Return where digests are kept: in ``PVEC_CACHE``, or else in the user's cache folder."""
-    given, shared = os.environ.get(_VARIABLE), os.environ.get("XDG_CACHE_HOME", "")
+    given, shared = os.environ.get("PVEC_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
     if given:
         return Path(given).expanduser() / "digests"
     # The standard has a relative path ignored.

@@ -48,7 +48,7 @@ def fingerprint(entries: Iterable[TensorEntry], descriptor: Callable[[Path], int
         OSError: It cannot be read.
     """
     ordered = sorted(entries, key=attrgetter("name"))
-    ranges = [Range(one.file, descriptor(one.file), one.start, one.end) for one in ordered]
+    ranges = [Range(one.file, descriptor(one.file), (one.start, one.end)) for one in ordered]
     whole = new_digest()
     for entry, digest in zip(ordered, digests(ranges), strict=True):
         kind = f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}"

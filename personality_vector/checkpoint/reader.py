@@ -40,8 +40,7 @@ class Checkpoint:
         self.reference = reference or path.name
         """What it was asked for by: the Hub id, or else the name of the directory."""
         self.entries = dict(entries)
-        self._files: dict[Path, int] = {}
-        self._stamps: dict[Path, Stamp] = {}
+        self._files: dict[Path, tuple[int, Stamp]] = {}
         self._opening = Lock()
         self.last_read = local()
         """For each thread, whatever its reader likes to keep of the part that it read last."""
@@ -147,14 +146,12 @@ class Checkpoint:
             buffer, at = buffer[count:], at + count
 
     def _descriptor(self, file: Path) -> int:
-        if file in self._files:
-            return self._files[file]
-        with self._opening:
-            if file not in self._files:
-                descriptor = os.open(file, os.O_RDONLY)
-                self._stamps[file] = Stamp.of(descriptor)
-                self._files[file] = descriptor
-            return self._files[file]
+        if file not in self._files:
+            with self._opening:
+                if file not in self._files:
+                    descriptor = os.open(file, os.O_RDONLY)
+                    self._files[file] = descriptor, Stamp.of(descriptor)
+        return self._files[file][0]
 
     def require_unchanged(self) -> None:
         """Check that no file that was read has been written to since it was opened.
@@ -162,12 +159,12 @@ class Checkpoint:
         Raises:
             CheckpointError: One has, so that old and new tensors may be mixed.
         """
-        for file, descriptor in self._files.items():
-            if Stamp.of(descriptor).content != self._stamps[file].content:
+        for file, (descriptor, stamp) in self._files.items():
+            if Stamp.of(descriptor).content != stamp.content:
                 raise CheckpointError(f"{file}: was changed while it was being read")
 
     def __del__(self) -> None:
-        for descriptor in self._files.values():
+        for descriptor, _ in self._files.values():
             os.close(descriptor)
 
     def side_files(self) -> list[Path]:

@@ -113,9 +113,8 @@ class Delta:
         start = Checkpoint.open(base if base is not None else lora.adapter_base(path))
         source = lora.open_adapter(path, start)
         pole = Pole.parse(pole) if isinstance(pole, str) else pole
-        factors = source.factors.fingerprint.digest
-        how = repr(astuple(source.scaling))
-        identity = digest("lora", start.fingerprint.digest, factors, how)
+        models = start.fingerprint.digest, source.factors.fingerprint.digest
+        identity = digest("lora", *models, repr(astuple(source.scaling)))
         return cls(source, start.fingerprint, identity, label or str(pole or path.name), pole)
 
     @classmethod

@@ -10,9 +10,7 @@ from typing import Any
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.header import read_header
-from personality_vector.checkpoint.reader import read_json
+from personality_vector.checkpoint import Checkpoint, read_header, read_json
 from personality_vector.delta.provenance import require_trained_on
 from personality_vector.delta.sources import LazySource, require_finite
 from personality_vector.errors import (

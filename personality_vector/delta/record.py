@@ -8,8 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from personality_vector.checkpoint import Fingerprint
-from personality_vector.checkpoint.reader import read_json
+from personality_vector.checkpoint import Fingerprint, read_json
 from personality_vector.delta.layers import grouped
 from personality_vector.delta.lora import Scaling
 from personality_vector.errors import CheckpointError

@@ -8,8 +8,7 @@ from typing import Any, get_args
 import torch
 from safetensors.torch import save_file
 
-from personality_vector.checkpoint import AtomicDirectory, Checkpoint
-from personality_vector.checkpoint.header import read_header
+from personality_vector.checkpoint import AtomicDirectory, Checkpoint, read_header
 from personality_vector.delta import writing
 from personality_vector.delta.layers import layer_of
 from personality_vector.delta.lora import Adapter, factors_of
@@ -43,8 +42,8 @@ def save_stored(
     storage: str,
     rank: int | None,
     force: bool,
-) -> DeltaRecord:
-    """Write a delta part by part and return its record; see :meth:`Delta.save`.
+) -> None:
+    """Write a delta part by part; see :meth:`Delta.save`.
 
     ``record`` has the keys of :class:`DeltaRecord` that do not depend on the storage.
     """
@@ -68,7 +67,6 @@ def save_stored(
         (partial / RECORD).write_text(text + "\n", encoding="utf-8")
         inputs = {str(index): str(path) for index, path in enumerate(source.inputs)}
         write_manifest(partial, "delta", {**record, **how, "inputs": inputs, **_kept(content)})
-    return content
 
 
 def _write(source: TensorSource, folder: Path, storage: str, rank: int | None) -> writing.Learnt:

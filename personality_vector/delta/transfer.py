@@ -15,9 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from personality_vector.checkpoint import Checkpoint
+from personality_vector.checkpoint import Checkpoint, read_json
 from personality_vector.checkpoint.names import beginning, canonical, canonical_names, kind
-from personality_vector.checkpoint.reader import read_json
 from personality_vector.delta.delta import Delta, digest
 from personality_vector.delta.sources import Renamed
 from personality_vector.errors import (

@@ -80,7 +80,7 @@ def test_a_digest_is_xxh3_of_the_bytes_whatever_way_they_are_read(file, monkeypa
         for least in (0, 1 << 40):
             monkeypatch.setattr(ranges, "_WORTH_MAPPING", least)
             with file.open("rb") as stream:
-                found = digests.digests([Range(file, stream.fileno(), *part) for part in parts])
+                found = digests.digests([Range(file, stream.fileno(), part) for part in parts])
             assert found == wanted
 
 
@@ -298,7 +298,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(file, monkeypatch):
 def test_a_file_that_is_shorter_than_it_was_is_refused(file, monkeypatch, least):
     monkeypatch.setattr(ranges, "_WORTH_MAPPING", least)
     with file.open("rb") as stream, pytest.raises(CheckpointError, match="ends at byte 3000000 of"):
-        digests.digests([Range(file, stream.fileno(), 0, SIZE + 1)])
+        digests.digests([Range(file, stream.fileno(), (0, SIZE + 1))])
 
 
 def test_who_writes_to_a_file_waits_until_it_was_read(file):
