@@ -12,7 +12,7 @@ from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint, read_header, read_json
 from personality_vector.delta.provenance import require_trained_on
-from personality_vector.delta.sources import LazySource, require_finite
+from personality_vector.delta.sources import TensorSource, require_finite
 from personality_vector.errors import (
     CheckpointError,
     TensorMismatchError,
@@ -51,7 +51,7 @@ class Scaling:
 
 
 @dataclass(frozen=True)
-class Adapter(LazySource):
+class Adapter(TensorSource):
     """A plain LoRA adapter of PEFT, on a given base.
 
     Source: LoRA, Hu et al. 2021, arXiv:2106.09685: ``W = W_0 + (alpha / r) B A``; with rank

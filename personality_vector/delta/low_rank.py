@@ -10,7 +10,7 @@ from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta.lora import rows_of_factors
-from personality_vector.delta.sources import LazySource, TensorSource, require_finite, whole
+from personality_vector.delta.sources import TensorSource, require_finite, whole
 from personality_vector.numeric.random import generator_for
 
 LEFT, RIGHT = ".left", ".right"
@@ -24,7 +24,7 @@ _BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
-class LowRank(LazySource):
+class LowRank(TensorSource):
     """A saved delta whose matrices are ``left @ right``, float32; what is no matrix is whole."""
 
     tensors: Checkpoint

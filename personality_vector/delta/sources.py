@@ -6,13 +6,14 @@ difference of two weights is exact.
 """
 
 import math
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import cast
 
 import torch
 from jaxtyping import Float64, Shaped
@@ -24,74 +25,54 @@ from personality_vector.errors import NonFiniteError
 from personality_vector.numeric.kernels import difference, is_finite
 
 
-@runtime_checkable
-class TensorSource(Protocol):
-    """Anything that yields delta tensors by name, a part at a time."""
+class TensorSource(ABC):
+    """Anything that yields delta tensors by name, a part at a time.
+
+    A subclass knows the shapes of its tensors and the checkpoints or other sources that it reads.
+    """
 
     @property
+    @abstractmethod
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    @property
+    @abstractmethod
+    def _origins(self) -> "Sequence[Checkpoint | TensorSource]": ...
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the tensors that may be non-zero, sorted."""
+        return tuple(sorted(self._shapes))
 
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Directories that are read."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-
-    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
-        """Return the entries ``part.start .. part.stop`` of one delta tensor, on the CPU."""
-
-    def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:
-        """Return these entries of the fine-tuned tensor itself, bit for bit, if it is known.
-
-        ``base`` holds the same entries of the base, in its stored dtype.
-        """
-
-    def require_unchanged(self) -> None:
-        """Raise :class:`CheckpointError` if a file changed since it was opened."""
-
-
-class LazySource(TensorSource):
-    """A source that reads checkpoints or other sources, and knows no fine-tuned tensors."""
-
-    @property
-    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
-        raise NotImplementedError
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """The names of its tensors, sorted."""
-        return tuple(sorted(self._shapes))
+        read = [(one.path,) if isinstance(one, Checkpoint) else one.inputs for one in self._origins]
+        return tuple(chain.from_iterable(read))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""
         return self._shapes[name]
 
-    @property
-    def _origins(self) -> Sequence[Checkpoint | TensorSource]:
-        raise NotImplementedError
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """Directories of everything that it reads."""
-        paths = [
-            (one.path,) if isinstance(one, Checkpoint) else one.inputs for one in self._origins
-        ]
-        return tuple(chain.from_iterable(paths))
+    @abstractmethod
+    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
+        """Return the entries ``part.start .. part.stop`` of one delta tensor, on the CPU."""
 
     def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:  # noqa: ARG002
-        """Return ``None``."""
+        """Return these entries of the fine-tuned tensor itself, bit for bit, if it is known.
+
+        ``base`` holds the same entries of the base, in its stored dtype.
+        """
         return None
 
     def require_unchanged(self) -> None:
-        """Check everything that it reads."""
+        """Raise :class:`CheckpointError` if a file changed since it was opened."""
         for one in self._origins:
             one.require_unchanged()
 
 
 @dataclass(frozen=True)
-class Difference(LazySource):
+class Difference(TensorSource):
     """``tuned - base``, by reference to two checkpoints."""
 
     base: Checkpoint
@@ -123,7 +104,7 @@ class Difference(LazySource):
 
 
 @dataclass(frozen=True)
-class Stored(LazySource):
+class Stored(TensorSource):
     """A delta that was saved: float32 or bfloat16 tensors.
 
     ``exact`` holds, per tensor, the places where ``base + delta`` would not round back to the
@@ -180,7 +161,7 @@ Summand = tuple[float, TensorSource]
 
 
 @dataclass(frozen=True)
-class Combination(LazySource):
+class Combination(TensorSource):
     """``sum of coefficient * source``, in float64, summed in the order given."""
 
     terms: tuple[Summand, ...]
@@ -225,7 +206,7 @@ class Combination(LazySource):
 
 
 @dataclass(frozen=True)
-class Renamed(LazySource):
+class Renamed(TensorSource):
     """Some of the tensors of another source, by other names; the others have a delta of zero."""
 
     source: TensorSource

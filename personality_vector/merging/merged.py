@@ -14,6 +14,7 @@ from torch import Tensor
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
 from personality_vector.delta.delta import digest
+from personality_vector.delta.sources import TensorSource
 from personality_vector.errors import RecipeError, blame
 from personality_vector.merging.depth import Alpha
 from personality_vector.merging.formula import Combine, Formula, OptionValue
@@ -71,7 +72,7 @@ def merged(  # noqa: PLR0913  (the whole of a merge recipe, by name)
 
 
 @dataclass(frozen=True, eq=False)
-class Merged:
+class Merged(TensorSource):
     """The tensors of a merge: where those of the delta that it is come from.
 
     Attributes:
@@ -146,19 +147,18 @@ class Merged:
         return acting
 
     @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Every tensor that a term changes."""
-        return tuple(sorted(self._acting))
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: acting[0][0].delta.shape(name) for name, acting in self._acting.items()}
+
+    @property
+    def _origins(self) -> list[TensorSource]:
+        return [term.delta.source for term in self.terms]
 
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Every directory that a term is read from."""
         paths = [(*term.delta.source.inputs, *term.inputs) for term in self.terms]
         return tuple(path for of_term in paths for path in of_term)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        return self._acting[name][0][0].delta.shape(name)
 
     def slices(self, name: str, run: slice, device: str = "cpu") -> list[TermSlice]:
         """Return what each term that acts contributes to a run of entries."""
@@ -195,11 +195,6 @@ class Merged:
                 slices = self.slices(name, run)
                 last = self._last.run = asked, slices, changed(self.combine, slices)
             yield run, last[1], last[2]
-
-    def require_unchanged(self) -> None:
-        """Check every term."""
-        for term in self.terms:
-            term.delta.source.require_unchanged()
 
 
 def is_one_delta(slices: Sequence[TermSlice], change: Float64[Tensor, " entries"]) -> bool:
