@@ -1,4 +1,4 @@
-"""Digests of every byte of files: XXH3-128, on all cores, kept from one run to the next.
+"""Digests of every byte of files, folders and models: XXH3-128, on all cores, kept between runs.
 
 XXH3 is not cryptographic: it tells whether bytes are the same, not whether somebody forged them.
 Kept digests lie in one small file for each file that was hashed. A folder that cannot be written
@@ -6,16 +6,22 @@ and an entry that is damaged, or of a file as it was before, cost the time of ha
 nothing else.
 """
 
+import hashlib
 import json
+import math
 import os
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import xxhash
 
+from personality_vector.checkpoint.header import NAMES, TensorEntry
 from personality_vector.checkpoint.ranges import Stamp, leased, read
 from personality_vector.errors import CheckpointError, DataError
 from personality_vector.numeric.parallel import in_parallel
@@ -27,9 +33,16 @@ carry the same time stamp, since some file systems count in steps of two seconds
 _WORTH_KEEPING = 1 << 22
 """Bytes of a file from which its digests are kept: a smaller one is read as fast as its entry."""
 
-_VERSION = 1
+_ENTRY_VERSION = 1
 _MOST = 4096
 """Entries in the folder; beyond that the older half goes."""
+
+_MODEL_VERSION = "v2"
+"""Begins the digest of a model. Earlier versions saw a sample of the bytes, and wrote bare hex."""
+
+_WINDOWS = 8
+_WINDOW_BYTES = 512
+_SAMPLED = re.compile(r"[0-9a-f]{32}")
 
 
 class Range(NamedTuple):
@@ -112,6 +125,67 @@ def _of_file(file: Path) -> str:
         return digests([Range(file, stream.fileno(), place)])[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Names, shapes, dtypes and every byte of every tensor, whatever files they lie in."""
+
+    digest: str
+    tensors: int
+    parameters: int
+
+    def __str__(self) -> str:
+        return self.digest[:12]
+
+
+def fingerprint(entries: Iterable[TensorEntry], descriptor: Callable[[Path], int]) -> Fingerprint:
+    """Return the fingerprint of a checkpoint.
+
+    Args:
+        entries: Its tensors.
+        descriptor: Returns that of an open file.
+
+    Raises:
+        CheckpointError: A file is changed while it is being read, or is shorter than it was.
+        OSError: It cannot be read.
+    """
+    ordered = sorted(entries, key=attrgetter("name"))
+    ranges = [Range(one.file, descriptor(one.file), (one.start, one.end)) for one in ordered]
+    whole = new_digest()
+    for entry, digest in zip(ordered, digests(ranges), strict=True):
+        kind = f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}"
+        whole.update(f"{kind}|{digest}\n".encode())
+    parameters = sum(math.prod(entry.shape) for entry in ordered)
+    return Fingerprint(_MODEL_VERSION + whole.hexdigest(), len(ordered), parameters)
+
+
+def is_sampled(digest: str) -> bool:
+    """Return whether a digest of a model was recorded by an earlier version.
+
+    >>> is_sampled("0123456789abcdef0123456789abcdef")
+    True
+    """
+    return _SAMPLED.fullmatch(digest) is not None
+
+
+def sampled(entries: Iterable[TensorEntry], descriptor: Callable[[Path], int]) -> str:
+    """Return what an earlier version would have recorded: it reads at most 4 KiB of a tensor."""
+    digest = hashlib.blake2b(digest_size=16)
+    for entry in sorted(entries, key=attrgetter("name")):
+        digest.update(f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}|".encode())
+        for start, size in _windows(entry):
+            for piece in read(descriptor(entry.file), entry.file, start, start + size):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _windows(entry: TensorEntry) -> Iterable[tuple[int, int]]:
+    """Return ``(start, size)`` of the sampled bytes: all of a small tensor, else eight windows."""
+    if entry.size <= _WINDOWS * _WINDOW_BYTES:
+        return [(entry.start, entry.size)]
+    stride = (entry.size - _WINDOW_BYTES) / (_WINDOWS - 1)
+    return [(entry.start + int(index * stride), _WINDOW_BYTES) for index in range(_WINDOWS)]
+
+
 def cache_folder() -> Path:
     """Return where digests are kept: in ``PVEC_CACHE``, or else in the user's cache folder."""
     given, shared = os.environ.get("PVEC_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
@@ -164,7 +238,7 @@ def _forget_old(where: Path) -> None:
 
 
 def _of(file: Path, stamp: Stamp) -> list[object]:
-    return [_VERSION, str(file.absolute()), *stamp]
+    return [_ENTRY_VERSION, str(file.absolute()), *stamp]
 
 
 def _entry(file: Path) -> Path:

@@ -19,7 +19,7 @@ from torch import Tensor
 from personality_vector.checkpoint.directory import AtomicDirectory
 from personality_vector.checkpoint.header import NAMES, PLAIN_NAME, TensorPlan, read_header
 from personality_vector.checkpoint.reader import Checkpoint, locate, weight_files
-from personality_vector.checkpoint.writer import ShardWriter, write_index
+from personality_vector.checkpoint.writer import ShardWriter, shard_names, write_index
 from personality_vector.errors import (
     CheckpointError,
     PersonalityVectorError,
@@ -63,10 +63,9 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
     left_out: list[str] = []
     size = sum(map(_size, files))
     with AtomicDirectory(out, force=force, inputs=[path], size=size) as partial:
-        for number, file in enumerate(progress(list(files), "convert", _size), 1):
-            of_many = f"model-{number:05}-of-{len(files):05}"
-            stem = "model" if len(files) == 1 else of_many
-            left_out += _in_a_child(file, partial / f"{stem}.safetensors", files[file], tied=tied)
+        shards = zip(progress(list(files), "convert", _size), shard_names(len(files)), strict=True)
+        for file, name in shards:
+            left_out += _in_a_child(file, partial / name, files[file], tied=tied)
         if len(files) > 1:
             _write_index(partial)
         start.copy_side_files(partial)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personality_vector.checkpoint.fingerprint import Fingerprint, fingerprint, is_sampled, sampled
+from personality_vector.checkpoint.digests import Fingerprint, fingerprint, is_sampled, sampled
 from personality_vector.checkpoint.header import PLAIN_NAME, TensorEntry, read_header
 from personality_vector.checkpoint.ranges import Stamp
 from personality_vector.errors import CheckpointError, some

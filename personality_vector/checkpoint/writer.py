@@ -47,7 +47,7 @@ class ShardWriter:
         self._directory = directory
         self._stem = stem
         shards = _assign(plans, shard_bytes)
-        names = _shard_names(stem, len(shards))
+        names = shard_names(len(shards), stem)
         self.files = {directory / name: shard for name, shard in zip(names, shards, strict=True)}
         self._slots: dict[str, TensorEntry] = {}
         self._descriptors: dict[Path, int] = {}
@@ -156,7 +156,8 @@ def _assign(plans: Iterable[TensorPlan], shard_bytes: int) -> list[list[TensorPl
     return shards
 
 
-def _shard_names(stem: str, count: int) -> list[str]:
+def shard_names(count: int, stem: str = "model") -> list[str]:
+    """Return the names of the files of a checkpoint."""
     if count == 1:
         return [f"{stem}.safetensors"]
     return [f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]

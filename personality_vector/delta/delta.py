@@ -242,10 +242,10 @@ class Delta:
     def dot(self, other: "Delta") -> float:
         """Return the inner product over all tensors, summed in float64."""
         self._require_same_base(other)
-        shared = ((name, part) for name, part in self._parts() if name in other)
         return math.fsum(
             float(self.source.part(name, part).dot(other.source.part(name, part)))
-            for name, part in shared
+            for name, part in self._parts()
+            if name in other
         )
 
     def norm(self) -> float:

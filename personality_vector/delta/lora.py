@@ -1,4 +1,4 @@
-"""LoRA adapters as deltas, kept factored: ``delta = scaling * B @ A``, expanded when used."""
+"""Deltas that are kept factored, and multiplied when used: LoRA adapters, and cut-down matrices."""
 
 import math
 import re
@@ -21,6 +21,9 @@ from personality_vector.errors import (
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
+LEFT, RIGHT = ".left", ".right"
+"""End the names of the factors of a matrix that was cut down."""
+
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_[AB]\.weight")
 # Keys of PEFT's config that do not change what the two factors mean. Any other key that is set is
@@ -119,6 +122,33 @@ def rows_of_product(
 
 def _matrix(factors: Checkpoint, name: str) -> Tensor:
     return require_finite(factors, name).reshape(factors.entries[name].shape)
+
+
+@dataclass(frozen=True)
+class LowRank(TensorSource):
+    """A saved delta whose matrices are ``left @ right``, float32; what is no matrix is whole."""
+
+    tensors: Checkpoint
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self.shapes
+
+    @property
+    def _origins(self) -> tuple[Checkpoint]:
+        return (self.tensors,)
+
+    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
+        """Return entries of one tensor, multiplying only the rows that they lie in."""
+        if name in self.tensors.entries:
+            return require_finite(self.tensors, name, part).double()
+        return rows_of_factors(self.tensors, name + LEFT, name + RIGHT, part)
+
+
+def is_smaller_factored(shape: tuple[int, ...], rank: int) -> bool:
+    """Return whether a tensor is a matrix whose factors take less room than itself."""
+    return len(shape) == 2 and rank * sum(shape) < math.prod(shape)
 
 
 def open_adapter(path: Path, base: Checkpoint) -> Adapter:

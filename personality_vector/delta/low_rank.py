@@ -1,19 +1,14 @@
-"""Low-rank deltas: every matrix cut down to its largest singular values."""
+"""The nearest matrix of low rank: the largest singular values, of matrices of any size."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.delta.lora import rows_of_factors
-from personality_vector.delta.sources import TensorSource, require_finite, whole
+from personality_vector.delta.sources import TensorSource, whole
 from personality_vector.numeric.random import generator_for
-
-LEFT, RIGHT = ".left", ".right"
 
 _MOST_EXACT = 1 << 20
 """Entries of a matrix whose singular values are computed directly, in about a second."""
@@ -21,33 +16,6 @@ _MOST_EXACT = 1 << 20
 _OVERSAMPLING = 10  # Halko et al., section 4.2: 5 or 10 more than the rank
 _ITERATIONS = 3
 _BLOCK = 1 << 22
-
-
-@dataclass(frozen=True)
-class LowRank(TensorSource):
-    """A saved delta whose matrices are ``left @ right``, float32; what is no matrix is whole."""
-
-    tensors: Checkpoint
-    shapes: Mapping[str, tuple[int, ...]]
-
-    @property
-    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return self.shapes
-
-    @property
-    def _origins(self) -> tuple[Checkpoint]:
-        return (self.tensors,)
-
-    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
-        """Return entries of one tensor, multiplying only the rows that they lie in."""
-        if name in self.tensors.entries:
-            return require_finite(self.tensors, name, part).double()
-        return rows_of_factors(self.tensors, name + LEFT, name + RIGHT, part)
-
-
-def is_smaller_factored(shape: tuple[int, ...], rank: int) -> bool:
-    """Return whether a tensor is a matrix whose factors take less room than itself."""
-    return len(shape) == 2 and rank * sum(shape) < math.prod(shape)
 
 
 def truncated(

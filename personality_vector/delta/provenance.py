@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from personality_vector.checkpoint import Checkpoint, read_json
-from personality_vector.checkpoint.fingerprint import is_sampled
+from personality_vector.checkpoint.digests import is_sampled
 from personality_vector.checkpoint.names import kind
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import BaseMismatchError, TensorMismatchError, some

@@ -1,25 +1,21 @@
 """Saved deltas: a directory with ``delta.safetensors``, ``delta.json`` and a manifest."""
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from personality_vector.checkpoint import AtomicDirectory, Checkpoint, read_header
 from personality_vector.delta import writing
 from personality_vector.delta.layers import layer_of
-from personality_vector.delta.lora import Adapter, factors_of
-from personality_vector.delta.low_rank import LEFT, RIGHT, LowRank
-from personality_vector.delta.record import (
-    RECORD,
-    DeltaRecord,
-    Storage,
-    read_record,
-)
-from personality_vector.delta.sources import Difference, Stored, TensorSource, whole
+from personality_vector.delta.lora import LEFT, RIGHT, Adapter, LowRank, factors_of
+from personality_vector.delta.record import RECORD, DeltaRecord, Storage, read_record
+from personality_vector.delta.sources import Difference, Stored, TensorSource
 from personality_vector.errors import CheckpointError, RecipeError, VerificationError, some
 from personality_vector.manifest import rounded, write_manifest
 from personality_vector.numeric.pieces import pieces
@@ -176,7 +172,12 @@ def verify(directory: Path) -> int:
         VerificationError: A tensor is not; names all of them.
     """
     source, record = open_stored(directory)
-    found = dict(_hashes(directory, source, record))
+    if record.reference is not None:
+        found = {name: _hash(source.part, name, source.shape(name)) for name in source.names}
+    else:
+        exact = read_header(directory / _EXACT) if record.exact else {}
+        stored = Checkpoint(directory, read_header(directory / _TENSORS) | exact)
+        found = {name: _hash(stored.part, name, one.shape) for name, one in stored.entries.items()}
     odd = [name for name, digest in record.hashes.items() if found.get(name) != digest]
     if odd:
         raise VerificationError(
@@ -185,16 +186,5 @@ def verify(directory: Path) -> int:
     return len(found)
 
 
-def _hashes(
-    directory: Path, source: TensorSource, record: DeltaRecord
-) -> Iterator[tuple[str, str]]:
-    if record.reference is not None:
-        for name in source.names:
-            parts = pieces(whole(source, name).stop)
-            yield name, writing.hash_of(source.part(name, part) for part in parts)
-        return
-    for file in (_TENSORS, _EXACT) if record.exact else (_TENSORS,):
-        stored = Checkpoint(directory, read_header(directory / file))
-        for name, entry in stored.entries.items():
-            parts = pieces((entry.end - entry.start) // entry.dtype.itemsize)
-            yield name, writing.hash_of(stored.part(name, part) for part in parts)
+def _hash(read: Callable[[str, slice], Tensor], name: str, shape: tuple[int, ...]) -> str:
+    return writing.hash_of(read(name, part) for part in pieces(math.prod(shape)))

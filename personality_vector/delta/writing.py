@@ -14,8 +14,15 @@ from torch import Tensor
 from personality_vector.checkpoint import ShardWriter, TensorPlan
 from personality_vector.checkpoint.digests import new_digest
 from personality_vector.checkpoint.header import NAMES
-from personality_vector.delta.lora import Adapter, Scaling, rows_of_product
-from personality_vector.delta.low_rank import LEFT, RIGHT, is_smaller_factored, truncated
+from personality_vector.delta.lora import (
+    LEFT,
+    RIGHT,
+    Adapter,
+    Scaling,
+    is_smaller_factored,
+    rows_of_product,
+)
+from personality_vector.delta.low_rank import truncated
 from personality_vector.delta.record import ReferenceRecord, TensorRecord
 from personality_vector.delta.sources import Difference, Stored, TensorSource, whole
 from personality_vector.errors import NonFiniteError, blame
