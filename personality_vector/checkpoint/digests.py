@@ -15,9 +15,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import xxhash
 
@@ -53,11 +52,6 @@ class Range(NamedTuple):
     place: tuple[int, int]
 
 
-def new_digest() -> Any:
-    """Return an empty digest, with ``update`` and ``hexdigest``."""
-    return xxhash.xxh3_128()
-
-
 def digests(ranges: Sequence[Range]) -> list[str]:
     """Return the digest of every range, in hex.
 
@@ -87,7 +81,7 @@ def digests(ranges: Sequence[Range]) -> list[str]:
 
 
 def _hashed(one: Range) -> str:
-    digest = new_digest()
+    digest = xxhash.xxh3_128()
     for piece in read(one.descriptor, one.file, *one.place):
         digest.update(piece)
     return str(digest.hexdigest())
@@ -111,7 +105,7 @@ def content_of(path: Path) -> str:
 
 
 def _of_folder(folder: Path, files: list[Path]) -> str:
-    whole = new_digest()
+    whole = xxhash.xxh3_128()
     for file, digest in zip(files, in_parallel(_of_file, files), strict=True):
         whole.update(
             f"{digest} {file.relative_to(folder).as_posix()}\0".encode(errors="surrogateescape")
@@ -148,12 +142,11 @@ def fingerprint(entries: Iterable[TensorEntry], descriptor: Callable[[Path], int
         CheckpointError: A file is changed while it is being read, or is shorter than it was.
         OSError: It cannot be read.
     """
-    ordered = sorted(entries, key=attrgetter("name"))
+    ordered = sorted(entries, key=lambda entry: entry.name)
     ranges = [Range(one.file, descriptor(one.file), (one.start, one.end)) for one in ordered]
-    whole = new_digest()
+    whole = xxhash.xxh3_128()
     for entry, digest in zip(ordered, digests(ranges), strict=True):
-        kind = f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}"
-        whole.update(f"{kind}|{digest}\n".encode())
+        whole.update(f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}|{digest}\n".encode())
     parameters = sum(math.prod(entry.shape) for entry in ordered)
     return Fingerprint(_MODEL_VERSION + whole.hexdigest(), len(ordered), parameters)
 
@@ -170,7 +163,7 @@ def is_sampled(digest: str) -> bool:
 def sampled(entries: Iterable[TensorEntry], descriptor: Callable[[Path], int]) -> str:
     """Return what an earlier version would have recorded: it reads at most 4 KiB of a tensor."""
     digest = hashlib.blake2b(digest_size=16)
-    for entry in sorted(entries, key=attrgetter("name")):
+    for entry in sorted(entries, key=lambda entry: entry.name):
         digest.update(f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}|".encode())
         for start, size in _windows(entry):
             for piece in read(descriptor(entry.file), entry.file, start, start + size):

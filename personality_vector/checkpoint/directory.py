@@ -52,7 +52,6 @@ class AtomicDirectory:
         self._force = force
         self._size = size
         self._partial = self.path.parent / f".{self.path.name}.partial"
-        self._lock = -1
         _refuse_inputs(self.path, inputs)
         _refuse_existing(self.path, force=force)
 
@@ -62,8 +61,9 @@ class AtomicDirectory:
             _require_room(self.path.parent, self._size)
             self._lock = _create_locked(self._partial)
         except OSError as error:
-            why = error.strerror or error
-            raise StorageError(f"{self.path}: cannot be written: {why}") from error
+            raise StorageError(
+                f"{self.path}: cannot be written: {error.strerror or error}"
+            ) from error
         return self._partial
 
     def __exit__(

@@ -114,12 +114,8 @@ def _map(descriptor: int, start: int, stop: int) -> mmap.mmap | None:
     begin = start - start % mmap.ALLOCATIONGRANULARITY
     try:
         whole = mmap.mmap(descriptor, stop - begin, prot=mmap.PROT_READ, offset=begin)
-    except (OSError, ValueError):
-        return None
-    try:
         whole.madvise(_POPULATE_READ)
-    except OSError:
-        whole.close()
+    except (OSError, ValueError):
         return None
     return whole
 

@@ -47,21 +47,22 @@ class ShardWriter:
         self._directory = directory
         self._stem = stem
         shards = _assign(plans, shard_bytes)
-        names = shard_names(len(shards), stem)
-        self.files = {directory / name: shard for name, shard in zip(names, shards, strict=True)}
+        files = (directory / name for name in shard_names(len(shards), stem))
+        self._files = dict(zip(files, shards, strict=True))
         self._slots: dict[str, TensorEntry] = {}
         self._descriptors: dict[Path, int] = {}
         self._written: Counter[str] = Counter()
-        self._left = {file: sum(plan.size for plan in plans) for file, plans in self.files.items()}
+        self._left = {file: sum(plan.size for plan in plans) for file, plans in self._files.items()}
         self._counting = Lock()
         self._flusher = ThreadPoolExecutor(1)
         self._flushed: list[Future[None]] = []
 
     def __enter__(self) -> "ShardWriter":
-        for file, plans in self.files.items():
+        for file, plans in self._files.items():
             header, offsets = _layout(plans)
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            self._descriptors[file] = descriptor
+            descriptor = self._descriptors[file] = os.open(
+                file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666
+            )
             os.truncate(descriptor, len(header) + sum(plan.size for plan in plans))
             _write_all(descriptor, memoryview(header), 0)
             for plan in plans:
@@ -128,7 +129,7 @@ class ShardWriter:
             raise TensorMismatchError(f"{self._directory}: never written: {some(missing)}")
         for flushed in self._flushed:
             flushed.result()
-        if len(self.files) > 1:
+        if len(self._files) > 1:
             size = sum(slot.size for slot in self._slots.values())
             files = {name: self._slots[name].file.name for name in sorted(self._slots)}
             write_index(self._directory, size, files, self._stem)

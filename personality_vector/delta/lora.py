@@ -197,8 +197,10 @@ def _require_plain(path: Path, config: dict[str, Any]) -> None:
         raise CheckpointError(f"{path / _CONFIG}: only LoRA adapters have a delta of weights")
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise CheckpointError(f"{path / _CONFIG}: lora_alpha must be a number, got {alpha!r}")
-    settings = {**config, "bias": config.get("bias") not in (None, "none")}
-    settings["init_lora_weights"] = config.get("init_lora_weights", True) not in _HARMLESS_INITS
+    settings = config | {
+        "bias": config.get("bias") not in (None, "none"),
+        "init_lora_weights": config.get("init_lora_weights", True) not in _HARMLESS_INITS,
+    }
     odd = [key for key, value in settings.items() if key not in _HARMLESS and value]
     if odd:
         raise CheckpointError(

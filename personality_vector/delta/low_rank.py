@@ -60,16 +60,12 @@ def _range(source: TensorSource, name: str, width: int) -> Float64[Tensor, "rows
     """Return an orthonormal basis of about the space that the matrix stretches most."""
     generator = generator_for(0, f"low rank of {name}")
     start = torch.randn(source.shape(name)[1], width, dtype=torch.float64, generator=generator)
-    spaces = [_orthonormal(_times(source, name, start))]
+    spaces = [torch.linalg.qr(_times(source, name, start)).Q]
     for _ in range(_ITERATIONS):
         # Orthonormal after each half, or the small singular values drown in rounding.
-        back = _orthonormal(_transposed_times(source, name, spaces[-1]))
-        spaces.append(_orthonormal(_times(source, name, back)))
-    return _orthonormal(torch.cat(spaces, dim=1))
-
-
-def _orthonormal(columns: Float64[Tensor, "n width"]) -> Float64[Tensor, "n width"]:
-    basis: Tensor = torch.linalg.qr(columns)[0]
+        back = torch.linalg.qr(_transposed_times(source, name, spaces[-1])).Q
+        spaces.append(torch.linalg.qr(_times(source, name, back)).Q)
+    basis: Tensor = torch.linalg.qr(torch.cat(spaces, dim=1)).Q
     return basis
 
 

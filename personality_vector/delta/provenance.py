@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from personality_vector.checkpoint import Checkpoint, read_json
-from personality_vector.checkpoint.digests import is_sampled
+from personality_vector.checkpoint import Checkpoint, is_sampled, read_json
 from personality_vector.checkpoint.names import kind
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import BaseMismatchError, TensorMismatchError, some
@@ -101,8 +100,8 @@ def require_same_tensors(base: Checkpoint, tuned: Checkpoint) -> None:
     missing = set(base.entries) - set(tuned.entries)
     extra = {name for name in set(tuned.entries) - set(base.entries) if not _is_copy(tuned, name)}
     if missing or extra:
-        parts = [f"lacks {some(missing)}"] if missing else []
-        parts += [f"adds {some(extra)}"] if extra else []
+        both = (("lacks", missing), ("adds", extra))
+        parts = [f"{verb} {some(names)}" for verb, names in both if names]
         heads = [name for name in missing | extra if kind(name) == "head"]
         tied = " (one of the two ties its head to its embeddings)" if heads else ""
         raise TensorMismatchError(
@@ -138,14 +137,10 @@ def _require_same_tensor(base: Checkpoint, tuned: Checkpoint, name: str) -> None
             f"{tuned.path}: {name} has shape {list(theirs.shape)}, "
             f"in the base {base.path} it is {list(ours.shape)}"
         )
-    if _is_float(base, name) != _is_float(tuned, name):
+    if ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
         raise TensorMismatchError(f"{tuned.path}: {name} is {theirs.dtype}, not {ours.dtype}")
-    if not _is_float(base, name) and not torch.equal(base[name], tuned[name]):
+    if not ours.dtype.is_floating_point and not torch.equal(base[name], tuned[name]):
         raise TensorMismatchError(f"{tuned.path}: the integer tensor {name} differs from the base")
-
-
-def _is_float(checkpoint: Checkpoint, name: str) -> bool:
-    return checkpoint.entries[name].dtype.is_floating_point
 
 
 def _ratio(base: Checkpoint, tuned: Checkpoint, name: str) -> float:
@@ -163,7 +158,5 @@ def _recorded_base(path: Path) -> str | None:
 
 
 def _trained(path: Path) -> dict[str, Any]:
-    if not (path / MANIFEST).is_file():
-        return {}
-    manifest = read_json(path / MANIFEST)
+    manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
     return manifest if manifest.get("kind") == "train" else {}

@@ -1,7 +1,7 @@
 """``delta.json``: what a saved delta is, and what was learnt of it while it was written."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -99,7 +99,7 @@ class DeltaRecord(_Frozen):
         """The tensors of each group together, from the embedding to the head."""
         groups = grouped(self.tensors, group)
         return {
-            key: Total.of(self.tensors[name] for name in names) for key, names in groups.items()
+            key: Total.of([self.tensors[name] for name in names]) for key, names in groups.items()
         }
 
 
@@ -122,9 +122,8 @@ class Total:
     zeros: float
 
     @classmethod
-    def of(cls, rows: Iterable[TensorRecord]) -> "Total":
+    def of(cls, rows: Collection[TensorRecord]) -> "Total":
         """Return the total of these tensors."""
-        rows = list(rows)
         sizes = [math.prod(row.shape) for row in rows]
         norm = math.hypot(*(row.norm for row in rows))
         lost = math.hypot(*(row.loss * row.norm for row in rows))
@@ -147,16 +146,13 @@ def read_record(directory: Path) -> DeltaRecord:
         raise CheckpointError(f"{directory}: is not a saved delta: it has no {RECORD}")
     table = read_json(directory / RECORD)
     found = table.get("format")
-    if found is None:
-        raise CheckpointError(
-            f"{directory}: was saved by an earlier version, which knew its base by a sample of the "
-            "weights; take the delta again with `pvec diff`"
-        )
     if found != _FORMAT:
-        raise CheckpointError(
-            f"{directory / RECORD}: is in format {found}, this version reads format {_FORMAT}; "
-            "take the delta again with `pvec diff`"
+        why = (
+            "was saved by an earlier version, which knew its base by a sample of the weights"
+            if found is None
+            else f"is in format {found}, this version reads format {_FORMAT}"
         )
+        raise CheckpointError(f"{directory / RECORD}: {why}; take the delta again with `pvec diff`")
     try:
         return DeltaRecord.model_validate(table)
     except ValidationError as error:

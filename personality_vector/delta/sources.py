@@ -11,7 +11,6 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -19,8 +18,7 @@ import torch
 from jaxtyping import Float64, Shaped
 from torch import Tensor
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.header import DTYPES
+from personality_vector.checkpoint import DTYPES, Checkpoint
 from personality_vector.errors import NonFiniteError
 from personality_vector.numeric.kernels import difference, is_finite
 
@@ -47,8 +45,11 @@ class TensorSource(ABC):
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Directories that are read."""
-        read = [(one.path,) if isinstance(one, Checkpoint) else one.inputs for one in self._origins]
-        return tuple(chain.from_iterable(read))
+        return tuple(
+            path
+            for one in self._origins
+            for path in ([one.path] if isinstance(one, Checkpoint) else one.inputs)
+        )
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""
@@ -81,8 +82,11 @@ class Difference(TensorSource):
     @cached_property
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
         # Integer tensors are the same in both, so they have no delta.
-        entries = self.base.entries.values()
-        return {entry.name: entry.shape for entry in entries if entry.dtype.is_floating_point}
+        return {
+            entry.name: entry.shape
+            for entry in self.base.entries.values()
+            if entry.dtype.is_floating_point
+        }
 
     @property
     def _origins(self) -> tuple[Checkpoint, Checkpoint]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from jaxtyping import Float64
 from torch import Tensor
 
 from personality_vector.checkpoint import ShardWriter, TensorPlan
-from personality_vector.checkpoint.digests import new_digest
 from personality_vector.checkpoint.header import NAMES
 from personality_vector.delta.lora import (
     LEFT,
@@ -94,7 +94,7 @@ def measure(source: Difference, learnt: Learnt) -> None:
     learnt.reference = ReferenceRecord(
         base=str(base), tuned=str(tuned.path), tuned_digest=tuned.fingerprint.digest
     )
-    learnt.digests = {name: new_digest() for name in source.names}
+    learnt.digests = {name: xxhash.xxh3_128() for name in source.names}
     _store(source, learnt, partial(_hashing, learnt))
 
 
@@ -108,14 +108,31 @@ def _low_rank_plans(source: TensorSource, name: str, rank: int) -> list[TensorPl
 
 
 def _store(source: TensorSource, learnt: Learnt, keep_of: KeepOf) -> None:
-    """Store every tensor part by part, and note what is learnt of it."""
+    """Store every tensor, and note what is learnt of it."""
     for name in progress(source.names, "diff"):
         with blame(tensor=name):
-            keep, sums = keep_of(name), _Sums()
-            for part in pieces(whole(source, name).stop):
-                delta = source.part(name, part)
-                sums.add(delta, keep(part, delta))
-            learnt.tensors[name] = sums.of(source.shape(name))
+            learnt.tensors[name] = _measured(source, name, keep_of(name))
+
+
+def _measured(source: TensorSource, name: str, keep: Keep) -> TensorRecord:
+    """Store one tensor part by part, and return what was learnt of it."""
+    square = stored_square = lost_square = 0.0
+    zeros, count = 0, whole(source, name).stop
+    for part in pieces(count):
+        delta = source.part(name, part)
+        stored = keep(part, delta)
+        lost = stored - delta
+        square += float(delta.dot(delta))
+        stored_square += float(stored.dot(stored))
+        lost_square += float(lost.dot(lost))
+        zeros += delta.numel() - int(delta.count_nonzero())
+    return TensorRecord(
+        shape=source.shape(name),
+        norm=math.sqrt(square),
+        stored_norm=math.sqrt(stored_square),
+        loss=math.sqrt(lost_square) / (math.sqrt(square) or 1.0),
+        zeros=zeros / count if count else 1.0,
+    )
 
 
 class _Writer(ShardWriter):
@@ -123,7 +140,7 @@ class _Writer(ShardWriter):
 
     def __init__(self, folder: Path, plans: Sequence[TensorPlan], learnt: Learnt) -> None:
         super().__init__(folder, plans, 2**63, stem="delta")
-        self._digests = learnt.digests = {plan.name: new_digest() for plan in plans}
+        self._digests = learnt.digests = {plan.name: xxhash.xxh3_128() for plan in plans}
 
     def write_part(self, name: str, start: int, entries: Tensor) -> None:
         super().write_part(name, start, entries)
@@ -186,37 +203,10 @@ def _hashing(learnt: Learnt, name: str) -> Keep:
 
 def hash_of(parts: Iterable[Tensor]) -> str:
     """Return the hash of the bytes of flat tensors, one after the other."""
-    digest = new_digest()
+    digest = xxhash.xxh3_128()
     for part in parts:
         digest.update(_raw(part))
     return str(digest.hexdigest())
-
-
-@dataclass(slots=True)
-class _Sums:
-    """Sums over the entries of one delta tensor that have been stored."""
-
-    square: float = 0.0
-    stored: float = 0.0
-    lost: float = 0.0
-    zeros: int = 0
-
-    def add(self, delta: Tensor, stored: Tensor) -> None:
-        lost = stored - delta
-        self.square += float(delta.dot(delta))
-        self.stored += float(stored.dot(stored))
-        self.lost += float(lost.dot(lost))
-        self.zeros += delta.numel() - int(delta.count_nonzero())
-
-    def of(self, shape: tuple[int, ...]) -> TensorRecord:
-        norm, count = math.sqrt(self.square), math.prod(shape)
-        return TensorRecord(
-            shape=shape,
-            norm=norm,
-            stored_norm=math.sqrt(self.stored),
-            loss=math.sqrt(self.lost) / (norm or 1.0),
-            zeros=self.zeros / count if count else 1.0,
-        )
 
 
 def _append(table: dict[str, Tensor], name: str, entries: Tensor) -> None:
