@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from personality_vector.checkpoint.names import kind
+from personality_vector.checkpoint.names import canonical, kind
 from personality_vector.numeric.random import generator_for
 
 FAMILIES = ("llava", "qwen2_vl", "gemma3", "smolvlm")
@@ -44,6 +44,11 @@ _VISION = {
     "image_size": _SIDE,
     "patch_size": _PATCH,
 }
+
+
+def text_name(name: str) -> str | None:
+    """Return what a tensor is called in the text model, or ``None`` outside the language part."""
+    return None if kind(name) == "vision" else canonical(name)
 
 
 class _Family(NamedTuple):

@@ -1,25 +1,29 @@
-"""Digests of every byte of files: XXH3-128, on all cores, kept from one run to the next.
+"""Digests of every byte of files, folders and models: XXH3-128, on all cores, kept between runs.
 
 XXH3 is not cryptographic: it tells whether bytes are the same, not whether somebody forged them.
+Kept digests lie in one small file for each file that was hashed. A folder that cannot be written
+and an entry that is damaged, or of a file as it was before, cost the time of hashing again and
+nothing else.
 """
 
-import operator
+import hashlib
+import json
+import math
+import os
+import re
 import time
-from collections.abc import Collection, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import xxhash
 
-from personality_vector.checkpoint import digest_cache
+from personality_vector.checkpoint.header import NAMES, TensorEntry
 from personality_vector.checkpoint.ranges import Stamp, leased, read
 from personality_vector.errors import CheckpointError, DataError
 from personality_vector.numeric.parallel import in_parallel
-
-Range = tuple[int, int]
-"""First byte, and the one after the last."""
 
 _SETTLED_NS = 3 * 10**9
 """A file that was written to more recently than this is hashed every time: its next change may
@@ -28,34 +32,28 @@ carry the same time stamp, since some file systems count in steps of two seconds
 _WORTH_KEEPING = 1 << 22
 """Bytes of a file from which its digests are kept: a smaller one is read as fast as its entry."""
 
+_ENTRY_VERSION = 1
+_MOST = 4096
+"""Entries in the folder; beyond that the older half goes."""
 
-def new_digest() -> Any:
-    """Return an empty digest, with ``update`` and ``hexdigest``."""
-    return xxhash.xxh3_128()
+_MODEL_VERSION = "v2"
+"""Begins the digest of a model. Earlier versions saw a sample of the bytes, and wrote bare hex."""
+
+_WINDOWS = 8
+_WINDOW_BYTES = 512
+_SAMPLED = re.compile(r"[0-9a-f]{32}")
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """An open file, and the ranges whose digests are wanted."""
+class Range(NamedTuple):
+    """Some bytes of an open file; their place is the first, and the one after the last."""
 
     file: Path
     descriptor: int
-    ranges: Collection[Range]
+    place: tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    file: Path
-    descriptor: int
-    range: Range
-
-    @property
-    def size(self) -> int:
-        return self.range[1] - self.range[0]
-
-
-def digests(files: Collection[Wanted]) -> dict[Path, Mapping[Range, str]]:
-    """Return the digest of every wanted range of every file, in hex.
+def digests(ranges: Sequence[Range]) -> list[str]:
+    """Return the digest of every range, in hex.
 
     One that was computed before is not computed again while size, inode and time stamps of the
     file are what they were. A program that writes through a memory map can evade that, as it does
@@ -66,42 +64,27 @@ def digests(files: Collection[Wanted]) -> dict[Path, Mapping[Range, str]]:
         OSError: It cannot be read.
     """
     begun = time.time_ns()
-    stamps = {one.file: Stamp.of(one.descriptor) for one in files}
+    files = {one.file: one.descriptor for one in ranges}
+    stamps = {file: Stamp.of(descriptor) for file, descriptor in files.items()}
     found = {file: _kept(file, stamp) for file, stamp in stamps.items()}
-    missing = [
-        _Job(one.file, one.descriptor, part)
-        for one in files
-        for part in set(one.ranges) - set(found[one.file])
-    ]
+    missing = [one for one in set(ranges) if one.place not in found[one.file]]
     # The largest first, so that no core is left alone with one at the end.
-    missing.sort(key=operator.attrgetter("size"), reverse=True)
-    opened = {job.file: job.descriptor for job in missing}
+    missing.sort(key=lambda one: one.place[1] - one.place[0], reverse=True)
+    opened = {one.file: one.descriptor for one in missing}
     # Closed, so that no thread reads on when the leases are given up.
     with leased(opened.values()), closing(in_parallel(_hashed, missing)) as done:
-        for job, digest in zip(missing, done, strict=True):
-            found[job.file][job.range] = digest
+        for one, digest in zip(missing, done, strict=True):
+            found[one.file][one.place] = digest
     for file, descriptor in opened.items():
         _keep(file, stamps[file], Stamp.of(descriptor), begun, found[file])
-    return {one.file: found[one.file] for one in files}
+    return [found[one.file][one.place] for one in ranges]
 
 
-def _hashed(job: _Job) -> str:
-    digest = new_digest()
-    for piece in read(job.descriptor, job.file, *job.range):
+def _hashed(one: Range) -> str:
+    digest = xxhash.xxh3_128()
+    for piece in read(one.descriptor, one.file, *one.place):
         digest.update(piece)
     return str(digest.hexdigest())
-
-
-def _kept(file: Path, stamp: Stamp) -> dict[Range, str]:
-    return digest_cache.load(file, stamp) if stamp.size >= _WORTH_KEEPING else {}
-
-
-def _keep(file: Path, before: Stamp, after: Stamp, begun: int, found: Mapping[Range, str]) -> None:
-    if before.content != after.content:
-        raise CheckpointError(f"{file}: was changed while it was being read")
-    is_settled = max(before.mtime_ns, before.ctime_ns) + _SETTLED_NS < begun
-    if before == after and is_settled and before.size >= _WORTH_KEEPING:
-        digest_cache.store(file, before, found)
 
 
 def content_of(path: Path) -> str:
@@ -114,16 +97,15 @@ def content_of(path: Path) -> str:
         CheckpointError: It is changed while it is being read.
     """
     try:
-        if not path.is_dir():
-            return _of_file(path)
-        files = sorted(found for found in path.rglob("*") if found.is_file())
+        inside = path.rglob("*") if path.is_dir() else ()
+        files = sorted(found for found in inside if found.is_file())
         return _of_folder(path, files) if files else _of_file(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _of_folder(folder: Path, files: list[Path]) -> str:
-    whole = new_digest()
+    whole = xxhash.xxh3_128()
     for file, digest in zip(files, in_parallel(_of_file, files), strict=True):
         whole.update(
             f"{digest} {file.relative_to(folder).as_posix()}\0".encode(errors="surrogateescape")
@@ -133,5 +115,128 @@ def _of_folder(folder: Path, files: list[Path]) -> str:
 
 def _of_file(file: Path) -> str:
     with file.open("rb", buffering=0) as stream:
-        part = (0, Stamp.of(stream.fileno()).size)
-        return digests([Wanted(file, stream.fileno(), [part])])[file][part]
+        place = (0, Stamp.of(stream.fileno()).size)
+        return digests([Range(file, stream.fileno(), place)])[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Names, shapes, dtypes and every byte of every tensor, whatever files they lie in."""
+
+    digest: str
+    tensors: int
+    parameters: int
+
+    def __str__(self) -> str:
+        return self.digest[:12]
+
+
+def fingerprint(entries: Iterable[TensorEntry], descriptor: Callable[[Path], int]) -> Fingerprint:
+    """Return the fingerprint of a checkpoint.
+
+    Args:
+        entries: Its tensors.
+        descriptor: Returns that of an open file.
+
+    Raises:
+        CheckpointError: A file is changed while it is being read, or is shorter than it was.
+        OSError: It cannot be read.
+    """
+    ordered = sorted(entries, key=lambda entry: entry.name)
+    ranges = [Range(one.file, descriptor(one.file), (one.start, one.end)) for one in ordered]
+    whole = xxhash.xxh3_128()
+    for entry, digest in zip(ordered, digests(ranges), strict=True):
+        whole.update(f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}|{digest}\n".encode())
+    parameters = sum(math.prod(entry.shape) for entry in ordered)
+    return Fingerprint(_MODEL_VERSION + whole.hexdigest(), len(ordered), parameters)
+
+
+def is_sampled(digest: str) -> bool:
+    """Return whether a digest of a model was recorded by an earlier version.
+
+    >>> is_sampled("0123456789abcdef0123456789abcdef")
+    True
+    """
+    return _SAMPLED.fullmatch(digest) is not None
+
+
+def sampled(entries: Iterable[TensorEntry], descriptor: Callable[[Path], int]) -> str:
+    """Return what an earlier version would have recorded: it reads at most 4 KiB of a tensor."""
+    digest = hashlib.blake2b(digest_size=16)
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        digest.update(f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}|".encode())
+        for start, size in _windows(entry):
+            for piece in read(descriptor(entry.file), entry.file, start, start + size):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _windows(entry: TensorEntry) -> Iterable[tuple[int, int]]:
+    """Return ``(start, size)`` of the sampled bytes: all of a small tensor, else eight windows."""
+    if entry.size <= _WINDOWS * _WINDOW_BYTES:
+        return [(entry.start, entry.size)]
+    stride = (entry.size - _WINDOW_BYTES) / (_WINDOWS - 1)
+    return [(entry.start + int(index * stride), _WINDOW_BYTES) for index in range(_WINDOWS)]
+
+
+def cache_folder() -> Path:
+    """Return where digests are kept: in ``PVEC_CACHE``, or else in the user's cache folder."""
+    given, shared = os.environ.get("PVEC_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
+    if given:
+        return Path(given).expanduser() / "digests"
+    # The standard has a relative path ignored.
+    home = Path(shared) if Path(shared).is_absolute() else Path("~/.cache").expanduser()
+    return home / "personality-vector" / "digests"
+
+
+def _kept(file: Path, stamp: Stamp) -> dict[tuple[int, int], str]:
+    """Return the digests of ranges of a file that were kept when it had this stamp."""
+    if stamp.size < _WORTH_KEEPING:
+        return {}
+    # RuntimeError: a user without a home. KeyError, TypeError: the layout of another version.
+    with suppress(OSError, ValueError, RuntimeError, KeyError, TypeError):
+        check, _, text = _entry(file).read_text(encoding="ascii").partition("\n")
+        if check == _check(text):
+            entry = json.loads(text)
+            if entry["of"] == _of(file, stamp):
+                return {(start, end): digest for start, end, digest in entry["digests"]}
+    return {}
+
+
+def _keep(
+    file: Path, before: Stamp, after: Stamp, begun: int, found: Mapping[tuple[int, int], str]
+) -> None:
+    """Keep the digests of ranges of a file, in place of all that was kept of it."""
+    if before.content != after.content:
+        raise CheckpointError(f"{file}: was changed while it was being read")
+    is_settled = max(before.mtime_ns, before.ctime_ns) + _SETTLED_NS < begun
+    if before != after or not is_settled or before.size < _WORTH_KEEPING:
+        return
+    rows = [[*place, digest] for place, digest in found.items()]
+    text = json.dumps({"of": _of(file, before), "digests": rows})
+    with suppress(OSError, RuntimeError):
+        target = _entry(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Whoever reads while this is written finds a damaged entry, and hashes the file itself.
+        target.write_text(f"{_check(text)}\n{text}", encoding="ascii")
+        _forget_old(target.parent)
+
+
+def _forget_old(where: Path) -> None:
+    entries = list(where.iterdir())
+    if len(entries) > _MOST:
+        entries.sort(key=lambda entry: entry.stat().st_mtime)
+        for entry in entries[: len(entries) // 2]:
+            entry.unlink(missing_ok=True)
+
+
+def _of(file: Path, stamp: Stamp) -> list[object]:
+    return [_ENTRY_VERSION, str(file.absolute()), *stamp]
+
+
+def _entry(file: Path) -> Path:
+    return cache_folder() / f"{xxhash.xxh3_128_hexdigest(os.fsencode(file.absolute()))}.json"
+
+
+def _check(text: str) -> str:
+    return str(xxhash.xxh3_128_hexdigest(text.encode()))

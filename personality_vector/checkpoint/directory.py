@@ -52,7 +52,6 @@ class AtomicDirectory:
         self._force = force
         self._size = size
         self._partial = self.path.parent / f".{self.path.name}.partial"
-        self._lock = -1
         _refuse_inputs(self.path, inputs)
         _refuse_existing(self.path, force=force)
 
@@ -62,8 +61,9 @@ class AtomicDirectory:
             _require_room(self.path.parent, self._size)
             self._lock = _create_locked(self._partial)
         except OSError as error:
-            why = error.strerror or error
-            raise StorageError(f"{self.path}: cannot be written: {why}") from error
+            raise StorageError(
+                f"{self.path}: cannot be written: {error.strerror or error}"
+            ) from error
         return self._partial
 
     def __exit__(
@@ -109,18 +109,15 @@ def locked(folder: Path) -> Generator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        stream = (folder / LOCK).open("a")
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise LockedError(f"{folder}: is being written by another process") from error
-    try:
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LockedError(f"{folder}: is being written by another process") from error
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:

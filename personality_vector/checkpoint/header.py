@@ -38,12 +38,23 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """Where one tensor lies: ``file[start:end]``, row-major, little-endian."""
+class TensorPlan:
+    """A tensor that is or will be in a file: its name, dtype and shape."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of data."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry(TensorPlan):
+    """Where one tensor lies: ``file[start:end]``, row-major, little-endian."""
+
     file: Path
     start: int
     end: int
@@ -109,13 +120,13 @@ def _entry(file: Path, name: str, row: Any, data: int) -> TensorEntry:
             raise ValueError("a size or offset is not a whole number")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: tensor {name}: unreadable entry: {row!r:.120}") from error
-    expected = math.prod(shape) * dtype.itemsize
-    if last - first != expected:
+    entry = TensorEntry(name, dtype, shape, file, data + first, data + last)
+    if last - first != entry.size:
         raise CheckpointError(
-            f"{file}: tensor {name}: shape {list(shape)} needs {expected} bytes, "
+            f"{file}: tensor {name}: shape {list(shape)} needs {entry.size} bytes, "
             f"the header gives {last - first}"
         )
-    return TensorEntry(name, dtype, shape, file, data + first, data + last)
+    return entry
 
 
 def _check_coverage(file: Path, entries: Mapping[str, TensorEntry], size: int, data: int) -> None:

@@ -8,7 +8,6 @@ model, and tensors of other parts the name of the part, so two layouts of one VL
 """
 
 import re
-from collections.abc import Callable
 from typing import Literal
 
 from personality_vector.checkpoint.reader import Checkpoint
@@ -29,9 +28,8 @@ _TEXT = re.compile(r"^(?:model\.)?(?:(?:language|text)_model\.)+(?:model\.)?")
 _TOWER = re.compile(r"^vision_tower\.vision_model\.")
 
 _BEGINNING = re.compile(r"(?:(?:model|language_model|text_model)\.)*[^.]+")
-_OTHER = re.compile(rf"^(?:{_PART})(?:\.|$)")
 _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
-    ("vision", _OTHER),
+    ("vision", re.compile(rf"^(?:{_PART})(?:\.|$)")),
     (
         "embeddings",
         re.compile(
@@ -53,16 +51,6 @@ def canonical(name: str) -> str:
     """
     name = _ALONE.sub("", name)
     return _TOWER.sub("vision_tower.", _TEXT.sub("model.", name))
-
-
-def text_name(name: str) -> str | None:
-    """Return what a tensor is called in a text model, or ``None`` outside the language part.
-
-    >>> text_name("model.language_model.norm.weight")
-    'model.norm.weight'
-    """
-    found = canonical(name)
-    return None if _OTHER.match(found) else found
 
 
 def kind(name: str) -> Kind | None:
@@ -90,24 +78,9 @@ def canonical_names(checkpoint: Checkpoint) -> dict[str, str]:
     Raises:
         TensorMismatchError: Two tensors on disk would have one canonical name.
     """
-    return _by(canonical, checkpoint)
-
-
-def text_names(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return ``{name in a text model: name on disk}`` of the language part.
-
-    Raises:
-        TensorMismatchError: Two tensors on disk would have one name.
-    """
-    return _by(text_name, checkpoint)
-
-
-def _by(naming: Callable[[str], str | None], checkpoint: Checkpoint) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in checkpoint.names:
-        given = naming(name)
-        if given is None:
-            continue
+        given = canonical(name)
         if given in found:
             raise TensorMismatchError(
                 f"{checkpoint.path}: {found[given]} and {name} are both {given}; "

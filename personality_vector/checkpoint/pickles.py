@@ -9,7 +9,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from personality_vector.checkpoint.directory import AtomicDirectory
-from personality_vector.checkpoint.header import NAMES, PLAIN_NAME, read_header
-from personality_vector.checkpoint.reader import Checkpoint, locate, read_json
-from personality_vector.checkpoint.writer import ShardWriter, TensorPlan, write_index
+from personality_vector.checkpoint.header import NAMES, PLAIN_NAME, TensorPlan, read_header
+from personality_vector.checkpoint.reader import Checkpoint, locate, weight_files
+from personality_vector.checkpoint.writer import ShardWriter, shard_names, write_index
 from personality_vector.errors import (
     CheckpointError,
     PersonalityVectorError,
@@ -56,16 +56,16 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
     """
     _require_safe_torch()
     path = locate(Path(source))
-    files = _pickles(path)
+    files = weight_files(path, _SINGLE, _INDEX)
+    _require_there(path, files)
     start = Checkpoint(path, {})
     tied = start.config.get("tie_word_embeddings") is True
     left_out: list[str] = []
     size = sum(map(_size, files))
     with AtomicDirectory(out, force=force, inputs=[path], size=size) as partial:
-        for number, file in enumerate(progress(list(files), "convert", _size), 1):
-            of_many = f"model-{number:05}-of-{len(files):05}"
-            stem = "model" if len(files) == 1 else of_many
-            left_out += _in_a_child(file, partial / f"{stem}.safetensors", files[file], tied=tied)
+        shards = zip(progress(list(files), "convert", _size), shard_names(len(files)), strict=True)
+        for file, name in shards:
+            left_out += _in_a_child(file, partial / name, files[file], tied=tied)
         if len(files) > 1:
             _write_index(partial)
         start.copy_side_files(partial)
@@ -107,28 +107,12 @@ def _require_safe_torch() -> None:
         )
 
 
-def _pickles(path: Path) -> dict[Path, set[str] | None]:
-    """Return the pickles of a checkpoint, each with the names that its index lists, if any."""
-    single, index = path / _SINGLE, path / _INDEX
-    if single.is_file() and index.is_file():
-        raise CheckpointError(
-            f"{path}: has both {_SINGLE} and {_INDEX}, which may be two models; remove one"
-        )
-    if single.is_file():
-        return {single: None}
-    if not index.is_file():
+def _require_there(path: Path, files: Collection[Path]) -> None:
+    if not files:
         raise CheckpointError(f"{path}: has neither {_SINGLE} nor {_INDEX}: nothing to convert")
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: has no weight_map")
-    names: dict[Path, set[str] | None] = {}
-    for shard in sorted(set(map(str, weight_map.values()))):
-        if not (PLAIN_NAME.fullmatch(shard) and shard.endswith(".bin")):
-            raise CheckpointError(f"{index}: refused shard name {shard!r:.80}")
-        if not (path / shard).is_file():
-            raise CheckpointError(f"{path / shard}: is missing; {_INDEX} lists it")
-        names[path / shard] = {name for name, of in weight_map.items() if of == shard}
-    return names
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{file}: is missing; {_INDEX} lists it")
 
 
 def _in_a_child(file: Path, target: Path, listed: set[str] | None, *, tied: bool) -> list[str]:
@@ -200,7 +184,7 @@ def _write_index(directory: Path) -> None:
         for file in sorted(directory.glob("*.safetensors"))
         for entry in read_header(file).values()
     ]
-    size = sum(entry.end - entry.start for entry in entries)
+    size = sum(entry.size for entry in entries)
     write_index(directory, size, {entry.name: entry.file.name for entry in entries})
 
 

@@ -1,8 +1,10 @@
 """Reading ranges of files, and what a file looks like from outside: its stamp."""
 
 import contextlib
+import fcntl
 import mmap
 import os
+import signal
 import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator
@@ -76,42 +78,29 @@ def leased(descriptors: Iterable[int]) -> Generator[None]:
         yield
     finally:
         for descriptor in held:
-            _give_up(descriptor)
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
-if sys.platform == "linux":
-    import fcntl
-    import signal
-
-    def _lease(descriptor: int) -> bool:
-        try:
-            # By default the signal that somebody waits would end the process; this one is ignored.
-            fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
-            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        except OSError:
-            return False
-        return True
-
-    def _give_up(descriptor: int) -> None:
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-
-    def _is_leased(descriptor: int) -> bool:
-        """Return whether there is a lease that nobody waits for: after 45 s it would be taken."""
-        try:
-            return fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK
-        except OSError:
-            return False
-
-else:
-
-    def _lease(descriptor: int) -> bool:  # noqa: ARG001
+def _lease(descriptor: int) -> bool:
+    if sys.platform != "linux":
         return False
+    try:
+        # By default the signal that somebody waits would end the process; this one is ignored.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError:
+        return False
+    return True
 
-    def _give_up(descriptor: int) -> None:
-        pass
 
-    def _is_leased(descriptor: int) -> bool:  # noqa: ARG001
+def _is_leased(descriptor: int) -> bool:
+    """Return whether there is a lease that nobody waits for: after 45 s it would be taken."""
+    if sys.platform != "linux":
+        return False
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK
+    except OSError:
         return False
 
 
@@ -125,12 +114,8 @@ def _map(descriptor: int, start: int, stop: int) -> mmap.mmap | None:
     begin = start - start % mmap.ALLOCATIONGRANULARITY
     try:
         whole = mmap.mmap(descriptor, stop - begin, prot=mmap.PROT_READ, offset=begin)
-    except (OSError, ValueError):
-        return None
-    try:
         whole.madvise(_POPULATE_READ)
-    except OSError:
-        whole.close()
+    except (OSError, ValueError):
         return None
     return whole
 

@@ -12,16 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personality_vector.checkpoint.fingerprint import Fingerprint, fingerprint
+from personality_vector.checkpoint.digests import Fingerprint, fingerprint, is_sampled, sampled
 from personality_vector.checkpoint.header import PLAIN_NAME, TensorEntry, read_header
 from personality_vector.checkpoint.ranges import Stamp
-from personality_vector.checkpoint.sampled import is_sampled, sampled
 from personality_vector.errors import CheckpointError, some
 from personality_vector.lab import BUILTIN, builtin
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_SUFFIX = ".safetensors"
 _FROM_HUB = ["model*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _TEMPLATES = "additional_chat_templates"
 _SIDE_FILES = (".json", ".jinja", ".txt", ".model", ".md", ".tiktoken")
@@ -42,8 +40,7 @@ class Checkpoint:
         self.reference = reference or path.name
         """What it was asked for by: the Hub id, or else the name of the directory."""
         self.entries = dict(entries)
-        self._files: dict[Path, int] = {}
-        self._stamps: dict[Path, Stamp] = {}
+        self._files: dict[Path, tuple[int, Stamp]] = {}
         self._opening = Lock()
         self.last_read = local()
         """For each thread, whatever its reader likes to keep of the part that it read last."""
@@ -149,14 +146,12 @@ class Checkpoint:
             buffer, at = buffer[count:], at + count
 
     def _descriptor(self, file: Path) -> int:
-        if file in self._files:
-            return self._files[file]
-        with self._opening:
-            if file not in self._files:
-                descriptor = os.open(file, os.O_RDONLY)
-                self._stamps[file] = Stamp.of(descriptor)
-                self._files[file] = descriptor
-            return self._files[file]
+        if file not in self._files:
+            with self._opening:
+                if file not in self._files:
+                    descriptor = os.open(file, os.O_RDONLY)
+                    self._files[file] = descriptor, Stamp.of(descriptor)
+        return self._files[file][0]
 
     def require_unchanged(self) -> None:
         """Check that no file that was read has been written to since it was opened.
@@ -164,12 +159,12 @@ class Checkpoint:
         Raises:
             CheckpointError: One has, so that old and new tensors may be mixed.
         """
-        for file, descriptor in self._files.items():
-            if Stamp.of(descriptor).content != self._stamps[file].content:
+        for file, (descriptor, stamp) in self._files.items():
+            if Stamp.of(descriptor).content != stamp.content:
                 raise CheckpointError(f"{file}: was changed while it was being read")
 
     def __del__(self) -> None:
-        for descriptor in self._files.values():
+        for descriptor, _ in self._files.values():
             os.close(descriptor)
 
     def side_files(self) -> list[Path]:
@@ -251,49 +246,74 @@ def read_json(file: Path) -> dict[str, Any]:
     return table
 
 
-def _read_entries(path: Path) -> dict[str, TensorEntry]:
-    single, index = path / _SINGLE, path / _INDEX
-    if single.is_file() and index.is_file():
+def weight_files(path: Path, single: str, index: str) -> dict[Path, set[str] | None]:
+    """Return the files of a checkpoint, each with the names of the tensors that its index lists.
+
+    Args:
+        path: Its directory.
+        single: Name of the file that it has if that is the only one; of it nothing is listed.
+        index: Name of the index that it has otherwise.
+
+    Returns:
+        Nothing, if there is neither.
+
+    Raises:
+        CheckpointError: There are both, or the index is damaged or refers to another directory.
+    """
+    has_single, has_index = (path / single).is_file(), (path / index).is_file()
+    if has_single and has_index:
         raise CheckpointError(
-            f"{path}: has both {_SINGLE} and {_INDEX}, which may be two models; remove one"
+            f"{path}: has both {single} and {index}, which may be two models; remove one"
         )
-    if single.is_file():
-        return read_header(single)
-    if index.is_file():
-        return _read_sharded(path, index)
-    if (path / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{path}: is a LoRA adapter and no whole model; merge it into its base first, with "
-            f"`pvec merge --base BASE --term {path}=1 --out DIR`"
-        )
-    if (path / "results.sqlite").is_file():
-        raise CheckpointError(f"{path}: is a run and no model; see `pvec report {path}`")
-    pickles = sorted(file.name for file in path.glob("*.bin"))
-    if pickles:
-        raise CheckpointError(
-            f"{path / pickles[0]}: pickled weights can run code and are not opened; convert them "
-            f"once with `pvec convert {path} --out DIR`"
-        )
-    raise CheckpointError(f"{path}: has neither {_SINGLE} nor {_INDEX}")
+    if has_single:
+        return {path / single: None}
+    return _listed(path / index, Path(single).suffix) if has_index else {}
 
 
-def _read_sharded(path: Path, index: Path) -> dict[str, TensorEntry]:
+def _listed(index: Path, suffix: str) -> dict[Path, set[str] | None]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map")
     for name, shard in weight_map.items():
         if not PLAIN_NAME.fullmatch(name):
             raise CheckpointError(f"{index}: refused tensor name {name[:80]!r}")
-        if not (isinstance(shard, str) and PLAIN_NAME.fullmatch(shard) and shard.endswith(_SUFFIX)):
+        if not (isinstance(shard, str) and PLAIN_NAME.fullmatch(shard) and shard.endswith(suffix)):
             raise CheckpointError(
                 f"{index}: refused shard name {shard!r:.80}: not a plain file name"
             )
+    return {
+        index.with_name(shard): {name for name, of in weight_map.items() if of == shard}
+        for shard in sorted(set(weight_map.values()))
+    }
+
+
+def _read_entries(path: Path) -> dict[str, TensorEntry]:
+    files = weight_files(path, _SINGLE, _INDEX)
+    if not files:
+        raise CheckpointError(_why_unreadable(path))
     entries: dict[str, TensorEntry] = {}
-    for shard in sorted(set(weight_map.values())):
-        found = read_header(path / shard)
-        listed = {name for name, file in weight_map.items() if file == shard}
-        if set(found) != listed:
+    for file, listed in files.items():
+        found = read_header(file)
+        if listed is not None and set(found) != listed:
             odd = some(set(found) ^ listed)
-            raise CheckpointError(f"{path / shard}: index and shard disagree on {odd}")
+            raise CheckpointError(f"{file}: index and shard disagree on {odd}")
         entries |= found
     return entries
+
+
+def _why_unreadable(path: Path) -> str:
+    """Return what a directory without weights is instead, and what to do with it."""
+    if (path / "adapter_config.json").is_file():
+        return (
+            f"{path}: is a LoRA adapter and no whole model; merge it into its base first, with "
+            f"`pvec merge --base BASE --term {path}=1 --out DIR`"
+        )
+    if (path / "results.sqlite").is_file():
+        return f"{path}: is a run and no model; see `pvec report {path}`"
+    pickles = sorted(file.name for file in path.glob("*.bin"))
+    if pickles:
+        return (
+            f"{path / pickles[0]}: pickled weights can run code and are not opened; convert them "
+            f"once with `pvec convert {path} --out DIR`"
+        )
+    return f"{path}: has neither {_SINGLE} nor {_INDEX}"

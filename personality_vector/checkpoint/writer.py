@@ -10,14 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 import torch
 from torch import Tensor
 
-from personality_vector.checkpoint.header import NAMES
+from personality_vector.checkpoint.header import NAMES, TensorEntry, TensorPlan
 from personality_vector.errors import RecipeError, TensorMismatchError, some
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -35,27 +34,6 @@ def parse_size(text: str) -> int:
     return max(1, int(float(match[1]) * _UNITS[match[2]]))
 
 
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """A tensor that will be written: its name, dtype and shape."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of data."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class _Slot:
-    file: Path
-    offset: int
-    plan: TensorPlan
-
-
 class ShardWriter:
     """Writes planned tensors, in any order, into ``stem.safetensors`` or numbered shards.
 
@@ -69,25 +47,29 @@ class ShardWriter:
         self._directory = directory
         self._stem = stem
         shards = _assign(plans, shard_bytes)
-        names = _shard_names(stem, len(shards))
-        self.files = {directory / name: shard for name, shard in zip(names, shards, strict=True)}
-        self._slots: dict[str, _Slot] = {}
+        files = (directory / name for name in shard_names(len(shards), stem))
+        self._files = dict(zip(files, shards, strict=True))
+        self._slots: dict[str, TensorEntry] = {}
         self._descriptors: dict[Path, int] = {}
         self._written: Counter[str] = Counter()
-        self._left = {file: sum(plan.size for plan in plans) for file, plans in self.files.items()}
+        self._left = {file: sum(plan.size for plan in plans) for file, plans in self._files.items()}
         self._counting = Lock()
         self._flusher = ThreadPoolExecutor(1)
         self._flushed: list[Future[None]] = []
 
     def __enter__(self) -> "ShardWriter":
-        for file, plans in self.files.items():
+        for file, plans in self._files.items():
             header, offsets = _layout(plans)
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            self._descriptors[file] = descriptor
+            descriptor = self._descriptors[file] = os.open(
+                file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666
+            )
             os.truncate(descriptor, len(header) + sum(plan.size for plan in plans))
             _write_all(descriptor, memoryview(header), 0)
             for plan in plans:
-                self._slots[plan.name] = _Slot(file, len(header) + offsets[plan.name], plan)
+                start = len(header) + offsets[plan.name]
+                self._slots[plan.name] = TensorEntry(
+                    plan.name, plan.dtype, plan.shape, file, start, start + plan.size
+                )
         return self
 
     def write(self, name: str, tensor: Tensor) -> None:
@@ -97,7 +79,7 @@ class ShardWriter:
             TensorMismatchError: It was not planned, or not with this dtype and shape.
         """
         slot = self._slots.get(name)
-        if slot is None or (slot.plan.dtype, slot.plan.shape) != (tensor.dtype, tensor.shape):
+        if slot is None or (slot.dtype, slot.shape) != (tensor.dtype, tensor.shape):
             raise TensorMismatchError(
                 f"{name}: {tensor.dtype} {list(tensor.shape)} was not planned for {self._directory}"
             )
@@ -116,10 +98,10 @@ class ShardWriter:
         """
         slot = self._slots[name]
         end = start + entries.numel()
-        if entries.dtype != slot.plan.dtype or end > math.prod(slot.plan.shape):
+        if entries.dtype != slot.dtype or end > math.prod(slot.shape):
             raise TensorMismatchError(f"{name}: {entries.dtype} up to {end} was not planned")
         raw = entries.view(torch.uint8).numpy().data
-        _write_all(self._descriptors[slot.file], raw, slot.offset + start * entries.dtype.itemsize)
+        _write_all(self._descriptors[slot.file], raw, slot.start + start * entries.dtype.itemsize)
         with self._counting:
             self._written[name] += entries.numel()
             self._left[slot.file] -= len(raw)
@@ -141,14 +123,14 @@ class ShardWriter:
         missing = {
             name
             for name, slot in self._slots.items()
-            if self._written[name] != math.prod(slot.plan.shape)
+            if self._written[name] != math.prod(slot.shape)
         }
         if missing:
             raise TensorMismatchError(f"{self._directory}: never written: {some(missing)}")
         for flushed in self._flushed:
             flushed.result()
-        if len(self.files) > 1:
-            size = sum(slot.plan.size for slot in self._slots.values())
+        if len(self._files) > 1:
+            size = sum(slot.size for slot in self._slots.values())
             files = {name: self._slots[name].file.name for name in sorted(self._slots)}
             write_index(self._directory, size, files, self._stem)
 
@@ -175,7 +157,8 @@ def _assign(plans: Iterable[TensorPlan], shard_bytes: int) -> list[list[TensorPl
     return shards
 
 
-def _shard_names(stem: str, count: int) -> list[str]:
+def shard_names(count: int, stem: str = "model") -> list[str]:
+    """Return the names of the files of a checkpoint."""
     if count == 1:
         return [f"{stem}.safetensors"]
     return [f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]

@@ -2,8 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint, Fingerprint
 from personality_vector.delta import lora
-from personality_vector.delta.combination import Combination
+from personality_vector.delta.provenance import require_same_tensors
 from personality_vector.delta.sources import (
+    Combination,
     Difference,
     TensorSource,
-    require_same_tensors,
     whole,
 )
 from personality_vector.delta.storage import open_stored, save_stored, verify
@@ -113,9 +113,8 @@ class Delta:
         start = Checkpoint.open(base if base is not None else lora.adapter_base(path))
         source = lora.open_adapter(path, start)
         pole = Pole.parse(pole) if isinstance(pole, str) else pole
-        factors = source.factors.fingerprint.digest
-        how = repr((source.alpha, source.rank_stabilised, source.transposed))
-        identity = digest("lora", start.fingerprint.digest, factors, how)
+        models = start.fingerprint.digest, source.factors.fingerprint.digest
+        identity = digest("lora", *models, repr(astuple(source.scaling)))
         return cls(source, start.fingerprint, identity, label or str(pole or path.name), pole)
 
     @classmethod
@@ -128,8 +127,7 @@ class Delta:
         path = Path(directory)
         source, record = open_stored(path)
         pole = Pole.parse(record.pole) if record.pole else None
-        base = Fingerprint(record.base.digest, record.base.tensors, record.base.parameters)
-        return cls(source, base, record.identity, record.label, pole, path)
+        return cls(source, record.base, record.identity, record.label, pole, path)
 
     def save(
         self,
@@ -156,14 +154,10 @@ class Delta:
             OutputExistsError: The directory exists.
             NonFiniteError: A tensor holds NaN or infinity, or does not fit the dtype.
         """
-        fingerprint, how = self.base, " ".join([storage, *([str(rank)] if rank else [])])
+        how = f"{storage} {rank}" if rank else storage
         lossy = storage in ("bfloat16", "low-rank")
         record = {
-            "base": {
-                "digest": fingerprint.digest,
-                "tensors": fingerprint.tensors,
-                "parameters": fingerprint.parameters,
-            },
+            "base": asdict(self.base),
             "identity": digest("stored", self.identity, how) if lossy else self.identity,
             "label": self.label,
             "pole": str(self.pole) if self.pole else None,
@@ -214,20 +208,14 @@ class Delta:
     @overload
     def __add__(self, other: Any) -> Any: ...
     def __add__(self, other: Any) -> Any:
-        if not isinstance(other, Delta):
-            return NotImplemented
-        self._require_same_base(other)
-        return self._combined(other, 1.0, f"{self.label} + {other.label}")
+        return self._combined(other, 1.0, "+")
 
     @overload
     def __sub__(self, other: "Delta") -> "Delta": ...
     @overload
     def __sub__(self, other: Any) -> Any: ...
     def __sub__(self, other: Any) -> Any:
-        if not isinstance(other, Delta):
-            return NotImplemented
-        self._require_same_base(other)
-        return self._combined(other, -1.0, f"{self.label} - {other.label}")
+        return self._combined(other, -1.0, "-")
 
     def __mul__(self, factor: float) -> "Delta":
         if not math.isfinite(factor):
@@ -254,10 +242,10 @@ class Delta:
     def dot(self, other: "Delta") -> float:
         """Return the inner product over all tensors, summed in float64."""
         self._require_same_base(other)
-        shared = ((name, part) for name, part in self._parts() if name in other)
         return math.fsum(
             float(self.source.part(name, part).dot(other.source.part(name, part)))
-            for name, part in shared
+            for name, part in self._parts()
+            if name in other
         )
 
     def norm(self) -> float:
@@ -284,11 +272,14 @@ class Delta:
             )
         return self.dot(other) / lengths
 
-    def _combined(self, other: "Delta", sign: float, label: str) -> "Delta":
+    def _combined(self, other: Any, sign: float, symbol: str) -> Any:
+        if not isinstance(other, Delta):
+            return NotImplemented
+        self._require_same_base(other)
         source = Combination.of((1.0, self.source), (sign, other.source))
         parts = [self.identity, other.identity]
         identity = digest("sum", *(sorted(parts) if sign > 0 else parts), repr(sign))
-        return Delta(source, self.base, identity, label)
+        return Delta(source, self.base, identity, f"{self.label} {symbol} {other.label}")
 
     def _require_same_base(self, other: "Delta") -> None:
         if self.base != other.base:
@@ -296,21 +287,6 @@ class Delta:
                 f"{self.label} is of base {self.base} and {other.label} of base {other.base}; "
                 "only deltas of one base can be combined"
             )
-
-
-def combine(terms: Sequence[tuple[Delta, float]], label: str = "") -> Delta:
-    """Return ``sum of alpha_i * delta_i`` as one delta.
-
-    Raises:
-        CheckpointError: There are no terms.
-        BaseMismatchError: They are of different bases.
-    """
-    if not terms:
-        raise CheckpointError("a combination needs at least one delta")
-    total = terms[0][0] * terms[0][1]
-    for delta, alpha in terms[1:]:
-        total += delta * alpha
-    return replace(total, label=label or total.label)
 
 
 def digest(*parts: str) -> str:

@@ -10,7 +10,6 @@ _TOWERS = ("vision", "visual", "audio")
 _HEADS = ("lm_head", "embed_out", "score")
 _EMBEDDINGS = ("emb", "wte", "wpe")
 _NORMS = ("norm", "ln")
-_PARAMETERS = (".weight", ".bias")
 
 
 def layer_of(name: str) -> str:
@@ -35,7 +34,7 @@ def module_of(name: str) -> str:
     block = _BLOCK.match(name)
     if block is None:
         return _outside(name)
-    words = [word for word in _module(block["module"]).split(".") if not word.isdigit()]
+    words = [word for word in _words(block["module"]) if not word.isdigit()]
     return "norm" if _is_any(words[-1:], _NORMS) else ".".join(words)
 
 
@@ -48,7 +47,7 @@ def grouped(names: Iterable[str], group: Callable[[str], str] = layer_of) -> dic
 
 
 def _outside(name: str) -> str:
-    words = _module(name).split(".")
+    words = _words(name)
     if words[-1] in _HEADS:
         return HEAD
     if _is_any(words, _EMBEDDINGS):
@@ -56,10 +55,8 @@ def _outside(name: str) -> str:
     return FINAL_NORM if _is_any(words[-1:], _NORMS) else ".".join(words)
 
 
-def _module(name: str) -> str:
-    for end in _PARAMETERS:
-        name = name.removesuffix(end)
-    return name
+def _words(name: str) -> list[str]:
+    return name.removesuffix(".weight").removesuffix(".bias").split(".")
 
 
 def _is_any(words: Iterable[str], kinds: tuple[str, ...]) -> bool:

@@ -1,19 +1,18 @@
-"""LoRA adapters as deltas, kept factored: ``delta = scaling * B @ A``, expanded when used."""
+"""Deltas that are kept factored, and multiplied when used: LoRA adapters, and cut-down matrices."""
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.header import read_header
-from personality_vector.checkpoint.reader import read_json
+from personality_vector.checkpoint import Checkpoint, read_header, read_json
 from personality_vector.delta.provenance import require_trained_on
-from personality_vector.delta.sources import require_finite
+from personality_vector.delta.sources import TensorSource, require_finite
 from personality_vector.errors import (
     CheckpointError,
     TensorMismatchError,
@@ -22,7 +21,11 @@ from personality_vector.errors import (
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
+LEFT, RIGHT = ".left", ".right"
+"""End the names of the factors of a matrix that was cut down."""
+
 _PREFIX = "base_model.model."
+_FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_[AB]\.weight")
 # Keys of PEFT's config that do not change what the two factors mean. Any other key that is set is
 # refused, so that a variant of LoRA which we do not know cannot be taken for a plain one.
 _HARMLESS = {
@@ -41,8 +44,17 @@ def is_adapter(path: Path) -> bool:
     return (path / _CONFIG).is_file()
 
 
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How the product of two factors becomes a delta."""
+
+    alpha: float
+    rank_stabilised: bool
+    transposed: bool
+
+
 @dataclass(frozen=True)
-class Adapter:
+class Adapter(TensorSource):
     """A plain LoRA adapter of PEFT, on a given base.
 
     Source: LoRA, Hu et al. 2021, arXiv:2106.09685: ``W = W_0 + (alpha / r) B A``; with rank
@@ -51,44 +63,28 @@ class Adapter:
 
     base: Checkpoint
     factors: Checkpoint
-    alpha: float
-    rank_stabilised: bool
-    transposed: bool
-    modules: tuple[str, ...]
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Weights of the adapted modules, as the base names them."""
-        return tuple(f"{module}.weight" for module in self.modules)
+    scaling: Scaling
+    shapes: Mapping[str, tuple[int, ...]]
+    """Those of the weights of the adapted modules, as the base names them."""
 
     @property
-    def inputs(self) -> tuple[Path, ...]:
-        """The base and the adapter."""
-        return (self.base.path, self.factors.path)
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self.shapes
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        return self.base.entries[name].shape
+    @property
+    def _origins(self) -> tuple[Checkpoint, Checkpoint]:
+        return self.base, self.factors
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return entries of ``scaling * B @ A``, multiplying only the rows that they lie in."""
         up, down = factors_of(name)
-        rank = self.factors.entries[down].shape[0]
-        scaling = self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
-        return scaling * rows_of_factors(self.factors, up, down, part, transposed=self.transposed)
-
-    def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:  # noqa: ARG002
-        """Return ``None``: an adapter has no fine-tuned tensors."""
-        return None
-
-    def require_unchanged(self) -> None:
-        """Check the base and the adapter."""
-        self.base.require_unchanged()
-        self.factors.require_unchanged()
+        rank, how = self.factors.entries[down].shape[0], self.scaling
+        scaling = how.alpha / (math.sqrt(rank) if how.rank_stabilised else rank)
+        return scaling * rows_of_factors(self.factors, up, down, part, transposed=how.transposed)
 
 
 def factors_of(name: str) -> tuple[str, str]:
-    """Return the names of ``B`` and ``A`` of a weight, as PEFT stores them."""
+    """Return the names of the factors ``B`` and ``A`` of an adapted weight."""
     module = _PREFIX + name.removesuffix(".weight")
     return f"{module}.lora_B.weight", f"{module}.lora_A.weight"
 
@@ -128,6 +124,33 @@ def _matrix(factors: Checkpoint, name: str) -> Tensor:
     return require_finite(factors, name).reshape(factors.entries[name].shape)
 
 
+@dataclass(frozen=True)
+class LowRank(TensorSource):
+    """A saved delta whose matrices are ``left @ right``, float32; what is no matrix is whole."""
+
+    tensors: Checkpoint
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self.shapes
+
+    @property
+    def _origins(self) -> tuple[Checkpoint]:
+        return (self.tensors,)
+
+    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
+        """Return entries of one tensor, multiplying only the rows that they lie in."""
+        if name in self.tensors.entries:
+            return require_finite(self.tensors, name, part).double()
+        return rows_of_factors(self.tensors, name + LEFT, name + RIGHT, part)
+
+
+def is_smaller_factored(shape: tuple[int, ...], rank: int) -> bool:
+    """Return whether a tensor is a matrix whose factors take less room than itself."""
+    return len(shape) == 2 and rank * sum(shape) < math.prod(shape)
+
+
 def open_adapter(path: Path, base: Checkpoint) -> Adapter:
     """Open a PEFT adapter directory as a delta on ``base``.
 
@@ -139,16 +162,20 @@ def open_adapter(path: Path, base: Checkpoint) -> Adapter:
     _require_plain(path, config)
     require_trained_on(path, base)
     factors = Checkpoint(path, read_header(path / _WEIGHTS))
-    modules = _modules(path, factors)
-    adapter = Adapter(
-        base,
-        factors,
+    names = _adapted(path, factors)
+    unknown = set(names) - set(base.entries)
+    if unknown:
+        raise TensorMismatchError(
+            f"{path}: adapts {some(unknown)}, which the base {base.path} does not have"
+        )
+    scaling = Scaling(
         float(config["lora_alpha"]),
         bool(config.get("use_rslora", False)),
         bool(config.get("fan_in_fan_out", False)),
-        modules,
     )
-    _require_fit(path, adapter)
+    adapter = Adapter(base, factors, scaling, {name: base.entries[name].shape for name in names})
+    for name in names:
+        _require_fit(path, adapter, name)
     return adapter
 
 
@@ -170,8 +197,10 @@ def _require_plain(path: Path, config: dict[str, Any]) -> None:
         raise CheckpointError(f"{path / _CONFIG}: only LoRA adapters have a delta of weights")
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise CheckpointError(f"{path / _CONFIG}: lora_alpha must be a number, got {alpha!r}")
-    settings = {**config, "bias": config.get("bias") not in (None, "none")}
-    settings["init_lora_weights"] = config.get("init_lora_weights", True) not in _HARMLESS_INITS
+    settings = config | {
+        "bias": config.get("bias") not in (None, "none"),
+        "init_lora_weights": config.get("init_lora_weights", True) not in _HARMLESS_INITS,
+    }
     odd = [key for key, value in settings.items() if key not in _HARMLESS and value]
     if odd:
         raise CheckpointError(
@@ -180,37 +209,27 @@ def _require_plain(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _modules(path: Path, factors: Checkpoint) -> tuple[str, ...]:
-    ends = (".lora_A.weight", ".lora_B.weight")
-    odd = [
-        name for name in factors.names if not name.startswith(_PREFIX) or not name.endswith(ends)
-    ]
+def _adapted(path: Path, factors: Checkpoint) -> list[str]:
+    """Return the names of the weights that have both factors."""
+    matches = {name: _FACTOR.fullmatch(name) for name in factors.names}
+    odd = [name for name, match in matches.items() if match is None]
     if odd:
         raise CheckpointError(f"{path / _WEIGHTS}: not plain LoRA factors: {some(odd)}")
-    stems = [name.removeprefix(_PREFIX).removesuffix(end) for name in factors.names for end in ends]
-    modules = sorted({stem for stem in stems if not stem.endswith(".weight")})
-    halves = {f"{_PREFIX}{module}{end}" for module in modules for end in ends} - set(factors.names)
+    names = sorted({f"{match['module']}.weight" for match in matches.values() if match})
+    halves = {factor for name in names for factor in factors_of(name)} - set(factors.names)
     if halves:
         raise CheckpointError(f"{path / _WEIGHTS}: lacks {some(halves)}")
-    return tuple(modules)
+    return names
 
 
-def _require_fit(path: Path, adapter: Adapter) -> None:
-    unknown = set(adapter.names) - set(adapter.base.entries)
-    if unknown:
+def _require_fit(path: Path, adapter: Adapter, name: str) -> None:
+    up, down = (adapter.factors.entries[factor].shape for factor in factors_of(name))
+    module, expected = name.removesuffix(".weight"), adapter.shape(name)
+    if down[0] == 0:
+        raise CheckpointError(f"{path}: {module}: its factors have rank 0, so it changes nothing")
+    shape = (up[0], down[1])
+    if down[0] != up[1] or (shape[::-1] if adapter.scaling.transposed else shape) != expected:
         raise TensorMismatchError(
-            f"{path}: adapts {some(unknown)}, which the base {adapter.base.path} does not have"
+            f"{path}: {module}: factors {list(up)} x {list(down)} do not make "
+            f"{list(expected)}, the shape in the base {adapter.base.path}"
         )
-    for module in adapter.modules:
-        up, down = (adapter.factors.entries[name].shape for name in factors_of(module))
-        if down[0] == 0:
-            raise CheckpointError(
-                f"{path}: {module}: its factors have rank 0, so it changes nothing"
-            )
-        shape = (up[0], down[1])
-        expected = adapter.shape(f"{module}.weight")
-        if down[0] != up[1] or (shape[::-1] if adapter.transposed else shape) != expected:
-            raise TensorMismatchError(
-                f"{path}: {module}: factors {list(up)} x {list(down)} do not make "
-                f"{list(expected)}, the shape in the base {adapter.base.path}"
-            )

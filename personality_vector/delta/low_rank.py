@@ -1,21 +1,14 @@
-"""Low-rank deltas: every matrix cut down to its largest singular values."""
+"""The nearest matrix of low rank: the largest singular values, of matrices of any size."""
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.delta.lora import rows_of_factors
-from personality_vector.delta.sources import TensorSource, require_finite, whole
+from personality_vector.delta.sources import TensorSource, whole
 from personality_vector.numeric.random import generator_for
-
-LEFT, RIGHT = ".left", ".right"
 
 _MOST_EXACT = 1 << 20
 """Entries of a matrix whose singular values are computed directly, in about a second."""
@@ -23,47 +16,6 @@ _MOST_EXACT = 1 << 20
 _OVERSAMPLING = 10  # Halko et al., section 4.2: 5 or 10 more than the rank
 _ITERATIONS = 3
 _BLOCK = 1 << 22
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """A saved delta whose matrices are ``left @ right``, float32; what is no matrix is whole."""
-
-    tensors: Checkpoint
-    shapes: dict[str, tuple[int, ...]]
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """The tensors of the delta."""
-        return tuple(sorted(self.shapes))
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """The directory of the saved delta."""
-        return (self.tensors.path,)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        return self.shapes[name]
-
-    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
-        """Return entries of one tensor, multiplying only the rows that they lie in."""
-        if name in self.tensors.entries:
-            return require_finite(self.tensors, name, part).double()
-        return rows_of_factors(self.tensors, name + LEFT, name + RIGHT, part)
-
-    def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:  # noqa: ARG002
-        """Return ``None``: what was cut off is lost."""
-        return None
-
-    def require_unchanged(self) -> None:
-        """Check the files of the saved delta."""
-        self.tensors.require_unchanged()
-
-
-def is_smaller_factored(shape: tuple[int, ...], rank: int) -> bool:
-    """Return whether a tensor is a matrix whose factors take less room than itself."""
-    return len(shape) == 2 and rank * sum(shape) < math.prod(shape)
 
 
 def truncated(
@@ -108,16 +60,12 @@ def _range(source: TensorSource, name: str, width: int) -> Float64[Tensor, "rows
     """Return an orthonormal basis of about the space that the matrix stretches most."""
     generator = generator_for(0, f"low rank of {name}")
     start = torch.randn(source.shape(name)[1], width, dtype=torch.float64, generator=generator)
-    spaces = [_orthonormal(_times(source, name, start))]
+    spaces = [torch.linalg.qr(_times(source, name, start)).Q]
     for _ in range(_ITERATIONS):
         # Orthonormal after each half, or the small singular values drown in rounding.
-        back = _orthonormal(_transposed_times(source, name, spaces[-1]))
-        spaces.append(_orthonormal(_times(source, name, back)))
-    return _orthonormal(torch.cat(spaces, dim=1))
-
-
-def _orthonormal(columns: Float64[Tensor, "n width"]) -> Float64[Tensor, "n width"]:
-    basis: Tensor = torch.linalg.qr(columns)[0]
+        back = torch.linalg.qr(_transposed_times(source, name, spaces[-1])).Q
+        spaces.append(torch.linalg.qr(_times(source, name, back)).Q)
+    basis: Tensor = torch.linalg.qr(torch.cat(spaces, dim=1)).Q
     return basis
 
 

@@ -1,16 +1,19 @@
 """What our own manifest says about a fine-tune, and whether a model can be one of this base."""
 
 import logging
+import math
 import statistics
 from pathlib import Path
 from typing import Any
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.reader import read_json
-from personality_vector.checkpoint.sampled import is_sampled
+import torch
+
+from personality_vector.checkpoint import Checkpoint, is_sampled, read_json
+from personality_vector.checkpoint.names import kind
 from personality_vector.delta.sources import require_finite
-from personality_vector.errors import BaseMismatchError
+from personality_vector.errors import BaseMismatchError, TensorMismatchError, some
 from personality_vector.manifest import MANIFEST
+from personality_vector.numeric.pieces import pieces
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +88,61 @@ def require_related(tuned: Checkpoint, base: Checkpoint) -> None:
         )
 
 
+def require_same_tensors(base: Checkpoint, tuned: Checkpoint) -> None:
+    """Check that two checkpoints have the same names and shapes, and equal integer tensors.
+
+    A head that only the fine-tuned model has, and that is nothing but a copy of its embeddings, as
+    some trainers store it, is passed over.
+
+    Raises:
+        TensorMismatchError: They do not; names what and which model is odd.
+    """
+    missing = set(base.entries) - set(tuned.entries)
+    extra = {name for name in set(tuned.entries) - set(base.entries) if not _is_copy(tuned, name)}
+    if missing or extra:
+        both = (("lacks", missing), ("adds", extra))
+        parts = [f"{verb} {some(names)}" for verb, names in both if names]
+        heads = [name for name in missing | extra if kind(name) == "head"]
+        tied = " (one of the two ties its head to its embeddings)" if heads else ""
+        raise TensorMismatchError(
+            f"{tuned.path}: {' and '.join(parts)}{tied}; a fine-tune of {base.path} has the same "
+            "tensors, and a delta of another base has to name that one with of"
+        )
+    for name in base.names:
+        _require_same_tensor(base, tuned, name)
+
+
+def _is_copy(model: Checkpoint, name: str) -> bool:
+    """Return whether a tensor is a head that equals the embeddings, entry by entry."""
+    head = model.entries[name]
+    if kind(name) != "head":
+        return False
+    alike = [
+        entry.name
+        for entry in model.entries.values()
+        if kind(entry.name) == "embeddings"
+        and (entry.dtype, entry.shape) == (head.dtype, head.shape)
+    ]
+    parts = list(pieces(math.prod(head.shape)))
+    return any(
+        all(torch.equal(model.part(name, part), model.part(other, part)) for part in parts)
+        for other in alike
+    )
+
+
+def _require_same_tensor(base: Checkpoint, tuned: Checkpoint, name: str) -> None:
+    ours, theirs = base.entries[name], tuned.entries[name]
+    if ours.shape != theirs.shape:
+        raise TensorMismatchError(
+            f"{tuned.path}: {name} has shape {list(theirs.shape)}, "
+            f"in the base {base.path} it is {list(ours.shape)}"
+        )
+    if ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
+        raise TensorMismatchError(f"{tuned.path}: {name} is {theirs.dtype}, not {ours.dtype}")
+    if not ours.dtype.is_floating_point and not torch.equal(base[name], tuned[name]):
+        raise TensorMismatchError(f"{tuned.path}: the integer tensor {name} differs from the base")
+
+
 def _ratio(base: Checkpoint, tuned: Checkpoint, name: str) -> float:
     start = require_finite(base, name, _READ).float()
     length = float(start.norm())
@@ -100,7 +158,5 @@ def _recorded_base(path: Path) -> str | None:
 
 
 def _trained(path: Path) -> dict[str, Any]:
-    if not (path / MANIFEST).is_file():
-        return {}
-    manifest = read_json(path / MANIFEST)
+    manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
     return manifest if manifest.get("kind") == "train" else {}

@@ -1,15 +1,16 @@
 """``delta.json``: what a saved delta is, and what was learnt of it while it was written."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from personality_vector.checkpoint.reader import read_json
+from personality_vector.checkpoint import Fingerprint, read_json
 from personality_vector.delta.layers import grouped
+from personality_vector.delta.lora import Scaling
 from personality_vector.errors import CheckpointError
 
 RECORD = "delta.json"
@@ -21,14 +22,6 @@ Storage = Literal["float32", "bfloat16", "lora", "low-rank", "reference"]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BaseRecord(_Frozen):
-    """The fingerprint of the base."""
-
-    digest: str
-    tensors: int
-    parameters: int
 
 
 class TensorRecord(_Frozen):
@@ -47,14 +40,6 @@ class TensorRecord(_Frozen):
     stored_norm: float
     loss: float
     zeros: float
-
-
-class AdapterRecord(_Frozen):
-    """How the two factors of a LoRA adapter are scaled."""
-
-    alpha: float
-    rank_stabilised: bool
-    transposed: bool
 
 
 class ReferenceRecord(_Frozen):
@@ -82,13 +67,13 @@ class DeltaRecord(_Frozen):
     """
 
     format: Literal[2] = 2
-    base: BaseRecord
+    base: Fingerprint
     identity: str
     label: str
     pole: str | None
     storage: Storage
     rank: int | None = None
-    adapter: AdapterRecord | None = None
+    adapter: Scaling | None = None
     reference: ReferenceRecord | None = None
     tensors: dict[str, TensorRecord]
     hashes: dict[str, str]
@@ -114,7 +99,7 @@ class DeltaRecord(_Frozen):
         """The tensors of each group together, from the embedding to the head."""
         groups = grouped(self.tensors, group)
         return {
-            key: Total.of(self.tensors[name] for name in names) for key, names in groups.items()
+            key: Total.of([self.tensors[name] for name in names]) for key, names in groups.items()
         }
 
 
@@ -137,9 +122,8 @@ class Total:
     zeros: float
 
     @classmethod
-    def of(cls, rows: Iterable[TensorRecord]) -> "Total":
+    def of(cls, rows: Collection[TensorRecord]) -> "Total":
         """Return the total of these tensors."""
-        rows = list(rows)
         sizes = [math.prod(row.shape) for row in rows]
         norm = math.hypot(*(row.norm for row in rows))
         lost = math.hypot(*(row.loss * row.norm for row in rows))
@@ -161,7 +145,14 @@ def read_record(directory: Path) -> DeltaRecord:
     if not (directory / RECORD).is_file():
         raise CheckpointError(f"{directory}: is not a saved delta: it has no {RECORD}")
     table = read_json(directory / RECORD)
-    _require_this_format(directory, table.get("format"))
+    found = table.get("format")
+    if found != _FORMAT:
+        why = (
+            "was saved by an earlier version, which knew its base by a sample of the weights"
+            if found is None
+            else f"is in format {found}, this version reads format {_FORMAT}"
+        )
+        raise CheckpointError(f"{directory / RECORD}: {why}; take the delta again with `pvec diff`")
     try:
         return DeltaRecord.model_validate(table)
     except ValidationError as error:
@@ -169,17 +160,3 @@ def read_record(directory: Path) -> DeltaRecord:
         where = ".".join(str(part) for part in first["loc"])
         wrong = f"lacks {where}" if first["type"] == "missing" else f"{where}: {first['msg']}"
         raise CheckpointError(f"{directory / RECORD}: {wrong}") from error
-
-
-def _require_this_format(directory: Path, found: object) -> None:
-    if found == _FORMAT:
-        return
-    if found is None:
-        raise CheckpointError(
-            f"{directory}: was saved by an earlier version, which knew its base by a sample of the "
-            "weights; take the delta again with `pvec diff`"
-        )
-    raise CheckpointError(
-        f"{directory / RECORD}: is in format {found}, this version reads format {_FORMAT}; take "
-        "the delta again with `pvec diff`"
-    )

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 from jaxtyping import Float, Float64
@@ -59,7 +58,7 @@ class Similarity:
         """
         if layer is None:
             start = torch.zeros(len(self.labels), len(self.labels), dtype=torch.float64)
-            return reduce(torch.add, self.grams.values(), start)
+            return sum(self.grams.values(), start)
         if layer not in self.grams:
             raise TensorMismatchError(f"no layer {layer!r}, only {', '.join(self.grams)}")
         return self.grams[layer]

@@ -6,71 +6,91 @@ difference of two weights is exact.
 """
 
 import math
+from abc import ABC, abstractmethod
 from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import cast
 
 import torch
 from jaxtyping import Float64, Shaped
 from torch import Tensor
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.names import kind
-from personality_vector.errors import NonFiniteError, TensorMismatchError, some
+from personality_vector.checkpoint import DTYPES, Checkpoint
+from personality_vector.errors import NonFiniteError
 from personality_vector.numeric.kernels import difference, is_finite
-from personality_vector.numeric.pieces import pieces
 
 
-@runtime_checkable
-class TensorSource(Protocol):
-    """Anything that yields delta tensors by name, a part at a time."""
+class TensorSource(ABC):
+    """Anything that yields delta tensors by name, a part at a time.
+
+    A subclass knows the shapes of its tensors and the checkpoints or other sources that it reads.
+    """
 
     @property
+    @abstractmethod
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    @property
+    @abstractmethod
+    def _origins(self) -> "Sequence[Checkpoint | TensorSource]": ...
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the tensors that may be non-zero, sorted."""
+        return tuple(sorted(self._shapes))
 
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Directories that are read."""
+        return tuple(
+            path
+            for one in self._origins
+            for path in ([one.path] if isinstance(one, Checkpoint) else one.inputs)
+        )
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""
+        return self._shapes[name]
 
+    @abstractmethod
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return the entries ``part.start .. part.stop`` of one delta tensor, on the CPU."""
 
-    def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:
+    def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:  # noqa: ARG002
         """Return these entries of the fine-tuned tensor itself, bit for bit, if it is known.
 
         ``base`` holds the same entries of the base, in its stored dtype.
         """
+        return None
 
     def require_unchanged(self) -> None:
         """Raise :class:`CheckpointError` if a file changed since it was opened."""
+        for one in self._origins:
+            one.require_unchanged()
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(TensorSource):
     """``tuned - base``, by reference to two checkpoints."""
 
     base: Checkpoint
     tuned: Checkpoint
 
     @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Floating-point tensors of the base."""
-        return tuple(name for name in self.base.names if _is_float(self.base, name))
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        # Integer tensors are the same in both, so they have no delta.
+        return {
+            entry.name: entry.shape
+            for entry in self.base.entries.values()
+            if entry.dtype.is_floating_point
+        }
 
     @property
-    def inputs(self) -> tuple[Path, ...]:
-        """Both checkpoints."""
-        return (self.base.path, self.tuned.path)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        return self.base.entries[name].shape
+    def _origins(self) -> tuple[Checkpoint, Checkpoint]:
+        return self.base, self.tuned
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return ``tuned - base``.
@@ -86,14 +106,9 @@ class Difference:
         """Return the entries of the fine-tuned checkpoint."""
         return self.tuned.part(name, part)
 
-    def require_unchanged(self) -> None:
-        """Check both checkpoints."""
-        self.base.require_unchanged()
-        self.tuned.require_unchanged()
-
 
 @dataclass(frozen=True)
-class Stored:
+class Stored(TensorSource):
     """A delta that was saved: float32 or bfloat16 tensors.
 
     ``exact`` holds, per tensor, the places where ``base + delta`` would not round back to the
@@ -103,21 +118,15 @@ class Stored:
 
     tensors: Checkpoint
     exact: Checkpoint | None
-    tuned_dtypes: dict[str, torch.dtype]
+    tuned_dtypes: Mapping[str, str]
+
+    @cached_property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: entry.shape for name, entry in self.tensors.entries.items()}
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The stored tensors."""
-        return self.tensors.names
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """The directory of the saved delta."""
-        return (self.tensors.path,)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        return self.tensors.entries[name].shape
+    def _origins(self) -> tuple[Checkpoint]:
+        return (self.tensors,)
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return the stored entries."""
@@ -128,7 +137,7 @@ class Stored:
         if name not in self.tuned_dtypes:
             return None
         delta = self.tensors.part(name, part)
-        restored = self.sum_of(base, delta, self.tuned_dtypes[name])
+        restored = self.sum_of(base, delta, DTYPES[self.tuned_dtypes[name]])
         if self.exact is not None and f"{name}.index" in self.exact.entries:
             listed = self._listed(self.exact, name, part)
             index = self.exact.part(f"{name}.index", listed)
@@ -151,38 +160,82 @@ class Stored:
         first, last = (bisect_left(places, end, key=index_at) for end in (part.start, part.stop))
         return slice(first, last)
 
-    def require_unchanged(self) -> None:
-        """Check the files of the saved delta."""
-        self.tensors.require_unchanged()
+
+Summand = tuple[float, TensorSource]
 
 
 @dataclass(frozen=True)
-class Restricted:
-    """Some of the tensors of another source; the others have a delta of zero."""
+class Combination(TensorSource):
+    """``sum of coefficient * source``, in float64, summed in the order given."""
 
-    source: TensorSource
-    names: tuple[str, ...]
+    terms: tuple[Summand, ...]
+
+    @classmethod
+    def of(cls, *terms: Summand) -> "Combination":
+        """Return the sum, with the terms of the sums in it in place of those sums."""
+        flat: list[Summand] = []
+        for factor, source in terms:
+            inner = source.terms if isinstance(source, Combination) else ((1.0, source),)
+            flat += [(factor * coefficient, part) for coefficient, part in inner]
+        return cls(tuple(flat))
+
+    @cached_property
+    def _holders(self) -> dict[str, tuple[Summand, ...]]:
+        """The terms that name each tensor."""
+        holders: dict[str, tuple[Summand, ...]] = {}
+        for term in self.terms:
+            for name in term[1].names:
+                holders[name] = (*holders.get(name, ()), term)
+        return holders
+
+    @cached_property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: terms[0][1].shape(name) for name, terms in self._holders.items()}
+
+    @property
+    def _origins(self) -> list[TensorSource]:
+        return [source for _, source in self.terms]
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """Those of the source."""
-        return self.source.inputs
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        return self.source.shape(name)
+        """Those of every term, each once."""
+        return tuple(dict.fromkeys(super().inputs))
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
-        """Return what the source has there."""
-        return self.source.part(name, part)
+        """Return the weighted sum of the terms that name this tensor."""
+        total = torch.zeros(part.stop - part.start, dtype=torch.float64)
+        for coefficient, source in self._holders[name]:
+            total += coefficient * source.part(name, part)
+        return total
+
+
+@dataclass(frozen=True)
+class Renamed(TensorSource):
+    """Some of the tensors of another source, by other names; the others have a delta of zero."""
+
+    source: TensorSource
+    own: Mapping[str, str]
+    """What the source calls the tensor that has a name here."""
+
+    @cached_property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: self.source.shape(own) for name, own in self.own.items()}
+
+    @property
+    def _origins(self) -> tuple[TensorSource]:
+        return (self.source,)
+
+    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
+        """Return the same entries of the tensor, as the source has them."""
+        return self.source.part(self.own[name], part)
+
+
+class Restricted(Renamed):
+    """Some of the tensors of another source, by their own names, and so of the same base."""
 
     def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:
         """Return what the source has there."""
-        return self.source.tuned_part(name, part, base)
-
-    def require_unchanged(self) -> None:
-        """Check the source."""
-        self.source.require_unchanged()
+        return self.source.tuned_part(self.own[name], part, base)
 
 
 def whole(source: TensorSource, name: str) -> slice:
@@ -216,62 +269,3 @@ def require_finite(
     if keep:
         checkpoint.last_read.part = (asked, entries)
     return entries
-
-
-def require_same_tensors(base: Checkpoint, tuned: Checkpoint) -> None:
-    """Check that two checkpoints have the same names and shapes, and equal integer tensors.
-
-    A head that only the fine-tuned model has, and that is nothing but a copy of its embeddings, as
-    some trainers store it, is passed over.
-
-    Raises:
-        TensorMismatchError: They do not; names what and which model is odd.
-    """
-    missing = set(base.entries) - set(tuned.entries)
-    extra = {name for name in set(tuned.entries) - set(base.entries) if not _is_copy(tuned, name)}
-    if missing or extra:
-        parts = [f"lacks {some(missing)}"] if missing else []
-        parts += [f"adds {some(extra)}"] if extra else []
-        heads = [name for name in missing | extra if kind(name) == "head"]
-        tied = " (one of the two ties its head to its embeddings)" if heads else ""
-        raise TensorMismatchError(
-            f"{tuned.path}: {' and '.join(parts)}{tied}; a fine-tune of {base.path} has the same "
-            "tensors, and a delta of another base has to name that one with of"
-        )
-    for name in base.names:
-        _require_same_tensor(base, tuned, name)
-
-
-def _is_copy(model: Checkpoint, name: str) -> bool:
-    """Return whether a tensor is a head that equals the embeddings, entry by entry."""
-    head = model.entries[name]
-    if kind(name) != "head":
-        return False
-    alike = [
-        entry.name
-        for entry in model.entries.values()
-        if kind(entry.name) == "embeddings"
-        and (entry.dtype, entry.shape) == (head.dtype, head.shape)
-    ]
-    parts = list(pieces(math.prod(head.shape)))
-    return any(
-        all(torch.equal(model.part(name, part), model.part(other, part)) for part in parts)
-        for other in alike
-    )
-
-
-def _require_same_tensor(base: Checkpoint, tuned: Checkpoint, name: str) -> None:
-    ours, theirs = base.entries[name], tuned.entries[name]
-    if ours.shape != theirs.shape:
-        raise TensorMismatchError(
-            f"{tuned.path}: {name} has shape {list(theirs.shape)}, "
-            f"in the base {base.path} it is {list(ours.shape)}"
-        )
-    if _is_float(base, name) != _is_float(tuned, name):
-        raise TensorMismatchError(f"{tuned.path}: {name} is {theirs.dtype}, not {ours.dtype}")
-    if not _is_float(base, name) and not torch.equal(base[name], tuned[name]):
-        raise TensorMismatchError(f"{tuned.path}: the integer tensor {name} differs from the base")
-
-
-def _is_float(checkpoint: Checkpoint, name: str) -> bool:
-    return checkpoint.entries[name].dtype.is_floating_point

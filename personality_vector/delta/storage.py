@@ -1,28 +1,21 @@
 """Saved deltas: a directory with ``delta.safetensors``, ``delta.json`` and a manifest."""
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from personality_vector.checkpoint import AtomicDirectory, Checkpoint
-from personality_vector.checkpoint.header import DTYPES, TensorEntry, read_header
+from personality_vector.checkpoint import AtomicDirectory, Checkpoint, read_header
 from personality_vector.delta import writing
 from personality_vector.delta.layers import layer_of
-from personality_vector.delta.lora import Adapter, factors_of
-from personality_vector.delta.low_rank import LEFT, RIGHT, LowRank
-from personality_vector.delta.record import (
-    RECORD,
-    AdapterRecord,
-    DeltaRecord,
-    ReferenceRecord,
-    Storage,
-    read_record,
-)
-from personality_vector.delta.sources import Difference, Stored, TensorSource, whole
+from personality_vector.delta.lora import LEFT, RIGHT, Adapter, LowRank, factors_of
+from personality_vector.delta.record import RECORD, DeltaRecord, Storage, read_record
+from personality_vector.delta.sources import Difference, Stored, TensorSource
 from personality_vector.errors import CheckpointError, RecipeError, VerificationError, some
 from personality_vector.manifest import rounded, write_manifest
 from personality_vector.numeric.pieces import pieces
@@ -45,8 +38,8 @@ def save_stored(
     storage: str,
     rank: int | None,
     force: bool,
-) -> DeltaRecord:
-    """Write a delta part by part and return its record; see :meth:`Delta.save`.
+) -> None:
+    """Write a delta part by part; see :meth:`Delta.save`.
 
     ``record`` has the keys of :class:`DeltaRecord` that do not depend on the storage.
     """
@@ -55,19 +48,28 @@ def save_stored(
     with AtomicDirectory(directory, force=force, inputs=source.inputs) as partial:
         learnt = _write(source, partial, storage, rank)
         source.require_unchanged()
-        content = DeltaRecord.model_validate({**record, **how, **_learnt(source, storage, learnt)})
+        hashes = {name: digest.hexdigest() for name, digest in learnt.digests.items()}
+        exact = {name: writing.hash_of([part]) for name, part in learnt.exact.items()}
+        found = {
+            "adapter": learnt.adapter,
+            "reference": learnt.reference,
+            "tensors": {name: rounded(row.model_dump()) for name, row in learnt.tensors.items()},
+            "hashes": hashes | exact,
+            "tuned_dtypes": learnt.tuned_dtypes,
+            "exact": bool(exact),
+        }
+        content = DeltaRecord.model_validate({**record, **how, **found})
         text = json.dumps(content.model_dump(mode="json"), indent=2)
         (partial / RECORD).write_text(text + "\n", encoding="utf-8")
         inputs = {str(index): str(path) for index, path in enumerate(source.inputs)}
         write_manifest(partial, "delta", {**record, **how, "inputs": inputs, **_kept(content)})
-    return content
 
 
 def _write(source: TensorSource, folder: Path, storage: str, rank: int | None) -> writing.Learnt:
     learnt = writing.Learnt()
     if isinstance(source, Adapter) and storage == "lora":
         writing.write_adapter(source, folder, learnt)
-    elif storage == "reference":
+    elif isinstance(source, Difference) and storage == "reference":
         writing.measure(source, learnt)
     elif rank is not None:
         writing.write_low_rank(source, folder, rank, learnt)
@@ -75,32 +77,7 @@ def _write(source: TensorSource, folder: Path, storage: str, rank: int | None) -
         writing.write_entries(source, folder, _DTYPES[storage], learnt)
     if learnt.exact:
         save_file(learnt.exact, folder / _EXACT)
-        learnt.hashes |= {name: writing.hash_of([part]) for name, part in learnt.exact.items()}
     return learnt
-
-
-def _learnt(source: TensorSource, storage: str, learnt: writing.Learnt) -> dict[str, Any]:
-    """Return the part of the record that is known only once a delta has been written."""
-    tensors = {name: rounded(row.model_dump()) for name, row in learnt.tensors.items()}
-    found: dict[str, Any] = {
-        "tensors": tensors,
-        "hashes": learnt.hashes,
-        "tuned_dtypes": learnt.tuned_dtypes,
-        "exact": bool(learnt.exact),
-    }
-    if isinstance(source, Adapter) and storage == "lora":
-        found["adapter"] = AdapterRecord(
-            alpha=source.alpha,
-            rank_stabilised=source.rank_stabilised,
-            transposed=source.transposed,
-        )
-    if isinstance(source, Difference) and storage == "reference":
-        found["reference"] = ReferenceRecord(
-            base=str(source.base.path),
-            tuned=str(source.tuned.path),
-            tuned_digest=source.tuned.fingerprint.digest,
-        )
-    return found
 
 
 def _kept(record: DeltaRecord) -> dict[str, Any]:
@@ -142,36 +119,18 @@ def open_stored(directory: Path) -> tuple[TensorSource, DeltaRecord]:
     """
     record = read_record(directory)
     if record.reference is not None:
-        return _referred(directory, record, record.reference), record
+        base = _unmoved(directory, record.reference.base, record.base.digest)
+        tuned = _unmoved(directory, record.reference.tuned, record.reference.tuned_digest)
+        return Difference(base, tuned), record
     tensors = Checkpoint(directory, read_header(directory / _TENSORS))
     exact = Checkpoint(directory, read_header(directory / _EXACT)) if record.exact else None
     _require_agreement(tensors, exact, record)
     shapes = {name: row.shape for name, row in record.tensors.items()}
     if record.adapter is not None:
-        return _adapter(tensors, shapes, record.adapter), record
+        return Adapter(tensors, tensors, record.adapter, shapes), record
     if record.rank is not None:
         return LowRank(tensors, shapes), record
-    tuned_dtypes = {name: DTYPES[dtype] for name, dtype in record.tuned_dtypes.items()}
-    return Stored(tensors, exact, tuned_dtypes), record
-
-
-def _adapter(
-    factors: Checkpoint, shapes: Mapping[str, tuple[int, ...]], how: AdapterRecord
-) -> Adapter:
-    """Return the adapter; of its base it needs the shapes, and no tensor is ever read."""
-    nowhere = factors.path / RECORD
-    entries = {
-        name: TensorEntry(name, torch.float32, shape, nowhere, 0, 0)
-        for name, shape in shapes.items()
-    }
-    modules = tuple(name.removesuffix(".weight") for name in shapes)
-    base = Checkpoint(factors.path, entries)
-    return Adapter(base, factors, how.alpha, how.rank_stabilised, how.transposed, modules)
-
-
-def _referred(directory: Path, record: DeltaRecord, reference: ReferenceRecord) -> Difference:
-    base = _unmoved(directory, reference.base, record.base.digest)
-    return Difference(base, _unmoved(directory, reference.tuned, reference.tuned_digest))
+    return Stored(tensors, exact, record.tuned_dtypes), record
 
 
 def _unmoved(directory: Path, where: str, digest: str) -> Checkpoint:
@@ -213,7 +172,12 @@ def verify(directory: Path) -> int:
         VerificationError: A tensor is not; names all of them.
     """
     source, record = open_stored(directory)
-    found = dict(_hashes(directory, source, record))
+    if record.reference is not None:
+        found = {name: _hash(source.part, name, source.shape(name)) for name in source.names}
+    else:
+        exact = read_header(directory / _EXACT) if record.exact else {}
+        stored = Checkpoint(directory, read_header(directory / _TENSORS) | exact)
+        found = {name: _hash(stored.part, name, one.shape) for name, one in stored.entries.items()}
     odd = [name for name, digest in record.hashes.items() if found.get(name) != digest]
     if odd:
         raise VerificationError(
@@ -222,16 +186,5 @@ def verify(directory: Path) -> int:
     return len(found)
 
 
-def _hashes(
-    directory: Path, source: TensorSource, record: DeltaRecord
-) -> Iterator[tuple[str, str]]:
-    if record.reference is not None:
-        for name in source.names:
-            parts = pieces(whole(source, name).stop)
-            yield name, writing.hash_of(source.part(name, part) for part in parts)
-        return
-    for file in (_TENSORS, _EXACT) if record.exact else (_TENSORS,):
-        stored = Checkpoint(directory, read_header(directory / file))
-        for name, entry in stored.entries.items():
-            parts = pieces((entry.end - entry.start) // entry.dtype.itemsize)
-            yield name, writing.hash_of(stored.part(name, part) for part in parts)
+def _hash(read: Callable[[str, slice], Tensor], name: str, shape: tuple[int, ...]) -> str:
+    return writing.hash_of(read(name, part) for part in pieces(math.prod(shape)))

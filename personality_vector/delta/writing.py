@@ -1,22 +1,29 @@
 """Writing a delta in one pass: every part is stored, hashed and measured as it goes by."""
 
 import math
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from jaxtyping import Float64
 from torch import Tensor
 
 from personality_vector.checkpoint import ShardWriter, TensorPlan
-from personality_vector.checkpoint.digests import new_digest
 from personality_vector.checkpoint.header import NAMES
-from personality_vector.delta.lora import Adapter, rows_of_product
-from personality_vector.delta.low_rank import LEFT, RIGHT, is_smaller_factored, truncated
-from personality_vector.delta.record import TensorRecord
+from personality_vector.delta.lora import (
+    LEFT,
+    RIGHT,
+    Adapter,
+    Scaling,
+    is_smaller_factored,
+    rows_of_product,
+)
+from personality_vector.delta.low_rank import truncated
+from personality_vector.delta.record import ReferenceRecord, TensorRecord
 from personality_vector.delta.sources import Difference, Stored, TensorSource, whole
 from personality_vector.errors import NonFiniteError, blame
 from personality_vector.numeric.kernels import is_finite, rounded
@@ -27,58 +34,68 @@ Keep = Callable[[slice, Float64[Tensor, " entries"]], Float64[Tensor, " entries"
 """Stores a part of one delta tensor, and returns what will be read back of it."""
 
 
+KeepOf = Callable[[str], Keep]
+"""Returns what stores the tensor of this name."""
+
+
 @dataclass(slots=True)
 class Learnt:
     """What is learnt while a delta is written; see :class:`DeltaRecord`.
 
-    ``exact`` grows with the entries that base plus delta does not restore, which are few: in a
-    float32 fine-tune those whose magnitude changed by a factor of two.
+    ``digests`` are those that the hashes come from. ``exact`` grows with the entries that base plus
+    delta does not restore, which are few: in a float32 fine-tune those whose magnitude changed by a
+    factor of two.
     """
 
     tensors: dict[str, TensorRecord] = field(default_factory=dict)
-    hashes: dict[str, str] = field(default_factory=dict)
-    tuned_dtypes: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, Any] = field(default_factory=dict)
+    tuned_dtypes: Mapping[str, str] = field(default_factory=dict)
     exact: dict[str, Tensor] = field(default_factory=dict)
+    adapter: Scaling | None = None
+    reference: ReferenceRecord | None = None
 
 
 def write_entries(source: TensorSource, folder: Path, dtype: torch.dtype, learnt: Learnt) -> None:
     """Write every entry in ``dtype``; for float32, note what it takes to be exact."""
     plans = [TensorPlan(name, dtype, source.shape(name)) for name in source.names]
-    _know(source, dtype, learnt)
-    with _writer(folder, plans, learnt) as writer:
-        for name in progress(source.names, "diff"):
-            with blame(tensor=name):
-                keep = _rounding(writer, name, dtype)
-                if isinstance(source, Difference) and dtype == torch.float32:
-                    keep = _exactly(keep, source, name, learnt)
-                learnt.tensors[name] = _stream(source, name, keep)
+    with _Writer(folder, plans, learnt) as writer:
+        keep_of: KeepOf = partial(_rounding, writer, dtype)
+        if dtype == torch.float32 and isinstance(source, Stored):
+            learnt.tuned_dtypes = source.tuned_dtypes
+            if source.exact is not None:
+                learnt.exact = {name: source.exact[name] for name in source.exact.names}
+        if dtype == torch.float32 and isinstance(source, Difference):
+            entries = source.tuned.entries
+            learnt.tuned_dtypes = {name: NAMES[entries[name].dtype] for name in source.names}
+            keep_of = partial(_exactly, keep_of, source, learnt)
+        _store(source, learnt, keep_of)
 
 
 def write_adapter(adapter: Adapter, folder: Path, learnt: Learnt) -> None:
     """Write the factors as they are."""
-    entries = adapter.factors.entries
-    plans = [TensorPlan(name, entries[name].dtype, entries[name].shape) for name in entries]
-    with _writer(folder, plans, learnt) as writer:
+    learnt.adapter = adapter.scaling
+    plans = list(adapter.factors.entries.values())
+    with _Writer(folder, plans, learnt) as writer:
         for plan in plans:
             writer.write_part(plan.name, 0, adapter.factors.part(plan.name, slice(None)))
-    for name in progress(adapter.names, "diff"):
-        with blame(tensor=name):
-            learnt.tensors[name] = _stream(adapter, name, lambda _, delta: delta)
+    _store(adapter, learnt, lambda _: lambda _, delta: delta)
 
 
 def write_low_rank(source: TensorSource, folder: Path, rank: int, learnt: Learnt) -> None:
     """Write two factors of every matrix that takes less room so, and every other tensor whole."""
     plans = [plan for name in source.names for plan in _low_rank_plans(source, name, rank)]
-    with _writer(folder, plans, learnt) as writer:
-        for name in progress(source.names, "diff"):
-            with blame(tensor=name):
-                is_factored = is_smaller_factored(source.shape(name), rank)
-                keep = (
-                    _factoring(writer, source, name, rank)
-                    if is_factored
-                    else _rounding(writer, name, torch.float32)
-                )
-                learnt.tensors[name] = _stream(source, name, keep)
+    with _Writer(folder, plans, learnt) as writer:
+        _store(source, learnt, partial(_factoring, writer, source, rank))
+
+
+def measure(source: Difference, learnt: Learnt) -> None:
+    """Write nothing; note the statistics and a hash of every float64 delta tensor."""
+    base, tuned = source.base.path, source.tuned
+    learnt.reference = ReferenceRecord(
+        base=str(base), tuned=str(tuned.path), tuned_digest=tuned.fingerprint.digest
+    )
+    learnt.digests = {name: xxhash.xxh3_128() for name in source.names}
+    _store(source, learnt, partial(_hashing, learnt))
 
 
 def _low_rank_plans(source: TensorSource, name: str, rank: int) -> list[TensorPlan]:
@@ -90,85 +107,47 @@ def _low_rank_plans(source: TensorSource, name: str, rank: int) -> list[TensorPl
     return [TensorPlan(factor, torch.float32, size) for factor, size in factors.items()]
 
 
-def measure(source: TensorSource, learnt: Learnt) -> None:
-    """Write nothing; note the statistics and a hash of every float64 delta tensor."""
+def _store(source: TensorSource, learnt: Learnt, keep_of: KeepOf) -> None:
+    """Store every tensor, and note what is learnt of it."""
     for name in progress(source.names, "diff"):
-        digest = new_digest()
-
-        def keep(_: slice, delta: Tensor, digest: Any = digest) -> Tensor:
-            digest.update(_raw(delta))
-            return delta
-
         with blame(tensor=name):
-            learnt.tensors[name] = _stream(source, name, keep)
-        learnt.hashes[name] = digest.hexdigest()
+            learnt.tensors[name] = _measured(source, name, keep_of(name))
 
 
-def hash_of(parts: Iterable[Tensor]) -> str:
-    """Return the hash of the bytes of flat tensors, one after the other."""
-    digest = new_digest()
-    for part in parts:
-        digest.update(_raw(part))
-    return str(digest.hexdigest())
-
-
-@dataclass(slots=True)
-class _Sums:
-    """Sums over the entries of one delta tensor that have been stored."""
-
-    square: float = 0.0
-    stored: float = 0.0
-    lost: float = 0.0
-    zeros: int = 0
-
-    def add(self, delta: Tensor, stored: Tensor) -> None:
-        lost = stored - delta
-        self.square += float(delta.dot(delta))
-        self.stored += float(stored.dot(stored))
-        self.lost += float(lost.dot(lost))
-        self.zeros += delta.numel() - int(delta.count_nonzero())
-
-    def of(self, shape: tuple[int, ...]) -> TensorRecord:
-        norm, count = math.sqrt(self.square), math.prod(shape)
-        return TensorRecord(
-            shape=shape,
-            norm=norm,
-            stored_norm=math.sqrt(self.stored),
-            loss=math.sqrt(self.lost) / (norm or 1.0),
-            zeros=self.zeros / count if count else 1.0,
-        )
-
-
-def _stream(source: TensorSource, name: str, keep: Keep) -> TensorRecord:
+def _measured(source: TensorSource, name: str, keep: Keep) -> TensorRecord:
     """Store one tensor part by part, and return what was learnt of it."""
-    sums = _Sums()
-    for part in pieces(whole(source, name).stop):
+    square = stored_square = lost_square = 0.0
+    zeros, count = 0, whole(source, name).stop
+    for part in pieces(count):
         delta = source.part(name, part)
-        sums.add(delta, keep(part, delta))
-    return sums.of(source.shape(name))
+        stored = keep(part, delta)
+        lost = stored - delta
+        square += float(delta.dot(delta))
+        stored_square += float(stored.dot(stored))
+        lost_square += float(lost.dot(lost))
+        zeros += delta.numel() - int(delta.count_nonzero())
+    return TensorRecord(
+        shape=source.shape(name),
+        norm=math.sqrt(square),
+        stored_norm=math.sqrt(stored_square),
+        loss=math.sqrt(lost_square) / (math.sqrt(square) or 1.0),
+        zeros=zeros / count if count else 1.0,
+    )
 
 
-@dataclass(slots=True)
-class _Writer:
+class _Writer(ShardWriter):
     """Writes parts of tensors in order, and hashes them."""
 
-    shards: ShardWriter
-    digests: dict[str, Any]
+    def __init__(self, folder: Path, plans: Sequence[TensorPlan], learnt: Learnt) -> None:
+        super().__init__(folder, plans, 2**63, stem="delta")
+        self._digests = learnt.digests = {plan.name: xxhash.xxh3_128() for plan in plans}
 
     def write_part(self, name: str, start: int, entries: Tensor) -> None:
-        self.shards.write_part(name, start, entries)
-        self.digests[name].update(_raw(entries))
+        super().write_part(name, start, entries)
+        self._digests[name].update(_raw(entries))
 
 
-@contextmanager
-def _writer(folder: Path, plans: list[TensorPlan], learnt: Learnt) -> Generator[_Writer]:
-    digests = {plan.name: new_digest() for plan in plans}
-    with ShardWriter(folder, plans, 2**63, stem="delta") as shards:
-        yield _Writer(shards, digests)
-    learnt.hashes |= {name: digest.hexdigest() for name, digest in digests.items()}
-
-
-def _rounding(writer: _Writer, name: str, dtype: torch.dtype) -> Keep:
+def _rounding(writer: ShardWriter, dtype: torch.dtype, name: str) -> Keep:
     """Store the entries, rounded once."""
 
     def keep(part: slice, delta: Tensor) -> Tensor:
@@ -184,16 +163,9 @@ def _rounding(writer: _Writer, name: str, dtype: torch.dtype) -> Keep:
     return keep
 
 
-def _factoring(writer: _Writer, source: TensorSource, name: str, rank: int) -> Keep:
-    """Store the two factors at once, and read entries back from their product."""
-    left, right = truncated(source, name, rank)
-    writer.write_part(name + LEFT, 0, left.reshape(-1))
-    writer.write_part(name + RIGHT, 0, right.reshape(-1))
-    return lambda part, _: rows_of_product(left, right, part)
-
-
-def _exactly(keep: Keep, source: Difference, name: str, learnt: Learnt) -> Keep:
+def _exactly(keep_of: KeepOf, source: Difference, learnt: Learnt, name: str) -> Keep:
     """Store the entries, and note which of them do not restore the fine-tuned value."""
+    keep = keep_of(name)
 
     def keep_exactly(part: slice, delta: Tensor) -> Tensor:
         stored = keep(part, delta)
@@ -209,17 +181,32 @@ def _exactly(keep: Keep, source: Difference, name: str, learnt: Learnt) -> Keep:
     return keep_exactly
 
 
-def _know(source: TensorSource, dtype: torch.dtype, learnt: Learnt) -> None:
-    """Note the dtypes of the fine-tuned tensors, and what a delta that was loaded knows of them."""
-    if dtype != torch.float32:
-        return
-    if isinstance(source, Difference):
-        entries = source.tuned.entries
-        learnt.tuned_dtypes = {name: NAMES[entries[name].dtype] for name in source.names}
-    elif isinstance(source, Stored):
-        learnt.tuned_dtypes = {name: NAMES[kind] for name, kind in source.tuned_dtypes.items()}
-        if source.exact is not None:
-            learnt.exact = {name: source.exact[name] for name in source.exact.names}
+def _factoring(writer: ShardWriter, source: TensorSource, rank: int, name: str) -> Keep:
+    """Store the two factors of a matrix at once, and read entries back from their product."""
+    if not is_smaller_factored(source.shape(name), rank):
+        return _rounding(writer, torch.float32, name)
+    left, right = truncated(source, name, rank)
+    writer.write_part(name + LEFT, 0, left.reshape(-1))
+    writer.write_part(name + RIGHT, 0, right.reshape(-1))
+    return lambda part, _: rows_of_product(left, right, part)
+
+
+def _hashing(learnt: Learnt, name: str) -> Keep:
+    """Store nothing but the hash of the entries."""
+
+    def keep(_: slice, delta: Tensor) -> Tensor:
+        learnt.digests[name].update(_raw(delta))
+        return delta
+
+    return keep
+
+
+def hash_of(parts: Iterable[Tensor]) -> str:
+    """Return the hash of the bytes of flat tensors, one after the other."""
+    digest = xxhash.xxh3_128()
+    for part in parts:
+        digest.update(_raw(part))
+    return str(digest.hexdigest())
 
 
 def _append(table: dict[str, Tensor], name: str, entries: Tensor) -> None:

@@ -16,7 +16,8 @@ import torch
 from personality_vector.checkpoint import AtomicDirectory, Checkpoint, ShardWriter, TensorPlan
 from personality_vector.checkpoint.header import read_header
 from personality_vector.data.chats import read_chats
-from personality_vector.delta.sources import require_finite, require_same_tensors
+from personality_vector.delta.provenance import require_same_tensors
+from personality_vector.delta.sources import require_finite
 from personality_vector.errors import NonFiniteError, TrainingError
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.manifest import write_manifest

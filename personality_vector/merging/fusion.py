@@ -12,7 +12,7 @@ from torch import Tensor
 from personality_vector.checkpoint import Fingerprint
 from personality_vector.delta import Delta
 from personality_vector.delta.delta import digest
-from personality_vector.delta.sources import whole
+from personality_vector.delta.sources import TensorSource, whole
 from personality_vector.errors import DataError, NonFiniteError, RecipeError
 from personality_vector.merging.formula import Formula, Options
 from personality_vector.merging.merged import Merged
@@ -174,30 +174,21 @@ def _joined(words: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True)
-class _Directions:
+class _Directions(TensorSource):
     """Directions as the tensors of a delta, named by their layer, so that a merge can read them."""
 
     directions: Mapping[str, Float64[Tensor, " hidden"]]
 
     @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(sorted(self.directions))
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tuple(direction.shape) for name, direction in self.directions.items()}
 
     @property
-    def inputs(self) -> tuple[()]:
+    def _origins(self) -> tuple[()]:
         return ()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.directions[name].shape)
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         return self.directions[name][part]
-
-    def tuned_part(self, name: str, part: slice, base: Tensor) -> None:
-        """There is no fine-tuned tensor."""
-
-    def require_unchanged(self) -> None:
-        """There is no file."""
 
 
 def _require_one_space(vectors: Sequence[Vector]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
 from personality_vector.delta.delta import digest
+from personality_vector.delta.sources import TensorSource
 from personality_vector.errors import RecipeError, blame
 from personality_vector.merging.formula import Combine, Formula, OptionValue
 from personality_vector.merging.loop import changed, is_one_delta
@@ -71,7 +72,7 @@ def merged(  # noqa: PLR0913  (the whole of a merge recipe, by name)
 
 
 @dataclass(frozen=True, eq=False)
-class Merged:
+class Merged(TensorSource):
     """The tensors of a merge: where those of the delta that it is come from.
 
     Attributes:
@@ -141,9 +142,12 @@ class Merged:
         return acting
 
     @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Every tensor that a term changes."""
-        return tuple(sorted(self._acting))
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: acting[0][0].delta.shape(name) for name, acting in self._acting.items()}
+
+    @property
+    def _origins(self) -> list[TensorSource]:
+        return [term.delta.source for term in self.terms]
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -151,10 +155,6 @@ class Merged:
         return tuple(
             path for term in self.terms for path in (*term.delta.source.inputs, *term.inputs)
         )
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        return self._acting[name][0][0].delta.shape(name)
 
     def slices(self, name: str, run: slice, device: str = "cpu") -> list[Slice]:
         """Return what each term that acts contributes to a run of entries."""
@@ -191,11 +191,6 @@ class Merged:
                 slices = self.slices(name, run)
                 last = self._last.run = asked, slices, changed(self.combine, slices)
             yield run, last[1], last[2]
-
-    def require_unchanged(self) -> None:
-        """Check every term."""
-        for term in self.terms:
-            term.delta.source.require_unchanged()
 
 
 def _require_whole_rows(method: str, base: Checkpoint) -> None:

@@ -88,7 +88,9 @@ def _restricted(delta: Delta, names: set[str]) -> Delta:
     kept = tuple(name for name in delta.names if name in names)
     if not kept:
         raise RecipeError(f"{delta.label}: include and exclude leave none of its tensors")
-    return replace(delta, source=Restricted(delta.source, kept)) if kept != delta.names else delta
+    if kept == delta.names:
+        return delta
+    return replace(delta, source=Restricted(delta.source, {name: name for name in kept}))
 
 
 def require_nonzero(delta: Delta) -> None:

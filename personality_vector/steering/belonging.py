@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.sampled import is_sampled
+from personality_vector.checkpoint import Checkpoint, is_sampled
 from personality_vector.errors import BaseMismatchError, TensorMismatchError
 from personality_vector.steering.layers import resolved
 from personality_vector.subject.models import decoder_blocks, hidden_size, text_config

@@ -10,8 +10,8 @@ import time
 import pytest
 import xxhash
 
-from personality_vector.checkpoint import Checkpoint, content_of, digest_cache, digests, ranges
-from personality_vector.checkpoint.digests import Wanted
+from personality_vector.checkpoint import Checkpoint, content_of, digests, ranges
+from personality_vector.checkpoint.digests import Range
 from personality_vector.errors import CheckpointError, DataError
 
 SIZE = 3_000_000
@@ -74,14 +74,14 @@ def leased(path):
 def test_a_digest_is_xxh3_of_the_bytes_whatever_way_they_are_read(file, monkeypatch):
     content = file.read_bytes()
     parts = [(0, SIZE), (1, SIZE), (4095, 4096), (5000, 2_000_001), (7, 7)]
-    wanted = {part: xxhash.xxh3_128_hexdigest(content[slice(*part)]) for part in parts}
+    wanted = [xxhash.xxh3_128_hexdigest(content[slice(*part)]) for part in parts]
     for size in (1 << 24, 1 << 20, 12_288):
         monkeypatch.setattr(ranges, "_MAPPED", size)
         for least in (0, 1 << 40):
             monkeypatch.setattr(ranges, "_WORTH_MAPPING", least)
             with file.open("rb") as stream:
-                found = digests.digests([Wanted(file, stream.fileno(), parts)])
-            assert found == {file: wanted}
+                found = digests.digests([Range(file, stream.fileno(), part) for part in parts])
+            assert found == wanted
 
 
 def test_the_content_of_a_file_is_its_bytes_and_not_its_name(file, tmp_path):
@@ -261,19 +261,19 @@ def test_a_user_without_a_home_has_no_cache(file, monkeypatch):
 
 def test_the_folder_is_the_users_unless_it_is_given(tmp_path, monkeypatch):
     monkeypatch.setenv("PVEC_CACHE", str(tmp_path))
-    assert digest_cache.folder() == tmp_path / "digests"
+    assert digests.cache_folder() == tmp_path / "digests"
     monkeypatch.delenv("PVEC_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert digest_cache.folder() == tmp_path / "xdg/personality-vector/digests"
+    assert digests.cache_folder() == tmp_path / "xdg/personality-vector/digests"
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for ignored in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
-        assert digest_cache.folder() == tmp_path / "home/.cache/personality-vector/digests"
+        assert digests.cache_folder() == tmp_path / "home/.cache/personality-vector/digests"
 
 
 @pytest.mark.usefixtures("kept")
 def test_the_oldest_entries_go_when_there_are_too_many(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(digest_cache, "_MOST", 4)
+    monkeypatch.setattr(digests, "_MOST", 4)
     for number in range(6):
         (tmp_path / f"{number}").write_text("text")
         content_of(tmp_path / f"{number}")
@@ -298,7 +298,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(file, monkeypatch):
 def test_a_file_that_is_shorter_than_it_was_is_refused(file, monkeypatch, least):
     monkeypatch.setattr(ranges, "_WORTH_MAPPING", least)
     with file.open("rb") as stream, pytest.raises(CheckpointError, match="ends at byte 3000000 of"):
-        digests.digests([Wanted(file, stream.fileno(), [(0, SIZE + 1)])])
+        digests.digests([Range(file, stream.fileno(), (0, SIZE + 1))])
 
 
 def test_who_writes_to_a_file_waits_until_it_was_read(file):

@@ -5,13 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.names import (
-    canonical,
-    canonical_names,
-    kind,
-    text_name,
-    text_names,
-)
+from personality_vector.checkpoint.names import canonical, canonical_names, kind
 from personality_vector.errors import TensorMismatchError
 
 TEXT = {
@@ -42,9 +36,11 @@ LAYOUTS = {
 def test_every_layout_of_the_language_part_is_the_text_model(layout):
     body, head = LAYOUTS[layout]
     for name in TEXT:
-        assert text_name(f"{body}{name}") == canonical(f"{body}{name}") == f"model.{name}"
+        assert canonical(f"{body}{name}") == f"model.{name}"
+        assert kind(f"{body}{name}") != "vision"
     for name in ("lm_head.weight", "lm_head.bias"):
-        assert text_name(name.replace("lm_head.", head)) == name
+        assert canonical(name.replace("lm_head.", head)) == name
+        assert kind(name.replace("lm_head.", head)) == "head"
 
 
 VISION = [
@@ -78,7 +74,6 @@ VISION = [
 @pytest.mark.parametrize(("name", "expected"), VISION, ids=[name for name, _ in VISION])
 def test_other_parts_have_one_name_and_it_is_not_of_the_text(name, expected):
     assert canonical(name) == expected
-    assert text_name(name) is None
     assert kind(name) == "vision"
 
 
@@ -95,7 +90,8 @@ def test_other_parts_have_one_name_and_it_is_not_of_the_text(name, expected):
     ],
 )
 def test_plain_text_models_of_other_names_keep_them(name):
-    assert canonical(name) == text_name(name) == name
+    assert canonical(name) == name
+    assert kind(name) != "vision"
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in VISION} | TEXT | {"lm_head.weight"}))
@@ -141,16 +137,17 @@ def written(path, *names) -> Checkpoint:
 
 def test_names_on_disk_are_found_by_their_canonical_names(tmp_path):
     found = written(tmp_path, "language_model.model.norm.weight", "vision_tower.x")
-    assert text_names(found) == {"model.norm.weight": "language_model.model.norm.weight"}
-    assert canonical_names(found) == text_names(found) | {"vision_tower.x": "vision_tower.x"}
+    assert canonical_names(found) == {
+        "model.norm.weight": "language_model.model.norm.weight",
+        "vision_tower.x": "vision_tower.x",
+    }
 
 
 def test_two_tensors_of_one_name_are_refused(tmp_path):
     found = written(tmp_path, "lm_head.weight", "language_model.lm_head.weight")
-    for naming in (text_names, canonical_names):
-        with pytest.raises(TensorMismatchError) as caught:
-            naming(found)
-        assert str(caught.value) == (
-            f"{tmp_path}: language_model.lm_head.weight and lm_head.weight are both "
-            "lm_head.weight; a model has each tensor once"
-        )
+    with pytest.raises(TensorMismatchError) as caught:
+        canonical_names(found)
+    assert str(caught.value) == (
+        f"{tmp_path}: language_model.lm_head.weight and lm_head.weight are both "
+        "lm_head.weight; a model has each tensor once"
+    )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.delta import Delta, combine, open_delta
+from personality_vector.delta import Delta, open_delta
 from personality_vector.delta.sources import whole
 from personality_vector.errors import (
     BaseMismatchError,
@@ -71,6 +71,12 @@ def test_scaling_is_linear(pair, dense, factor):
     assert torch.equal(dense(one * factor), factor * dense(one))
     left, right = dense(factor * (one + two)), dense(factor * one + factor * two)
     torch.testing.assert_close(left, right, rtol=1e-15, atol=1e-16)
+
+
+def test_a_sum_is_weighted(pair, dense):
+    one, two = pair
+    expected = 0.3 * dense(one) - 2.0 * dense(two)
+    torch.testing.assert_close(dense(0.3 * one + -2.0 * two), expected, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("divisor", [4.0, -0.3])
@@ -147,16 +153,6 @@ def test_division_by_zero_is_refused(pair):
         pair[0] / 0.0
 
 
-def test_combine_is_the_weighted_sum(pair, dense):
-    one, two = pair
-    total = combine([(one, 0.3), (two, -2.0)], "mix")
-    assert total.label == "mix"
-    expected = 0.3 * dense(one) - 2.0 * dense(two)
-    torch.testing.assert_close(dense(total), expected, rtol=0, atol=1e-15)
-    with pytest.raises(CheckpointError, match="at least one"):
-        combine([])
-
-
 def test_norm_dot_and_cosine_are_those_of_the_flat_vectors(pair, dense):
     one, two = pair
     a, b = dense(one), dense(two)
@@ -179,9 +175,8 @@ def test_a_zero_delta_has_no_cosine(pair):
         lambda a, b: a - b,
         lambda a, b: a.dot(b),
         lambda a, b: a.cosine(b),
-        lambda a, b: combine([(a, 1.0), (b, 1.0)]),
     ],
-    ids=["+", "-", "dot", "cosine", "combine"],
+    ids=["+", "-", "dot", "cosine"],
 )
 def test_deltas_of_other_bases_do_not_mix(pair, pico, pico_tuned, operation):
     other = Delta.between(pico_tuned("llama", seed=1), pico("llama"), label="other")

@@ -5,7 +5,7 @@ import torch
 
 from personality_vector.delta import Delta
 from personality_vector.delta.layers import layer_of
-from personality_vector.delta.low_rank import LowRank, is_smaller_factored
+from personality_vector.delta.lora import LowRank, is_smaller_factored
 from personality_vector.delta.record import read_record
 from personality_vector.delta.sources import whole
 from personality_vector.numeric.random import generator_for

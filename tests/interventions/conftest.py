@@ -13,6 +13,7 @@ from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
+from personality_vector.delta.sources import TensorSource
 from personality_vector.interventions.neurons.chosen import NeuronSet
 from personality_vector.interventions.neurons.find import find_neurons
 from personality_vector.interventions.spec import AnyIntervention
@@ -30,30 +31,21 @@ HIGH = Pole("extraversion", "high")
 
 
 @dataclass
-class Tensors:
+class Tensors(TensorSource):
     """A delta's tensors from a dict."""
 
     tensors: dict[str, Tensor]
 
     @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(sorted(self.tensors))
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
     @property
-    def inputs(self) -> tuple[Any, ...]:
+    def _origins(self) -> tuple[Any, ...]:
         return ()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensors[name].shape)
 
     def part(self, name: str, part: slice) -> Tensor:
         return self.tensors[name].reshape(-1)[part].double()
-
-    def tuned_part(self, _name: str, _part: slice, _base: Tensor) -> None:
-        return None
-
-    def require_unchanged(self) -> None:
-        pass
 
 
 @pytest.fixture

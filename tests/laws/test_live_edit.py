@@ -16,7 +16,7 @@ import personality_vector as pv
 from personality_vector import merge
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
-from personality_vector.delta.sources import whole
+from personality_vector.delta.sources import TensorSource, whole
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.merging.live import live_edit
 from personality_vector.subject.models import load_model
@@ -29,7 +29,7 @@ TOLERANCE = 1e-5
 
 
 @dataclass
-class FailsAt:
+class FailsAt(TensorSource):
     """The tensors of another source, of which one cannot be read."""
 
     source: Any
@@ -37,15 +37,12 @@ class FailsAt:
     error: BaseException
 
     @property
-    def names(self) -> tuple[str, ...]:
-        return self.source.names
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: self.source.shape(name) for name in self.source.names}
 
     @property
-    def inputs(self) -> tuple[Any, ...]:
-        return ()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.source.shape(name)
+    def _origins(self) -> tuple[Any, ...]:
+        return (self.source,)
 
     def part(self, name: str, part: slice) -> Tensor:
         if name == self.name:
@@ -54,9 +51,6 @@ class FailsAt:
 
     def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:
         return self.source.tuned_part(name, part, base)
-
-    def require_unchanged(self) -> None:
-        self.source.require_unchanged()
 
 
 def copies(model: Any) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 
 from personality_vector import Summand, merge
-from personality_vector.checkpoint.names import text_name
 from personality_vector.errors import BaseMismatchError, RecipeError, TensorMismatchError
 from tests import vlms
 
@@ -40,7 +39,7 @@ def test_the_language_part_gets_the_delta_and_the_rest_stays(text, vlm, tmp_path
     summand = Summand(text(family, tuned=1), ALPHA, of=text(family))
     report = merge(target, [summand], out=tmp_path / "out")
     before, after = weights(target), weights(report.path)
-    own = {name: text_name(name) for name in before}
+    own = {name: vlms.text_name(name) for name in before}
     change = changed(text, family, filter(None, own.values()))
     assert before.keys() == after.keys()
     for name, old in before.items():
@@ -86,7 +85,7 @@ def test_two_deltas_of_two_bases_meet_in_one_model(text, vlm, tmp_path):
     before, tuned = weights(target), weights(domain)
     for name, old in before.items():
         change = 0.5 * (tuned[name].double() - old.double())
-        own = text_name(name)
+        own = vlms.text_name(name)
         if own is not None:
             change += -0.25 * changed(text, "qwen2_vl", [own])[own]
         torch.testing.assert_close(after[name], (old.double() + change).to(old.dtype))
@@ -122,7 +121,7 @@ def test_another_vocabulary_needs_embeddings_and_head_excluded(text, vlm, tmp_pa
     merged = merge(target, [summand], out=tmp_path / "out", exclude=["embeddings", "head"]).path
     before, after = weights(target), weights(merged)
     for name, old in before.items():
-        own = text_name(name)
+        own = vlms.text_name(name)
         alone = own is None or "embed_tokens" in name or "lm_head" in name
         assert torch.equal(after[name], old) == alone, name
 

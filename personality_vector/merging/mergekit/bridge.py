@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from personality_vector.checkpoint import AtomicDirectory, Checkpoint, ShardWriter, TensorPlan
-from personality_vector.delta.sources import require_finite, require_same_tensors
+from personality_vector.delta.provenance import require_same_tensors
+from personality_vector.delta.sources import require_finite
 from personality_vector.errors import NonFiniteError, RecipeError, blame
 from personality_vector.merging.engine import MergeReport, complete
 from personality_vector.merging.mergekit.models import (
