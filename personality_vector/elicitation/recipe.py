@@ -16,8 +16,6 @@ Pooling = Literal["response_mean", "prompt_last", "prompt_mean"]
 Estimator = Literal["mean_difference", "pca", "logistic"]
 Unjudged = Literal["none", "recorded"]
 
-_FOR_PERSONAS = ("rollouts", "judge", "thresholds", "seed")
-
 
 def _judge(value: Any, info: Any) -> Any:
     if value in ("none", "recorded"):
@@ -46,12 +44,6 @@ class RolloutSpec(GenerationSpec):
     temperature: Real = Field(default=1.0, ge=0)
     max_new_tokens: Whole = Field(default=1000, ge=1)
     reuse: LocalPath | None = None
-
-    @model_validator(mode="after")
-    def _samples_differ(self) -> "RolloutSpec":
-        if self.temperature == 0 and self.samples > 1:
-            raise ValueError("at temperature 0 all samples are one reply: samples must be 1")
-        return self
 
 
 class ThresholdSpec(Recipe):

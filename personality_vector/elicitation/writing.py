@@ -1,15 +1,16 @@
 """Letting a model write a persona: contrastive system prompts and questions."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from personality_vector.data.personas import Persona
 from personality_vector.errors import DataError, RecipeError
+from personality_vector.recipes.reading import Recipe, sentence
 from personality_vector.subject.chat import Chat, question
 from personality_vector.subject.endpoint import Endpoint
 from personality_vector.subject.generation import Sampling
@@ -41,56 +42,37 @@ Reply with one JSON object and nothing else:
 {{"instructions": [{{"positive": "...", "negative": "..."}}, ...], "questions": ["...", ...]}}"""
 
 
-class _Pair(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _Pair(Recipe):
     positive: str
     negative: str
 
 
-class Draft(BaseModel):
+class Draft(Recipe):
     """What a generator writes: the JSON object that it is asked for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     instructions: list[_Pair]
     questions: list[str]
 
 
-@runtime_checkable
-class Generator(Protocol):
-    """Writes a text after a JSON schema, which it may or may not be able to enforce."""
-
-    def __call__(self, chat: Chat, schema: Mapping[str, Any], /) -> str:
-        """Return the reply to ``chat``."""
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointGenerator:
-    """A model behind an OpenAI-compatible server, which is held to the schema."""
-
-    endpoint: Endpoint
-
-    def __call__(self, chat: Chat, schema: Mapping[str, Any], /) -> str:
-        """Return the reply; see :meth:`Endpoint.write`."""
-        return self.endpoint.write(chat, "persona", schema)
-
+Generator = Callable[[Chat, Mapping[str, Any]], str]
+"""Writes a reply to a chat after a JSON schema, which it may or may not be able to enforce."""
 
 _LONG = Sampling(max_new_tokens=4096, temperature=0.7)
 
 
-@dataclass(frozen=True, slots=True)
-class LocalGenerator:
-    """A model in memory, which is merely asked to keep to the form."""
+def endpoint_generator(endpoint: Endpoint) -> Generator:
+    """Return a model behind an OpenAI-compatible server, which is held to the schema."""
+    return lambda chat, schema: endpoint.write(chat, "persona", schema)
 
-    subject: Subject
-    sampling: Sampling = _LONG
-    seed: int = 0
 
-    def __call__(self, chat: Chat, schema: Mapping[str, Any], /) -> str:  # noqa: ARG002
-        """Return the reply, whatever its form."""
-        (reply,) = replace(self.subject, sampling=self.sampling).replies([chat], self.seed)
+def local_generator(subject: Subject, sampling: Sampling = _LONG, seed: int = 0) -> Generator:
+    """Return a model in memory, which is merely asked to keep to the form."""
+
+    def write(chat: Chat, _schema: Mapping[str, Any]) -> str:
+        (reply,) = replace(subject, sampling=sampling).replies([chat], seed)
         return reply.text
+
+    return write
 
 
 def write_persona(
@@ -156,17 +138,15 @@ def parse_draft(text: str) -> Draft:
             f"{end + 1 - begin}); a longer limit of tokens or a larger model may help"
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"the generator's JSON: {where}: {first['msg']}") from error
-    _require_enough("instruction pairs", draft.instructions, PAIRS)
-    _require_enough("questions", draft.questions, QUESTIONS)
+        raise DataError(f"the generator's JSON: {sentence(Draft, error)}") from error
+    pairs, questions = len(draft.instructions), len(draft.questions)
+    for what, found, wanted in (
+        ("instruction pairs", pairs, PAIRS),
+        ("questions", questions, QUESTIONS),
+    ):
+        if found < wanted:
+            raise DataError(f"the generator wrote {found} {what}, {wanted} are needed")
     return draft
-
-
-def _require_enough(what: str, found: Sequence[object], wanted: int) -> None:
-    if len(found) < wanted:
-        raise DataError(f"the generator wrote {len(found)} {what}, {wanted} are needed")
 
 
 def _require_sound(given: Mapping[str, Any]) -> None:

@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from personality_vector.data.rubrics import COHERENCE
-from personality_vector.elicitation.extract import extract_persona
-from personality_vector.elicitation.pipeline import elicit, open_judge, read_persona
+from personality_vector.elicitation.extract import (
+    elicit,
+    extract_persona,
+    open_judge,
+    read_persona,
+)
 from personality_vector.elicitation.rollouts import to_jsonl
 from personality_vector.errors import DataError, ModelError, RecipeError
 from personality_vector.steering import SteeringVector
@@ -174,7 +178,7 @@ def test_statements_judge_poles_that_they_know(steer, persona, statements):
 def test_a_judge_that_cannot_rate_the_persona_is_refused_before_anything_is_drawn(
     steer, monkeypatch
 ):
-    monkeypatch.setattr("personality_vector.elicitation.pipeline.draw", never)
+    monkeypatch.setattr("personality_vector.elicitation.extract.draw", never)
 
     class Picky(EveryThird):
         def __call__(self, rubric, _answers, /):
@@ -184,12 +188,12 @@ def test_a_judge_that_cannot_rate_the_persona_is_refused_before_anything_is_draw
         elicit(steer(), Subject(None, None), Picky())
 
 
-def test_whom_the_recipe_names_judges_where_nobody_else_is_given(steer, subject, statements):
+def test_whom_the_recipe_names_judges(steer, subject, persona, statements):
     seen = []
     # No rating is below 0: every pair is dropped or unscored.
     recipe = steer(judge=statements, thresholds={"trait": 0.0})
     with pytest.raises(DataError, match="nothing is left"):
-        elicit(recipe, subject, record=seen.append)
+        elicit(recipe, subject, open_judge(recipe, persona), record=seen.append)
     assert {row.rule for row in seen[-1]} <= {"unscored", "negative_trait"}
 
 
@@ -244,6 +248,6 @@ def test_a_recipe_without_a_persona_has_none(steer, tmp_path):
     ],
 )
 def test_layers_are_checked_before_anything_is_generated(steer, monkeypatch, layers, error, said):
-    monkeypatch.setattr("personality_vector.elicitation.pipeline.draw", never)
+    monkeypatch.setattr("personality_vector.elicitation.extract.draw", never)
     with pytest.raises(error, match=said):
         extract_persona(steer(layers=layers))
