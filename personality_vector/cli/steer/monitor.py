@@ -81,8 +81,7 @@ def _measured(
     from torch import cosine_similarity
 
     from personality_vector.steering.activations import chat_reader
-    from personality_vector.steering.creativity import creativity_scores
-    from personality_vector.steering.monitor import projections
+    from personality_vector.steering.monitor import creativity_scores, projections
     from personality_vector.subject.chat import answered
     from personality_vector.subject.generation import Sampling, generate_replies
 
