@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from personality_vector.errors import DataError, ModelError, NonFiniteError, RecipeError
-from personality_vector.steering.directions import require_fit
-from personality_vector.steering.layers import no_such_layer, resolved
+from personality_vector.steering.fit import no_such_layer, require_fit, resolved
 from personality_vector.steering.positions import ALL, Positions
 from personality_vector.steering.where import Gate, Selected, Where
 from personality_vector.subject.models import decoder_blocks, hidden_size, owner_of

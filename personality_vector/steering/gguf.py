@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from personality_vector.errors import DataError, OutputExistsError, RecipeError
-from personality_vector.steering.layers import require_distinct
+from personality_vector.steering.fit import require_distinct
 from personality_vector.steering.vector import SteeringVector
 
 _ARCHITECTURE = "controlvector"

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from personality_vector.errors import DataError, ModelError, NonFiniteError, RecipeError
-from personality_vector.steering.directions import require_fit
+from personality_vector.steering.fit import require_fit
 from personality_vector.steering.positions import Positions
 from personality_vector.subject.models import hidden_size, owner_of
 from personality_vector.subject.prompts import Prompts, announcing, current_prompts

@@ -48,7 +48,7 @@ def monitor(
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.data.chats import read_prompts
     from personality_vector.steering import SteeringVector, resolve_layers
-    from personality_vector.steering.belonging import require_made_from
+    from personality_vector.steering.fit import require_made_from
     from personality_vector.subject.chat import question
     from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 

@@ -16,8 +16,7 @@ from personality_vector.steering.bake.base import Base, asked_shifts, read_confi
 from personality_vector.steering.bake.exports import EXPORTS
 from personality_vector.steering.bake.proof import Export, Proof, prove
 from personality_vector.steering.bake.routes import RouteName, route_for
-from personality_vector.steering.belonging import require_made_from, require_width
-from personality_vector.steering.layers import resolved
+from personality_vector.steering.fit import require_made_from, require_width, resolved
 from personality_vector.steering.vector import SteeringVector
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from torch import Tensor
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import CheckpointError, DataError, ModelError, NonFiniteError
 from personality_vector.steering.bake.routes import Family
-from personality_vector.steering.layers import resolved
+from personality_vector.steering.fit import resolved
 from personality_vector.steering.vector import SteeringVector
 
 Shifts = Mapping[int, Float[Tensor, " hidden"]]
