@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.subject.prompts import Prompts
@@ -108,6 +110,14 @@ class Positions:
         if all(begin >= end for begin, end in spans):
             raise DataError(f"positions {self}: row {row} has an empty prompt, so none is steered")
         return spans
+
+    def mask(self, prompts: Prompts, columns: Int[Tensor, " seq"]) -> Bool[Tensor, "rows seq"]:
+        """Return which of some columns are meant, in each row; raises like :meth:`spans`."""
+        rows = []
+        for row in range(len(prompts.ends)):
+            inside = [(columns >= a) & (columns < b) for a, b in self.spans(prompts, row)]
+            rows.append(torch.stack(inside).any(0))
+        return torch.stack(rows)
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.parts))
