@@ -10,7 +10,7 @@ and MLP of one block those let the component pass (unless the two are parallel).
 Source: Arditi et al. 2024, arXiv:2406.11717, equation of weight orthogonalisation.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from personality_vector.checkpoint import TensorPlan
 from personality_vector.steering.apply import ablated, steered
-from personality_vector.steering.bake.base import Base
+from personality_vector.steering.bake.base import Base, Edit, Edits, size_of, write_checkpoint
 from personality_vector.steering.bake.proof import Export
-from personality_vector.steering.bake.weights import Edit, size_of, write_checkpoint
 from personality_vector.subject.models import decoder_blocks
 
 _HEADS = ("lm_head.weight", "embed_out.weight")
@@ -42,21 +41,14 @@ def ablation_export(base: Base, direction: Float[Tensor, " hidden"]) -> Export:
     edits = written | (_own_head(base) if base.config.tie_word_embeddings else {})
     config = {**base.checkpoint.config, "tie_word_embeddings": False}
 
-    def asked(model: Any) -> Any:
-        return ablated_everywhere(model, base, direction)
-
-    def rounded(model: Any) -> Any:
-        return with_weights(model, base, {name: edit.values() for name, edit in written.items()})
-
-    def unrounded(model: Any) -> Any:
-        return with_weights(model, base, {name: edit.exact() for name, edit in written.items()})
-
+    asked = partial(ablated_everywhere, base=base, direction=direction)
+    rewritten = partial(with_writers, base=base, edits=written)
     is_exact = base.dtype == torch.float32
     return Export(
         partial(write_checkpoint, base.checkpoint, edits, config),
         asked,
-        realised=asked if is_exact else rounded,
-        unrounded=None if is_exact else unrounded,
+        realised=asked if is_exact else partial(rewritten, is_rounded=True),
+        unrounded=None if is_exact else partial(rewritten, is_rounded=False),
         size=size_of(base.checkpoint, edits),
     )
 
@@ -99,7 +91,9 @@ def ablated_everywhere(
 
 
 @contextmanager
-def with_weights(model: nn.Module, base: Base, values: Mapping[str, Tensor]) -> Generator[None]:
+def with_writers(
+    model: nn.Module, base: Base, edits: Edits, *, is_rounded: bool
+) -> Generator[None]:
     """Give a model in memory other writers, by their names on disk; restored on leaving.
 
     A tied head is untied and keeps its weights.
@@ -108,11 +102,12 @@ def with_weights(model: nn.Module, base: Base, values: Mapping[str, Tensor]) -> 
     head.weight = nn.Parameter(head.weight.detach())
     parameters = dict(model.named_parameters())
     root = f"{base.family.root}."
-    writing = {name: parameters[root + name.removeprefix(root)] for name in values}
+    writing = {name: parameters[root + name.removeprefix(root)] for name in edits}
     saved = {name: parameter.data for name, parameter in writing.items()}
-    for name, parameter in writing.items():
-        parameter.data = values[name].to(parameter.dtype)
     try:
+        for name, parameter in writing.items():
+            values = edits[name].values() if is_rounded else edits[name].exact()
+            parameter.data = values.to(parameter.dtype)
         yield
     finally:
         for name, parameter in writing.items():

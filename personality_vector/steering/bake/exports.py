@@ -13,10 +13,9 @@ from personality_vector.checkpoint import TensorPlan
 from personality_vector.errors import CheckpointError
 from personality_vector.lab import BUILTIN
 from personality_vector.steering.apply import steered
-from personality_vector.steering.bake.base import Base, Shifts
+from personality_vector.steering.bake.base import Base, Edit, Shifts, size_of, write_checkpoint
 from personality_vector.steering.bake.proof import Export
 from personality_vector.steering.bake.routes import ATTENTION, GATED
-from personality_vector.steering.bake.weights import Edit, size_of, write_checkpoint
 
 _SHARED = (  # what Qwen2, Mistral and Llama are built from
     "vocab_size",
@@ -54,10 +53,7 @@ def convert_export(base: Base, shifts: Shifts) -> Export:
 
 def adapter_export(base: Base, shifts: Shifts) -> Export:
     """Write a PEFT adapter that holds nothing but a bias; its float32 numbers are not rounded."""
-
-    def asked(model: Any) -> Any:
-        return steered(model, shifts)
-
+    asked = partial(steered, directions=shifts)
     return Export(partial(_write_adapter, base, shifts), asked, asked)
 
 
@@ -88,8 +84,8 @@ def _with_biases(
                 edits[edit.plan.name] = edit
     return Export(
         partial(write_checkpoint, base.checkpoint, edits, config),
-        asked=lambda model: steered(model, shifts),
-        realised=lambda model: steered(model, realised),
+        asked=partial(steered, directions=shifts),
+        realised=partial(steered, directions=realised),
         size=size_of(base.checkpoint, edits),
     )
 

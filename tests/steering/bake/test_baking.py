@@ -25,7 +25,7 @@ from personality_vector.errors import (
     VerificationError,
 )
 from personality_vector.steering.bake import ablation, bake, bake_ablation, exports
-from personality_vector.steering.bake import weights as writing
+from personality_vector.steering.bake import base as writing
 from personality_vector.steering.bake.proof import load_export
 from personality_vector.subject.models import load_model
 
