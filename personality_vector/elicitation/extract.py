@@ -1,7 +1,11 @@
-"""Carrying out a steer recipe: with data of both sides, or with a persona that a model shows."""
+"""Steering vectors from data of two sides, from a persona that a model shows, of creativity."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.data.chats import read_chats
@@ -9,13 +13,15 @@ from personality_vector.data.personas import Persona
 from personality_vector.data.rubrics import COHERENCE
 from personality_vector.elicitation.filter import FilterReport, filtered, require_some
 from personality_vector.elicitation.recipe import SteerRecipe
-from personality_vector.elicitation.rollouts import Rollout, Side, draw, reused
-from personality_vector.errors import RecipeError
+from personality_vector.elicitation.rollouts import Rollout, Side, draw, read_rows, reused
+from personality_vector.errors import DataError, RecipeError
 from personality_vector.judges.spec import JudgeSpec
-from personality_vector.recipes.reading import read_recipe
+from personality_vector.recipes.fields import Words
+from personality_vector.recipes.reading import Recipe, read_recipe
+from personality_vector.steering.activations import Pooling
 from personality_vector.steering.apply import resolve_layers
 from personality_vector.steering.vector import SteeringVector
-from personality_vector.subject.chat import Chat
+from personality_vector.subject.chat import Chat, question
 from personality_vector.subject.protocols import Judge, rated
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
@@ -40,17 +46,8 @@ class Elicited:
     report: FilterReport
     judge: str
 
-    @property
-    def positive(self) -> list[Chat]:
-        """The kept chats of the positive side, with their system prompts, in the order of pairs."""
-        return self._kept("positive")
-
-    @property
-    def negative(self) -> list[Chat]:
-        """The kept chats of the negative side; chat ``i`` has the id of positive chat ``i``."""
-        return self._kept("negative")
-
-    def _kept(self, side: Side) -> list[Chat]:
+    def kept(self, side: Side) -> list[Chat]:
+        """Return the kept chats of a side, with their system prompts; chats ``i`` are a pair."""
         return [row.chat for row in self.rollouts if row.kept and row.side == side]
 
 
@@ -122,7 +119,7 @@ def extract_persona(
     if recipe.layers is not None:
         resolve_layers(subject.model, recipe.layers)  # refused now, not after hours of rollouts
     elicited = elicit(recipe, subject, judge, record=record)
-    sides = elicited.positive, elicited.negative
+    sides = elicited.kept("positive"), elicited.kept("negative")
     vector = _between(recipe, subject, sides, persona.pole, persona.label)
     return replace(vector, judge=elicited.judge), elicited
 
@@ -172,12 +169,16 @@ def elicit(
         Persona vectors, Chen et al. 2025, arXiv:2507.21509. Deviations: pairs are found by id,
         not by row; the judge sees question and reply, in our words.
     """
-    persona = read_persona(recipe)
+    persona, spec = read_persona(recipe), recipe.rollouts
     if judge is not None:
         judge = judge.prepare(subject)
         rated(judge, persona.as_rubric(), ())  # refused now, not after hours of rollouts
     is_recorded = judge is None and recipe.judge == "recorded"
-    drawn = _drawn(recipe, persona, subject, is_recorded=is_recorded)
+    if spec.reuse is None:
+        drawn = draw(subject, persona, spec, recipe.seed)
+    else:
+        earlier = reused(spec.reuse, persona, spec)
+        drawn = earlier if is_recorded else [row.unrated() for row in earlier]
     record(drawn)
     judged = drawn if judge is None else _judged(judge, persona, drawn)
     record(judged)
@@ -187,16 +188,6 @@ def elicit(
     require_some(report, persona.label)
     by = str(recipe.judge) if judge is None else judge.name
     return Elicited(persona, tuple(rollouts), report, by)
-
-
-def _drawn(
-    recipe: SteerRecipe, persona: Persona, subject: Subject, *, is_recorded: bool
-) -> list[Rollout]:
-    spec = recipe.rollouts
-    if spec.reuse is None:
-        return draw(subject, persona, spec, recipe.seed)
-    earlier = reused(spec.reuse, persona, spec)
-    return earlier if is_recorded else [row.unrated() for row in earlier]
 
 
 def _judged(judge: Judge, persona: Persona, rollouts: Sequence[Rollout]) -> list[Rollout]:
@@ -230,3 +221,57 @@ def _between(
         label=label,
     )
     return replace(vector, model=Checkpoint.open(recipe.model).fingerprint.digest)
+
+
+class CreativityPair(Recipe):
+    """A prompt that asks for something creative, and its uncreative counterpart."""
+
+    creative: Words
+    uncreative: Words
+
+
+def read_creativity_pairs(file: Path) -> list[CreativityPair]:
+    """Return the pairs of a JSONL file: rows ``{creative, uncreative}``, in file order.
+
+    Raises:
+        DataError: The file cannot be read, holds no pair, or a line is none (named by number).
+    """
+    pairs = read_rows(file, CreativityPair)
+    if not pairs:
+        raise DataError(f"{file}: holds no pair of a creative and an uncreative prompt")
+    return pairs
+
+
+def creativity_direction(
+    model: nn.Module,
+    tokenizer: Any,
+    pairs: Sequence[CreativityPair],
+    *,
+    layers: Sequence[int] | None = None,
+    pooling: Pooling = "prompt_last",
+    batch_size: int = 16,
+) -> SteeringVector:
+    """Return the direction of creativity: of unit length, so a coefficient is in activation units.
+
+    Each prompt is read as the message of a user; no reply is generated.
+
+    Raises:
+        DataError: There are no pairs, the two sides are equal, or the pooling needs a response.
+        NonFiniteError: The model's activations are NaN or infinite.
+        ModelError: The model has no such layer.
+
+    Source:
+        Olson et al. 2024, arXiv:2412.06060: ``a = unit(mean h_l(creative) - mean h_l(uncreative))``
+        with ``h_l`` the output of layer 8 of Llama-3-8B, over 500 story prompts and versions of
+        them that were made uncreative; ``h_8 + 3 a``. Not verified: over which tokens they pool
+        and how they count layers, for which there is no public code. The last token of the prompt
+        is our choice, because what is generated next depends on it; ``prompt_mean`` is the other.
+    """
+    sides = (
+        [question(pair.creative) for pair in pairs],
+        [question(pair.uncreative) for pair in pairs],
+    )
+    vector = SteeringVector.extract(
+        model, tokenizer, *sides, layers=layers, pooling=pooling, batch_size=batch_size
+    )
+    return replace(vector.unit(), label="creativity")

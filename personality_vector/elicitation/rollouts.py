@@ -70,22 +70,17 @@ class Rollout(Recipe):
 
     def rated(self, trait: Score, coherence: Score, scale: tuple[float, float]) -> "Rollout":
         """Return it with a judge's scores, moved from its ``scale`` to 0-100."""
-        reasons = [score.reason for score in (trait, coherence) if score.value is None]
-        update = {
-            "trait": _percent(trait.value, scale),
-            "coherence": _percent(coherence.value, scale),
-            "reason": "; ".join(dict.fromkeys(reasons)),
+        low, high = scale
+        percents = {
+            name: None if score.value is None else (score.value - low) * (100 / (high - low))
+            for name, score in (("trait", trait), ("coherence", coherence))
         }
-        return self.model_copy(update=update)
+        reasons = [score.reason for score in (trait, coherence) if score.value is None]
+        return self.model_copy(update={**percents, "reason": "; ".join(dict.fromkeys(reasons))})
 
     def unrated(self) -> "Rollout":
         """Return the reply without what was decided about it."""
         return Rollout(**self.model_dump(include={"id", "side", "system", "question", "reply"}))
-
-
-def _percent(value: float | None, scale: tuple[float, float]) -> float | None:
-    low, high = scale
-    return None if value is None else (value - low) * (100 / (high - low))
 
 
 class Pair(NamedTuple):

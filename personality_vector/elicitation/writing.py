@@ -42,6 +42,13 @@ Reply with one JSON object and nothing else:
 {{"instructions": [{{"positive": "...", "negative": "..."}}, ...], "questions": ["...", ...]}}"""
 
 
+_STAND_IN = {
+    "instructions": [{"positive": "a", "negative": "b"}],
+    "questions": {"extract": ["a"]},
+}
+"""Takes the place of what the generator will write while the rest of a persona is checked."""
+
+
 class _Pair(Recipe):
     positive: str
     negative: str
@@ -104,9 +111,18 @@ def write_persona(
         model. Deviation: our own request, without the judge's prompt, which is the same for all.
     """
     given = {"name": name, "description": description, "opposite": opposite, "pole": pole}
-    _require_sound(given)
-    text = generator(question(_request(name, description, opposite)), Draft.model_json_schema())
-    draft = parse_draft(text)
+    Persona.parse(
+        {**given, **_STAND_IN}, origin="persona", folder=Path()
+    )  # before a model is asked
+    request = _REQUEST.format(
+        name=name,
+        description=description,
+        opposite=f"Its opposite means: {opposite}\n" if opposite else "",
+        negative="the opposite" if opposite else "nothing of it: a neutral, helpful assistant",
+        pairs=PAIRS,
+        questions=QUESTIONS,
+    )
+    draft = parse_draft(generator(question(request), Draft.model_json_schema()))
     asked = draft.questions[:QUESTIONS]
     written = {
         **given,
@@ -139,31 +155,11 @@ def parse_draft(text: str) -> Draft:
         ) from error
     except ValidationError as error:
         raise DataError(f"the generator's JSON: {sentence(Draft, error)}") from error
-    pairs, questions = len(draft.instructions), len(draft.questions)
-    for what, found, wanted in (
-        ("instruction pairs", pairs, PAIRS),
-        ("questions", questions, QUESTIONS),
-    ):
+    counts = (
+        ("instruction pairs", len(draft.instructions), PAIRS),
+        ("questions", len(draft.questions), QUESTIONS),
+    )
+    for what, found, wanted in counts:
         if found < wanted:
             raise DataError(f"the generator wrote {found} {what}, {wanted} are needed")
     return draft
-
-
-def _require_sound(given: Mapping[str, Any]) -> None:
-    """Check what the user gave before a model is asked."""
-    stand_in = {
-        "instructions": [{"positive": "a", "negative": "b"}],
-        "questions": {"extract": ["a"]},
-    }
-    Persona.parse({**given, **stand_in}, origin="persona", folder=Path())
-
-
-def _request(name: str, description: str, opposite: str | None) -> str:
-    return _REQUEST.format(
-        name=name,
-        description=description,
-        opposite=f"Its opposite means: {opposite}\n" if opposite else "",
-        negative="the opposite" if opposite else "nothing of it: a neutral, helpful assistant",
-        pairs=PAIRS,
-        questions=QUESTIONS,
-    )

@@ -45,7 +45,6 @@ class Row:
     pooled: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
 class Reader:
     """Reads pooled activations of a model: chats in, a vector for each layer out.
 
@@ -54,19 +53,32 @@ class Reader:
     ``output_hidden_states`` would miss steering, and would return the last block after the final
     norm. The output layer is not run, and padding is never read.
 
-    Attributes:
+    Args:
         model: A causal language model; not changed.
         tokenizer: With a chat template.
-        layers: 0-based decoder blocks.
+        layers: Decoder blocks, ``-1`` the last; by default all. As an attribute they are 0-based.
         pooling: Which tokens count.
         batch_size: Inputs per forward pass; it changes speed and memory only.
+
+    Raises:
+        ModelError: The model has no such layer.
+        DataError: A layer is named twice, or none is.
     """
 
-    model: Any
-    tokenizer: Any
-    layers: tuple[int, ...]
-    pooling: Pooling = "response_mean"
-    batch_size: int = 16
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        layers: Sequence[int] | None = None,
+        pooling: Pooling = "response_mean",
+        batch_size: int = 16,
+    ) -> None:
+        every = range(len(decoder_blocks(model)))
+        self.layers = resolve_layers(model, every if layers is None else layers)
+        self._model = model
+        self._tokenizer = tokenizer
+        self._pooling = pooling
+        self._batch_size = batch_size
 
     def pooled(self, inputs: Sequence[Chat]) -> dict[int, Float[Tensor, "inputs hidden"]]:
         """Return, for each layer, the pooled activation of each input, in their order.
@@ -99,10 +111,10 @@ class Reader:
         rows = []
         for number, given in enumerate(inputs):
             with blame(input=number):
-                rows.append(row_of(self.tokenizer, given, self.pooling))
-        numbers = list(batched(range(len(rows)), self.batch_size))
+                rows.append(row_of(self._tokenizer, given, self._pooling))
+        numbers = list(batched(range(len(rows)), self._batch_size))
         for batch in progress(numbers, "read activations"):
-            found = read_blocks(self.model, [rows[n] for n in batch], self.layers, _mean)
+            found = read_blocks(self._model, [rows[n] for n in batch], self.layers, _mean)
             pooled = {layer: torch.stack(means).cpu() for layer, means in found.items()}
             for layer, values in pooled.items():
                 _require_finite(layer, batch, values)
@@ -138,31 +150,6 @@ def read_blocks(
         stack.enter_context(reading(Prompts.of(ids, mask, [row.prompt_end for row in rows])))
         decoder_of(model)(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
     return found
-
-
-def chat_reader(
-    model: Any,
-    tokenizer: Any,
-    layers: Sequence[int] | None = None,
-    pooling: Pooling = "response_mean",
-    batch_size: int = 16,
-) -> Reader:
-    """Return a reader of chats.
-
-    Args:
-        model: A causal language model.
-        tokenizer: With a chat template.
-        layers: Decoder blocks, ``-1`` the last; by default all.
-        pooling: Which tokens count.
-        batch_size: Chats per forward pass.
-
-    Raises:
-        ModelError: The model has no such layer.
-        DataError: A layer is named twice, or none is.
-    """
-    every = range(len(decoder_blocks(model)))
-    chosen = resolve_layers(model, every if layers is None else layers)
-    return Reader(model, tokenizer, chosen, pooling, batch_size)
 
 
 def template_hash(tokenizer: Any) -> str:

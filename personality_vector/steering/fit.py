@@ -39,7 +39,7 @@ def resolved(layers: Sequence[int], count: int) -> tuple[int, ...]:
     return found
 
 
-def require_distinct(found: Sequence[int], given: Sequence[int] | None = None) -> None:
+def require_distinct(found: Sequence[int], given: Sequence[int]) -> None:
     """Check that there are layers, and each of them once.
 
     Args:
@@ -52,8 +52,7 @@ def require_distinct(found: Sequence[int], given: Sequence[int] | None = None) -
     if not found:
         raise DataError("no layer is given; name at least one decoder block, such as 12")
     if len(set(found)) < len(found):
-        named = list(found if given is None else given)
-        raise DataError(f"layers {named} name the same block twice; name each once")
+        raise DataError(f"layers {list(given)} name the same block twice; name each once")
 
 
 def no_such_layer(layer: int, count: int) -> str:

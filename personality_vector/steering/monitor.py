@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.steering.activations import (
     Pooling,
+    Reader,
     Row,
-    chat_reader,
     read_blocks,
     row_of,
 )
@@ -57,7 +57,7 @@ def projections(  # noqa: PLR0913  (a model, what it reads, and along what)
         Monitoring of persona vectors, Chen et al. 2025, arXiv:2507.21509: ``<a, v> / |v|``.
     """
     place, unit = unit_at(model, vector, layer)
-    pooled = chat_reader(model, tokenizer, [place], pooling, batch_size).pooled(chats)
+    pooled = Reader(model, tokenizer, [place], pooling, batch_size).pooled(chats)
     return pooled[place].double() @ unit
 
 

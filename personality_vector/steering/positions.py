@@ -19,8 +19,6 @@ from personality_vector.subject.prompts import Prompts
 Span = tuple[int, int | float]
 """Columns ``begin .. end - 1``; the end may be infinite."""
 
-_FORM = "all, prompt, response, last N or after TOKEN, joined by +"
-
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -150,7 +148,10 @@ def _part(text: str, tokenizer: Any) -> Part:
     after = re.fullmatch(r"after\s+(\S.*)", text)
     if after:
         return Part("after", _token(after[1], tokenizer))
-    raise RecipeError(f"positions {text!r} select no token; a clause is {_FORM}")
+    raise RecipeError(
+        f"positions {text!r} select no token; a clause is all, prompt, response, last N or "
+        "after TOKEN, joined by +"
+    )
 
 
 def _token(text: str, tokenizer: Any) -> int:

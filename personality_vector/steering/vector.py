@@ -14,7 +14,7 @@ from personality_vector.delta import Delta
 from personality_vector.errors import BaseMismatchError, NonFiniteError, TensorMismatchError
 from personality_vector.steering.activations import (
     Pooling,
-    chat_reader,
+    Reader,
     require_prompts_differ,
     template_hash,
 )
@@ -115,7 +115,7 @@ class SteeringVector:
             the turn is not part of the response; a side is averaged as given, without a judge.
         """
         require_prompts_differ(positive, negative, pooling)
-        reader = chat_reader(model, tokenizer, layers, pooling, batch_size)
+        reader = Reader(model, tokenizer, layers, pooling, batch_size)
         return cls(
             contrast(reader, positive, negative, estimator),
             "",
@@ -142,7 +142,7 @@ class SteeringVector:
         """Return how fine-tuning moved the mean activation over the same chats.
 
         It is to activations what a delta is to weights. For one model in memory read it twice
-        with :func:`chat_reader`, plain and inside ``intervention.applied(subject, strength)``,
+        with :func:`Reader`, plain and inside ``intervention.applied(subject, strength)``,
         and take :func:`shift` of the two means.
 
         Args:
@@ -165,7 +165,7 @@ class SteeringVector:
         """
         require_one_stream(base, tuned)
         before, after = (
-            chat_reader(model, tokenizer, layers, pooling, batch_size).mean(chats)
+            Reader(model, tokenizer, layers, pooling, batch_size).mean(chats)
             for model in (base, tuned)
         )
         return cls(

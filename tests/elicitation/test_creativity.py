@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from personality_vector.elicitation.creativity import (
+from personality_vector.elicitation.extract import (
     CreativityPair,
     creativity_direction,
     read_creativity_pairs,
 )
 from personality_vector.errors import DataError
-from personality_vector.steering.activations import chat_reader
+from personality_vector.steering.activations import Reader
 from personality_vector.subject.chat import question
 
 PAIRS_FILE = Path(__file__).parents[2] / "training/steering/creativity.jsonl"
@@ -27,7 +27,7 @@ def test_the_direction_of_creativity_is_the_unit_difference_of_its_prompts(subje
     model, tokenizer = subject.model, subject.tokenizer
     vector = creativity_direction(model, tokenizer, PAIRS, pooling=pooling, batch_size=1)
     creative, uncreative = (
-        chat_reader(model, tokenizer, None, pooling).mean(
+        Reader(model, tokenizer, None, pooling).mean(
             [question(getattr(pair, side)) for pair in PAIRS]
         )
         for side in ("creative", "uncreative")

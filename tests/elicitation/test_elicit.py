@@ -52,9 +52,14 @@ def test_what_is_kept_comes_in_pairs_with_the_system_prompts(steer, subject, per
     assert elicited.report.dropped == {
         "empty": 0, "unscored": 2, "positive_trait": 0, "negative_trait": 4, "coherence": 0
     }  # fmt: skip
-    assert len(elicited.positive) == len(elicited.negative) == elicited.report.kept == 6
+    assert (
+        len(elicited.kept("positive"))
+        == len(elicited.kept("negative"))
+        == elicited.report.kept
+        == 6
+    )
     opposite = {pair.positive: pair.negative for pair in persona.instructions}
-    for one, other in zip(elicited.positive, elicited.negative, strict=True):
+    for one, other in zip(elicited.kept("positive"), elicited.kept("negative"), strict=True):
         assert [message["role"] for message in one] == ["system", "user", "assistant"]
         assert other[0]["content"] == opposite[one[0]["content"]]
         assert other[1] == one[1]
@@ -70,7 +75,10 @@ def test_nobody_judging_keeps_all(steer, subject):
 
 def test_a_low_pole_swaps_the_sides(steer, subject):
     high, low = (elicit(steer(pole=f"extraversion:{level}"), subject) for level in ("high", "low"))
-    assert (high.positive, high.negative) == (low.negative, low.positive)
+    assert (high.kept("positive"), high.kept("negative")) == (
+        low.kept("negative"),
+        low.kept("positive"),
+    )
     assert str(low.persona.pole) == "extraversion:low"
     with pytest.raises(RecipeError, match="persona extraversion is of extraversion:high"):
         read_persona(steer(pole="openness:high"))
@@ -109,7 +117,7 @@ def test_the_vector_is_that_of_the_kept_chats(steer, subject, monkeypatch):
     vector, elicited = extract_persona(steer(layers=[1]))
     model, tokenizer = subject.model, subject.tokenizer
     expected = SteeringVector.extract(
-        model, tokenizer, elicited.positive, elicited.negative, layers=[1]
+        model, tokenizer, elicited.kept("positive"), elicited.kept("negative"), layers=[1]
     )
     torch.testing.assert_close(vector[1], expected[1])
     assert (str(vector.pole), vector.label) == ("extraversion:high", "extraversion:high")
@@ -125,8 +133,8 @@ def test_pooling_and_estimator_are_passed_on(steer, subject, pooling):
     expected = SteeringVector.extract(
         subject.model,
         subject.tokenizer,
-        elicited.positive,
-        elicited.negative,
+        elicited.kept("positive"),
+        elicited.kept("negative"),
         pooling=pooling,
         estimator="pca",
     )

@@ -16,7 +16,7 @@ from personality_vector.errors import (
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector, steered
-from personality_vector.steering.activations import chat_reader, template_hash
+from personality_vector.steering.activations import Reader, template_hash
 from personality_vector.steering.estimators import ESTIMATORS, shift
 from personality_vector.subject.chat import answered, encode_chats, question
 from personality_vector.subject.models import decoder_blocks, load_model
@@ -38,11 +38,11 @@ QUIET = [
 
 
 def pooled_activations(model: Any, tokenizer: Any, chats: Any, *how: Any, **named: Any) -> Any:
-    return chat_reader(model, tokenizer, *how, **named).pooled(chats)
+    return Reader(model, tokenizer, *how, **named).pooled(chats)
 
 
 def mean_activations(model: Any, tokenizer: Any, chats: Any, *how: Any, **named: Any) -> Any:
-    return chat_reader(model, tokenizer, *how, **named).mean(chats)
+    return Reader(model, tokenizer, *how, **named).mean(chats)
 
 
 @torch.no_grad()
@@ -213,7 +213,7 @@ def test_models_of_another_shape_are_not_compared(loaded):
 def test_what_differs_between_two_models_is_said_before_they_read(loaded, monkeypatch):
     (base, tokenizer), (other, _) = loaded("llama"), loaded("llama")
     monkeypatch.setattr(
-        "personality_vector.steering.vector.chat_reader",
+        "personality_vector.steering.vector.Reader",
         lambda *_: pytest.fail("a chat was read"),
     )
     monkeypatch.setattr(other.config, "vocab_size", 301)

@@ -29,7 +29,7 @@ def creativity(
 ) -> None:
     """Save the creativity direction of Olson et al., of unit length at every layer."""
     from personality_vector.checkpoint import Checkpoint
-    from personality_vector.elicitation.creativity import (
+    from personality_vector.elicitation.extract import (
         creativity_direction,
         read_creativity_pairs,
     )

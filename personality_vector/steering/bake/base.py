@@ -148,24 +148,16 @@ class Edit:
 Edits = Mapping[str, Edit]
 
 
-def write_checkpoint(
-    checkpoint: Checkpoint, edits: Edits, config: Mapping[str, Any], directory: Path
-) -> None:
-    """Write the base with ``edits`` and another config.json; see :func:`write_weights`."""
-    write_weights(checkpoint, edits, directory)
-    text = json.dumps(config, indent=2) + "\n"
-    (directory / "config.json").write_text(text, encoding="utf-8")
-    checkpoint.copy_side_files(directory)
-
-
 def size_of(checkpoint: Checkpoint, edits: Edits) -> int:
-    """Return the bytes of the weights that :func:`write_weights` writes."""
+    """Return the bytes of the weights that :func:`write_checkpoint` writes."""
     files = sum(file.stat().st_size for file in _files(checkpoint))
     return files + sum(e.plan.size for name, e in edits.items() if name not in checkpoint.entries)
 
 
-def write_weights(checkpoint: Checkpoint, edits: Edits, directory: Path) -> None:
-    """Write the base's weights with ``edits``; what is not edited is the base's, byte for byte.
+def write_checkpoint(
+    checkpoint: Checkpoint, edits: Edits, config: Mapping[str, Any], directory: Path
+) -> None:
+    """Write the base with ``edits`` and another config.json; the rest is the base's, byte for byte.
 
     Files are copied as files and edited tensors overwritten in place; new tensors are one more
     shard. Memory: one edited tensor.
@@ -174,26 +166,27 @@ def write_weights(checkpoint: Checkpoint, edits: Edits, directory: Path) -> None
         NonFiniteError: An edited tensor is not finite in its dtype.
     """
     files, entries = _files(checkpoint), checkpoint.entries
-    added = [name for name in edits if name not in entries]
-    names = _shard_names(len(files) + bool(added))
+    plans = [edit.plan for name, edit in edits.items() if name not in entries]
+    added = sum(plan.size for plan in plans)
+    names = _shard_names(len(files) + bool(plans))
     copies = dict(zip(files, names, strict=False))
     for file, name in copies.items():
         shutil.copyfile(file, directory / name)
     for name in edits.keys() & entries.keys():
         with blame(tensor=name):
             _overwrite(directory / copies[entries[name].file], entries[name], edits[name].values())
-    if added:
-        plans = [edits[name].plan for name in added]
-        size = sum(plan.size for plan in plans)
-        with ShardWriter(directory, plans, max(1, size), Path(names[-1]).stem) as writer:
-            for name in added:
-                writer.write(name, edits[name].values())
+    if plans:
+        with ShardWriter(directory, plans, max(1, added), Path(names[-1]).stem) as writer:
+            for plan in plans:
+                writer.write(plan.name, edits[plan.name].values())
     if len(names) > 1:
         weight_map = {name: copies[entry.file] for name, entry in entries.items()}
-        weight_map |= dict.fromkeys(added, names[-1])
-        sizes = [entry.end - entry.start for entry in entries.values()]
-        size = sum(sizes) + sum(edits[name].plan.size for name in added)
+        weight_map |= {plan.name: names[-1] for plan in plans}
+        size = added + sum(entry.end - entry.start for entry in entries.values())
         write_index(directory, size, dict(sorted(weight_map.items())))
+    text = json.dumps(config, indent=2) + "\n"
+    (directory / "config.json").write_text(text, encoding="utf-8")
+    checkpoint.copy_side_files(directory)
 
 
 def _files(checkpoint: Checkpoint) -> list[Path]:
