@@ -26,9 +26,6 @@ from personality_vector.subject.protocols import Judge, rated
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
 
-_Sides = tuple[list[Chat], list[Chat]]
-"""Positive and negative chats."""
-
 
 @dataclass(frozen=True, slots=True)
 class Elicited:
@@ -124,7 +121,7 @@ def extract_persona(
     return replace(vector, judge=elicited.judge), elicited
 
 
-def read_sides(recipe: SteerRecipe) -> _Sides:
+def read_sides(recipe: SteerRecipe) -> tuple[list[Chat], list[Chat]]:
     """Return the positive and the negative chats of a recipe with two sides of data.
 
     Data without a pole of its own is narrowed: positive rows to the recipe's pole, negative ones
@@ -207,7 +204,11 @@ def _loaded(recipe: SteerRecipe) -> Subject:
 
 
 def _between(
-    recipe: SteerRecipe, subject: Subject, sides: _Sides, pole: Pole | None, label: str = ""
+    recipe: SteerRecipe,
+    subject: Subject,
+    sides: tuple[list[Chat], list[Chat]],
+    pole: Pole | None,
+    label: str = "",
 ) -> SteeringVector:
     vector = SteeringVector.extract(
         subject.model,

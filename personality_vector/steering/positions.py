@@ -86,7 +86,7 @@ class Positions:
         Raises:
             RecipeError: The clause has another form, selects nothing, or a text is not one token.
         """
-        return cls(tuple(_part(word.strip(), tokenizer) for word in _split(text)))
+        return positions_of(text, lambda: tokenizer)
 
     @property
     def everywhere(self) -> bool:
@@ -127,9 +127,7 @@ def positions_of(clause: str | Positions, tokenizer: Callable[[], Any]) -> Posit
     Raises:
         RecipeError: As :meth:`Positions.parse`.
     """
-    clause = str(clause)
-    names_a_token = any(re.fullmatch(r"after\s+.*\D.*", word.strip()) for word in _split(clause))
-    return Positions.parse(clause, tokenizer() if names_a_token else None)
+    return Positions(tuple(_part(word.strip(), tokenizer) for word in _split(str(clause))))
 
 
 def _split(text: str) -> list[str]:
@@ -139,7 +137,7 @@ def _split(text: str) -> list[str]:
     return [*words, after + tail] if after else words
 
 
-def _part(text: str, tokenizer: Any) -> Part:
+def _part(text: str, tokenizer: Callable[[], Any]) -> Part:
     if text in ("all", "prompt", "response"):
         return Part(text)
     last = re.fullmatch(r"last\s+(\d+)", text)
@@ -154,15 +152,16 @@ def _part(text: str, tokenizer: Any) -> Part:
     )
 
 
-def _token(text: str, tokenizer: Any) -> int:
+def _token(text: str, tokenizer: Callable[[], Any]) -> int:
     if text.isdigit():
         return int(text)
-    if tokenizer is None:
+    found = tokenizer()
+    if found is None:
         raise RecipeError(
             f"positions after {text!r}: without a tokenizer, give the token's id; "
             "in a clause of several parts, after TOKEN comes last"
         )
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = found(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise RecipeError(
             f"positions after {text!r}: it is {len(ids)} tokens of this tokenizer; "

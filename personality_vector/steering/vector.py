@@ -1,7 +1,7 @@
 """Steering vectors: directions in activation space, their algebra and their storage."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -286,9 +286,9 @@ class SteeringVector:
     @overload
     def __add__(self, other: Delta) -> "Hybrid": ...
     def __add__(self, other: Any) -> Any:
-        if isinstance(other, SteeringVector):
-            return self._combined(other, 1.0, f"{self.label} + {other.label}")
-        return self.__radd__(other)
+        if not isinstance(other, SteeringVector):
+            return self.__radd__(other)
+        return self._combined(other, 1.0, f"{self.label} + {other.label}")
 
     @overload
     def __sub__(self, other: "SteeringVector") -> "SteeringVector": ...
@@ -363,13 +363,14 @@ class SteeringVector:
                 f"{self.label} and {other.label} do not cover the same layers: "
                 f"only one of them has {sorted(odd)}"
             )
+        origins = [(name, (getattr(self, name), getattr(other, name))) for name in _ORIGINS]
         return replace(
             self,
             directions={layer: self[layer] + sign * other[layer] for layer in self.layers},
             pole=None,
             label=label,
             counts=(self.counts[0] + other.counts[0], self.counts[1] + other.counts[1]),
-            **{name: joined(getattr(term, name) for term in (self, other)) for name in _ORIGINS},
+            **{name: " + ".join(dict.fromkeys(filter(None, both))) for name, both in origins},
         )
 
     def _require_same_space(self, other: "SteeringVector") -> None:
@@ -388,9 +389,4 @@ class SteeringVector:
 
 _METADATA = tuple(field.name for field in fields(SteeringVector) if field.name != "directions")
 _ORIGINS = ("pooling", "estimator", "template", "judge")
-"""Fields of a sum that name the origin of each term."""
-
-
-def joined(words: Iterable[str]) -> str:
-    """Return the origin of a sum from those of its terms: each once, in the order of the terms."""
-    return " + ".join(dict.fromkeys(word for word in words if word))
+"""Fields of a sum that name the origins of its terms: each once, in the order of the terms."""

@@ -129,7 +129,9 @@ class Where:
         chosen = self._known[1]
         if self._gate is None or chosen is False:
             return chosen
-        is_open = self._open(self._gate).to(hidden.device)
+        direction = self._gate.direction.to(self._prompt_sum.device).float()
+        cosine = torch.cosine_similarity(self._prompt_sum, direction[None], dim=-1)
+        is_open = self._gate.opens(cosine)[:, None, None].to(hidden.device)
         return is_open if chosen is True else is_open & chosen
 
     def strength(self, hidden: Float[Tensor, "rows seq width"]) -> float | Tensor:
@@ -175,11 +177,6 @@ class Where:
         # Padding may be NaN, so it is left out rather than multiplied by 0.
         part = torch.where(inside[..., None].to(hidden.device), hidden.float(), 0.0).sum(1)
         self._prompt_sum = self._prompt_sum + part if self._start else part
-
-    def _open(self, gate: Gate) -> Bool[Tensor, "rows 1 1"]:
-        direction = gate.direction.to(self._prompt_sum.device).float()
-        cosine = torch.cosine_similarity(self._prompt_sum, direction[None], dim=-1)
-        return gate.opens(cosine)[:, None, None]
 
 
 def _require_prompts(positions: Positions) -> Prompts:

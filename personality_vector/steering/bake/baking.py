@@ -91,8 +91,12 @@ def bake(  # noqa: PLR0913  (a vector, where it goes, how strong, and where to w
         raise RecipeError("route ablate has no coefficient; use bake_ablation, or --ablate")
     base, name = _opened(model_path, route, vector)
     shifts = asked_shifts(base, vector, layers, coefficient)
-    asked = {"layers": sorted(shifts), "coefficient": coefficient, "route": name}
-    asked |= {"vector": _described(vector)}
+    asked = {
+        "layers": sorted(shifts),
+        "coefficient": coefficient,
+        "route": name,
+        "vector": _described(vector),
+    }
     return _publish(base, EXPORTS[name](base, shifts), Path(out), asked, force=force)
 
 

@@ -28,9 +28,6 @@ from personality_vector.steering.bake.routes import Family
 from personality_vector.steering.fit import resolved
 from personality_vector.steering.vector import SteeringVector
 
-Shifts = Mapping[int, Float[Tensor, " hidden"]]
-"""0-based decoder block to what is added to its output; float32."""
-
 
 @dataclass(frozen=True, slots=True)
 class Base:

@@ -19,12 +19,12 @@ from personality_vector.steering.bake.base import (
     Base,
     Edit,
     Edits,
-    Shifts,
     size_of,
     write_checkpoint,
 )
 from personality_vector.steering.bake.proof import Export
 from personality_vector.steering.bake.routes import ATTENTION, GATED
+from personality_vector.steering.fit import Directions
 from personality_vector.subject.models import decoder_blocks
 
 _HEADS = ("lm_head.weight", "embed_out.weight")
@@ -50,27 +50,27 @@ _SHARED = (  # what Qwen2, Mistral and Llama are built from
 )
 
 
-def bias_export(base: Base, shifts: Shifts) -> Export:
+def bias_export(base: Base, shifts: Directions) -> Export:
     """Write the base with a bias that its config supports; the config's switch for it is on."""
     family = base.family
     config = base.checkpoint.config | ({family.flag: True} if family.flag else {})
     return _with_biases(base, shifts, family.flagged or (family.mlp,), config)
 
 
-def convert_export(base: Base, shifts: Shifts) -> Export:
+def convert_export(base: Base, shifts: Directions) -> Export:
     """Write the equivalent Llama, with a bias."""
     has_bias = base.config.model_type == "qwen2"  # of queries, keys and values; Mistral has none
     modules = (*ATTENTION, *GATED) if has_bias else GATED
     return _with_biases(base, shifts, modules, _llama_config(base.config, has_bias=has_bias))
 
 
-def adapter_export(base: Base, shifts: Shifts) -> Export:
+def adapter_export(base: Base, shifts: Directions) -> Export:
     """Write a PEFT adapter that holds nothing but a bias; its float32 numbers are not rounded."""
     asked = partial(steered, directions=shifts)
     return Export(partial(_write_adapter, base, shifts), asked, asked)
 
 
-EXPORTS: Mapping[str, Callable[[Base, Shifts], Export]] = {
+EXPORTS: Mapping[str, Callable[[Base, Directions], Export]] = {
     "bias": bias_export,
     "convert": convert_export,
     "adapter": adapter_export,
@@ -79,7 +79,7 @@ EXPORTS: Mapping[str, Callable[[Base, Shifts], Export]] = {
 
 
 def _with_biases(
-    base: Base, shifts: Shifts, modules: Sequence[str], config: Mapping[str, Any]
+    base: Base, shifts: Directions, modules: Sequence[str], config: Mapping[str, Any]
 ) -> Export:
     """Write biases that add ``shifts`` to the outputs of blocks; all others are as before.
 
@@ -154,7 +154,7 @@ def _llama_config(source: Any, *, has_bias: bool) -> dict[str, Any]:
     return written if scaling.get("rope_type") == "default" else written | {"rope_scaling": scaling}
 
 
-def _write_adapter(base: Base, shifts: Shifts, directory: Path) -> None:
+def _write_adapter(base: Base, shifts: Directions, directory: Path) -> None:
     """Write LoRA matrices of rank 1 that are 0, and a bias of ``shift / multiplier``; float32.
 
     PEFT computes ``W x + b + B A x + bias`` with ``A = B = 0``; the scale is 1.

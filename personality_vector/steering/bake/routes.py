@@ -188,12 +188,12 @@ def route_for(config: Any, wanted: str = "auto") -> Route:
 
 def _obstacles(family: Family, config: Any) -> dict[RouteName, str]:
     """Return what speaks against each route for a model; "" if nothing does."""
-    transposed = "its weights are transposed, and it has a bias of its own"
     no_bias = "the MLP's output projection has no bias, and the config cannot give it one"
+    turned = "its weights are transposed, and it has a bias of its own"
     return {
         "bias": "" if family.has_bias or family.flag else no_bias,
         "convert": _against_convert(family, config),
-        "adapter": transposed if family.transposed else "",
+        "adapter": turned if family.transposed else "",
         "ablate": "" if family.embeddings else "it normalises its embeddings",
     }
 
