@@ -171,7 +171,13 @@ def export_gguf(
         ``src/llama-adapter.cpp`` ("there's never a tensor for layer 0"); the keys are those of
         its ``cvector-generator``.
     """
-    gguf, path = _gguf(), Path(out)
+    try:
+        import gguf
+    except ImportError as error:
+        raise RecipeError(
+            "control vectors need the package gguf: pip install 'personality-vector[gguf]'"
+        ) from error
+    path = Path(out)
     chosen = vector.layers if layers is None else layers
     require_distinct(chosen, chosen)
     if 0 in chosen:
@@ -218,13 +224,3 @@ def _refuse_existing(gguf: Any, path: Path, *, force: bool) -> None:
         field = None
     if field is None or field.contents() != _CONTROL_VECTOR:
         raise OutputExistsError(f"{path}: is no control vector, so it is never replaced")
-
-
-def _gguf() -> Any:
-    try:
-        import gguf
-    except ImportError as error:
-        raise RecipeError(
-            "control vectors need the package gguf: pip install 'personality-vector[gguf]'"
-        ) from error
-    return gguf

@@ -146,17 +146,21 @@ def _publish(
     base: Base, export: Export, out: Path, asked: Mapping[str, Any], *, force: bool
 ) -> BakeResult:
     checkpoint = base.checkpoint
-    output = AtomicDirectory(out, force=force, inputs=[checkpoint.path], size=export.size)
-    with output as directory:
+    inputs = [checkpoint.path]
+    with AtomicDirectory(out, force=force, inputs=inputs, size=export.size) as directory:
         export.write(directory)
         proof = prove(checkpoint.path, export, base.dtype, directory)
         checkpoint.require_unchanged()
-        identity = {
-            "reference": checkpoint.reference,
-            "fingerprint": checkpoint.fingerprint.digest,
-            "model_type": base.config.model_type,
+        content = {
+            "base": {
+                "reference": checkpoint.reference,
+                "fingerprint": checkpoint.fingerprint.digest,
+                "model_type": base.config.model_type,
+            },
+            **asked,
+            "positions": "all",
+            "proof": asdict(proof),
         }
-        content = {"base": identity, **asked, "positions": "all", "proof": asdict(proof)}
         (directory / "README.md").write_text(bake_card(content), encoding="utf-8")
         write_manifest(directory, "bake", content)
     log.info("baked %s into %s, error %.1e", asked["route"], out, proof.error)

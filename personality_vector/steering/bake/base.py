@@ -181,8 +181,7 @@ def write_checkpoint(
         weight_map |= {plan.name: names[-1] for plan in plans}
         size = added + sum(entry.end - entry.start for entry in entries.values())
         write_index(directory, size, dict(sorted(weight_map.items())))
-    text = json.dumps(config, indent=2) + "\n"
-    (directory / "config.json").write_text(text, encoding="utf-8")
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     checkpoint.copy_side_files(directory)
 
 

@@ -162,12 +162,14 @@ def _write_adapter(base: Base, shifts: Directions, directory: Path) -> None:
     from peft import LoraConfig
 
     modules = {layer: base.family.module(layer, base.family.mlp) for layer in shifts}
+    path, reference = base.checkpoint.path, base.checkpoint.reference
+    is_on_hub = reference != path.name and not reference.startswith(BUILTIN)
     config = LoraConfig(
         r=1,
         lora_alpha=1,
         lora_bias=True,
         target_modules=sorted(modules.values()),
-        base_model_name_or_path=_reference(base),
+        base_model_name_or_path=reference if is_on_hub else str(path),
         task_type="CAUSAL_LM",
         inference_mode=True,
     )
@@ -180,13 +182,6 @@ def _write_adapter(base: Base, shifts: Directions, directory: Path) -> None:
         tensors[f"{name}.lora_B.weight"] = torch.zeros(len(shift), 1)
         tensors[f"{name}.lora_B.bias"] = (shift.double() / base.multiplier).float()
     save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
-
-
-def _reference(base: Base) -> str:
-    """Return how the adapter names its base: the id on the Hub, or else the path."""
-    name = base.checkpoint.reference
-    is_local = name == base.checkpoint.path.name or name.startswith(BUILTIN)
-    return str(base.checkpoint.path) if is_local else name
 
 
 def ablation_export(base: Base, direction: Float[Tensor, " hidden"]) -> Export:
