@@ -57,7 +57,7 @@ class Cut:
 
     def rule_against(self, pair: Pair) -> str:
         """Return the first of ``RULES`` that drops ``pair``, or ""."""
-        ratings = [(row.trait, row.coherence) for row in pair.rollouts]
+        ratings = [(row.trait, row.coherence) for row in pair]
         (positive, one), (negative, other) = ratings
         if positive is None or negative is None or one is None or other is None:
             return "unscored"
@@ -110,7 +110,7 @@ def filtered(
     marked = [
         row.model_copy(update={"kept": not rule, "rule": rule})
         for pair, rule in zip(pairs, rules, strict=True)
-        for row in pair.rollouts
+        for row in pair
     ]
     counts = Counter(rules)
     return marked, FilterReport(len(pairs), {rule: counts[rule] for rule in RULES}, cut)
@@ -138,6 +138,6 @@ def require_some(report: FilterReport, label: str) -> None:
 
 
 def _rule(pair: Pair, cut: Cut | None) -> str:
-    if not all(row.reply.strip() for row in pair.rollouts):
+    if not all(row.reply.strip() for row in pair):
         return "empty"
     return "" if cut is None else cut.rule_against(pair)

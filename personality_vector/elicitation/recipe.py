@@ -12,12 +12,6 @@ from personality_vector.recipes.paths import LocalPath, ModelRef
 from personality_vector.recipes.reading import Recipe
 from personality_vector.subject.spec import GenerationSpec
 
-Pooling = Literal["response_mean", "prompt_last", "prompt_mean"]
-Estimator = Literal["mean_difference", "pca", "logistic"]
-Unjudged = Literal["none", "recorded"]
-
-_FOR_PERSONAS = ("rollouts", "judge", "thresholds", "seed")
-
 
 def _judge(value: Any, info: Any) -> Any:
     if value in ("none", "recorded"):
@@ -25,7 +19,9 @@ def _judge(value: Any, info: Any) -> Any:
     return by_only_key(KINDS, value, info, "a judge")
 
 
-JudgeField = Annotated[Unjudged | SerializeAsAny[JudgeSpec], BeforeValidator(_judge)]
+JudgeField = Annotated[
+    Literal["none", "recorded"] | SerializeAsAny[JudgeSpec], BeforeValidator(_judge)
+]
 """A judge by its key, ``none``, or ``recorded`` for the ratings of an earlier run."""
 
 
@@ -46,12 +42,6 @@ class RolloutSpec(GenerationSpec):
     temperature: Real = Field(default=1.0, ge=0)
     max_new_tokens: Whole = Field(default=1000, ge=1)
     reuse: LocalPath | None = None
-
-    @model_validator(mode="after")
-    def _samples_differ(self) -> "RolloutSpec":
-        if self.temperature == 0 and self.samples > 1:
-            raise ValueError("at temperature 0 all samples are one reply: samples must be 1")
-        return self
 
 
 class ThresholdSpec(Recipe):
@@ -85,8 +75,8 @@ class SteerRecipe(Recipe):
     judge: JudgeField = "none"
     thresholds: ThresholdSpec = ThresholdSpec()
     seed: Whole = 0
-    pooling: Pooling = "response_mean"
-    estimator: Estimator = "mean_difference"
+    pooling: Literal["response_mean", "prompt_last", "prompt_mean"] = "response_mean"
+    estimator: Literal["mean_difference", "pca", "logistic"] = "mean_difference"
     layers: Layers | None = None
     batch_size: Whole = Field(default=16, ge=1)
     dtype: Dtype = "float32"

@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from personality_vector.data.personas import Persona
 from personality_vector.elicitation.recipe import RolloutSpec
 from personality_vector.errors import DataError, some
 from personality_vector.progress import progress
+from personality_vector.recipes.reading import Recipe, sentence
 from personality_vector.subject.chat import Chat, answered, question
 from personality_vector.subject.generation import sample_seed
 from personality_vector.subject.protocols import Answer, Score
@@ -22,8 +23,10 @@ SIDES: tuple[Side, ...] = ("positive", "negative")
 ROLLOUTS = "rollouts.jsonl"
 """The file beside a vector that holds every reply behind it, kept or dropped."""
 
+Row = TypeVar("Row", bound=Recipe)
 
-class Rollout(BaseModel):
+
+class Rollout(Recipe):
     """One reply, and everything that was decided about it: a line of ``rollouts.jsonl``.
 
     Attributes:
@@ -38,8 +41,6 @@ class Rollout(BaseModel):
         kept: Whether its pair went into the vector.
         rule: The rule that dropped the pair; "" if none did.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     id: str
     side: Side
@@ -69,35 +70,24 @@ class Rollout(BaseModel):
 
     def rated(self, trait: Score, coherence: Score, scale: tuple[float, float]) -> "Rollout":
         """Return it with a judge's scores, moved from its ``scale`` to 0-100."""
-        reasons = [score.reason for score in (trait, coherence) if score.value is None]
-        update = {
-            "trait": _percent(trait.value, scale),
-            "coherence": _percent(coherence.value, scale),
-            "reason": "; ".join(dict.fromkeys(reasons)),
+        low, high = scale
+        percents = {
+            name: None if score.value is None else (score.value - low) * (100 / (high - low))
+            for name, score in (("trait", trait), ("coherence", coherence))
         }
-        return self.model_copy(update=update)
+        reasons = [score.reason for score in (trait, coherence) if score.value is None]
+        return self.model_copy(update={**percents, "reason": "; ".join(dict.fromkeys(reasons))})
 
     def unrated(self) -> "Rollout":
         """Return the reply without what was decided about it."""
         return Rollout(**self.model_dump(include={"id", "side", "system", "question", "reply"}))
 
 
-def _percent(value: float | None, scale: tuple[float, float]) -> float | None:
-    low, high = scale
-    return None if value is None else (value - low) * (100 / (high - low))
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(NamedTuple):
     """The two replies with one id."""
 
     positive: Rollout
     negative: Rollout
-
-    @property
-    def rollouts(self) -> tuple[Rollout, Rollout]:
-        """Both, the positive one first."""
-        return self.positive, self.negative
 
 
 def planned(persona: Persona, spec: RolloutSpec, sample: int) -> list[Rollout]:
@@ -170,26 +160,24 @@ def to_jsonl(rollouts: Iterable[Rollout]) -> str:
     )
 
 
-def read_rollouts(path: Path) -> list[Rollout]:
-    """Return the rollouts of a file in file order.
+def read_rows(path: Path, kind: type[Row]) -> list[Row]:
+    """Return the rows of a JSONL file, such as rollouts, in file order; blank lines are skipped.
 
     Raises:
-        DataError: It cannot be read, or a line is not a rollout.
+        DataError: It cannot be read, or a line is no such row (named by number).
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    rollouts = []
+    rows = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                rollouts.append(Rollout.model_validate_json(line))
+                rows.append(kind.model_validate_json(line))
             except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(str(key) for key in first["loc"]) or "the line"
-                raise DataError(f"{path} line {number}: {where}: {first['msg']}") from error
-    return rollouts
+                raise DataError(f"{path} line {number}: {sentence(kind, error)}") from error
+    return rows
 
 
 def reused(path: Path, persona: Persona, spec: RolloutSpec) -> list[Rollout]:
@@ -198,7 +186,7 @@ def reused(path: Path, persona: Persona, spec: RolloutSpec) -> list[Rollout]:
     Raises:
         DataError: The file cannot be read, or was asked something else.
     """
-    found = {rollout.asked[:2]: rollout for rollout in read_rollouts(path)}
+    found = {rollout.asked[:2]: rollout for rollout in read_rows(path, Rollout)}
     wanted = [row for sample in range(spec.samples) for row in planned(persona, spec, sample)]
     for row in wanted:
         earlier = found.get(row.asked[:2])

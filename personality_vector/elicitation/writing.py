@@ -1,15 +1,16 @@
 """Letting a model write a persona: contrastive system prompts and questions."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from personality_vector.data.personas import Persona
 from personality_vector.errors import DataError, RecipeError
+from personality_vector.recipes.reading import Recipe, sentence
 from personality_vector.subject.chat import Chat, question
 from personality_vector.subject.endpoint import Endpoint
 from personality_vector.subject.generation import Sampling
@@ -41,56 +42,44 @@ Reply with one JSON object and nothing else:
 {{"instructions": [{{"positive": "...", "negative": "..."}}, ...], "questions": ["...", ...]}}"""
 
 
-class _Pair(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+_STAND_IN = {
+    "instructions": [{"positive": "a", "negative": "b"}],
+    "questions": {"extract": ["a"]},
+}
+"""Takes the place of what the generator will write while the rest of a persona is checked."""
 
+
+class _Pair(Recipe):
     positive: str
     negative: str
 
 
-class Draft(BaseModel):
+class Draft(Recipe):
     """What a generator writes: the JSON object that it is asked for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     instructions: list[_Pair]
     questions: list[str]
 
 
-@runtime_checkable
-class Generator(Protocol):
-    """Writes a text after a JSON schema, which it may or may not be able to enforce."""
-
-    def __call__(self, chat: Chat, schema: Mapping[str, Any], /) -> str:
-        """Return the reply to ``chat``."""
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointGenerator:
-    """A model behind an OpenAI-compatible server, which is held to the schema."""
-
-    endpoint: Endpoint
-
-    def __call__(self, chat: Chat, schema: Mapping[str, Any], /) -> str:
-        """Return the reply; see :meth:`Endpoint.write`."""
-        return self.endpoint.write(chat, "persona", schema)
-
+Generator = Callable[[Chat, Mapping[str, Any]], str]
+"""Writes a reply to a chat after a JSON schema, which it may or may not be able to enforce."""
 
 _LONG = Sampling(max_new_tokens=4096, temperature=0.7)
 
 
-@dataclass(frozen=True, slots=True)
-class LocalGenerator:
-    """A model in memory, which is merely asked to keep to the form."""
+def endpoint_generator(endpoint: Endpoint) -> Generator:
+    """Return a model behind an OpenAI-compatible server, which is held to the schema."""
+    return lambda chat, schema: endpoint.write(chat, "persona", schema)
 
-    subject: Subject
-    sampling: Sampling = _LONG
-    seed: int = 0
 
-    def __call__(self, chat: Chat, schema: Mapping[str, Any], /) -> str:  # noqa: ARG002
-        """Return the reply, whatever its form."""
-        (reply,) = replace(self.subject, sampling=self.sampling).replies([chat], self.seed)
+def local_generator(subject: Subject, sampling: Sampling = _LONG, seed: int = 0) -> Generator:
+    """Return a model in memory, which is merely asked to keep to the form."""
+
+    def write(chat: Chat, _schema: Mapping[str, Any]) -> str:
+        (reply,) = replace(subject, sampling=sampling).replies([chat], seed)
         return reply.text
+
+    return write
 
 
 def write_persona(
@@ -122,9 +111,18 @@ def write_persona(
         model. Deviation: our own request, without the judge's prompt, which is the same for all.
     """
     given = {"name": name, "description": description, "opposite": opposite, "pole": pole}
-    _require_sound(given)
-    text = generator(question(_request(name, description, opposite)), Draft.model_json_schema())
-    draft = parse_draft(text)
+    Persona.parse(
+        {**given, **_STAND_IN}, origin="persona", folder=Path()
+    )  # before a model is asked
+    request = _REQUEST.format(
+        name=name,
+        description=description,
+        opposite=f"Its opposite means: {opposite}\n" if opposite else "",
+        negative="the opposite" if opposite else "nothing of it: a neutral, helpful assistant",
+        pairs=PAIRS,
+        questions=QUESTIONS,
+    )
+    draft = parse_draft(generator(question(request), Draft.model_json_schema()))
     asked = draft.questions[:QUESTIONS]
     written = {
         **given,
@@ -156,34 +154,12 @@ def parse_draft(text: str) -> Draft:
             f"{end + 1 - begin}); a longer limit of tokens or a larger model may help"
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"the generator's JSON: {where}: {first['msg']}") from error
-    _require_enough("instruction pairs", draft.instructions, PAIRS)
-    _require_enough("questions", draft.questions, QUESTIONS)
-    return draft
-
-
-def _require_enough(what: str, found: Sequence[object], wanted: int) -> None:
-    if len(found) < wanted:
-        raise DataError(f"the generator wrote {len(found)} {what}, {wanted} are needed")
-
-
-def _require_sound(given: Mapping[str, Any]) -> None:
-    """Check what the user gave before a model is asked."""
-    stand_in = {
-        "instructions": [{"positive": "a", "negative": "b"}],
-        "questions": {"extract": ["a"]},
-    }
-    Persona.parse({**given, **stand_in}, origin="persona", folder=Path())
-
-
-def _request(name: str, description: str, opposite: str | None) -> str:
-    return _REQUEST.format(
-        name=name,
-        description=description,
-        opposite=f"Its opposite means: {opposite}\n" if opposite else "",
-        negative="the opposite" if opposite else "nothing of it: a neutral, helpful assistant",
-        pairs=PAIRS,
-        questions=QUESTIONS,
+        raise DataError(f"the generator's JSON: {sentence(Draft, error)}") from error
+    counts = (
+        ("instruction pairs", len(draft.instructions), PAIRS),
+        ("questions", len(draft.questions), QUESTIONS),
     )
+    for what, found, wanted in counts:
+        if found < wanted:
+            raise DataError(f"the generator wrote {found} {what}, {wanted} are needed")
+    return draft

@@ -61,7 +61,7 @@ class ActivationSteering(Usual):
             TensorMismatchError: The vector has no direction for a layer.
             RecipeError: The positions cannot be read.
         """
-        from personality_vector.steering.belonging import (
+        from personality_vector.steering.fit import (
             block_numbers,
             require_made_from,
             require_width,
@@ -132,7 +132,7 @@ class GateSpec(Recipe):
             CheckpointError: The vector is missing or damaged.
         """
         from personality_vector.steering import Gate, SteeringVector
-        from personality_vector.steering.belonging import require_made_from
+        from personality_vector.steering.fit import require_made_from
 
         vector = SteeringVector.load(self.vector)
         require_made_from(self.vector, vector.model, base)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -45,7 +45,6 @@ class Row:
     pooled: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
 class Reader:
     """Reads pooled activations of a model: chats in, a vector for each layer out.
 
@@ -54,19 +53,32 @@ class Reader:
     ``output_hidden_states`` would miss steering, and would return the last block after the final
     norm. The output layer is not run, and padding is never read.
 
-    Attributes:
+    Args:
         model: A causal language model; not changed.
         tokenizer: With a chat template.
-        layers: 0-based decoder blocks.
+        layers: Decoder blocks, ``-1`` the last; by default all. As an attribute they are 0-based.
         pooling: Which tokens count.
         batch_size: Inputs per forward pass; it changes speed and memory only.
+
+    Raises:
+        ModelError: The model has no such layer.
+        DataError: A layer is named twice, or none is.
     """
 
-    model: Any
-    tokenizer: Any
-    layers: tuple[int, ...]
-    pooling: Pooling = "response_mean"
-    batch_size: int = 16
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        layers: Sequence[int] | None = None,
+        pooling: Pooling = "response_mean",
+        batch_size: int = 16,
+    ) -> None:
+        every = range(len(decoder_blocks(model)))
+        self.layers = resolve_layers(model, every if layers is None else layers)
+        self._model = model
+        self._tokenizer = tokenizer
+        self._pooling = pooling
+        self._batch_size = batch_size
 
     def pooled(self, inputs: Sequence[Chat]) -> dict[int, Float[Tensor, "inputs hidden"]]:
         """Return, for each layer, the pooled activation of each input, in their order.
@@ -99,55 +111,45 @@ class Reader:
         rows = []
         for number, given in enumerate(inputs):
             with blame(input=number):
-                rows.append(_row(self.tokenizer, given, self.pooling))
-        numbers = list(batched(range(len(rows)), self.batch_size))
+                rows.append(row_of(self._tokenizer, given, self._pooling))
+        numbers = list(batched(range(len(rows)), self._batch_size))
         for batch in progress(numbers, "read activations"):
-            pooled = self._forward([rows[number] for number in batch])
+            found = read_blocks(self._model, [rows[n] for n in batch], self.layers, _mean)
+            pooled = {layer: torch.stack(means).cpu() for layer, means in found.items()}
             for layer, values in pooled.items():
                 _require_finite(layer, batch, values)
             yield pooled
 
-    @torch.no_grad()
-    def _forward(self, rows: Sequence[Row]) -> dict[int, Float[Tensor, "rows hidden"]]:
-        """Return the pooled activations of one batch; float64, on the CPU."""
-        device = device_of(self.model)
-        ids, mask = right_padded([row.ids for row in rows])
-        chosen = [torch.tensor(row.pooled, device=device) for row in rows]
-        found: dict[int, Tensor] = {}
-        decoder = decoder_of(self.model)
-        blocks = decoder_blocks(self.model)
-        with ExitStack() as stack:
-            for layer in self.layers:
-                hook = _pooling_hook(layer, chosen, found)
-                stack.callback(blocks[layer].register_forward_hook(hook).remove)
-            stack.enter_context(reading(Prompts.of(ids, mask, [row.prompt_end for row in rows])))
-            decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
-        return {layer: values.cpu() for layer, values in found.items()}
 
+@torch.no_grad()
+def read_blocks(
+    model: Any, rows: Sequence[Row], layers: Sequence[int], pool: Callable[[Tensor], Tensor]
+) -> dict[int, list[Tensor]]:
+    """Return, for each layer, what ``pool`` makes of the outputs at each row's columns.
 
-def chat_reader(
-    model: Any,
-    tokenizer: Any,
-    layers: Sequence[int] | None = None,
-    pooling: Pooling = "response_mean",
-    batch_size: int = 16,
-) -> Reader:
-    """Return a reader of chats.
-
-    Args:
-        model: A causal language model.
-        tokenizer: With a chat template.
-        layers: Decoder blocks, ``-1`` the last; by default all.
-        pooling: Which tokens count.
-        batch_size: Chats per forward pass.
-
-    Raises:
-        ModelError: The model has no such layer.
-        DataError: A layer is named twice, or none is.
+    One forward pass, without the output layer. Row by row: padding is never read, and what
+    ``pool`` widens is never held for a whole batch.
     """
-    every = range(len(decoder_blocks(model)))
-    chosen = resolve_layers(model, every if layers is None else layers)
-    return Reader(model, tokenizer, chosen, pooling, batch_size)
+    device = device_of(model)
+    ids, mask = right_padded([row.ids for row in rows])
+    chosen = [torch.tensor(row.pooled, device=device) for row in rows]
+    found: dict[int, list[Tensor]] = {}
+
+    def recorder(layer: int) -> Hook:
+        def record(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            hidden = hidden_states(output)
+            pairs = zip(hidden, chosen, strict=True)
+            found[layer] = [pool(row[columns.to(hidden.device)]) for row, columns in pairs]
+
+        return record
+
+    blocks = decoder_blocks(model)
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(blocks[layer].register_forward_hook(recorder(layer)).remove)
+        stack.enter_context(reading(Prompts.of(ids, mask, [row.prompt_end for row in rows])))
+        decoder_of(model)(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+    return found
 
 
 def template_hash(tokenizer: Any) -> str:
@@ -178,46 +180,36 @@ def require_prompts_differ(
         )
 
 
-def _row(tokenizer: Any, chat: Chat, pooling: Pooling) -> Row:
+def row_of(tokenizer: Any, chat: Chat, pooling: Pooling) -> Row:
+    """Return a chat as one input.
+
+    Raises:
+        DataError: It does not have what is pooled, or cannot be rendered.
+    """
     is_answered = bool(chat) and chat[-1]["role"] == "assistant"
+    columns: Sequence[int]
     if pooling == "response_mean" or (pooling == "last" and is_answered):
-        return _response_row(tokenizer, chat, pooling)
-    asked = _prompt(chat)
-    if not asked:
-        raise DataError(f"pooling {pooling} needs a chat with a prompt, this one has none")
-    text = render(tokenizer, asked, reply_follows=True)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return Row(ids, len(ids), _chosen(range(len(ids)), pooling))
+        encoded = encode_chats(tokenizer, [chat])
+        ids = encoded.input_ids[0].tolist()
+        columns = encoded.response_mask[0].nonzero().flatten().tolist()
+        prompt_end = columns[0]
+    else:
+        asked = _prompt(chat)
+        if not asked:
+            raise DataError(f"pooling {pooling} needs a chat with a prompt, this one has none")
+        text = render(tokenizer, asked, reply_follows=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        columns, prompt_end = range(len(ids)), len(ids)
+    return Row(ids, prompt_end, columns[-1:] if pooling.endswith("last") else columns)
 
 
 def _prompt(chat: Chat) -> Chat:
     return chat[:-1] if chat and chat[-1]["role"] == "assistant" else chat
 
 
-def _response_row(tokenizer: Any, chat: Chat, pooling: Pooling) -> Row:
-    encoded = encode_chats(tokenizer, [chat])
-    columns = encoded.response_mask[0].nonzero().flatten().tolist()
-    return Row(encoded.input_ids[0].tolist(), columns[0], _chosen(columns, pooling))
-
-
-def _chosen(columns: Sequence[int], pooling: str) -> Sequence[int]:
-    return columns[-1:] if pooling.endswith("last") else columns
-
-
-def _pooling_hook(layer: int, chosen: Sequence[Tensor], found: dict[int, Tensor]) -> Hook:
-    """Return a hook that puts the pooled output of its block into ``found``."""
-
-    def record(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        hidden = hidden_states(output)
-        device = "cpu" if hidden.is_mps else hidden.device  # MPS has no float64
-        # Row by row: padding is never read, and float64 is never held for a whole batch.
-        means = [
-            row[columns.to(hidden.device)].to(device).double().mean(0)
-            for row, columns in zip(hidden, chosen, strict=True)
-        ]
-        found[layer] = torch.stack(means)
-
-    return record
+def _mean(states: Float[Tensor, "columns hidden"]) -> Float[Tensor, " hidden"]:
+    """Return the mean state; float64."""
+    return (states.cpu() if states.is_mps else states).double().mean(0)  # MPS has no float64
 
 
 def _require_finite(layer: int, numbers: Sequence[int], values: Tensor) -> None:

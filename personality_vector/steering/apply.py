@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from personality_vector.errors import DataError, ModelError, NonFiniteError, RecipeError
-from personality_vector.steering.directions import require_fit
-from personality_vector.steering.layers import no_such_layer, resolved
+from personality_vector.steering.fit import no_such_layer, require_fit, resolved
 from personality_vector.steering.positions import ALL, Positions
 from personality_vector.steering.where import Gate, Selected, Where
 from personality_vector.subject.models import decoder_blocks, hidden_size, owner_of
@@ -113,7 +112,9 @@ def steered(
         Deviation: positions are those of the sequence. Their code adds to the last position of
         each forward call, so that a teacher-forced pass and a cached generation are two models.
     """
-    blocks, amounts, edit = decoder_blocks(model), _amounts(strength), _edit(how)
+    blocks, amounts = decoder_blocks(model), _amounts(strength)
+    if how not in EDITS:
+        raise RecipeError(f"how: must be one of {', '.join(EDITS)}, got {how!r}")
     if not directions:
         raise DataError("no direction is given, so nothing would be steered")
     for layer, direction in directions.items():
@@ -128,7 +129,7 @@ def steered(
         if isinstance(amounts, Tensor) or amounts != 0:
             where.watch(model, blocks, hooks, min(directions))
             for layer, direction in directions.items():
-                hook = _hook(direction.detach(), amounts, edit, where)
+                hook = _hook(direction.detach(), amounts, EDITS[how], where)
                 hooks.callback(blocks[layer].register_forward_hook(hook).remove)
         yield
 
@@ -158,10 +159,10 @@ def require_no_strangers(model: nn.Module) -> None:
     """
     blocks = decoder_blocks(model)
     known = {*_KNOWN, _package(type(owner_of(model, blocks)))}
-    things = [(f"block {layer}", type(block)) for layer, block in enumerate(blocks)]
-    things += [
-        (name or "the model", hook) for name, m in model.named_modules() for hook in _hooks_on(m)
-    ]
+    things: list[tuple[str, Any]] = [(f"block {n}", type(block)) for n, block in enumerate(blocks)]
+    for name, module in model.named_modules():
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        things += [(name or "the model", hook) for hook in hooks]
     for where, thing in things:
         if _package(thing) not in known:
             raise ModelError(
@@ -172,9 +173,10 @@ def require_no_strangers(model: nn.Module) -> None:
 
 
 def _hook(direction: Tensor, amounts: float | Tensor, edit: Edit, where: Where) -> Hook:
-    if edit is added and isinstance(amounts, float):
-        return _adding(amounts * _wide(direction), where)
-    vector = _wide(direction)
+    """Return the hook of one block; in the common case it costs one addition."""
+    is_constant = edit is added and isinstance(amounts, float)
+    wide = amounts * _wide(direction) if is_constant else _wide(direction)
+    vector = wide
 
     def steer(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         nonlocal vector
@@ -182,24 +184,11 @@ def _hook(direction: Tensor, amounts: float | Tensor, edit: Edit, where: Where) 
         chosen = where.selected(hidden)
         if chosen is False:
             return None
-        vector = vector.to(hidden.device)
-        moved = edit(hidden, vector, where.strength(hidden))
+        dtype = hidden.dtype if is_constant else wide.dtype
+        if vector.dtype != dtype or vector.device != hidden.device:
+            vector = wide.to(hidden.device, dtype)
+        moved = hidden + vector if is_constant else edit(hidden, vector, where.strength(hidden))
         return _replaced(output, moved, chosen)
-
-    return steer
-
-
-def _adding(addition: Tensor, where: Where) -> Hook:
-    """Return the hook of the common case, which costs one addition."""
-    cast = addition
-
-    def steer(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        nonlocal cast
-        hidden = hidden_states(output)
-        if cast.dtype != hidden.dtype or cast.device != hidden.device:
-            cast = addition.to(hidden.device, hidden.dtype)
-        chosen = where.selected(hidden)
-        return None if chosen is False else _replaced(output, hidden + cast, chosen)
 
     return steer
 
@@ -210,12 +199,6 @@ def _replaced(output: Any, moved: Tensor, chosen: Selected) -> Any:
         hidden = hidden_states(output)
         moved = torch.where(chosen.to(hidden.device), moved, hidden)
     return (moved, *output[1:]) if isinstance(output, tuple) else moved
-
-
-def _edit(how: str) -> Edit:
-    if how not in EDITS:
-        raise RecipeError(f"how: must be one of {', '.join(EDITS)}, got {how!r}")
-    return EDITS[how]
 
 
 def _amounts(strength: Strength) -> float | Tensor:
@@ -232,10 +215,6 @@ def _require_room(model: nn.Module, layer: int, direction: Tensor, amounts: floa
     longest = torch.as_tensor(amounts).abs().max() * direction.detach().double().abs().max().cpu()
     if longest > torch.finfo(dtype).max:
         raise NonFiniteError(f"layer {layer}: the vector to add is more than {dtype} can hold")
-
-
-def _hooks_on(module: nn.Module) -> list[Any]:
-    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
 
 
 def _module(thing: Any) -> str:

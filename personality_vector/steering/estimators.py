@@ -51,7 +51,12 @@ def pca(positive: Positive, negative: Negative) -> Float[Tensor, " hidden"]:
             "inputs; give the same number in the same order, or use mean_difference"
         )
     differences = positive - negative
-    return _along(_first_principal_direction(differences), differences.mean(0))
+    is_tall = len(differences) > differences.shape[1]
+    # The smaller of two matrices with the same eigenvalues: pairs are often few, coordinates many.
+    gram = differences.T @ differences if is_tall else differences @ differences.T
+    top = torch.linalg.eigh(gram).eigenvectors[:, -1]
+    axis = torch.nn.functional.normalize(top if is_tall else differences.T @ top, dim=0)
+    return _along(axis, differences.mean(0))
 
 
 def logistic(positive: Positive, negative: Negative) -> Float[Tensor, " hidden"]:
@@ -150,13 +155,3 @@ def _along(
 ) -> Float[Tensor, " hidden"]:
     """Return the part of ``vector`` along the unit vector ``axis``."""
     return (axis @ vector) * axis
-
-
-def _first_principal_direction(rows: Float[Tensor, "pairs hidden"]) -> Float[Tensor, " hidden"]:
-    """Return the unit eigenvector of ``rows^T rows`` with the largest eigenvalue."""
-    count, width = rows.shape
-    is_tall = count > width
-    # The smaller of two matrices with the same eigenvalues: pairs are often few, coordinates many.
-    gram = rows.T @ rows if is_tall else rows @ rows.T
-    top: Tensor = torch.linalg.eigh(gram).eigenvectors[:, -1]
-    return torch.nn.functional.normalize(top if is_tall else rows.T @ top, dim=0)

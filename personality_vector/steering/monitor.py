@@ -1,20 +1,26 @@
 """Monitoring: how far a model is along a direction while it reads and writes."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from personality_vector.steering.activations import Pooling, chat_reader
+from personality_vector.errors import DataError, NonFiniteError
+from personality_vector.steering.activations import (
+    Pooling,
+    Reader,
+    Row,
+    read_blocks,
+    row_of,
+)
 from personality_vector.steering.apply import resolve_layers
-from personality_vector.steering.directions import require_fit
+from personality_vector.steering.fit import require_fit
 from personality_vector.steering.vector import SteeringVector
-from personality_vector.subject.chat import Chat
+from personality_vector.subject.chat import Chat, batched
 from personality_vector.subject.models import hidden_size
-from personality_vector.subject.subject import Subject
 
 
 def projections(  # noqa: PLR0913  (a model, what it reads, and along what)
@@ -51,51 +57,52 @@ def projections(  # noqa: PLR0913  (a model, what it reads, and along what)
         Monitoring of persona vectors, Chen et al. 2025, arXiv:2507.21509: ``<a, v> / |v|``.
     """
     place, unit = unit_at(model, vector, layer)
-    pooled = chat_reader(model, tokenizer, [place], pooling, batch_size).pooled(chats)
+    pooled = Reader(model, tokenizer, [place], pooling, batch_size).pooled(chats)
     return pooled[place].double() @ unit
 
 
-def finetuning_shift(  # noqa: PLR0913  (two models, what they read, and along what)
-    base: Any,
-    tuned: nn.Module | AbstractContextManager[Subject | None],
+def creativity_scores(
+    model: Any,
     tokenizer: Any,
     chats: Sequence[Chat],
-    vector: SteeringVector,
+    direction: Float[Tensor, " hidden"],
     layer: int,
-    pooling: Pooling = "prompt_last",
-) -> float:
-    """Return ``(mean a_tuned - mean a_base) . v / |v|``, in the unit of the activation.
+    batch_size: int = 16,
+) -> list[Float64[Tensor, " states"]]:
+    """Return the cosines of which each response's score is the mean, read in teacher-forced passes.
+
+    The score is ``(1 / (T + 1)) sum_{t=0..T} cos(LLM_l(x_t), a)``. ``t = 0`` is the output of
+    block ``l`` at the last token of the input, so before anything is written; ``t = 1..T`` that at
+    the ``t``-th token of the text, so after it is read. Marks that end a turn are not part of the
+    text.
 
     Args:
-        base: The model that was fine-tuned; not changed.
-        tuned: What it became; or a context in which ``base`` itself is changed, such as
-            ``intervention.applied(Subject(base, tokenizer), 1.0)``, whose edit of the chats is
-            applied as well.
-        tokenizer: Of both, with a chat template.
-        chats: What both read. At least one.
-        vector: With a direction for ``layer``.
+        model: A causal language model; steering that is already entered is seen.
+        tokenizer: With a chat template.
+        chats: Each ends with a message of the assistant, whose content is the text.
+        direction: The attribute ``a``, ``(hidden,)``, of any length but 0.
         layer: 0-based decoder block, ``-1`` the last.
-        pooling: Which tokens' activations are averaged. ``prompt_last`` asks what the model is
-            about to say, without a response that one of the two would not have given.
+        batch_size: Chats per forward pass.
 
     Raises:
-        As :func:`projections`; BaseMismatchError also where ``tuned`` has another width.
+        ModelError: The model has no such layer.
+        BaseMismatchError: The direction has another width than the model.
+        DataError: The direction is zero, or a chat does not end with a text, or begins with it.
+        NonFiniteError: The direction or an activation is NaN or infinite.
 
     Source:
-        Finetuning shift of persona vectors, Chen et al. 2025, arXiv:2507.21509: the projection of
-        the mean activation change on the direction. Not in their code; which tokens are averaged
-        there could not be checked, so our default is a choice.
+        Olson et al. 2024, arXiv:2412.06060: the mean over ``t = 0..T`` of
+        ``cos(normalised LLM_l(x_t), a)``, ``x_0`` the input, ``l = 8`` of Llama-3-8B. There is no
+        public code. A cosine does not change when a state is divided by its norm, so we take
+        "normalised" to add nothing; if it means a norm layer, theirs is another number. Their
+        layers are shown as 0, 8, .. 32, so ``l = 8`` may count the embeddings: it is then block 7
+        here. Whether the state after the last token counts is not said; it does here.
     """
-    place, unit = unit_at(base, vector, layer)
-    reader = chat_reader(base, tokenizer, [place], pooling)
-    before = reader.mean(chats)
-    if isinstance(tuned, nn.Module):
-        unit_at(tuned, vector, layer)
-        after = replace(reader, model=tuned).mean(chats)
-    else:
-        with tuned as subject:
-            after = reader.mean([subject.edit(chat) if subject else chat for chat in chats])
-    return float((after[place] - before[place]) @ unit)
+    place, unit = unit_at(model, direction, layer)
+    rows = [_scored_row(tokenizer, chat) for chat in chats]
+    pool = partial(_cosines, unit)
+    batches = [read_blocks(model, batch, [place], pool) for batch in batched(rows, batch_size)]
+    return [cosines for batch in batches for cosines in batch[place]]
 
 
 def unit_at(
@@ -115,3 +122,25 @@ def unit_at(
     require_fit(f"layer {place}", direction, hidden_size(model))
     exact = direction.detach().cpu().double()
     return place, exact / exact.norm()
+
+
+def _scored_row(tokenizer: Any, chat: Chat) -> Row:
+    """Return a chat up to the end of its text, with the states ``t = 0..T``."""
+    whole = row_of(tokenizer, chat, "response_mean")
+    begin, end = whole.prompt_end, whole.pooled[-1] + 1
+    if begin < 1:
+        raise DataError("a row has no input before its text, so there is no state x_0")
+    return Row(whole.ids[:end], begin, range(begin - 1, end))
+
+
+def _cosines(
+    unit: Float64[Tensor, " hidden"], states: Float[Tensor, "states hidden"]
+) -> Float64[Tensor, " states"]:
+    exact = states.cpu().double()
+    cosines: Tensor = exact @ unit / exact.norm(dim=-1)
+    if not torch.isfinite(cosines).all():
+        token = int((~torch.isfinite(cosines)).int().argmax())
+        raise NonFiniteError(
+            f"the activation at t = {token} is zero, NaN or infinite, so it has no cosine"
+        )
+    return cosines

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.subject.prompts import Prompts
 
 Span = tuple[int, int | float]
 """Columns ``begin .. end - 1``; the end may be infinite."""
-
-_FORM = "all, prompt, response, last N or after TOKEN, joined by +"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Positions:
         Raises:
             RecipeError: The clause has another form, selects nothing, or a text is not one token.
         """
-        return cls(tuple(_part(word.strip(), tokenizer) for word in _split(text)))
+        return positions_of(text, lambda: tokenizer)
 
     @property
     def everywhere(self) -> bool:
@@ -109,6 +109,14 @@ class Positions:
             raise DataError(f"positions {self}: row {row} has an empty prompt, so none is steered")
         return spans
 
+    def mask(self, prompts: Prompts, columns: Int[Tensor, " seq"]) -> Bool[Tensor, "rows seq"]:
+        """Return which of some columns are meant, in each row; raises like :meth:`spans`."""
+        rows = []
+        for row in range(len(prompts.ends)):
+            inside = [(columns >= a) & (columns < b) for a, b in self.spans(prompts, row)]
+            rows.append(torch.stack(inside).any(0))
+        return torch.stack(rows)
+
     def __str__(self) -> str:
         return " + ".join(map(str, self.parts))
 
@@ -119,9 +127,7 @@ def positions_of(clause: str | Positions, tokenizer: Callable[[], Any]) -> Posit
     Raises:
         RecipeError: As :meth:`Positions.parse`.
     """
-    clause = str(clause)
-    names_a_token = any(re.fullmatch(r"after\s+.*\D.*", word.strip()) for word in _split(clause))
-    return Positions.parse(clause, tokenizer() if names_a_token else None)
+    return Positions(tuple(_part(word.strip(), tokenizer) for word in _split(str(clause))))
 
 
 def _split(text: str) -> list[str]:
@@ -131,7 +137,7 @@ def _split(text: str) -> list[str]:
     return [*words, after + tail] if after else words
 
 
-def _part(text: str, tokenizer: Any) -> Part:
+def _part(text: str, tokenizer: Callable[[], Any]) -> Part:
     if text in ("all", "prompt", "response"):
         return Part(text)
     last = re.fullmatch(r"last\s+(\d+)", text)
@@ -140,18 +146,22 @@ def _part(text: str, tokenizer: Any) -> Part:
     after = re.fullmatch(r"after\s+(\S.*)", text)
     if after:
         return Part("after", _token(after[1], tokenizer))
-    raise RecipeError(f"positions {text!r} select no token; a clause is {_FORM}")
+    raise RecipeError(
+        f"positions {text!r} select no token; a clause is all, prompt, response, last N or "
+        "after TOKEN, joined by +"
+    )
 
 
-def _token(text: str, tokenizer: Any) -> int:
+def _token(text: str, tokenizer: Callable[[], Any]) -> int:
     if text.isdigit():
         return int(text)
-    if tokenizer is None:
+    found = tokenizer()
+    if found is None:
         raise RecipeError(
             f"positions after {text!r}: without a tokenizer, give the token's id; "
             "in a clause of several parts, after TOKEN comes last"
         )
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = found(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise RecipeError(
             f"positions after {text!r}: it is {len(ids)} tokens of this tokenizer; "

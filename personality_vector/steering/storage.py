@@ -1,10 +1,11 @@
-"""Tensors that are saved with a record: ``NAME.safetensors``, ``NAME.json`` and a manifest."""
+"""Vectors on disk: tensors with a record and a manifest, or a control vector of llama.cpp."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
@@ -13,12 +14,24 @@ from torch import Tensor
 
 from personality_vector.checkpoint import AtomicDirectory, Checkpoint
 from personality_vector.checkpoint.header import read_header
-from personality_vector.errors import CheckpointError, some
+from personality_vector.errors import (
+    CheckpointError,
+    DataError,
+    OutputExistsError,
+    RecipeError,
+    some,
+)
 from personality_vector.manifest import write_manifest
 from personality_vector.recipes.fields import PoleField
+from personality_vector.steering.fit import require_distinct
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from personality_vector.steering.vector import SteeringVector
+
+_CONTROL_VECTOR = "controlvector"
+"""The architecture that a GGUF file of llama.cpp names."""
 
 
 class Record(BaseModel):
@@ -119,3 +132,95 @@ def read_vector(directory: Path) -> tuple[VectorRecord, dict[int, Float[Tensor, 
                 f"{record.norms[layer]:g}; the two files do not belong together"
             )
     return record, directions
+
+
+def export_gguf(
+    vector: "SteeringVector",
+    out: str | Path,
+    *,
+    layers: Sequence[int] | None = None,
+    coefficient: float = 1.0,
+    model_hint: str = "",
+    force: bool = False,
+) -> Path:
+    """Write ``coefficient * v_l`` as tensors ``direction.l``, float32, for ``--control-vector``.
+
+    The index is the same: llama.cpp adds ``direction.l`` to the output of its 0-based block ``l``,
+    at every position, prompt included, which is what positions ``all`` mean here. It has no place
+    for block 0, and refuses a whole file that names it.
+
+    Args:
+        vector: To be scaled; its other layers are left out.
+        out: The file; it appears whole or not at all.
+        layers: 0-based decoder blocks, 1 or above; by default all of the vector. llama.cpp adds
+            all of them at once, unless ``--control-vector-layer-range`` names some.
+        coefficient: Not 0; llama.cpp multiplies by ``--control-vector-scaled`` again.
+        model_hint: The architecture's name in llama.cpp, such as ``llama``; it is shown only.
+        force: Replace a control vector.
+
+    Raises:
+        DataError: Layer 0 is to be exported, a layer is given twice or none is, or the
+            coefficient is 0.
+        TensorMismatchError: The vector has no such layer.
+        NonFiniteError: The coefficient, or a product, is NaN or infinite.
+        OutputExistsError: The file exists, and ``force`` is off or it is no control vector.
+        RecipeError: The package ``gguf`` is not installed.
+
+    Source:
+        llama.cpp, ``common/common.cpp`` (``common_control_vector_load_one``) and
+        ``src/llama-adapter.cpp`` ("there's never a tensor for layer 0"); the keys are those of
+        its ``cvector-generator``.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise RecipeError(
+            "control vectors need the package gguf: pip install 'personality-vector[gguf]'"
+        ) from error
+    path = Path(out)
+    chosen = vector.layers if layers is None else layers
+    require_distinct(chosen, chosen)
+    if 0 in chosen:
+        raise DataError(
+            f"{vector.label or 'the vector'}: llama.cpp cannot steer the output of block 0 (it has "
+            "no control vector there, and refuses the file); name other layers"
+        )
+    if coefficient == 0:
+        raise DataError("coefficient 0 steers nothing: there is nothing to export")
+    scaled = replace(vector, directions={layer: vector[layer] for layer in chosen}) * coefficient
+    _refuse_existing(gguf, path, force=force)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        _write(gguf, scaled, partial, model_hint)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _write(gguf: Any, vector: "SteeringVector", file: Path, model_hint: str) -> None:
+    writer = gguf.GGUFWriter(file, _CONTROL_VECTOR)
+    try:
+        writer.add_string(f"{_CONTROL_VECTOR}.model_hint", model_hint)
+        writer.add_uint32(f"{_CONTROL_VECTOR}.layer_count", len(vector.layers))
+        for layer in vector.layers:
+            writer.add_tensor(f"direction.{layer}", vector[layer].contiguous().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+def _refuse_existing(gguf: Any, path: Path, *, force: bool) -> None:
+    if not path.exists():
+        return
+    if not force:
+        raise OutputExistsError(f"{path}: exists; choose another --out, or add --force")
+    try:
+        field = gguf.GGUFReader(path).get_field("general.architecture")
+    except (OSError, ValueError, KeyError):
+        field = None
+    if field is None or field.contents() != _CONTROL_VECTOR:
+        raise OutputExistsError(f"{path}: is no control vector, so it is never replaced")

@@ -1,8 +1,9 @@
 """Steering vectors: directions in activation space, their algebra and their storage."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -10,28 +11,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from personality_vector.delta import Delta
-from personality_vector.errors import (
-    BaseMismatchError,
-    NonFiniteError,
-    TensorMismatchError,
-    blame,
-)
+from personality_vector.errors import BaseMismatchError, NonFiniteError, TensorMismatchError
 from personality_vector.steering.activations import (
     Pooling,
-    chat_reader,
+    Reader,
     require_prompts_differ,
     template_hash,
 )
-from personality_vector.steering.belonging import require_one_stream
-from personality_vector.steering.directions import (
-    Directions,
-    checked,
-    combined,
-    cosine,
-    incremental,
-    rescaled,
-)
 from personality_vector.steering.estimators import EstimatorName, contrast, shift
+from personality_vector.steering.fit import Directions, checked, require_one_stream
 from personality_vector.steering.storage import VectorRecord, read_vector
 from personality_vector.subject.chat import Chat
 from personality_vector.traits import Pole
@@ -60,7 +48,7 @@ class SteeringVector:
         judge: What selected the inputs, such as a judge and its version; "" if nothing did.
 
     Raises:
-        DataError: No layer, or a direction of zero, which points nowhere.
+        DataError: No layer, a negative one, or a direction of zero, which points nowhere.
         NonFiniteError: A direction holds NaN or infinity.
         TensorMismatchError: A direction is not one float32 vector, or widths differ.
 
@@ -127,7 +115,7 @@ class SteeringVector:
             the turn is not part of the response; a side is averaged as given, without a judge.
         """
         require_prompts_differ(positive, negative, pooling)
-        reader = chat_reader(model, tokenizer, layers, pooling, batch_size)
+        reader = Reader(model, tokenizer, layers, pooling, batch_size)
         return cls(
             contrast(reader, positive, negative, estimator),
             "",
@@ -154,7 +142,7 @@ class SteeringVector:
         """Return how fine-tuning moved the mean activation over the same chats.
 
         It is to activations what a delta is to weights. For one model in memory read it twice
-        with :func:`chat_reader`, plain and inside ``intervention.applied(subject, strength)``,
+        with :func:`Reader`, plain and inside ``intervention.applied(subject, strength)``,
         and take :func:`shift` of the two means.
 
         Args:
@@ -176,10 +164,10 @@ class SteeringVector:
             ``mean a_tuned - mean a_base``, of which they take the projection on a direction.
         """
         require_one_stream(base, tuned)
-        readers = [
-            chat_reader(model, tokenizer, layers, pooling, batch_size) for model in (base, tuned)
-        ]
-        before, after = (reader.mean(chats) for reader in readers)
+        before, after = (
+            Reader(model, tokenizer, layers, pooling, batch_size).mean(chats)
+            for model in (base, tuned)
+        )
         return cls(
             shift(after, before),
             "",
@@ -217,7 +205,8 @@ class SteeringVector:
             TensorMismatchError: One has no direction for this layer, or the widths differ.
         """
         self._require_same_space(other)
-        return cosine(self[layer], other[layer])
+        one, another = self[layer].double(), other[layer].double()
+        return float(one @ another / (one.norm() * another.norm()))
 
     def similarity(self, other: "SteeringVector") -> dict[int, float]:
         """Return the cosine to another vector of the same model, at each layer of both.
@@ -236,7 +225,8 @@ class SteeringVector:
 
     def unit(self) -> "SteeringVector":
         """Return the directions at length 1; a coefficient is then in the unit of activations."""
-        return self._changed("unit", rescaled(self.directions, dict.fromkeys(self.layers, 1.0)))
+        ones = self.rescaled(dict.fromkeys(self.layers, 1.0))
+        return replace(ones, label=f"unit({self.label})")
 
     def rescaled(self, norms: Mapping[int, float]) -> "SteeringVector":
         """Return the directions with the given Euclidean norms; float32, rounded once.
@@ -245,7 +235,17 @@ class SteeringVector:
             TensorMismatchError: The norms are not those of just the layers of this vector.
             NonFiniteError: A norm is not a positive number.
         """
-        return self._changed("rescaled", rescaled(self.directions, norms))
+        wrong = set(self.directions) ^ set(norms)
+        if wrong:
+            raise TensorMismatchError(
+                f"norms are needed for just the layers, wrong are {sorted(wrong)}"
+            )
+        for layer, norm in norms.items():
+            if not 0 < norm < math.inf:
+                raise NonFiniteError(f"layer {layer}: a direction cannot be given the norm {norm}")
+        exact = {layer: direction.double() for layer, direction in self.directions.items()}
+        scaled = {layer: (norms[layer] / v.norm() * v).float() for layer, v in exact.items()}
+        return replace(self, directions=scaled, label=f"rescaled({self.label})")
 
     def at(self, *layers: int) -> "SteeringVector":
         """Return the directions of some 0-based layers alone.
@@ -269,7 +269,9 @@ class SteeringVector:
             Fierro and Roger 2025, arXiv:2511.05408: ``v'_l = v_l - v_{l-1}`` at all layers.
             Deviations: also the last layer; layers may be missing between two.
         """
-        return self._changed("incremental", incremental(self.directions))
+        gains = {layer: self[layer] - self[k] for k, layer in pairwise(self.layers)}
+        label = f"incremental({self.label})"
+        return replace(self, directions={**self.directions, **gains}, label=label)
 
     def __getitem__(self, layer: int) -> Float[Tensor, " hidden"]:
         """Return the direction at a 0-based ``layer``."""
@@ -284,9 +286,9 @@ class SteeringVector:
     @overload
     def __add__(self, other: Delta) -> "Hybrid": ...
     def __add__(self, other: Any) -> Any:
-        if isinstance(other, SteeringVector):
-            return self._combined(other, 1.0, f"{self.label} + {other.label}")
-        return self.__radd__(other)
+        if not isinstance(other, SteeringVector):
+            return self.__radd__(other)
+        return self._combined(other, 1.0, f"{self.label} + {other.label}")
 
     @overload
     def __sub__(self, other: "SteeringVector") -> "SteeringVector": ...
@@ -355,15 +357,20 @@ class SteeringVector:
 
     def _combined(self, other: "SteeringVector", sign: float, label: str) -> "SteeringVector":
         self._require_same_space(other)
-        with blame(vectors=f"{self.label} and {other.label}"):
-            directions = combined(self.directions, other.directions, sign)
+        odd = set(self.directions) ^ set(other.directions)
+        if odd:
+            raise TensorMismatchError(
+                f"{self.label} and {other.label} do not cover the same layers: "
+                f"only one of them has {sorted(odd)}"
+            )
+        origins = [(name, (getattr(self, name), getattr(other, name))) for name in _ORIGINS]
         return replace(
             self,
-            directions=directions,
+            directions={layer: self[layer] + sign * other[layer] for layer in self.layers},
             pole=None,
             label=label,
             counts=(self.counts[0] + other.counts[0], self.counts[1] + other.counts[1]),
-            **{name: joined(getattr(term, name) for term in (self, other)) for name in _ORIGINS},
+            **{name: " + ".join(dict.fromkeys(filter(None, both))) for name, both in origins},
         )
 
     def _require_same_space(self, other: "SteeringVector") -> None:
@@ -379,15 +386,7 @@ class SteeringVector:
                 "only vectors of one model can be compared or combined"
             )
 
-    def _changed(self, how: str, directions: Directions) -> "SteeringVector":
-        return replace(self, directions=directions, label=f"{how}({self.label})")
-
 
 _METADATA = tuple(field.name for field in fields(SteeringVector) if field.name != "directions")
 _ORIGINS = ("pooling", "estimator", "template", "judge")
-"""Fields of a sum that name the origin of each term."""
-
-
-def joined(words: Iterable[str]) -> str:
-    """Return the origin of a sum from those of its terms: each once, in the order of the terms."""
-    return " + ".join(dict.fromkeys(word for word in words if word))
+"""Fields of a sum that name the origins of its terms: each once, in the order of the terms."""

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from personality_vector.errors import DataError, ModelError, NonFiniteError, RecipeError
-from personality_vector.steering.directions import require_fit
+from personality_vector.steering.fit import require_fit
 from personality_vector.steering.positions import Positions
 from personality_vector.subject.models import hidden_size, owner_of
 from personality_vector.subject.prompts import Prompts, announcing, current_prompts
@@ -85,10 +85,11 @@ class Where:
         self._amounts = amounts
         self._gate = gate
         self._is_everywhere = positions.everywhere and gate is None
+        self._arguments: tuple[str, ...] = ()
         self._start = 0
         self._known: tuple[Any, Selected] = (None, False)
         self._shape: torch.Size | None = None
-        self._prompt = _PromptSum()
+        self._prompt_sum = torch.zeros(1, 1)
         if gate is not None and not positions.response_only:
             raise DataError(
                 f"a gate is decided by the whole prompt, so positions must be response, "
@@ -106,9 +107,9 @@ class Where:
         if self._is_everywhere:
             return
         owner = owner_of(model, blocks)
-        _require_columns(model, owner)
-        note = noting_start(owner, self._begin)
-        hooks.callback(owner.register_forward_pre_hook(note, with_kwargs=True).remove)
+        self._arguments = tuple(inspect.signature(owner.forward).parameters)
+        _require_columns(model, self._arguments)
+        hooks.callback(owner.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
         hooks.enter_context(announcing(model))
         if self._gate is not None:
             self._gate.require_fit(model, len(blocks), first_steered)
@@ -128,7 +129,9 @@ class Where:
         chosen = self._known[1]
         if self._gate is None or chosen is False:
             return chosen
-        is_open = self._open(self._gate).to(hidden.device)
+        direction = self._gate.direction.to(self._prompt_sum.device).float()
+        cosine = torch.cosine_similarity(self._prompt_sum, direction[None], dim=-1)
+        is_open = self._gate.opens(cosine)[:, None, None].to(hidden.device)
         return is_open if chosen is True else is_open & chosen
 
     def strength(self, hidden: Float[Tensor, "rows seq width"]) -> float | Tensor:
@@ -138,8 +141,11 @@ class Where:
         rows = _expanded(self._amounts, len(hidden), "strengths")
         return rows.to(hidden.device, torch.float32)[:, None, None]
 
-    def _begin(self, start: int) -> None:
-        self._start = start
+    def _begin(self, _owner: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        """Find out at which column the coming chunk starts."""
+        named = dict(zip(self._arguments, args, strict=False)) | given
+        cache = named.get("past_key_values")
+        self._start = 0 if cache is None else int(cache.get_seq_length())
         self._shape = None
 
     def _in_chunk(self, hidden: Tensor) -> None:
@@ -150,51 +156,27 @@ class Where:
         key = (prompts, rows, length, min(self._start, max(prompts.ends)))
         if self._known[0] != key:
             with torch.inference_mode(mode=False):  # it may serve a pass with gradients later
-                mask = _expanded(self._columns(prompts, length), rows, "prompts")
+                columns = torch.arange(self._start, self._start + length)
+                mask = _expanded(self._positions.mask(prompts, columns), rows, "prompts")
                 some = mask[..., None].to(hidden.device) if mask.any() else False
             self._known = (key, True if mask.all() else some)
         self._shape = hidden.shape
 
-    def _columns(self, prompts: Prompts, length: int) -> Bool[Tensor, "rows seq"]:
-        columns = torch.arange(self._start, self._start + length)
-        rows = []
-        for row in range(len(prompts.ends)):
-            spans = self._positions.spans(prompts, row)
-            inside = [(columns >= begin) & (columns < end) for begin, end in spans]
-            rows.append(torch.stack(inside).any(0))
-        return torch.stack(rows)
-
     def _listen(self, _block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        """Add a chunk to the sum over each row's prompt, which points where the mean does.
+
+        float32; a chunk that starts at column 0 starts anew.
+        """
         hidden = output[0] if isinstance(output, tuple) else output
         prompts = _require_prompts(self._positions)
-        self._prompt.add(prompts, self._start, hidden)
-
-    def _open(self, gate: Gate) -> Bool[Tensor, "rows 1 1"]:
-        direction = gate.direction.to(self._prompt.total.device).float()
-        cosine = torch.cosine_similarity(self._prompt.total, direction[None], dim=-1)
-        return gate.opens(cosine)[:, None, None]
-
-
-class _PromptSum:
-    """The sum over each row's prompt of what a block puts out, chunk by chunk; float32.
-
-    It points where the mean does.
-    """
-
-    def __init__(self) -> None:
-        self.total = torch.zeros(1, 1)
-
-    def add(self, prompts: Prompts, start: int, hidden: Tensor) -> None:
-        """Add a chunk; one that starts at 0 starts anew."""
-        columns = torch.arange(start, start + hidden.shape[1])
+        columns = torch.arange(self._start, self._start + hidden.shape[1])
         begins, ends = torch.tensor(prompts.begins)[:, None], torch.tensor(prompts.ends)[:, None]
         inside = _expanded((columns >= begins) & (columns < ends), len(hidden), "prompts")
-        if start and not inside.any():
+        if self._start and not inside.any():
             return
-        inside = inside.to(hidden.device)
         # Padding may be NaN, so it is left out rather than multiplied by 0.
-        part = torch.where(inside[..., None], hidden.float(), 0.0).sum(1)
-        self.total = part if start == 0 else self.total + part
+        part = torch.where(inside[..., None].to(hidden.device), hidden.float(), 0.0).sum(1)
+        self._prompt_sum = self._prompt_sum + part if self._start else part
 
 
 def _require_prompts(positions: Positions) -> Prompts:
@@ -207,12 +189,12 @@ def _require_prompts(positions: Positions) -> Prompts:
     return prompts
 
 
-def _require_columns(model: Any, owner: nn.Module) -> None:
+def _require_columns(model: Any, arguments: Sequence[str]) -> None:
     """Refuse a model in which a chunk does not say at which column it starts."""
     why = ""
     if getattr(model.config, "is_encoder_decoder", False):
         why = "its prompt goes to an encoder"
-    elif "past_key_values" not in inspect.signature(owner.forward).parameters:
+    elif "past_key_values" not in arguments:
         why = "its forward pass takes no past_key_values, so a step of decoding looks like a prompt"
     elif any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
         why = "its adapter puts virtual tokens in front of the prompt"
@@ -226,17 +208,3 @@ def _expanded(values: Tensor, rows: int, what: str) -> Tensor:
     if rest or not times:
         raise DataError(f"{len(values)} {what} were given for a batch of {rows} rows")
     return values if times == 1 else values.repeat_interleave(times, dim=0)
-
-
-def noting_start(
-    owner: nn.Module, note: Callable[[int], None]
-) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    """Return a pre-hook that says at which column the coming chunk starts."""
-    names: Sequence[str] = list(inspect.signature(owner.forward).parameters)
-
-    def before(_owner: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-        cache = dict(zip(names, args, strict=False)).get("past_key_values")
-        cache = given.get("past_key_values", cache)
-        note(int(cache.get_seq_length()) if cache is not None else 0)
-
-    return before

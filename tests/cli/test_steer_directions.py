@@ -81,4 +81,4 @@ def test_creativity_says_which_pair_is_none(pvec, pico, tmp_path):
     file.write_text('{"creative": "a", "uncreative": "b"}\n{"creative": "a"}\n')
     ended = pvec("steer", "creativity", pico("llama"), "--pairs", file, "--out", tmp_path / "out")
     assert ended.code == 1
-    assert "pairs.jsonl line 2: uncreative" in ended.err
+    assert "pairs.jsonl line 2: the key 'uncreative' is missing" in ended.err

@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from personality_vector.data.rubrics import COHERENCE
-from personality_vector.elicitation.extract import extract_persona
-from personality_vector.elicitation.pipeline import elicit, open_judge, read_persona
+from personality_vector.elicitation.extract import (
+    elicit,
+    extract_persona,
+    open_judge,
+    read_persona,
+)
 from personality_vector.elicitation.rollouts import to_jsonl
 from personality_vector.errors import DataError, ModelError, RecipeError
 from personality_vector.steering import SteeringVector
@@ -48,9 +52,14 @@ def test_what_is_kept_comes_in_pairs_with_the_system_prompts(steer, subject, per
     assert elicited.report.dropped == {
         "empty": 0, "unscored": 2, "positive_trait": 0, "negative_trait": 4, "coherence": 0
     }  # fmt: skip
-    assert len(elicited.positive) == len(elicited.negative) == elicited.report.kept == 6
+    assert (
+        len(elicited.kept("positive"))
+        == len(elicited.kept("negative"))
+        == elicited.report.kept
+        == 6
+    )
     opposite = {pair.positive: pair.negative for pair in persona.instructions}
-    for one, other in zip(elicited.positive, elicited.negative, strict=True):
+    for one, other in zip(elicited.kept("positive"), elicited.kept("negative"), strict=True):
         assert [message["role"] for message in one] == ["system", "user", "assistant"]
         assert other[0]["content"] == opposite[one[0]["content"]]
         assert other[1] == one[1]
@@ -66,7 +75,10 @@ def test_nobody_judging_keeps_all(steer, subject):
 
 def test_a_low_pole_swaps_the_sides(steer, subject):
     high, low = (elicit(steer(pole=f"extraversion:{level}"), subject) for level in ("high", "low"))
-    assert (high.positive, high.negative) == (low.negative, low.positive)
+    assert (high.kept("positive"), high.kept("negative")) == (
+        low.kept("negative"),
+        low.kept("positive"),
+    )
     assert str(low.persona.pole) == "extraversion:low"
     with pytest.raises(RecipeError, match="persona extraversion is of extraversion:high"):
         read_persona(steer(pole="openness:high"))
@@ -105,7 +117,7 @@ def test_the_vector_is_that_of_the_kept_chats(steer, subject, monkeypatch):
     vector, elicited = extract_persona(steer(layers=[1]))
     model, tokenizer = subject.model, subject.tokenizer
     expected = SteeringVector.extract(
-        model, tokenizer, elicited.positive, elicited.negative, layers=[1]
+        model, tokenizer, elicited.kept("positive"), elicited.kept("negative"), layers=[1]
     )
     torch.testing.assert_close(vector[1], expected[1])
     assert (str(vector.pole), vector.label) == ("extraversion:high", "extraversion:high")
@@ -121,8 +133,8 @@ def test_pooling_and_estimator_are_passed_on(steer, subject, pooling):
     expected = SteeringVector.extract(
         subject.model,
         subject.tokenizer,
-        elicited.positive,
-        elicited.negative,
+        elicited.kept("positive"),
+        elicited.kept("negative"),
         pooling=pooling,
         estimator="pca",
     )
@@ -174,7 +186,7 @@ def test_statements_judge_poles_that_they_know(steer, persona, statements):
 def test_a_judge_that_cannot_rate_the_persona_is_refused_before_anything_is_drawn(
     steer, monkeypatch
 ):
-    monkeypatch.setattr("personality_vector.elicitation.pipeline.draw", never)
+    monkeypatch.setattr("personality_vector.elicitation.extract.draw", never)
 
     class Picky(EveryThird):
         def __call__(self, rubric, _answers, /):
@@ -184,12 +196,12 @@ def test_a_judge_that_cannot_rate_the_persona_is_refused_before_anything_is_draw
         elicit(steer(), Subject(None, None), Picky())
 
 
-def test_whom_the_recipe_names_judges_where_nobody_else_is_given(steer, subject, statements):
+def test_whom_the_recipe_names_judges(steer, subject, persona, statements):
     seen = []
     # No rating is below 0: every pair is dropped or unscored.
     recipe = steer(judge=statements, thresholds={"trait": 0.0})
     with pytest.raises(DataError, match="nothing is left"):
-        elicit(recipe, subject, record=seen.append)
+        elicit(recipe, subject, open_judge(recipe, persona), record=seen.append)
     assert {row.rule for row in seen[-1]} <= {"unscored", "negative_trait"}
 
 
@@ -244,6 +256,6 @@ def test_a_recipe_without_a_persona_has_none(steer, tmp_path):
     ],
 )
 def test_layers_are_checked_before_anything_is_generated(steer, monkeypatch, layers, error, said):
-    monkeypatch.setattr("personality_vector.elicitation.pipeline.draw", never)
+    monkeypatch.setattr("personality_vector.elicitation.extract.draw", never)
     with pytest.raises(error, match=said):
         extract_persona(steer(layers=layers))

@@ -7,10 +7,11 @@ import pytest
 
 from personality_vector.elicitation.recipe import RolloutSpec
 from personality_vector.elicitation.rollouts import (
+    Rollout,
     draw,
     paired,
     planned,
-    read_rollouts,
+    read_rows,
     reused,
     to_jsonl,
 )
@@ -35,10 +36,10 @@ def test_every_instruction_meets_every_question_on_both_sides(drawn, persona):
     ]
     for pair, (_, i, j) in zip(pairs, expected, strict=True):
         instructions = persona.instructions[i]
-        systems = [row.system for row in pair.rollouts]
+        systems = [row.system for row in pair]
         assert systems == [instructions.positive, instructions.negative]
-        assert {row.question for row in pair.rollouts} == {persona.questions.extract[j]}
-        assert all(row.reply for row in pair.rollouts)
+        assert {row.question for row in pair} == {persona.questions.extract[j]}
+        assert all(row.reply for row in pair)
 
 
 def test_the_replies_are_the_models_own_under_each_system_prompt(drawn, subject, persona):
@@ -106,7 +107,7 @@ def test_the_file_gives_back_what_was_written(drawn, tmp_path):
     file = tmp_path / "rollouts.jsonl"
     odd = drawn[0].model_copy(update={"reply": "line\nbreak \u2028 \N{SNOWMAN}", "trait": 0.1})
     file.write_text(to_jsonl([odd, *drawn[1:]]), encoding="utf-8")
-    assert read_rollouts(file) == [odd, *drawn[1:]]
+    assert read_rows(file, Rollout) == [odd, *drawn[1:]]
 
 
 def test_replies_are_reused_in_any_order_if_they_answer_the_same(drawn, tmp_path, persona):
@@ -123,9 +124,9 @@ def test_replies_are_reused_in_any_order_if_they_answer_the_same(drawn, tmp_path
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "line 2: the line: Invalid JSON"),
-        ("{}", "line 2: id: Field required"),
-        ('{"trait": 101}', "line 2: id"),
+        ("{", "line 2: Invalid JSON"),
+        ("{}", "line 2: the key 'id' is missing"),
+        ('{"trait": 101}', "line 2: the key 'id'"),
         ('"text"', "line 2"),
     ],
 )
@@ -133,13 +134,13 @@ def test_a_broken_line_is_named(drawn, tmp_path, line, complaint):
     file = tmp_path / "rollouts.jsonl"
     file.write_text(to_jsonl(drawn[:1]) + line + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=complaint):
-        read_rollouts(file)
+        read_rows(file, Rollout)
     with pytest.raises(DataError, match="cannot be read"):
-        read_rollouts(tmp_path / "absent.jsonl")
+        read_rows(tmp_path / "absent.jsonl", Rollout)
 
 
 def test_a_rating_off_the_scale_is_refused(drawn, tmp_path):
     file = tmp_path / "rollouts.jsonl"
     file.write_text(json.dumps({**drawn[0].model_dump(), "trait": 101}), encoding="utf-8")
     with pytest.raises(DataError, match=r"line 1: trait: .*less than or equal to 100"):
-        read_rollouts(file)
+        read_rows(file, Rollout)

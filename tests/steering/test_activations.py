@@ -9,7 +9,7 @@ from torch import Tensor
 from personality_vector.errors import DataError, ModelError, NonFiniteError
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import Positions, steered
-from personality_vector.steering.activations import chat_reader, template_hash
+from personality_vector.steering.activations import Reader, template_hash
 from personality_vector.subject.chat import answered, encode_chats, question, render
 from personality_vector.subject.models import decoder_blocks, hidden_size
 
@@ -25,11 +25,11 @@ CHATS = [
 
 
 def pooled_activations(model: Any, tokenizer: Any, chats: Any, *how: Any, **named: Any) -> Any:
-    return chat_reader(model, tokenizer, *how, **named).pooled(chats)
+    return Reader(model, tokenizer, *how, **named).pooled(chats)
 
 
 def mean_activations(model: Any, tokenizer: Any, chats: Any, *how: Any, **named: Any) -> Any:
-    return chat_reader(model, tokenizer, *how, **named).mean(chats)
+    return Reader(model, tokenizer, *how, **named).mean(chats)
 
 
 @torch.no_grad()
@@ -206,9 +206,9 @@ def test_nan_is_refused_by_layer_and_input(loaded):
 def test_layers_are_checked(loaded):
     model, tokenizer = loaded("phi")
     with pytest.raises(ModelError, match="layer 7"):
-        chat_reader(model, tokenizer, [0, 7])
+        Reader(model, tokenizer, [0, 7])
     with pytest.raises(DataError, match="same block twice"):
-        chat_reader(model, tokenizer, [1, -1])
+        Reader(model, tokenizer, [1, -1])
 
 
 def test_a_bfloat16_model_is_pooled_in_float64(loaded):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from personality_vector.errors import DataError, TensorMismatchError
 from personality_vector.numeric.random import generator_for
-from personality_vector.steering.activations import chat_reader
+from personality_vector.steering.activations import Reader
 from personality_vector.steering.estimators import (
     ESTIMATORS,
     contrast,
@@ -156,7 +156,7 @@ def test_a_contrast_is_the_estimate_from_pooled_activations(pico, name):
         [answered(question("What?"), f"I {word} people {n} times.") for n in (1, 2, 3)]
         for word in ("love", "avoid")
     )
-    reader = chat_reader(model, tokenizer, [0, 2], batch_size=2)
+    reader = Reader(model, tokenizer, [0, 2], batch_size=2)
     found = contrast(reader, positive, negative, name)
     plus, minus = reader.pooled(positive), reader.pooled(negative)
     assert sorted(found) == [0, 2]

@@ -1,6 +1,5 @@
 """Extraction equals its formula, computed the slow way, and reads what the blocks put out."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,19 +16,13 @@ from personality_vector.errors import (
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector, steered
-from personality_vector.steering.activations import chat_reader, template_hash
-from personality_vector.steering.creativity import (
-    CreativityPair,
-    creativity_direction,
-    read_creativity_pairs,
-)
+from personality_vector.steering.activations import Reader, template_hash
 from personality_vector.steering.estimators import ESTIMATORS, shift
 from personality_vector.subject.chat import answered, encode_chats, question
 from personality_vector.subject.models import decoder_blocks, load_model
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
 
-PAIRS_FILE = Path(__file__).parents[2] / "training/steering/creativity.jsonl"
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi")
 HIGH = Pole("extraversion", "high")
 
@@ -45,11 +38,11 @@ QUIET = [
 
 
 def pooled_activations(model: Any, tokenizer: Any, chats: Any, *how: Any, **named: Any) -> Any:
-    return chat_reader(model, tokenizer, *how, **named).pooled(chats)
+    return Reader(model, tokenizer, *how, **named).pooled(chats)
 
 
 def mean_activations(model: Any, tokenizer: Any, chats: Any, *how: Any, **named: Any) -> Any:
-    return chat_reader(model, tokenizer, *how, **named).mean(chats)
+    return Reader(model, tokenizer, *how, **named).mean(chats)
 
 
 @torch.no_grad()
@@ -220,7 +213,7 @@ def test_models_of_another_shape_are_not_compared(loaded):
 def test_what_differs_between_two_models_is_said_before_they_read(loaded, monkeypatch):
     (base, tokenizer), (other, _) = loaded("llama"), loaded("llama")
     monkeypatch.setattr(
-        "personality_vector.steering.vector.chat_reader",
+        "personality_vector.steering.vector.Reader",
         lambda *_: pytest.fail("a chat was read"),
     )
     monkeypatch.setattr(other.config, "vocab_size", 301)
@@ -250,54 +243,3 @@ def test_prompts_that_differ_in_number_only_are_not_the_same(loaded):
         *loaded("llama"), one * 2 + other, one + other * 2, pooling="prompt_last"
     )
     assert vector.counts == (3, 3)
-
-
-# creativity
-
-PAIRS = [
-    CreativityPair(creative="Write about a party of clouds.", uncreative="Write about a party."),
-    CreativityPair(creative="What does the moon love?", uncreative="What is the time?"),
-]
-
-
-@pytest.mark.parametrize("pooling", ["prompt_last", "prompt_mean"])
-def test_the_direction_of_creativity_is_the_unit_difference_of_its_prompts(loaded, pooling):
-    model, tokenizer = loaded("llama")
-    vector = creativity_direction(model, tokenizer, PAIRS, pooling=pooling, batch_size=1)
-    creative, uncreative = (
-        mean_activations(
-            model, tokenizer, [question(getattr(pair, side)) for pair in PAIRS], None, pooling
-        )
-        for side in ("creative", "uncreative")
-    )
-    for layer in vector.layers:
-        difference = creative[layer] - uncreative[layer]
-        expected = (difference / difference.norm()).float()
-        torch.testing.assert_close(vector[layer], expected, rtol=0, atol=1e-5)
-    assert (vector.label, vector.pooling, vector.counts) == ("creativity", pooling, (2, 2))
-
-
-def test_the_pairs_that_are_shipped_can_be_read():
-    pairs = read_creativity_pairs(PAIRS_FILE)
-    assert len(pairs) == 12
-    texts = [text for pair in pairs for text in (pair.creative, pair.uncreative)]
-    assert len(set(texts)) == 24
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "holds no pair"),
-        ('{"creative": "a"}', "line 1: uncreative: Field required"),
-        ('\n{"creative": "a", "uncreative": " "}', "line 2: uncreative"),
-        ('{"creative": "a", "uncreative": "b", "dull": "c"}', "line 1: dull"),
-        ("{", "line 1: the line"),
-    ],
-)
-def test_unreadable_pairs_are_refused_by_line(tmp_path, text, message):
-    file = tmp_path / "pairs.jsonl"
-    file.write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_creativity_pairs(file)
-    with pytest.raises(DataError, match="cannot be read"):
-        read_creativity_pairs(tmp_path / "absent.jsonl")

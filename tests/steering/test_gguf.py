@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from personality_vector.errors import DataError, NonFiniteError, OutputExistsError, RecipeError
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
-from personality_vector.steering.gguf import export_gguf
+from personality_vector.steering.storage import export_gguf
 
 gguf = pytest.importorskip("gguf")
 

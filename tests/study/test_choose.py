@@ -25,7 +25,7 @@ from personality_vector.lab import builtin
 from personality_vector.measures.likelihood import Likelihood
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import ALL, Positions, SteeringVector, steered
-from personality_vector.steering.activations import chat_reader
+from personality_vector.steering.activations import Reader
 from personality_vector.study.choose.choice import Choice
 from personality_vector.study.choose.curve import CurvePoint, following, swing, usable
 from personality_vector.study.choose.layers import Contrast, Evidence, examine, ranked
@@ -176,7 +176,7 @@ def test_projections_and_norms_are_those_of_the_blocks_outputs(loaded):
     vector = random_vector((0, 2))
     contrast = Contrast(chats("high"), chats("low"), ALL, batch_size=3)
     high, low = (
-        chat_reader(loaded.model, loaded.tokenizer, (0, 2)).pooled(chats(level)) for level in SAID
+        Reader(loaded.model, loaded.tokenizer, (0, 2)).pooled(chats(level)) for level in SAID
     )
     for found in examine(loaded, vector, (2, 0), contrast):
         unit = vector[found.layer] / vector[found.layer].norm()

@@ -29,7 +29,10 @@ def creativity(
 ) -> None:
     """Save the creativity direction of Olson et al., of unit length at every layer."""
     from personality_vector.checkpoint import Checkpoint
-    from personality_vector.steering.creativity import creativity_direction, read_creativity_pairs
+    from personality_vector.elicitation.extract import (
+        creativity_direction,
+        read_creativity_pairs,
+    )
     from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 
     file = builtin(pairs) if pairs.startswith(BUILTIN) else Path(pairs)

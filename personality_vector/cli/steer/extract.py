@@ -10,7 +10,7 @@ from personality_vector.errors import OutputExistsError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from personality_vector.elicitation.pipeline import Elicited
+    from personality_vector.elicitation.extract import Elicited
     from personality_vector.elicitation.rollouts import Rollout
     from personality_vector.steering import SteeringVector
 
@@ -50,7 +50,7 @@ def _data(recipe: SteerRecipe) -> dict[str, Any]:
 
 
 def _persona(recipe: SteerRecipe) -> dict[str, Any]:
-    from personality_vector.elicitation.pipeline import open_judge, read_persona
+    from personality_vector.elicitation.extract import open_judge, read_persona
     from personality_vector.elicitation.rollouts import planned
 
     persona = read_persona(recipe)

@@ -30,7 +30,7 @@ def export_gguf(
 ) -> None:
     """Write a control vector for llama.cpp, which steers all positions; it has no layer 0."""
     from personality_vector.steering import SteeringVector
-    from personality_vector.steering.gguf import export_gguf as export
+    from personality_vector.steering.storage import export_gguf as export
 
     read = SteeringVector.load(vector)
     layers = layer or list(read.layers)

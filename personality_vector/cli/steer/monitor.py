@@ -48,7 +48,7 @@ def monitor(
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.data.chats import read_prompts
     from personality_vector.steering import SteeringVector, resolve_layers
-    from personality_vector.steering.belonging import require_made_from
+    from personality_vector.steering.fit import require_made_from
     from personality_vector.subject.chat import question
     from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 
@@ -80,15 +80,14 @@ def _measured(
     """Return a row of each chat: what was asked and said, its projections and cosines."""
     from torch import cosine_similarity
 
-    from personality_vector.steering.activations import chat_reader
-    from personality_vector.steering.creativity import creativity_scores
-    from personality_vector.steering.monitor import projections
+    from personality_vector.steering.activations import Reader
+    from personality_vector.steering.monitor import creativity_scores, projections
     from personality_vector.subject.chat import answered
     from personality_vector.subject.generation import Sampling, generate_replies
 
     (vector, layer), (longest, batch_size) = along, sizes
     before = projections(model, tokenizer, chats, *along, "prompt_last", batch_size)
-    means = chat_reader(model, tokenizer, [layer], "prompt_mean", batch_size).pooled(chats)
+    means = Reader(model, tokenizer, [layer], "prompt_mean", batch_size).pooled(chats)
     gates = cosine_similarity(means[layer], vector[layer][None], dim=-1)
     greedy = Sampling(max_new_tokens=longest, temperature=0.0, batch_size=batch_size)
     drawn = generate_replies(model, tokenizer, chats, greedy, seed=0)

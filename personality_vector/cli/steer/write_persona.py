@@ -65,17 +65,17 @@ def write_persona(
 
 
 def _remote(model: str, base_url: str | None, api_key_env: str) -> "Generator":
-    from personality_vector.elicitation.writing import EndpointGenerator
+    from personality_vector.elicitation.writing import endpoint_generator
     from personality_vector.subject.endpoint import Endpoint
 
-    return EndpointGenerator(Endpoint(model, base_url, api_key_env))
+    return endpoint_generator(Endpoint(model, base_url, api_key_env))
 
 
 def _local(path: str, seed: int) -> "Generator":
-    from personality_vector.elicitation.writing import LocalGenerator
+    from personality_vector.elicitation.writing import local_generator
     from personality_vector.subject.subject import Subject
 
-    return LocalGenerator(Subject.load(path), seed=seed)
+    return local_generator(Subject.load(path), seed=seed)
 
 
 def _yaml(persona: "Persona", writer: str) -> str:

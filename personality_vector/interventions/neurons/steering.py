@@ -65,7 +65,7 @@ class NeuronSteering(Usual):
             ModelError: The base has no such layer.
             RecipeError: The positions cannot be read.
         """
-        from personality_vector.steering.belonging import block_numbers, require_made_from
+        from personality_vector.steering.fit import block_numbers, require_made_from
         from personality_vector.steering.positions import positions_of
         from personality_vector.subject.models import load_tokenizer
 

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,11 @@ from personality_vector.checkpoint import AtomicDirectory, Checkpoint
 from personality_vector.checkpoint.cards import LOADING, fenced, metadata, shown
 from personality_vector.errors import RecipeError
 from personality_vector.manifest import write_manifest
-from personality_vector.steering.bake.ablation import ablation_export
 from personality_vector.steering.bake.base import Base, asked_shifts, read_config
-from personality_vector.steering.bake.exports import EXPORTS
+from personality_vector.steering.bake.exports import EXPORTS, ablation_export
 from personality_vector.steering.bake.proof import Export, Proof, prove
 from personality_vector.steering.bake.routes import RouteName, route_for
-from personality_vector.steering.belonging import require_made_from, require_width
-from personality_vector.steering.layers import resolved
+from personality_vector.steering.fit import require_made_from, require_width, resolved
 from personality_vector.steering.vector import SteeringVector
 
 log = logging.getLogger(__name__)
@@ -46,13 +44,11 @@ class BakeResult:
         path: A checkpoint, or a PEFT adapter.
         route: How the steering got into it.
         proof: How far it is from the hooks.
-        manifest: The content of ``MANIFEST.json``.
     """
 
     path: Path
     route: RouteName
     proof: Proof
-    manifest: dict[str, Any] = field(repr=False)
 
 
 def bake(  # noqa: PLR0913  (a vector, where it goes, how strong, and where to write)
@@ -95,9 +91,13 @@ def bake(  # noqa: PLR0913  (a vector, where it goes, how strong, and where to w
         raise RecipeError("route ablate has no coefficient; use bake_ablation, or --ablate")
     base, name = _opened(model_path, route, vector)
     shifts = asked_shifts(base, vector, layers, coefficient)
-    asked = {"layers": sorted(shifts), "coefficient": coefficient, "route": name}
-    export = EXPORTS[name](base, shifts)
-    return _publish(base, export, Path(out), {**asked, "vector": _described(vector)}, force=force)
+    asked = {
+        "layers": sorted(shifts),
+        "coefficient": coefficient,
+        "route": name,
+        "vector": _described(vector),
+    }
+    return _publish(base, EXPORTS[name](base, shifts), Path(out), asked, force=force)
 
 
 def bake_ablation(
@@ -111,7 +111,7 @@ def bake_ablation(
     """Write a checkpoint whose residual stream has nothing along ``v_layer``, in any layer.
 
     It equals hooks that take the direction out of the embedding, of the output of every attention
-    and of every block; see :mod:`personality_vector.steering.bake.ablation`.
+    and of every block; see :func:`~personality_vector.steering.bake.exports.ablation_export`.
 
     Args:
         vector: Of this model.
@@ -127,9 +127,8 @@ def bake_ablation(
     """
     base, name = _opened(model_path, "ablate", vector)
     (place,) = resolved([layer], base.layers)
-    export = ablation_export(base, vector[place])
-    asked = {"layers": [place], "coefficient": None, "route": name}
-    return _publish(base, export, Path(out), {**asked, "vector": _described(vector)}, force=force)
+    asked = {"layers": [place], "coefficient": None, "route": name, "vector": _described(vector)}
+    return _publish(base, ablation_export(base, vector[place]), Path(out), asked, force=force)
 
 
 def _opened(model_path: str | Path, route: str, vector: SteeringVector) -> tuple[Base, RouteName]:
@@ -152,16 +151,20 @@ def _publish(
         export.write(directory)
         proof = prove(checkpoint.path, export, base.dtype, directory)
         checkpoint.require_unchanged()
-        identity = {
-            "reference": checkpoint.reference,
-            "fingerprint": checkpoint.fingerprint.digest,
-            "model_type": base.config.model_type,
+        content = {
+            "base": {
+                "reference": checkpoint.reference,
+                "fingerprint": checkpoint.fingerprint.digest,
+                "model_type": base.config.model_type,
+            },
+            **asked,
+            "positions": "all",
+            "proof": asdict(proof),
         }
-        content = {"base": identity, **asked, "positions": "all", "proof": asdict(proof)}
         (directory / "README.md").write_text(bake_card(content), encoding="utf-8")
-        manifest = write_manifest(directory, "bake", content)
+        write_manifest(directory, "bake", content)
     log.info("baked %s into %s, error %.1e", asked["route"], out, proof.error)
-    return BakeResult(out, asked["route"], proof, manifest)
+    return BakeResult(out, asked["route"], proof)
 
 
 def _described(vector: SteeringVector) -> dict[str, Any]:

@@ -1,22 +1,32 @@
-"""The model that is baked into: its configuration, its names on disk, and what is asked of it."""
+"""The model that is baked into: its configuration, its names on disk, and writing it edited."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.errors import CheckpointError, DataError, ModelError, NonFiniteError
+from personality_vector.checkpoint import Checkpoint, ShardWriter, TensorPlan
+from personality_vector.checkpoint.header import TensorEntry
+from personality_vector.checkpoint.writer import write_index
+from personality_vector.errors import (
+    CheckpointError,
+    DataError,
+    ModelError,
+    NonFiniteError,
+    TensorMismatchError,
+    blame,
+)
 from personality_vector.steering.bake.routes import Family
-from personality_vector.steering.layers import resolved
+from personality_vector.steering.fit import resolved
 from personality_vector.steering.vector import SteeringVector
-
-Shifts = Mapping[int, Float[Tensor, " hidden"]]
-"""0-based decoder block to what is added to its output; float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +119,88 @@ def asked_shifts(
         if not torch.isfinite(shift).all():
             raise NonFiniteError(f"layer {layer}: {coefficient:g} times the vector overflows")
     return shifts
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A tensor of the export that the base has otherwise or not at all.
+
+    Attributes:
+        plan: Its name, dtype and shape.
+        exact: Makes it, not rounded, when it is written; so one exists at a time.
+    """
+
+    plan: TensorPlan
+    exact: Callable[[], Tensor]
+
+    def values(self) -> Tensor:
+        """Return what is written: rounded once, to the planned dtype."""
+        rounded = self.exact().to(self.plan.dtype)
+        if not torch.isfinite(rounded).all():
+            name, dtype = self.plan.name, self.plan.dtype
+            raise NonFiniteError(f"{name}: is not finite in {dtype}; use a smaller coefficient")
+        return rounded
+
+
+Edits = Mapping[str, Edit]
+
+
+def size_of(checkpoint: Checkpoint, edits: Edits) -> int:
+    """Return the bytes of the weights that :func:`write_checkpoint` writes."""
+    files = sum(file.stat().st_size for file in _files(checkpoint))
+    return files + sum(e.plan.size for name, e in edits.items() if name not in checkpoint.entries)
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint, edits: Edits, config: Mapping[str, Any], directory: Path
+) -> None:
+    """Write the base with ``edits`` and another config.json; the rest is the base's, byte for byte.
+
+    Files are copied as files and edited tensors overwritten in place; new tensors are one more
+    shard. Memory: one edited tensor.
+
+    Raises:
+        NonFiniteError: An edited tensor is not finite in its dtype.
+    """
+    files, entries = _files(checkpoint), checkpoint.entries
+    plans = [edit.plan for name, edit in edits.items() if name not in entries]
+    added = sum(plan.size for plan in plans)
+    names = _shard_names(len(files) + bool(plans))
+    copies = dict(zip(files, names, strict=False))
+    for file, name in copies.items():
+        shutil.copyfile(file, directory / name)
+    for name in edits.keys() & entries.keys():
+        with blame(tensor=name):
+            _overwrite(directory / copies[entries[name].file], entries[name], edits[name].values())
+    if plans:
+        with ShardWriter(directory, plans, max(1, added), Path(names[-1]).stem) as writer:
+            for plan in plans:
+                writer.write(plan.name, edits[plan.name].values())
+    if len(names) > 1:
+        weight_map = {name: copies[entry.file] for name, entry in entries.items()}
+        weight_map |= {plan.name: names[-1] for plan in plans}
+        size = added + sum(entry.end - entry.start for entry in entries.values())
+        write_index(directory, size, dict(sorted(weight_map.items())))
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    checkpoint.copy_side_files(directory)
+
+
+def _files(checkpoint: Checkpoint) -> list[Path]:
+    return sorted({entry.file for entry in checkpoint.entries.values()})
+
+
+def _shard_names(count: int) -> list[str]:
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+
+
+def _overwrite(file: Path, entry: TensorEntry, values: Tensor) -> None:
+    if (values.dtype, tuple(values.shape)) != (entry.dtype, entry.shape):
+        raise TensorMismatchError(
+            f"{entry.name}: is {entry.dtype} {list(entry.shape)} and was to become "
+            f"{values.dtype} {list(values.shape)}"
+        )
+    with file.open("r+b") as stream:
+        stream.seek(entry.start, os.SEEK_SET)
+        stream.write(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,22 +1,33 @@
-"""What each route that adds a vector writes: a bias of the map that writes to the stream."""
+"""What each route writes: a bias of the map that writes to the stream, or no such writes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from personality_vector.checkpoint import TensorPlan
 from personality_vector.errors import CheckpointError
 from personality_vector.lab import BUILTIN
-from personality_vector.steering.apply import steered
-from personality_vector.steering.bake.base import Base, Shifts
+from personality_vector.steering.apply import ablated, steered
+from personality_vector.steering.bake.base import (
+    Base,
+    Edit,
+    Edits,
+    size_of,
+    write_checkpoint,
+)
 from personality_vector.steering.bake.proof import Export
 from personality_vector.steering.bake.routes import ATTENTION, GATED
-from personality_vector.steering.bake.weights import Edit, size_of, write_checkpoint
+from personality_vector.steering.fit import Directions
+from personality_vector.subject.models import decoder_blocks
+
+_HEADS = ("lm_head.weight", "embed_out.weight")
 
 _SHARED = (  # what Qwen2, Mistral and Llama are built from
     "vocab_size",
@@ -39,29 +50,27 @@ _SHARED = (  # what Qwen2, Mistral and Llama are built from
 )
 
 
-def bias_export(base: Base, shifts: Shifts) -> Export:
+def bias_export(base: Base, shifts: Directions) -> Export:
     """Write the base with a bias that its config supports; the config's switch for it is on."""
     family = base.family
     config = base.checkpoint.config | ({family.flag: True} if family.flag else {})
     return _with_biases(base, shifts, family.flagged or (family.mlp,), config)
 
 
-def convert_export(base: Base, shifts: Shifts) -> Export:
+def convert_export(base: Base, shifts: Directions) -> Export:
     """Write the equivalent Llama, with a bias."""
-    modules = (*ATTENTION, *GATED) if _has_attention_bias(base) else GATED
-    return _with_biases(base, shifts, modules, _llama_config(base))
+    has_bias = base.config.model_type == "qwen2"  # of queries, keys and values; Mistral has none
+    modules = (*ATTENTION, *GATED) if has_bias else GATED
+    return _with_biases(base, shifts, modules, _llama_config(base.config, has_bias=has_bias))
 
 
-def adapter_export(base: Base, shifts: Shifts) -> Export:
+def adapter_export(base: Base, shifts: Directions) -> Export:
     """Write a PEFT adapter that holds nothing but a bias; its float32 numbers are not rounded."""
-
-    def asked(model: Any) -> Any:
-        return steered(model, shifts)
-
+    asked = partial(steered, directions=shifts)
     return Export(partial(_write_adapter, base, shifts), asked, asked)
 
 
-EXPORTS: Mapping[str, Callable[[Base, Shifts], Export]] = {
+EXPORTS: Mapping[str, Callable[[Base, Directions], Export]] = {
     "bias": bias_export,
     "convert": convert_export,
     "adapter": adapter_export,
@@ -70,7 +79,7 @@ EXPORTS: Mapping[str, Callable[[Base, Shifts], Export]] = {
 
 
 def _with_biases(
-    base: Base, shifts: Shifts, modules: Sequence[str], config: Mapping[str, Any]
+    base: Base, shifts: Directions, modules: Sequence[str], config: Mapping[str, Any]
 ) -> Export:
     """Write biases that add ``shifts`` to the outputs of blocks; all others are as before.
 
@@ -88,8 +97,8 @@ def _with_biases(
                 edits[edit.plan.name] = edit
     return Export(
         partial(write_checkpoint, base.checkpoint, edits, config),
-        asked=lambda model: steered(model, shifts),
-        realised=lambda model: steered(model, realised),
+        asked=partial(steered, directions=shifts),
+        realised=partial(steered, directions=realised),
         size=size_of(base.checkpoint, edits),
     )
 
@@ -122,7 +131,7 @@ def _realised(base: Base, edit: Edit) -> Tensor:
     return (base.multiplier * written).float()
 
 
-def _llama_config(base: Base) -> dict[str, Any]:
+def _llama_config(source: Any, *, has_bias: bool) -> dict[str, Any]:
     """Return the config.json of the Llama that computes what a Qwen2 or Mistral does.
 
     It starts from the configuration as transformers reads it, since the defaults of the two
@@ -130,32 +139,22 @@ def _llama_config(base: Base) -> dict[str, Any]:
     """
     from transformers import LlamaConfig
 
-    source = base.config
     head_dim = getattr(source, "head_dim", None)
     config = LlamaConfig(
         **{name: getattr(source, name) for name in _SHARED},
         head_dim=head_dim or source.hidden_size // source.num_attention_heads,
-        attention_bias=_has_attention_bias(base),
+        attention_bias=has_bias,
         mlp_bias=True,
     )
     config.architectures = ["LlamaForCausalLM"]
     config.dtype = source.dtype
-    return {**config.to_dict(), **_old_rope(source.rope_parameters)}
+    # The rotary embedding as transformers 4 reads it, too; it would take theta for 10000.
+    scaling = dict(source.rope_parameters)
+    written: dict[str, Any] = config.to_dict() | {"rope_theta": scaling.pop("rope_theta")}
+    return written if scaling.get("rope_type") == "default" else written | {"rope_scaling": scaling}
 
 
-def _old_rope(rope: dict[str, Any]) -> dict[str, Any]:
-    """Return the rotary embedding as transformers 4 reads it; it would take theta for 10000."""
-    scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
-    found: dict[str, Any] = {"rope_theta": rope["rope_theta"]}
-    return found if scaling.get("rope_type") == "default" else found | {"rope_scaling": scaling}
-
-
-def _has_attention_bias(base: Base) -> bool:
-    """Return whether queries, keys and values have a bias: in Qwen2 all, in Mistral none."""
-    return bool(base.config.model_type == "qwen2")
-
-
-def _write_adapter(base: Base, shifts: Shifts, directory: Path) -> None:
+def _write_adapter(base: Base, shifts: Directions, directory: Path) -> None:
     """Write LoRA matrices of rank 1 that are 0, and a bias of ``shift / multiplier``; float32.
 
     PEFT computes ``W x + b + B A x + bias`` with ``A = B = 0``; the scale is 1.
@@ -163,12 +162,14 @@ def _write_adapter(base: Base, shifts: Shifts, directory: Path) -> None:
     from peft import LoraConfig
 
     modules = {layer: base.family.module(layer, base.family.mlp) for layer in shifts}
+    path, reference = base.checkpoint.path, base.checkpoint.reference
+    is_on_hub = reference != path.name and not reference.startswith(BUILTIN)
     config = LoraConfig(
         r=1,
         lora_alpha=1,
         lora_bias=True,
         target_modules=sorted(modules.values()),
-        base_model_name_or_path=_reference(base),
+        base_model_name_or_path=reference if is_on_hub else str(path),
         task_type="CAUSAL_LM",
         inference_mode=True,
     )
@@ -183,8 +184,117 @@ def _write_adapter(base: Base, shifts: Shifts, directory: Path) -> None:
     save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
 
 
-def _reference(base: Base) -> str:
-    """Return how the adapter names its base: the id on the Hub, or else the path."""
-    name = base.checkpoint.reference
-    is_local = name == base.checkpoint.path.name or name.startswith(BUILTIN)
-    return str(base.checkpoint.path) if is_local else name
+def ablation_export(base: Base, direction: Float[Tensor, " hidden"]) -> Export:
+    """Write the base with no writer along ``direction``; each is rounded once.
+
+    With ``q`` the unit direction, every map that writes to the stream becomes
+    ``W' = W - q q^T W``, ``b' = b - q q^T b``, and each row of an embedding
+    ``e' = e - (e . q) q``. So the stream has no component along ``q``, anywhere. That equals hooks
+    which take it out of the embedding, of the output of each attention and of each block. It does
+    not equal hooks on the outputs of blocks alone, which let it pass between attention and MLP
+    (unless the two are parallel). A head that is tied to the embeddings becomes one of its own,
+    since it only reads.
+
+    Source: Arditi et al. 2024, arXiv:2406.11717, equation of weight orthogonalisation.
+    """
+    unit = direction.double() / direction.double().norm()
+    written = {
+        name: _edit(base, name, partial(_without, base, name, unit, axis))
+        for name, axis in writers(base)
+    }
+    edits = written | (_own_head(base) if base.config.tie_word_embeddings else {})
+    config = {**base.checkpoint.config, "tie_word_embeddings": False}
+
+    asked = partial(ablated_everywhere, base=base, direction=direction)
+    rewritten = partial(with_writers, base=base, edits=written)
+    is_exact = base.dtype == torch.float32
+    return Export(
+        partial(write_checkpoint, base.checkpoint, edits, config),
+        asked,
+        realised=asked if is_exact else partial(rewritten, is_rounded=True),
+        unrounded=None if is_exact else partial(rewritten, is_rounded=False),
+        size=size_of(base.checkpoint, edits),
+    )
+
+
+def writers(base: Base) -> Iterator[tuple[str, int]]:
+    """Yield each tensor that writes to the stream, and its axis of length ``hidden``."""
+    for module in base.family.embeddings:
+        yield base.stored(module), 1
+    for layer in range(base.layers):
+        for module in (base.family.attention, base.family.mlp):
+            name = base.weight(layer, module)
+            yield name, 1 if base.family.transposed else 0
+            bias = name.removesuffix("weight") + "bias"
+            if bias in base.checkpoint.entries:
+                yield bias, 0
+
+
+@contextmanager
+def ablated_everywhere(
+    model: nn.Module, base: Base, direction: Float[Tensor, " hidden"]
+) -> Generator[None]:
+    """Take ``direction`` out of the embedding, of each attention and of each block; by hooks."""
+    modules = dict(model.named_modules())
+    blocks = decoder_blocks(model)
+
+    def on_embedding(_block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (ablated(args[0], direction, 1.0), *args[1:])
+
+    def on_attention(_map: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return ablated(output, direction, 1.0)
+
+    with ExitStack() as hooks:
+        hooks.callback(blocks[0].register_forward_pre_hook(on_embedding).remove)
+        for layer in range(len(blocks)):
+            attention = modules[base.family.module(layer, base.family.attention)]
+            hooks.callback(attention.register_forward_hook(on_attention).remove)
+        everywhere = dict.fromkeys(range(len(blocks)), direction)
+        hooks.enter_context(steered(model, everywhere, 1.0, how="ablate"))
+        yield
+
+
+@contextmanager
+def with_writers(
+    model: nn.Module, base: Base, edits: Edits, *, is_rounded: bool
+) -> Generator[None]:
+    """Give a model in memory other writers, by their names on disk; restored on leaving.
+
+    A tied head is untied and keeps its weights.
+    """
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    head.weight = nn.Parameter(head.weight.detach())
+    parameters = dict(model.named_parameters())
+    root = f"{base.family.root}."
+    writing = {name: parameters[root + name.removeprefix(root)] for name in edits}
+    saved = {name: parameter.data for name, parameter in writing.items()}
+    try:
+        for name, parameter in writing.items():
+            values = edits[name].values() if is_rounded else edits[name].exact()
+            parameter.data = values.to(parameter.dtype)
+        yield
+    finally:
+        for name, parameter in writing.items():
+            parameter.data = saved[name]
+
+
+def _without(base: Base, name: str, unit: Tensor, axis: int) -> Tensor:
+    """Return a writer without the unit direction along ``axis``; float32 or wider."""
+    stored = base.checkpoint[name]
+    values = stored.to(torch.promote_types(stored.dtype, torch.float32))
+    unit = unit.to(values.dtype)
+    if values.ndim == 2 and axis == 0:
+        return values - torch.outer(unit, unit @ values)
+    return values - (values @ unit)[..., None] * unit
+
+
+def _own_head(base: Base) -> dict[str, Edit]:
+    source = base.stored(base.family.embeddings[0])
+    name = next((head for head in _HEADS if head in base.checkpoint.entries), _HEADS[0])
+    return {name: _edit(base, source, partial(base.checkpoint.__getitem__, source), name)}
+
+
+def _edit(base: Base, source: str, exact: Callable[[], Tensor], name: str = "") -> Edit:
+    """Return an edit with the dtype and shape of a tensor of the base, and its name or another."""
+    entry = base.checkpoint.entries[source]
+    return Edit(TensorPlan(name or source, entry.dtype, entry.shape), exact)

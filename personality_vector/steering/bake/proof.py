@@ -46,8 +46,6 @@ TOLERANCE = 1e-5
 
 TOKENS = 64
 
-_PROGRAM = "personality_vector.steering.bake.proof"
-
 Steering = Callable[[Any], AbstractContextManager[None]]
 """Steers a model in memory while a ``with`` block runs."""
 
@@ -100,23 +98,6 @@ class Proof:
     greedy_tokens: int
 
 
-@dataclass(slots=True)
-class _Expected:
-    """What the base says under its hooks."""
-
-    prompts: Tensor
-    sequences: Tensor
-    realised: Tensor
-    asked: Tensor
-    plain: Tensor
-    stored: Tensor
-    unrounded: float = 0.0
-
-    @property
-    def tolerance(self) -> float:
-        return TOLERANCE * max(1.0, float(self.realised.abs().max()))
-
-
 def prove(model: Path, export: Export, dtype: torch.dtype, folder: Path) -> Proof:
     """Return how far an export is from the hooks on its base; one model in memory at a time.
 
@@ -134,50 +115,60 @@ def prove(model: Path, export: Export, dtype: torch.dtype, folder: Path) -> Proo
     name = str(dtype).removeprefix("torch.")
     dtypes = ("float32", name) if name in DTYPES and name != "float32" else ("float32",)
     expected = _expected(model, export, dtypes)
-    effect = _largest(expected.asked, expected.plain)
-    if effect <= expected.tolerance:
+    tolerance = TOLERANCE * max(1.0, float(expected["realised"].abs().max()))
+    unrounded = _largest(expected["unrounded"], expected["asked"])
+    if export.unrounded is not None and not unrounded <= tolerance:
+        raise VerificationError(
+            f"the edited weights differ from the hooks by {unrounded:.1e} in a logit "
+            f"before rounding (at most {tolerance:.1e}); nothing was published"
+        )
+    effect = _largest(expected["asked"], expected["plain"])
+    if effect <= tolerance:
         raise DataError(
             f"the steering changes logits by at most {effect:.1e}, which no proof tells from "
             "rounding; use a larger coefficient"
         )
     seen = _seen(model, folder, dtypes)
-    _require_equal(expected, seen, folder)
+    _require_equal(expected, seen, tolerance, folder)
     return Proof(
-        error=max(expected.unrounded, _largest(seen["logits.float32"], expected.realised)),
-        error_asked=_largest(seen["logits.float32"], expected.asked),
-        error_stored=_largest(seen[f"logits.{dtypes[-1]}"], expected.stored),
+        error=max(unrounded, _largest(seen["logits.float32"], expected["realised"])),
+        error_asked=_largest(seen["logits.float32"], expected["asked"]),
+        error_stored=_largest(seen[f"logits.{dtypes[-1]}"], expected["stored"]),
         effect=effect,
-        tolerance=expected.tolerance,
+        tolerance=tolerance,
         dtype=name,
-        prompts=(len(expected.prompts), expected.prompts.shape[1]),
+        prompts=(len(expected["prompts"]), expected["prompts"].shape[1]),
         greedy_tokens=TOKENS,
     )
 
 
-def _expected(path: Path, export: Export, dtypes: tuple[str, ...]) -> _Expected:
+def _expected(path: Path, export: Export, dtypes: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return what the base says under its hooks: tokens, and logits by name."""
     ids = encoded(path)
     model = load_model(path, dtype=dtypes[0])
     with export.realised(model):
         sequences = continued(model, ids)
         realised = logits_of(model, sequences)
     with export.asked(model):
-        asked = logits_of(model, sequences)
+        asked = stored = unrounded = logits_of(model, sequences)
     plain = logits_of(model, sequences)
-    expected = _Expected(ids, sequences, realised, asked, plain, asked)
     if export.unrounded is not None:
         with export.unrounded(model):
-            expected.unrounded = _largest(logits_of(model, sequences), asked)
-        if not expected.unrounded <= expected.tolerance:
-            raise VerificationError(
-                f"the edited weights differ from the hooks by {expected.unrounded:.1e} in a logit "
-                f"before rounding (at most {expected.tolerance:.1e}); nothing was published"
-            )
+            unrounded = logits_of(model, sequences)
     if len(dtypes) > 1:
         del model
         model = load_model(path, dtype=dtypes[1])
         with export.asked(model):
-            expected.stored = logits_of(model, sequences)
-    return expected
+            stored = logits_of(model, sequences)
+    return {
+        "prompts": ids,
+        "sequences": sequences,
+        "realised": realised,
+        "asked": asked,
+        "plain": plain,
+        "stored": stored,
+        "unrounded": unrounded,
+    }
 
 
 def _seen(model: Path, export: Path, dtypes: tuple[str, ...]) -> dict[str, Tensor]:
@@ -187,7 +178,16 @@ def _seen(model: Path, export: Path, dtypes: tuple[str, ...]) -> dict[str, Tenso
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "seen.safetensors"
         done = subprocess.run(
-            [sys.executable, "-P", "-m", _PROGRAM, str(whole), adapter, str(out), *dtypes],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "personality_vector.steering.bake.proof",
+                str(whole),
+                adapter,
+                str(out),
+                *dtypes,
+            ],
             env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
             capture_output=True,
             text=True,
@@ -201,20 +201,22 @@ def _seen(model: Path, export: Path, dtypes: tuple[str, ...]) -> dict[str, Tenso
         return load_file(out)
 
 
-def _require_equal(expected: _Expected, seen: dict[str, Tensor], export: Path) -> None:
-    if not torch.equal(seen["prompts"], expected.prompts):
+def _require_equal(
+    expected: dict[str, Tensor], seen: dict[str, Tensor], tolerance: float, export: Path
+) -> None:
+    if not torch.equal(seen["prompts"], expected["prompts"]):
         raise VerificationError(
             f"{export}: its tokenizer reads the prompts otherwise than that of the base"
         )
-    differ = (seen["sequences"] != expected.sequences).any(0)
+    differ = (seen["sequences"] != expected["sequences"]).any(0)
     # Up to the first token that differs both have read the same, and logits can be compared.
     same = int(differ.int().argmax()) if differ.any() else len(differ)
-    error = _largest(seen["logits.float32"][:, :same], expected.realised[:, :same])
-    if not error <= expected.tolerance or same < len(differ):
+    error = _largest(seen["logits.float32"][:, :same], expected["realised"][:, :same])
+    if not error <= tolerance or same < len(differ):
         token = "" if same == len(differ) else f", and greedy token {same} is another"
         raise VerificationError(
             f"{export}: differs from the hooks by {error:.1e} in a logit "
-            f"(at most {expected.tolerance:.1e}){token}; nothing was published"
+            f"(at most {tolerance:.1e}){token}; nothing was published"
         )
 
 

@@ -6,15 +6,14 @@ place. Which is which no name tells, so the families are read from the sources o
 an architecture that is not listed here is refused.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from personality_vector.errors import ModelError, RecipeError
 
 ATTENTION = tuple(f"self_attn.{one}_proj" for one in "qkvo")
 GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-_PLAIN = ("mlp.up_proj", "mlp.down_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(
         ("llama", "smollm3", "helium", "seed_oss"), Family(flag="mlp_bias", flagged=GATED)
     ),
-    **dict.fromkeys(("nemotron", "arcee"), Family(flag="mlp_bias", flagged=_PLAIN)),
+    **dict.fromkeys(("nemotron", "arcee"), Family(flag="mlp_bias", flagged=GATED[1:])),
     "granite": Family(flag="mlp_bias", flagged=GATED, multiplier="residual_multiplier"),
     "ernie4_5": Family(flag="use_bias", flagged=(*ATTENTION, *GATED)),
     "starcoder2": Family(
@@ -107,11 +106,12 @@ FAMILIES: Mapping[str, Family] = {
     "phi": Family(mlp="mlp.fc2", attention="self_attn.dense", has_bias=True),
 }
 
-_NORM = "its blocks normalise what the MLP puts out before they add it, so no weight adds a vector"
 _EXPERTS = "its MLP is a mixture of experts, which has no one output projection to hold a vector"
 _REFUSED: Mapping[str, str] = {
-    **dict.fromkeys(("gemma2", "gemma3_text", "gemma3n_text", "olmo2", "olmo3"), _NORM),
-    **dict.fromkeys(("glm4", "exaone4"), _NORM),
+    **dict.fromkeys(
+        ("gemma2", "gemma3_text", "gemma3n_text", "olmo2", "olmo3", "glm4", "exaone4"),
+        "its blocks normalise what the MLP puts out before they add it, so no weight adds a vector",
+    ),
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe"), _EXPERTS),
     **dict.fromkeys(("granitemoe", "gpt_oss", "deepseek_v3", "jetmoe"), _EXPERTS),
 }
@@ -140,8 +140,8 @@ def family_of(config: Any) -> Family:
 
 RouteName = Literal["bias", "convert", "adapter", "ablate"]
 
-_ADDING: tuple[RouteName, ...] = ("bias", "convert", "adapter")
-"""Routes that add a vector, in the order in which they are tried; ``ablate`` takes one out."""
+ROUTES: tuple[RouteName, ...] = get_args(RouteName)
+"""Those that add a vector, in the order in which they are tried, and ``ablate``, which does not."""
 
 _ROPES = ("default", "linear", "dynamic", "yarn", "llama3")
 """Rotary embeddings that Qwen2, Mistral and Llama take from one shared function."""
@@ -174,22 +174,28 @@ def route_for(config: Any, wanted: str = "auto") -> Route:
         ModelError: No route, or not the wanted one, is exact for this model; it says why.
         RecipeError: There is no route of that name.
     """
-    if wanted != "auto" and wanted not in ROUTES:
-        raise RecipeError(f"route {wanted!r} is unknown; there are auto, {', '.join(_ADDING)}")
+    if wanted not in ("auto", *ROUTES):
+        raise RecipeError(f"route {wanted!r} is unknown; there are auto, {', '.join(ROUTES[:-1])}")
     family = family_of(config)
-    names = _ADDING if wanted == "auto" else tuple(name for name in ROUTES if name == wanted)
-    obstacles = {name: ROUTES[name](family, config) for name in names}
-    for name, obstacle in obstacles.items():
-        if not obstacle:
+    names = ROUTES[:-1] if wanted == "auto" else [name for name in ROUTES if name == wanted]
+    obstacles = _obstacles(family, config)
+    for name in names:
+        if not obstacles[name]:
             return Route(name, family)
-    why = "; ".join(f"route {name}: {obstacle}" for name, obstacle in obstacles.items())
+    why = "; ".join(f"route {name}: {obstacles[name]}" for name in names)
     raise ModelError(f"{config.model_type}: {why}")
 
 
-def _against_bias(family: Family, _config: Any) -> str:
-    if not (family.has_bias or family.flag):
-        return "the MLP's output projection has no bias, and the config cannot give it one"
-    return ""
+def _obstacles(family: Family, config: Any) -> dict[RouteName, str]:
+    """Return what speaks against each route for a model; "" if nothing does."""
+    no_bias = "the MLP's output projection has no bias, and the config cannot give it one"
+    turned = "its weights are transposed, and it has a bias of its own"
+    return {
+        "bias": "" if family.has_bias or family.flag else no_bias,
+        "convert": _against_convert(family, config),
+        "adapter": turned if family.transposed else "",
+        "ablate": "" if family.embeddings else "it normalises its embeddings",
+    }
 
 
 def _against_convert(family: Family, config: Any) -> str:
@@ -202,20 +208,3 @@ def _against_convert(family: Family, config: Any) -> str:
     if rope not in _ROPES:
         return f"its rotary embedding {rope!r} is not known to be that of Llama"
     return ""
-
-
-def _against_adapter(family: Family, _config: Any) -> str:
-    return "its weights are transposed, and it has a bias of its own" if family.transposed else ""
-
-
-def _against_ablate(family: Family, _config: Any) -> str:
-    return "" if family.embeddings else "it normalises its embeddings"
-
-
-ROUTES: Mapping[RouteName, Callable[[Family, Any], str]] = {
-    "bias": _against_bias,
-    "convert": _against_convert,
-    "adapter": _against_adapter,
-    "ablate": _against_ablate,
-}
-"""What speaks against each route for a model; "" if nothing does."""

@@ -21,7 +21,7 @@ from personality_vector.measures.interview import Interview
 from personality_vector.measures.likelihood import Likelihood
 from personality_vector.numeric.random import key_for
 from personality_vector.steering import SteeringVector, resolve_layers
-from personality_vector.steering.belonging import require_made_from, require_width
+from personality_vector.steering.fit import require_made_from, require_width
 from personality_vector.steering.positions import positions_of
 from personality_vector.study.choose.choice import Choice
 from personality_vector.study.choose.layers import Contrast, Evidence, examine, ranked

@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import ModelError
 from personality_vector.steering.bake import route_for
-from personality_vector.steering.bake.ablation import ablation_export
 from personality_vector.steering.bake.base import Base, asked_shifts, read_config
-from personality_vector.steering.bake.exports import EXPORTS
+from personality_vector.steering.bake.exports import EXPORTS, ablation_export
 from personality_vector.steering.bake.proof import load_export
 from personality_vector.steering.bake.routes import FAMILIES
 from personality_vector.subject.models import load_model

@@ -6,7 +6,7 @@ import pytest
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import BaseMismatchError
-from personality_vector.steering.belonging import require_made_from
+from personality_vector.steering.fit import require_made_from
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import Tensor
 from personality_vector.errors import BaseMismatchError, DataError, NonFiniteError
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import steered
-from personality_vector.steering.creativity import creativity_scores
+from personality_vector.steering.monitor import creativity_scores
 from personality_vector.subject.chat import answered, encode_chats, question, render
 from personality_vector.subject.models import decoder_blocks, hidden_size
 

@@ -1,0 +1,200 @@
+"""What fits together: layers by number, a direction and a model, two models of one stream."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from personality_vector.checkpoint import Checkpoint
+from personality_vector.checkpoint.sampled import is_sampled
+from personality_vector.errors import (
+    BaseMismatchError,
+    DataError,
+    ModelError,
+    NonFiniteError,
+    TensorMismatchError,
+)
+from personality_vector.subject.models import decoder_blocks, hidden_size, text_config
+
+log = logging.getLogger(__name__)
+
+Directions = Mapping[int, Float[Tensor, "..."]]
+"""0-based decoder block to a float32 direction ``(hidden,)`` on the CPU."""
+
+
+def resolved(layers: Sequence[int], count: int) -> tuple[int, ...]:
+    """Return 0-based layers of a model of ``count`` blocks, in the order given; ``-1`` is the last.
+
+    Raises:
+        ModelError: The model has no such block.
+        DataError: No layer is given, or one twice.
+    """
+    for layer in layers:
+        if not -count <= layer < count:
+            raise ModelError(no_such_layer(layer, count))
+    found = tuple(layer % count for layer in layers)
+    require_distinct(found, layers)
+    return found
+
+
+def require_distinct(found: Sequence[int], given: Sequence[int]) -> None:
+    """Check that there are layers, and each of them once.
+
+    Args:
+        found: 0-based.
+        given: As they were named, for the message.
+
+    Raises:
+        DataError: No layer is given, or one twice.
+    """
+    if not found:
+        raise DataError("no layer is given; name at least one decoder block, such as 12")
+    if len(set(found)) < len(found):
+        raise DataError(f"layers {list(given)} name the same block twice; name each once")
+
+
+def no_such_layer(layer: int, count: int) -> str:
+    """Return the message about a layer that a model of ``count`` blocks has not."""
+    return f"layer {layer} does not exist: this model has {count} blocks, 0 to {count - 1}"
+
+
+def checked(directions: Directions, label: str) -> dict[int, Tensor]:
+    """Return a copy with ascending layers.
+
+    Raises:
+        DataError: No layer, a negative one, or a direction of zero, which points nowhere.
+        NonFiniteError: A direction holds NaN or infinity.
+        TensorMismatchError: A direction is not one float32 vector, or widths differ.
+    """
+    if not directions:
+        raise DataError(f"{label}: a steering vector needs at least one layer")
+    ordered = dict(sorted(directions.items()))
+    hidden = next(iter(ordered.values())).numel()
+    for layer, direction in ordered.items():
+        where = f"{label or 'steering vector'}, layer {layer}"
+        if layer < 0:
+            raise DataError(f"{where}: a stored layer is 0-based; resolve negative ones first")
+        if direction.shape != (hidden,) or direction.dtype != torch.float32:
+            raise TensorMismatchError(
+                f"{where}: should be {hidden} float32 numbers, "
+                f"is {direction.dtype} of shape {list(direction.shape)}"
+            )
+        require_pointing(where, direction)
+    return ordered
+
+
+def require_fit(where: str, direction: Float[Tensor, "..."], width: int) -> None:
+    """Check that a direction points somewhere in a residual stream of this width.
+
+    Raises:
+        BaseMismatchError: It has another shape.
+        NonFiniteError: It holds NaN or infinity.
+        DataError: It is zero.
+    """
+    if direction.shape != (width,):
+        raise BaseMismatchError(
+            f"{where}: the vector has shape {list(direction.shape)}, but the residual stream "
+            f"of this model is {width} wide; use a vector that was extracted from this model"
+        )
+    require_pointing(where, direction)
+
+
+def require_pointing(where: str, direction: Float[Tensor, "..."]) -> None:
+    """Check that a direction is of finite numbers, not all zero; see :func:`require_fit`."""
+    if not torch.isfinite(direction).all():
+        raise NonFiniteError(f"{where}: the direction holds NaN or infinity")
+    if not direction.any():
+        raise DataError(f"{where}: the direction is zero, so it points nowhere")
+
+
+def require_made_from(
+    what: object,
+    model: str,
+    checkpoint: Checkpoint,
+    remedy: str = "use it with the model that it was extracted from",
+) -> None:
+    """Check that something was extracted from this model.
+
+    What an earlier version extracted names its model by a sample of the weights; that sample is
+    compared, with a warning.
+
+    Args:
+        what: Its file or label, for the message.
+        model: Hex digest of the fingerprint of the model it came from; "" where that is unknown,
+            and nothing is refused.
+        checkpoint: The model that it is to be used with.
+        remedy: What would be right.
+
+    Raises:
+        BaseMismatchError: It was extracted from another one.
+    """
+    if not model:
+        return
+    found = checkpoint.digest_like(model)
+    if model != found:
+        earlier = " by an earlier version" if is_sampled(model) else ""
+        raise BaseMismatchError(
+            f"{what}: was extracted{earlier} from model {model[:12]}, but {checkpoint.path} is "
+            f"model {found[:12]}; {remedy}"
+        )
+    if is_sampled(model):
+        log.warning(
+            "%s: was extracted by an earlier version; of the model %s only a sample of the "
+            "weights was recorded, and that is the same",
+            what,
+            checkpoint.path,
+        )
+
+
+def require_width(what: object, width: int, checkpoint: Checkpoint) -> None:
+    """Check that a vector is as wide as the residual stream of a model, before it is loaded.
+
+    Raises:
+        BaseMismatchError: config.json says another width.
+    """
+    config = checkpoint.config.get("text_config", checkpoint.config)
+    stream = config.get("hidden_size", config.get("n_embd", width))
+    if stream != width:
+        raise BaseMismatchError(
+            f"{what}: is {width} wide, but the residual stream of {checkpoint.path} is {stream} "
+            "wide; use it with the model that it was extracted from"
+        )
+
+
+def block_numbers(layers: Sequence[int], checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Return 0-based layers in the order given, before the model is loaded; ``-1`` is the last.
+
+    Where config.json does not say how many blocks there are, none is returned.
+
+    Raises:
+        ModelError: The model has no such block.
+        DataError: No layer is given, or one twice.
+    """
+    config = checkpoint.config.get("text_config", checkpoint.config)
+    counts = [
+        config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config
+    ]
+    return resolved(layers, int(counts[0])) if counts else ()
+
+
+def require_one_stream(base: nn.Module, tuned: nn.Module) -> None:
+    """Check that two models have the same depth, width and vocabulary.
+
+    Raises:
+        TensorMismatchError: They have not, so that no activation of one can be taken from the
+            other's.
+    """
+    models = (base, tuned)
+    one, other = (
+        f"{len(decoder_blocks(model))} blocks of width {hidden_size(model)} "
+        f"and a vocabulary of {text_config(model).vocab_size}"
+        for model in models
+    )
+    if one != other:
+        names = [getattr(model, "name_or_path", "") or type(model).__name__ for model in models]
+        raise TensorMismatchError(
+            f"{names[0]} has {one}, {names[1]} has {other}; "
+            "only a model and what was fine-tuned from it can be subtracted"
+        )
