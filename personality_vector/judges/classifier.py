@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -11,16 +11,13 @@ from personality_vector.data.rubrics import COHERENCE
 from personality_vector.data.statements import Statement, normalised, read_statements
 from personality_vector.data.texts import distinct_n, words
 from personality_vector.errors import DataError, some
-from personality_vector.judges.spec import JudgeSpec
+from personality_vector.judges.spec import BaseJudge, JudgeSpec
 from personality_vector.lab import BUILTIN, builtin
 from personality_vector.recipes.fields import Real, Words
 from personality_vector.recipes.paths import LocalPath
 from personality_vector.subject.identity import identity_of
 from personality_vector.subject.protocols import Answer, Quality, Rubric, Score
 from personality_vector.traits import Pole, Trait
-
-if TYPE_CHECKING:
-    from personality_vector.subject.subject import Subject
 
 LOWEST, HIGHEST = 1.0, 5.0
 """Ends of the scale; 3 is neutral."""
@@ -51,7 +48,7 @@ class ClassifierSpec(JudgeSpec):
 
 
 @dataclass(frozen=True)
-class StatementJudge:
+class StatementJudge(BaseJudge):
     """For each trait, TF-IDF of words and word pairs and a logistic regression.
 
     A high pole scores ``1 + 4 P(high | reply)``, a low one ``5 - 4 P(high | reply)``, and
@@ -86,7 +83,13 @@ class StatementJudge:
     """Raised when the same statements give other scores."""
 
     def __post_init__(self) -> None:
-        _require_disjoint(self.train, self.held_out)
+        shared = {normalised(s.text) for s in self.train}
+        shared &= {normalised(s.text) for s in self.held_out}
+        if shared:
+            raise DataError(
+                f"{len(shared)} statements are both learned from and measured on, "
+                f"such as {min(shared)[:60]!r}"
+            )
         if not self.train:
             raise DataError("a judge needs labelled statements to learn from")
         for trait in self.traits:
@@ -101,10 +104,7 @@ class StatementJudge:
     @cached_property
     def classifiers(self) -> dict[Trait, Any]:
         """A pipeline of scikit-learn for each trait, fitted when it is needed."""
-        return {
-            trait: _fitted(_labelled(self.train, trait, "train"), _others(self.train, trait))
-            for trait in self.traits
-        }
+        return {trait: _fitted(self.train, trait) for trait in self.traits}
 
     def identity(self) -> str:
         """Return the digest of the statements of both parts."""
@@ -114,10 +114,6 @@ class StatementJudge:
     def _identity(self) -> str:
         # Thousands of statements, and a study asks for every cell.
         return identity_of(self)
-
-    def prepare(self, _base: "Subject", /) -> "StatementJudge":
-        """Return it as it is."""
-        return self
 
     def __call__(self, rubric: Rubric, answers: Sequence[Answer], /) -> list[Score]:
         """Return one score for each answer, in order.
@@ -210,16 +206,13 @@ def _labelled(statements: Sequence[Statement], trait: Trait, part: str) -> _Labe
     return texts, labels
 
 
-def _others(statements: Sequence[Statement], trait: Trait) -> list[str]:
-    return sorted(s.text for s in statements if s.trait != trait)
-
-
-def _fitted(learned: _Labelled, neutral: Sequence[str]) -> Any:
-    """Learn the poles with equal weight, and ``neutral`` as both at once with as much again."""
+def _fitted(statements: Sequence[Statement], trait: Trait) -> Any:
+    """Learn the poles with equal weight, and all other statements as both, with as much again."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_pipeline
 
-    texts, labels = learned
+    texts, labels = _labelled(statements, trait, "train")
+    neutral = sorted(s.text for s in statements if s.trait != trait)
     share = {label: len(labels) / (2 * labels.count(label)) for label in (True, False)}
     weights = [share[label] for label in labels]
     weights += [len(labels) / (2 * len(neutral))] * (2 * len(neutral)) if neutral else []
@@ -251,18 +244,7 @@ def _length_only(learned: _Labelled, measured: _Labelled) -> float:
 
 
 def _off_topic(classifier: Any, trait: Trait, held_out: Sequence[Statement]) -> float | None:
-    by_pole: dict[Pole, list[str]] = {}
-    for statement in held_out:
-        if statement.trait != trait:
-            by_pole.setdefault(statement.pole, []).append(statement.text)
-    means = [float(classifier.predict_proba(texts)[:, 1].mean()) for texts in by_pole.values()]
+    poles = {statement.pole for statement in held_out if statement.trait != trait}
+    texts = [[s.text for s in held_out if s.pole == pole] for pole in poles]
+    means = [float(classifier.predict_proba(of_pole)[:, 1].mean()) for of_pole in texts]
     return max(((HIGHEST - LOWEST) * abs(mean - 0.5) for mean in means), default=None)
-
-
-def _require_disjoint(train: Sequence[Statement], held_out: Sequence[Statement]) -> None:
-    shared = {normalised(s.text) for s in train} & {normalised(s.text) for s in held_out}
-    if shared:
-        raise DataError(
-            f"{len(shared)} statements are both learned from and measured on, "
-            f"such as {min(shared)[:60]!r}"
-        )

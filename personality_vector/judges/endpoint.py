@@ -1,6 +1,5 @@
 """A judge behind an OpenAI-compatible server, read by the probabilities of its numbers."""
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,18 +7,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from personality_vector.judges.prompts import VERSION, expected_number, prompt_for, score_of
+from personality_vector.judges.prompts import NumberJudge, expected_number
 from personality_vector.judges.spec import JudgeSpec
 from personality_vector.progress import progress
 from personality_vector.recipes.fields import Whole, Words
 from personality_vector.subject.endpoint import Endpoint
-from personality_vector.subject.identity import identity_of
-from personality_vector.subject.protocols import Answer, Rubric, Score
 
 if TYPE_CHECKING:
-    from personality_vector.subject.subject import Subject
+    from collections.abc import Sequence
 
-_HIGHEST = 100  # up to 100, numbers are single tokens of OpenAI's tokenizers
+    from personality_vector.subject.chat import Chat
+
 _KEY = "OPENAI_API_KEY"
 
 
@@ -45,7 +43,7 @@ class EndpointSpec(JudgeSpec):
 
 
 @dataclass(frozen=True)
-class EndpointJudge:
+class EndpointJudge(NumberJudge):
     """One request of one token for each answer.
 
     Attributes:
@@ -68,8 +66,7 @@ class EndpointJudge:
     api_key_env: str = field(default=_KEY, compare=False)
     requests: int = field(default=16, compare=False)
 
-    scale: ClassVar[tuple[float, float]] = (0.0, float(_HIGHEST))
-    version: ClassVar[str] = VERSION
+    highest: ClassVar[int] = 100  # up to here, numbers are single tokens of OpenAI's tokenizers
 
     def __post_init__(self) -> None:
         # Refused now, not hours later; a client that is kept could not go to another process.
@@ -85,29 +82,15 @@ class EndpointJudge:
         """The model, once it is asked."""
         return Endpoint(self.model, self.base_url, self.api_key_env)
 
-    def identity(self) -> str:
-        """Return the digest of the model, the server and the prompts."""
-        return identity_of(self)
-
-    def prepare(self, _base: "Subject", /) -> "EndpointJudge":
-        """Return it as it is."""
-        return self
-
-    def __call__(self, rubric: Rubric, answers: Sequence[Answer], /) -> list[Score]:
-        """Return one score for each answer, in order.
-
-        Raises:
-            ModelError: The server fails, or returns no log-probabilities.
-        """
+    def expected(self, prompts: "Sequence[Chat]") -> list[float | None]:
+        """Return the expected number after each prompt."""
         with ThreadPoolExecutor(self.requests) as pool:
-            futures = [pool.submit(_rate, self.endpoint, rubric, answer) for answer in answers]
+            futures = [pool.submit(self.endpoint.first_token, prompt) for prompt in prompts]
             try:
-                return [future.result() for future in progress(futures, "judge")]
+                return [
+                    expected_number(future.result(), self.highest)
+                    for future in progress(futures, "judge")
+                ]
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # or all that is left would be asked first
                 raise
-
-
-def _rate(endpoint: Endpoint, rubric: Rubric, answer: Answer) -> Score:
-    likely = endpoint.first_token(prompt_for(rubric, answer, _HIGHEST))
-    return score_of(expected_number(likely, _HIGHEST), rubric)

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from personality_vector.errors import ModelError, some
-from personality_vector.judges.prompts import VERSION, expected_number, prompt_for, score_of
+from personality_vector.judges.prompts import NumberJudge, expected_number
 from personality_vector.judges.spec import JudgeSpec
 from personality_vector.progress import progress
 from personality_vector.recipes.fields import Device, Dtype, Whole
 from personality_vector.recipes.paths import ModelRef
 from personality_vector.subject.identity import digest_of, identity_of
-from personality_vector.subject.protocols import Answer, Rubric, Score
 
 if TYPE_CHECKING:
     from personality_vector.subject.chat import Chat
@@ -44,7 +43,7 @@ class LocalSpec(JudgeSpec):
 
 
 @dataclass(frozen=True)
-class LocalJudge:
+class LocalJudge(NumberJudge):
     """Asks for one digit and takes its expectation, times 100 / 9.
 
     Digits, because longer numbers are several tokens of most tokenizers, and the first would not
@@ -68,8 +67,7 @@ class LocalJudge:
     device: str = field(default="auto", compare=False)
     tokens: Mapping[int, str] = field(init=False, compare=False, repr=False)
 
-    scale: ClassVar[tuple[float, float]] = (0.0, 100.0)
-    version: ClassVar[str] = VERSION
+    highest: ClassVar[int] = _HIGHEST
 
     def __post_init__(self) -> None:
         from personality_vector.checkpoint import Checkpoint
@@ -98,29 +96,18 @@ class LocalJudge:
         model = base_identity(Checkpoint.open(self.checkpoint), self.dtype, self.device)
         return digest_of(identity_of(self), model)
 
-    def prepare(self, _base: "Subject", /) -> "LocalJudge":
-        """Return it as it is."""
-        return self
-
-    def __call__(self, rubric: Rubric, answers: Sequence[Answer], /) -> list[Score]:
-        """Return one score for each answer, in order.
-
-        Raises:
-            DataError: The chat template refuses a prompt.
-            ModelError: The model cannot be loaded.
-        """
+    def expected(self, prompts: "Sequence[Chat]") -> list[float | None]:
+        """Return the expected digit after each prompt, times 100 / 9."""
         from personality_vector.subject.chat import batched
 
-        prompts = [prompt_for(rubric, answer, _HIGHEST) for answer in answers]
-        batches = list(batched(prompts, self.batch_size))
-        found = [value for batch in progress(batches, "judge") for value in self._expect(batch)]
-        return [score_of(value, rubric) for value in found]
-
-    def _expect(self, chats: "Sequence[Chat]") -> list[float | None]:
-        """Return the expected digit of each chat, on the scale of the judge."""
-        rows = self.subject.next_token(chats, list(self.tokens), self.batch_size).exp().tolist()
-        expected = [expected_number(self._by_digit(row), _HIGHEST) for row in rows]
-        return [None if value is None else value * 100 / _HIGHEST for value in expected]
+        batches, digits = list(batched(prompts, self.batch_size)), list(self.tokens)
+        rows = [
+            row
+            for batch in progress(batches, "judge")
+            for row in self.subject.next_token(batch, digits, len(batch)).exp().tolist()
+        ]
+        found = [expected_number(self._by_digit(row), _HIGHEST) for row in rows]
+        return [None if value is None else value * 100 / _HIGHEST for value in found]
 
     def _by_digit(self, probabilities: Iterable[float]) -> dict[str, float]:
         likely: dict[str, float] = {}

@@ -1,14 +1,20 @@
-"""How a language model is asked for a number, and how its answer is read.
+"""Language models as judges: how one is asked for a number, and how its answer is read.
 
 The words were written for this project.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from personality_vector.data.rubrics import COHERENCE
+from personality_vector.judges.spec import BaseJudge
 from personality_vector.subject.identity import digest_of
 from personality_vector.subject.protocols import Answer, Rubric, Score
+
+if TYPE_CHECKING:
+    from personality_vector.subject.chat import Chat
 
 LEAST_MASS = 0.25
 """Share of the probability that must lie on numbers, as in the code of persona vectors."""
@@ -55,7 +61,37 @@ VERSION = digest_of(_TRAIT, _COHERENCE, COHERENCE, LEAST_MASS)
 """Changes with whatever is said here, and with how an answer is read."""
 
 
-def prompt_for(rubric: Rubric, answer: Answer, highest: int) -> Sequence[Mapping[str, str]]:
+class NumberJudge(BaseJudge, ABC):
+    """A language model that is asked for a whole number, of which its expectation is taken.
+
+    Attributes:
+        highest: The largest number that it may write.
+    """
+
+    scale: ClassVar[tuple[float, float]] = (0.0, 100.0)
+    version: ClassVar[str] = VERSION
+    highest: ClassVar[int]
+
+    def __call__(self, rubric: Rubric, answers: Sequence[Answer], /) -> list[Score]:
+        """Return one score for each answer, in order; without a number it is unscored.
+
+        Raises:
+            DataError: The chat template refuses a prompt.
+            ModelError: The model cannot be loaded, the server fails, or returns no
+                log-probabilities.
+        """
+        prompts = [prompt_for(rubric, answer, self.highest) for answer in answers]
+        return [
+            Score(value, f"the judge gave no number for {rubric.trait}" if value is None else "")
+            for value in self.expected(prompts)
+        ]
+
+    @abstractmethod
+    def expected(self, prompts: "Sequence[Chat]") -> Iterable[float | None]:
+        """Return what the model expects to write after each prompt, on the scale of the judge."""
+
+
+def prompt_for(rubric: Rubric, answer: Answer, highest: int) -> "Chat":
     """Return the chat that asks a model to rate an answer from 0 to ``highest``.
 
     Of the answer it holds the question and the reply, not the system prompt.
@@ -67,17 +103,13 @@ def prompt_for(rubric: Rubric, answer: Answer, highest: int) -> Sequence[Mapping
     text = _TRAIT.format(
         name=rubric.trait,
         description=rubric.description or f"{rubric.trait}.",
-        opposite=_lower_end(rubric),
+        opposite=(
+            f"clearly shows this: {rubric.opposite}" if rubric.opposite else "shows no sign of it."
+        ),
         note=f"{rubric.note}\n" if rubric.note else "",
         **said,
     )
     return [{"role": "user", "content": text}]
-
-
-def _lower_end(rubric: Rubric) -> str:
-    if rubric.opposite:
-        return f"clearly shows this: {rubric.opposite}"
-    return "shows no sign of it."
 
 
 def expected_number(probabilities: Mapping[str, float], highest: int) -> float | None:
@@ -102,9 +134,3 @@ def expected_number(probabilities: Mapping[str, float], highest: int) -> float |
         return None
     mean = math.fsum(number * p for number, p in found) / mass
     return min(mean, float(highest))  # 100 * p / p can be the next number above 100
-
-
-def score_of(value: float | None, rubric: Rubric) -> Score:
-    """Return an expectation as a score; ``None`` is unscored."""
-    reason = f"the judge gave no number for {rubric.trait}" if value is None else ""
-    return Score(value, reason)

@@ -1,17 +1,22 @@
 """What a judge of a recipe has in common with all others, and which kinds there are."""
 
 from abc import abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, model_serializer
 
 from personality_vector.recipes.keyed import Kinds, by_only_key, key_of
 from personality_vector.recipes.reading import Recipe
+from personality_vector.subject.identity import identity_of
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from pydantic import SerializerFunctionWrapHandler
 
     from personality_vector.subject.protocols import Judge
+    from personality_vector.subject.subject import Subject
 
 KINDS = Kinds("judges")
 """The key that says who judges, to its schema."""
@@ -29,11 +34,23 @@ class JudgeSpec(Recipe):
         return {key_of(KINDS, type(self)): handler(self)}
 
 
-def _parsed(value: Any, info: Any) -> Any:
-    return by_only_key(KINDS, value, info, "a judge")
+class BaseJudge:
+    """What most judges have in common: they are what their fields are, and need no base."""
+
+    __slots__ = ()
+
+    def identity(self) -> str:
+        """Return the digest of all fields, but for those that change no score."""
+        return identity_of(self)
+
+    def prepare(self, _base: "Subject", /) -> "Self":
+        """Return it as it is."""
+        return self
 
 
-AnyJudge = Annotated[SerializeAsAny[JudgeSpec], BeforeValidator(_parsed)]
+AnyJudge = Annotated[
+    SerializeAsAny[JudgeSpec], BeforeValidator(partial(by_only_key, KINDS, what="a judge"))
+]
 """A judge of a recipe, recognised by its only key."""
 
 

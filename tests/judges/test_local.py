@@ -42,7 +42,7 @@ def test_a_local_judge_expects_a_digit(pico, judging, family):
     chats = [question(text) for text in ("Rate this, 0 to 9.", "How?", "A number, please.", "I 7")]
     expected = [restated(model, tokenizer, chat) for chat in chats]
     assert any(value is not None for value in expected)
-    assert judge._expect(chats) == [value and pytest.approx(value, abs=1e-3) for value in expected]
+    assert judge.expected(chats) == [value and pytest.approx(value, abs=1e-3) for value in expected]
 
 
 def restated(model, tokenizer, chat):
