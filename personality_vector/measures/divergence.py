@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from pydantic import Field
 
 from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
-from personality_vector.measures.asking import Asking, AskingSpec
-from personality_vector.measures.spec import BaseMeasure
+from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
 from personality_vector.recipes.fields import Whole
-from personality_vector.subject.protocols import Better, Findings, Reading
+from personality_vector.subject.protocols import Better, Reading
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -50,14 +49,6 @@ class _Reference(NamedTuple):
     chat: "Chat"
     tokens: "Int[Tensor, ' seq']"
     log_probs: "Float[Tensor, 'seq vocab']"
-
-
-class _Sums(NamedTuple):
-    """Sums over the tokens of the references, in nats, and how many tokens there are."""
-
-    divergence: float
-    surprise: float
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +124,14 @@ class Divergence(BaseMeasure):
         found.sort(key=lambda row: row[0])
         return [answered(chat, text) for _, chat, text in found]
 
-    def collect(self, subject: "Subject", seed: int) -> _Sums:  # noqa: ARG002
-        """Return how far ``subject`` is from the base on the same tokens.
+    def collect(self, subject: "Subject", seed: int) -> list[Reading]:  # noqa: ARG002
+        """Return how far ``subject`` is from the base on the same tokens, as means over them.
 
         Raises:
             NonFiniteError: The edited model predicts NaN or infinity.
             TensorMismatchError: It splits a reply into other tokens, or has another vocabulary.
         """
-        divergence, surprise, count = 0.0, 0.0, 0
+        divergence, surprise, n = 0.0, 0.0, 0
         chats = [reference.chat for reference in self.references]
         predictions = _predictions(subject, chats, self.batch_size)
         for reference, (_, tokens, log_probs) in zip(self.references, predictions, strict=True):
@@ -149,19 +140,12 @@ class Divergence(BaseMeasure):
             _require_finite(log_probs[:kept], "edited model")
             divergence += _divergence(reference.log_probs, log_probs[:kept])
             surprise -= _log_likelihood(log_probs[:kept], reference.tokens)
-            count += kept
-        return _Sums(divergence, surprise, count)
-
-    def finish(self, base: "Subject", collected: _Sums) -> Findings:  # noqa: ARG002
-        """Return the means over tokens."""
-        divergence, surprise, n = collected
+            n += kept
         perplexity = _perplexity(surprise / n)
-        return Findings(
-            readings=[
-                Reading(f"{self.name}.kl_base_edited", divergence / n, n=n),
-                Reading(f"{self.name}.perplexity", perplexity, n=n, unit="perplexity"),
-            ]
-        )
+        return [
+            Reading(f"{self.name}.kl_base_edited", divergence / n, n=n),
+            Reading(f"{self.name}.perplexity", perplexity, n=n, unit="perplexity"),
+        ]
 
 
 def _first(base: "Subject", chats: "Sequence[Chat]", max_tokens: int) -> "list[Chat]":
@@ -215,18 +199,14 @@ def _perplexity(surprise: float) -> float:
 
 
 def _require_finite(log_probs: "Float[Tensor, 'seq vocab']", who: str) -> None:
-    import torch
-
-    if not bool(torch.isfinite(log_probs).all()):
+    if not bool(log_probs.isfinite().all()):
         raise NonFiniteError(f"the {who} predicts NaN or infinity on a reference chat")
 
 
 def _require_same_tokens(
     reference: _Reference, tokens: "Int[Tensor, ' seq']", log_probs: "Float[Tensor, 'other vocab']"
 ) -> None:
-    import torch
-
-    if not torch.equal(reference.tokens, tokens):
+    if not reference.tokens.equal(tokens):
         text = str(reference.chat[-1]["content"])
         raise TensorMismatchError(
             f"the response {text[:60]!r} is not the same tokens after the edit"

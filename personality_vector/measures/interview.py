@@ -9,9 +9,8 @@ from pydantic import model_validator
 from personality_vector.data.personas import Persona
 from personality_vector.data.rubrics import rubric_of
 from personality_vector.judges.spec import AnyJudge
-from personality_vector.measures.asking import Asking, AskingSpec
 from personality_vector.measures.likelihood import Traits
-from personality_vector.measures.spec import BaseMeasure
+from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.subject.protocols import Answer, Findings, Judge, Rubric, rated
 

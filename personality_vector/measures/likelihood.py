@@ -11,8 +11,7 @@ from pydantic import AfterValidator, Field
 from personality_vector.data.statements import Part, Statement, of_both_poles, read_statements
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
-from personality_vector.measures.asking import QUESTION
-from personality_vector.measures.spec import BaseMeasure, MeasureSpec
+from personality_vector.measures.spec import QUESTION, BaseMeasure, MeasureSpec
 from personality_vector.recipes.fields import Real, Whole, Words, distinct
 from personality_vector.recipes.paths import LocalPath
 from personality_vector.subject.protocols import Reading
