@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from personality_vector.interventions.activations import ActivationSteering
     from personality_vector.interventions.decoding import Decoding
     from personality_vector.interventions.examples import FewShot
-    from personality_vector.interventions.hybrid import HybridEdit
     from personality_vector.interventions.neurons.steering import NeuronSteering
     from personality_vector.interventions.prompts import (
         Portrait,
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
         RolePrompt,
         SystemPrompt,
     )
-    from personality_vector.interventions.weights import WeightEdit
+    from personality_vector.interventions.weights import HybridEdit, WeightEdit
     from personality_vector.measures.interview import Interview
     from personality_vector.measures.likelihood import Likelihood, LikelihoodSpec
     from personality_vector.merging.engine import MergeReport, merge
@@ -52,7 +51,7 @@ _HOMES = {
     "Delta": "delta",
     "FewShot": "interventions.examples",
     "Gate": "steering",
-    "HybridEdit": "interventions.hybrid",
+    "HybridEdit": "interventions.weights",
     "Intervention": "subject.protocols",
     "Interview": "measures.interview",
     "Likelihood": "measures.likelihood",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 KINDS: Mapping[str, str] = {
     "delta": "interventions.weights:WeightsSpec",
     "tuned": "interventions.weights:WeightsSpec",
-    "terms": "interventions.merged:MergedSpec",
+    "terms": "interventions.weights:MergedSpec",
     "vector": "interventions.activations:VectorSpec",
     "neurons": "interventions.neurons.steering:NeuronsSpec",
     "prompt": "interventions.prompts:PromptedSpec",

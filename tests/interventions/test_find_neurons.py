@@ -18,7 +18,7 @@ from personality_vector.interventions.neurons.find import (
     find_neurons,
     value_of,
 )
-from personality_vector.interventions.neurons.sites import neuron_sites
+from personality_vector.interventions.neurons.hooks import neuron_sites
 from personality_vector.interventions.neurons.steering import NeuronSteering
 from personality_vector.subject.chat import render
 from personality_vector.subject.models import decoder_blocks, load_model, load_tokenizer

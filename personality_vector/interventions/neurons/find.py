@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.interventions.neurons.chosen import Neurons, NeuronSet
-from personality_vector.interventions.neurons.sites import Site, activations, neuron_sites
+from personality_vector.interventions.neurons.hooks import Site, activations, neuron_sites
 from personality_vector.progress import progress
 from personality_vector.steering.apply import Hook
 from personality_vector.subject.chat import Chat, batched, encode_chats
@@ -32,7 +32,6 @@ _PERCENT = 95
 _DROPPED = 23 - 4
 """Bits of a float32's mantissa beyond 5 significant ones, of which the first is implicit."""
 
-_LOWEST, _HIGHEST = 2.0**-12, 2.0**8
 _FIRST, _LAST = ((127 + exponent) << 4 for exponent in (-12, 8))
 BINS = _LAST - _FIRST + 2
 """Bin 0 holds whatever is below 2**-12, the last one whatever is above 2**8."""
