@@ -4,23 +4,21 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator
 
 from personality_vector.data.chats import DataSpec
 from personality_vector.errors import DataError
 from personality_vector.interventions.prompts import edited
 from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
 from personality_vector.recipes.fields import Words
-from personality_vector.recipes.reading import Recipe, sentence
+from personality_vector.recipes.reading import Recipe
 
 if TYPE_CHECKING:
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.subject.chat import Chat
     from personality_vector.subject.subject import Subject
-
-R = TypeVar("R", bound=Recipe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +88,12 @@ class Shot(Recipe):
 
 def _by_form(value: Any, info: Any) -> Any:
     """Return a mapping as a data file, and a list as examples, each by its own schema."""
+    folder: Any = (info.context or {}).get("folder")
     if isinstance(value, Mapping):
-        return _parsed(DataSpec, value, info)
+        return DataSpec.parse(value, origin="examples", folder=folder)
     if isinstance(value, list | tuple) and value:
-        return tuple(_parsed(Shot, each, info) for each in value)
+        return tuple(Shot.parse(each, origin="examples", folder=folder) for each in value)
     raise ValueError("give a list of {user, assistant}, at least one, or a data file with source")
-
-
-def _parsed(schema: type[R], value: Any, info: Any) -> R:
-    try:
-        return schema.model_validate(value, context=info.context)
-    except ValidationError as error:
-        raise ValueError(sentence(schema, error)) from error
 
 
 class ExamplesSpec(InterventionSpec):

@@ -195,15 +195,14 @@ class Prompted(SystemMessage):
 
     def _words(self, pole: Pole) -> list[str]:
         pairs = _pairs(pole.trait)
-        order = list(range(len(pairs)))
         if self.seed is not None:
             import torch
 
             from personality_vector.numeric.random import generator_for
 
             generator = generator_for(self.seed, f"adjectives of {pole.trait}")
-            order = torch.randperm(len(pairs), generator=generator).tolist()
-        return [pairs[place][pole.level == "high"] for place in order[: self.adjectives]]
+            pairs = [pairs[place] for place in torch.randperm(len(pairs), generator=generator)]
+        return [pair[pole.level == "high"] for pair in pairs[: self.adjectives]]
 
 
 def _pairs(trait: str) -> list[tuple[str, str]]:
@@ -328,14 +327,15 @@ class SystemSpec(InterventionSpec):
     system: Annotated[Path | str, BeforeValidator(_text_or_file), AfterValidator(_without_seed)]
 
     def read(self, base: "Checkpoint") -> SystemPrompt:  # noqa: ARG002
-        """Return the prompt."""
-        return SystemPrompt(_content_of(self.system), self.label)
+        """Return the prompt.
 
-
-def _content_of(system: Path | str) -> str:
-    if isinstance(system, str):
-        return system
-    try:
-        return system.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{system}: cannot be read: {error}") from error
+        Raises:
+            DataError: The file cannot be read, or the text is blank.
+        """
+        if isinstance(self.system, str):
+            return SystemPrompt(self.system, self.label)
+        try:
+            text = self.system.read_text(encoding="utf-8-sig").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.system}: cannot be read: {error}") from error
+        return SystemPrompt(text, self.label)

@@ -3,7 +3,8 @@
 import json
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
@@ -94,11 +95,10 @@ class InterventionSpec(Recipe):
         return SEED in self.model_dump_json()
 
 
-def _parsed(value: Any, info: Any) -> Any:
-    return by_own_key(KINDS, value, info, "an intervention")
-
-
-AnyIntervention = Annotated[SerializeAsAny[InterventionSpec], BeforeValidator(_parsed)]
+AnyIntervention = Annotated[
+    SerializeAsAny[InterventionSpec],
+    BeforeValidator(partial(by_own_key, KINDS, what="an intervention")),
+]
 """An intervention of a recipe, recognised by its own key."""
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -11,13 +11,16 @@ from personality_vector.data.rubrics import COHERENCE
 from personality_vector.data.statements import Statement, normalised, read_statements
 from personality_vector.data.texts import distinct_n, words
 from personality_vector.errors import DataError, some
-from personality_vector.judges.spec import BaseJudge, JudgeSpec
+from personality_vector.judges.spec import JudgeSpec
 from personality_vector.lab import BUILTIN, builtin
 from personality_vector.recipes.fields import Real, Words
 from personality_vector.recipes.paths import LocalPath
 from personality_vector.subject.identity import identity_of
 from personality_vector.subject.protocols import Answer, Quality, Rubric, Score
 from personality_vector.traits import Pole, Trait
+
+if TYPE_CHECKING:
+    from personality_vector.subject.subject import Subject
 
 LOWEST, HIGHEST = 1.0, 5.0
 """Ends of the scale; 3 is neutral."""
@@ -48,7 +51,7 @@ class ClassifierSpec(JudgeSpec):
 
 
 @dataclass(frozen=True)
-class StatementJudge(BaseJudge):
+class StatementJudge:
     """For each trait, TF-IDF of words and word pairs and a logistic regression.
 
     A high pole scores ``1 + 4 P(high | reply)``, a low one ``5 - 4 P(high | reply)``, and
@@ -114,6 +117,10 @@ class StatementJudge(BaseJudge):
     def _identity(self) -> str:
         # Thousands of statements, and a study asks for every cell.
         return identity_of(self)
+
+    def prepare(self, _base: "Subject", /) -> "StatementJudge":
+        """Return it as it is."""
+        return self
 
     def __call__(self, rubric: Rubric, answers: Sequence[Answer], /) -> list[Score]:
         """Return one score for each answer, in order.

@@ -1,14 +1,12 @@
 """A judge behind an OpenAI-compatible server, read by the probabilities of its numbers."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from personality_vector.judges.prompts import NumberJudge, expected_number
-from personality_vector.judges.spec import JudgeSpec
 from personality_vector.progress import progress
 from personality_vector.recipes.fields import Whole, Words
 from personality_vector.subject.endpoint import Endpoint
@@ -18,42 +16,13 @@ if TYPE_CHECKING:
 
     from personality_vector.subject.chat import Chat
 
-_KEY = "OPENAI_API_KEY"
 
-
-class EndpointSpec(JudgeSpec):
-    """A model of a server that returns log-probabilities.
-
-    ``base_url`` is OpenAI's own unless given, ``api_key_env`` the variable that holds the key;
-    ``requests`` are sent at the same time.
-    """
-
-    model: Words
-    base_url: Words | None = None
-    api_key_env: Words = _KEY
-    requests: Whole = Field(default=16, ge=1)
-
-    def open(self) -> "EndpointJudge":
-        """Return the judge.
-
-        Raises:
-            RecipeError: The package ``openai`` or the API key is missing.
-        """
-        return EndpointJudge(self.model, self.base_url, self.api_key_env, self.requests)
-
-
-@dataclass(frozen=True)
 class EndpointJudge(NumberJudge):
-    """One request of one token for each answer.
+    """A model of a server that returns log-probabilities: one request of one token an answer.
 
-    Attributes:
-        model: Its name at the server; it must return log-probabilities.
-        base_url: Such as ``http://localhost:8000/v1``; ``None`` is OpenAI's own.
-        api_key_env: Environment variable that holds the key.
-        requests: Answers rated at the same time.
-
-    Raises:
-        RecipeError: The package ``openai`` is not installed, or the variable is not set.
+    ``base_url`` is OpenAI's own unless given, such as ``http://localhost:8000/v1``;
+    ``api_key_env`` is the environment variable that holds the key; ``requests`` are sent at the
+    same time.
 
     Source:
         Persona vectors, Chen et al. 2025, arXiv:2507.21509: the expectation of the number under
@@ -61,16 +30,22 @@ class EndpointJudge(NumberJudge):
         own prompts.
     """
 
-    model: str
-    base_url: str | None = None
-    api_key_env: str = field(default=_KEY, compare=False)
-    requests: int = field(default=16, compare=False)
+    model: Words
+    base_url: Words | None = None
+    api_key_env: Words = "OPENAI_API_KEY"
+    requests: Whole = Field(default=16, ge=1)
 
     highest: ClassVar[int] = 100  # up to here, numbers are single tokens of OpenAI's tokenizers
+    neutral: ClassVar[frozenset[str]] = frozenset({"api_key_env", "requests"})
 
-    def __post_init__(self) -> None:
-        # Refused now, not hours later; a client that is kept could not go to another process.
-        Endpoint(self.model, self.base_url, self.api_key_env)
+    def open(self) -> "EndpointJudge":
+        """Return it; what is missing is refused now, not hours later.
+
+        Raises:
+            RecipeError: The package ``openai`` is not installed, or the variable is not set.
+        """
+        Endpoint(self.model, self.base_url, self.api_key_env)  # not kept: no client can be pickled
+        return self
 
     @property
     def name(self) -> str:

@@ -4,17 +4,20 @@ The words were written for this project.
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from personality_vector.data.rubrics import COHERENCE
-from personality_vector.judges.spec import BaseJudge
+from personality_vector.judges.spec import JudgeSpec
 from personality_vector.subject.identity import digest_of
 from personality_vector.subject.protocols import Answer, Rubric, Score
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from personality_vector.subject.chat import Chat
+    from personality_vector.subject.subject import Subject
 
 LEAST_MASS = 0.25
 """Share of the probability that must lie on numbers, as in the code of persona vectors."""
@@ -61,16 +64,33 @@ VERSION = digest_of(_TRAIT, _COHERENCE, COHERENCE, LEAST_MASS)
 """Changes with whatever is said here, and with how an answer is read."""
 
 
-class NumberJudge(BaseJudge, ABC):
+class NumberJudge(JudgeSpec):
     """A language model that is asked for a whole number, of which its expectation is taken.
 
+    It is its own recipe, and a judge once it has been opened.
+
     Attributes:
-        highest: The largest number that it may write.
+        highest: The largest number that the model may write.
+        neutral: Options that change no score.
     """
 
     scale: ClassVar[tuple[float, float]] = (0.0, 100.0)
     version: ClassVar[str] = VERSION
     highest: ClassVar[int]
+    neutral: ClassVar[frozenset[str]]
+
+    def identity(self) -> str:
+        """Return the digest of all options that change a score, and of the prompts."""
+        options = {
+            name: getattr(self, name)
+            for name in type(self).model_fields
+            if name not in self.neutral
+        }
+        return digest_of([type(self).__name__, self.version, options])
+
+    def prepare(self, _base: "Subject", /) -> "Self":
+        """Return it as it is."""
+        return self
 
     def __call__(self, rubric: Rubric, answers: Sequence[Answer], /) -> list[Score]:
         """Return one score for each answer, in order; without a number it is unscored.

@@ -8,15 +8,11 @@ from pydantic import BeforeValidator, SerializeAsAny, model_serializer
 
 from personality_vector.recipes.keyed import Kinds, by_only_key, key_of
 from personality_vector.recipes.reading import Recipe
-from personality_vector.subject.identity import identity_of
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from pydantic import SerializerFunctionWrapHandler
 
     from personality_vector.subject.protocols import Judge
-    from personality_vector.subject.subject import Subject
 
 KINDS = Kinds("judges")
 """The key that says who judges, to its schema."""
@@ -32,20 +28,6 @@ class JudgeSpec(Recipe):
     @model_serializer(mode="wrap")
     def _under_its_key(self, handler: "SerializerFunctionWrapHandler") -> dict[str, Any]:
         return {key_of(KINDS, type(self)): handler(self)}
-
-
-class BaseJudge:
-    """What most judges have in common: they are what their fields are, and need no base."""
-
-    __slots__ = ()
-
-    def identity(self) -> str:
-        """Return the digest of all fields, but for those that change no score."""
-        return identity_of(self)
-
-    def prepare(self, _base: "Subject", /) -> "Self":
-        """Return it as it is."""
-        return self
 
 
 AnyJudge = Annotated[
