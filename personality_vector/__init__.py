@@ -12,10 +12,9 @@ if TYPE_CHECKING:
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.delta import Delta
     from personality_vector.errors import PersonalityVectorError
-    from personality_vector.interventions.activations import ActivationSteering
+    from personality_vector.interventions.activations import ActivationSteering, NeuronSteering
     from personality_vector.interventions.decoding import Decoding
     from personality_vector.interventions.examples import FewShot
-    from personality_vector.interventions.neurons.steering import NeuronSteering
     from personality_vector.interventions.prompts import (
         Portrait,
         Prompted,
@@ -57,7 +56,7 @@ _HOMES = {
     "Likelihood": "measures.likelihood",
     "LikelihoodSpec": "measures.likelihood",
     "MergeReport": "merging.engine",
-    "NeuronSteering": "interventions.neurons.steering",
+    "NeuronSteering": "interventions.activations",
     "Output": "merging.plan",
     "PersonalityVectorError": "errors",
     "Pole": "traits",

@@ -90,6 +90,6 @@ class DecodingSpec(InterventionSpec):
 
     decoding: DecodingOptions
 
-    def read(self, base: "Checkpoint") -> Decoding:  # noqa: ARG002
+    def open(self, base: "Checkpoint") -> Decoding:  # noqa: ARG002
         """Return the options."""
         return Decoding(**dict(self.decoding), label=self.label)

@@ -101,7 +101,7 @@ class ExamplesSpec(InterventionSpec):
 
     examples: Annotated[DataSpec | tuple[Shot, ...], BeforeValidator(_by_form)]
 
-    def read(self, base: "Checkpoint") -> FewShot:  # noqa: ARG002
+    def open(self, base: "Checkpoint") -> FewShot:  # noqa: ARG002
         """Return the examples."""
         from personality_vector.data.chats import read_chats
         from personality_vector.subject.chat import answered, question

@@ -125,7 +125,7 @@ class PortraitSpec(InterventionSpec):
 
     portrait: PoleField
 
-    def read(self, base: "Checkpoint") -> Portrait:  # noqa: ARG002
+    def open(self, base: "Checkpoint") -> Portrait:  # noqa: ARG002
         """Return the portrait."""
         return Portrait(self.portrait, self.label)
 
@@ -216,7 +216,7 @@ class PromptedSpec(InterventionSpec):
     adjectives: Whole = Field(default=3, ge=1)
     seed: Whole | None = None
 
-    def read(self, base: "Checkpoint") -> Prompted:  # noqa: ARG002
+    def open(self, base: "Checkpoint") -> Prompted:  # noqa: ARG002
         """Return the prompt."""
         return Prompted(self.prompt, self.label, self.adjectives, self.seed)
 
@@ -271,7 +271,7 @@ class RolesSpec(InterventionSpec):
 
     roles: Annotated[tuple[Words, ...], Field(min_length=1), AfterValidator(distinct)]
 
-    def read(self, base: "Checkpoint") -> RolePrompt:  # noqa: ARG002
+    def open(self, base: "Checkpoint") -> RolePrompt:  # noqa: ARG002
         """Return the prompt."""
         return RolePrompt(self.roles, self.label)
 
@@ -326,7 +326,7 @@ class SystemSpec(InterventionSpec):
 
     system: Annotated[Path | str, BeforeValidator(_text_or_file), AfterValidator(_without_seed)]
 
-    def read(self, base: "Checkpoint") -> SystemPrompt:  # noqa: ARG002
+    def open(self, base: "Checkpoint") -> SystemPrompt:  # noqa: ARG002
         """Return the prompt.
 
         Raises:

@@ -25,7 +25,7 @@ KINDS: Mapping[str, str] = {
     "tuned": "interventions.weights:WeightsSpec",
     "terms": "interventions.weights:MergedSpec",
     "vector": "interventions.activations:VectorSpec",
-    "neurons": "interventions.neurons.steering:NeuronsSpec",
+    "neurons": "interventions.activations:NeuronsSpec",
     "prompt": "interventions.prompts:PromptedSpec",
     "portrait": "interventions.prompts:PortraitSpec",
     "roles": "interventions.prompts:RolesSpec",
@@ -70,19 +70,13 @@ class InterventionSpec(Recipe):
             raise ValueError(f"the label {label!r} is taken; results use it for themselves")
         return label
 
+    @abstractmethod
     def open(self, base: "Checkpoint") -> Intervention:
-        """Return the intervention, opened and checked against the base.
+        """Return the intervention that the keys describe; a study checks it against the base.
 
         Raises:
-            PersonalityVectorError: What it names is missing, damaged or of another model.
+            PersonalityVectorError: What it names is missing or damaged.
         """
-        found = self.read(base)
-        found.check(base)
-        return found
-
-    @abstractmethod
-    def read(self, base: "Checkpoint") -> Intervention:
-        """Return the intervention that the keys describe; its files are read."""
 
     def at_seed(self, seed: int) -> "Self":
         """Return it with ``seed`` in place of ``{seed}`` in its paths."""

@@ -106,7 +106,7 @@ class WeightsSpec(InterventionSpec):
             raise ValueError("give either delta (a saved delta) or tuned (a checkpoint or adapter)")
         return self
 
-    def read(self, base: "Checkpoint") -> WeightEdit:
+    def open(self, base: "Checkpoint") -> WeightEdit:
         """Return the edit."""
         from personality_vector.delta import open_delta
 
@@ -126,7 +126,7 @@ class MergedSpec(InterventionSpec):
     include: tuple[Words, ...] = ()
     exclude: tuple[Words, ...] = ()
 
-    def read(self, base: "Checkpoint") -> WeightEdit:
+    def open(self, base: "Checkpoint") -> WeightEdit:
         """Return the edit by the merge."""
         from personality_vector.merging.merged import merged
         from personality_vector.merging.summands import Summand

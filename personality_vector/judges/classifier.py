@@ -216,7 +216,6 @@ def _labelled(statements: Sequence[Statement], trait: Trait, part: str) -> _Labe
 def _fitted(statements: Sequence[Statement], trait: Trait) -> Any:
     """Learn the poles with equal weight, and all other statements as both, with as much again."""
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_pipeline
 
     texts, labels = _labelled(statements, trait, "train")
     neutral = sorted(s.text for s in statements if s.trait != trait)
@@ -226,27 +225,26 @@ def _fitted(statements: Sequence[Statement], trait: Trait) -> Any:
     vectorizer = TfidfVectorizer(
         tokenizer=words, token_pattern=None, lowercase=False, ngram_range=(1, 2), sublinear_tf=True
     )
-    classifier = make_pipeline(vectorizer, _regression())
-    return classifier.fit(
+    return _regression_on(vectorizer).fit(
         [*texts, *neutral, *neutral],
         [*labels, *[True] * len(neutral), *[False] * len(neutral)],
         logisticregression__sample_weight=weights,
     )
 
 
-def _regression() -> Any:
+def _regression_on(features: Any, weights: str | None = None) -> Any:
     from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
 
-    return LogisticRegression(C=_C, max_iter=1000, random_state=0)
+    regression = LogisticRegression(C=_C, max_iter=1000, random_state=0, class_weight=weights)
+    return make_pipeline(features, regression)
 
 
 def _length_only(learned: _Labelled, measured: _Labelled) -> float:
-    from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     lengths = [[[float(len(text))] for text in texts] for texts, _ in (learned, measured)]
-    regression = _regression().set_params(class_weight="balanced")
-    model = make_pipeline(StandardScaler(), regression).fit(lengths[0], learned[1])
+    model = _regression_on(StandardScaler(), "balanced").fit(lengths[0], learned[1])
     return float(model.score(lengths[1], measured[1]))
 
 

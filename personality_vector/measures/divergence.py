@@ -136,15 +136,17 @@ class Divergence(BaseMeasure):
         predictions = _predictions(subject, chats, self.batch_size)
         for reference, (_, tokens, log_probs) in zip(self.references, predictions, strict=True):
             kept = len(reference.tokens)
-            _require_same_tokens(reference, tokens[:kept], log_probs)
-            _require_finite(log_probs[:kept], "edited model")
-            divergence += _divergence(reference.log_probs, log_probs[:kept])
-            surprise -= _log_likelihood(log_probs[:kept], reference.tokens)
+            edited = log_probs[:kept]
+            _require_same_tokens(reference, tokens[:kept], edited)
+            _require_finite(edited, "edited model")
+            divergence += _divergence(reference.log_probs, edited)
+            surprise -= float(edited.gather(1, reference.tokens[:, None]).double().sum())
             n += kept
-        perplexity = _perplexity(surprise / n)
+        if surprise / n > 700:  # exp overflows float64 at 709
+            raise NonFiniteError(f"a perplexity of exp({surprise / n:.0f}) is not a number")
         return [
             Reading(f"{self.name}.kl_base_edited", divergence / n, n=n),
-            Reading(f"{self.name}.perplexity", perplexity, n=n, unit="perplexity"),
+            Reading(f"{self.name}.perplexity", math.exp(surprise / n), n=n, unit="perplexity"),
         ]
 
 
@@ -184,18 +186,6 @@ def _divergence(base: "Float[Tensor, 'seq vocab']", edited: "Float[Tensor, 'seq 
     import torch
 
     return float((base.exp() * (base - edited)).sum(dim=1, dtype=torch.float64).sum())
-
-
-def _log_likelihood(
-    log_probs: "Float[Tensor, 'seq vocab']", tokens: "Int[Tensor, ' seq']"
-) -> float:
-    return float(log_probs.gather(1, tokens[:, None])[:, 0].double().sum())
-
-
-def _perplexity(surprise: float) -> float:
-    if surprise > 700:  # exp overflows float64 at 709
-        raise NonFiniteError(f"a perplexity of exp({surprise:.0f}) is not a number")
-    return math.exp(surprise)
 
 
 def _require_finite(log_probs: "Float[Tensor, 'seq vocab']", who: str) -> None:

@@ -11,10 +11,9 @@ import torch
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
 from personality_vector.errors import NonFiniteError, RecipeError
-from personality_vector.interventions.activations import ActivationSteering
+from personality_vector.interventions.activations import ActivationSteering, NeuronSteering
 from personality_vector.interventions.decoding import Decoding
 from personality_vector.interventions.examples import FewShot
-from personality_vector.interventions.neurons.steering import NeuronSteering
 from personality_vector.interventions.prompts import Portrait, Prompted, RolePrompt, SystemPrompt
 from personality_vector.interventions.spec import KINDS, require_step
 from personality_vector.interventions.weights import HybridEdit, WeightEdit

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.interventions.neurons.chosen import Neurons, NeuronSet
 from personality_vector.interventions.neurons.hooks import Site, activations, neuron_sites
 from personality_vector.progress import progress
-from personality_vector.steering.apply import Hook
 from personality_vector.subject.chat import Chat, batched, encode_chats
 from personality_vector.subject.models import decoder_of, device_of
 from personality_vector.traits import Pole
@@ -98,7 +98,7 @@ def tally_responses(
         encoded = encode_chats(tokenizer, batch).to(device_of(model))
         with ExitStack() as hooks:
             for site, tally in zip(sites, tallies, strict=True):
-                hook = _recorder(tally, site.width, encoded.response_mask)
+                hook = partial(_record, tally, site.width, encoded.response_mask)
                 hooks.callback(site.activation.register_forward_hook(hook).remove)
             decoder(
                 input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, use_cache=False
@@ -109,13 +109,12 @@ def tally_responses(
     return tallies
 
 
-def _recorder(tally: Tally, width: int, mask: Tensor) -> Hook:
-    def record(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        # Row by row: padding is never read, and the bins of a whole batch are never held.
-        for row, is_response in zip(activations(output, width), mask, strict=True):
-            tally.add(row[is_response.to(row.device)])
-
-    return record
+def _record(
+    tally: Tally, width: int, mask: Tensor, _module: nn.Module, _args: tuple[Any, ...], output: Any
+) -> None:
+    # Row by row: padding is never read, and the bins of a whole batch are never held.
+    for row, is_response in zip(activations(output, width), mask, strict=True):
+        tally.add(row[is_response.to(row.device)])
 
 
 def find_neurons(  # noqa: PLR0913  (two sides, how to read them, and what they mean)
