@@ -14,13 +14,8 @@ if TYPE_CHECKING:
     from personality_vector.errors import PersonalityVectorError
     from personality_vector.interventions.activations import ActivationSteering, NeuronSteering
     from personality_vector.interventions.decoding import Decoding
-    from personality_vector.interventions.examples import FewShot
-    from personality_vector.interventions.prompts import (
-        Portrait,
-        Prompted,
-        RolePrompt,
-        SystemPrompt,
-    )
+    from personality_vector.interventions.portraits import Portrait, Prompted
+    from personality_vector.interventions.prompts import FewShot, RolePrompt, SystemPrompt
     from personality_vector.interventions.weights import HybridEdit, WeightEdit
     from personality_vector.measures.interview import Interview
     from personality_vector.measures.likelihood import Likelihood, LikelihoodSpec
@@ -48,7 +43,7 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "Decoding": "interventions.decoding",
     "Delta": "delta",
-    "FewShot": "interventions.examples",
+    "FewShot": "interventions.prompts",
     "Gate": "steering",
     "HybridEdit": "interventions.weights",
     "Intervention": "subject.protocols",
@@ -60,9 +55,9 @@ _HOMES = {
     "Output": "merging.plan",
     "PersonalityVectorError": "errors",
     "Pole": "traits",
-    "Portrait": "interventions.prompts",
+    "Portrait": "interventions.portraits",
     "Positions": "steering",
-    "Prompted": "interventions.prompts",
+    "Prompted": "interventions.portraits",
     "RolePrompt": "interventions.prompts",
     "Run": "study.run",
     "Sampling": "subject.generation",

@@ -67,12 +67,10 @@ class ActivationSteering(Usual):
             require_made_from,
             require_width,
         )
-        from personality_vector.steering.positions import positions_of
-        from personality_vector.subject.models import load_tokenizer
 
         require_made_from(self.label, self.vector.model, base)
         require_width(self.label, self.vector.hidden, base)
-        positions_of(self.positions, lambda: load_tokenizer(base.path))
+        _require_clause(self.positions, base)
         with blame(intervention=self.label):
             layers = block_numbers(self.layers, base)
             for layer in layers:
@@ -105,13 +103,21 @@ class ActivationSteering(Usual):
 
         if isinstance(strength, int | float):
             require_step(self, strength)
-        model = subject.model
-        directions = {layer: self.vector[layer] for layer in resolve_layers(model, self.layers)}
+        layers = resolve_layers(subject.model, self.layers)
+        directions = {layer: self.vector[layer] for layer in layers}
         positions = positions_of(self.positions, lambda: subject.tokenizer)
         with steered(
-            model, directions, strength, positions=positions, how=self.how, gate=self.gate
+            subject.model, directions, strength, positions=positions, how=self.how, gate=self.gate
         ):
             yield subject
+
+
+def _require_clause(positions: "str | Positions", base: "Checkpoint") -> None:
+    """Refuse positions that cannot be read, before a model is loaded."""
+    from personality_vector.steering.positions import positions_of
+    from personality_vector.subject.models import load_tokenizer
+
+    positions_of(positions, lambda: load_tokenizer(base.path))
 
 
 class GateSpec(Recipe):
@@ -228,14 +234,12 @@ class NeuronSteering(Usual):
             RecipeError: The positions cannot be read.
         """
         from personality_vector.steering.belonging import block_numbers, require_made_from
-        from personality_vector.steering.positions import positions_of
-        from personality_vector.subject.models import load_tokenizer
 
         remedy = "use neurons that were found in it"
         require_made_from(self.label, self.neurons.model, base, remedy)
         with blame(intervention=self.label):
             block_numbers(sorted({*self.neurons.positive, *self.neurons.negative}), base)
-        positions_of(self.positions, lambda: load_tokenizer(base.path))
+        _require_clause(self.positions, base)
 
     @contextmanager
     def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:

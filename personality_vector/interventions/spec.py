@@ -26,11 +26,11 @@ KINDS: Mapping[str, str] = {
     "terms": "interventions.weights:MergedSpec",
     "vector": "interventions.activations:VectorSpec",
     "neurons": "interventions.activations:NeuronsSpec",
-    "prompt": "interventions.prompts:PromptedSpec",
-    "portrait": "interventions.prompts:PortraitSpec",
+    "prompt": "interventions.portraits:PromptedSpec",
+    "portrait": "interventions.portraits:PortraitSpec",
     "roles": "interventions.prompts:RolesSpec",
     "system": "interventions.prompts:SystemSpec",
-    "examples": "interventions.examples:ExamplesSpec",
+    "examples": "interventions.prompts:ExamplesSpec",
     "decoding": "interventions.decoding:DecodingSpec",
 }
 """The key that says what an intervention is, to its schema."""

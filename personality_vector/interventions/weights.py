@@ -1,9 +1,8 @@
 """A change of the live weights, taken back bit for bit: a delta, a merge, a delta with a vector."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
@@ -49,8 +48,14 @@ class WeightEdit(Usual):
         that a byte of it changed. A checkpoint is known by its fingerprint.
         """
         from personality_vector.checkpoint.digests import content_of
+        from personality_vector.delta.lora import is_adapter
+        from personality_vector.delta.storage import is_saved_delta
 
-        return digest_of(identity_of(self), sorted(map(content_of, set(_folders(self.delta)))))
+        inputs = self.delta.source.inputs
+        folders = {path for path in inputs if is_saved_delta(path) or is_adapter(path)}
+        if self.delta.directory is not None:
+            folders.add(self.delta.directory)
+        return digest_of(identity_of(self), sorted(map(content_of, folders)))
 
     def check(self, base: "Checkpoint") -> None:
         """Refuse another base than that of the delta.
@@ -80,18 +85,6 @@ class WeightEdit(Usual):
         require_step(self, strength)
         with live_edit(subject.model, self.delta, strength) as realised:
             yield replace(subject, realised=realised.share)
-
-
-def _folders(delta: "Delta") -> Iterator[Path]:
-    """Yield the folders of saved deltas and adapters that a delta is read from."""
-    from personality_vector.delta.lora import is_adapter
-    from personality_vector.delta.storage import is_saved_delta
-
-    if delta.directory is not None:
-        yield delta.directory
-    for path in delta.source.inputs:
-        if is_saved_delta(path) or is_adapter(path):
-            yield path
 
 
 class WeightsSpec(InterventionSpec):

@@ -16,7 +16,8 @@ from personality_vector.errors import (
 )
 from personality_vector.interventions.activations import ActivationSteering, NeuronSteering
 from personality_vector.interventions.neurons.chosen import NeuronSet
-from personality_vector.interventions.prompts import Portrait, Prompted, RolePrompt
+from personality_vector.interventions.portraits import Portrait, Prompted
+from personality_vector.interventions.prompts import RolePrompt
 from personality_vector.interventions.weights import WeightEdit, WeightsSpec
 from personality_vector.steering import SteeringVector
 from personality_vector.subject.models import load_tokenizer

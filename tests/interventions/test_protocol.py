@@ -13,8 +13,8 @@ from personality_vector.delta import Delta
 from personality_vector.errors import NonFiniteError, RecipeError
 from personality_vector.interventions.activations import ActivationSteering, NeuronSteering
 from personality_vector.interventions.decoding import Decoding
-from personality_vector.interventions.examples import FewShot
-from personality_vector.interventions.prompts import Portrait, Prompted, RolePrompt, SystemPrompt
+from personality_vector.interventions.portraits import Portrait, Prompted
+from personality_vector.interventions.prompts import FewShot, RolePrompt, SystemPrompt
 from personality_vector.interventions.spec import KINDS, require_step
 from personality_vector.interventions.weights import HybridEdit, WeightEdit
 from personality_vector.numeric.random import generator_for

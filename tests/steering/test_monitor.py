@@ -17,7 +17,7 @@ from personality_vector.errors import (
     TensorMismatchError,
 )
 from personality_vector.interventions.activations import ActivationSteering
-from personality_vector.interventions.prompts import Prompted
+from personality_vector.interventions.portraits import Prompted
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import Positions, SteeringVector, steered
