@@ -235,8 +235,7 @@ class NeuronSteering(Usual):
         """
         from personality_vector.steering.belonging import block_numbers, require_made_from
 
-        remedy = "use neurons that were found in it"
-        require_made_from(self.label, self.neurons.model, base, remedy)
+        require_made_from(self.label, self.neurons.model, base, "use neurons that were found in it")
         with blame(intervention=self.label):
             block_numbers(sorted({*self.neurons.positive, *self.neurons.negative}), base)
         _require_clause(self.positions, base)

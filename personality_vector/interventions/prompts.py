@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from personality_vector.data.chats import DataSpec
+from personality_vector.data.chats import DataSpec, read_chats
 from personality_vector.errors import DataError
 from personality_vector.interventions.spec import SEED, InterventionSpec, Usual, require_step
 from personality_vector.recipes.fields import Words, distinct
@@ -167,13 +167,12 @@ class SystemPrompt(SystemMessage):
 
 def _text_or_file(value: Any, info: Any) -> Any:
     """Return the path of a text file, if there is one of that name, else the text itself."""
-    try:
+    # Longer than a path can be, ~nobody, a null byte: none of them is the name of a file.
+    with suppress(OSError, RuntimeError, ValueError):
         # Without a recipe's folder a relative path would mean another file in every folder.
         if isinstance(value, str) and (info.context or Path(value).is_absolute()):
             file = located(value, info)
             return file if file.is_file() else value
-    except (OSError, RuntimeError, ValueError):  # longer than a path can be, ~nobody, a null byte
-        pass
     return value
 
 
@@ -285,7 +284,6 @@ class ExamplesSpec(InterventionSpec):
 
     def open(self, base: "Checkpoint") -> FewShot:  # noqa: ARG002
         """Return the examples."""
-        from personality_vector.data.chats import read_chats
         from personality_vector.subject.chat import answered, question
 
         if isinstance(self.examples, DataSpec):

@@ -179,12 +179,11 @@ class StatementJudge:
     def _measured(self, trait: Trait, classifier: Any) -> dict[str, float | None]:
         from sklearn.metrics import roc_auc_score  # slow to import
 
-        learned = _labelled(self.train, trait, "train")
         texts, labels = _labelled(self.held_out, trait, "held-out")
         return {
             "judge_accuracy": float(classifier.score(texts, labels)),
             "judge_auc": float(roc_auc_score(labels, classifier.predict_proba(texts)[:, 1])),
-            "judge_accuracy_length_only": _length_only(learned, (texts, labels)),
+            "judge_accuracy_length_only": _length_only(self.train, self.held_out, trait),
             "judge_off_topic": _off_topic(classifier, trait, self.held_out),
         }
 
@@ -201,11 +200,10 @@ def _flaw(text: str) -> str:
     return ""
 
 
-_Labelled = tuple[list[str], list[bool]]
-"""Texts, and whether each is of the high pole."""
-
-
-def _labelled(statements: Sequence[Statement], trait: Trait, part: str) -> _Labelled:
+def _labelled(
+    statements: Sequence[Statement], trait: Trait, part: str
+) -> tuple[list[str], list[bool]]:
+    """Return the statements of a trait, and whether each is of the high pole."""
     rows = sorted((s.text, s.level == "high") for s in statements if s.trait == trait)
     texts, labels = [text for text, _ in rows], [is_high for _, is_high in rows]
     if len(set(labels)) < 2:
@@ -240,9 +238,10 @@ def _regression_on(features: Any, weights: str | None = None) -> Any:
     return make_pipeline(features, regression)
 
 
-def _length_only(learned: _Labelled, measured: _Labelled) -> float:
+def _length_only(train: Sequence[Statement], held_out: Sequence[Statement], trait: Trait) -> float:
     from sklearn.preprocessing import StandardScaler
 
+    learned, measured = _labelled(train, trait, "train"), _labelled(held_out, trait, "held-out")
     lengths = [[[float(len(text))] for text in texts] for texts, _ in (learned, measured)]
     model = _regression_on(StandardScaler(), "balanced").fit(lengths[0], learned[1])
     return float(model.score(lengths[1], measured[1]))

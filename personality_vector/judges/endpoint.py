@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from personality_vector.judges.prompts import NumberJudge, expected_number
+from personality_vector.judges.spec import NumberJudge, expected_number
 from personality_vector.progress import progress
 from personality_vector.recipes.fields import Whole, Words
 from personality_vector.subject.endpoint import Endpoint

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from personality_vector.errors import ModelError, some
-from personality_vector.judges.prompts import NumberJudge, expected_number
+from personality_vector.judges.spec import NumberJudge, expected_number
 from personality_vector.progress import progress
 from personality_vector.recipes.fields import Device, Dtype, Whole
 from personality_vector.recipes.paths import ModelRef
