@@ -7,8 +7,8 @@ from pydantic import Field
 
 from personality_vector.data.adjectives import ADJECTIVES
 from personality_vector.errors import RecipeError, TraitError, some
-from personality_vector.interventions.prompts import SystemMessage, enumerated
-from personality_vector.interventions.spec import InterventionSpec
+from personality_vector.interventions.prompts import SystemMessage
+from personality_vector.interventions.spec import InterventionSpec, enumerated
 from personality_vector.recipes.fields import PoleField, Whole
 from personality_vector.traits import Pole
 

@@ -12,7 +12,13 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from personality_vector.data.chats import DataSpec, read_chats
 from personality_vector.errors import DataError
-from personality_vector.interventions.spec import SEED, InterventionSpec, Usual, require_step
+from personality_vector.interventions.spec import (
+    SEED,
+    InterventionSpec,
+    Usual,
+    enumerated,
+    require_step,
+)
 from personality_vector.recipes.fields import Words, distinct
 from personality_vector.recipes.paths import located
 from personality_vector.recipes.reading import Recipe
@@ -65,15 +71,6 @@ def edited(subject: "Subject", edit: Callable[["Chat"], "Chat"]) -> "Subject":
     """Return the subject with one more edit of its chats, made after those that it has."""
     earlier = subject.edit
     return replace(subject, edit=lambda chat: edit(earlier(chat)))
-
-
-def enumerated(words: list[str]) -> str:
-    """Return ``a, b and c``.
-
-    >>> enumerated(["a", "b", "c"]), enumerated(["a"])
-    ('a, b and c', 'a')
-    """
-    return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
 
 
 def _instructed(sentence: str, chat: "Chat") -> "Chat":

@@ -110,5 +110,15 @@ def require_step(intervention: Intervention, strength: float) -> None:
     shown = [f"{step:g}" for step in steps]
     if len(shown) > 8:
         shown[2:-1] = ["..."]
-    listed = f"{', '.join(shown[:-1])} and {shown[-1]}"
-    raise RecipeError(f"{intervention.label}: has the strengths {listed}, got {strength:g}")
+    raise RecipeError(
+        f"{intervention.label}: has the strengths {enumerated(shown)}, got {strength:g}"
+    )
+
+
+def enumerated(words: list[str]) -> str:
+    """Return ``a, b and c``.
+
+    >>> enumerated(["a", "b", "c"]), enumerated(["a"])
+    ('a, b and c', 'a')
+    """
+    return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)

@@ -157,8 +157,7 @@ class HybridEdit(Usual):
 
     def identity(self) -> str:
         """Return the digest of both parts, and of every file that the delta reads."""
-        weights, steering = self._parts
-        return digest_of(type(self).__name__, weights.identity(), steering.identity())
+        return digest_of(type(self).__name__, *(part.identity() for part in self._parts))
 
     def check(self, base: "Checkpoint") -> None:
         """Refuse another base than that of the two, and one that has no place for the vector.

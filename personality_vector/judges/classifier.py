@@ -12,7 +12,7 @@ from personality_vector.data.statements import Statement, normalised, read_state
 from personality_vector.data.texts import distinct_n, words
 from personality_vector.errors import DataError, some
 from personality_vector.judges.spec import JudgeSpec
-from personality_vector.lab import BUILTIN, builtin
+from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
 from personality_vector.recipes.fields import Real, Words
 from personality_vector.recipes.paths import LocalPath
 from personality_vector.subject.identity import identity_of
@@ -33,7 +33,7 @@ _LOOP_SHARE = 1 / 3  # a phrase said three times or more leaves at most this sha
 class ClassifierSpec(JudgeSpec):
     """Classifiers of the poles of ``statements``, of which a share is ``held_out`` to test them."""
 
-    statements: LocalPath = builtin(f"{BUILTIN}training/data/big5_statements.jsonl")
+    statements: LocalPath = builtin(BIG_FIVE_STATEMENTS)
     held_out: Real = Field(default=0.2, gt=0.0, lt=1.0)
     name: Words = "classifier"
 
