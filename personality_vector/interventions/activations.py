@@ -103,8 +103,9 @@ class ActivationSteering(Usual):
 
         if isinstance(strength, int | float):
             require_step(self, strength)
-        layers = resolve_layers(subject.model, self.layers)
-        directions = {layer: self.vector[layer] for layer in layers}
+        directions = {
+            layer: self.vector[layer] for layer in resolve_layers(subject.model, self.layers)
+        }
         positions = positions_of(self.positions, lambda: subject.tokenizer)
         with steered(
             subject.model, directions, strength, positions=positions, how=self.how, gate=self.gate

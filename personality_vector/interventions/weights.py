@@ -193,5 +193,7 @@ class HybridEdit(Usual):
     @property
     def _parts(self) -> tuple[WeightEdit, ActivationSteering]:
         vector = self.hybrid.vector
-        steering = ActivationSteering(vector, vector.layers, self.label)
-        return WeightEdit(self.hybrid.delta, self.label), steering
+        return (
+            WeightEdit(self.hybrid.delta, self.label),
+            ActivationSteering(vector, vector.layers, self.label),
+        )

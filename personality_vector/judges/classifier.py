@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -11,16 +11,13 @@ from personality_vector.data.rubrics import COHERENCE
 from personality_vector.data.statements import Statement, normalised, read_statements
 from personality_vector.data.texts import distinct_n, words
 from personality_vector.errors import DataError, some
-from personality_vector.judges.spec import JudgeSpec
+from personality_vector.judges.spec import BaseJudge, JudgeSpec
 from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
 from personality_vector.recipes.fields import Real, Words
 from personality_vector.recipes.paths import LocalPath
 from personality_vector.subject.identity import identity_of
 from personality_vector.subject.protocols import Answer, Quality, Rubric, Score
 from personality_vector.traits import Pole, Trait
-
-if TYPE_CHECKING:
-    from personality_vector.subject.subject import Subject
 
 LOWEST, HIGHEST = 1.0, 5.0
 """Ends of the scale; 3 is neutral."""
@@ -51,7 +48,7 @@ class ClassifierSpec(JudgeSpec):
 
 
 @dataclass(frozen=True)
-class StatementJudge:
+class StatementJudge(BaseJudge):
     """For each trait, TF-IDF of words and word pairs and a logistic regression.
 
     A high pole scores ``1 + 4 P(high | reply)``, a low one ``5 - 4 P(high | reply)``, and
@@ -117,10 +114,6 @@ class StatementJudge:
     def _identity(self) -> str:
         # Thousands of statements, and a study asks for every cell.
         return identity_of(self)
-
-    def prepare(self, _base: "Subject", /) -> "StatementJudge":
-        """Return it as it is."""
-        return self
 
     def __call__(self, rubric: Rubric, answers: Sequence[Answer], /) -> list[Score]:
         """Return one score for each answer, in order.
@@ -234,8 +227,9 @@ def _regression_on(features: Any, weights: str | None = None) -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    regression = LogisticRegression(C=_C, max_iter=1000, random_state=0, class_weight=weights)
-    return make_pipeline(features, regression)
+    return make_pipeline(
+        features, LogisticRegression(C=_C, max_iter=1000, random_state=0, class_weight=weights)
+    )
 
 
 def _length_only(train: Sequence[Statement], held_out: Sequence[Statement], trait: Trait) -> float:

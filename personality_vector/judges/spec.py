@@ -41,6 +41,16 @@ class JudgeSpec(Recipe):
         return {key_of(KINDS, type(self)): handler(self)}
 
 
+class BaseJudge:
+    """What most judges have in common: they read nothing of the base."""
+
+    __slots__ = ()
+
+    def prepare(self, _base: "Subject", /) -> "Self":
+        """Return it as it is."""
+        return self
+
+
 AnyJudge = Annotated[
     SerializeAsAny[JudgeSpec], BeforeValidator(partial(by_only_key, KINDS, what="a judge"))
 ]
@@ -98,7 +108,7 @@ VERSION = digest_of(_TRAIT, _COHERENCE, COHERENCE, LEAST_MASS)
 """Changes with whatever is said here, and with how an answer is read."""
 
 
-class NumberJudge(JudgeSpec):
+class NumberJudge(JudgeSpec, BaseJudge):
     """A language model that is asked for a whole number, of which its expectation is taken.
 
     It is its own recipe, and a judge once it has been opened.
@@ -121,10 +131,6 @@ class NumberJudge(JudgeSpec):
             if name not in self.neutral
         }
         return digest_of([type(self).__name__, self.version, options])
-
-    def prepare(self, _base: "Subject", /) -> "Self":
-        """Return it as it is."""
-        return self
 
     def __call__(self, rubric: Rubric, answers: Sequence[Answer], /) -> list[Score]:
         """Return one score for each answer, in order; without a number it is unscored.

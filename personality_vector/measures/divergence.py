@@ -112,7 +112,10 @@ class Divergence(BaseMeasure):
 
         system = self.asking.instrument.system
         found = [
-            (key_for(0, f"{item.id} {sample}"), question(item.text, system=system), reply.text)
+            (
+                key_for(0, f"{item.id} {sample}"),
+                answered(question(item.text, system=system), reply.text),
+            )
             for item, sample, reply in self.asking(base, self.seed)
             if reply.text.strip()
         ]
@@ -121,8 +124,7 @@ class Divergence(BaseMeasure):
                 f"{self.name}: the base gives only empty replies, so there is nothing to compare "
                 "on; ask it other questions"
             )
-        found.sort(key=lambda row: row[0])
-        return [answered(chat, text) for _, chat, text in found]
+        return [chat for _, chat in sorted(found, key=lambda row: row[0])]
 
     def collect(self, subject: "Subject", seed: int) -> list[Reading]:  # noqa: ARG002
         """Return how far ``subject`` is from the base on the same tokens, as means over them.
@@ -197,9 +199,9 @@ def _require_same_tokens(
     reference: _Reference, tokens: "Int[Tensor, ' seq']", log_probs: "Float[Tensor, 'other vocab']"
 ) -> None:
     if not reference.tokens.equal(tokens):
-        text = str(reference.chat[-1]["content"])
         raise TensorMismatchError(
-            f"the response {text[:60]!r} is not the same tokens after the edit"
+            f"the response {reference.chat[-1]['content'][:60]!r} is not the same tokens after "
+            "the edit"
         )
     ours, theirs = reference.log_probs.shape[1], log_probs.shape[1]
     if ours != theirs:

@@ -126,8 +126,10 @@ class Likelihood(BaseMeasure):
         likelihoods = dict(zip(order, found, strict=True))
         for index, value in likelihoods.items():
             if not math.isfinite(value):
-                text = self.statements[index].text
-                raise NonFiniteError(f"the model gives {text[:60]!r} a log-likelihood of {value}")
+                raise NonFiniteError(
+                    f"the model gives {self.statements[index].text[:60]!r} a log-likelihood of "
+                    f"{value}"
+                )
         return [likelihoods[index] for index in range(len(self.statements))]
 
 

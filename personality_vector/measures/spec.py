@@ -114,8 +114,9 @@ class AskingSpec(MeasureSpec):
         elif self.persona is not None:
             instrument = evaluation_instrument(read_recipe(self.persona, Persona))
         else:
-            item = Item(id="question", text=self.question)
-            instrument = Instrument(name="question", version="1", items=(item,))
+            instrument = Instrument(
+                name="question", version="1", items=(Item(id="question", text=self.question),)
+            )
         return Asking(instrument, self.generation.sampling(), self.generation.samples)
 
 
