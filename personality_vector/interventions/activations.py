@@ -272,5 +272,6 @@ class NeuronsSpec(InterventionSpec):
         """Return the steering."""
         from personality_vector.interventions.neurons.chosen import NeuronSet
 
-        neurons = NeuronSet.load(self.neurons)
-        return NeuronSteering(neurons, self.label, self.positions, files=(self.neurons,))
+        return NeuronSteering(
+            NeuronSet.load(self.neurons), self.label, self.positions, files=(self.neurons,)
+        )

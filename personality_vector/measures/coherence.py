@@ -73,9 +73,8 @@ class Coherence(BaseMeasure):
         """Return the questions, each with its reply."""
         from personality_vector.subject.chat import answered, question
 
-        system = self.asking.instrument.system
         return [
-            answered(question(item.text, system=system), reply.text)
+            answered(question(item.text, system=self.asking.instrument.system), reply.text)
             for item, _, reply in self.asking(subject, seed)
         ]
 

@@ -110,11 +110,10 @@ class Divergence(BaseMeasure):
         from personality_vector.numeric.random import key_for
         from personality_vector.subject.chat import answered, question
 
-        system = self.asking.instrument.system
         found = [
             (
                 key_for(0, f"{item.id} {sample}"),
-                answered(question(item.text, system=system), reply.text),
+                answered(question(item.text, system=self.asking.instrument.system), reply.text),
             )
             for item, sample, reply in self.asking(base, self.seed)
             if reply.text.strip()

@@ -101,8 +101,10 @@ class NeuronSet:
     @property
     def sizes(self) -> tuple[int, int]:
         """Number of positive and of negative neurons."""
-        sides = (self.positive, self.negative)
-        positive, negative = (sum(len(found.index) for found in side.values()) for side in sides)
+        positive, negative = (
+            sum(len(found.index) for found in side.values())
+            for side in (self.positive, self.negative)
+        )
         return positive, negative
 
     def save(self, directory: str | Path, *, force: bool = False) -> Path:

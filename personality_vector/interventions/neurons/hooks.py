@@ -130,9 +130,9 @@ def steered_neurons(
                 boost = (
                     torch.zeros(0) if up is None else abs(gamma) * up.a95 * emphasis(up.difference)
                 )
-                generator = generator_for(seed, f"neurons of layer {layer}")
-                edit = _Edit(sites[layer].width, where, index, boost, keep, generator)
-                hooks.callback(sites[layer].activation.register_forward_hook(edit).remove)
+                site, draws = sites[layer], generator_for(seed, f"neurons of layer {layer}")
+                edit = _Edit(site.width, where, index, boost, keep, draws)
+                hooks.callback(site.activation.register_forward_hook(edit).remove)
         yield
 
 
