@@ -12,18 +12,11 @@ if TYPE_CHECKING:
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.delta import Delta
     from personality_vector.errors import PersonalityVectorError
-    from personality_vector.interventions.activations import ActivationSteering
+    from personality_vector.interventions.activations import ActivationSteering, NeuronSteering
     from personality_vector.interventions.decoding import Decoding
-    from personality_vector.interventions.examples import FewShot
-    from personality_vector.interventions.hybrid import HybridEdit
-    from personality_vector.interventions.neurons.steering import NeuronSteering
-    from personality_vector.interventions.prompts import (
-        Portrait,
-        Prompted,
-        RolePrompt,
-        SystemPrompt,
-    )
-    from personality_vector.interventions.weights import WeightEdit
+    from personality_vector.interventions.portraits import Portrait, Prompted
+    from personality_vector.interventions.prompts import FewShot, RolePrompt, SystemPrompt
+    from personality_vector.interventions.weights import HybridEdit, WeightEdit
     from personality_vector.measures.interview import Interview
     from personality_vector.measures.likelihood import Likelihood, LikelihoodSpec
     from personality_vector.merging.engine import MergeReport, merge
@@ -50,21 +43,21 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "Decoding": "interventions.decoding",
     "Delta": "delta",
-    "FewShot": "interventions.examples",
+    "FewShot": "interventions.prompts",
     "Gate": "steering",
-    "HybridEdit": "interventions.hybrid",
+    "HybridEdit": "interventions.weights",
     "Intervention": "subject.protocols",
     "Interview": "measures.interview",
     "Likelihood": "measures.likelihood",
     "LikelihoodSpec": "measures.likelihood",
     "MergeReport": "merging.engine",
-    "NeuronSteering": "interventions.neurons.steering",
+    "NeuronSteering": "interventions.activations",
     "Output": "merging.plan",
     "PersonalityVectorError": "errors",
     "Pole": "traits",
-    "Portrait": "interventions.prompts",
+    "Portrait": "interventions.portraits",
     "Positions": "steering",
-    "Prompted": "interventions.prompts",
+    "Prompted": "interventions.portraits",
     "RolePrompt": "interventions.prompts",
     "Run": "study.run",
     "Sampling": "subject.generation",

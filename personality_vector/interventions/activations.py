@@ -1,4 +1,4 @@
-"""A steering vector added to the output of decoder blocks."""
+"""Steering by hooks: a vector added to the output of decoder blocks, or neurons of their MLPs."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from personality_vector.errors import ModelError, blame
+from personality_vector.errors import ModelError, RecipeError, blame
 from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
 from personality_vector.recipes.fields import Layers, Real, Whole, Words
 from personality_vector.recipes.paths import LocalPath
@@ -16,6 +16,7 @@ from personality_vector.recipes.reading import Recipe
 
 if TYPE_CHECKING:
     from personality_vector.checkpoint import Checkpoint
+    from personality_vector.interventions.neurons.chosen import NeuronSet
     from personality_vector.steering import Gate, Positions, SteeringVector, Strength
     from personality_vector.subject.subject import Subject
 
@@ -66,12 +67,10 @@ class ActivationSteering(Usual):
             require_made_from,
             require_width,
         )
-        from personality_vector.steering.positions import positions_of
-        from personality_vector.subject.models import load_tokenizer
 
         require_made_from(self.label, self.vector.model, base)
         require_width(self.label, self.vector.hidden, base)
-        positions_of(self.positions, lambda: load_tokenizer(base.path))
+        _require_clause(self.positions, base)
         with blame(intervention=self.label):
             layers = block_numbers(self.layers, base)
             for layer in layers:
@@ -104,13 +103,22 @@ class ActivationSteering(Usual):
 
         if isinstance(strength, int | float):
             require_step(self, strength)
-        model = subject.model
-        directions = {layer: self.vector[layer] for layer in resolve_layers(model, self.layers)}
+        directions = {
+            layer: self.vector[layer] for layer in resolve_layers(subject.model, self.layers)
+        }
         positions = positions_of(self.positions, lambda: subject.tokenizer)
         with steered(
-            model, directions, strength, positions=positions, how=self.how, gate=self.gate
+            subject.model, directions, strength, positions=positions, how=self.how, gate=self.gate
         ):
             yield subject
+
+
+def _require_clause(positions: "str | Positions", base: "Checkpoint") -> None:
+    """Refuse positions that cannot be read, before a model is loaded."""
+    from personality_vector.steering.positions import positions_of
+    from personality_vector.subject.models import load_tokenizer
+
+    positions_of(positions, lambda: load_tokenizer(base.path))
 
 
 class GateSpec(Recipe):
@@ -124,7 +132,7 @@ class GateSpec(Recipe):
     threshold: Real = Field(ge=-1, le=1)
     side: Literal["above", "below"] = "above"
 
-    def read(self, base: "Checkpoint") -> "Gate":
+    def open(self, base: "Checkpoint") -> "Gate":
         """Return the gate.
 
         Raises:
@@ -161,7 +169,7 @@ class VectorSpec(InterventionSpec):
             raise ValueError("with incremental, layers are counted from 0")
         return self
 
-    def read(self, base: "Checkpoint") -> ActivationSteering:
+    def open(self, base: "Checkpoint") -> ActivationSteering:
         """Return the steering."""
         from personality_vector.steering import SteeringVector
 
@@ -174,6 +182,96 @@ class VectorSpec(InterventionSpec):
             label=self.label,
             positions=self.positions,
             how=self.how,
-            gate=self.gate.read(base) if self.gate else None,
+            gate=self.gate.open(base) if self.gate else None,
             files=(self.vector, *([self.gate.vector] if self.gate else [])),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NeuronSteering(Usual):
+    """``act + gamma * a95 * f(difference)`` on the neurons of a pole; the opposite's are silent.
+
+    ``f(d) = 1 / (1 + exp(-10 (d - 0.15)))``, and silent is ``min(act, 0)``. Strength is gamma;
+    below 0 the two poles change places. At 0 nothing is silenced either, so the effect jumps
+    there: a small gamma silences as much as a large one.
+
+    Attributes:
+        neurons: From :func:`find_neurons`.
+        label: Defaults to that of the neurons.
+        positions: Which tokens are steered, as a clause such as ``all``.
+        keep: Probability that a neuron is raised, drawn anew in every forward pass; below 1 the
+            logits depend on how a text is cut into passes.
+        seed: Of these draws.
+        files: Folders that the neurons were read from; their content is part of the identity.
+
+    Raises:
+        RecipeError: ``keep`` is not in (0, 1].
+
+    Source:
+        NPTI, Deng et al. 2024, arXiv:2410.12327. Deviations: ``keep`` is 1, in their code 0.9,
+        since a model that changes from pass to pass has no likelihood; steered tokens are those
+        of the response wherever they are read, also in a teacher-forced pass.
+    """
+
+    neurons: "NeuronSet"
+    label: str = ""
+    positions: "str | Positions" = "response"
+    keep: float = 1.0
+    seed: int = 0
+    files: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.neurons.label)
+        object.__setattr__(self, "positions", str(self.positions))
+        if not 0.0 < self.keep <= 1.0:
+            raise RecipeError(f"{self.label}: keep must be in (0, 1], got {self.keep}")
+
+    def check(self, base: "Checkpoint") -> None:
+        """Refuse a base that has not these neurons.
+
+        Raises:
+            BaseMismatchError: They were found in another model.
+            ModelError: The base has no such layer.
+            RecipeError: The positions cannot be read.
+        """
+        from personality_vector.steering.belonging import block_numbers, require_made_from
+
+        require_made_from(self.label, self.neurons.model, base, "use neurons that were found in it")
+        with blame(intervention=self.label):
+            block_numbers(sorted({*self.neurons.positive, *self.neurons.negative}), base)
+        _require_clause(self.positions, base)
+
+    @contextmanager
+    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
+        """Steer by forward hooks on the activation modules; strength 0 registers none.
+
+        Raises:
+            ModelError: The model's neurons cannot be found, or another tool left a hook on it.
+            BaseMismatchError: It has not these neurons.
+            NonFiniteError: Gamma is not finite.
+            DataError: Where the prompt ends is unknown; see :func:`steered`.
+        """
+        from personality_vector.interventions.neurons.hooks import steered_neurons
+        from personality_vector.steering.positions import positions_of
+
+        require_step(self, strength)
+        positions = positions_of(self.positions, lambda: subject.tokenizer)
+        with steered_neurons(
+            subject.model, self.neurons, strength, positions, keep=self.keep, seed=self.seed
+        ):
+            yield subject
+
+
+class NeuronsSpec(InterventionSpec):
+    """``neurons`` are a saved set, steered at ``positions``, by default over the response."""
+
+    neurons: LocalPath
+    positions: Words = "response"
+
+    def open(self, base: "Checkpoint") -> NeuronSteering:  # noqa: ARG002
+        """Return the steering."""
+        from personality_vector.interventions.neurons.chosen import NeuronSet
+
+        return NeuronSteering(
+            NeuronSet.load(self.neurons), self.label, self.positions, files=(self.neurons,)
         )

@@ -60,8 +60,7 @@ class Decoding(Usual):
     @property
     def options(self) -> dict[str, Any]:
         """The options that are given."""
-        named = {name: getattr(self, name) for name in _RANGES}
-        return {name: value for name, value in named.items() if value is not None}
+        return {name: getattr(self, name) for name in _RANGES if getattr(self, name) is not None}
 
     @contextmanager
     def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
@@ -90,6 +89,6 @@ class DecodingSpec(InterventionSpec):
 
     decoding: DecodingOptions
 
-    def read(self, base: "Checkpoint") -> Decoding:  # noqa: ARG002
+    def open(self, base: "Checkpoint") -> Decoding:  # noqa: ARG002
         """Return the options."""
         return Decoding(**dict(self.decoding), label=self.label)

@@ -1,8 +1,8 @@
-"""Prompts: a system message by a portrait, by adjectives, by roles, or in the user's own words."""
+"""Prompts in the user's own words: a system message, roles, and earlier turns as examples."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from personality_vector.data.adjectives import ADJECTIVES
-from personality_vector.errors import DataError, RecipeError, TraitError, some
-from personality_vector.interventions.portraits import PORTRAITS
-from personality_vector.interventions.spec import SEED, InterventionSpec, Usual, require_step
-from personality_vector.recipes.fields import PoleField, Whole, Words, distinct
+from personality_vector.data.chats import DataSpec, read_chats
+from personality_vector.errors import DataError
+from personality_vector.interventions.spec import (
+    SEED,
+    InterventionSpec,
+    Usual,
+    enumerated,
+    require_step,
+)
+from personality_vector.recipes.fields import Words, distinct
 from personality_vector.recipes.paths import located
-from personality_vector.traits import Pole
+from personality_vector.recipes.reading import Recipe
 
 if TYPE_CHECKING:
     from personality_vector.checkpoint import Checkpoint
@@ -68,158 +73,11 @@ def edited(subject: "Subject", edit: Callable[["Chat"], "Chat"]) -> "Subject":
     return replace(subject, edit=lambda chat: edit(earlier(chat)))
 
 
-def enumerated(words: list[str]) -> str:
-    """Return ``a, b and c``.
-
-    >>> enumerated(["a", "b", "c"]), enumerated(["a"])
-    ('a, b and c', 'a')
-    """
-    return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
-
-
 def _instructed(sentence: str, chat: "Chat") -> "Chat":
     if chat and chat[0]["role"] == "system":
         first: Message = {**chat[0], "content": f"{sentence} {chat[0]['content']}"}
         return [first, *chat[1:]]
     return [{"role": "system", "content": sentence}, *chat]
-
-
-@dataclass(frozen=True, slots=True)
-class Portrait(SystemMessage):
-    """A system message that describes a person of one pole, as if to their face.
-
-    Strength 1 is the portrait of the pole, -1 that of the opposite pole, 0 none.
-
-    Attributes:
-        pole: One of the ten of the Big Five.
-        label: Defaults to the pole.
-
-    Raises:
-        TraitError: The pole has no portrait.
-
-    Source:
-        The form is that of P2, Jiang et al. 2023, arXiv:2206.07550: a second-person description
-        that touches on six facets of the trait. Deviation: our own texts, fixed, where they let
-        a model write them from key words; none holds the name of its trait.
-    """
-
-    pole: Pole
-    label: str = ""
-    steps: ClassVar[tuple[float, ...]] = (-1.0, 0.0, 1.0)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "label", self.label or f"portrait {self.pole}")
-        if self.pole not in PORTRAITS:
-            raise TraitError(
-                f"{self.pole} has no portrait; there is one for each pole of "
-                f"{some({pole.trait for pole in PORTRAITS}, 5)}"
-            )
-
-    def text_at(self, step: int) -> str:
-        """Return the portrait of the pole, or of its opposite below 0."""
-        return PORTRAITS[self.pole if step > 0 else self.pole.opposite]
-
-
-class PortraitSpec(InterventionSpec):
-    """``portrait`` names the pole that is described."""
-
-    portrait: PoleField
-
-    def read(self, base: "Checkpoint") -> Portrait:  # noqa: ARG002
-        """Return the portrait."""
-        return Portrait(self.portrait, self.label)
-
-
-_MODIFIERS = ("", "a bit ", "", "very ")
-"""By the size of the step; step 0 writes no prompt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prompted(SystemMessage):
-    """A system message that names a pole: ``You are very friendly, talkative and bold.``.
-
-    Strengths are the whole numbers from -3 to 3: 1 is "a bit", 2 has no modifier, 3 is "very";
-    below 0 it names the opposite pole.
-
-    >>> Prompted(Pole.parse("neuroticism:high")).sentence(-1.0)
-    'You are a bit relaxed, at ease and easygoing.'
-    >>> Prompted(Pole.parse("neuroticism:high"), adjectives=2, seed=0).sentence(3.0)
-    'You are very self-conscious and very irritable.'
-
-    Attributes:
-        pole: Of a trait that has adjectives.
-        label: Defaults to the pole.
-        adjectives: How many of them, at least 1; the source has 5.
-        seed: Draws the adjectives at random, each under a modifier of its own, as the source
-            does. Without it they are the first of the list, all under one modifier. The opposite
-            pole has the opposite words.
-
-    Raises:
-        TraitError: The trait has no adjectives.
-        RecipeError: It has not as many.
-
-    Source:
-        Adjectives and modifiers of Serapio-Garcia et al. 2023, arXiv:2307.00184, as the prompt
-        baseline of Personality Vector, arXiv:2509.19727, has them: five random adjectives, each
-        with its modifier, which here is ``adjectives=5`` and a seed. Deviations: our own sentence;
-        an adjective that holds the trait's own name is left out, as there, but its opposite too.
-    """
-
-    pole: Pole
-    label: str = ""
-    adjectives: int = 3
-    seed: int | None = None
-    steps: ClassVar[tuple[float, ...]] = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "label", self.label or f"prompt {self.pole}")
-        if self.pole.trait not in ADJECTIVES:
-            raise TraitError(
-                f"{self.pole.trait} has no adjectives to prompt with; "
-                f"there are some for {some(ADJECTIVES, 5)}"
-            )
-        most = len(_pairs(self.pole.trait))
-        if not 1 <= self.adjectives <= most:
-            raise RecipeError(
-                f"{self.label}: {self.pole.trait} has 1 to {most} adjectives to prompt with, "
-                f"not {self.adjectives}"
-            )
-
-    def text_at(self, step: int) -> str:
-        """Return the prompt of a step: one modifier for all words, or with a seed one for each."""
-        words = self._words(self.pole if step > 0 else self.pole.opposite)
-        modifier = _MODIFIERS[abs(step)]
-        if self.seed is None:
-            return f"You are {modifier}{enumerated(words)}."
-        return f"You are {enumerated([f'{modifier}{word}' for word in words])}."
-
-    def _words(self, pole: Pole) -> list[str]:
-        pairs = _pairs(pole.trait)
-        order = list(range(len(pairs)))
-        if self.seed is not None:
-            import torch
-
-            from personality_vector.numeric.random import generator_for
-
-            generator = generator_for(self.seed, f"adjectives of {pole.trait}")
-            order = torch.randperm(len(pairs), generator=generator).tolist()
-        return [pairs[place][pole.level == "high"] for place in order[: self.adjectives]]
-
-
-def _pairs(trait: str) -> list[tuple[str, str]]:
-    return [pair for pair in ADJECTIVES[trait] if trait[:5] not in pair[1]]
-
-
-class PromptedSpec(InterventionSpec):
-    """``prompt`` names a pole by so many ``adjectives``, which a ``seed`` draws."""
-
-    prompt: PoleField
-    adjectives: Whole = Field(default=3, ge=1)
-    seed: Whole | None = None
-
-    def read(self, base: "Checkpoint") -> Prompted:  # noqa: ARG002
-        """Return the prompt."""
-        return Prompted(self.prompt, self.label, self.adjectives, self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +130,7 @@ class RolesSpec(InterventionSpec):
 
     roles: Annotated[tuple[Words, ...], Field(min_length=1), AfterValidator(distinct)]
 
-    def read(self, base: "Checkpoint") -> RolePrompt:  # noqa: ARG002
+    def open(self, base: "Checkpoint") -> RolePrompt:  # noqa: ARG002
         """Return the prompt."""
         return RolePrompt(self.roles, self.label)
 
@@ -306,13 +164,12 @@ class SystemPrompt(SystemMessage):
 
 def _text_or_file(value: Any, info: Any) -> Any:
     """Return the path of a text file, if there is one of that name, else the text itself."""
-    try:
+    # Longer than a path can be, ~nobody, a null byte: none of them is the name of a file.
+    with suppress(OSError, RuntimeError, ValueError):
         # Without a recipe's folder a relative path would mean another file in every folder.
         if isinstance(value, str) and (info.context or Path(value).is_absolute()):
             file = located(value, info)
             return file if file.is_file() else value
-    except (OSError, RuntimeError, ValueError):  # longer than a path can be, ~nobody, a null byte
-        pass
     return value
 
 
@@ -327,15 +184,106 @@ class SystemSpec(InterventionSpec):
 
     system: Annotated[Path | str, BeforeValidator(_text_or_file), AfterValidator(_without_seed)]
 
-    def read(self, base: "Checkpoint") -> SystemPrompt:  # noqa: ARG002
-        """Return the prompt."""
-        return SystemPrompt(_content_of(self.system), self.label)
+    def open(self, base: "Checkpoint") -> SystemPrompt:  # noqa: ARG002
+        """Return the prompt.
+
+        Raises:
+            DataError: The file cannot be read, or the text is blank.
+        """
+        if isinstance(self.system, str):
+            return SystemPrompt(self.system, self.label)
+        try:
+            text = self.system.read_text(encoding="utf-8-sig").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.system}: cannot be read: {error}") from error
+        return SystemPrompt(text, self.label)
 
 
-def _content_of(system: Path | str) -> str:
-    if isinstance(system, str):
-        return system
-    try:
-        return system.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{system}: cannot be read: {error}") from error
+@dataclass(frozen=True, slots=True)
+class FewShot(Usual):
+    """Examples in front of every question; the strength is how many of them, from the first.
+
+    They stand behind the system message, as if they had been said before.
+
+    Attributes:
+        examples: Chats of a user and the assistant, without a system message, each of which ends
+            with what the assistant said.
+        label: Name in tables and figures.
+        files: Where they were read; their content is part of the identity.
+
+    Raises:
+        DataError: There is no example, or one has another form.
+
+    Source:
+        Brown et al. 2020, arXiv:2005.14165.
+    """
+
+    examples: "Sequence[Chat]"
+    label: str = "few-shot"
+    files: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "examples", tuple(tuple(chat) for chat in self.examples))
+        if not self.examples:
+            raise DataError(f"{self.label}: there is no example")
+        for number, chat in enumerate(self.examples, start=1):
+            roles = [message["role"] for message in chat]
+            if roles != ["user", "assistant"] * (len(roles) // 2) or not roles:
+                raise DataError(
+                    f"{self.label}: example {number} has the roles {', '.join(roles) or 'none'}; "
+                    "it should be turns of user and assistant"
+                )
+
+    @property
+    def steps(self) -> tuple[float, ...]:  # type: ignore[override]
+        """From none to all of the examples."""
+        return tuple(map(float, range(len(self.examples) + 1)))
+
+    @contextmanager
+    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
+        """Put the first ``strength`` examples in front of the question of every chat.
+
+        Raises:
+            RecipeError: There are not so many, or the strength is no whole number.
+            NonFiniteError: The strength is NaN or infinite.
+        """
+        require_step(self, strength)
+        turns = [message for chat in self.examples[: int(strength)] for message in chat]
+        yield edited(subject, lambda chat: _shown(turns, chat)) if turns else subject
+
+
+def _shown(turns: "Chat", chat: "Chat") -> "Chat":
+    opening = 1 if chat and chat[0]["role"] == "system" else 0
+    return [*chat[:opening], *turns, *chat[opening:]]
+
+
+class Shot(Recipe):
+    """One example, written into the recipe."""
+
+    user: Words
+    assistant: Words
+
+
+def _by_form(value: Any, info: Any) -> Any:
+    """Return a mapping as a data file, and a list as examples, each by its own schema."""
+    folder: Any = (info.context or {}).get("folder")
+    if isinstance(value, Mapping):
+        return DataSpec.parse(value, origin="examples", folder=folder)
+    if isinstance(value, list | tuple) and value:
+        return tuple(Shot.parse(each, origin="examples", folder=folder) for each in value)
+    raise ValueError("give a list of {user, assistant}, at least one, or a data file with source")
+
+
+class ExamplesSpec(InterventionSpec):
+    """``examples`` are a list of ``{user, assistant}``, or a data file as for training."""
+
+    examples: Annotated[DataSpec | tuple[Shot, ...], BeforeValidator(_by_form)]
+
+    def open(self, base: "Checkpoint") -> FewShot:  # noqa: ARG002
+        """Return the examples."""
+        from personality_vector.subject.chat import answered, question
+
+        if isinstance(self.examples, DataSpec):
+            return FewShot(read_chats(self.examples), self.label, (self.examples.source,))
+        shots = [answered(question(shot.user), shot.assistant) for shot in self.examples]
+        return FewShot(shots, self.label)

@@ -3,7 +3,8 @@
 import json
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 KINDS: Mapping[str, str] = {
     "delta": "interventions.weights:WeightsSpec",
     "tuned": "interventions.weights:WeightsSpec",
-    "terms": "interventions.merged:MergedSpec",
+    "terms": "interventions.weights:MergedSpec",
     "vector": "interventions.activations:VectorSpec",
-    "neurons": "interventions.neurons.steering:NeuronsSpec",
-    "prompt": "interventions.prompts:PromptedSpec",
-    "portrait": "interventions.prompts:PortraitSpec",
+    "neurons": "interventions.activations:NeuronsSpec",
+    "prompt": "interventions.portraits:PromptedSpec",
+    "portrait": "interventions.portraits:PortraitSpec",
     "roles": "interventions.prompts:RolesSpec",
     "system": "interventions.prompts:SystemSpec",
-    "examples": "interventions.examples:ExamplesSpec",
+    "examples": "interventions.prompts:ExamplesSpec",
     "decoding": "interventions.decoding:DecodingSpec",
 }
 """The key that says what an intervention is, to its schema."""
@@ -69,19 +70,13 @@ class InterventionSpec(Recipe):
             raise ValueError(f"the label {label!r} is taken; results use it for themselves")
         return label
 
+    @abstractmethod
     def open(self, base: "Checkpoint") -> Intervention:
-        """Return the intervention, opened and checked against the base.
+        """Return the intervention that the keys describe; a study checks it against the base.
 
         Raises:
-            PersonalityVectorError: What it names is missing, damaged or of another model.
+            PersonalityVectorError: What it names is missing or damaged.
         """
-        found = self.read(base)
-        found.check(base)
-        return found
-
-    @abstractmethod
-    def read(self, base: "Checkpoint") -> Intervention:
-        """Return the intervention that the keys describe; its files are read."""
 
     def at_seed(self, seed: int) -> "Self":
         """Return it with ``seed`` in place of ``{seed}`` in its paths."""
@@ -94,11 +89,10 @@ class InterventionSpec(Recipe):
         return SEED in self.model_dump_json()
 
 
-def _parsed(value: Any, info: Any) -> Any:
-    return by_own_key(KINDS, value, info, "an intervention")
-
-
-AnyIntervention = Annotated[SerializeAsAny[InterventionSpec], BeforeValidator(_parsed)]
+AnyIntervention = Annotated[
+    SerializeAsAny[InterventionSpec],
+    BeforeValidator(partial(by_own_key, KINDS, what="an intervention")),
+]
 """An intervention of a recipe, recognised by its own key."""
 
 
@@ -116,5 +110,15 @@ def require_step(intervention: Intervention, strength: float) -> None:
     shown = [f"{step:g}" for step in steps]
     if len(shown) > 8:
         shown[2:-1] = ["..."]
-    listed = f"{', '.join(shown[:-1])} and {shown[-1]}"
-    raise RecipeError(f"{intervention.label}: has the strengths {listed}, got {strength:g}")
+    raise RecipeError(
+        f"{intervention.label}: has the strengths {enumerated(shown)}, got {strength:g}"
+    )
+
+
+def enumerated(words: list[str]) -> str:
+    """Return ``a, b and c``.
+
+    >>> enumerated(["a", "b", "c"]), enumerated(["a"])
+    ('a, b and c', 'a')
+    """
+    return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)

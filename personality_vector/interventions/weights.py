@@ -1,20 +1,23 @@
-"""A delta added to the live weights, and taken back bit for bit."""
+"""A change of the live weights, taken back bit for bit: a delta, a merge, a delta with a vector."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
+from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
+from personality_vector.merging.recipe import TermSpec
+from personality_vector.recipes.fields import Real, Whole, Words
 from personality_vector.recipes.paths import LocalPath, ModelRef
 from personality_vector.subject.identity import digest_of, identity_of
 
 if TYPE_CHECKING:
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.delta import Delta
+    from personality_vector.steering.hybrid import Hybrid
     from personality_vector.subject.subject import Subject
 
 
@@ -45,8 +48,14 @@ class WeightEdit(Usual):
         that a byte of it changed. A checkpoint is known by its fingerprint.
         """
         from personality_vector.checkpoint.digests import content_of
+        from personality_vector.delta.lora import is_adapter
+        from personality_vector.delta.storage import is_saved_delta
 
-        return digest_of(identity_of(self), sorted(map(content_of, set(_folders(self.delta)))))
+        inputs = self.delta.source.inputs
+        folders = {path for path in inputs if is_saved_delta(path) or is_adapter(path)}
+        if self.delta.directory is not None:
+            folders.add(self.delta.directory)
+        return digest_of(identity_of(self), sorted(map(content_of, folders)))
 
     def check(self, base: "Checkpoint") -> None:
         """Refuse another base than that of the delta.
@@ -78,18 +87,6 @@ class WeightEdit(Usual):
             yield replace(subject, realised=realised.share)
 
 
-def _folders(delta: "Delta") -> Iterator[Path]:
-    """Yield the folders of saved deltas and adapters that a delta is read from."""
-    from personality_vector.delta.lora import is_adapter
-    from personality_vector.delta.storage import is_saved_delta
-
-    if delta.directory is not None:
-        yield delta.directory
-    for path in delta.source.inputs:
-        if is_saved_delta(path) or is_adapter(path):
-            yield path
-
-
 class WeightsSpec(InterventionSpec):
     """``delta`` is a saved delta; ``tuned`` is a fine-tuned checkpoint or a LoRA adapter."""
 
@@ -102,8 +99,101 @@ class WeightsSpec(InterventionSpec):
             raise ValueError("give either delta (a saved delta) or tuned (a checkpoint or adapter)")
         return self
 
-    def read(self, base: "Checkpoint") -> WeightEdit:
+    def open(self, base: "Checkpoint") -> WeightEdit:
         """Return the edit."""
         from personality_vector.delta import open_delta
 
         return WeightEdit(open_delta(self.delta or self.tuned or "", base), self.label)
+
+
+class MergedSpec(InterventionSpec):
+    """``terms`` and the keys beside them are those of a merge recipe; the strength is lambda.
+
+    At strength 1 the weights are those of the merge, at another one so many times as far away.
+    """
+
+    terms: tuple[TermSpec, ...] = Field(min_length=1)
+    method: str = "task_arithmetic"
+    options: dict[str, Real | Whole | str | bool] = Field(default_factory=dict)
+    seed: Whole = 0
+    include: tuple[Words, ...] = ()
+    exclude: tuple[Words, ...] = ()
+
+    def open(self, base: "Checkpoint") -> WeightEdit:
+        """Return the edit by the merge."""
+        from personality_vector.merging.merged import merged
+        from personality_vector.merging.summands import Summand
+
+        delta = merged(
+            base,
+            [Summand(term.source, term.alpha, term.of, term.label) for term in self.terms],
+            method=self.method,
+            options=self.options,
+            seed=self.seed,
+            label=self.label,
+            include=self.include,
+            exclude=self.exclude,
+        )
+        return WeightEdit(delta, self.label)
+
+
+@dataclass(frozen=True, slots=True)
+class HybridEdit(Usual):
+    """``strength * (delta + vector)``: the delta in the weights, the vector by hooks.
+
+    It is the model whose weights hold the delta, and whose MLPs hold the vector as a bias of
+    their last linear map.
+
+    Attributes:
+        hybrid: ``delta + vector``, of this very base.
+        label: Defaults to that of the hybrid.
+    """
+
+    hybrid: "Hybrid"
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.hybrid.label)
+
+    def identity(self) -> str:
+        """Return the digest of both parts, and of every file that the delta reads."""
+        return digest_of(type(self).__name__, *(part.identity() for part in self._parts))
+
+    def check(self, base: "Checkpoint") -> None:
+        """Refuse another base than that of the two, and one that has no place for the vector.
+
+        Raises:
+            ModelError: No weight of the architecture can hold the vector, or there is no such
+                layer.
+            BaseMismatchError: One of the two is of another model.
+            TensorMismatchError: The delta has a tensor that the base has not, or has otherwise.
+        """
+        from personality_vector.steering.bake import route_for
+        from personality_vector.steering.bake.base import read_config
+
+        for part in self._parts:
+            part.check(base)
+        route_for(read_config(base))
+
+    @contextmanager
+    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
+        """Edit the weights in place, steer by hooks, and take both back.
+
+        Raises:
+            ModelError: No weight of the architecture can hold the vector.
+            PersonalityVectorError: As :class:`WeightEdit` and :class:`ActivationSteering`.
+        """
+        from personality_vector.steering.bake import route_for
+
+        route_for(subject.model.config)
+        weights, steering = self._parts
+        with weights.applied(subject, strength) as inner, steering.applied(inner, strength) as both:
+            yield both
+
+    @property
+    def _parts(self) -> tuple[WeightEdit, ActivationSteering]:
+        vector = self.hybrid.vector
+        return (
+            WeightEdit(self.hybrid.delta, self.label),
+            ActivationSteering(vector, vector.layers, self.label),
+        )

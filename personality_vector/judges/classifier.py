@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -11,16 +11,13 @@ from personality_vector.data.rubrics import COHERENCE
 from personality_vector.data.statements import Statement, normalised, read_statements
 from personality_vector.data.texts import distinct_n, words
 from personality_vector.errors import DataError, some
-from personality_vector.judges.spec import JudgeSpec
-from personality_vector.lab import BUILTIN, builtin
+from personality_vector.judges.spec import BaseJudge, JudgeSpec
+from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
 from personality_vector.recipes.fields import Real, Words
 from personality_vector.recipes.paths import LocalPath
 from personality_vector.subject.identity import identity_of
 from personality_vector.subject.protocols import Answer, Quality, Rubric, Score
 from personality_vector.traits import Pole, Trait
-
-if TYPE_CHECKING:
-    from personality_vector.subject.subject import Subject
 
 LOWEST, HIGHEST = 1.0, 5.0
 """Ends of the scale; 3 is neutral."""
@@ -33,7 +30,7 @@ _LOOP_SHARE = 1 / 3  # a phrase said three times or more leaves at most this sha
 class ClassifierSpec(JudgeSpec):
     """Classifiers of the poles of ``statements``, of which a share is ``held_out`` to test them."""
 
-    statements: LocalPath = builtin(f"{BUILTIN}training/data/big5_statements.jsonl")
+    statements: LocalPath = builtin(BIG_FIVE_STATEMENTS)
     held_out: Real = Field(default=0.2, gt=0.0, lt=1.0)
     name: Words = "classifier"
 
@@ -51,7 +48,7 @@ class ClassifierSpec(JudgeSpec):
 
 
 @dataclass(frozen=True)
-class StatementJudge:
+class StatementJudge(BaseJudge):
     """For each trait, TF-IDF of words and word pairs and a logistic regression.
 
     A high pole scores ``1 + 4 P(high | reply)``, a low one ``5 - 4 P(high | reply)``, and
@@ -86,7 +83,13 @@ class StatementJudge:
     """Raised when the same statements give other scores."""
 
     def __post_init__(self) -> None:
-        _require_disjoint(self.train, self.held_out)
+        shared = {normalised(s.text) for s in self.train}
+        shared &= {normalised(s.text) for s in self.held_out}
+        if shared:
+            raise DataError(
+                f"{len(shared)} statements are both learned from and measured on, "
+                f"such as {min(shared)[:60]!r}"
+            )
         if not self.train:
             raise DataError("a judge needs labelled statements to learn from")
         for trait in self.traits:
@@ -101,10 +104,7 @@ class StatementJudge:
     @cached_property
     def classifiers(self) -> dict[Trait, Any]:
         """A pipeline of scikit-learn for each trait, fitted when it is needed."""
-        return {
-            trait: _fitted(_labelled(self.train, trait, "train"), _others(self.train, trait))
-            for trait in self.traits
-        }
+        return {trait: _fitted(self.train, trait) for trait in self.traits}
 
     def identity(self) -> str:
         """Return the digest of the statements of both parts."""
@@ -114,10 +114,6 @@ class StatementJudge:
     def _identity(self) -> str:
         # Thousands of statements, and a study asks for every cell.
         return identity_of(self)
-
-    def prepare(self, _base: "Subject", /) -> "StatementJudge":
-        """Return it as it is."""
-        return self
 
     def __call__(self, rubric: Rubric, answers: Sequence[Answer], /) -> list[Score]:
         """Return one score for each answer, in order.
@@ -176,12 +172,11 @@ class StatementJudge:
     def _measured(self, trait: Trait, classifier: Any) -> dict[str, float | None]:
         from sklearn.metrics import roc_auc_score  # slow to import
 
-        learned = _labelled(self.train, trait, "train")
         texts, labels = _labelled(self.held_out, trait, "held-out")
         return {
             "judge_accuracy": float(classifier.score(texts, labels)),
             "judge_auc": float(roc_auc_score(labels, classifier.predict_proba(texts)[:, 1])),
-            "judge_accuracy_length_only": _length_only(learned, (texts, labels)),
+            "judge_accuracy_length_only": _length_only(self.train, self.held_out, trait),
             "judge_off_topic": _off_topic(classifier, trait, self.held_out),
         }
 
@@ -198,11 +193,10 @@ def _flaw(text: str) -> str:
     return ""
 
 
-_Labelled = tuple[list[str], list[bool]]
-"""Texts, and whether each is of the high pole."""
-
-
-def _labelled(statements: Sequence[Statement], trait: Trait, part: str) -> _Labelled:
+def _labelled(
+    statements: Sequence[Statement], trait: Trait, part: str
+) -> tuple[list[str], list[bool]]:
+    """Return the statements of a trait, and whether each is of the high pole."""
     rows = sorted((s.text, s.level == "high") for s in statements if s.trait == trait)
     texts, labels = [text for text, _ in rows], [is_high for _, is_high in rows]
     if len(set(labels)) < 2:
@@ -210,59 +204,45 @@ def _labelled(statements: Sequence[Statement], trait: Trait, part: str) -> _Labe
     return texts, labels
 
 
-def _others(statements: Sequence[Statement], trait: Trait) -> list[str]:
-    return sorted(s.text for s in statements if s.trait != trait)
-
-
-def _fitted(learned: _Labelled, neutral: Sequence[str]) -> Any:
-    """Learn the poles with equal weight, and ``neutral`` as both at once with as much again."""
+def _fitted(statements: Sequence[Statement], trait: Trait) -> Any:
+    """Learn the poles with equal weight, and all other statements as both, with as much again."""
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_pipeline
 
-    texts, labels = learned
+    texts, labels = _labelled(statements, trait, "train")
+    neutral = sorted(s.text for s in statements if s.trait != trait)
     share = {label: len(labels) / (2 * labels.count(label)) for label in (True, False)}
     weights = [share[label] for label in labels]
     weights += [len(labels) / (2 * len(neutral))] * (2 * len(neutral)) if neutral else []
     vectorizer = TfidfVectorizer(
         tokenizer=words, token_pattern=None, lowercase=False, ngram_range=(1, 2), sublinear_tf=True
     )
-    classifier = make_pipeline(vectorizer, _regression())
-    return classifier.fit(
+    return _regression_on(vectorizer).fit(
         [*texts, *neutral, *neutral],
         [*labels, *[True] * len(neutral), *[False] * len(neutral)],
         logisticregression__sample_weight=weights,
     )
 
 
-def _regression() -> Any:
+def _regression_on(features: Any, weights: str | None = None) -> Any:
     from sklearn.linear_model import LogisticRegression
-
-    return LogisticRegression(C=_C, max_iter=1000, random_state=0)
-
-
-def _length_only(learned: _Labelled, measured: _Labelled) -> float:
     from sklearn.pipeline import make_pipeline
+
+    return make_pipeline(
+        features, LogisticRegression(C=_C, max_iter=1000, random_state=0, class_weight=weights)
+    )
+
+
+def _length_only(train: Sequence[Statement], held_out: Sequence[Statement], trait: Trait) -> float:
     from sklearn.preprocessing import StandardScaler
 
+    learned, measured = _labelled(train, trait, "train"), _labelled(held_out, trait, "held-out")
     lengths = [[[float(len(text))] for text in texts] for texts, _ in (learned, measured)]
-    regression = _regression().set_params(class_weight="balanced")
-    model = make_pipeline(StandardScaler(), regression).fit(lengths[0], learned[1])
+    model = _regression_on(StandardScaler(), "balanced").fit(lengths[0], learned[1])
     return float(model.score(lengths[1], measured[1]))
 
 
 def _off_topic(classifier: Any, trait: Trait, held_out: Sequence[Statement]) -> float | None:
-    by_pole: dict[Pole, list[str]] = {}
-    for statement in held_out:
-        if statement.trait != trait:
-            by_pole.setdefault(statement.pole, []).append(statement.text)
-    means = [float(classifier.predict_proba(texts)[:, 1].mean()) for texts in by_pole.values()]
+    poles = {statement.pole for statement in held_out if statement.trait != trait}
+    texts = [[s.text for s in held_out if s.pole == pole] for pole in poles]
+    means = [float(classifier.predict_proba(of_pole)[:, 1].mean()) for of_pole in texts]
     return max(((HIGHEST - LOWEST) * abs(mean - 0.5) for mean in means), default=None)
-
-
-def _require_disjoint(train: Sequence[Statement], held_out: Sequence[Statement]) -> None:
-    shared = {normalised(s.text) for s in train} & {normalised(s.text) for s in held_out}
-    if shared:
-        raise DataError(
-            f"{len(shared)} statements are both learned from and measured on, "
-            f"such as {min(shared)[:60]!r}"
-        )

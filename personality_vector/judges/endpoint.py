@@ -1,61 +1,28 @@
 """A judge behind an OpenAI-compatible server, read by the probabilities of its numbers."""
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from personality_vector.judges.prompts import VERSION, expected_number, prompt_for, score_of
-from personality_vector.judges.spec import JudgeSpec
+from personality_vector.judges.spec import NumberJudge, expected_number
 from personality_vector.progress import progress
 from personality_vector.recipes.fields import Whole, Words
 from personality_vector.subject.endpoint import Endpoint
-from personality_vector.subject.identity import identity_of
-from personality_vector.subject.protocols import Answer, Rubric, Score
 
 if TYPE_CHECKING:
-    from personality_vector.subject.subject import Subject
+    from collections.abc import Sequence
 
-_HIGHEST = 100  # up to 100, numbers are single tokens of OpenAI's tokenizers
-_KEY = "OPENAI_API_KEY"
-
-
-class EndpointSpec(JudgeSpec):
-    """A model of a server that returns log-probabilities.
-
-    ``base_url`` is OpenAI's own unless given, ``api_key_env`` the variable that holds the key;
-    ``requests`` are sent at the same time.
-    """
-
-    model: Words
-    base_url: Words | None = None
-    api_key_env: Words = _KEY
-    requests: Whole = Field(default=16, ge=1)
-
-    def open(self) -> "EndpointJudge":
-        """Return the judge.
-
-        Raises:
-            RecipeError: The package ``openai`` or the API key is missing.
-        """
-        return EndpointJudge(self.model, self.base_url, self.api_key_env, self.requests)
+    from personality_vector.subject.chat import Chat
 
 
-@dataclass(frozen=True)
-class EndpointJudge:
-    """One request of one token for each answer.
+class EndpointJudge(NumberJudge):
+    """A model of a server that returns log-probabilities: one request of one token an answer.
 
-    Attributes:
-        model: Its name at the server; it must return log-probabilities.
-        base_url: Such as ``http://localhost:8000/v1``; ``None`` is OpenAI's own.
-        api_key_env: Environment variable that holds the key.
-        requests: Answers rated at the same time.
-
-    Raises:
-        RecipeError: The package ``openai`` is not installed, or the variable is not set.
+    ``base_url`` is OpenAI's own unless given, such as ``http://localhost:8000/v1``;
+    ``api_key_env`` is the environment variable that holds the key; ``requests`` are sent at the
+    same time.
 
     Source:
         Persona vectors, Chen et al. 2025, arXiv:2507.21509: the expectation of the number under
@@ -63,17 +30,22 @@ class EndpointJudge:
         own prompts.
     """
 
-    model: str
-    base_url: str | None = None
-    api_key_env: str = field(default=_KEY, compare=False)
-    requests: int = field(default=16, compare=False)
+    model: Words
+    base_url: Words | None = None
+    api_key_env: Words = "OPENAI_API_KEY"
+    requests: Whole = Field(default=16, ge=1)
 
-    scale: ClassVar[tuple[float, float]] = (0.0, float(_HIGHEST))
-    version: ClassVar[str] = VERSION
+    highest: ClassVar[int] = 100  # up to here, numbers are single tokens of OpenAI's tokenizers
+    neutral: ClassVar[frozenset[str]] = frozenset({"api_key_env", "requests"})
 
-    def __post_init__(self) -> None:
-        # Refused now, not hours later; a client that is kept could not go to another process.
-        Endpoint(self.model, self.base_url, self.api_key_env)
+    def open(self) -> "EndpointJudge":
+        """Return it; what is missing is refused now, not hours later.
+
+        Raises:
+            RecipeError: The package ``openai`` is not installed, or the variable is not set.
+        """
+        Endpoint(self.model, self.base_url, self.api_key_env)  # not kept: no client can be pickled
+        return self
 
     @property
     def name(self) -> str:
@@ -85,29 +57,15 @@ class EndpointJudge:
         """The model, once it is asked."""
         return Endpoint(self.model, self.base_url, self.api_key_env)
 
-    def identity(self) -> str:
-        """Return the digest of the model, the server and the prompts."""
-        return identity_of(self)
-
-    def prepare(self, _base: "Subject", /) -> "EndpointJudge":
-        """Return it as it is."""
-        return self
-
-    def __call__(self, rubric: Rubric, answers: Sequence[Answer], /) -> list[Score]:
-        """Return one score for each answer, in order.
-
-        Raises:
-            ModelError: The server fails, or returns no log-probabilities.
-        """
+    def expected(self, prompts: "Sequence[Chat]") -> list[float | None]:
+        """Return the expected number after each prompt."""
         with ThreadPoolExecutor(self.requests) as pool:
-            futures = [pool.submit(_rate, self.endpoint, rubric, answer) for answer in answers]
+            futures = [pool.submit(self.endpoint.first_token, prompt) for prompt in prompts]
             try:
-                return [future.result() for future in progress(futures, "judge")]
+                return [
+                    expected_number(future.result(), self.highest)
+                    for future in progress(futures, "judge")
+                ]
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # or all that is left would be asked first
                 raise
-
-
-def _rate(endpoint: Endpoint, rubric: Rubric, answer: Answer) -> Score:
-    likely = endpoint.first_token(prompt_for(rubric, answer, _HIGHEST))
-    return score_of(expected_number(likely, _HIGHEST), rubric)

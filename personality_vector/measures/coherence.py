@@ -2,12 +2,11 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
 from personality_vector.data.texts import distinct_n
 from personality_vector.errors import DataError
-from personality_vector.measures.asking import Asking, AskingSpec
-from personality_vector.measures.spec import BaseMeasure
+from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
 from personality_vector.subject.protocols import Better, Findings, Reading
 
 if TYPE_CHECKING:
@@ -29,13 +28,6 @@ class CoherenceSpec(AskingSpec):
         return Coherence(self.asking(), name=self.called)
 
 
-class _Reference(NamedTuple):
-    """The base's own replies: their mean log-likelihood per token, and their variety."""
-
-    likelihood: float
-    variety: float
-
-
 @dataclass(frozen=True, slots=True)
 class Coherence(BaseMeasure):
     """Two numbers that fall as replies stop being language; 1 is as good as the base's own.
@@ -49,14 +41,15 @@ class Coherence(BaseMeasure):
         asking: The questions, and how replies are drawn.
         seed: Seed of the base's replies: one reference for all seeds.
         batch_size: Replies per forward pass; it changes speed and memory only.
-        reference: Made by :meth:`prepare`.
+        reference: Mean log-likelihood per token and variety of the base's replies, in nats and as a
+            share; made by :meth:`prepare`.
     """
 
     asking: Asking
     seed: int = 0
     batch_size: int = field(default=32, compare=False)
     name: str = "coherence"
-    reference: _Reference | None = field(default=None, compare=False)
+    reference: tuple[float, float] | None = field(default=None, compare=False)
 
     unit: ClassVar[str] = "share of the base"
     scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -68,22 +61,20 @@ class Coherence(BaseMeasure):
         Raises:
             DataError: It says nothing of two words.
         """
-        chats = self.collect(base, self.seed)
-        likelihood, variety = self._likelihood(base, chats), _variety(chats)
+        likelihood, variety, _ = self._measured(base, self.collect(base, self.seed))
         if likelihood is None or not variety:
             raise DataError(
                 f"{self.name}: the base never replies in as much as two words, so there is "
                 "nothing to compare with; ask it other questions"
             )
-        return replace(self, reference=_Reference(likelihood, variety))
+        return replace(self, reference=(likelihood, variety))
 
     def collect(self, subject: "Subject", seed: int) -> "list[Chat]":
         """Return the questions, each with its reply."""
         from personality_vector.subject.chat import answered, question
 
-        system = self.asking.instrument.system
         return [
-            answered(question(item.text, system=system), reply.text)
+            answered(question(item.text, system=self.asking.instrument.system), reply.text)
             for item, _, reply in self.asking(subject, seed)
         ]
 
@@ -95,13 +86,12 @@ class Coherence(BaseMeasure):
         """
         if self.reference is None:
             raise DataError(f"{self.name}: call prepare() first")
-        likelihood, variety = self._likelihood(base, collected), _variety(collected)
+        likelihood, variety, n = self._measured(base, collected)
         if likelihood is not None:
-            likelihood = math.exp(min(0.0, likelihood - self.reference.likelihood))
+            likelihood = math.exp(min(0.0, likelihood - self.reference[0]))
         if variety is not None:
-            variety = min(1.0, variety / self.reference.variety)
+            variety = min(1.0, variety / self.reference[1])
         found = {"fluency": likelihood, "variety": variety}
-        n = len(_spoken(collected))
         return Findings(
             readings=[
                 Reading(f"{self.name}.{number}", value, n=n, unscored=len(collected) - n)
@@ -109,17 +99,16 @@ class Coherence(BaseMeasure):
             ]
         )
 
-    def _likelihood(self, base: "Subject", chats: "Sequence[Chat]") -> float | None:
-        """Return the mean over replies of their mean log-likelihood per token, in nats."""
-        spoken = _spoken(chats)
-        if not spoken:
-            return None
-        return float(base.log_likelihood(spoken, self.batch_size).double().mean())
+    def _measured(
+        self, base: "Subject", chats: "Sequence[Chat]"
+    ) -> tuple[float | None, float | None, int]:
+        """Return the mean likelihood and the variety of the replies, and how many have a text.
 
-
-def _spoken(chats: "Sequence[Chat]") -> "list[Chat]":
-    return [chat for chat in chats if chat[-1]["content"].strip()]
-
-
-def _variety(chats: "Sequence[Chat]") -> float | None:
-    return distinct_n([chat[-1]["content"] for chat in chats], 2)
+        The likelihood is the mean over replies of their mean log-likelihood per token, in nats.
+        """
+        texts = [chat[-1]["content"] for chat in chats]
+        spoken = [chat for chat, text in zip(chats, texts, strict=True) if text.strip()]
+        likelihood = None
+        if spoken:
+            likelihood = float(base.log_likelihood(spoken, self.batch_size).double().mean())
+        return likelihood, distinct_n(texts, 2), len(spoken)

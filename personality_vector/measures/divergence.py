@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from pydantic import Field
 
 from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
-from personality_vector.measures.asking import Asking, AskingSpec
-from personality_vector.measures.spec import BaseMeasure
+from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
 from personality_vector.recipes.fields import Whole
-from personality_vector.subject.protocols import Better, Findings, Reading
+from personality_vector.subject.protocols import Better, Reading
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -50,14 +49,6 @@ class _Reference(NamedTuple):
     chat: "Chat"
     tokens: "Int[Tensor, ' seq']"
     log_probs: "Float[Tensor, 'seq vocab']"
-
-
-class _Sums(NamedTuple):
-    """Sums over the tokens of the references, in nats, and how many tokens there are."""
-
-    divergence: float
-    surprise: float
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +110,11 @@ class Divergence(BaseMeasure):
         from personality_vector.numeric.random import key_for
         from personality_vector.subject.chat import answered, question
 
-        system = self.asking.instrument.system
         found = [
-            (key_for(0, f"{item.id} {sample}"), question(item.text, system=system), reply.text)
+            (
+                key_for(0, f"{item.id} {sample}"),
+                answered(question(item.text, system=self.asking.instrument.system), reply.text),
+            )
             for item, sample, reply in self.asking(base, self.seed)
             if reply.text.strip()
         ]
@@ -130,38 +123,32 @@ class Divergence(BaseMeasure):
                 f"{self.name}: the base gives only empty replies, so there is nothing to compare "
                 "on; ask it other questions"
             )
-        found.sort(key=lambda row: row[0])
-        return [answered(chat, text) for _, chat, text in found]
+        return [chat for _, chat in sorted(found, key=lambda row: row[0])]
 
-    def collect(self, subject: "Subject", seed: int) -> _Sums:  # noqa: ARG002
-        """Return how far ``subject`` is from the base on the same tokens.
+    def collect(self, subject: "Subject", seed: int) -> list[Reading]:  # noqa: ARG002
+        """Return how far ``subject`` is from the base on the same tokens, as means over them.
 
         Raises:
             NonFiniteError: The edited model predicts NaN or infinity.
             TensorMismatchError: It splits a reply into other tokens, or has another vocabulary.
         """
-        divergence, surprise, count = 0.0, 0.0, 0
+        divergence, surprise, n = 0.0, 0.0, 0
         chats = [reference.chat for reference in self.references]
         predictions = _predictions(subject, chats, self.batch_size)
         for reference, (_, tokens, log_probs) in zip(self.references, predictions, strict=True):
             kept = len(reference.tokens)
-            _require_same_tokens(reference, tokens[:kept], log_probs)
-            _require_finite(log_probs[:kept], "edited model")
-            divergence += _divergence(reference.log_probs, log_probs[:kept])
-            surprise -= _log_likelihood(log_probs[:kept], reference.tokens)
-            count += kept
-        return _Sums(divergence, surprise, count)
-
-    def finish(self, base: "Subject", collected: _Sums) -> Findings:  # noqa: ARG002
-        """Return the means over tokens."""
-        divergence, surprise, n = collected
-        perplexity = _perplexity(surprise / n)
-        return Findings(
-            readings=[
-                Reading(f"{self.name}.kl_base_edited", divergence / n, n=n),
-                Reading(f"{self.name}.perplexity", perplexity, n=n, unit="perplexity"),
-            ]
-        )
+            edited = log_probs[:kept]
+            _require_same_tokens(reference, tokens[:kept], edited)
+            _require_finite(edited, "edited model")
+            divergence += _divergence(reference.log_probs, edited)
+            surprise -= float(edited.gather(1, reference.tokens[:, None]).double().sum())
+            n += kept
+        if surprise / n > 700:  # exp overflows float64 at 709
+            raise NonFiniteError(f"a perplexity of exp({surprise / n:.0f}) is not a number")
+        return [
+            Reading(f"{self.name}.kl_base_edited", divergence / n, n=n),
+            Reading(f"{self.name}.perplexity", math.exp(surprise / n), n=n, unit="perplexity"),
+        ]
 
 
 def _first(base: "Subject", chats: "Sequence[Chat]", max_tokens: int) -> "list[Chat]":
@@ -202,34 +189,18 @@ def _divergence(base: "Float[Tensor, 'seq vocab']", edited: "Float[Tensor, 'seq 
     return float((base.exp() * (base - edited)).sum(dim=1, dtype=torch.float64).sum())
 
 
-def _log_likelihood(
-    log_probs: "Float[Tensor, 'seq vocab']", tokens: "Int[Tensor, ' seq']"
-) -> float:
-    return float(log_probs.gather(1, tokens[:, None])[:, 0].double().sum())
-
-
-def _perplexity(surprise: float) -> float:
-    if surprise > 700:  # exp overflows float64 at 709
-        raise NonFiniteError(f"a perplexity of exp({surprise:.0f}) is not a number")
-    return math.exp(surprise)
-
-
 def _require_finite(log_probs: "Float[Tensor, 'seq vocab']", who: str) -> None:
-    import torch
-
-    if not bool(torch.isfinite(log_probs).all()):
+    if not bool(log_probs.isfinite().all()):
         raise NonFiniteError(f"the {who} predicts NaN or infinity on a reference chat")
 
 
 def _require_same_tokens(
     reference: _Reference, tokens: "Int[Tensor, ' seq']", log_probs: "Float[Tensor, 'other vocab']"
 ) -> None:
-    import torch
-
-    if not torch.equal(reference.tokens, tokens):
-        text = str(reference.chat[-1]["content"])
+    if not reference.tokens.equal(tokens):
         raise TensorMismatchError(
-            f"the response {text[:60]!r} is not the same tokens after the edit"
+            f"the response {reference.chat[-1]['content'][:60]!r} is not the same tokens after "
+            "the edit"
         )
     ours, theirs = reference.log_probs.shape[1], log_probs.shape[1]
     if ours != theirs:

@@ -1,19 +1,17 @@
 """Guards: what a reply looks like besides its trait, and what was lost on the way to the edit."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from personality_vector.data.statements import normalised, read_statements
 from personality_vector.data.texts import distinct_n, mean_words
-from personality_vector.measures.asking import Asking, AskingSpec
 from personality_vector.measures.likelihood import Traits
-from personality_vector.measures.spec import BaseMeasure
+from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
 from personality_vector.recipes.fields import Real
 from personality_vector.recipes.paths import LocalPath
-from personality_vector.subject.protocols import Better, Findings, Reading
+from personality_vector.subject.protocols import Better, Reading
 
 if TYPE_CHECKING:
     from personality_vector.subject.subject import Subject
@@ -37,19 +35,12 @@ class GuardsSpec(AskingSpec):
             RecipeError: The instrument is missing or not one.
             DataError: The statements are missing or unreadable.
         """
-        return Guards(self.asking(), self._learned(), self.called)
-
-    def _learned(self) -> frozenset[str] | None:
-        if self.statements is None:
-            return None
-        found = read_statements(self.statements, part="train", held_out=self.held_out)
-        wanted = self.traits or {statement.trait for statement in found}
-        return frozenset(_bare(statement.text) for statement in found if statement.trait in wanted)
-
-
-class _Collected(NamedTuple):
-    texts: list[str]
-    realised: float | None
+        learned = None
+        if self.statements is not None:
+            found = read_statements(self.statements, part="train", held_out=self.held_out)
+            wanted = self.traits or {statement.trait for statement in found}
+            learned = frozenset(_bare(one.text) for one in found if one.trait in wanted)
+        return Guards(self.asking(), learned, self.called)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,28 +64,20 @@ class Guards(BaseMeasure):
     unit: ClassVar[str] = "share"
     better: ClassVar[Better] = "none"
 
-    def collect(self, subject: "Subject", seed: int) -> _Collected:
-        """Return the replies, and what was realised of the edit."""
+    def collect(self, subject: "Subject", seed: int) -> list[Reading]:
+        """Return the numbers of the replies, and what was realised of the edit."""
         texts = [reply.text for _, _, reply in self.asking(subject, seed)]
-        return _Collected(texts, subject.realised)
-
-    def finish(self, base: "Subject", collected: _Collected) -> Findings:  # noqa: ARG002
-        """Return the numbers."""
-        texts, n = collected.texts, len(collected.texts)
+        n = len(texts)
         found = [
             Reading(f"{self.name}.words", mean_words(texts), n=n, unit="words"),
             Reading(f"{self.name}.distinct_2", distinct_n(texts, 2), n=n),
         ]
         if self.learned is not None:
-            share = _verbatim(texts, self.learned)
-            found.append(Reading(f"{self.name}.verbatim", share, n=n))
-        if collected.realised is not None:
-            found.append(Reading(f"{self.name}.realised", collected.realised, n=1))
-        return Findings(readings=found)
-
-
-def _verbatim(texts: Sequence[str], learned: frozenset[str]) -> float:
-    return sum(_bare(text) in learned for text in texts) / len(texts)
+            recalled = sum(_bare(text) in self.learned for text in texts)
+            found.append(Reading(f"{self.name}.verbatim", recalled / n, n=n))
+        if subject.realised is not None:
+            found.append(Reading(f"{self.name}.realised", subject.realised, n=1))
+        return found
 
 
 def _bare(text: str) -> str:

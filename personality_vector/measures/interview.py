@@ -9,9 +9,8 @@ from pydantic import model_validator
 from personality_vector.data.personas import Persona
 from personality_vector.data.rubrics import rubric_of
 from personality_vector.judges.spec import AnyJudge
-from personality_vector.measures.asking import Asking, AskingSpec
 from personality_vector.measures.likelihood import Traits
-from personality_vector.measures.spec import BaseMeasure
+from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.subject.protocols import Answer, Findings, Judge, Rubric, rated
 
@@ -38,19 +37,14 @@ class InterviewSpec(AskingSpec):
             RecipeError: A file is missing or not what it should be.
             DataError: A judge cannot rate what the answers are rated for.
         """
-        judges, rubrics = tuple(spec.open() for spec in self.judges), self.rubrics()
+        judges = tuple(spec.open() for spec in self.judges)
+        rubrics = tuple(map(rubric_of, self.traits or ()))
+        if self.traits is None and self.persona is not None:
+            rubrics = (read_recipe(self.persona, Persona).as_rubric(),)
         for judge in judges:
             for rubric in rubrics:
-                rated(
-                    judge, rubric, []
-                )  # refuses a rubric that it cannot rate, before a model is loaded
+                rated(judge, rubric, [])  # refused before a model is loaded, if it cannot
         return Interview(self.asking(), rubrics, judges, self.called)
-
-    def rubrics(self) -> tuple[Rubric, ...]:
-        """Return what the answers are rated for."""
-        if self.traits is not None:
-            return tuple(map(rubric_of, self.traits))
-        return (read_recipe(self.persona, Persona).as_rubric(),) if self.persona else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,7 @@ from pydantic import AfterValidator, Field
 from personality_vector.data.statements import Part, Statement, of_both_poles, read_statements
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
-from personality_vector.measures.asking import QUESTION
-from personality_vector.measures.spec import BaseMeasure, MeasureSpec
+from personality_vector.measures.spec import QUESTION, BaseMeasure, MeasureSpec
 from personality_vector.recipes.fields import Real, Whole, Words, distinct
 from personality_vector.recipes.paths import LocalPath
 from personality_vector.subject.protocols import Reading
@@ -50,8 +49,8 @@ class LikelihoodSpec(MeasureSpec):
         """
         found = read_statements(self.statements, part=self.part, held_out=self.held_out)
         poles = of_both_poles(found, self.traits, f"{self.statements}: no {self.part} statements")
-        kept = [statement for pole in poles for statement in poles[pole][: self.limit]]
-        return Likelihood(tuple(kept), self.question, self.system, self.batch_size, self.called)
+        kept = tuple(statement for pole in poles for statement in poles[pole][: self.limit])
+        return Likelihood(kept, self.question, self.system, self.batch_size, self.called)
 
     def of_trait(self, trait: Trait) -> "LikelihoodSpec":
         """Return the same measure of one trait alone."""
@@ -127,8 +126,10 @@ class Likelihood(BaseMeasure):
         likelihoods = dict(zip(order, found, strict=True))
         for index, value in likelihoods.items():
             if not math.isfinite(value):
-                text = self.statements[index].text
-                raise NonFiniteError(f"the model gives {text[:60]!r} a log-likelihood of {value}")
+                raise NonFiniteError(
+                    f"the model gives {self.statements[index].text[:60]!r} a log-likelihood of "
+                    f"{value}"
+                )
         return [likelihoods[index] for index in range(len(self.statements))]
 
 

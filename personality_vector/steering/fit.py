@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.sampled import is_sampled
+from personality_vector.checkpoint import is_sampled
 from personality_vector.errors import (
     BaseMismatchError,
     DataError,

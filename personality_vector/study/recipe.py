@@ -7,8 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from personality_vector.errors import TraitError
 from personality_vector.interventions.spec import AnyIntervention
-from personality_vector.measures.asking import ASKED, AskingSpec
-from personality_vector.measures.spec import KINDS, AnyMeasure
+from personality_vector.measures.spec import ASKED, KINDS, AnyMeasure, AskingSpec
 from personality_vector.recipes.fields import (
     Device,
     Dtype,

@@ -131,6 +131,8 @@ def opened(folder, base) -> Callable[..., Intervention]:
 
     def make(**keys: Any) -> Intervention:
         data = {"one": {"label": "x", **keys}}
-        return _Holder.parse(data, origin="test", folder=folder).one.open(base)
+        found = _Holder.parse(data, origin="test", folder=folder).one.open(base)
+        found.check(base)
+        return found
 
     return make

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from personality_vector.errors import BaseMismatchError, DataError, ModelError, NonFiniteError
+from personality_vector.interventions.activations import NeuronSteering
 from personality_vector.interventions.neurons.chosen import Neurons
 from personality_vector.interventions.neurons.find import (
     Tally,
@@ -18,8 +19,7 @@ from personality_vector.interventions.neurons.find import (
     find_neurons,
     value_of,
 )
-from personality_vector.interventions.neurons.sites import neuron_sites
-from personality_vector.interventions.neurons.steering import NeuronSteering
+from personality_vector.interventions.neurons.hooks import neuron_sites
 from personality_vector.subject.chat import render
 from personality_vector.subject.models import decoder_blocks, load_model, load_tokenizer
 from tests.interventions.neuron_table import listed

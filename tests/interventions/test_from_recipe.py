@@ -14,10 +14,10 @@ from personality_vector.errors import (
     RecipeError,
     TensorMismatchError,
 )
-from personality_vector.interventions.activations import ActivationSteering
+from personality_vector.interventions.activations import ActivationSteering, NeuronSteering
 from personality_vector.interventions.neurons.chosen import NeuronSet
-from personality_vector.interventions.neurons.steering import NeuronSteering
-from personality_vector.interventions.prompts import Portrait, Prompted, RolePrompt
+from personality_vector.interventions.portraits import Portrait, Prompted
+from personality_vector.interventions.prompts import RolePrompt
 from personality_vector.interventions.weights import WeightEdit, WeightsSpec
 from personality_vector.steering import SteeringVector
 from personality_vector.subject.models import load_tokenizer

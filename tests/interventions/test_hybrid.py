@@ -15,8 +15,7 @@ from personality_vector.errors import (
     TensorMismatchError,
 )
 from personality_vector.interventions.activations import ActivationSteering
-from personality_vector.interventions.hybrid import HybridEdit
-from personality_vector.interventions.weights import WeightEdit
+from personality_vector.interventions.weights import HybridEdit, WeightEdit
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
 from personality_vector.steering.bake import bake

@@ -13,8 +13,8 @@ from personality_vector.delta import Delta, open_delta
 from personality_vector.errors import PersonalityVectorError
 from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.interventions.decoding import Decoding
-from personality_vector.interventions.examples import FewShot
-from personality_vector.interventions.prompts import Prompted
+from personality_vector.interventions.portraits import Prompted
+from personality_vector.interventions.prompts import FewShot
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.merging.merged import merged
 from personality_vector.subject.chat import answered, question

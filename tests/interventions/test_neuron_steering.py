@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from personality_vector.errors import CheckpointError, DataError, ModelError, RecipeError
+from personality_vector.interventions.activations import NeuronSteering
 from personality_vector.interventions.neurons.chosen import NeuronSet
-from personality_vector.interventions.neurons.steering import NeuronSteering
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import ALL
 from personality_vector.subject.models import decoder_blocks, load_model

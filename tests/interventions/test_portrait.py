@@ -5,7 +5,7 @@ import re
 import pytest
 
 from personality_vector.errors import RecipeError, TraitError
-from personality_vector.interventions.prompts import Portrait
+from personality_vector.interventions.portraits import Portrait
 from personality_vector.subject.chat import question
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import BIG_FIVE_POLES, Pole

@@ -4,7 +4,7 @@ import pytest
 
 from personality_vector.data.adjectives import ADJECTIVES
 from personality_vector.errors import RecipeError, TraitError
-from personality_vector.interventions.prompts import Prompted
+from personality_vector.interventions.portraits import Prompted
 from personality_vector.subject.chat import question, render
 from personality_vector.subject.models import load_tokenizer
 from personality_vector.subject.subject import Subject

@@ -11,14 +11,12 @@ import torch
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
 from personality_vector.errors import NonFiniteError, RecipeError
-from personality_vector.interventions.activations import ActivationSteering
+from personality_vector.interventions.activations import ActivationSteering, NeuronSteering
 from personality_vector.interventions.decoding import Decoding
-from personality_vector.interventions.examples import FewShot
-from personality_vector.interventions.hybrid import HybridEdit
-from personality_vector.interventions.neurons.steering import NeuronSteering
-from personality_vector.interventions.prompts import Portrait, Prompted, RolePrompt, SystemPrompt
+from personality_vector.interventions.portraits import Portrait, Prompted
+from personality_vector.interventions.prompts import FewShot, RolePrompt, SystemPrompt
 from personality_vector.interventions.spec import KINDS, require_step
-from personality_vector.interventions.weights import WeightEdit
+from personality_vector.interventions.weights import HybridEdit, WeightEdit
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
 from personality_vector.subject.chat import answered, question
@@ -157,7 +155,6 @@ def test_no_schema_of_an_intervention_imports_torch():
         "import sys\n"
         "from personality_vector.interventions.spec import KINDS\n"
         "from personality_vector.recipes.keyed import schema_of\n"
-        "import personality_vector.interventions.hybrid\n"
         "print([schema_of(KINDS, key).__name__ for key in KINDS], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

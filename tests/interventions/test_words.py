@@ -6,8 +6,7 @@ import pytest
 
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.interventions.decoding import Decoding
-from personality_vector.interventions.examples import FewShot
-from personality_vector.interventions.prompts import SystemPrompt
+from personality_vector.interventions.prompts import FewShot, SystemPrompt
 from personality_vector.subject.chat import answered, question
 from personality_vector.subject.generation import Sampling
 from personality_vector.subject.subject import Subject

@@ -8,7 +8,6 @@ from personality_vector.data.rubrics import COHERENCE, rubric_of
 from personality_vector.data.statements import Statement
 from personality_vector.errors import DataError
 from personality_vector.judges.classifier import ClassifierSpec, StatementJudge
-from personality_vector.judges.summary import summarise
 from personality_vector.subject.protocols import Answer, Judge, Rubric
 from personality_vector.traits import BIG_FIVE, Pole
 
@@ -186,13 +185,6 @@ def test_an_ordinary_long_answer_is_not_taken_for_a_loop(judge):
         "I love the parties and I enjoy the crowds, but I avoid the dinners and I flee the fairs."
     )
     assert score(judge, text).value is not None
-
-
-def test_the_unscored_do_not_move_the_mean(judge):
-    good = [score(judge, text).value for text in ("I love it", "I flee it")]
-    bad = [score(judge, "").value] * 3
-    assert summarise([*good, *bad]).mean == summarise(good).mean
-    assert summarise([*good, *bad]).unscored == 3
 
 
 def test_length_alone_is_reported():

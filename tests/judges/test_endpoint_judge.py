@@ -6,7 +6,7 @@ import pytest
 
 from personality_vector.data.rubrics import COHERENCE
 from personality_vector.errors import ModelError, RecipeError
-from personality_vector.judges.endpoint import EndpointJudge, EndpointSpec
+from personality_vector.judges.endpoint import EndpointJudge
 from personality_vector.subject.protocols import Judge
 from tests.fake_endpoint import likely, serving
 
@@ -26,7 +26,7 @@ def judge_by_words(body):
 
 def test_the_endpoint_rates_in_order_by_expectation(high, answers):
     with serving(judge_by_words) as fake:
-        judge = EndpointJudge("judge", fake.base_url, requests=4)
+        judge = EndpointJudge(model="judge", base_url=fake.base_url, requests=4)
         traits, coherences = judge(high, answers(*SAID * 5)), judge(COHERENCE, answers(*SAID))
     assert isinstance(judge, Judge)
     assert (judge.name, judge.scale) == ("endpoint judge", (0, 100))
@@ -43,21 +43,22 @@ def test_a_failing_endpoint_stops_the_judging(high, answers):
         raise ValueError("quota")
 
     with serving(refuse) as fake, pytest.raises(ModelError, match="quota"):
-        EndpointJudge("j", fake.base_url, requests=2)(high, answers(*SAID * 50))
+        EndpointJudge(model="j", base_url=fake.base_url, requests=2)(high, answers(*SAID * 50))
     assert len(fake.requests) < 100  # what had not begun is not asked any more
 
 
 def test_a_missing_key_is_refused_before_anything_is_asked(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(RecipeError, match="OPENAI_API_KEY is not set"):
-        EndpointSpec(model="m").open()
+        EndpointJudge(model="m").open()
 
 
 def test_its_identity_is_the_model_the_server_and_the_prompts(monkeypatch):
-    judge = EndpointSpec(model="m", base_url="http://one/v1").open()
-    assert EndpointJudge("m", "http://one/v1", "MY_KEY", 3).identity() == judge.identity()
-    for other in (EndpointJudge("n", "http://one/v1"), EndpointJudge("m", "http://two/v1")):
-        assert other.identity() != judge.identity()
+    judge = EndpointJudge(model="m", base_url="http://one/v1").open()
+    for neutral in ({"api_key_env": "MY_KEY"}, {"requests": 3}):
+        assert judge.model_copy(update=neutral).identity() == judge.identity()
+    for other in ({"model": "n"}, {"base_url": "http://two/v1"}):
+        assert judge.model_copy(update=other).identity() != judge.identity()
     assert pickle.loads(pickle.dumps(judge)) == judge.prepare(None) == judge  # noqa: S301
     before = judge.identity()
     monkeypatch.setattr(EndpointJudge, "version", "other words")

@@ -8,7 +8,7 @@ import torch
 
 from personality_vector.data.rubrics import COHERENCE
 from personality_vector.errors import CheckpointError, ModelError
-from personality_vector.judges.local import LocalJudge, LocalSpec
+from personality_vector.judges.local import LocalJudge
 from personality_vector.subject.chat import question
 from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.subject.protocols import Judge
@@ -24,7 +24,7 @@ def judging(pico, monkeypatch):
     def make(model, family="llama", **options):
         subject = Subject(model, load_tokenizer(pico(family)))
         monkeypatch.setattr(Subject, "load", lambda *_, **__: subject)
-        return LocalJudge(str(pico(family)), device="cpu", **options)
+        return LocalJudge(checkpoint=str(pico(family)), device="cpu", **options)
 
     return make
 
@@ -42,7 +42,7 @@ def test_a_local_judge_expects_a_digit(pico, judging, family):
     chats = [question(text) for text in ("Rate this, 0 to 9.", "How?", "A number, please.", "I 7")]
     expected = [restated(model, tokenizer, chat) for chat in chats]
     assert any(value is not None for value in expected)
-    assert judge._expect(chats) == [value and pytest.approx(value, abs=1e-3) for value in expected]
+    assert judge.expected(chats) == [value and pytest.approx(value, abs=1e-3) for value in expected]
 
 
 def restated(model, tokenizer, chat):
@@ -90,14 +90,14 @@ def test_a_vocabulary_without_digits_cannot_judge(pico, monkeypatch):
     tokenizer = SimpleNamespace(get_vocab=lambda: {"a": 0, "7": 1})
     monkeypatch.setattr("personality_vector.subject.models.load_tokenizer", lambda _: tokenizer)
     with pytest.raises(ModelError, match="has no token for 0, 1, 2 and 6 more"):
-        LocalJudge(str(pico("llama")))
+        LocalJudge(checkpoint=str(pico("llama"))).open()
 
 
 def test_a_model_is_loaded_once_and_not_before_it_rates(pico, high, answers, monkeypatch):
     loaded = []
     load = Subject.load
     monkeypatch.setattr(Subject, "load", lambda *a, **k: loaded.append(a) or load(*a, **k))
-    judge = LocalSpec(checkpoint=str(pico("llama")), device="cpu").open()
+    judge = LocalJudge(checkpoint=str(pico("llama")), device="cpu").open()
     assert isinstance(judge, Judge)
     assert judge.name == f"local {pico('llama').name}"
     there = pickle.loads(pickle.dumps(judge.prepare(None)))  # noqa: S301
@@ -109,15 +109,15 @@ def test_a_model_is_loaded_once_and_not_before_it_rates(pico, high, answers, mon
 
 def test_a_checkpoint_that_is_not_there_is_found_out_at_once(tmp_path):
     with pytest.raises(CheckpointError):
-        LocalSpec(checkpoint=str(tmp_path / "absent")).open()
+        LocalJudge(checkpoint=str(tmp_path / "absent")).open()
 
 
 def test_its_identity_is_the_model_and_how_it_is_loaded(pico, pico_tuned):
-    judge = LocalJudge(str(pico("llama")), device="cpu")
-    assert LocalJudge(str(pico("llama")), device="cpu").identity() == judge.identity()
+    judge = LocalJudge(checkpoint=str(pico("llama")), device="cpu")
+    assert LocalJudge(checkpoint=str(pico("llama")), device="cpu").identity() == judge.identity()
     for other in (
-        LocalJudge(str(pico_tuned("llama")), device="cpu"),
-        LocalJudge(str(pico("llama")), device="cpu", dtype="bfloat16"),
-        LocalJudge(str(pico("llama")), device="cpu", batch_size=3),
+        LocalJudge(checkpoint=str(pico_tuned("llama")), device="cpu"),
+        LocalJudge(checkpoint=str(pico("llama")), device="cpu", dtype="bfloat16"),
+        LocalJudge(checkpoint=str(pico("llama")), device="cpu", batch_size=3),
     ):
         assert other.identity() != judge.identity()

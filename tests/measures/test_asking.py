@@ -8,8 +8,8 @@ import torch
 
 from personality_vector.data.instruments import Instrument, Item
 from personality_vector.errors import DataError, NonFiniteError
-from personality_vector.measures.asking import Asking
 from personality_vector.measures.interview import Interview
+from personality_vector.measures.spec import Asking
 from personality_vector.subject.generation import Sampling, sample_seed
 from personality_vector.subject.protocols import Rubric
 

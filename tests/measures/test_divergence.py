@@ -8,8 +8,8 @@ import torch
 
 from personality_vector.data.instruments import Instrument, Item
 from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
-from personality_vector.measures.asking import Asking
 from personality_vector.measures.divergence import Divergence
+from personality_vector.measures.spec import Asking
 from personality_vector.numeric.random import generator_for
 from personality_vector.subject.chat import question
 from personality_vector.subject.generation import Sampling

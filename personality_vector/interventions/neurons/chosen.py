@@ -1,7 +1,8 @@
 """The neurons of a pole and of its opposite: which ones, by how much, and how strong they are."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,13 +13,11 @@ from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import (
-    BaseMismatchError,
     CheckpointError,
     DataError,
     NonFiniteError,
     some,
 )
-from personality_vector.interventions.neurons.sites import Site
 from personality_vector.steering.storage import Record
 from personality_vector.traits import Pole
 
@@ -102,23 +101,11 @@ class NeuronSet:
     @property
     def sizes(self) -> tuple[int, int]:
         """Number of positive and of negative neurons."""
-        sides = (self.positive, self.negative)
-        positive, negative = (sum(len(found.index) for found in side.values()) for side in sides)
+        positive, negative = (
+            sum(len(found.index) for found in side.values())
+            for side in (self.positive, self.negative)
+        )
         return positive, negative
-
-    def require_fit(self, sites: Sequence[Site]) -> None:
-        """Check that a model has these neurons.
-
-        Raises:
-            BaseMismatchError: A block, or a neuron of it, does not exist.
-        """
-        for layer, found in (*self.positive.items(), *self.negative.items()):
-            largest = int(found.index[-1])
-            if not 0 <= layer < len(sites) or largest >= sites[layer].width:
-                raise BaseMismatchError(
-                    f"{self.label}: neuron {largest} of layer {layer} does not exist in this "
-                    f"model of {len(sites)} blocks; use neurons that were found in it"
-                )
 
     def save(self, directory: str | Path, *, force: bool = False) -> Path:
         """Write ``neurons.safetensors``, ``neurons.json`` and a manifest; it appears whole.
@@ -151,8 +138,13 @@ class NeuronSet:
             DataError: The numbers are not neurons.
         """
         record, stored = NeuronRecord.read(Path(directory))
-        positive, negative = _sides(stored)
-        found = cls(positive, negative, record.model, record.pole, record.label, record.counts)
+        found = cls(
+            **_sides(stored),
+            model=record.model,
+            pole=record.pole,
+            label=record.label,
+            counts=record.counts,
+        )
         if found.sizes != record.sizes:
             raise CheckpointError(
                 f"{directory}: neurons.safetensors has {found.sizes} positive and negative "
@@ -161,23 +153,21 @@ class NeuronSet:
         return found
 
 
-def _sides(stored: Checkpoint) -> list[dict[int, Neurons]]:
+def _sides(stored: Checkpoint) -> dict[str, dict[int, Neurons]]:
     """Return the saved neurons of both sides, by layer."""
-    sides: dict[str, dict[int, dict[str, Tensor]]] = {side: {} for side in _SIDES}
+    found: dict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
     for name in stored.names:
         match = _NAME.fullmatch(name)
         if match is None:
             raise CheckpointError(f"{stored.path}: {name} is not a column of neurons")
         side, layer, column = match.groups()
-        sides[side].setdefault(int(layer), {})[column] = stored[name]
-    for side, layers in sides.items():
-        for layer, columns in layers.items():
-            lengths = {tuple(column.shape) for column in columns.values()}
-            if len(columns) < len(_COLUMNS) or len(lengths) > 1:
-                raise CheckpointError(
-                    f"{stored.path}: {side}.layer.{layer} needs {some(_COLUMNS)} of one length"
-                )
-    return [
-        {layer: Neurons(**columns) for layer, columns in layers.items()}
-        for layers in sides.values()
-    ]
+        found[side, int(layer)][column] = stored[name]
+    sides: dict[str, dict[int, Neurons]] = {side: {} for side in _SIDES}
+    for (side, layer), columns in found.items():
+        lengths = {tuple(column.shape) for column in columns.values()}
+        if len(columns) < len(_COLUMNS) or len(lengths) > 1:
+            raise CheckpointError(
+                f"{stored.path}: {side}.layer.{layer} needs {some(_COLUMNS)} of one length"
+            )
+        sides[side][layer] = Neurons(**columns)
+    return sides

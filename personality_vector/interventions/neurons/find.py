@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,29 +11,15 @@ from torch import Tensor, nn
 
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.interventions.neurons.chosen import Neurons, NeuronSet
-from personality_vector.interventions.neurons.sites import Site, activations, neuron_sites
+from personality_vector.interventions.neurons.hooks import Site, activations, neuron_sites
 from personality_vector.progress import progress
-from personality_vector.steering.apply import Hook
 from personality_vector.subject.chat import Chat, batched, encode_chats
 from personality_vector.subject.models import decoder_of, device_of
 from personality_vector.traits import Pole
 
-_THRESHOLD = 0.1
-"""Of the difference, arXiv:2410.12327: every neuron from here on is kept."""
-
-_AT_LEAST = 2000
-"""Neurons that are kept on each side, arXiv:2410.12327."""
-
-_SHARE = 20
-"""One neuron in so many at most, by that rule; their lists for Llama-3-8B are of 2 to 6 %."""
-
-_PERCENT = 95
-"""Of the tokens do not exceed ``a95``, arXiv:2410.12327."""
-
 _DROPPED = 23 - 4
 """Bits of a float32's mantissa beyond 5 significant ones, of which the first is implicit."""
 
-_LOWEST, _HIGHEST = 2.0**-12, 2.0**8
 _FIRST, _LAST = ((127 + exponent) << 4 for exponent in (-12, 8))
 BINS = _LAST - _FIRST + 2
 """Bin 0 holds whatever is below 2**-12, the last one whatever is above 2**8."""
@@ -72,12 +59,12 @@ class Tally:
         self._histogram.scatter_add_(0, places, torch.ones_like(places, dtype=torch.int32))
         self.sum += act.float().sum()
 
-    def quantile(self, percent: int) -> Float[Tensor, " width"]:
-        """Return the smallest value that at least ``percent`` % of the tokens do not exceed.
+    def a95(self) -> Float[Tensor, " width"]:
+        """Return the smallest value that at least 95 % of the tokens do not exceed.
 
         float32, on the CPU, to 5 significant bits, from 0 to 256.
         """
-        rank = -(-percent * self.tokens // 100)
+        rank = -(-95 * self.tokens // 100)
         below = self._histogram.view(-1, BINS).cumsum(1) < rank
         return value_of(below.sum(1)).cpu()
 
@@ -99,7 +86,7 @@ def tally_responses(
         encoded = encode_chats(tokenizer, batch).to(device_of(model))
         with ExitStack() as hooks:
             for site, tally in zip(sites, tallies, strict=True):
-                hook = _recorder(tally, site.width, encoded.response_mask)
+                hook = partial(_record, tally, site.width, encoded.response_mask)
                 hooks.callback(site.activation.register_forward_hook(hook).remove)
             decoder(
                 input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, use_cache=False
@@ -110,13 +97,12 @@ def tally_responses(
     return tallies
 
 
-def _recorder(tally: Tally, width: int, mask: Tensor) -> Hook:
-    def record(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        # Row by row: padding is never read, and the bins of a whole batch are never held.
-        for row, is_response in zip(activations(output, width), mask, strict=True):
-            tally.add(row[is_response.to(row.device)])
-
-    return record
+def _record(
+    tally: Tally, width: int, mask: Tensor, _module: nn.Module, _args: tuple[Any, ...], output: Any
+) -> None:
+    # Row by row: padding is never read, and the bins of a whole batch are never held.
+    for row, is_response in zip(activations(output, width), mask, strict=True):
+        tally.add(row[is_response.to(row.device)])
 
 
 def find_neurons(  # noqa: PLR0913  (two sides, how to read them, and what they mean)
@@ -126,7 +112,7 @@ def find_neurons(  # noqa: PLR0913  (two sides, how to read them, and what they 
     negative: Sequence[Chat],
     *,
     at_least: int | None = None,
-    threshold: float = _THRESHOLD,
+    threshold: float = 0.1,
     batch_size: int = 16,
     pole: Pole | None = None,
     label: str = "",
@@ -171,7 +157,8 @@ def find_neurons(  # noqa: PLR0913  (two sides, how to read them, and what they 
     )
     differences = [_difference(one, other) for one, other in zip(plus, minus, strict=True)]
     if at_least is None:
-        at_least = min(_AT_LEAST, max(1, sum(site.width for site in sites) // _SHARE))
+        # 2000 as in the paper, whose lists for Llama-3-8B are of 2 to 6 % of its neurons.
+        at_least = min(2000, max(1, sum(site.width for site in sites) // 20))
     return NeuronSet(
         _kept(differences, plus, threshold, at_least),
         _kept([-difference for difference in differences], minus, threshold, at_least),
@@ -202,8 +189,6 @@ def _kept(
     masks = torch.split(chosen, [len(difference) for difference in differences])
     kept = {layer: mask.nonzero()[:, 0] for layer, mask in enumerate(masks) if mask.any()}
     return {
-        layer: Neurons(
-            index, differences[layer][index].float(), tallies[layer].quantile(_PERCENT)[index]
-        )
+        layer: Neurons(index, differences[layer][index].float(), tallies[layer].a95()[index])
         for layer, index in kept.items()
     }

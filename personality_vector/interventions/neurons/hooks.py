@@ -1,20 +1,96 @@
-"""Hooks on activation modules: the neurons of one side raised, those of the other silenced."""
+"""The neurons of a model: where they are, and hooks that raise one side and silence the other."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from personality_vector.interventions.neurons.chosen import Neurons, NeuronSet
-from personality_vector.interventions.neurons.sites import activations, neuron_sites
+from personality_vector.errors import BaseMismatchError, ModelError
+from personality_vector.interventions.neurons.chosen import NeuronSet
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import Positions
-from personality_vector.steering.apply import Hook, require_no_strangers
+from personality_vector.steering.apply import require_no_strangers
 from personality_vector.steering.where import Where
-from personality_vector.subject.models import decoder_blocks
+from personality_vector.subject.models import decoder_blocks, device_of, hidden_size
+
+_NAMES = ("act_fn", "act", "activation_fn", "activation")
+"""What transformers calls the module."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """The neurons of one block.
+
+    Attributes:
+        activation: The module whose output is their activations ``(rows, seq, width)``: of the
+            gate where the MLP has one, ``act(gate(x))``, else of its first layer.
+        width: Their number.
+        device: Of the block.
+    """
+
+    activation: nn.Module
+    width: int
+    device: torch.device
+
+
+def neuron_sites(model: nn.Module) -> list[Site]:
+    """Return the neurons of every decoder block.
+
+    Raises:
+        ModelError: A block has not exactly one MLP with an activation module and a projection
+            back to the residual stream, as in a mixture of experts; or blocks share a module.
+    """
+    hidden = hidden_size(model)
+    sites = [_site(block, layer, hidden) for layer, block in enumerate(decoder_blocks(model))]
+    if len({id(site.activation) for site in sites}) < len(sites):
+        raise ModelError(
+            "blocks share one activation module, so their neurons cannot be told apart"
+        )
+    return sites
+
+
+def activations(output: Any, width: int) -> Float[Tensor, "rows seq width"]:
+    """Return the output of a site's module, which must be one vector for each token.
+
+    Raises:
+        ModelError: It has another shape.
+    """
+    if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[-1] != width:
+        shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ModelError(f"an activation module puts out {shape}, not [rows, tokens, {width}]")
+    return output
+
+
+def _site(block: nn.Module, layer: int, hidden: int) -> Site:
+    found = [
+        (child, widths)
+        for parent in block.modules()
+        for name, child in parent.named_children()
+        if name in _NAMES and (widths := _inner_widths(parent, hidden))
+    ]
+    if len(found) != 1 or len(found[0][1]) != 1:
+        raise ModelError(
+            f"block {layer} is a {type(block).__name__}, in which {len(found)} MLPs with a module "
+            f"named {', '.join(_NAMES[:-1])} or {_NAMES[-1]} were found; neurons need exactly one, "
+            "and experts have none of their own"
+        )
+    activation, (width,) = found[0]
+    return Site(activation, width, device_of(block))
+
+
+def _inner_widths(parent: nn.Module, hidden: int) -> Sequence[int]:
+    """Return the input widths of the layers directly in ``parent`` that lead to the residual."""
+    sizes = {
+        (getattr(child, "in_features", None), getattr(child, "out_features", None))
+        if hasattr(child, "in_features")
+        else (getattr(child, "nx", None), getattr(child, "nf", None))  # Conv1D of GPT-2
+        for child in parent.children()
+    }
+    return [inner for inner, outer in sizes if outer == hidden and isinstance(inner, int)]
 
 
 @contextmanager
@@ -40,7 +116,7 @@ def steered_neurons(
     """
     sites = neuron_sites(model)
     require_no_strangers(model)
-    neurons.require_fit(sites)
+    _require_fit(neurons, sites)
     raised, silenced = neurons.positive, neurons.negative
     if gamma < 0:
         raised, silenced = silenced, raised
@@ -49,10 +125,14 @@ def steered_neurons(
             where = Where(positions, 1.0)
             where.watch(model, decoder_blocks(model), hooks, 0)
             for layer in sorted({*raised, *silenced}):
-                edit = _Edit(raised.get(layer), silenced.get(layer), abs(gamma))
-                draw = _draw(keep, seed, layer) if keep < 1.0 else None
-                hook = _hook(edit, sites[layer].width, where, draw)
-                hooks.callback(sites[layer].activation.register_forward_hook(hook).remove)
+                up, down = raised.get(layer), silenced.get(layer)
+                index = torch.cat([side.index for side in (up, down) if side is not None])
+                boost = (
+                    torch.zeros(0) if up is None else abs(gamma) * up.a95 * emphasis(up.difference)
+                )
+                site, draws = sites[layer], generator_for(seed, f"neurons of layer {layer}")
+                edit = _Edit(site.width, where, index, boost, keep, draws)
+                hooks.callback(site.activation.register_forward_hook(edit).remove)
         yield
 
 
@@ -61,49 +141,51 @@ def emphasis(difference: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     return torch.sigmoid(10.0 * (difference - 0.15))
 
 
+def _require_fit(neurons: NeuronSet, sites: Sequence[Site]) -> None:
+    for layer, found in (*neurons.positive.items(), *neurons.negative.items()):
+        largest = int(found.index[-1])
+        if not 0 <= layer < len(sites) or largest >= sites[layer].width:
+            raise BaseMismatchError(
+                f"{neurons.label}: neuron {largest} of layer {layer} does not exist in this "
+                f"model of {len(sites)} blocks; use neurons that were found in it"
+            )
+
+
+@dataclass(slots=True, eq=False)
 class _Edit:
-    """What is done to the chosen neurons of one block, where its MLP is and in its dtype."""
+    """A hook on the activation module of one block, which edits the chosen neurons there.
 
-    def __init__(self, raised: Neurons | None, silenced: Neurons | None, gamma: float) -> None:
-        none = torch.zeros(0, dtype=torch.int64)
-        up = none if raised is None else raised.index
-        down = none if silenced is None else silenced.index
-        self.raises = len(up)
-        self.index = torch.cat([up, down])
-        self.boost = torch.zeros(0)
-        if raised is not None:
-            self.boost = gamma * raised.a95 * emphasis(raised.difference)
+    Attributes:
+        width: Number of all neurons of the block.
+        where: Which tokens are edited.
+        index: Which neurons, those that are raised first; moved to where the activations are.
+        boost: What is added to each of the raised, likewise moved, and in their dtype.
+        keep: Probability that one is raised in a pass.
+        generator: Draws which.
+    """
 
-    def follow(self, act: Tensor) -> None:
-        """Move to where the activations are, once."""
+    width: int
+    where: Where
+    index: Tensor
+    boost: Tensor
+    keep: float
+    generator: torch.Generator
+
+    def __call__(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Tensor | None:
+        act = activations(output, self.width)
+        chosen = self.where.selected(act)
+        if chosen is False:
+            return None
         if self.boost.dtype != act.dtype or self.boost.device != act.device:
             self.boost = self.boost.to(act.device, act.dtype)
             self.index = self.index.to(act.device)
-
-    def __call__(self, part: Tensor, drawn: Tensor | None) -> Tensor:
-        """Return the chosen neurons' activations ``(rows, seq, n)``, edited."""
-        boost = self.boost if drawn is None else self.boost * drawn.to(self.boost.device)
-        up, down = part[..., : self.raises], part[..., self.raises :]
-        return torch.cat([up + boost, down.clamp(max=0.0)], dim=-1)
-
-
-def _draw(keep: float, seed: int, layer: int) -> Callable[[int], Tensor]:
-    """Return what says which neurons of one block are raised in a forward pass."""
-    generator = generator_for(seed, f"neurons of layer {layer}")
-    return lambda count: torch.rand(count, generator=generator) < keep
-
-
-def _hook(edit: _Edit, width: int, where: Where, draw: Callable[[int], Tensor] | None) -> Hook:
-    def steer(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        act = activations(output, width)
-        chosen = where.selected(act)
-        if chosen is False:
-            return None
-        edit.follow(act)
-        part = act.index_select(-1, edit.index)
-        moved = edit(part, None if draw is None else draw(edit.raises))
+        boost, raised = self.boost, len(self.boost)
+        if self.keep < 1.0:
+            drawn = torch.rand(raised, generator=self.generator) < self.keep
+            boost = boost * drawn.to(boost.device)
+        part = act.index_select(-1, self.index)
+        up, down = part[..., :raised], part[..., raised:]
+        moved = torch.cat([up + boost, down.clamp(max=0.0)], dim=-1)
         if chosen is not True:
             moved = torch.where(chosen, moved, part)
-        return act.index_copy(-1, edit.index, moved)
-
-    return steer
+        return act.index_copy(-1, self.index, moved)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from personality_vector.measures.asking import QUESTION
+from personality_vector.measures.spec import QUESTION
 from personality_vector.recipes.fields import Device, Dtype, Layers, PoleField, Real, Whole, Words
 from personality_vector.recipes.paths import LocalPath, ModelRef
 from personality_vector.recipes.reading import Recipe

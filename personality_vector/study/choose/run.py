@@ -14,11 +14,11 @@ from personality_vector.data.statements import Statement, normalised, read_state
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.judges.classifier import StatementJudge
-from personality_vector.measures.asking import Asking
 from personality_vector.measures.coherence import Coherence, CoherenceSpec
 from personality_vector.measures.divergence import Divergence
 from personality_vector.measures.interview import Interview
 from personality_vector.measures.likelihood import Likelihood
+from personality_vector.measures.spec import Asking
 from personality_vector.numeric.random import key_for
 from personality_vector.steering import SteeringVector, resolve_layers
 from personality_vector.steering.fit import require_made_from, require_width
