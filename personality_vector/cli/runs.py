@@ -75,8 +75,8 @@ def judge(
     Nothing is generated again, and what this judge has rated before is not rated twice.
     """
     from personality_vector.report.page import write_report
-    from personality_vector.study.judging import judge_run
     from personality_vector.study.run import Run
+    from personality_vector.study.worker import judge_run
 
     opened = _open_judge(judge)
     cells = judge_run(run, opened)

@@ -2,29 +2,34 @@
 
 import multiprocessing
 import pickle
+import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.errors import OutputExistsError, RecipeError, some
+from personality_vector.errors import CheckpointError, OutputExistsError, RecipeError, some
+from personality_vector.progress import silence
+from personality_vector.study.database import explained
 from personality_vector.study.design import BASE, Arm, Design, Grid, Point, require_distinct
-from personality_vector.study.judging import (
+from personality_vector.study.run import Run
+from personality_vector.study.store import FILE, Judged, Planned, Store
+from personality_vector.study.worker import (
+    Worker,
     described,
     judge_key,
     judges_of,
     quality_of,
     rubrics_of,
 )
-from personality_vector.study.run import Run
-from personality_vector.study.store.store import FILE, Judged, Planned, Store
-from personality_vector.study.worker import Worker
 from personality_vector.subject.identity import digest_of
-from personality_vector.subject.protocols import Cell, Intervention, Judge, Measure
+from personality_vector.subject.protocols import Cell, Intervention, Measure
 from personality_vector.subject.subject import base_identity
 
 
@@ -90,10 +95,8 @@ class Study:
         return {measure.name: measure.identity() for measure in self.measures}
 
     def _identity_of(self, measure: Measure) -> str:
-        for one in self.measures:
-            if one is measure:
-                return self._measured[one.name]
-        return measure.identity()
+        is_ours = any(one is measure for one in self.measures)
+        return self._measured[measure.name] if is_ours else measure.identity()
 
     def arm(self, label: str) -> Arm:
         """Return the arm of a label."""
@@ -190,13 +193,13 @@ class Study:
             },
             arms={arm.label: list(arm.strengths) for arm in self.arms},
             seeds=list(self.seeds),
-            measures={measure.name: _drawn(measure) for measure in self.measures},
+            measures={
+                m.name: {"unit": m.unit, "scale": m.scale, "better": m.better}
+                for m in self.measures
+            },
             rubrics={m.name: [described(one) for one in rubrics_of(m)] for m in self.measures},
-            judges={judge.name: quality_of(judge) for judge in self._judges()},
+            judges={one.name: quality_of(one) for m in self.measures for one in judges_of(m)},
         )
-
-    def _judges(self) -> list[Judge]:
-        return [judge for measure in self.measures for judge in judges_of(measure)]
 
     def _described(self) -> dict[str, Any]:
         """Return what stands for the recipe of a study that was made in Python."""
@@ -257,18 +260,15 @@ def _key(label: str, seed: int | None) -> str:
     return label if seed is None else f"{label}, seed {seed}"
 
 
-def _drawn(measure: Measure) -> dict[str, Any]:
-    """Return what a report needs to draw a measure."""
-    return {"unit": measure.unit, "scale": measure.scale, "better": measure.better}
-
-
 def _packed(study: Study) -> bytes:
     """Return a study as bytes for another process.
 
     Raises:
         RecipeError: Something in it cannot be pickled; it is named.
     """
-    for name, part in _parts(study):
+    arms = [(arm.label, arm) for arm in study.arms]
+    measures = [(measure.name, measure) for measure in study.measures]
+    for name, part in [*arms, *measures, ("the design", study.design), ("the study", study)]:
         try:
             pickle.dumps(part)
         except Exception as error:
@@ -279,18 +279,12 @@ def _packed(study: Study) -> bytes:
     return pickle.dumps(study)
 
 
-def _parts(study: Study) -> list[tuple[str, Any]]:
-    arms = [(arm.label, arm) for arm in study.arms]
-    measures = [(measure.name, measure) for measure in study.measures]
-    return [*arms, *measures, ("the design", study.design), ("the study", study)]
-
-
 class _helped:  # noqa: N801  (a context manager that reads as a word)
     """Other processes that work on the same folder for the length of a ``with`` block."""
 
     def __init__(self, packed: bytes, folder: Path, helpers: int) -> None:
         context = multiprocessing.get_context("spawn")
-        threads = max(1, _threads() // (helpers + 1))
+        threads = max(1, torch.get_num_threads() // (helpers + 1))
         self._helpers = [
             context.Process(target=_help, args=(packed, folder, threads)) for _ in range(helpers)
         ]
@@ -306,17 +300,7 @@ class _helped:  # noqa: N801  (a context manager that reads as a word)
             helper.join()
 
 
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
 def _help(packed: bytes, folder: Path, threads: int) -> None:
-    import torch
-
-    from personality_vector.progress import silence
-
     silence()
     torch.set_num_threads(threads)
     study: Study = pickle.loads(packed)  # noqa: S301  (made by this very program)
@@ -332,15 +316,18 @@ def _forget(out: Path) -> None:
     """
     path = out / FILE
     if path.exists():
-        Run.require_results(path)
-        for old in out.glob(f"{FILE}*"):
-            old.unlink()
+        with explained(path), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as old:
+            found = {name for (name,) in old.execute("SELECT name FROM sqlite_master")}
+        if not {"run", "cells", "answers"} <= found:
+            raise CheckpointError(f"{path}: an SQLite file, but not one of results")
+        for file in out.glob(f"{FILE}*"):
+            file.unlink()
 
 
 def _leave_nothing(store: Store, out: Path, *, is_new: bool) -> None:
     """Remove a store in which nothing was measured, and the folder that was made for it."""
     if store.is_empty():
-        store.close()
+        store.connection.close()
         for file in out.glob(f"{FILE}*"):
             file.unlink()
         if is_new and not any(out.iterdir()):

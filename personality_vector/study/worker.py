@@ -1,19 +1,21 @@
-"""The worker: takes points that nobody has, edits the base, measures, and writes cell by cell."""
+"""Work on a study: points that nobody has are measured cell by cell, and their answers rated."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personality_vector.errors import blame
+from personality_vector.errors import RecipeError, blame
 from personality_vector.progress import progress
 from personality_vector.study.design import BASE, Point
-from personality_vector.study.judging import judge_cell, judge_key, judges_of, rubrics_of
-from personality_vector.study.store.store import Store
-from personality_vector.subject.protocols import Cell, Judge, Measure, Rubric
+from personality_vector.study.store import FILE, Judged, Store, key_of
+from personality_vector.subject.identity import digest_of
+from personality_vector.subject.protocols import Cell, Judge, Measure, Quality, Rubric, rated
 from personality_vector.subject.subject import Subject
+from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
     from personality_vector.study.study import Study
@@ -57,10 +59,9 @@ class Worker:
             todo = self._missing(todo, measures)
             if todo:
                 time.sleep(_PATIENCE)
-        unrated = self._judge(points, measures)
-        while unrated:
+        unrated = points
+        while unrated := [point for point in unrated if not self._is_judged(point, measures)]:
             time.sleep(_PATIENCE)
-            unrated = self._judge(unrated, measures)
 
     def value(self, point: Point, measure: Measure, trait: str) -> float:
         """Return a number that has been measured at a point."""
@@ -78,9 +79,8 @@ class Worker:
         cells = {self.study.cell(point, measure): measure for measure in measures}
         with self.store.claimed(cells) as mine, blame(intervention=point.label):
             if mine:
-                for cell, found, seconds in self._found(
-                    {cell: cells[cell] for cell in mine}, point
-                ):
+                todo = {cell: cells[cell] for cell in mine}
+                for cell, found, seconds in self._found(todo, point):
                     self.store.write(cell, found, seconds)
 
     def _found(self, cells: dict[Cell, Measure], point: Point) -> Iterator[tuple[Cell, Any, float]]:
@@ -110,23 +110,100 @@ class Worker:
             self._prepared[key] = measure.prepare(self.base)
         return self._prepared[key]
 
-    def _judge(self, points: Sequence[Point], measures: Sequence[Measure]) -> list[Point]:
-        """Let the judges rate what they have not rated yet; return where others are at it."""
-        busy = []
-        for point in points:
-            done = [
-                self._judge_cell(point, measure, judge, rubric)
-                for measure in measures
-                for judge in judges_of(measure)
-                for rubric in rubrics_of(measure)
-            ]
-            if not all(done):
-                busy.append(point)
-        return busy
+    def _is_judged(self, point: Point, measures: Sequence[Measure]) -> bool:
+        """Let the judges rate what they have not rated yet; return whether nothing is left."""
+        done = [
+            _judge_cell(self.store, self.study.cell(point, measure), judge, rubric, self._ready)
+            for measure in measures
+            for judge in judges_of(measure)
+            for rubric in rubrics_of(measure)
+        ]
+        return all(done)
 
-    def _judge_cell(self, point: Point, measure: Measure, judge: Judge, rubric: Rubric) -> bool:
-        cell = self.study.cell(point, measure)
-        if not self.store.unscored(cell, rubric, judge_key(judge, rubric)):
-            return True
-        base = self.study.cell(Point(BASE, 0.0, point.seed), measure)
-        return judge_cell(self.store, cell, base, self._ready(judge), rubric)
+
+def judge_run(folder: Path, judge: Judge) -> int:
+    """Let one more judge rate every stored answer of the latest recipe of a run.
+
+    Returns:
+        The number of cells with answers.
+
+    Raises:
+        CheckpointError: There is no run.
+        RecipeError: The run has no answers, or a judge of this name with other scores.
+    """
+    with Store.open(folder / FILE) as store:
+        rubrics = {name: [_rubric(row) for row in rows] for name, rows in store["rubrics"].items()}
+        cells = [row for row in store.planned() if rubrics.get(row.name)]
+        if not cells:
+            raise RecipeError(f"{folder}: holds no answers to judge; no measure of it asks for any")
+        judged = [
+            Judged(name, judge.name, rubric.trait, judge_key(judge, rubric))
+            for name, found in rubrics.items()
+            for rubric in found
+        ]
+        store.require_same_judge(judged)
+        base = store["base"]
+        subject = Subject.load(base["path"], dtype=base["dtype"], device=base["device"])
+        ready = judge.prepare(subject)
+        for row in progress(cells, "judge"):
+            for rubric in rubrics[row.name]:
+                _judge_cell(store, row.cell, judge, rubric, lambda _: ready)
+        store.judge_too(judged, {judge.name: quality_of(judge)})
+    return len(cells)
+
+
+def _judge_cell(
+    store: Store, cell: Cell, judge: Judge, rubric: Rubric, ready: Callable[[Judge], Judge]
+) -> bool:
+    """Let a judge rate those answers of a cell that it has not rated yet.
+
+    Args:
+        store: Where the answers are.
+        cell: Whose answers.
+        judge: Who rates them.
+        rubric: What for.
+        ready: Prepares the judge, where there is something to rate.
+
+    Returns:
+        Whether all answers are rated; ``False`` if another process is at it.
+    """
+    key = judge_key(judge, rubric)
+    if not store.unscored(cell, rubric, key):
+        return True
+    prepared = ready(judge)
+    with store.claims.held(lambda: [f"{key_of(cell)}|{key}"]) as mine:
+        if mine:
+            answers = store.unscored(cell, rubric, key)
+            scores = rated(prepared, rubric, list(answers.values()))
+            store.write_scores(key, rubric.trait, dict(zip(answers, scores, strict=True)))
+        return bool(mine)
+
+
+def judges_of(measure: Measure) -> Sequence[Judge]:
+    """Return who rates the answers of a measure, if anybody does."""
+    return tuple(getattr(measure, "judges", ()))
+
+
+def rubrics_of(measure: Measure) -> Sequence[Rubric]:
+    """Return what the answers of a measure are rated for."""
+    return tuple(getattr(measure, "rubrics", ()))
+
+
+def judge_key(judge: Judge, rubric: Rubric) -> str:
+    """Return the digest that scores are kept under."""
+    return digest_of(judge.identity(), rubric)
+
+
+def described(rubric: Rubric) -> dict[str, Any]:
+    """Return a rubric as JSON-like data."""
+    return asdict(rubric) | {"pole": str(rubric.pole) if rubric.pole else None}
+
+
+def _rubric(row: dict[str, Any]) -> Rubric:
+    return Rubric(**{**row, "pole": Pole.parse(row["pole"]) if row["pole"] else None})
+
+
+def quality_of(judge: Judge) -> dict[str, Any]:
+    """Return the scale of a judge, and how good it is, where it says so."""
+    quality: Sequence[Quality] = getattr(judge, "quality", tuple)()
+    return {"scale": list(judge.scale), "quality": [asdict(number) for number in quality]}

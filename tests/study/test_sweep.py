@@ -13,7 +13,7 @@ from personality_vector.study.design import BASE, Point
 from personality_vector.study.opening import open_study
 from personality_vector.study.recipe import EvalRecipe
 from personality_vector.study.run import Run
-from personality_vector.study.store.store import FILE, Store
+from personality_vector.study.store import FILE, Store
 from personality_vector.study.tables import (
     by_strength,
     correlation,

@@ -7,19 +7,17 @@ only what is missing is measured.
 
 import json
 import logging
+import math
 import sqlite3
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from personality_vector.errors import CheckpointError, NonFiniteError, RecipeError
-from personality_vector.study.store.claims import LEASE, Claims
-from personality_vector.study.store.schema import FORMAT, PLAN, TABLES
-from personality_vector.study.store.sqlite import connect, explained, transaction
+from personality_vector.study.claims import LEASE, Claims
+from personality_vector.study.database import FORMAT, PLAN, TABLES, Database, connected
 from personality_vector.subject.protocols import Answer, Cell, Findings, Rubric, Score
 
 log = logging.getLogger(__name__)
@@ -54,21 +52,21 @@ class Judged(NamedTuple):
     judge: str
 
 
-class Store:
-    """A run's ``results.sqlite``, open for reading and writing; close it or use ``with``.
+class Store(Database):
+    """A run's ``results.sqlite``, open for reading and writing.
 
     Write-ahead logging with synchronous FULL: what has been written survives a kill and a power
     failure. Any number of processes of one machine may work on it.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, lease: float = LEASE) -> None:
-        self.path = path
-        self.connection = connection
-        self.claims = Claims(path, connection, lease)
+    def __init__(self, path: Path, connection: sqlite3.Connection, lease: float) -> None:
+        super().__init__(path, connection)
+        self.claims = Claims(self, lease)
 
     @classmethod
-    def open(cls, path: Path, *, create: bool = False, lease: float = LEASE) -> "Store":
-        """Open the store at ``path``, or start one.
+    @contextmanager
+    def open(cls, path: Path, *, create: bool = False, lease: float = LEASE) -> Generator["Store"]:
+        """Open the store at ``path``, or start one, for a ``with`` block.
 
         Args:
             path: The file.
@@ -82,51 +80,42 @@ class Store:
         """
         if not create and not path.is_file():
             raise CheckpointError(f"{path}: there is no results file")
-        store = cls(path, connect(path), lease)
-        try:
-            with transaction(store.connection, path):
+        with connected(path) as connection:
+            store = cls(path, connection, lease)
+            with store.transaction():
                 store._start(create=create)
-        except BaseException:
-            store.close()
-            raise
-        return store
+            yield store
 
     def _start(self, *, create: bool) -> None:
         """Make the tables of a new file, or check those of an old one."""
-        database = self.connection
-        if database.execute("PRAGMA quick_check").fetchone()[0] != "ok":
+        if self.rows("PRAGMA quick_check") != [("ok",)]:
             raise CheckpointError(f"{self.path}: this results file is damaged; move it away")
-        found = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+        found = {name for (name,) in self.rows("SELECT name FROM sqlite_master")}
         if not found and create:
             for table, columns in TABLES.items():
-                database.execute(f"CREATE TABLE {table} ({columns})")
-            database.execute("INSERT INTO run VALUES ('format', ?)", (FORMAT,))
+                self.connection.execute(f"CREATE TABLE {table} ({columns})")
+            self._note({"format": FORMAT})
         elif not {"run", "cells"} <= found:
             raise CheckpointError(f"{self.path}: an SQLite file, but not one of results")
-        else:
-            self._require_format()
-
-    def _require_format(self) -> None:
-        stored = dict(self.connection.execute("SELECT key, value FROM run").fetchall())
-        found = stored.get("format", "1")
-        if found != FORMAT:
+        elif (stored := self["format"] or 1) != FORMAT:
             raise CheckpointError(
-                f"{self.path}: holds results of format {found}, and this version writes format "
+                f"{self.path}: holds results of format {stored}, and this version writes format "
                 f"{FORMAT}; choose another folder, or add --force to replace them"
             )
 
     def __getitem__(self, key: str) -> Any:
         """Return something that was noted about the run; ``None`` if it was not."""
-        with explained(self.path):
-            query = "SELECT value FROM run WHERE key = ?"
-            row = self.connection.execute(query, (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        found = self.rows("SELECT value FROM run WHERE key = ?", (key,))
+        return json.loads(found[0][0]) if found else None
 
     def note(self, **values: Any) -> None:
         """Note JSON-like data about the run, in place of what was noted under the same key."""
+        with self.transaction():
+            self._note(values)
+
+    def _note(self, values: Mapping[str, Any]) -> None:
         rows = [(key, _json(key, value)) for key, value in values.items()]
-        with transaction(self.connection, self.path):
-            self.connection.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", rows)
+        self.connection.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", rows)
 
     def begin(self, plan: str, judged: Iterable[Judged], **values: Any) -> None:
         """Begin a plan; the cells of an earlier one stay in the store, and leave every table.
@@ -137,54 +126,38 @@ class Store:
             judged: Who rates the answers of which measure.
             values: What else is noted about the run.
         """
-        rows = [(key, _json(key, value)) for key, value in {**values, "plan": plan}.items()]
-        with transaction(self.connection, self.path):
+        with self.transaction():
             if self["plan"] != plan:
                 for table in PLAN:
                     self.connection.execute(f"DELETE FROM {table}")
                 self.connection.execute("DELETE FROM run WHERE key != 'format'")
-            self.connection.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", rows)
-            self.connection.executemany("INSERT OR REPLACE INTO judged VALUES (?, ?, ?, ?)", judged)
+            self._note({**values, "plan": plan})
+            self._judge(judged)
 
     def plan(self, cells: Iterable[Planned]) -> None:
         """Add cells to the plan, in order; those that are in it already stay where they are."""
-        rows = [
-            (row.label, row.name, *row.cell, row.strength)  # the cell in the order of its fields
-            for row in cells
-        ]
-        with transaction(self.connection, self.path):
-            self.connection.executemany(
-                "INSERT INTO planned VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                rows,
-            )
+        query = "INSERT INTO planned VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        # The fields of a cell are in the order of the columns.
+        rows = [(row.label, row.name, *row.cell, row.strength) for row in cells]
+        with self.transaction():
+            self.connection.executemany(query, rows)
 
     def is_finished(self, cell: Cell) -> bool:
         """Return whether the cell has been measured."""
-        with explained(self.path):
-            return self._id_of(cell) is not None
+        return self._id_of(cell) is not None
 
     def _id_of(self, cell: Cell) -> int | None:
-        row = self.connection.execute(f"SELECT id FROM cells WHERE {_IS_CELL}", cell).fetchone()
-        return None if row is None else int(row[0])
+        found = self.rows(f"SELECT id FROM cells WHERE {_IS_CELL}", cell)
+        return int(found[0][0]) if found else None
 
     @contextmanager
     def claimed(self, cells: Iterable[Cell]) -> Generator[list[Cell]]:
         """Claim those of ``cells`` that are neither finished nor claimed, for a ``with`` block."""
         by_key = {key_of(cell): cell for cell in cells}
-        with self.holding(lambda: [k for k, c in by_key.items() if self._id_of(c) is None]) as keys:
+        with self.claims.held(
+            lambda: [key for key, cell in by_key.items() if not self.is_finished(cell)]
+        ) as keys:
             yield [by_key[key] for key in keys]
-
-    @contextmanager
-    def holding(self, wanted: Any) -> Generator[list[str]]:
-        """Claim those keys of ``wanted()`` that nobody else has, and renew the claims meanwhile."""
-        with transaction(self.connection, self.path):
-            taken = self.claims.take(wanted())
-        try:
-            with self.claims.renewed():
-                yield taken
-        finally:
-            with transaction(self.connection, self.path):
-                self.claims.drop(taken)
 
     def write(self, cell: Cell, found: Findings, seconds: float) -> bool:
         """Write what was found in a cell, in one transaction, unless it is there already.
@@ -199,35 +172,44 @@ class Store:
             LockedError: Another process keeps the file locked.
             StorageError: The disk is full, read-only or failing.
         """
-        require_finite(found, cell)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        with transaction(self.connection, self.path):
-            if self.claims.is_lost(key_of(cell)) or self._id_of(cell) is not None:
+        _require_finite(found, cell)
+        with self.transaction():
+            if self.claims.is_lost(key_of(cell)) or self.is_finished(cell):
                 log.warning(
                     "%s: the lease of a cell (seed %d, strength %g) ran out while it was being "
                     "measured, and another worker took it over; what that one finds stands",
                     *(self.path, cell.seed, cell.strength),
                 )
                 return False
-            done = self.connection.execute(
-                "INSERT INTO cells VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)", (*cell, seconds, now)
-            )
-            self._insert(int(done.lastrowid or 0), found)
+            self._insert(cell, found, seconds)
             self.claims.drop([key_of(cell)])
         return True
 
-    def _insert(self, cell: int, found: Findings) -> None:
+    def _insert(self, cell: Cell, found: Findings, seconds: float) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        done = self.connection.execute(
+            "INSERT INTO cells VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)", (*cell, seconds, now)
+        )
         self.connection.executemany(
-            "INSERT INTO answers VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO answers VALUES (NULL, {done.lastrowid}, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
-                (cell, a.item, a.sample, a.question, a.reply, "\n".join(a.traits), *_cost(a))
+                (
+                    a.item,
+                    a.sample,
+                    a.question,
+                    a.reply,
+                    "\n".join(a.traits),
+                    a.tokens_in,
+                    a.tokens_out,
+                    a.seconds,
+                )
                 for a in found.answers
             ],
         )
         self.connection.executemany(
-            "INSERT INTO readings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO readings VALUES ({done.lastrowid}, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
-                (cell, r.measure, r.trait, r.value, r.low, r.high, r.n, r.unscored, r.unit)
+                (r.measure, r.trait, r.value, r.low, r.high, r.n, r.unscored, r.unit)
                 for r in found.readings
             ],
         )
@@ -239,51 +221,44 @@ class Store:
             CheckpointError: The cell does not hold it.
         """
         query = "SELECT value FROM readings WHERE cell = ? AND measure = ? AND trait = ?"
-        with explained(self.path):
-            row = self.connection.execute(query, (self._id_of(cell), measure, trait)).fetchone()
-        if row is None or row[0] is None:
+        found = self.rows(query, (self._id_of(cell), measure, trait))
+        if not found or found[0][0] is None:
             raise CheckpointError(f"{self.path}: a cell lacks {measure} of {trait or 'no trait'}")
-        return float(row[0])
+        return float(found[0][0])
 
     def unscored(self, cell: Cell, rubric: Rubric, judge: str) -> dict[int, Answer]:
         """Return the answers of a cell that a judge has yet to rate for a rubric, by number.
 
-        An answer of no trait is rated for every rubric.
+        Each carries what the base said to the same item. An answer of no trait is rated for every
+        rubric.
         """
-        with explained(self.path):
-            number = self._id_of(cell)
-            rows = self.connection.execute(
-                "SELECT id, item, sample, question, reply, traits, tokens_in, tokens_out, seconds "
-                "FROM answers WHERE cell = ? AND id NOT IN "
-                "(SELECT answer FROM scores WHERE judge = ?) ORDER BY id",
-                (number, judge),
-            ).fetchall()
-        found = {}
-        for identifier, item, sample, question, reply, traits, *cost in rows:
-            rated = tuple(traits.split("\n")) if traits else ()
-            if not rated or rubric.trait in rated:
-                found[int(identifier)] = Answer(item, sample, question, reply, rated, *cost)
-        return found
-
-    def with_base_replies(self, answers: Mapping[int, Answer], base: Cell) -> dict[int, Answer]:
-        """Return answers, each with what the base said to the same item."""
-        with explained(self.path):
-            rows = self.connection.execute(
-                "SELECT item, sample, reply FROM answers WHERE cell = ?", (self._id_of(base),)
-            ).fetchall()
-        said = {(item, sample): reply for item, sample, reply in rows}
+        base = cell._replace(intervention=cell.base, strength=0.0)
+        rows = self.rows(
+            "SELECT a.id, a.item, a.sample, a.question, a.reply, a.traits, a.tokens_in, "
+            "a.tokens_out, a.seconds, b.reply FROM answers a "
+            "LEFT JOIN answers b ON b.cell = ? AND b.item = a.item AND b.sample = a.sample "
+            "WHERE a.cell = ? AND a.id NOT IN (SELECT answer FROM scores WHERE judge = ?) "
+            "ORDER BY a.id",
+            (self._id_of(base), self._id_of(cell), judge),
+        )
+        answers = {
+            number: Answer(
+                item, sample, question, reply, tuple(filter(None, traits.split("\n"))), *rest
+            )
+            for number, item, sample, question, reply, traits, *rest in rows
+        }
         return {
-            number: replace(answer, base_reply=said.get((answer.item, answer.sample)))
+            number: answer
             for number, answer in answers.items()
+            if not answer.traits or rubric.trait in answer.traits
         }
 
     def write_scores(self, judge: str, trait: str, scores: Mapping[int, Score]) -> None:
         """Write the scores of answers, by their numbers; a score that is there already stays."""
+        query = "INSERT INTO scores VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
         rows = [(number, judge, trait, s.value, s.reason) for number, s in scores.items()]
-        with transaction(self.connection, self.path):
-            self.connection.executemany(
-                "INSERT INTO scores VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows
-            )
+        with self.transaction():
+            self.connection.executemany(query, rows)
 
     def require_same_judge(self, judged: Iterable[Judged]) -> None:
         """Check that no other judge has the name of one that is to be added.
@@ -291,9 +266,8 @@ class Store:
         Raises:
             RecipeError: One has.
         """
-        with explained(self.path):
-            known = self.connection.execute("SELECT name, called, trait, judge FROM judged")
-            others = {tuple(row[:3]): row[3] for row in known}
+        known = self.rows("SELECT name, called, trait, judge FROM judged")
+        others = {row[:3]: row[3] for row in known}
         for row in judged:
             if others.get(row[:3], row.judge) != row.judge:
                 raise RecipeError(
@@ -301,42 +275,26 @@ class Store:
                     "a name of its own, as {classifier: {name: mine}} in a file"
                 )
 
-    def judge_too(self, judged: Iterable[Judged]) -> None:
-        """Add judges to the plan."""
-        with transaction(self.connection, self.path):
-            self.connection.executemany(
-                "INSERT OR REPLACE INTO judged VALUES (?, ?, ?, ?)", list(judged)
-            )
+    def judge_too(self, judged: Iterable[Judged], judges: Mapping[str, Any]) -> None:
+        """Add judges to the plan, and note what is said of them."""
+        with self.transaction():
+            self._judge(judged)
+            self._note({"judges": {**self["judges"], **judges}})
+
+    def _judge(self, judged: Iterable[Judged]) -> None:
+        self.connection.executemany("INSERT OR REPLACE INTO judged VALUES (?, ?, ?, ?)", judged)
 
     def planned(self) -> list[Planned]:
         """Return the cells of the latest recipe, in its order."""
-        with explained(self.path):
-            rows = self.connection.execute(
-                "SELECT label, nominal, name, base, intervention, strength, measure, seed "
-                "FROM planned ORDER BY position"
-            ).fetchall()
+        rows = self.rows(
+            "SELECT label, nominal, name, base, intervention, strength, measure, seed "
+            "FROM planned ORDER BY position"
+        )
         return [Planned(label, nominal, name, Cell(*cell)) for label, nominal, name, *cell in rows]
 
     def is_empty(self) -> bool:
         """Return whether nothing has been measured, and nobody is about to."""
-        with explained(self.path):
-            count = self.connection.execute("SELECT COUNT(*) FROM cells").fetchone()[0]
-        return count == 0 and self.claims.others() == 0
-
-    def close(self) -> None:
-        """Fold the write-ahead log into the file and release it."""
-        self.connection.close()
-
-    def __enter__(self) -> "Store":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        return not self.rows("SELECT 1 FROM cells LIMIT 1") and not self.claims.of_others()
 
 
 def key_of(cell: Cell) -> str:
@@ -344,24 +302,14 @@ def key_of(cell: Cell) -> str:
     return "|".join(map(str, cell))
 
 
-def require_finite(found: Findings, cell: Cell) -> None:
-    """Check that every number is one.
-
-    Raises:
-        NonFiniteError: A number is NaN or infinite.
-        DataError: A reading is not one.
-    """
+def _require_finite(found: Findings, cell: Cell) -> None:
     for reading in found.readings:
         for value in (reading.value, reading.low, reading.high):
-            if value is not None and not abs(float(value)) < float("inf"):
+            if value is not None and not math.isfinite(value):
                 raise NonFiniteError(
                     f"{reading.measure} {reading.trait}: is {value} at strength {cell.strength:g}; "
                     "only finite numbers are results"
                 )
-
-
-def _cost(answer: Answer) -> tuple[Any, ...]:
-    return answer.tokens_in, answer.tokens_out, answer.seconds
 
 
 def _json(key: str, value: Any) -> str:
