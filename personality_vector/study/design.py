@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from personality_vector.errors import RecipeError, some
 from personality_vector.interventions.spec import require_step
-from personality_vector.subject.protocols import Intervention, require_finite
+from personality_vector.subject.protocols import Intervention
 
 if TYPE_CHECKING:
     from personality_vector.study.worker import Worker
@@ -46,7 +46,6 @@ class Arm:
             raise RecipeError(f"{self.label}: give at least one strength, and none of them twice")
         for intervention in self.by_seed.values():
             for strength in self.strengths:
-                require_finite(self.label, strength)
                 require_step(intervention, strength)
 
     @property

@@ -6,6 +6,7 @@ different units. They are compared where they have the same effect on the trait.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,6 @@ _TOLERANCE = 0.01
 _MISSED = 0.25
 """Of the target: a found strength whose shift misses it by more lies at a jump of the curve."""
 
-Effect = Callable[[float], float]
-
 
 @dataclass(frozen=True, slots=True)
 class DosePoint:
@@ -35,10 +34,7 @@ class DosePoint:
 
 def reach(curve: Sequence[DosePoint]) -> float:
     """Return the largest shift in the wanted direction before the curve first turns back."""
-    best = 0.0
-    for point in rising(curve):
-        best = max(best, point.shift)
-    return best
+    return rising(curve)[-1].shift
 
 
 def rising(curve: Sequence[DosePoint]) -> list[DosePoint]:
@@ -62,7 +58,9 @@ def _until_turn(side: Sequence[DosePoint]) -> list[DosePoint]:
     return kept
 
 
-def matched_strength(curve: Sequence[DosePoint], target: float, shift: Effect) -> float | None:
+def matched_strength(
+    curve: Sequence[DosePoint], target: float, shift: Callable[[float], float]
+) -> float | None:
     """Return the strength at which ``shift(strength) = target``, or ``None`` if there is none.
 
     The curve gives the bracket and its two ends, Brent's method the rest, on the live model. Out
@@ -101,21 +99,6 @@ def nearest_strength(curve: Sequence[DosePoint], target: float) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
-    """Where one intervention has a wanted effect.
-
-    Attributes:
-        intervention: Its label.
-        target: The wanted shift towards the pole, nats per token.
-        strength: The strength that gives it, or ``None`` if the intervention never does.
-    """
-
-    intervention: str
-    target: float
-    strength: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Matched:
     """A grid, and then every arm at the strengths where it moves ``pole`` equally far.
 
@@ -139,19 +122,19 @@ class Matched:
         """Yield the grid, then the matched points, which are noted in the store."""
         yield from Grid().batches(worker)
         matches = self._matches(worker)
-        rows = [(match.intervention, match.target, match.strength) for match in matches]
-        worker.store.note(pole=str(self.pole), effect=self.measure.name, matches=rows)
+        worker.store.note(pole=str(self.pole), effect=self.measure.name, matches=matches)
         yield [
-            Point(match.intervention, match.strength, seed)
-            for match in matches
-            if match.strength is not None
+            Point(label, strength, seed)
+            for label, _, strength in matches
+            if strength is not None
             for seed in worker.study.seeds
         ]
 
-    def _matches(self, worker: "Worker") -> list[Match]:
+    def _matches(self, worker: "Worker") -> list[tuple[str, float, float | None]]:
+        """Return label, target, and the strength that reaches it, if the intervention ever does."""
         curves = {arm.label: self._curve(worker, arm.label) for arm in worker.study.arms}
         return [
-            Match(label, target, self._strength(worker, label, curve, target))
+            (label, target, self._strength(worker, label, curve, target))
             for target in targets_of(list(curves.values()), self.points)
             for label, curve in curves.items()
         ]
@@ -161,19 +144,15 @@ class Matched:
     ) -> float | None:
         if worker.study.arm(label).steps is not None:
             return nearest_strength(curve, target)
-
-        def shift(strength: float) -> float:
-            return self._shift(worker, label, strength, self.probe)
-
-        return matched_strength(curve, target, shift)
+        return matched_strength(curve, target, partial(self._shift, worker, label, self.probe))
 
     def _curve(self, worker: "Worker", label: str) -> list[DosePoint]:
         return [
-            DosePoint(strength, self._shift(worker, label, strength, self.measure))
+            DosePoint(strength, self._shift(worker, label, self.measure, strength))
             for strength in worker.study.arm(label).strengths
         ]
 
-    def _shift(self, worker: "Worker", label: str, strength: float, measure: Measure) -> float:
+    def _shift(self, worker: "Worker", label: str, measure: Measure, strength: float) -> float:
         """Return the mean shift over seeds, measuring what is missing."""
         points = [Point(label, strength, seed) for seed in worker.study.seeds]
         worker.measure(points, [measure])

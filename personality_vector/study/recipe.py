@@ -1,13 +1,16 @@
-"""The recipes of studies: an evaluation, a sweep, a comparison."""
+"""The recipes of studies, an evaluation, a sweep or a comparison, and how they are opened."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from personality_vector.errors import TraitError
-from personality_vector.interventions.spec import AnyIntervention
+from personality_vector.errors import DataError, TraitError
+from personality_vector.interventions.spec import AnyIntervention, InterventionSpec
+from personality_vector.manifest import MANIFEST
 from personality_vector.measures.asking import ASKED, AskingSpec
+from personality_vector.measures.likelihood import LikelihoodSpec
 from personality_vector.measures.spec import KINDS, AnyMeasure
 from personality_vector.recipes.fields import (
     Device,
@@ -20,7 +23,13 @@ from personality_vector.recipes.fields import (
 from personality_vector.recipes.keyed import schema_of
 from personality_vector.recipes.paths import ModelRef
 from personality_vector.recipes.reading import Recipe
+from personality_vector.study.design import Arm, Design, Grid
+from personality_vector.study.matched import Matched
 from personality_vector.traits import BIG_FIVE_POLES, Pole
+
+if TYPE_CHECKING:
+    from personality_vector.checkpoint import Checkpoint
+    from personality_vector.study.study import Study
 
 TRAIT, LEVEL = "{trait}", "{level}"
 """In an intervention: one for each pole, or for each trait."""
@@ -158,11 +167,92 @@ class CompareRecipe(SweepRecipe):
 
     @model_validator(mode="after")
     def _measured(self) -> "CompareRecipe":
-        found = next((spec for spec in self.measures if spec.key == "likelihood"), None)
-        if found is None:
+        found = _likelihoods(self)
+        if not found:
             raise ValueError("a comparison needs a likelihood among its measures")
-        if self.pole.trait not in getattr(found, "traits", ()):
+        if self.pole.trait not in found[0].traits:
             raise ValueError(
                 f"the likelihood's traits do not list {self.pole.trait}, the trait of pole"
             )
         return self
+
+
+def _likelihoods(recipe: StudyRecipe) -> list[LikelihoodSpec]:
+    return [spec for spec in recipe.measures if isinstance(spec, LikelihoodSpec)]
+
+
+def open_study(recipe: EvalRecipe | SweepRecipe) -> "Study":
+    """Return the study that a recipe describes; no model is loaded.
+
+    Raises:
+        PersonalityVectorError: An input is missing, unreadable or of another base.
+    """
+    from personality_vector.checkpoint import Checkpoint
+    from personality_vector.study.study import Study
+
+    base = Checkpoint.open(recipe.base if isinstance(recipe, SweepRecipe) else recipe.model)
+    return Study(
+        base,
+        _arms(recipe, base) if isinstance(recipe, SweepRecipe) else (),
+        tuple(spec.open() for spec in recipe.measures),
+        recipe.seeds,
+        recipe.dtype,
+        recipe.device,
+        _design(recipe),
+        recipe.model_dump(mode="json"),
+    )
+
+
+def _design(recipe: StudyRecipe) -> Design:
+    if not isinstance(recipe, CompareRecipe):
+        return Grid()
+    spec = _likelihoods(recipe)[0]
+    return Matched(recipe.pole, recipe.points, spec.open(), spec.of_trait(recipe.pole.trait).open())
+
+
+def _arms(recipe: SweepRecipe, base: "Checkpoint") -> tuple[Arm, ...]:
+    """Open the interventions, none of which may have been trained on what measures it."""
+    for given in recipe.interventions:
+        for tuned in _tuned(given.model_dump(mode="json")):
+            for spec in _likelihoods(recipe):
+                _require_trained_on_the_rest(Path(tuned), spec)
+    return tuple(_arm(spec, recipe, base) for spec in recipe.interventions)
+
+
+def _arm(spec: InterventionSpec, recipe: SweepRecipe, base: "Checkpoint") -> Arm:
+    strengths = spec.strengths or recipe.strengths or ()
+    if not spec.has_seed:
+        return Arm(spec.open(base), strengths)
+    return Arm({seed: spec.at_seed(seed).open(base) for seed in recipe.seeds}, strengths)
+
+
+def _tuned(data: Any) -> list[str]:
+    """Return every fine-tuned model that an intervention names, at any depth."""
+    if isinstance(data, list):
+        return [found for each in data for found in _tuned(each)]
+    if not isinstance(data, dict):
+        return []
+    own = [data["tuned"]] if isinstance(data.get("tuned"), str) else []
+    return own + [found for value in data.values() for found in _tuned(value)]
+
+
+def _require_trained_on_the_rest(tuned: Path, measure: LikelihoodSpec) -> None:
+    """Check that a fine-tune of ours was not trained on the statements that measure it.
+
+    Raises:
+        DataError: Its recipe split the same statements elsewhere.
+    """
+    from personality_vector.checkpoint.reader import read_json
+
+    manifest = tuned / MANIFEST
+    data = read_json(manifest).get("recipe", {}).get("data") if manifest.is_file() else None
+    if not isinstance(data, dict) or data.get("format") != "statements":
+        return
+    ours, theirs = measure.statements.resolve(), Path(str(data.get("source"))).resolve()
+    is_same = ours == theirs or ours in theirs.parents or theirs in ours.parents
+    if is_same and (data.get("part"), data.get("held_out")) != ("train", measure.held_out):
+        raise DataError(
+            f"{tuned}: was trained on part {data.get('part')} with held_out "
+            f"{data.get('held_out')} of {theirs}; {measure.called}.held_out {measure.held_out} "
+            "would measure it on its own training text"
+        )

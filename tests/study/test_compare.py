@@ -5,8 +5,7 @@ import pytest
 from personality_vector.errors import RecipeError
 from personality_vector.study import tables
 from personality_vector.study.matched import DosePoint, reach, targets_of
-from personality_vector.study.opening import open_study
-from personality_vector.study.recipe import CompareRecipe
+from personality_vector.study.recipe import CompareRecipe, open_study
 from personality_vector.study.tables import matched_effect, remarks, shifts
 from personality_vector.study.worker import Worker
 from personality_vector.traits import Pole
