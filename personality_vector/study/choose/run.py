@@ -1,6 +1,5 @@
 """Carrying out a choose recipe: rank the layers, scan the best of them, choose one."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,23 +80,19 @@ class Inputs:
         ]
         return cls(base, vector, pole, deciding, halves, _asking(recipe))
 
-    def contents(self, recipe: ChooseRecipe) -> dict[str, str]:
-        """Return digests of everything that the choice depends on."""
-        found = {
-            "model": self.base.fingerprint.digest,
-            "vector": content_of(recipe.vector),
-            "statements": content_of(recipe.statements),
-        }
-        return found | ({"instrument": content_of(recipe.instrument)} if recipe.instrument else {})
-
     def made_from(self, recipe: ChooseRecipe) -> dict[str, Any]:
         """Return the recipe, the digests of its inputs, and how many statements decided."""
-        read: dict[str, Any] = json.loads(recipe.model_dump_json())
         levels = [statement.level for statement in self.deciding]
         counts = {level: levels.count(level) for level in _LEVELS}
+        files = {
+            "vector": recipe.vector,
+            "statements": recipe.statements,
+            "instrument": recipe.instrument,
+        }
+        contents = {name: content_of(file) for name, file in files.items() if file}
         return {
-            "recipe": read,
-            "contents": self.contents(recipe),
+            "recipe": recipe.model_dump(mode="json"),
+            "contents": {"model": self.base.fingerprint.digest, **contents},
             "seed": recipe.seed,
             "statements": {
                 "part": recipe.part,
@@ -144,11 +139,6 @@ def choose(recipe: ChooseRecipe, folder: Path | None = None) -> Choice:
     )
 
 
-def run_folder(out: Path) -> Path:
-    """Return where the measurements of the choice ``out`` are kept: in ``out.run`` beside it."""
-    return out.with_name(f"{out.name}.run")
-
-
 def _examined(recipe: ChooseRecipe, inputs: Inputs) -> list[Evidence]:
     """Return the evidence of every layer that is looked at."""
     subject = Subject.load(inputs.base, dtype=recipe.dtype, device=recipe.device)
@@ -167,12 +157,15 @@ def _examined(recipe: ChooseRecipe, inputs: Inputs) -> list[Evidence]:
 
 def _study(recipe: ChooseRecipe, inputs: Inputs, scan: Scan) -> Study:
     """Return the study of the layers that are verified: each is an arm."""
-    arms = []
-    for found in scan.layers:
-        steering = ActivationSteering(
-            inputs.vector, (found.layer,), arm_of(found.layer), recipe.positions
+    arms = [
+        Arm(
+            ActivationSteering(
+                inputs.vector, (found.layer,), arm_of(found.layer), recipe.positions
+            ),
+            scan.strengths(found),
         )
-        arms.append(Arm(steering, scan.strengths(found)))
+        for found in scan.layers
+    ]
     return Study(
         inputs.base,
         arms,
@@ -181,7 +174,7 @@ def _study(recipe: ChooseRecipe, inputs: Inputs, scan: Scan) -> Study:
         recipe.dtype,
         recipe.device,
         scan,
-        json.loads(recipe.model_dump_json()),
+        recipe.model_dump(mode="json"),
     )
 
 
