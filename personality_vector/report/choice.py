@@ -1,7 +1,6 @@
 """The figure of a choice: what ranks the layers, and how far each can be turned up."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -16,27 +15,18 @@ if TYPE_CHECKING:
     from personality_vector.study.choose.choice import Choice
 
 _CHOSEN, _VERIFIED, _OTHER = COLOURS[0], "#9CC3DE", "#D9D9D9"
+_CURVES = ("#8C8C8C", "#E69F00", "#009E73", "#CC79A7")
+"""The colours of the layers that were verified and not chosen."""
 
 
 def draw_choice(choice: "Choice", folder: "Path") -> None:
     """Write ``choice.png`` and ``choice.svg``: the evidence and the curves of a choice."""
-    figure = choice_figure(
-        choice.layer_table(), choice.curve_table(), chosen=choice.layer, floor=choice.floor
-    )
-    save_figure(figure, folder, "choice")
+    save_figure(_choice_figure(choice), folder, "choice")
 
 
-def choice_figure(
-    layers: pd.DataFrame, curves: pd.DataFrame, *, chosen: int, floor: float
-) -> "Figure":
-    """Draw the evidence for each layer on the left, the scanned strengths on the right.
-
-    Args:
-        layers: From :meth:`Choice.layer_table`.
-        curves: From :meth:`Choice.curve_table`.
-        chosen: The layer.
-        floor: Lowest coherence that was accepted.
-    """
+def _choice_figure(choice: "Choice") -> "Figure":
+    """Draw the evidence for each layer on the left, the scanned strengths on the right."""
+    layers, curves, chosen = choice.layer_table(), choice.curve_table(), choice.layer
     figure, ((separates, shifts), (moves, coheres)) = grid(2, 2)
     figure.set_size_inches(8.2, 5.4)
     _layers(separates, layers, "d_prime", chosen)
@@ -46,8 +36,9 @@ def choice_figure(
     moves.set_xlabel("layer (decoder block, numbered from 0)")
     _curves(shifts, curves, "shift", chosen)
     _curves(coheres, curves, "coherence", chosen)
-    unit = float(layers.set_index("layer")["unit"][chosen])
-    shifts.secondary_xaxis("top", functions=_scaled(unit)).set_xlabel(
+    unit = choice.evidence.unit
+    coefficients = (lambda share: share * unit, lambda coefficient: coefficient / unit)
+    shifts.secondary_xaxis("top", functions=coefficients).set_xlabel(
         f"coefficient at layer {chosen}"
     )
     shifts.set_ylabel("shift of the probe\n(nats per token)")
@@ -55,7 +46,7 @@ def choice_figure(
     shifts.legend(title="layer", fontsize=7, title_fontsize=7)
     coheres.set(ylabel="coherence", ylim=(0.0, 1.05))
     coheres.set_xlabel("strength (share of the residual norm; hollow: not usable)")
-    _floor(coheres, floor)
+    _floor(coheres, choice.floor)
     return figure
 
 
@@ -63,10 +54,6 @@ def _floor(axes: "Axes", floor: float) -> None:
     colour, place = COLOURS[1], axes.get_yaxis_transform()
     axes.axhline(floor, color=colour, linestyle="--", linewidth=1)
     axes.text(0.5, floor, "floor", color=colour, ha="center", va="bottom", transform=place)
-
-
-def _scaled(unit: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    return lambda share: share * unit, lambda coefficient: coefficient / unit
 
 
 def _layers(axes: "Axes", layers: pd.DataFrame, column: str, chosen: int) -> None:
@@ -97,7 +84,7 @@ def _curves(axes: "Axes", curves: pd.DataFrame, column: str, chosen: int) -> Non
         whole = pd.concat([found, pd.DataFrame([{"share": 0.0, column: start, "usable": True}])])
         whole = whole.sort_values("share")
         is_chosen = layer == chosen
-        look = line(index) | {"color": _CHOSEN if is_chosen else _other(index)}
+        look = line(index) | {"color": _CHOSEN if is_chosen else _CURVES[index % 4]}
         style = {"zorder": 3 if is_chosen else 2, "alpha": 1.0 if is_chosen else 0.75}
         name = f"{layer} (chosen)" if is_chosen else f"{layer}"
         axes.plot(whole["share"], whole[column], label=name, **(look | style))
@@ -107,7 +94,3 @@ def _curves(axes: "Axes", curves: pd.DataFrame, column: str, chosen: int) -> Non
         if is_chosen:
             used = whole[whole["usable"].astype(bool)]["share"]
             axes.axvspan(used.min(), used.max(), color=_CHOSEN, alpha=0.07, linewidth=0)
-
-
-def _other(index: int) -> str:
-    return ("#8C8C8C", "#E69F00", "#009E73", "#CC79A7")[index % 4]

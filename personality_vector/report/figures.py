@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from personality_vector.report.numbers import numbers_of
 from personality_vector.study.design import BASE
 from personality_vector.study.run import Run
-from personality_vector.study.tables import costs, labels_of, off_targets, on_grid, shifts
+from personality_vector.study.tables import (
+    costs,
+    labels_of,
+    numbers_of,
+    off_targets,
+    on_grid,
+    shifts,
+)
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
@@ -21,6 +27,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: told apart with every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_PAPER: dict[str, Any] = {"bbox_inches": "tight", "facecolor": "white"}
+_UNDATED = {"Date": None}  # so that the same results write the same bytes
 _STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -41,7 +49,7 @@ def dose_response_figure(*runs: Run) -> "Figure":
     judged means; those of other numbers are over items that all points share, and are left out.
     Several runs stand side by side.
     """
-    panels = [(run, trait) for run in runs for trait in _traits(run)]
+    panels = [(run, trait) for run in runs for trait in run.readings()["trait"].unique() if trait]
     numbers = numbers_of(runs[0], of_traits=True)
     figure, axes = grid(len(numbers), len(panels))
     for column, (run, trait) in enumerate(panels):
@@ -66,14 +74,7 @@ def dose_response_figure(*runs: Run) -> "Figure":
     return figure
 
 
-def _traits(run: Run) -> list[str]:
-    traits = run.readings()["trait"].drop_duplicates()
-    return [trait for trait in traits if trait]
-
-
-def _dose(
-    axes: "Axes", frame: pd.DataFrame, labels: Sequence[str], *, in_units: bool = True
-) -> None:
+def _dose(axes: "Axes", frame: pd.DataFrame, labels: Sequence[str], *, in_units: bool) -> None:
     base = frame[frame["intervention"] == BASE]
     if base["value"].notna().any():
         axes.axhline(float(base["value"].mean()), color="grey", linestyle="--", linewidth=1)
@@ -98,12 +99,8 @@ def _dose(
 def _over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each strength: mean value, half an interval, and all that is unscored."""
     scored = frame.dropna(subset=["value"]).assign(half=(frame["high"] - frame["low"]) / 2)
-    return (
-        scored.groupby("strength")
-        .agg({"value": "mean", "half": "mean", "unscored": "sum"})
-        .reset_index()
-        .sort_values("strength")
-    )
+    columns = {"value": "mean", "half": "mean", "unscored": "sum"}
+    return scored.groupby("strength").agg(columns).reset_index()
 
 
 def _mark_unscored(axes: "Axes", curve: pd.DataFrame) -> None:
@@ -161,16 +158,13 @@ def _costs(run: Run, pole: Pole) -> "dict[str, pd.Series[float]]":
     }
     others = off_targets(run, pole)
     if not others.empty:
-        found[f"mean |shift| of the other traits\n({_unit(run)})"] = others
+        unit = run["measures"][run["effect"]]["unit"]
+        found[f"mean |shift| of the other traits\n({unit})"] = others
     return found
 
 
 def _is_zero_at_base(cost: "pd.Series[float]") -> bool:
     return abs(float(cost.get((BASE, 0.0), 1.0))) < 1e-6
-
-
-def _unit(run: Run) -> str:
-    return str(run["measures"][run["effect"]]["unit"])
 
 
 def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> "Figure":
@@ -204,22 +198,16 @@ def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> "Figure":
     return figure
 
 
-def save_figure(figure: "Figure", folder: Path, name: str) -> list[Path]:
-    """Write ``name.png`` and ``name.svg``; return their paths."""
-    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    for path in paths:
-        # Without a date, so that the same results write the same bytes.
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, bbox_inches="tight", facecolor="white", metadata=metadata)
-    return paths
+def save_figure(figure: "Figure", folder: Path, name: str) -> None:
+    """Write ``name.png`` and ``name.svg``."""
+    figure.savefig(folder / f"{name}.png", **_PAPER)
+    figure.savefig(folder / f"{name}.svg", **_PAPER, metadata=_UNDATED)
 
 
 def svg_of(figure: "Figure") -> str:
     """Return a figure as an ``<svg>`` element to put into a page."""
     text = io.StringIO()
-    figure.savefig(
-        text, format="svg", bbox_inches="tight", facecolor="white", metadata={"Date": None}
-    )
+    figure.savefig(text, format="svg", **_PAPER, metadata=_UNDATED)
     drawn = text.getvalue()
     return drawn[drawn.index("<svg") :]
 

@@ -1,7 +1,9 @@
-"""Tables of a run: how numbers follow the strength, and what an equal effect costs."""
+"""Tables of a run: which numbers it has, how they follow the strength, what equal effect costs."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from personality_vector.study.matched import DosePoint, reach, targets_of
 from personality_vector.study.run import Run
 from personality_vector.traits import Pole
 
+_UNKNOWN: dict[str, Any] = {"unit": "", "scale": None, "better": "none"}
 _KEYS = ["intervention", "trait", "measure", "judge"]
 
 
@@ -22,6 +25,55 @@ def labels_of(run: Run) -> list[str]:
 def number_name(measure: str, judge: str) -> str:
     """Return the name of a number in a heading: ``likelihood``, or ``interview by classifier``."""
     return f"{measure} by {judge}" if judge else measure
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """One number of a run, and how it is drawn.
+
+    Attributes:
+        measure: Its name in the readings.
+        judge: Who gave it, or "".
+        unit: Such as ``nats per token``.
+        scale: The ends of its scale, where there is one.
+        better: Which direction is wanted.
+    """
+
+    measure: str
+    judge: str
+    unit: str
+    scale: tuple[float, float] | None
+    better: str
+
+    @property
+    def label(self) -> str:
+        """Its name and unit, for an axis."""
+        scale = f"{self.scale[0]:g} to {self.scale[1]:g}" if self.scale else self.unit
+        return f"{number_name(self.measure, self.judge)}\n({scale})"
+
+
+def numbers_of(run: Run, *, of_traits: bool) -> list[Number]:
+    """Return the numbers that a run has of traits, or of none, in the order of its measures.
+
+    Each is drawn as its measure or judge is, but for a unit of its own.
+    """
+    frame, measures, judges, units = run.readings(), run["measures"], run["judges"], run.units()
+    frame = frame[(frame["trait"] != "") == of_traits]
+    numbers = []
+    for measure, judge in _distinct(frame):
+        owners = [name for name in measures if f"{measure}.".startswith(f"{name}.")]
+        drawn = measures[max(owners, key=len)] if owners else _UNKNOWN
+        scale = None if measure in units else drawn["scale"]
+        scale = judges[judge]["scale"] if judge in judges else scale
+        unit, better = units.get(measure, drawn["unit"]), drawn["better"]
+        numbers.append(Number(measure, judge, unit, tuple(scale) if scale else None, better))
+    return numbers
+
+
+def _distinct(readings: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the measures and judges of readings, each pair once."""
+    pairs = readings[["measure", "judge"]].drop_duplicates()
+    return list(pairs.itertuples(index=False, name=None))
 
 
 def short_names(numbers: Sequence[str]) -> dict[str, str]:
@@ -118,12 +170,11 @@ def shifts(run: Run, pole: Pole) -> dict[str, list[DosePoint]]:
 
     Means over seeds, each against the base with the same seed.
     """
-    frame = _shifted(run, run["effect"], "", pole)
-    curves = {}
-    for label, strengths in run["arms"].items():
-        own = frame[label] if label in frame.index.get_level_values(0) else pd.Series(dtype=float)
-        curves[label] = [DosePoint(s, float(own[s])) for s in strengths if s in own.index]
-    return curves
+    moved = _shifted(run, run["effect"], "", pole)
+    return {
+        label: [DosePoint(s, float(moved[label, s])) for s in strengths if (label, s) in moved]
+        for label, strengths in run["arms"].items()
+    }
 
 
 def _shifted(run: Run, measure: str, judge: str, pole: Pole) -> "pd.Series[float]":
@@ -159,13 +210,14 @@ def matched_effect(run: Run) -> pd.DataFrame:
     for each judge (shift of its mean towards the pole, on its scale), ``off_target`` (mean absolute
     shift of the other traits), and every number of no trait.
     """
-    pole = Pole.parse(run["pole"])
+    pole, readings = Pole.parse(run["pole"]), run.readings()
+    is_judged = readings["judge"] != ""
     shift, off_target = _shifted(run, run["effect"], "", pole), off_targets(run, pole)
     cost = costs(run)
     cost = cost.rename(columns=short_names(list(cost.columns)))
     judged = {
         f"{judge} shift": _shifted(run, measure, judge, pole)
-        for measure, judge in _judged_numbers(run, pole)
+        for measure, judge in _distinct(readings[is_judged & (readings["trait"] == pole.trait)])
     }
     rows = [
         {"target": target, "intervention": label, "strength": strength}
@@ -178,12 +230,6 @@ def matched_effect(run: Run) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows)
     return table.sort_values(["target", "intervention"], ignore_index=True) if rows else table
-
-
-def _judged_numbers(run: Run, pole: Pole) -> list[tuple[str, str]]:
-    frame = run.readings()
-    frame = frame[(frame["judge"] != "") & (frame["trait"] == pole.trait)]
-    return list(frame[["measure", "judge"]].drop_duplicates().itertuples(index=False, name=None))
 
 
 def _at(column: "pd.Series[float]", label: str, strength: float) -> float:
