@@ -32,8 +32,10 @@ def _choice_figure(choice: "Choice") -> "Figure":
     _layers(separates, layers, "d_prime", chosen)
     _layers(moves, layers, "slope", chosen)
     separates.set_ylabel("d' of the statements'\nprojections")
-    moves.set_ylabel("first-order effect (nats per\ntoken and residual norm)")
-    moves.set_xlabel("layer (decoder block, numbered from 0)")
+    moves.set(
+        xlabel="layer (decoder block, numbered from 0)",
+        ylabel="first-order effect (nats per\ntoken and residual norm)",
+    )
     _curves(shifts, curves, "shift", chosen)
     _curves(coheres, curves, "coherence", chosen)
     unit = choice.evidence.unit
@@ -44,8 +46,11 @@ def _choice_figure(choice: "Choice") -> "Figure":
     shifts.set_ylabel("shift of the probe\n(nats per token)")
     shifts.axhline(0.0, color="grey", linewidth=0.8)
     shifts.legend(title="layer", fontsize=7, title_fontsize=7)
-    coheres.set(ylabel="coherence", ylim=(0.0, 1.05))
-    coheres.set_xlabel("strength (share of the residual norm; hollow: not usable)")
+    coheres.set(
+        xlabel="strength (share of the residual norm; hollow: not usable)",
+        ylabel="coherence",
+        ylim=(0.0, 1.05),
+    )
     _floor(coheres, choice.floor)
     return figure
 

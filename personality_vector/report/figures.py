@@ -93,7 +93,14 @@ def _dose(axes: "Axes", frame: pd.DataFrame, labels: Sequence[str], *, in_units:
             elinewidth=0.7,
             **line(index),
         )
-        _mark_unscored(axes, curve)
+        for point in curve[curve["unscored"] > 0].itertuples():
+            axes.annotate(
+                f"{point.unscored} unscored",
+                (point.strength, point.value),
+                xytext=(4, 6),
+                textcoords="offset points",
+                fontsize=6,
+            )
 
 
 def _over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
@@ -101,21 +108,6 @@ def _over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     scored = frame.dropna(subset=["value"]).assign(half=(frame["high"] - frame["low"]) / 2)
     columns = {"value": "mean", "half": "mean", "unscored": "sum"}
     return scored.groupby("strength").agg(columns).reset_index()
-
-
-def _mark_unscored(axes: "Axes", curve: pd.DataFrame) -> None:
-    """Write how many answers had no score, where there are any."""
-    for strength, value, unscored in zip(
-        curve["strength"], curve["value"], curve["unscored"], strict=True
-    ):
-        if unscored:
-            axes.annotate(
-                f"{unscored} unscored",
-                (strength, value),
-                xytext=(4, 6),
-                textcoords="offset points",
-                fontsize=6,
-            )
 
 
 def pareto_figure(run: Run, pole: Pole) -> "Figure":
@@ -142,8 +134,9 @@ def pareto_figure(run: Run, pole: Pole) -> "Figure":
                     fontsize=6,
                     color=line(index)["color"],
                 )
-        panel.set_ylabel(name)
-        panel.set_xlabel(f"shift of the {run['effect']} towards\n{pole} (nats per token)")
+        panel.set(
+            xlabel=f"shift of the {run['effect']} towards\n{pole} (nats per token)", ylabel=name
+        )
     legend(figure, axes[0][0])
     return figure
 

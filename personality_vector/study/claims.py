@@ -53,8 +53,8 @@ class Claims:
 
     def is_lost(self, key: str) -> bool:
         """Return whether another worker has taken over ``key``."""
-        query = "SELECT 1 FROM claims WHERE key = ? AND worker != ?"
-        return bool(self._database.rows(query, (key, self.worker)))
+        found = "SELECT 1 FROM claims WHERE key = ? AND worker != ?"
+        return bool(self._database.rows(found, (key, self.worker)))
 
     def drop(self, keys: Sequence[str]) -> None:
         """Give up claims of this worker, inside a transaction."""

@@ -15,13 +15,19 @@ from personality_vector.errors import (
 )
 
 _SECONDS_TO_WAIT = 30.0
-_STORAGE = {
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_PERM,
+_LOCKED = (LockedError, "another process is writing there; wait for it or stop it")
+_STORAGE = (StorageError, "cannot be read or written: {error}")
+_MEANINGS: dict[int, tuple[type[PersonalityVectorError], str]] = {
+    sqlite3.SQLITE_BUSY: _LOCKED,
+    sqlite3.SQLITE_LOCKED: _LOCKED,
+    sqlite3.SQLITE_FULL: _STORAGE,
+    sqlite3.SQLITE_IOERR: _STORAGE,
+    sqlite3.SQLITE_READONLY: _STORAGE,
+    sqlite3.SQLITE_CANTOPEN: _STORAGE,
+    sqlite3.SQLITE_PERM: _STORAGE,
+    sqlite3.SQLITE_CONSTRAINT: (DataError, "two rows of a cell have the same key: {error}"),
 }
+_DAMAGED = (CheckpointError, "not a results file, or a damaged one: {error}")
 
 FORMAT = 2
 """The version of these tables."""
@@ -124,17 +130,8 @@ def explained(path: Path) -> Generator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise _explanation(path, error) from error
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        kind, meaning = _MEANINGS.get(code, _DAMAGED)
+        raise kind(f"{path}: {meaning.format(error=error)}") from error
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def _explanation(path: Path, error: sqlite3.Error) -> PersonalityVectorError:
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-        return LockedError(f"{path}: another process is writing there; wait for it or stop it")
-    if code in _STORAGE:
-        return StorageError(f"{path}: cannot be read or written: {error}")
-    if code == sqlite3.SQLITE_CONSTRAINT:
-        return DataError(f"{path}: two rows of a cell have the same key: {error}")
-    return CheckpointError(f"{path}: not a results file, or a damaged one: {error}")

@@ -23,8 +23,7 @@ from personality_vector.recipes.fields import (
 from personality_vector.recipes.keyed import schema_of
 from personality_vector.recipes.paths import ModelRef
 from personality_vector.recipes.reading import Recipe
-from personality_vector.study.design import Arm, Design, Grid
-from personality_vector.study.matched import Matched
+from personality_vector.study.design import Arm, Design, Grid, Matched
 from personality_vector.traits import BIG_FIVE_POLES, Pole
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from personality_vector.progress import silence
 from personality_vector.study.database import explained
 from personality_vector.study.design import BASE, Arm, Design, Grid, Point, require_distinct
 from personality_vector.study.run import Run
-from personality_vector.study.store import FILE, Judged, Planned, Store
+from personality_vector.study.store import FILE, Judged, Store
 from personality_vector.study.worker import (
     Worker,
     described,
@@ -94,30 +94,19 @@ class Study:
     def _measured(self) -> dict[str, str]:
         return {measure.name: measure.identity() for measure in self.measures}
 
-    def _identity_of(self, measure: Measure) -> str:
-        is_ours = any(one is measure for one in self.measures)
-        return self._measured[measure.name] if is_ours else measure.identity()
-
     def arm(self, label: str) -> Arm:
         """Return the arm of a label."""
         return next(arm for arm in self.arms if arm.label == label)
 
     def cell(self, point: Point, measure: Measure) -> Cell:
         """Return the key of one measure at one point; strength 0 of anything is the base."""
-        known = self._identity_of(measure)
+        is_ours = any(one is measure for one in self.measures)
+        known = self._measured[measure.name] if is_ours else measure.identity()
         if point.label == BASE or point.strength == 0.0:
             return Cell(self.base_identity, self.base_identity, 0.0, known, point.seed)
         found = self.identities
         own = found.get(_key(point.label, point.seed)) or found[point.label]
         return Cell(self.base_identity, own, point.strength, known, point.seed)
-
-    def planned(self, points: Iterable[Point]) -> list[Planned]:
-        """Return the cells of some points, under their names."""
-        return [
-            Planned(point.label, point.strength, measure.name, self.cell(point, measure))
-            for point in points
-            for measure in self.measures
-        ]
 
     @property
     def judged(self) -> list[Judged]:

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from personality_vector.study.design import BASE
-from personality_vector.study.matched import DosePoint, reach, targets_of
+from personality_vector.study.design import BASE, DosePoint, reach
 from personality_vector.study.run import Run
 from personality_vector.traits import Pole
 
@@ -241,10 +240,8 @@ def remarks(run: Run) -> list[str]:
 
     Who set the targets, and which interventions are near none of them.
     """
-    pole = Pole.parse(run["pole"])
-    curves = shifts(run, pole)
-    reaches = {label: reach(curve) for label, curve in curves.items()}
-    moving = {label: found for label, found in reaches.items() if found > 0}
+    curves = shifts(run, Pole.parse(run["pole"]))
+    moving = {label: reach(curve) for label, curve in curves.items() if reach(curve) > 0}
     if not moving:
         return []
     weakest = min(moving, key=moving.__getitem__)
@@ -252,14 +249,14 @@ def remarks(run: Run) -> list[str]:
         f"targets are equal steps up to {moving[weakest]:.3g} nats per token, "
         f"the furthest that {weakest} reaches"
     ]
-    table = matched_effect(run)
-    found = {} if table.empty else dict(table.groupby("target")["intervention"].agg(set))
-    for target in targets_of(list(curves.values()), int(run["recipe"].get("points", 4))):
-        met = [labels for known, labels in found.items() if math.isclose(known, target)]
-        absent = [label for label in reaches if not any(label in labels for labels in met)]
-        if absent:
-            said.append(f"at {target:.3g} no strength of {', '.join(absent)} is near")
-    return said
+    absent: dict[float, list[str]] = {}
+    for label, target, strength in run["matches"]:
+        if strength is None:
+            absent.setdefault(target, []).append(label)
+    return said + [
+        f"at {target:.3g} no strength of {', '.join(labels)} is near"
+        for target, labels in absent.items()
+    ]
 
 
 def correlation(strengths: Sequence[float], values: Sequence[float]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from personality_vector.errors import RecipeError, blame
 from personality_vector.progress import progress
 from personality_vector.study.design import BASE, Point
-from personality_vector.study.store import FILE, Judged, Store, key_of
+from personality_vector.study.store import FILE, Judged, Planned, Store, key_of
 from personality_vector.subject.identity import digest_of
 from personality_vector.subject.protocols import Cell, Judge, Measure, Quality, Rubric, rated
 from personality_vector.subject.subject import Subject
@@ -41,7 +41,11 @@ class Worker:
     def work(self) -> None:
         """Measure everything that the design asks for and the store does not hold."""
         for points in self.study.design.batches(self):
-            self.store.plan(self.study.planned(points))
+            self.store.plan(
+                Planned(point.label, point.strength, measure.name, self.study.cell(point, measure))
+                for point in points
+                for measure in self.study.measures
+            )
             self.measure(points)
 
     def measure(self, points: Sequence[Point], extra: Sequence[Measure] = ()) -> None:
