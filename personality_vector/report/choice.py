@@ -29,8 +29,12 @@ def _choice_figure(choice: "Choice") -> "Figure":
     layers, curves, chosen = choice.layer_table(), choice.curve_table(), choice.layer
     figure, ((separates, shifts), (moves, coheres)) = grid(2, 2)
     figure.set_size_inches(8.2, 5.4)
-    _layers(separates, layers, "d_prime", chosen)
-    _layers(moves, layers, "slope", chosen)
+    aucs = [f"AUC\n{auc:.2f}" if len(layers) <= 8 else "" for auc in layers["auc"]]
+    rows = zip(layers["layer"], layers["rank"], strict=True)
+    ranks = [f"#{r}{' chosen' * (n == chosen)}" if pd.notna(r) else "" for n, r in rows]
+    _layers(separates, layers, "d_prime", aucs, chosen)
+    separates.margins(y=0.2)
+    _layers(moves, layers, "slope", ranks, chosen)
     separates.set_ylabel("d' of the statements'\nprojections")
     moves.set(
         xlabel="layer (decoder block, numbered from 0)",
@@ -61,25 +65,20 @@ def _floor(axes: "Axes", floor: float) -> None:
     axes.text(0.5, floor, "floor", color=colour, ha="center", va="bottom", transform=place)
 
 
-def _layers(axes: "Axes", layers: pd.DataFrame, column: str, chosen: int) -> None:
-    verified = layers["rank"].notna()
+def _layers(
+    axes: "Axes", layers: pd.DataFrame, column: str, labels: list[str], chosen: int
+) -> None:
+    """Draw one bar for each layer, with its label."""
     colours = [
-        _CHOSEN if layer == chosen else _VERIFIED if is_verified else _OTHER
-        for layer, is_verified in zip(layers["layer"], verified, strict=True)
+        _CHOSEN if layer == chosen else _VERIFIED if pd.notna(rank) else _OTHER
+        for layer, rank in zip(layers["layer"], layers["rank"], strict=True)
     ]
     bars = axes.bar(layers["layer"], layers[column], color=colours, width=0.75)
     axes.axhline(0.0, color="grey", linewidth=0.8)
     axes.grid(visible=False, axis="x")
     axes.set_axisbelow(True)
     axes.set_xticks(layers["layer"] if len(layers) <= 16 else layers["layer"][::4])
-    if column == "d_prime":
-        names = [f"AUC\n{auc:.2f}" if len(layers) <= 8 else "" for auc in layers["auc"]]
-        axes.bar_label(bars, names, fontsize=6, padding=1)
-        axes.margins(y=0.2)
-    else:
-        rows = zip(layers["layer"], layers["rank"], strict=True)
-        ranks = [f"#{r}{' chosen' * (n == chosen)}" if pd.notna(r) else "" for n, r in rows]
-        axes.bar_label(bars, ranks, fontsize=6, padding=1)
+    axes.bar_label(bars, labels, fontsize=6, padding=1)
 
 
 def _curves(axes: "Axes", curves: pd.DataFrame, column: str, chosen: int) -> None:

@@ -56,9 +56,9 @@ def dose_response_figure(*runs: Run) -> "Figure":
         frame = on_grid(run, run.readings())
         for row, number in enumerate(numbers):
             is_it = (frame["measure"] == number.measure) & (frame["judge"] == number.judge)
+            own = frame[is_it & (frame["trait"] == trait)]
             # Alpha, coefficient and grade of a prompt have different units.
-            part = frame[is_it & (frame["trait"] == trait)]
-            _dose(axes[row][column], part, labels_of(run), in_units=run["pole"] is None)
+            _dose(axes[row][column], own, labels_of(run), in_units=run["pole"] is None)
             if number.scale:
                 margin = 0.025 * (number.scale[1] - number.scale[0])
                 axes[row][column].set_ylim(number.scale[0] - margin, number.scale[1] + margin)

@@ -166,8 +166,7 @@ def _compared(run: Run) -> list[Section]:
 def _qualities(run: Run) -> pd.DataFrame:
     """Return one row per judge and trait: how good the judge is."""
     rows = [{"judge": name, **row} for name, one in run["judges"].items() for row in one["quality"]]
-    columns = ["judge", "trait", "name", "value"]
-    found = pd.DataFrame(rows, columns=columns)
+    found = pd.DataFrame(rows, columns=["judge", "trait", "name", "value"])
     wide = found.pivot_table(index=["judge", "trait"], columns="name", values="value")
     return wide.reset_index()
 
@@ -179,9 +178,8 @@ def _table(title: str, text: str, frame: pd.DataFrame) -> list[Section]:
 
 def sample_answers(run: Run, label: str) -> dict[float, list[str]]:
     """Return the first three answers of an intervention at each strength."""
-    frame = run.answers()
-    own = frame[frame["intervention"] == label]
-    own = own.drop_duplicates(["strength", "seed", "measure", "item", "sample"])
+    frame, once = run.answers(), ["strength", "seed", "measure", "item", "sample"]
+    own = frame[frame["intervention"] == label].drop_duplicates(once)
     ordered = own.sort_values(["strength", "seed", "sample"], kind="stable")
     return {
         float(strength): list(cell["reply"][:_SHOWN])

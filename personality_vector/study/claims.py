@@ -53,21 +53,25 @@ class Claims:
 
     def is_lost(self, key: str) -> bool:
         """Return whether another worker has taken over ``key``."""
-        found = "SELECT 1 FROM claims WHERE key = ? AND worker != ?"
-        return bool(self._database.rows(found, (key, self.worker)))
+        return bool(
+            self._database.rows(
+                "SELECT 1 FROM claims WHERE key = ? AND worker != ?", (key, self.worker)
+            )
+        )
 
     def drop(self, keys: Sequence[str]) -> None:
         """Give up claims of this worker, inside a transaction."""
-        rows = [(key, self.worker) for key in keys]
-        query = "DELETE FROM claims WHERE key = ? AND worker = ?"
-        self._database.connection.executemany(query, rows)
+        self._database.connection.executemany(
+            "DELETE FROM claims WHERE key = ? AND worker = ?", [(key, self.worker) for key in keys]
+        )
 
     def of_others(self) -> bool:
         """Return whether a claim of another worker holds."""
         with self._database.transaction():
             self._forget_void()
-            query = "SELECT 1 FROM claims WHERE worker != ?"
-            return bool(self._database.rows(query, (self.worker,)))
+            return bool(
+                self._database.rows("SELECT 1 FROM claims WHERE worker != ?", (self.worker,))
+            )
 
     def _renew(self, done: threading.Event) -> None:
         path = self._database.path

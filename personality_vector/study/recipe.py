@@ -220,9 +220,9 @@ def _arms(recipe: SweepRecipe, base: "Checkpoint") -> tuple[Arm, ...]:
 
 def _arm(spec: InterventionSpec, recipe: SweepRecipe, base: "Checkpoint") -> Arm:
     strengths = spec.strengths or recipe.strengths or ()
-    if not spec.has_seed:
-        return Arm(spec.open(base), strengths)
-    return Arm({seed: spec.at_seed(seed).open(base) for seed in recipe.seeds}, strengths)
+    if spec.has_seed:
+        return Arm({seed: spec.at_seed(seed).open(base) for seed in recipe.seeds}, strengths)
+    return Arm(spec.open(base), strengths)
 
 
 def _tuned(data: Any) -> list[str]:

@@ -266,8 +266,7 @@ class Store(Database):
         Raises:
             RecipeError: One has.
         """
-        known = self.rows("SELECT name, called, trait, judge FROM judged")
-        others = {row[:3]: row[3] for row in known}
+        others = {row[:3]: row[3] for row in self.rows("SELECT * FROM judged")}
         for row in judged:
             if others.get(row[:3], row.judge) != row.judge:
                 raise RecipeError(

@@ -108,16 +108,6 @@ class Study:
         own = found.get(_key(point.label, point.seed)) or found[point.label]
         return Cell(self.base_identity, own, point.strength, known, point.seed)
 
-    @property
-    def judged(self) -> list[Judged]:
-        """Who rates the answers of which measure, and for what."""
-        return [
-            Judged(measure.name, judge.name, rubric.trait, judge_key(judge, rubric))
-            for measure in self.measures
-            for judge in judges_of(measure)
-            for rubric in rubrics_of(measure)
-        ]
-
     def run(self, folder: str | Path, *, workers: int = 1, force: bool = False) -> Run:
         """Measure what ``folder`` does not hold yet, and return what it holds.
 
@@ -168,10 +158,15 @@ class Study:
 
     def _begin(self, store: Store) -> None:
         recipe = dict(self.recipe) or self._described()
-        content = (recipe, self.base_identity, self.identities, self._measured, self.judged)
+        judged = [
+            Judged(measure.name, judge.name, rubric.trait, judge_key(judge, rubric))
+            for measure in self.measures
+            for judge in judges_of(measure)
+            for rubric in rubrics_of(measure)
+        ]
         store.begin(
-            digest_of(*content),
-            self.judged,
+            digest_of(recipe, self.base_identity, self.identities, self._measured, judged),
+            judged,
             recipe=recipe,
             base={
                 "path": str(self.base.path),

@@ -147,8 +147,9 @@ def judge_run(folder: Path, judge: Judge) -> int:
         ]
         store.require_same_judge(judged)
         base = store["base"]
-        subject = Subject.load(base["path"], dtype=base["dtype"], device=base["device"])
-        ready = judge.prepare(subject)
+        ready = judge.prepare(
+            Subject.load(base["path"], dtype=base["dtype"], device=base["device"])
+        )
         for row in progress(cells, "judge"):
             for rubric in rubrics[row.name]:
                 _judge_cell(store, row.cell, judge, rubric, lambda _: ready)

@@ -83,12 +83,11 @@ class Choice:
         used = {
             (p.layer, p.share) for v in self.verified for p in usable(self.curve(v), self.floor)
         }
-        rows = [
+        return pd.DataFrame(
             asdict(point)
             | {"coherence": point.coherence, "usable": (point.layer, point.share) in used}
             for point in self.curves
-        ]
-        return pd.DataFrame(rows)
+        )
 
     def layer_table(self) -> pd.DataFrame:
         """Return one row for each layer that was looked at."""

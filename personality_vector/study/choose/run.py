@@ -6,8 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.digests import content_of
+from personality_vector.checkpoint import Checkpoint, content_of
 from personality_vector.data.rubrics import rubric_of
 from personality_vector.data.statements import Statement, normalised, read_statements
 from personality_vector.errors import DataError, RecipeError
@@ -30,7 +29,6 @@ from personality_vector.study.design import Arm
 from personality_vector.study.study import Study
 from personality_vector.subject.chat import answered, question
 from personality_vector.subject.models import decoder_blocks
-from personality_vector.subject.protocols import Measure
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Level, Pole
 
@@ -151,12 +149,15 @@ def _examined(recipe: ChooseRecipe, inputs: Inputs) -> list[Evidence]:
         for pole in (inputs.pole, inputs.pole.opposite)
     )
     positions = positions_of(recipe.positions, lambda: subject.tokenizer)
-    contrast = Contrast(towards, away, positions, recipe.batch_size)
-    return examine(subject, inputs.vector, layers, contrast)
+    return examine(
+        subject, inputs.vector, layers, Contrast(towards, away, positions, recipe.batch_size)
+    )
 
 
 def _study(recipe: ChooseRecipe, inputs: Inputs, scan: Scan) -> Study:
     """Return the study of the layers that are verified: each is an arm."""
+    asking, deciding, teaching = inputs.asking, *inputs.halves
+    rubric, judge = rubric_of(inputs.pole.trait), StatementJudge(tuple(teaching), tuple(deciding))
     arms = [
         Arm(
             ActivationSteering(
@@ -169,23 +170,17 @@ def _study(recipe: ChooseRecipe, inputs: Inputs, scan: Scan) -> Study:
     return Study(
         inputs.base,
         arms,
-        _measures(recipe, inputs),
+        (
+            Likelihood(inputs.deciding, recipe.question),
+            Interview(asking, (rubric,), (judge,)),
+            Divergence(asking, seed=recipe.seed),
+            Coherence(asking, seed=recipe.seed),
+        ),
         (recipe.seed,),
         recipe.dtype,
         recipe.device,
         scan,
         recipe.model_dump(mode="json"),
-    )
-
-
-def _measures(recipe: ChooseRecipe, inputs: Inputs) -> tuple[Measure, ...]:
-    asking, deciding, teaching = inputs.asking, *inputs.halves
-    rubric, judge = rubric_of(inputs.pole.trait), StatementJudge(tuple(teaching), tuple(deciding))
-    return (
-        Likelihood(inputs.deciding, recipe.question),
-        Interview(asking, (rubric,), (judge,)),
-        Divergence(asking, seed=recipe.seed),
-        Coherence(asking, seed=recipe.seed),
     )
 
 
@@ -195,9 +190,8 @@ def _asking(recipe: ChooseRecipe) -> Asking:
         instrument=recipe.instrument, question=recipe.question, generation=recipe.generation
     )
     asking = spec.asking()
-    items = [item.model_copy(update={"trait": None}) for item in asking.instrument.items]
-    instrument = asking.instrument.model_copy(update={"items": tuple(items)})
-    return replace(asking, instrument=instrument)
+    items = tuple(item.model_copy(update={"trait": None}) for item in asking.instrument.items)
+    return replace(asking, instrument=asking.instrument.model_copy(update={"items": items}))
 
 
 def _halves(recipe: ChooseRecipe) -> tuple[list[Statement], list[Statement]]:
@@ -208,10 +202,8 @@ def _halves(recipe: ChooseRecipe) -> tuple[list[Statement], list[Statement]]:
     """
     found = read_statements(recipe.statements, part=recipe.part, held_out=recipe.held_out)
     keyed = [(key_for(0, f"half {normalised(s.text)}"), s) for s in found]
-    halves: tuple[list[Statement], list[Statement]] = ([], [])
-    for key, statement in sorted(keyed, key=lambda pair: pair[0]):
-        halves[key % 2].append(statement)
-    return halves
+    keyed.sort(key=lambda pair: pair[0])
+    return [s for key, s in keyed if key % 2 == 0], [s for key, s in keyed if key % 2 == 1]
 
 
 def _of(statements: Sequence[Statement], pole: Pole, recipe: ChooseRecipe) -> list[Statement]:

@@ -200,9 +200,8 @@ def arm_of(layer: int) -> str:
 def _by_cell(readings: pd.DataFrame) -> dict[tuple[str, float], pd.DataFrame]:
     """Return the numbers of each label and strength that has all of them, by their names."""
     ours = readings[readings["judge"].isin(["", StatementJudge.name])]
-    groups = ours.groupby(["intervention", "strength"])
     return {
         (str(label), float(strength)): rows.set_index("measure")
-        for (label, strength), rows in groups
+        for (label, strength), rows in ours.groupby(["intervention", "strength"])
         if set(rows["measure"]) >= _NUMBERS
     }
