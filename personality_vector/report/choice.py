@@ -55,14 +55,10 @@ def _choice_figure(choice: "Choice") -> "Figure":
         ylabel="coherence",
         ylim=(0.0, 1.05),
     )
-    _floor(coheres, choice.floor)
+    floor, place = choice.floor, coheres.get_yaxis_transform()
+    coheres.axhline(floor, color=COLOURS[1], linestyle="--", linewidth=1)
+    coheres.text(0.5, floor, "floor", color=COLOURS[1], ha="center", va="bottom", transform=place)
     return figure
-
-
-def _floor(axes: "Axes", floor: float) -> None:
-    colour, place = COLOURS[1], axes.get_yaxis_transform()
-    axes.axhline(floor, color=colour, linestyle="--", linewidth=1)
-    axes.text(0.5, floor, "floor", color=colour, ha="center", va="bottom", transform=place)
 
 
 def _layers(
@@ -88,12 +84,12 @@ def _curves(axes: "Axes", curves: pd.DataFrame, column: str, chosen: int) -> Non
         whole = pd.concat([found, pd.DataFrame([{"share": 0.0, column: start, "usable": True}])])
         whole = whole.sort_values("share")
         is_chosen = layer == chosen
-        look = line(index) | {"color": _CHOSEN if is_chosen else _CURVES[index % 4]}
-        style = {"zorder": 3 if is_chosen else 2, "alpha": 1.0 if is_chosen else 0.75}
+        colour, order, alpha = (_CHOSEN, 3, 1.0) if is_chosen else (_CURVES[index % 4], 2, 0.75)
+        look = line(index) | {"color": colour, "zorder": order, "alpha": alpha}
         name = f"{layer} (chosen)" if is_chosen else f"{layer}"
-        axes.plot(whole["share"], whole[column], label=name, **(look | style))
+        axes.plot(whole["share"], whole[column], label=name, **look)
         bad = whole[~whole["usable"].astype(bool)]
-        hollow = look | style | {"linestyle": "", "markerfacecolor": "white", "zorder": 4}
+        hollow = look | {"linestyle": "", "markerfacecolor": "white", "zorder": 4}
         axes.plot(bad["share"], bad[column], **hollow)
         if is_chosen:
             used = whole[whole["usable"].astype(bool)]["share"]

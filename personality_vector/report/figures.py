@@ -56,12 +56,12 @@ def dose_response_figure(*runs: Run) -> "Figure":
         frame = on_grid(run, run.readings())
         for row, number in enumerate(numbers):
             is_it = (frame["measure"] == number.measure) & (frame["judge"] == number.judge)
-            own = frame[is_it & (frame["trait"] == trait)]
+            own, panel = frame[is_it & (frame["trait"] == trait)], axes[row][column]
             # Alpha, coefficient and grade of a prompt have different units.
-            _dose(axes[row][column], own, labels_of(run), in_units=run["pole"] is None)
+            _dose(panel, own, labels_of(run), in_units=run["pole"] is None)
             if number.scale:
                 margin = 0.025 * (number.scale[1] - number.scale[0])
-                axes[row][column].set_ylim(number.scale[0] - margin, number.scale[1] + margin)
+                panel.set_ylim(number.scale[0] - margin, number.scale[1] + margin)
         axes[0][column].set_title(trait)
         unit = "alpha or coefficient" if run["pole"] is None else "share of its own grid"
         axes[-1][column].set_xlabel(f"strength ({unit})")
@@ -106,8 +106,8 @@ def _dose(axes: "Axes", frame: pd.DataFrame, labels: Sequence[str], *, in_units:
 def _over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each strength: mean value, half an interval, and all that is unscored."""
     scored = frame.dropna(subset=["value"]).assign(half=(frame["high"] - frame["low"]) / 2)
-    columns = {"value": "mean", "half": "mean", "unscored": "sum"}
-    return scored.groupby("strength").agg(columns).reset_index()
+    by_strength = scored.groupby("strength", as_index=False)
+    return by_strength.agg({"value": "mean", "half": "mean", "unscored": "sum"})
 
 
 def pareto_figure(run: Run, pole: Pole) -> "Figure":
@@ -147,17 +147,13 @@ def _costs(run: Run, pole: Pole) -> "dict[str, pd.Series[float]]":
     found = {
         number.label: table[number.measure]
         for number in numbers_of(run, of_traits=False)
-        if number.better == "low" and _is_zero_at_base(table[number.measure])
+        if number.better == "low" and abs(table[number.measure].get((BASE, 0.0), 1.0)) < 1e-6
     }
     others = off_targets(run, pole)
     if not others.empty:
         unit = run["measures"][run["effect"]]["unit"]
         found[f"mean |shift| of the other traits\n({unit})"] = others
     return found
-
-
-def _is_zero_at_base(cost: "pd.Series[float]") -> bool:
-    return abs(float(cost.get((BASE, 0.0), 1.0))) < 1e-6
 
 
 def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> "Figure":

@@ -12,7 +12,7 @@ from personality_vector.report.figures import (
     save_figure,
     svg_of,
 )
-from personality_vector.report.tables import Column, table_of
+from personality_vector.report.tables import table_of
 from personality_vector.study.design import BASE
 from personality_vector.study.run import Run
 from personality_vector.study.tables import (
@@ -68,7 +68,7 @@ class Section:
     text: str = ""
     svg: str = ""
     rows: list[list[str]] = field(default_factory=list)
-    columns: list[Column] = field(default_factory=list)
+    headings: list[tuple[str, bool]] = field(default_factory=list)
 
 
 def write_report(run: Run | str | Path) -> Path:
@@ -167,8 +167,7 @@ def _qualities(run: Run) -> pd.DataFrame:
     """Return one row per judge and trait: how good the judge is."""
     rows = [{"judge": name, **row} for name, one in run["judges"].items() for row in one["quality"]]
     found = pd.DataFrame(rows, columns=["judge", "trait", "name", "value"])
-    wide = found.pivot_table(index=["judge", "trait"], columns="name", values="value")
-    return wide.reset_index()
+    return found.pivot_table(index=["judge", "trait"], columns="name", values="value").reset_index()
 
 
 def _table(title: str, text: str, frame: pd.DataFrame) -> list[Section]:

@@ -48,8 +48,8 @@ class Claims:
         self._forget_void()
         insert = "INSERT INTO claims VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
         row = (self.worker, _HOST, os.getpid(), time.time() + self.lease)
-        execute = self._database.connection.execute
-        return [key for key in keys if execute(insert, (key, *row)).rowcount]
+        database = self._database.connection
+        return [key for key in keys if database.execute(insert, (key, *row)).rowcount]
 
     def is_lost(self, key: str) -> bool:
         """Return whether another worker has taken over ``key``."""

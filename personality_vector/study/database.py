@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from personality_vector.errors import (
     CheckpointError,
@@ -13,6 +13,7 @@ from personality_vector.errors import (
     PersonalityVectorError,
     StorageError,
 )
+from personality_vector.subject.protocols import Cell
 
 _SECONDS_TO_WAIT = 30.0
 _LOCKED = (LockedError, "another process is writing there; wait for it or stop it")
@@ -80,6 +81,31 @@ TABLES: dict[str, str] = {
 
 PLAN = ("planned", "judged")
 """The tables that say what the latest recipe asks for; all others only grow."""
+
+
+class Planned(NamedTuple):
+    """A cell under the names that the recipe gives it.
+
+    Attributes:
+        label: Of the intervention.
+        strength: As the recipe has it; in the cell it is 0 for what is the base.
+        name: Of the measure.
+        cell: Its key.
+    """
+
+    label: str
+    strength: float
+    name: str
+    cell: Cell
+
+
+class Judged(NamedTuple):
+    """A judge of a measure: its name, what it rates, and the digest of both."""
+
+    name: str
+    called: str
+    trait: str
+    judge: str
 
 
 class Database:

@@ -178,8 +178,8 @@ def matched_strength(
                     known[strength] = shift(strength)
                 return known[strength] - target
 
-            width = abs(after.strength - before.strength)
-            found = brentq(excess, before.strength, after.strength, xtol=_TOLERANCE * width)
+            tolerance = _TOLERANCE * abs(after.strength - before.strength)
+            found = brentq(excess, before.strength, after.strength, xtol=tolerance)
             return float(found) if abs(excess(found)) <= _MISSED * abs(target) else None
     return None
 
@@ -217,17 +217,6 @@ class Matched:
     def batches(self, worker: "Worker") -> Iterator[Sequence[Point]]:
         """Yield the grid, then the matched points, which are noted in the store."""
         yield from Grid().batches(worker)
-        matches = self._matches(worker)
-        worker.store.note(pole=str(self.pole), effect=self.measure.name, matches=matches)
-        yield [
-            Point(label, strength, seed)
-            for label, _, strength in matches
-            if strength is not None
-            for seed in worker.study.seeds
-        ]
-
-    def _matches(self, worker: "Worker") -> list[tuple[str, float, float | None]]:
-        """Return label, target, and the strength that reaches it, if the intervention ever does."""
         curves = {
             arm.label: [
                 DosePoint(strength, self._shift(worker, arm.label, self.measure, strength))
@@ -235,10 +224,17 @@ class Matched:
             ]
             for arm in worker.study.arms
         }
-        return [
+        matches = [
             (label, target, self._strength(worker, label, curve, target))
             for target in targets_of(list(curves.values()), self.points)
             for label, curve in curves.items()
+        ]
+        worker.store.note(pole=str(self.pole), effect=self.measure.name, matches=matches)
+        yield [
+            Point(label, strength, seed)
+            for label, _, strength in matches
+            if strength is not None
+            for seed in worker.study.seeds
         ]
 
     def _strength(

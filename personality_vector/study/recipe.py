@@ -1,29 +1,33 @@
-"""The recipes of studies, an evaluation, a sweep or a comparison, and how they are opened."""
+"""The recipes of studies (evaluation, sweep, comparison, choice), and how a study is opened."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from personality_vector.errors import DataError, TraitError
 from personality_vector.interventions.spec import AnyIntervention, InterventionSpec
 from personality_vector.manifest import MANIFEST
-from personality_vector.measures.asking import ASKED, AskingSpec
+from personality_vector.measures.asking import ASKED, QUESTION, AskingSpec
 from personality_vector.measures.likelihood import LikelihoodSpec
 from personality_vector.measures.spec import KINDS, AnyMeasure
 from personality_vector.recipes.fields import (
     Device,
     Dtype,
+    Layers,
     PoleField,
+    Real,
     Strengths,
     Whole,
+    Words,
     distinct,
 )
 from personality_vector.recipes.keyed import schema_of
-from personality_vector.recipes.paths import ModelRef
+from personality_vector.recipes.paths import LocalPath, ModelRef
 from personality_vector.recipes.reading import Recipe
 from personality_vector.study.design import Arm, Design, Grid, Matched
+from personality_vector.subject.spec import GenerationSpec
 from personality_vector.traits import BIG_FIVE_POLES, Pole
 
 if TYPE_CHECKING:
@@ -176,6 +180,44 @@ class CompareRecipe(SweepRecipe):
         return self
 
 
+def _outwards(shares: tuple[float, ...]) -> tuple[float, ...]:
+    if any(later <= earlier for earlier, later in zip((0.0, *shares), shares, strict=False)):
+        raise ValueError("shares go outwards from 0, such as [0.05, 0.1, 0.2]")
+    return shares
+
+
+Shares = Annotated[tuple[Real, ...], Field(min_length=1), AfterValidator(_outwards)]
+
+
+class ChooseRecipe(Recipe):
+    """Choose the layer and the range of coefficients of a steering vector.
+
+    ``statements`` of ``part`` decide: half of them, by a hash of their text, rank the layers and
+    measure the trait; the judge learns from the other half. Report on the other part. ``shares``
+    are strengths in both directions, as shares of the median norm of the residual stream.
+    """
+
+    model: ModelRef
+    vector: LocalPath
+    pole: PoleField | None = None
+    statements: LocalPath
+    part: Literal["train", "held_out"] = "train"
+    held_out: Real = Field(default=0.2, gt=0.0, lt=1.0)
+    limit: Whole | None = Field(default=100, ge=2)
+    question: Words = QUESTION
+    instrument: LocalPath | None = None
+    generation: GenerationSpec = GenerationSpec()
+    layers: Layers | None = None
+    positions: Words = "all"
+    verify: Whole = Field(default=3, ge=1)
+    shares: Shares = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2)
+    floor: Real = Field(default=0.5, gt=0.0, lt=1.0)
+    batch_size: Whole = Field(default=16, ge=1)
+    seed: Whole = 0
+    dtype: Dtype = "float32"
+    device: Device = "auto"
+
+
 def _likelihoods(recipe: StudyRecipe) -> list[LikelihoodSpec]:
     return [spec for spec in recipe.measures if isinstance(spec, LikelihoodSpec)]
 
@@ -227,12 +269,10 @@ def _arm(spec: InterventionSpec, recipe: SweepRecipe, base: "Checkpoint") -> Arm
 
 def _tuned(data: Any) -> list[str]:
     """Return every fine-tuned model that an intervention names, at any depth."""
-    if isinstance(data, list):
-        return [found for each in data for found in _tuned(each)]
-    if not isinstance(data, dict):
-        return []
-    own = [data["tuned"]] if isinstance(data.get("tuned"), str) else []
-    return own + [found for value in data.values() for found in _tuned(value)]
+    if isinstance(data, dict):
+        own = [data["tuned"]] if isinstance(data.get("tuned"), str) else []
+        return own + _tuned(list(data.values()))
+    return [found for each in data for found in _tuned(each)] if isinstance(data, list) else []
 
 
 def _require_trained_on_the_rest(tuned: Path, measure: LikelihoodSpec) -> None:

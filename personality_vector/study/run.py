@@ -140,8 +140,9 @@ class Run:
                 f"COALESCE(c.seconds, 0.0) FROM {_JOINED.replace('JOIN', 'LEFT JOIN')} "
                 "ORDER BY p.position"
             )
-        names = ["intervention", "strength", "seed", "measure", "finished", "seconds"]
-        return pd.DataFrame(rows, columns=names).astype({"finished": bool})
+        return pd.DataFrame(
+            rows, columns=["intervention", "strength", "seed", "measure", "finished", "seconds"]
+        ).astype({"finished": bool})
 
     def export(self) -> list[Path]:
         """Write ``readings`` and ``answers`` as ``.csv`` and ``.parquet``; return the four paths.

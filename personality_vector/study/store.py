@@ -13,11 +13,19 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from personality_vector.errors import CheckpointError, NonFiniteError, RecipeError
 from personality_vector.study.claims import LEASE, Claims
-from personality_vector.study.database import FORMAT, PLAN, TABLES, Database, connected
+from personality_vector.study.database import (
+    FORMAT,
+    PLAN,
+    TABLES,
+    Database,
+    Judged,
+    Planned,
+    connected,
+)
 from personality_vector.subject.protocols import Answer, Cell, Findings, Rubric, Score
 
 log = logging.getLogger(__name__)
@@ -25,31 +33,6 @@ log = logging.getLogger(__name__)
 FILE = "results.sqlite"
 
 _IS_CELL = "base = ? AND intervention = ? AND strength = ? AND measure = ? AND seed = ?"
-
-
-class Planned(NamedTuple):
-    """A cell under the names that the recipe gives it.
-
-    Attributes:
-        label: Of the intervention.
-        strength: As the recipe has it; in the cell it is 0 for what is the base.
-        name: Of the measure.
-        cell: Its key.
-    """
-
-    label: str
-    strength: float
-    name: str
-    cell: Cell
-
-
-class Judged(NamedTuple):
-    """A judge of a measure: its name, what it rates, and the digest of both."""
-
-    name: str
-    called: str
-    trait: str
-    judge: str
 
 
 class Store(Database):
@@ -114,8 +97,10 @@ class Store(Database):
             self._note(values)
 
     def _note(self, values: Mapping[str, Any]) -> None:
-        rows = [(key, _json(key, value)) for key, value in values.items()]
-        self.connection.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", rows)
+        self.connection.executemany(
+            "INSERT OR REPLACE INTO run VALUES (?, ?)",
+            [(key, _json(key, value)) for key, value in values.items()],
+        )
 
     def begin(self, plan: str, judged: Iterable[Judged], **values: Any) -> None:
         """Begin a plan; the cells of an earlier one stay in the store, and leave every table.
@@ -136,11 +121,13 @@ class Store(Database):
 
     def plan(self, cells: Iterable[Planned]) -> None:
         """Add cells to the plan, in order; those that are in it already stay where they are."""
-        query = "INSERT INTO planned VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
         # The fields of a cell are in the order of the columns.
         rows = [(row.label, row.name, *row.cell, row.strength) for row in cells]
         with self.transaction():
-            self.connection.executemany(query, rows)
+            self.connection.executemany(
+                "INSERT INTO planned VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                rows,
+            )
 
     def is_finished(self, cell: Cell) -> bool:
         """Return whether the cell has been measured."""
@@ -220,8 +207,10 @@ class Store(Database):
         Raises:
             CheckpointError: The cell does not hold it.
         """
-        query = "SELECT value FROM readings WHERE cell = ? AND measure = ? AND trait = ?"
-        found = self.rows(query, (self._id_of(cell), measure, trait))
+        found = self.rows(
+            "SELECT value FROM readings WHERE cell = ? AND measure = ? AND trait = ?",
+            (self._id_of(cell), measure, trait),
+        )
         if not found or found[0][0] is None:
             raise CheckpointError(f"{self.path}: a cell lacks {measure} of {trait or 'no trait'}")
         return float(found[0][0])
@@ -255,10 +244,11 @@ class Store(Database):
 
     def write_scores(self, judge: str, trait: str, scores: Mapping[int, Score]) -> None:
         """Write the scores of answers, by their numbers; a score that is there already stays."""
-        query = "INSERT INTO scores VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-        rows = [(number, judge, trait, s.value, s.reason) for number, s in scores.items()]
         with self.transaction():
-            self.connection.executemany(query, rows)
+            self.connection.executemany(
+                "INSERT INTO scores VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                [(number, judge, trait, s.value, s.reason) for number, s in scores.items()],
+            )
 
     def require_same_judge(self, judged: Iterable[Judged]) -> None:
         """Check that no other judge has the name of one that is to be added.

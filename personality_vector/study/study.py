@@ -1,7 +1,5 @@
 """A study: interventions x strengths x measures x seeds on one base, in one resumable folder."""
 
-import multiprocessing
-import pickle
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
@@ -11,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import CheckpointError, OutputExistsError, RecipeError, some
-from personality_vector.progress import silence
-from personality_vector.study.database import explained
+from personality_vector.study.database import Judged, explained
 from personality_vector.study.design import BASE, Arm, Design, Grid, Point, require_distinct
 from personality_vector.study.run import Run
-from personality_vector.study.store import FILE, Judged, Store
+from personality_vector.study.store import FILE, Store
 from personality_vector.study.worker import (
+    Helpers,
     Worker,
     described,
     judge_key,
     judges_of,
+    packed,
     quality_of,
     rubrics_of,
 )
@@ -126,7 +124,7 @@ class Study:
             CheckpointError: Its results are damaged, or of another format.
         """
         out = Path(folder)
-        packed = _packed(self) if workers > 1 else b""
+        helpers = Helpers(packed(self) if workers > 1 else b"", out, workers - 1)
         is_new = not out.exists()
         if not is_new and not (out / FILE).exists() and any(out.iterdir()):
             raise OutputExistsError(
@@ -137,7 +135,7 @@ class Study:
         with Store.open(out / FILE, create=True) as store:
             try:
                 self._begin(store)
-                with _helped(packed, out, workers - 1):
+                with helpers:
                     Worker(self, store).work()
             except BaseException:
                 _leave_nothing(store, out, is_new=is_new)
@@ -223,11 +221,11 @@ def study(
         CheckpointError: There is no such base.
         RecipeError: A label has no strengths, or one that is not a step of it.
     """
-    arms = [
+    arms = tuple(
         one if isinstance(one, Arm) else Arm(one, _strengths_of(one.label, strengths))
         for one in interventions
-    ]
-    return Study(Checkpoint.open(base), tuple(arms), tuple(measures), tuple(seeds), **how)
+    )
+    return Study(Checkpoint.open(base), arms, tuple(measures), tuple(seeds), **how)
 
 
 def _strengths_of(
@@ -242,54 +240,6 @@ def _strengths_of(
 
 def _key(label: str, seed: int | None) -> str:
     return label if seed is None else f"{label}, seed {seed}"
-
-
-def _packed(study: Study) -> bytes:
-    """Return a study as bytes for another process.
-
-    Raises:
-        RecipeError: Something in it cannot be pickled; it is named.
-    """
-    arms = [(arm.label, arm) for arm in study.arms]
-    measures = [(measure.name, measure) for measure in study.measures]
-    for name, part in [*arms, *measures, ("the design", study.design), ("the study", study)]:
-        try:
-            pickle.dumps(part)
-        except Exception as error:
-            raise RecipeError(
-                f"{name} cannot be pickled, which workers above 1 need ({error}); define its class "
-                "at the top level of a module, or use workers=1"
-            ) from error
-    return pickle.dumps(study)
-
-
-class _helped:  # noqa: N801  (a context manager that reads as a word)
-    """Other processes that work on the same folder for the length of a ``with`` block."""
-
-    def __init__(self, packed: bytes, folder: Path, helpers: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        threads = max(1, torch.get_num_threads() // (helpers + 1))
-        self._helpers = [
-            context.Process(target=_help, args=(packed, folder, threads)) for _ in range(helpers)
-        ]
-
-    def __enter__(self) -> None:
-        for helper in self._helpers:
-            helper.start()
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        for helper in self._helpers:
-            if kind is not None:
-                helper.terminate()
-            helper.join()
-
-
-def _help(packed: bytes, folder: Path, threads: int) -> None:
-    silence()
-    torch.set_num_threads(threads)
-    study: Study = pickle.loads(packed)  # noqa: S301  (made by this very program)
-    with Store.open(folder / FILE) as store:
-        Worker(study, store).work()
 
 
 def _forget(out: Path) -> None:

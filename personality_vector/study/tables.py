@@ -114,7 +114,7 @@ def dose_response(run: Run) -> pd.DataFrame:
     frame = on_grid(run, run.readings()).query("trait != ''")
     base = frame[frame["intervention"] == BASE].groupby(_KEYS[1:])["value"].mean()
     rows = []
-    swept = frame[frame["intervention"].isin(labels_of(run))]
+    swept = frame[frame["intervention"] != BASE]
     for key, group in swept.groupby(_KEYS, sort=False):
         scored = group.dropna(subset=["value"])
         rows.append(
@@ -138,8 +138,8 @@ def by_strength(run: Run) -> pd.DataFrame:
             shown["trait"], shown["measure"], shown["judge"], strict=True
         )
     ]
-    keys = ["intervention", "strength", "name"]
-    values = shown.assign(name=named).groupby(keys, sort=False)["value"].mean()
+    shown = shown.assign(name=named)
+    values = shown.groupby(["intervention", "strength", "name"], sort=False)["value"].mean()
     return values.unstack("name", sort=False).reset_index().rename_axis(columns=None)
 
 
@@ -160,8 +160,8 @@ def unscored(run: Run) -> pd.DataFrame:
     Columns: ``measure, judge, trait, scored, unscored``, over all cells.
     """
     frame = run.readings().groupby(["measure", "judge", "trait"], sort=False)
-    found = frame[["n", "unscored"]].sum().query("unscored > 0").reset_index()
-    return found.rename(columns={"n": "scored"})
+    found = frame[["n", "unscored"]].sum().query("unscored > 0")
+    return found.reset_index().rename(columns={"n": "scored"})
 
 
 def shifts(run: Run, pole: Pole) -> dict[str, list[DosePoint]]:
@@ -263,9 +263,8 @@ def correlation(strengths: Sequence[float], values: Sequence[float]) -> dict[str
     """Return Spearman, Pearson with its 95 % interval, and the slope; NaN where undefined."""
     from scipy import stats
 
-    undefined = dict.fromkeys(["spearman", "pearson", "ci_low", "ci_high", "slope"], math.nan)
     if len(set(strengths)) < 3 or len(set(values)) < 2:
-        return undefined
+        return dict.fromkeys(["spearman", "pearson", "ci_low", "ci_high", "slope"], math.nan)
     pearson = stats.pearsonr(strengths, values)
     interval = pearson.confidence_interval(0.95) if len(values) > 3 else (math.nan,) * 2
     return {

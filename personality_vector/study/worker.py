@@ -1,5 +1,7 @@
 """Work on a study: points that nobody has are measured cell by cell, and their answers rated."""
 
+import multiprocessing
+import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,12 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from personality_vector.errors import RecipeError, blame
-from personality_vector.progress import progress
+from personality_vector.progress import progress, silence
+from personality_vector.study.database import Judged, Planned
 from personality_vector.study.design import BASE, Point
-from personality_vector.study.store import FILE, Judged, Planned, Store, key_of
+from personality_vector.study.store import FILE, Store, key_of
 from personality_vector.subject.identity import digest_of
-from personality_vector.subject.protocols import Cell, Judge, Measure, Quality, Rubric, rated
+from personality_vector.subject.protocols import Cell, Judge, Measure, Rubric, rated
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
 
@@ -93,12 +98,10 @@ class Worker:
         with self._applied(point) as subject:
             for cell, measure in ready.items():
                 started = time.monotonic()
-                found = measure.collect(subject, point.seed)
-                collected[cell] = found, time.monotonic() - started
+                collected[cell] = measure.collect(subject, point.seed), time.monotonic() - started
         for cell, (found, seconds) in collected.items():
             started = time.monotonic()
-            findings = ready[cell].finish(self.base, found)
-            yield cell, findings, seconds + time.monotonic() - started
+            yield cell, ready[cell].finish(self.base, found), seconds + time.monotonic() - started
 
     def _applied(self, point: Point) -> AbstractContextManager[Subject]:
         """Return the subject at a point; strength 0 of anything is the base."""
@@ -123,6 +126,54 @@ class Worker:
             for rubric in rubrics_of(measure)
         ]
         return all(done)
+
+
+def packed(study: "Study") -> bytes:
+    """Return a study as bytes for another process.
+
+    Raises:
+        RecipeError: Something in it cannot be pickled; it is named.
+    """
+    arms = [(arm.label, arm) for arm in study.arms]
+    measures = [(measure.name, measure) for measure in study.measures]
+    for name, part in [*arms, *measures, ("the design", study.design), ("the study", study)]:
+        try:
+            pickle.dumps(part)
+        except Exception as error:
+            raise RecipeError(
+                f"{name} cannot be pickled, which workers above 1 need ({error}); define its class "
+                "at the top level of a module, or use workers=1"
+            ) from error
+    return pickle.dumps(study)
+
+
+class Helpers:
+    """Other processes that work on the same folder for the length of a ``with`` block."""
+
+    def __init__(self, packed: bytes, folder: Path, helpers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        threads = max(1, torch.get_num_threads() // (helpers + 1))
+        self._helpers = [
+            context.Process(target=_help, args=(packed, folder, threads)) for _ in range(helpers)
+        ]
+
+    def __enter__(self) -> None:
+        for helper in self._helpers:
+            helper.start()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        for helper in self._helpers:
+            if kind is not None:
+                helper.terminate()
+            helper.join()
+
+
+def _help(packed: bytes, folder: Path, threads: int) -> None:
+    silence()
+    torch.set_num_threads(threads)
+    study = pickle.loads(packed)  # noqa: S301  (made by this very program)
+    with Store.open(folder / FILE) as store:
+        Worker(study, store).work()
 
 
 def judge_run(folder: Path, judge: Judge) -> int:
@@ -210,5 +261,5 @@ def _rubric(row: dict[str, Any]) -> Rubric:
 
 def quality_of(judge: Judge) -> dict[str, Any]:
     """Return the scale of a judge, and how good it is, where it says so."""
-    quality: Sequence[Quality] = getattr(judge, "quality", tuple)()
-    return {"scale": list(judge.scale), "quality": [asdict(number) for number in quality]}
+    quality = [asdict(number) for number in getattr(judge, "quality", tuple)()]
+    return {"scale": list(judge.scale), "quality": quality}

@@ -35,9 +35,9 @@ from personality_vector.study.choose.layers import (
     ranked,
     separation,
 )
-from personality_vector.study.choose.recipe import ChooseRecipe
 from personality_vector.study.choose.run import Inputs, choose
 from personality_vector.study.choose.scan import CurvePoint, following, swing, usable
+from personality_vector.study.recipe import ChooseRecipe
 from personality_vector.study.run import Run
 from personality_vector.study.worker import Worker
 from personality_vector.subject.chat import answered, encode_chats, question

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personality_vector.cli import options
-from personality_vector.study.choose.recipe import ChooseRecipe
+from personality_vector.study.recipe import ChooseRecipe
 
 if TYPE_CHECKING:
     from personality_vector.study.choose.choice import Choice

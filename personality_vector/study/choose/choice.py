@@ -93,14 +93,13 @@ class Choice:
         """Return one row for each layer that was looked at."""
         ranks = {layer: rank for rank, layer in enumerate(self.verified, start=1)}
         swings = {layer: swing(self.curve(layer), self.floor) for layer in self.verified}
-        rows = [
+        table = pd.DataFrame(
             asdict(found)
             | asdict(found.separation)
             | {"unit": found.unit, "rank": ranks.get(found.layer), "swing": swings.get(found.layer)}
             for found in self.layers
-        ]
-        table = pd.DataFrame(rows).drop(columns="separation")
-        return table.astype({"rank": "Int64", "swing": "float64"})
+        )
+        return table.drop(columns="separation").astype({"rank": "Int64", "swing": "float64"})
 
     def record(self) -> dict[str, Any]:
         """Return the choice as JSON-like data, nine digits of every number."""
@@ -140,14 +139,16 @@ class Choice:
         """
         record = self.record() | {"made_from": self.made_from}
         with AtomicDirectory(out, force=force) as partial:
-            text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
-            (partial / RECORD).write_text(text + "\n", encoding="utf-8")
+            (partial / RECORD).write_text(
+                json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+                encoding="utf-8",
+            )
             for name, table in ((CURVE, self.curve_table()), (LAYERS, self.layer_table())):
                 table.to_csv(partial / name, index=False, float_format="%.9g")
             if draw is not None:
                 draw(self, partial)
-            found = {"layer": self.layer, "coefficients": [self.lowest, self.highest]}
-            write_manifest(partial, "choice", {**self.made_from, "choice": found})
+            chosen = {key: record[key] for key in ("layer", "coefficients")}
+            write_manifest(partial, "choice", {**self.made_from, "choice": chosen})
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -23,9 +23,9 @@ from personality_vector.steering.belonging import require_made_from, require_wid
 from personality_vector.steering.positions import positions_of
 from personality_vector.study.choose.choice import Choice
 from personality_vector.study.choose.layers import Contrast, Evidence, examine, ranked
-from personality_vector.study.choose.recipe import ChooseRecipe
 from personality_vector.study.choose.scan import Scan, arm_of
 from personality_vector.study.design import Arm
+from personality_vector.study.recipe import ChooseRecipe
 from personality_vector.study.study import Study
 from personality_vector.subject.chat import answered, question
 from personality_vector.subject.models import decoder_blocks
@@ -143,9 +143,8 @@ def _examined(recipe: ChooseRecipe, inputs: Inputs) -> list[Evidence]:
     # What is added to the last block's output acts on one token's logits alone.
     every = range(max(1, len(decoder_blocks(subject.model)) - 1))
     layers = resolve_layers(subject.model, every if recipe.layers is None else recipe.layers)
-    asked = question(recipe.question)
     towards, away = (
-        [answered(asked, s.text) for s in inputs.deciding if s.pole == pole]
+        [answered(question(recipe.question), s.text) for s in inputs.deciding if s.pole == pole]
         for pole in (inputs.pole, inputs.pole.opposite)
     )
     positions = positions_of(recipe.positions, lambda: subject.tokenizer)
