@@ -77,10 +77,10 @@ TABLES: dict[str, str] = {
         "PRIMARY KEY (name, called, trait)"
     ),
 }
-"""Table to its columns."""
+"""Table to its columns.
 
-PLAN = ("planned", "judged")
-"""The tables that say what the latest recipe asks for; all others only grow."""
+``planned`` and ``judged`` say what the latest recipe asks for; all others only grow.
+"""
 
 
 class Planned(NamedTuple):

@@ -17,15 +17,7 @@ from typing import Any
 
 from personality_vector.errors import CheckpointError, NonFiniteError, RecipeError
 from personality_vector.study.claims import LEASE, Claims
-from personality_vector.study.database import (
-    FORMAT,
-    PLAN,
-    TABLES,
-    Database,
-    Judged,
-    Planned,
-    connected,
-)
+from personality_vector.study.database import FORMAT, TABLES, Database, Judged, Planned, connected
 from personality_vector.subject.protocols import Answer, Cell, Findings, Rubric, Score
 
 log = logging.getLogger(__name__)
@@ -113,9 +105,8 @@ class Store(Database):
         """
         with self.transaction():
             if self["plan"] != plan:
-                for table in PLAN:
-                    self.connection.execute(f"DELETE FROM {table}")
-                self.connection.execute("DELETE FROM run WHERE key != 'format'")
+                for old in ("planned", "judged", "run WHERE key != 'format'"):
+                    self.connection.execute(f"DELETE FROM {old}")
             self._note({**values, "plan": plan})
             self._judge(judged)
 
@@ -275,11 +266,10 @@ class Store(Database):
 
     def planned(self) -> list[Planned]:
         """Return the cells of the latest recipe, in its order."""
-        rows = self.rows(
-            "SELECT label, nominal, name, base, intervention, strength, measure, seed "
-            "FROM planned ORDER BY position"
-        )
-        return [Planned(label, nominal, name, Cell(*cell)) for label, nominal, name, *cell in rows]
+        rows = self.rows("SELECT * FROM planned ORDER BY position")
+        return [
+            Planned(label, nominal, name, Cell(*cell)) for _, label, name, *cell, nominal in rows
+        ]
 
     def is_empty(self) -> bool:
         """Return whether nothing has been measured, and nobody is about to."""
