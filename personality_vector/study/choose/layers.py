@@ -192,10 +192,8 @@ class _Probe:
 
     def evidence(self, towards: int) -> Evidence:
         """Return what was found; the first ``towards`` chats are of the pole."""
-        residual, norm = (
-            float(torch.cat(self.norms).median()),
-            float(self.direction.double().norm()),
-        )
+        residual = float(torch.cat(self.norms).median())
+        norm = float(self.direction.double().norm())
         found = separation(self.projections[:towards], self.projections[towards:])
         return Evidence(self.layer, found, residual, norm, self.slope * residual / norm)
 
