@@ -14,8 +14,7 @@ from personality_vector.lab import FOLDERS, find_recipe, lab_folder, recipes
 from personality_vector.merging.methods import find_method
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.recipes.reading import read_recipe
-from personality_vector.study.choose.recipe import ChooseRecipe
-from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe
+from personality_vector.study.recipe import ChooseRecipe, CompareRecipe, EvalRecipe, SweepRecipe
 
 KINDS = {
     "training": TrainRecipe,

@@ -40,8 +40,7 @@ from personality_vector.cli.verb import recipe_verb
 from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import PersonalityVectorError
 from personality_vector.finetuning.recipe import TrainRecipe
-from personality_vector.study.choose.recipe import ChooseRecipe
-from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe
+from personality_vector.study.recipe import ChooseRecipe, CompareRecipe, EvalRecipe, SweepRecipe
 
 app = typer.Typer(
     name="pvec",

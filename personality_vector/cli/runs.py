@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from personality_vector.cli import options
-from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe
+from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe, open_study
 
 if TYPE_CHECKING:
     from personality_vector.study.run import Run
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 def check(recipe: SweepRecipe | EvalRecipe) -> dict[str, Any]:
     """Open every input."""
-    from personality_vector.study.opening import open_study
-
     study = open_study(recipe)
     points = 1 + sum(len(arm.strengths) for arm in study.arms)
     return {
@@ -32,8 +30,6 @@ def sweep(recipe: SweepRecipe, out: Path, *, force: bool, as_json: bool) -> None
     Resumes where it stopped, and measures only what is missing after a change of RECIPE. Several
     processes may work on one --out. No checkpoint is written.
     """
-    from personality_vector.study.opening import open_study
-
     _finish(open_study(recipe).run(out, force=force), "sweep", as_json=as_json)
 
 
@@ -42,15 +38,11 @@ def compare(recipe: CompareRecipe, out: Path, *, force: bool, as_json: bool) -> 
 
     A sweep, then the strengths at which all of them move one pole equally far.
     """
-    from personality_vector.study.opening import open_study
-
     _finish(open_study(recipe).run(out, force=force), "compare", as_json=as_json)
 
 
 def evaluate(recipe: EvalRecipe, out: Path, *, force: bool, as_json: bool) -> None:
     """Measure one model as it is."""
-    from personality_vector.study.opening import open_study
-
     _finish(open_study(recipe).run(out, force=force), "eval", as_json=as_json)
 
 
@@ -75,8 +67,8 @@ def judge(
     Nothing is generated again, and what this judge has rated before is not rated twice.
     """
     from personality_vector.report.page import write_report
-    from personality_vector.study.judging import judge_run
     from personality_vector.study.run import Run
+    from personality_vector.study.worker import judge_run
 
     opened = _open_judge(judge)
     cells = judge_run(run, opened)

@@ -27,8 +27,7 @@ from personality_vector.recipes.reading import Recipe, read_recipe
 from personality_vector.report.page import sample_answers, write_report
 from personality_vector.report.tables import print_frame
 from personality_vector.study.design import BASE
-from personality_vector.study.opening import open_study
-from personality_vector.study.recipe import CompareRecipe, SweepRecipe
+from personality_vector.study.recipe import CompareRecipe, SweepRecipe, open_study
 from personality_vector.study.tables import dose_response, matched_effect
 from personality_vector.subject.chat import question
 from personality_vector.subject.generation import Sampling, generate_replies

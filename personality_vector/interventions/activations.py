@@ -234,7 +234,7 @@ class NeuronSteering(Usual):
             ModelError: The base has no such layer.
             RecipeError: The positions cannot be read.
         """
-        from personality_vector.steering.belonging import block_numbers, require_made_from
+        from personality_vector.steering.fit import block_numbers, require_made_from
 
         require_made_from(self.label, self.neurons.model, base, "use neurons that were found in it")
         with blame(intervention=self.label):

@@ -1,7 +1,6 @@
 """The figure of a choice: what ranks the layers, and how far each can be turned up."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -16,78 +15,66 @@ if TYPE_CHECKING:
     from personality_vector.study.choose.choice import Choice
 
 _CHOSEN, _VERIFIED, _OTHER = COLOURS[0], "#9CC3DE", "#D9D9D9"
+_CURVES = ("#8C8C8C", "#E69F00", "#009E73", "#CC79A7")
+"""The colours of the layers that were verified and not chosen."""
 
 
 def draw_choice(choice: "Choice", folder: "Path") -> None:
     """Write ``choice.png`` and ``choice.svg``: the evidence and the curves of a choice."""
-    figure = choice_figure(
-        choice.layer_table(), choice.curve_table(), chosen=choice.layer, floor=choice.floor
-    )
-    save_figure(figure, folder, "choice")
+    save_figure(_choice_figure(choice), folder, "choice")
 
 
-def choice_figure(
-    layers: pd.DataFrame, curves: pd.DataFrame, *, chosen: int, floor: float
-) -> "Figure":
-    """Draw the evidence for each layer on the left, the scanned strengths on the right.
-
-    Args:
-        layers: From :meth:`Choice.layer_table`.
-        curves: From :meth:`Choice.curve_table`.
-        chosen: The layer.
-        floor: Lowest coherence that was accepted.
-    """
+def _choice_figure(choice: "Choice") -> "Figure":
+    """Draw the evidence for each layer on the left, the scanned strengths on the right."""
+    layers, curves, chosen = choice.layer_table(), choice.curve_table(), choice.layer
     figure, ((separates, shifts), (moves, coheres)) = grid(2, 2)
     figure.set_size_inches(8.2, 5.4)
-    _layers(separates, layers, "d_prime", chosen)
-    _layers(moves, layers, "slope", chosen)
+    aucs = [f"AUC\n{auc:.2f}" if len(layers) <= 8 else "" for auc in layers["auc"]]
+    rows = zip(layers["layer"], layers["rank"], strict=True)
+    ranks = [f"#{r}{' chosen' * (n == chosen)}" if pd.notna(r) else "" for n, r in rows]
+    _layers(separates, layers, "d_prime", aucs, chosen)
+    separates.margins(y=0.2)
+    _layers(moves, layers, "slope", ranks, chosen)
     separates.set_ylabel("d' of the statements'\nprojections")
-    moves.set_ylabel("first-order effect (nats per\ntoken and residual norm)")
-    moves.set_xlabel("layer (decoder block, numbered from 0)")
+    moves.set(
+        xlabel="layer (decoder block, numbered from 0)",
+        ylabel="first-order effect (nats per\ntoken and residual norm)",
+    )
     _curves(shifts, curves, "shift", chosen)
     _curves(coheres, curves, "coherence", chosen)
-    unit = float(layers.set_index("layer")["unit"][chosen])
-    shifts.secondary_xaxis("top", functions=_scaled(unit)).set_xlabel(
+    unit = choice.evidence.unit
+    coefficients = (lambda share: share * unit, lambda coefficient: coefficient / unit)
+    shifts.secondary_xaxis("top", functions=coefficients).set_xlabel(
         f"coefficient at layer {chosen}"
     )
     shifts.set_ylabel("shift of the probe\n(nats per token)")
     shifts.axhline(0.0, color="grey", linewidth=0.8)
     shifts.legend(title="layer", fontsize=7, title_fontsize=7)
-    coheres.set(ylabel="coherence", ylim=(0.0, 1.05))
-    coheres.set_xlabel("strength (share of the residual norm; hollow: not usable)")
-    _floor(coheres, floor)
+    coheres.set(
+        xlabel="strength (share of the residual norm; hollow: not usable)",
+        ylabel="coherence",
+        ylim=(0.0, 1.05),
+    )
+    floor, place = choice.floor, coheres.get_yaxis_transform()
+    coheres.axhline(floor, color=COLOURS[1], linestyle="--", linewidth=1)
+    coheres.text(0.5, floor, "floor", color=COLOURS[1], ha="center", va="bottom", transform=place)
     return figure
 
 
-def _floor(axes: "Axes", floor: float) -> None:
-    colour, place = COLOURS[1], axes.get_yaxis_transform()
-    axes.axhline(floor, color=colour, linestyle="--", linewidth=1)
-    axes.text(0.5, floor, "floor", color=colour, ha="center", va="bottom", transform=place)
-
-
-def _scaled(unit: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    return lambda share: share * unit, lambda coefficient: coefficient / unit
-
-
-def _layers(axes: "Axes", layers: pd.DataFrame, column: str, chosen: int) -> None:
-    verified = layers["rank"].notna()
+def _layers(
+    axes: "Axes", layers: pd.DataFrame, column: str, labels: list[str], chosen: int
+) -> None:
+    """Draw one bar for each layer, with its label."""
     colours = [
-        _CHOSEN if layer == chosen else _VERIFIED if is_verified else _OTHER
-        for layer, is_verified in zip(layers["layer"], verified, strict=True)
+        _CHOSEN if layer == chosen else _VERIFIED if pd.notna(rank) else _OTHER
+        for layer, rank in zip(layers["layer"], layers["rank"], strict=True)
     ]
     bars = axes.bar(layers["layer"], layers[column], color=colours, width=0.75)
     axes.axhline(0.0, color="grey", linewidth=0.8)
     axes.grid(visible=False, axis="x")
     axes.set_axisbelow(True)
     axes.set_xticks(layers["layer"] if len(layers) <= 16 else layers["layer"][::4])
-    if column == "d_prime":
-        names = [f"AUC\n{auc:.2f}" if len(layers) <= 8 else "" for auc in layers["auc"]]
-        axes.bar_label(bars, names, fontsize=6, padding=1)
-        axes.margins(y=0.2)
-    else:
-        rows = zip(layers["layer"], layers["rank"], strict=True)
-        ranks = [f"#{r}{' chosen' * (n == chosen)}" if pd.notna(r) else "" for n, r in rows]
-        axes.bar_label(bars, ranks, fontsize=6, padding=1)
+    axes.bar_label(bars, labels, fontsize=6, padding=1)
 
 
 def _curves(axes: "Axes", curves: pd.DataFrame, column: str, chosen: int) -> None:
@@ -97,17 +84,13 @@ def _curves(axes: "Axes", curves: pd.DataFrame, column: str, chosen: int) -> Non
         whole = pd.concat([found, pd.DataFrame([{"share": 0.0, column: start, "usable": True}])])
         whole = whole.sort_values("share")
         is_chosen = layer == chosen
-        look = line(index) | {"color": _CHOSEN if is_chosen else _other(index)}
-        style = {"zorder": 3 if is_chosen else 2, "alpha": 1.0 if is_chosen else 0.75}
+        colour, order, alpha = (_CHOSEN, 3, 1.0) if is_chosen else (_CURVES[index % 4], 2, 0.75)
+        look = line(index) | {"color": colour, "zorder": order, "alpha": alpha}
         name = f"{layer} (chosen)" if is_chosen else f"{layer}"
-        axes.plot(whole["share"], whole[column], label=name, **(look | style))
+        axes.plot(whole["share"], whole[column], label=name, **look)
         bad = whole[~whole["usable"].astype(bool)]
-        hollow = look | style | {"linestyle": "", "markerfacecolor": "white", "zorder": 4}
+        hollow = look | {"linestyle": "", "markerfacecolor": "white", "zorder": 4}
         axes.plot(bad["share"], bad[column], **hollow)
         if is_chosen:
             used = whole[whole["usable"].astype(bool)]["share"]
             axes.axvspan(used.min(), used.max(), color=_CHOSEN, alpha=0.07, linewidth=0)
-
-
-def _other(index: int) -> str:
-    return ("#8C8C8C", "#E69F00", "#009E73", "#CC79A7")[index % 4]

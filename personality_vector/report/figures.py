@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from personality_vector.report.numbers import numbers_of
 from personality_vector.study.design import BASE
 from personality_vector.study.run import Run
-from personality_vector.study.tables import costs, labels_of, off_targets, on_grid, shifts
+from personality_vector.study.tables import (
+    costs,
+    labels_of,
+    numbers_of,
+    off_targets,
+    on_grid,
+    shifts,
+)
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
@@ -21,6 +27,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: told apart with every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_PAPER: dict[str, Any] = {"bbox_inches": "tight", "facecolor": "white"}
+_UNDATED = {"Date": None}  # so that the same results write the same bytes
 _STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -41,19 +49,19 @@ def dose_response_figure(*runs: Run) -> "Figure":
     judged means; those of other numbers are over items that all points share, and are left out.
     Several runs stand side by side.
     """
-    panels = [(run, trait) for run in runs for trait in _traits(run)]
+    panels = [(run, trait) for run in runs for trait in run.readings()["trait"].unique() if trait]
     numbers = numbers_of(runs[0], of_traits=True)
     figure, axes = grid(len(numbers), len(panels))
     for column, (run, trait) in enumerate(panels):
         frame = on_grid(run, run.readings())
         for row, number in enumerate(numbers):
             is_it = (frame["measure"] == number.measure) & (frame["judge"] == number.judge)
+            own, panel = frame[is_it & (frame["trait"] == trait)], axes[row][column]
             # Alpha, coefficient and grade of a prompt have different units.
-            part = frame[is_it & (frame["trait"] == trait)]
-            _dose(axes[row][column], part, labels_of(run), in_units=run["pole"] is None)
+            _dose(panel, own, labels_of(run), in_units=run["pole"] is None)
             if number.scale:
                 margin = 0.025 * (number.scale[1] - number.scale[0])
-                axes[row][column].set_ylim(number.scale[0] - margin, number.scale[1] + margin)
+                panel.set_ylim(number.scale[0] - margin, number.scale[1] + margin)
         axes[0][column].set_title(trait)
         unit = "alpha or coefficient" if run["pole"] is None else "share of its own grid"
         axes[-1][column].set_xlabel(f"strength ({unit})")
@@ -66,14 +74,7 @@ def dose_response_figure(*runs: Run) -> "Figure":
     return figure
 
 
-def _traits(run: Run) -> list[str]:
-    traits = run.readings()["trait"].drop_duplicates()
-    return [trait for trait in traits if trait]
-
-
-def _dose(
-    axes: "Axes", frame: pd.DataFrame, labels: Sequence[str], *, in_units: bool = True
-) -> None:
+def _dose(axes: "Axes", frame: pd.DataFrame, labels: Sequence[str], *, in_units: bool) -> None:
     base = frame[frame["intervention"] == BASE]
     if base["value"].notna().any():
         axes.axhline(float(base["value"].mean()), color="grey", linestyle="--", linewidth=1)
@@ -92,33 +93,21 @@ def _dose(
             elinewidth=0.7,
             **line(index),
         )
-        _mark_unscored(axes, curve)
+        for point in curve[curve["unscored"] > 0].itertuples():
+            axes.annotate(
+                f"{point.unscored} unscored",
+                (point.strength, point.value),
+                xytext=(4, 6),
+                textcoords="offset points",
+                fontsize=6,
+            )
 
 
 def _over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each strength: mean value, half an interval, and all that is unscored."""
     scored = frame.dropna(subset=["value"]).assign(half=(frame["high"] - frame["low"]) / 2)
-    return (
-        scored.groupby("strength")
-        .agg({"value": "mean", "half": "mean", "unscored": "sum"})
-        .reset_index()
-        .sort_values("strength")
-    )
-
-
-def _mark_unscored(axes: "Axes", curve: pd.DataFrame) -> None:
-    """Write how many answers had no score, where there are any."""
-    for strength, value, unscored in zip(
-        curve["strength"], curve["value"], curve["unscored"], strict=True
-    ):
-        if unscored:
-            axes.annotate(
-                f"{unscored} unscored",
-                (strength, value),
-                xytext=(4, 6),
-                textcoords="offset points",
-                fontsize=6,
-            )
+    by_strength = scored.groupby("strength", as_index=False)
+    return by_strength.agg({"value": "mean", "half": "mean", "unscored": "sum"})
 
 
 def pareto_figure(run: Run, pole: Pole) -> "Figure":
@@ -145,8 +134,9 @@ def pareto_figure(run: Run, pole: Pole) -> "Figure":
                     fontsize=6,
                     color=line(index)["color"],
                 )
-        panel.set_ylabel(name)
-        panel.set_xlabel(f"shift of the {run['effect']} towards\n{pole} (nats per token)")
+        panel.set(
+            xlabel=f"shift of the {run['effect']} towards\n{pole} (nats per token)", ylabel=name
+        )
     legend(figure, axes[0][0])
     return figure
 
@@ -157,20 +147,13 @@ def _costs(run: Run, pole: Pole) -> "dict[str, pd.Series[float]]":
     found = {
         number.label: table[number.measure]
         for number in numbers_of(run, of_traits=False)
-        if number.better == "low" and _is_zero_at_base(table[number.measure])
+        if number.better == "low" and abs(table[number.measure].get((BASE, 0.0), 1.0)) < 1e-6
     }
     others = off_targets(run, pole)
     if not others.empty:
-        found[f"mean |shift| of the other traits\n({_unit(run)})"] = others
+        unit = run["measures"][run["effect"]]["unit"]
+        found[f"mean |shift| of the other traits\n({unit})"] = others
     return found
-
-
-def _is_zero_at_base(cost: "pd.Series[float]") -> bool:
-    return abs(float(cost.get((BASE, 0.0), 1.0))) < 1e-6
-
-
-def _unit(run: Run) -> str:
-    return str(run["measures"][run["effect"]]["unit"])
 
 
 def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> "Figure":
@@ -204,22 +187,16 @@ def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> "Figure":
     return figure
 
 
-def save_figure(figure: "Figure", folder: Path, name: str) -> list[Path]:
-    """Write ``name.png`` and ``name.svg``; return their paths."""
-    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    for path in paths:
-        # Without a date, so that the same results write the same bytes.
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, bbox_inches="tight", facecolor="white", metadata=metadata)
-    return paths
+def save_figure(figure: "Figure", folder: Path, name: str) -> None:
+    """Write ``name.png`` and ``name.svg``."""
+    figure.savefig(folder / f"{name}.png", **_PAPER)
+    figure.savefig(folder / f"{name}.svg", **_PAPER, metadata=_UNDATED)
 
 
 def svg_of(figure: "Figure") -> str:
     """Return a figure as an ``<svg>`` element to put into a page."""
     text = io.StringIO()
-    figure.savefig(
-        text, format="svg", bbox_inches="tight", facecolor="white", metadata={"Date": None}
-    )
+    figure.savefig(text, format="svg", **_PAPER, metadata=_UNDATED)
     drawn = text.getvalue()
     return drawn[drawn.index("<svg") :]
 

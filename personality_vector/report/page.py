@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -13,7 +12,7 @@ from personality_vector.report.figures import (
     save_figure,
     svg_of,
 )
-from personality_vector.report.tables import Column, table_of
+from personality_vector.report.tables import table_of
 from personality_vector.study.design import BASE
 from personality_vector.study.run import Run
 from personality_vector.study.tables import (
@@ -43,6 +42,20 @@ _SIDE_EFFECTS = (
     "model: KL(base || edited) in nats per token, and perplexity."
 )
 
+_MATCHED = (
+    "Each row is an intervention at the strength that moves the effect by the target; a prompt, "
+    "which has no strengths in between, at its nearest grade. Shift, the shifts of judges and off "
+    "target are changes against the base, the rest is as measured."
+)
+
+_QUALITY = (
+    "On held-out statements; chance is 0.5. Length only: the accuracy that the number of "
+    "characters alone reaches. A judge that learned from the same training part as the vectors is "
+    "a weaker witness."
+)
+
+_UNSCORED = "Answers that a judge could not rate; they are in no mean."
+
 _SHOWN = 3
 """Answers shown per strength."""
 
@@ -53,9 +66,9 @@ class Section:
 
     title: str
     text: str = ""
-    svg: Any = ""
+    svg: str = ""
     rows: list[list[str]] = field(default_factory=list)
-    columns: list[Column] = field(default_factory=list)
+    headings: list[tuple[str, bool]] = field(default_factory=list)
 
 
 def write_report(run: Run | str | Path) -> Path:
@@ -73,13 +86,23 @@ def write_report(run: Run | str | Path) -> Path:
     from jinja2 import Environment, PackageLoader
 
     run = run if isinstance(run, Run) else Run(Path(run))
-    environment = Environment(loader=PackageLoader("personality_vector.report"), autoescape=True)
-    environment.trim_blocks = environment.lstrip_blocks = True
+    environment = Environment(
+        loader=PackageLoader("personality_vector.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     run.export()
     page = environment.get_template("report.html.jinja").render(
         title=_title(run),
         subtitle=_subtitle(run),
-        sections=[*_swept(run), *_compared(run), *_side(run), *_unscored(run), *_judges(run)],
+        sections=[
+            *_swept(run),
+            *_compared(run),
+            *_table("Side effects", _SIDE_EFFECTS, side_effects(run)),
+            *_table("Unscored", _UNSCORED, unscored(run)),
+            *_table("How good the judges are", _QUALITY, _qualities(run)),
+        ],
         answers={label: sample_answers(run, label) for label in [BASE, *labels_of(run)]},
         recipe=json.dumps(run["recipe"], indent=2, ensure_ascii=False),
     )
@@ -118,9 +141,9 @@ def _swept(run: Run) -> list[Section]:
         Section(
             "Dose and response",
             f"{_MEASURES} Dashed: the base. Bars: 95 % interval of a judged mean.",
-            _markup(svg_of(figure)),
+            svg_of(figure),
         ),
-        Section("How closely the trait follows the strength", "", "", *table_of(frame)),
+        *_table("How closely the trait follows the strength", "", frame),
     ]
 
 
@@ -134,64 +157,30 @@ def _compared(run: Run) -> list[Section]:
         Section(
             "Effect and cost",
             "Lower right is better: more of the wanted trait for less change of everything else.",
-            _markup(svg_of(figure)),
+            svg_of(figure),
         ),
-        Section("At matched effect", _matched_text(frame), "", *table_of(frame)),
+        Section("At matched effect", NO_MATCH if frame.empty else _MATCHED, "", *table_of(frame)),
     ]
 
 
-def _matched_text(frame: pd.DataFrame) -> str:
-    if frame.empty:
-        return NO_MATCH
-    return (
-        "Each row is an intervention at the strength that moves the effect by the target; a "
-        "prompt, which has no strengths in between, at its nearest grade. Shift, the shifts of "
-        "judges and off target are changes against the base, the rest is as measured."
-    )
-
-
-def _side(run: Run) -> list[Section]:
-    table = side_effects(run)
-    return [] if table.empty else [Section("Side effects", _SIDE_EFFECTS, "", *table_of(table))]
-
-
-def _unscored(run: Run) -> list[Section]:
-    table = unscored(run)
-    text = "Answers that a judge could not rate; they are in no mean."
-    return [] if table.empty else [Section("Unscored", text, "", *table_of(table))]
-
-
-def _judges(run: Run) -> list[Section]:
+def _qualities(run: Run) -> pd.DataFrame:
+    """Return one row per judge and trait: how good the judge is."""
     rows = [{"judge": name, **row} for name, one in run["judges"].items() for row in one["quality"]]
-    if not rows:
-        return []
-    wide = pd.DataFrame(rows).pivot_table(index=["judge", "trait"], columns="name", values="value")
-    return [
-        Section(
-            "How good the judges are",
-            "On held-out statements; chance is 0.5. Length only: the accuracy that the number of "
-            "characters alone reaches. A judge that learned from the same training part as the "
-            "vectors is a weaker witness.",
-            "",
-            *table_of(wide.reset_index()),
-        )
-    ]
+    found = pd.DataFrame(rows, columns=["judge", "trait", "name", "value"])
+    return found.pivot_table(index=["judge", "trait"], columns="name", values="value").reset_index()
+
+
+def _table(title: str, text: str, frame: pd.DataFrame) -> list[Section]:
+    """Return a section with a table, or none where the table has no rows."""
+    return [] if frame.empty else [Section(title, text, "", *table_of(frame))]
 
 
 def sample_answers(run: Run, label: str) -> dict[float, list[str]]:
     """Return the first three answers of an intervention at each strength."""
-    frame = run.answers()
-    own = frame[frame["intervention"] == label]
-    own = own.drop_duplicates(["strength", "seed", "measure", "item", "sample"])
+    frame, once = run.answers(), ["strength", "seed", "measure", "item", "sample"]
+    own = frame[frame["intervention"] == label].drop_duplicates(once)
     ordered = own.sort_values(["strength", "seed", "sample"], kind="stable")
     return {
         float(strength): list(cell["reply"][:_SHOWN])
         for strength, cell in ordered.groupby("strength")
     }
-
-
-def _markup(svg: str) -> Any:
-    """Return our own figure as markup; everything else is escaped."""
-    from markupsafe import Markup
-
-    return Markup(svg)

@@ -2,25 +2,14 @@
 
 import math
 import sys
-from dataclasses import dataclass
 
 import pandas as pd
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column: its heading, and whether it holds words rather than numbers."""
-
-    name: str
-    is_text: bool
-
-
-def table_of(frame: pd.DataFrame) -> tuple[list[list[str]], list[Column]]:
-    """Return the cells of a table as texts, and its columns."""
-    columns = [
-        Column(str(name).replace("_", " "), frame[name].dtype.kind not in "fi") for name in frame
-    ]
-    return [[text_of(value) for value in row] for row in frame.itertuples(index=False)], columns
+def table_of(frame: pd.DataFrame) -> tuple[list[list[str]], list[tuple[str, bool]]]:
+    """Return the cells of a table as texts, and its headings, each with whether numbers follow."""
+    headings = [(str(name).replace("_", " "), frame[name].dtype.kind in "fi") for name in frame]
+    return [[text_of(value) for value in row] for row in frame.itertuples(index=False)], headings
 
 
 def text_of(value: object) -> str:
@@ -43,12 +32,11 @@ def print_frame(title: str, frame: pd.DataFrame, *, if_empty: str = "no rows") -
     if frame.empty:
         sys.stdout.write(f"{title}: {if_empty}\n")
         return
-    rows, columns = table_of(frame)
+    rows, headings = table_of(frame)
     table = Table(title=title, title_justify="left", title_style="bold")
-    for column in columns:
-        table.add_column(Text(column.name), justify="left" if column.is_text else "right")
+    for heading, is_number in headings:
+        table.add_column(Text(heading), justify="right" if is_number else "left")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     # Wide enough to keep numbers whole where the output is not a terminal.
-    console = Console() if sys.stdout.isatty() else Console(width=140)
-    console.print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint import is_sampled
+from personality_vector.checkpoint import Checkpoint, is_sampled
 from personality_vector.errors import (
     BaseMismatchError,
     DataError,

@@ -1,25 +1,37 @@
-"""The recipes of studies: an evaluation, a sweep, a comparison."""
+"""The recipes of studies (evaluation, sweep, comparison, choice), and how a study is opened."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from personality_vector.errors import TraitError
-from personality_vector.interventions.spec import AnyIntervention
-from personality_vector.measures.spec import ASKED, KINDS, AnyMeasure, AskingSpec
+from personality_vector.errors import DataError, TraitError
+from personality_vector.interventions.spec import AnyIntervention, InterventionSpec
+from personality_vector.manifest import MANIFEST
+from personality_vector.measures.likelihood import LikelihoodSpec
+from personality_vector.measures.spec import ASKED, KINDS, QUESTION, AnyMeasure, AskingSpec
 from personality_vector.recipes.fields import (
     Device,
     Dtype,
+    Layers,
     PoleField,
+    Real,
     Strengths,
     Whole,
+    Words,
     distinct,
 )
 from personality_vector.recipes.keyed import schema_of
-from personality_vector.recipes.paths import ModelRef
+from personality_vector.recipes.paths import LocalPath, ModelRef
 from personality_vector.recipes.reading import Recipe
+from personality_vector.study.design import Arm, Design, Grid, Matched
+from personality_vector.subject.spec import GenerationSpec
 from personality_vector.traits import BIG_FIVE_POLES, Pole
+
+if TYPE_CHECKING:
+    from personality_vector.checkpoint import Checkpoint
+    from personality_vector.study.study import Study
 
 TRAIT, LEVEL = "{trait}", "{level}"
 """In an intervention: one for each pole, or for each trait."""
@@ -157,11 +169,128 @@ class CompareRecipe(SweepRecipe):
 
     @model_validator(mode="after")
     def _measured(self) -> "CompareRecipe":
-        found = next((spec for spec in self.measures if spec.key == "likelihood"), None)
-        if found is None:
+        found = _likelihoods(self)
+        if not found:
             raise ValueError("a comparison needs a likelihood among its measures")
-        if self.pole.trait not in getattr(found, "traits", ()):
+        if self.pole.trait not in found[0].traits:
             raise ValueError(
                 f"the likelihood's traits do not list {self.pole.trait}, the trait of pole"
             )
         return self
+
+
+def _outwards(shares: tuple[float, ...]) -> tuple[float, ...]:
+    if any(later <= earlier for earlier, later in zip((0.0, *shares), shares, strict=False)):
+        raise ValueError("shares go outwards from 0, such as [0.05, 0.1, 0.2]")
+    return shares
+
+
+Shares = Annotated[tuple[Real, ...], Field(min_length=1), AfterValidator(_outwards)]
+
+
+class ChooseRecipe(Recipe):
+    """Choose the layer and the range of coefficients of a steering vector.
+
+    ``statements`` of ``part`` decide: half of them, by a hash of their text, rank the layers and
+    measure the trait; the judge learns from the other half. Report on the other part. ``shares``
+    are strengths in both directions, as shares of the median norm of the residual stream.
+    """
+
+    model: ModelRef
+    vector: LocalPath
+    pole: PoleField | None = None
+    statements: LocalPath
+    part: Literal["train", "held_out"] = "train"
+    held_out: Real = Field(default=0.2, gt=0.0, lt=1.0)
+    limit: Whole | None = Field(default=100, ge=2)
+    question: Words = QUESTION
+    instrument: LocalPath | None = None
+    generation: GenerationSpec = GenerationSpec()
+    layers: Layers | None = None
+    positions: Words = "all"
+    verify: Whole = Field(default=3, ge=1)
+    shares: Shares = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2)
+    floor: Real = Field(default=0.5, gt=0.0, lt=1.0)
+    batch_size: Whole = Field(default=16, ge=1)
+    seed: Whole = 0
+    dtype: Dtype = "float32"
+    device: Device = "auto"
+
+
+def _likelihoods(recipe: StudyRecipe) -> list[LikelihoodSpec]:
+    return [spec for spec in recipe.measures if isinstance(spec, LikelihoodSpec)]
+
+
+def open_study(recipe: EvalRecipe | SweepRecipe) -> "Study":
+    """Return the study that a recipe describes; no model is loaded.
+
+    Raises:
+        PersonalityVectorError: An input is missing, unreadable or of another base.
+    """
+    from personality_vector.checkpoint import Checkpoint
+    from personality_vector.study.study import Study
+
+    base = Checkpoint.open(recipe.base if isinstance(recipe, SweepRecipe) else recipe.model)
+    return Study(
+        base,
+        _arms(recipe, base) if isinstance(recipe, SweepRecipe) else (),
+        tuple(spec.open() for spec in recipe.measures),
+        recipe.seeds,
+        recipe.dtype,
+        recipe.device,
+        _design(recipe),
+        recipe.model_dump(mode="json"),
+    )
+
+
+def _design(recipe: StudyRecipe) -> Design:
+    if not isinstance(recipe, CompareRecipe):
+        return Grid()
+    spec = _likelihoods(recipe)[0]
+    return Matched(recipe.pole, recipe.points, spec.open(), spec.of_trait(recipe.pole.trait).open())
+
+
+def _arms(recipe: SweepRecipe, base: "Checkpoint") -> tuple[Arm, ...]:
+    """Open the interventions, none of which may have been trained on what measures it."""
+    for given in recipe.interventions:
+        for tuned in _tuned(given.model_dump(mode="json")):
+            for spec in _likelihoods(recipe):
+                _require_trained_on_the_rest(Path(tuned), spec)
+    return tuple(_arm(spec, recipe, base) for spec in recipe.interventions)
+
+
+def _arm(spec: InterventionSpec, recipe: SweepRecipe, base: "Checkpoint") -> Arm:
+    strengths = spec.strengths or recipe.strengths or ()
+    if spec.has_seed:
+        return Arm({seed: spec.at_seed(seed).open(base) for seed in recipe.seeds}, strengths)
+    return Arm(spec.open(base), strengths)
+
+
+def _tuned(data: Any) -> list[str]:
+    """Return every fine-tuned model that an intervention names, at any depth."""
+    if isinstance(data, dict):
+        own = [data["tuned"]] if isinstance(data.get("tuned"), str) else []
+        return own + _tuned(list(data.values()))
+    return [found for each in data for found in _tuned(each)] if isinstance(data, list) else []
+
+
+def _require_trained_on_the_rest(tuned: Path, measure: LikelihoodSpec) -> None:
+    """Check that a fine-tune of ours was not trained on the statements that measure it.
+
+    Raises:
+        DataError: Its recipe split the same statements elsewhere.
+    """
+    from personality_vector.checkpoint.reader import read_json
+
+    manifest = tuned / MANIFEST
+    data = read_json(manifest).get("recipe", {}).get("data") if manifest.is_file() else None
+    if not isinstance(data, dict) or data.get("format") != "statements":
+        return
+    ours, theirs = measure.statements.resolve(), Path(str(data.get("source"))).resolve()
+    is_same = ours == theirs or ours in theirs.parents or theirs in ours.parents
+    if is_same and (data.get("part"), data.get("held_out")) != ("train", measure.held_out):
+        raise DataError(
+            f"{tuned}: was trained on part {data.get('part')} with held_out "
+            f"{data.get('held_out')} of {theirs}; {measure.called}.held_out {measure.held_out} "
+            "would measure it on its own training text"
+        )

@@ -1,10 +1,10 @@
 """What the folder of a run holds: its readings, its answers, and what it was made from."""
 
-import sqlite3
+import os
 import statistics
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import pandas as pd
 
 from personality_vector.errors import CheckpointError
 from personality_vector.manifest import MANIFEST, write_manifest
-from personality_vector.study.store.export import export_frame
-from personality_vector.study.store.sqlite import explained
-from personality_vector.study.store.store import FILE, Store
+from personality_vector.measures.likelihood import Z95
+from personality_vector.study.database import explained
+from personality_vector.study.store import FILE, Store
 
-Z95 = 1.959963984540054
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet may execute (OWASP)
 
 READINGS = {
     "intervention": "str",
@@ -86,18 +86,29 @@ class Run:
         unscored``; the first six are unique together. ``measure`` names one number. ``low`` and
         ``high`` are a 95 % interval, where there is one. An unscored number is NaN.
         """
-        with Store.open(self.folder / FILE) as store, explained(store.path):
-            rows = _measured(store.connection) + _judged(store.connection)
-        ordered = [row[1:] for row in sorted(rows, key=lambda row: row[0])]
-        return pd.DataFrame(ordered, columns=list(READINGS)).astype(READINGS)
+        with Store.open(self.folder / FILE) as store:
+            measured = store.rows(
+                "SELECT p.position, 0, r.rowid, p.label, p.nominal, p.seed, r.measure, '', "
+                "r.trait, r.value, r.low, r.high, r.n, r.unscored "
+                f"FROM {_JOINED} JOIN readings r ON r.cell = c.id"
+            )
+            scores = store.rows(
+                "SELECT p.position, 1, j.rowid, p.label, p.nominal, p.seed, p.name, j.called, "
+                f"j.trait, s.value FROM {_SCORED} ORDER BY p.position, j.rowid, a.id"
+            )
+        judged = [
+            (*key, *_mean([row[-1] for row in rows]))
+            for key, rows in groupby(scores, key=lambda row: row[:-1])
+        ]
+        return _sorted(measured + judged, 3, READINGS)
 
     def units(self) -> dict[str, str]:
         """Return the units of those numbers that have another than their measure."""
-        with Store.open(self.folder / FILE) as store, explained(store.path):
-            rows = store.connection.execute(
+        with Store.open(self.folder / FILE) as store:
+            rows = store.rows(
                 f"SELECT DISTINCT r.measure, r.unit FROM {_JOINED} JOIN readings r "
                 "ON r.cell = c.id WHERE r.unit != ''"
-            ).fetchall()
+            )
         return dict(rows)
 
     def answers(self) -> pd.DataFrame:
@@ -106,32 +117,32 @@ class Run:
         An answer that nobody has rated has one row, with "" for judge and trait.
         """
         columns = "p.label, p.nominal, p.seed, p.name, a.item, a.sample, a.question, a.reply"
-        with Store.open(self.folder / FILE) as store, explained(store.path):
-            scored = store.connection.execute(
+        with Store.open(self.folder / FILE) as store:
+            scored = store.rows(
                 f"SELECT p.position, a.id, {columns}, j.called, j.trait, s.value, s.reason "
                 f"FROM {_SCORED} ORDER BY p.position, a.id, j.rowid"
-            ).fetchall()
-            rest = store.connection.execute(
+            )
+            rest = store.rows(
                 f"SELECT p.position, a.id, {columns}, '', '', NULL, '' FROM {_JOINED} "
                 "JOIN answers a ON a.cell = c.id WHERE NOT EXISTS (SELECT 1 FROM scores s "
                 "JOIN judged j ON j.judge = s.judge WHERE s.answer = a.id AND j.name = p.name)"
-            ).fetchall()
-        ordered = [row[2:] for row in sorted(scored + rest, key=lambda row: row[:2])]
-        return pd.DataFrame(ordered, columns=list(ANSWERS)).astype(ANSWERS)
+            )
+        return _sorted(scored + rest, 2, ANSWERS)
 
     def cells(self) -> pd.DataFrame:
         """Return how many cells of the latest recipe are planned and finished, and their seconds.
 
         Columns: ``intervention, strength, seed, measure, finished, seconds``.
         """
-        with Store.open(self.folder / FILE) as store, explained(store.path):
-            rows = store.connection.execute(
+        with Store.open(self.folder / FILE) as store:
+            rows = store.rows(
                 "SELECT p.label, p.nominal, p.seed, p.name, c.id IS NOT NULL, "
                 f"COALESCE(c.seconds, 0.0) FROM {_JOINED.replace('JOIN', 'LEFT JOIN')} "
                 "ORDER BY p.position"
-            ).fetchall()
-        names = ["intervention", "strength", "seed", "measure", "finished", "seconds"]
-        return pd.DataFrame(rows, columns=names).astype({"finished": bool})
+            )
+        return pd.DataFrame(
+            rows, columns=["intervention", "strength", "seed", "measure", "finished", "seconds"]
+        ).astype({"finished": bool})
 
     def export(self) -> list[Path]:
         """Write ``readings`` and ``answers`` as ``.csv`` and ``.parquet``; return the four paths.
@@ -142,12 +153,13 @@ class Run:
         Raises:
             StorageError: They cannot be written.
         """
-        tables = {"readings": self.readings(), "answers": self.answers()}
-        return [
-            path
-            for name, frame in tables.items()
-            for path in export_frame(frame, self.folder / name)
-        ]
+        written = []
+        for name, frame in (("readings", self.readings()), ("answers", self.answers())):
+            contents = {"csv": _csv(frame).encode(), "parquet": frame.to_parquet(index=False)}
+            for ending, content in contents.items():
+                written.append(self.folder / f"{name}.{ending}")
+                _replace(written[-1], content)
+        return written
 
     def write_manifest(self, kind: str) -> None:
         """Write the manifest of a finished run."""
@@ -156,54 +168,37 @@ class Run:
             content = {"recipe": store["recipe"], "base": store["base"], "seeds": store["seeds"]}
         write_manifest(self.folder, kind, content)
 
-    @staticmethod
-    def require_results(path: Path) -> None:
-        """Check that a file is a store of ours, of whatever format.
 
-        Raises:
-            CheckpointError: It is not.
-        """
-        try:
-            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-                found = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
-        except sqlite3.Error as error:
-            raise CheckpointError(f"{path}: not a results file, or a damaged one") from error
-        if not {"run", "cells", "answers"} <= found:
-            raise CheckpointError(f"{path}: an SQLite file, but not one of results")
-
-
-def _measured(database: sqlite3.Connection) -> list[tuple[Any, ...]]:
-    """Return the readings of measures: where they stand, and the columns of the table."""
-    rows: list[tuple[Any, ...]] = database.execute(
-        "SELECT p.position, r.rowid, p.label, p.nominal, p.seed, r.measure, '', r.trait, r.value, "
-        f"r.low, r.high, r.n, r.unscored FROM {_JOINED} JOIN readings r ON r.cell = c.id"
-    ).fetchall()
-    return [((position, 0, rowid), *row) for position, rowid, *row in rows]
-
-
-def _judged(database: sqlite3.Connection) -> list[tuple[Any, ...]]:
-    """Return the mean scores of judges, likewise."""
-    rows = database.execute(
-        "SELECT p.position, j.rowid, p.label, p.nominal, p.seed, p.name, j.called, j.trait, "
-        f"s.value FROM {_SCORED} ORDER BY p.position, j.rowid, a.id"
-    ).fetchall()
-    groups: dict[tuple[Any, ...], list[float | None]] = {}
-    for *key, value in rows:
-        groups.setdefault(tuple(key), []).append(value)
-    return [
-        ((position, 1, rowid), *key, *_mean(values))
-        for (position, rowid, *key), values in groups.items()
-    ]
+def _sorted(rows: list[tuple[Any, ...]], keys: int, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Return a table of rows in the order of their first ``keys`` values, which are left out."""
+    ordered = [row[keys:] for row in sorted(rows, key=lambda row: row[:keys])]
+    return pd.DataFrame(ordered, columns=list(columns)).astype(columns)
 
 
 def _mean(scores: Sequence[float | None]) -> tuple[Any, ...]:
     """Return mean, 95 % interval, number of scored and number of unscored answers."""
     values = [score for score in scores if score is not None]
     missing = len(scores) - len(values)
-    if not values:
-        return None, None, None, 0, missing
+    if len(values) < 2:
+        return values[0] if values else None, None, None, len(values), missing
     mean = statistics.fmean(values)
-    if len(values) == 1:
-        return mean, None, None, 1, missing
     half = Z95 * statistics.stdev(values) / len(values) ** 0.5
     return mean, mean - half, mean + half, len(values), missing
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    texts = frame.select_dtypes("str").columns
+    safe = frame.assign(**{name: frame[name].map(_disarmed) for name in texts})
+    return str(safe.to_csv(index=False, lineterminator="\n"))
+
+
+def _disarmed(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write under a temporary name and rename, so that no reader sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with explained(path):
+        temporary.write_bytes(content)
+        temporary.replace(path)

@@ -1,8 +1,8 @@
 """A study: interventions x strengths x measures x seeds on one base, in one resumable folder."""
 
-import multiprocessing
-import pickle
+import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,20 +11,23 @@ from typing import Any
 import pandas as pd
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.errors import OutputExistsError, RecipeError, some
+from personality_vector.errors import CheckpointError, OutputExistsError, RecipeError, some
+from personality_vector.study.database import Judged, explained
 from personality_vector.study.design import BASE, Arm, Design, Grid, Point, require_distinct
-from personality_vector.study.judging import (
+from personality_vector.study.run import Run
+from personality_vector.study.store import FILE, Store
+from personality_vector.study.worker import (
+    Helpers,
+    Worker,
     described,
     judge_key,
     judges_of,
+    packed,
     quality_of,
     rubrics_of,
 )
-from personality_vector.study.run import Run
-from personality_vector.study.store.store import FILE, Judged, Planned, Store
-from personality_vector.study.worker import Worker
 from personality_vector.subject.identity import digest_of
-from personality_vector.subject.protocols import Cell, Intervention, Judge, Measure
+from personality_vector.subject.protocols import Cell, Intervention, Measure
 from personality_vector.subject.subject import base_identity
 
 
@@ -89,42 +92,19 @@ class Study:
     def _measured(self) -> dict[str, str]:
         return {measure.name: measure.identity() for measure in self.measures}
 
-    def _identity_of(self, measure: Measure) -> str:
-        for one in self.measures:
-            if one is measure:
-                return self._measured[one.name]
-        return measure.identity()
-
     def arm(self, label: str) -> Arm:
         """Return the arm of a label."""
         return next(arm for arm in self.arms if arm.label == label)
 
     def cell(self, point: Point, measure: Measure) -> Cell:
         """Return the key of one measure at one point; strength 0 of anything is the base."""
-        known = self._identity_of(measure)
+        is_ours = any(one is measure for one in self.measures)
+        known = self._measured[measure.name] if is_ours else measure.identity()
         if point.label == BASE or point.strength == 0.0:
             return Cell(self.base_identity, self.base_identity, 0.0, known, point.seed)
         found = self.identities
         own = found.get(_key(point.label, point.seed)) or found[point.label]
         return Cell(self.base_identity, own, point.strength, known, point.seed)
-
-    def planned(self, points: Iterable[Point]) -> list[Planned]:
-        """Return the cells of some points, under their names."""
-        return [
-            Planned(point.label, point.strength, measure.name, self.cell(point, measure))
-            for point in points
-            for measure in self.measures
-        ]
-
-    @property
-    def judged(self) -> list[Judged]:
-        """Who rates the answers of which measure, and for what."""
-        return [
-            Judged(measure.name, judge.name, rubric.trait, judge_key(judge, rubric))
-            for measure in self.measures
-            for judge in judges_of(measure)
-            for rubric in rubrics_of(measure)
-        ]
 
     def run(self, folder: str | Path, *, workers: int = 1, force: bool = False) -> Run:
         """Measure what ``folder`` does not hold yet, and return what it holds.
@@ -144,7 +124,7 @@ class Study:
             CheckpointError: Its results are damaged, or of another format.
         """
         out = Path(folder)
-        packed = _packed(self) if workers > 1 else b""
+        helpers = Helpers(packed(self) if workers > 1 else b"", out, workers - 1)
         is_new = not out.exists()
         if not is_new and not (out / FILE).exists() and any(out.iterdir()):
             raise OutputExistsError(
@@ -155,7 +135,7 @@ class Study:
         with Store.open(out / FILE, create=True) as store:
             try:
                 self._begin(store)
-                with _helped(packed, out, workers - 1):
+                with helpers:
                     Worker(self, store).work()
             except BaseException:
                 _leave_nothing(store, out, is_new=is_new)
@@ -176,10 +156,15 @@ class Study:
 
     def _begin(self, store: Store) -> None:
         recipe = dict(self.recipe) or self._described()
-        content = (recipe, self.base_identity, self.identities, self._measured, self.judged)
+        judged = [
+            Judged(measure.name, judge.name, rubric.trait, judge_key(judge, rubric))
+            for measure in self.measures
+            for judge in judges_of(measure)
+            for rubric in rubrics_of(measure)
+        ]
         store.begin(
-            digest_of(*content),
-            self.judged,
+            digest_of(recipe, self.base_identity, self.identities, self._measured, judged),
+            judged,
             recipe=recipe,
             base={
                 "path": str(self.base.path),
@@ -190,13 +175,13 @@ class Study:
             },
             arms={arm.label: list(arm.strengths) for arm in self.arms},
             seeds=list(self.seeds),
-            measures={measure.name: _drawn(measure) for measure in self.measures},
+            measures={
+                m.name: {"unit": m.unit, "scale": m.scale, "better": m.better}
+                for m in self.measures
+            },
             rubrics={m.name: [described(one) for one in rubrics_of(m)] for m in self.measures},
-            judges={judge.name: quality_of(judge) for judge in self._judges()},
+            judges={one.name: quality_of(one) for m in self.measures for one in judges_of(m)},
         )
-
-    def _judges(self) -> list[Judge]:
-        return [judge for measure in self.measures for judge in judges_of(measure)]
 
     def _described(self) -> dict[str, Any]:
         """Return what stands for the recipe of a study that was made in Python."""
@@ -236,11 +221,11 @@ def study(
         CheckpointError: There is no such base.
         RecipeError: A label has no strengths, or one that is not a step of it.
     """
-    arms = [
+    arms = tuple(
         one if isinstance(one, Arm) else Arm(one, _strengths_of(one.label, strengths))
         for one in interventions
-    ]
-    return Study(Checkpoint.open(base), tuple(arms), tuple(measures), tuple(seeds), **how)
+    )
+    return Study(Checkpoint.open(base), arms, tuple(measures), tuple(seeds), **how)
 
 
 def _strengths_of(
@@ -257,73 +242,6 @@ def _key(label: str, seed: int | None) -> str:
     return label if seed is None else f"{label}, seed {seed}"
 
 
-def _drawn(measure: Measure) -> dict[str, Any]:
-    """Return what a report needs to draw a measure."""
-    return {"unit": measure.unit, "scale": measure.scale, "better": measure.better}
-
-
-def _packed(study: Study) -> bytes:
-    """Return a study as bytes for another process.
-
-    Raises:
-        RecipeError: Something in it cannot be pickled; it is named.
-    """
-    for name, part in _parts(study):
-        try:
-            pickle.dumps(part)
-        except Exception as error:
-            raise RecipeError(
-                f"{name} cannot be pickled, which workers above 1 need ({error}); define its class "
-                "at the top level of a module, or use workers=1"
-            ) from error
-    return pickle.dumps(study)
-
-
-def _parts(study: Study) -> list[tuple[str, Any]]:
-    arms = [(arm.label, arm) for arm in study.arms]
-    measures = [(measure.name, measure) for measure in study.measures]
-    return [*arms, *measures, ("the design", study.design), ("the study", study)]
-
-
-class _helped:  # noqa: N801  (a context manager that reads as a word)
-    """Other processes that work on the same folder for the length of a ``with`` block."""
-
-    def __init__(self, packed: bytes, folder: Path, helpers: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        threads = max(1, _threads() // (helpers + 1))
-        self._helpers = [
-            context.Process(target=_help, args=(packed, folder, threads)) for _ in range(helpers)
-        ]
-
-    def __enter__(self) -> None:
-        for helper in self._helpers:
-            helper.start()
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        for helper in self._helpers:
-            if kind is not None:
-                helper.terminate()
-            helper.join()
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
-def _help(packed: bytes, folder: Path, threads: int) -> None:
-    import torch
-
-    from personality_vector.progress import silence
-
-    silence()
-    torch.set_num_threads(threads)
-    study: Study = pickle.loads(packed)  # noqa: S301  (made by this very program)
-    with Store.open(folder / FILE) as store:
-        Worker(study, store).work()
-
-
 def _forget(out: Path) -> None:
     """Remove the results of an earlier run, of whatever format.
 
@@ -332,15 +250,18 @@ def _forget(out: Path) -> None:
     """
     path = out / FILE
     if path.exists():
-        Run.require_results(path)
-        for old in out.glob(f"{FILE}*"):
-            old.unlink()
+        with explained(path), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as old:
+            found = {name for (name,) in old.execute("SELECT name FROM sqlite_master")}
+        if not {"run", "cells", "answers"} <= found:
+            raise CheckpointError(f"{path}: an SQLite file, but not one of results")
+        for file in out.glob(f"{FILE}*"):
+            file.unlink()
 
 
 def _leave_nothing(store: Store, out: Path, *, is_new: bool) -> None:
     """Remove a store in which nothing was measured, and the folder that was made for it."""
     if store.is_empty():
-        store.close()
+        store.connection.close()
         for file in out.glob(f"{FILE}*"):
             file.unlink()
         if is_new and not any(out.iterdir()):

@@ -1,16 +1,18 @@
-"""Tables of a run: how numbers follow the strength, and what an equal effect costs."""
+"""Tables of a run: which numbers it has, how they follow the strength, what equal effect costs."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from personality_vector.study.design import BASE
-from personality_vector.study.matched import DosePoint, reach, targets_of
+from personality_vector.study.design import BASE, DosePoint, reach
 from personality_vector.study.run import Run
 from personality_vector.traits import Pole
 
+_UNKNOWN: dict[str, Any] = {"unit": "", "scale": None, "better": "none"}
 _KEYS = ["intervention", "trait", "measure", "judge"]
 
 
@@ -22,6 +24,55 @@ def labels_of(run: Run) -> list[str]:
 def number_name(measure: str, judge: str) -> str:
     """Return the name of a number in a heading: ``likelihood``, or ``interview by classifier``."""
     return f"{measure} by {judge}" if judge else measure
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """One number of a run, and how it is drawn.
+
+    Attributes:
+        measure: Its name in the readings.
+        judge: Who gave it, or "".
+        unit: Such as ``nats per token``.
+        scale: The ends of its scale, where there is one.
+        better: Which direction is wanted.
+    """
+
+    measure: str
+    judge: str
+    unit: str
+    scale: tuple[float, float] | None
+    better: str
+
+    @property
+    def label(self) -> str:
+        """Its name and unit, for an axis."""
+        scale = f"{self.scale[0]:g} to {self.scale[1]:g}" if self.scale else self.unit
+        return f"{number_name(self.measure, self.judge)}\n({scale})"
+
+
+def numbers_of(run: Run, *, of_traits: bool) -> list[Number]:
+    """Return the numbers that a run has of traits, or of none, in the order of its measures.
+
+    Each is drawn as its measure or judge is, but for a unit of its own.
+    """
+    frame, measures, judges, units = run.readings(), run["measures"], run["judges"], run.units()
+    frame = frame[(frame["trait"] != "") == of_traits]
+    numbers = []
+    for measure, judge in _distinct(frame):
+        owners = [name for name in measures if f"{measure}.".startswith(f"{name}.")]
+        drawn = measures[max(owners, key=len)] if owners else _UNKNOWN
+        scale = None if measure in units else drawn["scale"]
+        scale = judges[judge]["scale"] if judge in judges else scale
+        unit, better = units.get(measure, drawn["unit"]), drawn["better"]
+        numbers.append(Number(measure, judge, unit, tuple(scale) if scale else None, better))
+    return numbers
+
+
+def _distinct(readings: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the measures and judges of readings, each pair once."""
+    pairs = readings[["measure", "judge"]].drop_duplicates()
+    return list(pairs.itertuples(index=False, name=None))
 
 
 def short_names(numbers: Sequence[str]) -> dict[str, str]:
@@ -63,7 +114,7 @@ def dose_response(run: Run) -> pd.DataFrame:
     frame = on_grid(run, run.readings()).query("trait != ''")
     base = frame[frame["intervention"] == BASE].groupby(_KEYS[1:])["value"].mean()
     rows = []
-    swept = frame[frame["intervention"].isin(labels_of(run))]
+    swept = frame[frame["intervention"] != BASE]
     for key, group in swept.groupby(_KEYS, sort=False):
         scored = group.dropna(subset=["value"])
         rows.append(
@@ -87,8 +138,8 @@ def by_strength(run: Run) -> pd.DataFrame:
             shown["trait"], shown["measure"], shown["judge"], strict=True
         )
     ]
-    keys = ["intervention", "strength", "name"]
-    values = shown.assign(name=named).groupby(keys, sort=False)["value"].mean()
+    shown = shown.assign(name=named)
+    values = shown.groupby(["intervention", "strength", "name"], sort=False)["value"].mean()
     return values.unstack("name", sort=False).reset_index().rename_axis(columns=None)
 
 
@@ -109,8 +160,8 @@ def unscored(run: Run) -> pd.DataFrame:
     Columns: ``measure, judge, trait, scored, unscored``, over all cells.
     """
     frame = run.readings().groupby(["measure", "judge", "trait"], sort=False)
-    found = frame[["n", "unscored"]].sum().query("unscored > 0").reset_index()
-    return found.rename(columns={"n": "scored"})
+    found = frame[["n", "unscored"]].sum().query("unscored > 0")
+    return found.reset_index().rename(columns={"n": "scored"})
 
 
 def shifts(run: Run, pole: Pole) -> dict[str, list[DosePoint]]:
@@ -118,12 +169,11 @@ def shifts(run: Run, pole: Pole) -> dict[str, list[DosePoint]]:
 
     Means over seeds, each against the base with the same seed.
     """
-    frame = _shifted(run, run["effect"], "", pole)
-    curves = {}
-    for label, strengths in run["arms"].items():
-        own = frame[label] if label in frame.index.get_level_values(0) else pd.Series(dtype=float)
-        curves[label] = [DosePoint(s, float(own[s])) for s in strengths if s in own.index]
-    return curves
+    moved = _shifted(run, run["effect"], "", pole)
+    return {
+        label: [DosePoint(s, float(moved[label, s])) for s in strengths if (label, s) in moved]
+        for label, strengths in run["arms"].items()
+    }
 
 
 def _shifted(run: Run, measure: str, judge: str, pole: Pole) -> "pd.Series[float]":
@@ -159,13 +209,14 @@ def matched_effect(run: Run) -> pd.DataFrame:
     for each judge (shift of its mean towards the pole, on its scale), ``off_target`` (mean absolute
     shift of the other traits), and every number of no trait.
     """
-    pole = Pole.parse(run["pole"])
+    pole, readings = Pole.parse(run["pole"]), run.readings()
+    is_judged = readings["judge"] != ""
     shift, off_target = _shifted(run, run["effect"], "", pole), off_targets(run, pole)
     cost = costs(run)
     cost = cost.rename(columns=short_names(list(cost.columns)))
     judged = {
         f"{judge} shift": _shifted(run, measure, judge, pole)
-        for measure, judge in _judged_numbers(run, pole)
+        for measure, judge in _distinct(readings[is_judged & (readings["trait"] == pole.trait)])
     }
     rows = [
         {"target": target, "intervention": label, "strength": strength}
@@ -180,12 +231,6 @@ def matched_effect(run: Run) -> pd.DataFrame:
     return table.sort_values(["target", "intervention"], ignore_index=True) if rows else table
 
 
-def _judged_numbers(run: Run, pole: Pole) -> list[tuple[str, str]]:
-    frame = run.readings()
-    frame = frame[(frame["judge"] != "") & (frame["trait"] == pole.trait)]
-    return list(frame[["measure", "judge"]].drop_duplicates().itertuples(index=False, name=None))
-
-
 def _at(column: "pd.Series[float]", label: str, strength: float) -> float:
     return float(column.get((label, strength), math.nan))
 
@@ -195,10 +240,8 @@ def remarks(run: Run) -> list[str]:
 
     Who set the targets, and which interventions are near none of them.
     """
-    pole = Pole.parse(run["pole"])
-    curves = shifts(run, pole)
-    reaches = {label: reach(curve) for label, curve in curves.items()}
-    moving = {label: found for label, found in reaches.items() if found > 0}
+    curves = shifts(run, Pole.parse(run["pole"]))
+    moving = {label: reach(curve) for label, curve in curves.items() if reach(curve) > 0}
     if not moving:
         return []
     weakest = min(moving, key=moving.__getitem__)
@@ -206,23 +249,22 @@ def remarks(run: Run) -> list[str]:
         f"targets are equal steps up to {moving[weakest]:.3g} nats per token, "
         f"the furthest that {weakest} reaches"
     ]
-    table = matched_effect(run)
-    found = {} if table.empty else dict(table.groupby("target")["intervention"].agg(set))
-    for target in targets_of(list(curves.values()), int(run["recipe"].get("points", 4))):
-        met = [labels for known, labels in found.items() if math.isclose(known, target)]
-        absent = [label for label in reaches if not any(label in labels for labels in met)]
-        if absent:
-            said.append(f"at {target:.3g} no strength of {', '.join(absent)} is near")
-    return said
+    absent: dict[float, list[str]] = {}
+    for label, target, strength in run["matches"]:
+        if strength is None:
+            absent.setdefault(target, []).append(label)
+    return said + [
+        f"at {target:.3g} no strength of {', '.join(labels)} is near"
+        for target, labels in absent.items()
+    ]
 
 
 def correlation(strengths: Sequence[float], values: Sequence[float]) -> dict[str, float]:
     """Return Spearman, Pearson with its 95 % interval, and the slope; NaN where undefined."""
     from scipy import stats
 
-    undefined = dict.fromkeys(["spearman", "pearson", "ci_low", "ci_high", "slope"], math.nan)
     if len(set(strengths)) < 3 or len(set(values)) < 2:
-        return undefined
+        return dict.fromkeys(["spearman", "pearson", "ci_low", "ci_high", "slope"], math.nan)
     pearson = stats.pearsonr(strengths, values)
     interval = pearson.confidence_interval(0.95) if len(values) > 3 else (math.nan,) * 2
     return {

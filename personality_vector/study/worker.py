@@ -1,19 +1,26 @@
-"""The worker: takes points that nobody has, edits the base, measures, and writes cell by cell."""
+"""Work on a study: points that nobody has are measured cell by cell, and their answers rated."""
 
+import multiprocessing
+import pickle
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personality_vector.errors import blame
-from personality_vector.progress import progress
+import torch
+
+from personality_vector.errors import RecipeError, blame
+from personality_vector.progress import progress, silence
+from personality_vector.study.database import Judged, Planned
 from personality_vector.study.design import BASE, Point
-from personality_vector.study.judging import judge_cell, judge_key, judges_of, rubrics_of
-from personality_vector.study.store.store import Store
-from personality_vector.subject.protocols import Cell, Judge, Measure, Rubric
+from personality_vector.study.store import FILE, Store, key_of
+from personality_vector.subject.identity import digest_of
+from personality_vector.subject.protocols import Cell, Judge, Measure, Rubric, rated
 from personality_vector.subject.subject import Subject
+from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
     from personality_vector.study.study import Study
@@ -39,7 +46,11 @@ class Worker:
     def work(self) -> None:
         """Measure everything that the design asks for and the store does not hold."""
         for points in self.study.design.batches(self):
-            self.store.plan(self.study.planned(points))
+            self.store.plan(
+                Planned(point.label, point.strength, measure.name, self.study.cell(point, measure))
+                for point in points
+                for measure in self.study.measures
+            )
             self.measure(points)
 
     def measure(self, points: Sequence[Point], extra: Sequence[Measure] = ()) -> None:
@@ -57,10 +68,9 @@ class Worker:
             todo = self._missing(todo, measures)
             if todo:
                 time.sleep(_PATIENCE)
-        unrated = self._judge(points, measures)
-        while unrated:
+        unrated = points
+        while unrated := [point for point in unrated if not self._is_judged(point, measures)]:
             time.sleep(_PATIENCE)
-            unrated = self._judge(unrated, measures)
 
     def value(self, point: Point, measure: Measure, trait: str) -> float:
         """Return a number that has been measured at a point."""
@@ -78,9 +88,8 @@ class Worker:
         cells = {self.study.cell(point, measure): measure for measure in measures}
         with self.store.claimed(cells) as mine, blame(intervention=point.label):
             if mine:
-                for cell, found, seconds in self._found(
-                    {cell: cells[cell] for cell in mine}, point
-                ):
+                todo = {cell: cells[cell] for cell in mine}
+                for cell, found, seconds in self._found(todo, point):
                     self.store.write(cell, found, seconds)
 
     def _found(self, cells: dict[Cell, Measure], point: Point) -> Iterator[tuple[Cell, Any, float]]:
@@ -89,12 +98,10 @@ class Worker:
         with self._applied(point) as subject:
             for cell, measure in ready.items():
                 started = time.monotonic()
-                found = measure.collect(subject, point.seed)
-                collected[cell] = found, time.monotonic() - started
+                collected[cell] = measure.collect(subject, point.seed), time.monotonic() - started
         for cell, (found, seconds) in collected.items():
             started = time.monotonic()
-            findings = ready[cell].finish(self.base, found)
-            yield cell, findings, seconds + time.monotonic() - started
+            yield cell, ready[cell].finish(self.base, found), seconds + time.monotonic() - started
 
     def _applied(self, point: Point) -> AbstractContextManager[Subject]:
         """Return the subject at a point; strength 0 of anything is the base."""
@@ -110,23 +117,149 @@ class Worker:
             self._prepared[key] = measure.prepare(self.base)
         return self._prepared[key]
 
-    def _judge(self, points: Sequence[Point], measures: Sequence[Measure]) -> list[Point]:
-        """Let the judges rate what they have not rated yet; return where others are at it."""
-        busy = []
-        for point in points:
-            done = [
-                self._judge_cell(point, measure, judge, rubric)
-                for measure in measures
-                for judge in judges_of(measure)
-                for rubric in rubrics_of(measure)
-            ]
-            if not all(done):
-                busy.append(point)
-        return busy
+    def _is_judged(self, point: Point, measures: Sequence[Measure]) -> bool:
+        """Let the judges rate what they have not rated yet; return whether nothing is left."""
+        done = [
+            _judge_cell(self.store, self.study.cell(point, measure), judge, rubric, self._ready)
+            for measure in measures
+            for judge in judges_of(measure)
+            for rubric in rubrics_of(measure)
+        ]
+        return all(done)
 
-    def _judge_cell(self, point: Point, measure: Measure, judge: Judge, rubric: Rubric) -> bool:
-        cell = self.study.cell(point, measure)
-        if not self.store.unscored(cell, rubric, judge_key(judge, rubric)):
-            return True
-        base = self.study.cell(Point(BASE, 0.0, point.seed), measure)
-        return judge_cell(self.store, cell, base, self._ready(judge), rubric)
+
+def packed(study: "Study") -> bytes:
+    """Return a study as bytes for another process.
+
+    Raises:
+        RecipeError: Something in it cannot be pickled; it is named.
+    """
+    arms = [(arm.label, arm) for arm in study.arms]
+    measures = [(measure.name, measure) for measure in study.measures]
+    for name, part in [*arms, *measures, ("the design", study.design), ("the study", study)]:
+        try:
+            pickle.dumps(part)
+        except Exception as error:
+            raise RecipeError(
+                f"{name} cannot be pickled, which workers above 1 need ({error}); define its class "
+                "at the top level of a module, or use workers=1"
+            ) from error
+    return pickle.dumps(study)
+
+
+class Helpers:
+    """Other processes that work on the same folder for the length of a ``with`` block."""
+
+    def __init__(self, packed: bytes, folder: Path, helpers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        threads = max(1, torch.get_num_threads() // (helpers + 1))
+        self._helpers = [
+            context.Process(target=_help, args=(packed, folder, threads)) for _ in range(helpers)
+        ]
+
+    def __enter__(self) -> None:
+        for helper in self._helpers:
+            helper.start()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        for helper in self._helpers:
+            if kind is not None:
+                helper.terminate()
+            helper.join()
+
+
+def _help(packed: bytes, folder: Path, threads: int) -> None:
+    silence()
+    torch.set_num_threads(threads)
+    study = pickle.loads(packed)  # noqa: S301  (made by this very program)
+    with Store.open(folder / FILE) as store:
+        Worker(study, store).work()
+
+
+def judge_run(folder: Path, judge: Judge) -> int:
+    """Let one more judge rate every stored answer of the latest recipe of a run.
+
+    Returns:
+        The number of cells with answers.
+
+    Raises:
+        CheckpointError: There is no run.
+        RecipeError: The run has no answers, or a judge of this name with other scores.
+    """
+    with Store.open(folder / FILE) as store:
+        rubrics = {name: [_rubric(row) for row in rows] for name, rows in store["rubrics"].items()}
+        cells = [row for row in store.planned() if rubrics.get(row.name)]
+        if not cells:
+            raise RecipeError(f"{folder}: holds no answers to judge; no measure of it asks for any")
+        judged = [
+            Judged(name, judge.name, rubric.trait, judge_key(judge, rubric))
+            for name, found in rubrics.items()
+            for rubric in found
+        ]
+        store.require_same_judge(judged)
+        base = store["base"]
+        ready = judge.prepare(
+            Subject.load(base["path"], dtype=base["dtype"], device=base["device"])
+        )
+        for row in progress(cells, "judge"):
+            for rubric in rubrics[row.name]:
+                _judge_cell(store, row.cell, judge, rubric, lambda _: ready)
+        store.judge_too(judged, {judge.name: quality_of(judge)})
+    return len(cells)
+
+
+def _judge_cell(
+    store: Store, cell: Cell, judge: Judge, rubric: Rubric, ready: Callable[[Judge], Judge]
+) -> bool:
+    """Let a judge rate those answers of a cell that it has not rated yet.
+
+    Args:
+        store: Where the answers are.
+        cell: Whose answers.
+        judge: Who rates them.
+        rubric: What for.
+        ready: Prepares the judge, where there is something to rate.
+
+    Returns:
+        Whether all answers are rated; ``False`` if another process is at it.
+    """
+    key = judge_key(judge, rubric)
+    if not store.unscored(cell, rubric, key):
+        return True
+    prepared = ready(judge)
+    with store.claims.held(lambda: [f"{key_of(cell)}|{key}"]) as mine:
+        if mine:
+            answers = store.unscored(cell, rubric, key)
+            scores = rated(prepared, rubric, list(answers.values()))
+            store.write_scores(key, rubric.trait, dict(zip(answers, scores, strict=True)))
+        return bool(mine)
+
+
+def judges_of(measure: Measure) -> Sequence[Judge]:
+    """Return who rates the answers of a measure, if anybody does."""
+    return tuple(getattr(measure, "judges", ()))
+
+
+def rubrics_of(measure: Measure) -> Sequence[Rubric]:
+    """Return what the answers of a measure are rated for."""
+    return tuple(getattr(measure, "rubrics", ()))
+
+
+def judge_key(judge: Judge, rubric: Rubric) -> str:
+    """Return the digest that scores are kept under."""
+    return digest_of(judge.identity(), rubric)
+
+
+def described(rubric: Rubric) -> dict[str, Any]:
+    """Return a rubric as JSON-like data."""
+    return asdict(rubric) | {"pole": str(rubric.pole) if rubric.pole else None}
+
+
+def _rubric(row: dict[str, Any]) -> Rubric:
+    return Rubric(**{**row, "pole": Pole.parse(row["pole"]) if row["pole"] else None})
+
+
+def quality_of(judge: Judge) -> dict[str, Any]:
+    """Return the scale of a judge, and how good it is, where it says so."""
+    quality = [asdict(number) for number in getattr(judge, "quality", tuple)()]
+    return {"scale": list(judge.scale), "quality": quality}

@@ -17,8 +17,7 @@ from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.finetuning.sft import train
 from personality_vector.report.figures import dose_response_figure, save_figure
 from personality_vector.study.design import BASE
-from personality_vector.study.opening import open_study
-from personality_vector.study.recipe import SweepRecipe
+from personality_vector.study.recipe import SweepRecipe, open_study
 from personality_vector.study.run import Run
 from personality_vector.study.tables import correlation
 from personality_vector.traits import BIG_FIVE, Pole

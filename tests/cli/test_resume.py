@@ -8,7 +8,7 @@ import torch
 
 from personality_vector.steering import SteeringVector
 from personality_vector.study.run import Run
-from personality_vector.study.store.store import FILE
+from personality_vector.study.store import FILE
 from personality_vector.study.worker import Worker
 from personality_vector.traits import Pole
 

@@ -6,8 +6,7 @@ import torch
 import personality_vector as pv
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.merging.methods import METHODS
-from personality_vector.study.opening import open_study
-from personality_vector.study.recipe import SweepRecipe
+from personality_vector.study.recipe import SweepRecipe, open_study
 from personality_vector.subject.subject import Subject
 
 SEED = 3

@@ -6,9 +6,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from personality_vector.study.database import Judged, Planned
 from personality_vector.study.design import BASE
 from personality_vector.study.run import Run
-from personality_vector.study.store.store import FILE, Judged, Planned, Store
+from personality_vector.study.store import FILE, Store
 from personality_vector.subject.protocols import Answer, Cell, Findings, Reading, Rubric, Score
 
 STRENGTHS = (0.5, 1.0, 2.0, 3.0)

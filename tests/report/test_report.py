@@ -8,11 +8,11 @@ import pytest
 
 import personality_vector as pv
 from personality_vector.errors import CheckpointError
-from personality_vector.report.numbers import numbers_of
 from personality_vector.report.page import sample_answers, write_report
 from personality_vector.report.tables import print_frame, text_of
 from personality_vector.study.run import Run
-from personality_vector.study.store.store import FILE, Store
+from personality_vector.study.store import FILE, Store
+from personality_vector.study.tables import numbers_of
 from tests.report.stores import STRENGTHS, Made
 
 EVIL = "<script>alert(1)</script>"

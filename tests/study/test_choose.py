@@ -27,11 +27,17 @@ from personality_vector.numeric.random import generator_for
 from personality_vector.steering import ALL, Positions, SteeringVector, steered
 from personality_vector.steering.activations import Reader
 from personality_vector.study.choose.choice import Choice
-from personality_vector.study.choose.curve import CurvePoint, following, swing, usable
-from personality_vector.study.choose.layers import Contrast, Evidence, examine, ranked
-from personality_vector.study.choose.recipe import ChooseRecipe
+from personality_vector.study.choose.layers import (
+    Contrast,
+    Evidence,
+    Separation,
+    examine,
+    ranked,
+    separation,
+)
 from personality_vector.study.choose.run import Inputs, choose
-from personality_vector.study.choose.separation import Separation, separation
+from personality_vector.study.choose.scan import CurvePoint, following, swing, usable
+from personality_vector.study.recipe import ChooseRecipe
 from personality_vector.study.run import Run
 from personality_vector.study.worker import Worker
 from personality_vector.subject.chat import answered, encode_chats, question

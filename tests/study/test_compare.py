@@ -3,10 +3,9 @@
 import pytest
 
 from personality_vector.errors import RecipeError
-from personality_vector.study import tables
-from personality_vector.study.matched import DosePoint, reach, targets_of
-from personality_vector.study.opening import open_study
-from personality_vector.study.recipe import CompareRecipe
+from personality_vector.study.design import DosePoint, reach, targets_of
+from personality_vector.study.recipe import CompareRecipe, open_study
+from personality_vector.study.run import Run
 from personality_vector.study.tables import matched_effect, remarks, shifts
 from personality_vector.study.worker import Worker
 from personality_vector.traits import Pole
@@ -103,7 +102,13 @@ def test_remarks_say_who_set_the_targets_and_who_has_no_row(run):
 
 
 def test_remarks_name_targets_that_nobody_meets(run, monkeypatch):
-    monkeypatch.setattr(tables, "matched_effect", lambda _: matched_effect(run).iloc[:0])
+    real = Run.__getitem__
+
+    def unmet(self, key):
+        found = real(self, key)
+        return [(label, target, None) for label, target, _ in found] if key == "matches" else found
+
+    monkeypatch.setattr(Run, "__getitem__", unmet)
     _, *absences = remarks(run)
     labels = ", ".join(shifts(run, POLE))
     assert len(absences) == run["recipe"]["points"]

@@ -10,10 +10,9 @@ import torch
 from personality_vector.errors import DataError, PersonalityVectorError, RecipeError
 from personality_vector.manifest import MANIFEST
 from personality_vector.study.design import BASE, Point
-from personality_vector.study.opening import open_study
-from personality_vector.study.recipe import EvalRecipe
+from personality_vector.study.recipe import EvalRecipe, open_study
 from personality_vector.study.run import Run
-from personality_vector.study.store.store import FILE, Store
+from personality_vector.study.store import FILE, Store
 from personality_vector.study.tables import (
     by_strength,
     correlation,

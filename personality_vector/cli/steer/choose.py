@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personality_vector.cli import options
-from personality_vector.study.choose.recipe import ChooseRecipe
+from personality_vector.study.recipe import ChooseRecipe
 
 if TYPE_CHECKING:
     from personality_vector.study.choose.choice import Choice
@@ -28,10 +28,10 @@ def choose(recipe: ChooseRecipe, out: Path, *, force: bool, as_json: bool) -> No
     """
     from personality_vector.checkpoint import AtomicDirectory
     from personality_vector.report.choice import draw_choice
-    from personality_vector.study.choose.run import choose, run_folder
+    from personality_vector.study.choose.run import choose
 
     AtomicDirectory(out, force=force)  # refuses an output that exists before the work, not after
-    choice = choose(recipe, run_folder(out))
+    choice = choose(recipe, out.with_name(f"{out.name}.run"))
     choice.save(out, force=force, draw=draw_choice)
     if as_json:
         options.show({"out": str(out), **choice.record()}, as_json=True, text=str)

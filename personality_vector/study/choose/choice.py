@@ -11,8 +11,8 @@ import pandas as pd
 from personality_vector.checkpoint import AtomicDirectory
 from personality_vector.errors import DataError
 from personality_vector.manifest import rounded, write_manifest
-from personality_vector.study.choose.curve import CurvePoint, swing, usable
 from personality_vector.study.choose.layers import Evidence
+from personality_vector.study.choose.scan import CurvePoint, swing, usable
 from personality_vector.traits import Pole
 
 RECORD, CURVE, LAYERS = "choice.json", "curve.csv", "layers.csv"
@@ -83,46 +83,44 @@ class Choice:
         used = {
             (p.layer, p.share) for v in self.verified for p in usable(self.curve(v), self.floor)
         }
-        rows = [
+        return pd.DataFrame(
             asdict(point)
             | {"coherence": point.coherence, "usable": (point.layer, point.share) in used}
             for point in self.curves
-        ]
-        return pd.DataFrame(rows)
+        )
 
     def layer_table(self) -> pd.DataFrame:
         """Return one row for each layer that was looked at."""
         ranks = {layer: rank for rank, layer in enumerate(self.verified, start=1)}
-        rows = []
-        for found in self.layers:
-            row = asdict(found)
-            row |= row.pop("separation")
-            row |= {"unit": found.unit, "rank": ranks.get(found.layer)}
-            row["swing"] = (
-                swing(self.curve(found.layer), self.floor) if found.layer in ranks else None
-            )
-            rows.append(row)
-        return pd.DataFrame(rows).astype({"rank": "Int64", "swing": "float64"})
+        swings = {layer: swing(self.curve(layer), self.floor) for layer in self.verified}
+        table = pd.DataFrame(
+            asdict(found)
+            | asdict(found.separation)
+            | {"unit": found.unit, "rank": ranks.get(found.layer), "swing": swings.get(found.layer)}
+            for found in self.layers
+        )
+        return table.drop(columns="separation").astype({"rank": "Int64", "swing": "float64"})
 
     def record(self) -> dict[str, Any]:
         """Return the choice as JSON-like data, nine digits of every number."""
-        content: dict[str, Any] = rounded(
-            {
-                "kind": "choice",
-                "format": 1,
-                "layer": self.layer,
-                "coefficients": [self.lowest, self.highest],
-                "unit": self.evidence.unit,
-                "pole": str(self.pole),
-                "label": self.label,
-                "part": self.part,
-                "floor": self.floor,
-                "ranked": list(self.verified),
-                "layers": _rows(self.layer_table()),
-                "curve": _rows(self.curve_table()),
-            }
+        return dict(
+            rounded(
+                {
+                    "kind": "choice",
+                    "format": 1,
+                    "layer": self.layer,
+                    "coefficients": [self.lowest, self.highest],
+                    "unit": self.evidence.unit,
+                    "pole": str(self.pole),
+                    "label": self.label,
+                    "part": self.part,
+                    "floor": self.floor,
+                    "ranked": list(self.verified),
+                    "layers": _rows(self.layer_table()),
+                    "curve": _rows(self.curve_table()),
+                }
+            )
         )
-        return content
 
     def save(
         self, out: Path, *, force: bool, draw: Callable[["Choice", Path], object] | None = None
@@ -141,17 +139,18 @@ class Choice:
         """
         record = self.record() | {"made_from": self.made_from}
         with AtomicDirectory(out, force=force) as partial:
-            text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
-            (partial / RECORD).write_text(text + "\n", encoding="utf-8")
+            (partial / RECORD).write_text(
+                json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+                encoding="utf-8",
+            )
             for name, table in ((CURVE, self.curve_table()), (LAYERS, self.layer_table())):
                 table.to_csv(partial / name, index=False, float_format="%.9g")
             if draw is not None:
                 draw(self, partial)
-            found = {"layer": self.layer, "coefficients": [self.lowest, self.highest]}
-            write_manifest(partial, "choice", {**self.made_from, "choice": found})
+            chosen = {key: record[key] for key in ("layer", "coefficients")}
+            write_manifest(partial, "choice", {**self.made_from, "choice": chosen})
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of a table, ``None`` where there is nothing."""
-    rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records", double_precision=15))
-    return rows
+    return list(json.loads(table.to_json(orient="records", double_precision=15)))

@@ -1,19 +1,21 @@
 """What one forward and backward pass says of every layer, before anything is generated."""
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from personality_vector.errors import DataError, NonFiniteError
+from personality_vector.measures.likelihood import Z95
 from personality_vector.progress import progress
 from personality_vector.steering import Positions, SteeringVector
 from personality_vector.steering.apply import Hook, hidden_states
-from personality_vector.study.choose.separation import Separation, separation
 from personality_vector.subject.chat import (
     Chat,
     EncodedChats,
@@ -26,6 +28,24 @@ from personality_vector.subject.subject import Subject
 
 _NEAR = 0.5
 """A layer is a candidate if its d' is at least this share of the best one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Separation:
+    """How far a measured number lies higher in one group than in another.
+
+    Attributes:
+        d_prime: Difference of the means in units of the pooled standard deviation.
+        auc: Chance that a member of the first group lies higher than one of the second; 0.5 is
+            none at all.
+        auc_low: Lower end of its 95 % confidence interval.
+        auc_high: Upper end.
+    """
+
+    d_prime: float
+    auc: float
+    auc_low: float
+    auc_high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +112,28 @@ def examine(
         TensorMismatchError: There is no direction for a layer.
         NonFiniteError: The model predicts NaN or infinity.
     """
-    hooks = _LayerHooks(vector, layers, contrast.positions, device_of(subject.model))
+    blocks, device = decoder_blocks(subject.model), device_of(subject.model)
+    probes = [
+        _Probe(layer, vector[layer].to(device), torch.zeros((), device=device, requires_grad=True))
+        for layer in layers
+    ]
     sides = [(chat, 1.0 / len(contrast.towards)) for chat in contrast.towards]
     sides += [(chat, -1.0 / len(contrast.away)) for chat in contrast.away]
-    with torch.enable_grad(), ExitStack() as undo:
-        blocks = decoder_blocks(subject.model)
-        for index, layer in enumerate(layers):
-            undo.callback(blocks[layer].register_forward_hook(hooks.hook(index)).remove)
-        for batch in progress(list(batched(sides, contrast.batch_size)), "rank layers"):
-            hooks.read(subject, batch)
-    return [hooks.evidence(index, len(contrast.towards)) for index in range(len(layers))]
+    for batch in progress(list(batched(sides, contrast.batch_size)), "rank layers"):
+        encoded = encode_chats(subject.tokenizer, [chat for chat, _ in batch]).to(device)
+        weights = torch.tensor([weight for _, weight in batch], device=device)
+        steered = _steered(contrast.positions, encoded)
+        with torch.enable_grad(), ExitStack() as undo:
+            for probe in probes:
+                hook = probe.hook(encoded.response_mask, steered)
+                undo.callback(blocks[probe.layer].register_forward_hook(hook).remove)
+            objective = (weights * _mean_log_likelihood(subject.model, encoded)).sum()
+        slopes = torch.autograd.grad(objective, [probe.coefficient for probe in probes])
+        if not torch.isfinite(torch.stack(slopes)).all():
+            raise NonFiniteError("the model predicts NaN or infinity on a statement")
+        for probe, slope in zip(probes, slopes, strict=True):
+            probe.slope += float(slope)
+    return [probe.evidence(len(contrast.towards)) for probe in probes]
 
 
 def ranked(found: Sequence[Evidence]) -> list[Evidence]:
@@ -129,90 +161,48 @@ def ranked(found: Sequence[Evidence]) -> list[Evidence]:
 
 
 @dataclass(slots=True, eq=False)
-class _Seen:
-    """Of one layer: projections and norms of what passed, chat by chat."""
+class _Probe:
+    """What the chats show of one layer: projections and norms, chat by chat, and the slope.
 
-    projections: list[float] = field(default_factory=list)
-    norms: list[Float[Tensor, " tokens"]] = field(default_factory=list)
-
-
-class _LayerHooks:
-    """Hooks that record what blocks put out, and add zero times a direction to it.
-
-    The zeros change nothing; their gradients are the effects of the layers.
+    Zero times the direction is added to what the block puts out, for the sake of its gradient.
     """
 
-    def __init__(
-        self,
-        vector: SteeringVector,
-        layers: Sequence[int],
-        positions: Positions,
-        device: torch.device,
-    ) -> None:
-        self._layers = tuple(layers)
-        self._directions = [vector[layer].to(device) for layer in layers]
-        self._positions = positions
-        self._coefficients = torch.zeros(len(layers), device=device, requires_grad=True)
-        self._slopes = torch.zeros(len(layers), dtype=torch.float64)
-        self._seen = [_Seen() for _ in layers]
-        self._responses: Bool[Tensor, "rows seq"] = torch.empty(0, 0, dtype=torch.bool)
-        self._steered: Bool[Tensor, "rows seq"] = torch.empty(0, 0, dtype=torch.bool)
+    layer: int
+    direction: Float[Tensor, " hidden"]
+    coefficient: Float[Tensor, ""]
+    projections: list[float] = field(default_factory=list)
+    norms: list[Float[Tensor, " tokens"]] = field(default_factory=list)
+    slope: float = 0.0
 
-    def read(self, subject: Subject, batch: Sequence[tuple[Chat, float]]) -> None:
-        """Run the model over a batch of chats and weights, and add up what it shows."""
-        encoded = encode_chats(subject.tokenizer, [chat for chat, _ in batch])
-        encoded = encoded.to(self._coefficients.device)
-        self._responses = encoded.response_mask
-        self._steered = selected(self._positions, encoded)
-        weights = torch.tensor([weight for _, weight in batch], device=self._responses.device)
-        objective = (weights * _mean_log_likelihood(subject.model, encoded)).sum()
-        (slopes,) = torch.autograd.grad(objective, self._coefficients)
-        if not torch.isfinite(slopes).all():
-            raise NonFiniteError("the model predicts NaN or infinity on a statement")
-        self._slopes += slopes.double().cpu()
-
-    def hook(self, index: int) -> Hook:
-        """Return the hook of one layer."""
-        direction, seen = self._directions[index], self._seen[index]
+    def hook(self, responses: Bool[Tensor, "rows seq"], steered: Bool[Tensor, "rows seq"]) -> Hook:
+        """Return the hook that reads the block's output over the responses of a batch."""
+        unit = self.direction.double() / self.direction.double().norm()
 
         def record(_block: Any, _args: tuple[Any, ...], output: Any) -> Any:
             hidden = hidden_states(output)
-            self._note(hidden.detach(), direction, seen)
-            push = self._coefficients[index] * direction * self._steered[..., None]
+            for row, is_response in zip(hidden.detach(), responses, strict=True):
+                tokens = row[is_response].double()
+                self.projections.append(float(tokens.mean(0) @ unit))
+                self.norms.append(tokens.norm(dim=-1).cpu())
+            push = self.coefficient * self.direction * steered[..., None]
             moved = hidden + push.to(hidden.dtype)
             return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
         return record
 
-    def _note(
-        self, hidden: Float[Tensor, "rows seq hidden"], direction: Tensor, seen: _Seen
-    ) -> None:
-        for row, is_response in zip(hidden, self._responses, strict=True):
-            tokens = row[is_response].double()
-            unit = direction.double() / direction.double().norm()
-            seen.projections.append(float(tokens.mean(0) @ unit))
-            seen.norms.append(tokens.norm(dim=-1).cpu())
-
-    def evidence(self, index: int, towards: int) -> Evidence:
-        """Return what was found of one layer; the first ``towards`` chats are of the pole."""
-        seen, norm = self._seen[index], float(self._directions[index].double().norm())
-        residual = float(torch.cat(seen.norms).median())
-        return Evidence(
-            layer=self._layers[index],
-            separation=separation(seen.projections[:towards], seen.projections[towards:]),
-            residual_norm=residual,
-            vector_norm=norm,
-            slope=float(self._slopes[index]) * residual / norm,
-        )
+    def evidence(self, towards: int) -> Evidence:
+        """Return what was found; the first ``towards`` chats are of the pole."""
+        residual = float(torch.cat(self.norms).median())
+        norm = float(self.direction.double().norm())
+        found = separation(self.projections[:towards], self.projections[towards:])
+        return Evidence(self.layer, found, residual, norm, self.slope * residual / norm)
 
 
-def selected(positions: Positions, encoded: EncodedChats) -> Bool[Tensor, "rows seq"]:
+def _steered(positions: Positions, encoded: EncodedChats) -> Bool[Tensor, "rows seq"]:
     """Return which tokens of each chat are steered; what stands at padding has no effect."""
     columns, prompts = torch.arange(encoded.input_ids.shape[1]), encoded.prompts
-    rows = []
-    for row in range(len(encoded.input_ids)):
-        spans = positions.spans(prompts, row)
-        rows.append(torch.stack([(columns >= a) & (columns < b) for a, b in spans]).any(0))
+    spans = [positions.spans(prompts, row) for row in range(len(encoded.input_ids))]
+    rows = [torch.stack([(columns >= a) & (columns < b) for a, b in row]).any(0) for row in spans]
     return torch.stack(rows).to(encoded.input_ids.device)
 
 
@@ -222,3 +212,39 @@ def _mean_log_likelihood(model: Any, encoded: EncodedChats) -> Float[Tensor, " r
     found = response_log_probs(model, encoded).gather(2, tokens)[..., 0]
     mask = encoded.response_mask[:, 1:]
     return (found * mask).sum(1) / mask.sum(1)
+
+
+def separation(higher: Sequence[float], lower: Sequence[float]) -> Separation:
+    """Return how far ``higher`` lies above ``lower``; negative and below 0.5 if it lies below.
+
+    ``d' = (mean_1 - mean_2) / sqrt((s_1^2 + s_2^2) / 2)``, infinite where neither group varies.
+
+    Raises:
+        DataError: A group has fewer than two members.
+
+    Source:
+        Variance of the area: DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44:837. The
+        interval is normal on the scale of ``log(auc / (1 - auc))``, which keeps it inside (0, 1).
+        Where the groups do not overlap at all there is no variance, and it has no width.
+    """
+    if min(len(higher), len(lower)) < 2:
+        raise DataError(f"separation needs two of each, got {len(higher)} and {len(lower)}")
+    above, below = np.asarray(higher, np.float64), np.asarray(lower, np.float64)
+    wins = (above[:, None] > below) + 0.5 * (above[:, None] == below)
+    auc = float(wins.mean())
+    variance = sum(wins.mean(axis).var(ddof=1) / wins.shape[1 - axis] for axis in (0, 1))
+    low, high = _interval(auc, math.sqrt(variance))
+    return Separation(_d_prime(above, below), auc, low, high)
+
+
+def _interval(auc: float, error: float) -> tuple[float, float]:
+    if not 0.0 < auc < 1.0:
+        return auc, auc
+    odds, width = auc / (1.0 - auc), math.exp(Z95 * error / (auc * (1.0 - auc)))
+    return odds / (odds + width), odds / (odds + 1.0 / width)
+
+
+def _d_prime(above: np.ndarray, below: np.ndarray) -> float:
+    difference = float(above.mean() - below.mean())
+    spread = math.sqrt((above.var(ddof=1) + below.var(ddof=1)) / 2.0)
+    return difference / spread if spread else math.copysign(math.inf, difference)

@@ -1,14 +1,12 @@
 """Carrying out a choose recipe: rank the layers, scan the best of them, choose one."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.digests import content_of
+from personality_vector.checkpoint import Checkpoint, content_of
 from personality_vector.data.rubrics import rubric_of
 from personality_vector.data.statements import Statement, normalised, read_statements
 from personality_vector.errors import DataError, RecipeError
@@ -25,13 +23,12 @@ from personality_vector.steering.fit import require_made_from, require_width
 from personality_vector.steering.positions import positions_of
 from personality_vector.study.choose.choice import Choice
 from personality_vector.study.choose.layers import Contrast, Evidence, examine, ranked
-from personality_vector.study.choose.recipe import ChooseRecipe
 from personality_vector.study.choose.scan import Scan, arm_of
 from personality_vector.study.design import Arm
+from personality_vector.study.recipe import ChooseRecipe
 from personality_vector.study.study import Study
 from personality_vector.subject.chat import answered, question
 from personality_vector.subject.models import decoder_blocks
-from personality_vector.subject.protocols import Measure
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Level, Pole
 
@@ -81,23 +78,19 @@ class Inputs:
         ]
         return cls(base, vector, pole, deciding, halves, _asking(recipe))
 
-    def contents(self, recipe: ChooseRecipe) -> dict[str, str]:
-        """Return digests of everything that the choice depends on."""
-        found = {
-            "model": self.base.fingerprint.digest,
-            "vector": content_of(recipe.vector),
-            "statements": content_of(recipe.statements),
-        }
-        return found | ({"instrument": content_of(recipe.instrument)} if recipe.instrument else {})
-
     def made_from(self, recipe: ChooseRecipe) -> dict[str, Any]:
         """Return the recipe, the digests of its inputs, and how many statements decided."""
-        read: dict[str, Any] = json.loads(recipe.model_dump_json())
         levels = [statement.level for statement in self.deciding]
         counts = {level: levels.count(level) for level in _LEVELS}
+        files = {
+            "vector": recipe.vector,
+            "statements": recipe.statements,
+            "instrument": recipe.instrument,
+        }
+        contents = {name: content_of(file) for name, file in files.items() if file}
         return {
-            "recipe": read,
-            "contents": self.contents(recipe),
+            "recipe": recipe.model_dump(mode="json"),
+            "contents": {"model": self.base.fingerprint.digest, **contents},
             "seed": recipe.seed,
             "statements": {
                 "part": recipe.part,
@@ -144,55 +137,49 @@ def choose(recipe: ChooseRecipe, folder: Path | None = None) -> Choice:
     )
 
 
-def run_folder(out: Path) -> Path:
-    """Return where the measurements of the choice ``out`` are kept: in ``out.run`` beside it."""
-    return out.with_name(f"{out.name}.run")
-
-
 def _examined(recipe: ChooseRecipe, inputs: Inputs) -> list[Evidence]:
     """Return the evidence of every layer that is looked at."""
     subject = Subject.load(inputs.base, dtype=recipe.dtype, device=recipe.device)
     # What is added to the last block's output acts on one token's logits alone.
     every = range(max(1, len(decoder_blocks(subject.model)) - 1))
     layers = resolve_layers(subject.model, every if recipe.layers is None else recipe.layers)
-    asked = question(recipe.question)
     towards, away = (
-        [answered(asked, s.text) for s in inputs.deciding if s.pole == pole]
+        [answered(question(recipe.question), s.text) for s in inputs.deciding if s.pole == pole]
         for pole in (inputs.pole, inputs.pole.opposite)
     )
     positions = positions_of(recipe.positions, lambda: subject.tokenizer)
-    contrast = Contrast(towards, away, positions, recipe.batch_size)
-    return examine(subject, inputs.vector, layers, contrast)
+    return examine(
+        subject, inputs.vector, layers, Contrast(towards, away, positions, recipe.batch_size)
+    )
 
 
 def _study(recipe: ChooseRecipe, inputs: Inputs, scan: Scan) -> Study:
     """Return the study of the layers that are verified: each is an arm."""
-    arms = []
-    for found in scan.layers:
-        steering = ActivationSteering(
-            inputs.vector, (found.layer,), arm_of(found.layer), recipe.positions
+    asking, deciding, teaching = inputs.asking, *inputs.halves
+    rubric, judge = rubric_of(inputs.pole.trait), StatementJudge(tuple(teaching), tuple(deciding))
+    arms = [
+        Arm(
+            ActivationSteering(
+                inputs.vector, (found.layer,), arm_of(found.layer), recipe.positions
+            ),
+            scan.strengths(found),
         )
-        arms.append(Arm(steering, scan.strengths(found)))
+        for found in scan.layers
+    ]
     return Study(
         inputs.base,
         arms,
-        _measures(recipe, inputs),
+        (
+            Likelihood(inputs.deciding, recipe.question),
+            Interview(asking, (rubric,), (judge,)),
+            Divergence(asking, seed=recipe.seed),
+            Coherence(asking, seed=recipe.seed),
+        ),
         (recipe.seed,),
         recipe.dtype,
         recipe.device,
         scan,
-        json.loads(recipe.model_dump_json()),
-    )
-
-
-def _measures(recipe: ChooseRecipe, inputs: Inputs) -> tuple[Measure, ...]:
-    asking, deciding, teaching = inputs.asking, *inputs.halves
-    rubric, judge = rubric_of(inputs.pole.trait), StatementJudge(tuple(teaching), tuple(deciding))
-    return (
-        Likelihood(inputs.deciding, recipe.question),
-        Interview(asking, (rubric,), (judge,)),
-        Divergence(asking, seed=recipe.seed),
-        Coherence(asking, seed=recipe.seed),
+        recipe.model_dump(mode="json"),
     )
 
 
@@ -202,9 +189,8 @@ def _asking(recipe: ChooseRecipe) -> Asking:
         instrument=recipe.instrument, question=recipe.question, generation=recipe.generation
     )
     asking = spec.asking()
-    items = [item.model_copy(update={"trait": None}) for item in asking.instrument.items]
-    instrument = asking.instrument.model_copy(update={"items": tuple(items)})
-    return replace(asking, instrument=instrument)
+    items = tuple(item.model_copy(update={"trait": None}) for item in asking.instrument.items)
+    return replace(asking, instrument=asking.instrument.model_copy(update={"items": items}))
 
 
 def _halves(recipe: ChooseRecipe) -> tuple[list[Statement], list[Statement]]:
@@ -215,10 +201,8 @@ def _halves(recipe: ChooseRecipe) -> tuple[list[Statement], list[Statement]]:
     """
     found = read_statements(recipe.statements, part=recipe.part, held_out=recipe.held_out)
     keyed = [(key_for(0, f"half {normalised(s.text)}"), s) for s in found]
-    halves: tuple[list[Statement], list[Statement]] = ([], [])
-    for key, statement in sorted(keyed, key=lambda pair: pair[0]):
-        halves[key % 2].append(statement)
-    return halves
+    keyed.sort(key=lambda pair: pair[0])
+    return [s for key, s in keyed if key % 2 == 0], [s for key, s in keyed if key % 2 == 1]
 
 
 def _of(statements: Sequence[Statement], pole: Pole, recipe: ChooseRecipe) -> list[Statement]:

@@ -31,10 +31,8 @@ from personality_vector.measures.likelihood import Likelihood
 from personality_vector.steering import ALL, SteeringVector
 from personality_vector.study.choose.choice import Choice
 from personality_vector.study.choose.layers import Contrast, examine
-from personality_vector.study.choose.recipe import ChooseRecipe
 from personality_vector.study.choose.run import choose
-from personality_vector.study.opening import open_study
-from personality_vector.study.recipe import CompareRecipe
+from personality_vector.study.recipe import ChooseRecipe, CompareRecipe, open_study
 from personality_vector.study.tables import matched_effect
 from personality_vector.subject.chat import Chat, answered, question
 from personality_vector.subject.generation import Sampling, generate_replies

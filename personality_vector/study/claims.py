@@ -1,0 +1,99 @@
+"""Claims: which process works on which cell, so that several share the work of one folder.
+
+A claim holds for a lease, which a thread of its worker renews. It is void once the lease has run
+out, or at once where its process on this machine is dead.
+"""
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
+
+from personality_vector.study.database import Database, connected
+
+LEASE = 60.0
+"""Seconds for which a claim holds unless it is renewed."""
+
+_HOST = socket.gethostname()
+
+
+class Claims:
+    """The claims of one worker on the keys of a database."""
+
+    def __init__(self, database: Database, lease: float) -> None:
+        self.worker = uuid.uuid4().hex
+        self.lease = lease
+        self._database = database
+
+    @contextmanager
+    def held(self, wanted: Callable[[], Iterable[str]]) -> Generator[list[str]]:
+        """Claim those keys of ``wanted()`` that nobody has, and renew the claims meanwhile."""
+        with self._database.transaction():
+            taken = self._take(wanted())
+        done = threading.Event()
+        thread = threading.Thread(target=self._renew, args=(done,), daemon=True)
+        thread.start()
+        try:
+            yield taken
+        finally:
+            done.set()
+            thread.join()
+            with self._database.transaction():
+                self.drop(taken)
+
+    def _take(self, keys: Iterable[str]) -> list[str]:
+        self._forget_void()
+        insert = "INSERT INTO claims VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        row = (self.worker, _HOST, os.getpid(), time.time() + self.lease)
+        database = self._database.connection
+        return [key for key in keys if database.execute(insert, (key, *row)).rowcount]
+
+    def is_lost(self, key: str) -> bool:
+        """Return whether another worker has taken over ``key``."""
+        return bool(
+            self._database.rows(
+                "SELECT 1 FROM claims WHERE key = ? AND worker != ?", (key, self.worker)
+            )
+        )
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Give up claims of this worker, inside a transaction."""
+        self._database.connection.executemany(
+            "DELETE FROM claims WHERE key = ? AND worker = ?", [(key, self.worker) for key in keys]
+        )
+
+    def of_others(self) -> bool:
+        """Return whether a claim of another worker holds."""
+        with self._database.transaction():
+            self._forget_void()
+            return bool(
+                self._database.rows("SELECT 1 FROM claims WHERE worker != ?", (self.worker,))
+            )
+
+    def _renew(self, done: threading.Event) -> None:
+        path = self._database.path
+        while not done.wait(self.lease / 3):
+            # A connection belongs to the thread that made it.
+            with suppress(Exception), connected(path) as own, Database(path, own).transaction():
+                own.execute(
+                    "UPDATE claims SET expires = ? WHERE worker = ?",
+                    (time.time() + self.lease, self.worker),
+                )
+
+    def _forget_void(self) -> None:
+        database = self._database.connection
+        rows = database.execute("SELECT DISTINCT host, pid, worker FROM claims").fetchall()
+        dead = [(worker,) for host, pid, worker in rows if host == _HOST and not _is_alive(pid)]
+        database.executemany("DELETE FROM claims WHERE worker = ?", dead)
+        database.execute("DELETE FROM claims WHERE expires < ?", (time.time(),))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)  # it lives, and belongs to another user
+    return True

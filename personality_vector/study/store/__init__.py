@@ -1,1 +1,0 @@
-"""The store: one SQLite file for each run folder, which any number of processes write."""
