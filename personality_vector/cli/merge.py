@@ -9,7 +9,8 @@ from personality_vector.cli import options
 from personality_vector.errors import RecipeError
 from personality_vector.lab import find_recipe, folder_of
 from personality_vector.merging.recipe import MergeRecipe, is_mergekit
-from personality_vector.recipes.reading import Given, override, parse_value, read_recipe, read_yaml
+from personality_vector.recipes.reading import override, parse_value, read_recipe, read_yaml
+from personality_vector.recipes.schema import Given
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from personality_vector.cli import options
 from personality_vector.lab import find_recipe, folder_of
-from personality_vector.recipes.reading import Recipe, read_recipe
+from personality_vector.recipes.reading import read_recipe
+from personality_vector.recipes.schema import Recipe
 
 R = TypeVar("R", bound=Recipe)
 R_contra = TypeVar("R_contra", bound=Recipe, contravariant=True)

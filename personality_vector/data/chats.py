@@ -14,9 +14,7 @@ from pydantic import AfterValidator, Field
 
 from personality_vector.data.statements import Part, part_of, read_statements
 from personality_vector.errors import DataError, TraitError
-from personality_vector.recipes.fields import PoleField, Real, Whole, Words
-from personality_vector.recipes.paths import LocalPath
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import LocalPath, PoleField, Real, Recipe, Whole, Words
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from personality_vector.errors import some
-from personality_vector.recipes.reading import Recipe, read_recipe
+from personality_vector.recipes.reading import read_recipe
+from personality_vector.recipes.schema import Recipe
 from personality_vector.traits import Trait
 
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]

@@ -8,8 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from personality_vector.data.instruments import Instrument, Item
 from personality_vector.errors import RecipeError
-from personality_vector.recipes.fields import PoleField, Words
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import PoleField, Recipe, Words
 from personality_vector.subject.protocols import Rubric
 from personality_vector.traits import Pole
 

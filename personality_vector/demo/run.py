@@ -23,7 +23,8 @@ from personality_vector.lab import builtin, find_recipe
 from personality_vector.merging.engine import write_merge
 from personality_vector.merging.plan import plan_recipe
 from personality_vector.merging.recipe import MergeRecipe
-from personality_vector.recipes.reading import Recipe, read_recipe
+from personality_vector.recipes.reading import read_recipe
+from personality_vector.recipes.schema import Recipe
 from personality_vector.report.page import sample_answers, write_report
 from personality_vector.report.tables import print_frame
 from personality_vector.study.design import BASE

@@ -12,8 +12,7 @@ from personality_vector.data.chats import DataSpec
 from personality_vector.errors import DataError
 from personality_vector.interventions.prompts import edited
 from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
-from personality_vector.recipes.fields import Words
-from personality_vector.recipes.reading import Recipe, sentence
+from personality_vector.recipes.schema import Recipe, Words, sentence
 
 if TYPE_CHECKING:
     from personality_vector.checkpoint import Checkpoint

@@ -7,7 +7,7 @@ from pydantic import Field
 from personality_vector.interventions.spec import InterventionSpec
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.merging.recipe import TermSpec
-from personality_vector.recipes.fields import Real, Whole, Words
+from personality_vector.recipes.schema import Real, Whole, Words
 
 if TYPE_CHECKING:
     from personality_vector.checkpoint import Checkpoint

@@ -14,8 +14,7 @@ from personality_vector.data.adjectives import ADJECTIVES
 from personality_vector.errors import DataError, RecipeError, TraitError, some
 from personality_vector.interventions.portraits import PORTRAITS
 from personality_vector.interventions.spec import SEED, InterventionSpec, Usual, require_step
-from personality_vector.recipes.fields import PoleField, Whole, Words, distinct
-from personality_vector.recipes.paths import located
+from personality_vector.recipes.schema import PoleField, Whole, Words, distinct, located
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:

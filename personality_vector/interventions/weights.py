@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import model_validator
 
 from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
-from personality_vector.recipes.paths import LocalPath, ModelRef
+from personality_vector.recipes.schema import LocalPath, ModelRef
 from personality_vector.subject.identity import digest_of, identity_of
 
 if TYPE_CHECKING:

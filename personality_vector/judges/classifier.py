@@ -13,8 +13,7 @@ from personality_vector.data.texts import distinct_n, words
 from personality_vector.errors import DataError, some
 from personality_vector.judges.spec import JudgeSpec
 from personality_vector.lab import BUILTIN, builtin
-from personality_vector.recipes.fields import Real, Words
-from personality_vector.recipes.paths import LocalPath
+from personality_vector.recipes.schema import LocalPath, Real, Words
 from personality_vector.subject.identity import identity_of
 from personality_vector.subject.protocols import Answer, Quality, Rubric, Score
 from personality_vector.traits import Pole, Trait

@@ -11,7 +11,7 @@ from pydantic import Field
 from personality_vector.judges.prompts import VERSION, expected_number, prompt_for, score_of
 from personality_vector.judges.spec import JudgeSpec
 from personality_vector.progress import progress
-from personality_vector.recipes.fields import Whole, Words
+from personality_vector.recipes.schema import Whole, Words
 from personality_vector.subject.endpoint import Endpoint
 from personality_vector.subject.identity import identity_of
 from personality_vector.subject.protocols import Answer, Rubric, Score

@@ -12,8 +12,7 @@ from personality_vector.errors import ModelError, some
 from personality_vector.judges.prompts import VERSION, expected_number, prompt_for, score_of
 from personality_vector.judges.spec import JudgeSpec
 from personality_vector.progress import progress
-from personality_vector.recipes.fields import Device, Dtype, Whole
-from personality_vector.recipes.paths import ModelRef
+from personality_vector.recipes.schema import Device, Dtype, ModelRef, Whole
 from personality_vector.subject.identity import digest_of, identity_of
 from personality_vector.subject.protocols import Answer, Rubric, Score
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny, model_serializer
 
 from personality_vector.recipes.keyed import Kinds, by_only_key, key_of
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import Recipe
 
 if TYPE_CHECKING:
     from pydantic import SerializerFunctionWrapHandler

@@ -10,9 +10,8 @@ from personality_vector.data.instruments import Instrument, Item, read_instrumen
 from personality_vector.data.personas import Persona, evaluation_instrument
 from personality_vector.errors import DataError
 from personality_vector.measures.spec import MeasureSpec
-from personality_vector.recipes.fields import Words
-from personality_vector.recipes.paths import LocalPath
 from personality_vector.recipes.reading import read_recipe
+from personality_vector.recipes.schema import LocalPath, Words
 from personality_vector.subject.spec import GenerationSpec
 
 if TYPE_CHECKING:

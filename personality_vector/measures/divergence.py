@@ -10,7 +10,7 @@ from pydantic import Field
 from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
 from personality_vector.measures.asking import Asking, AskingSpec
 from personality_vector.measures.spec import BaseMeasure
-from personality_vector.recipes.fields import Whole
+from personality_vector.recipes.schema import Whole
 from personality_vector.subject.protocols import Better, Findings, Reading
 
 if TYPE_CHECKING:

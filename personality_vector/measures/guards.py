@@ -11,8 +11,7 @@ from personality_vector.data.texts import distinct_n, mean_words
 from personality_vector.measures.asking import Asking, AskingSpec
 from personality_vector.measures.likelihood import Traits
 from personality_vector.measures.spec import BaseMeasure
-from personality_vector.recipes.fields import Real
-from personality_vector.recipes.paths import LocalPath
+from personality_vector.recipes.schema import LocalPath, Real
 from personality_vector.subject.protocols import Better, Findings, Reading
 
 if TYPE_CHECKING:

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny, model_serializer
 
-from personality_vector.recipes.fields import Words
 from personality_vector.recipes.keyed import Kinds, by_only_key, key_of
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import Recipe, Words
 from personality_vector.subject.identity import identity_of
 from personality_vector.subject.protocols import Better, Findings
 

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from personality_vector.errors import RecipeError
-from personality_vector.recipes.reading import Recipe, sentence
+from personality_vector.recipes.schema import Recipe, sentence
 
 Registry = Mapping[str, str]
 

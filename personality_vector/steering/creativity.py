@@ -11,8 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from personality_vector.errors import DataError, NonFiniteError
-from personality_vector.recipes.fields import Words
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import Recipe, Words
 from personality_vector.steering.activations import Pooling
 from personality_vector.steering.apply import hidden_states
 from personality_vector.steering.monitor import unit_at

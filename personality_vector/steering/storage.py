@@ -15,7 +15,7 @@ from personality_vector.checkpoint import AtomicDirectory, Checkpoint
 from personality_vector.checkpoint.header import read_header
 from personality_vector.errors import CheckpointError, some
 from personality_vector.manifest import write_manifest
-from personality_vector.recipes.fields import PoleField
+from personality_vector.recipes.schema import PoleField
 
 if TYPE_CHECKING:
     from typing import Self

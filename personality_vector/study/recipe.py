@@ -9,17 +9,17 @@ from personality_vector.errors import TraitError
 from personality_vector.interventions.spec import AnyIntervention
 from personality_vector.measures.asking import ASKED, AskingSpec
 from personality_vector.measures.spec import KINDS, AnyMeasure
-from personality_vector.recipes.fields import (
+from personality_vector.recipes.keyed import schema_of
+from personality_vector.recipes.schema import (
     Device,
     Dtype,
+    ModelRef,
     PoleField,
+    Recipe,
     Strengths,
     Whole,
     distinct,
 )
-from personality_vector.recipes.keyed import schema_of
-from personality_vector.recipes.paths import ModelRef
-from personality_vector.recipes.reading import Recipe
 from personality_vector.traits import BIG_FIVE_POLES, Pole
 
 TRAIT, LEVEL = "{trait}", "{level}"

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from personality_vector.recipes.fields import Real, Whole
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import Real, Recipe, Whole
 
 if TYPE_CHECKING:
     from personality_vector.subject.generation import Sampling

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from personality_vector.errors import RecipeError, blame
 from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
-from personality_vector.recipes.fields import Words
-from personality_vector.recipes.paths import LocalPath
+from personality_vector.recipes.schema import LocalPath, Words
 
 if TYPE_CHECKING:
     from personality_vector.checkpoint import Checkpoint

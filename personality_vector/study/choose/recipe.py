@@ -5,9 +5,18 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from personality_vector.measures.asking import QUESTION
-from personality_vector.recipes.fields import Device, Dtype, Layers, PoleField, Real, Whole, Words
-from personality_vector.recipes.paths import LocalPath, ModelRef
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import (
+    Device,
+    Dtype,
+    Layers,
+    LocalPath,
+    ModelRef,
+    PoleField,
+    Real,
+    Recipe,
+    Whole,
+    Words,
+)
 from personality_vector.subject.spec import GenerationSpec
 
 

@@ -1,0 +1,156 @@
+"""What schemas are made of: a strict mapping, the types of its fields, its complaints."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    Strict,
+    ValidationError,
+)
+
+from personality_vector.errors import RecipeError, TraitError
+from personality_vector.lab import BUILTIN, builtin
+from personality_vector.traits import Pole
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+R = TypeVar("R", bound="Recipe")
+
+
+class Recipe(BaseModel):
+    """A frozen, validated mapping; a key that it does not know is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True
+    )
+
+    @classmethod
+    def parse(cls: type[R], data: Mapping[str, Any], *, origin: str, folder: Path) -> R:
+        """Validate ``data``; relative paths in it are resolved against ``folder``.
+
+        Raises:
+            RecipeError: One sentence about the first thing that is wrong.
+        """
+        try:
+            return cls.model_validate(data, context={"folder": folder})
+        except ValidationError as error:
+            raise RecipeError(f"{origin}: {sentence(cls, error)}") from error
+
+
+class Given(str):
+    """A value from the command line; a relative path in it counts from the working directory."""
+
+    __slots__ = ()
+
+
+def _pole(value: Any) -> Any:
+    try:
+        return Pole.parse(value) if isinstance(value, str) else value
+    except TraitError as error:
+        raise ValueError(str(error)) from error
+
+
+PoleField = Annotated[Pole, BeforeValidator(_pole), PlainSerializer(str)]
+Real = Annotated[float, Strict()]
+"""A number, as YAML writes it: neither a text nor a boolean."""
+
+Whole = Annotated[int, Strict()]
+"""A whole number, likewise."""
+
+Words = Annotated[str, Field(pattern=r"\S")]
+"""A text that is not blank."""
+
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return ``values``, or refuse one that is given twice."""
+    if len(set(values)) < len(values):
+        raise ValueError("a value is given twice")
+    return values
+
+
+Strengths = Annotated[tuple[Real, ...], Field(min_length=1), AfterValidator(distinct)]
+
+Layers = Annotated[tuple[Whole, ...], Field(min_length=1), AfterValidator(distinct)]
+"""Decoder blocks from 0, ``-1`` the last."""
+
+
+def located(value: Any, info: Any) -> Any:
+    """Return the path that a text in a recipe means, absolute; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith(BUILTIN):
+        return builtin(value)
+    folder = (info.context or {}).get("folder")
+    if folder is None or isinstance(value, Given):
+        return Path(value).expanduser().absolute()
+    return (Path(folder) / Path(value).expanduser()).resolve()
+
+
+def _model(value: Any, info: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    path = Path(located(value, info))
+    is_hub_id = _HUB_ID.fullmatch(value) is not None and not path.exists()
+    return str(value) if is_hub_id else str(path)
+
+
+LocalPath = Annotated[Path, BeforeValidator(located)]
+"""A file or folder on this machine."""
+
+ModelRef = Annotated[str, BeforeValidator(_model)]
+"""A checkpoint directory, ``builtin:demo``, or a Hub id such as ``meta-llama/Llama-3.1-8B``."""
+
+
+def sentence(recipe: type[BaseModel], error: ValidationError) -> str:
+    """Return the most telling complaint: unknown keys first, as a typo also makes a key missing."""
+    complaints = sorted(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    first = complaints[0]
+    # pydantic adds the member of a union that it tried.
+    parts = [str(part) for part in first["loc"] if part not in ("float", "int", "str", "bool")]
+    where = ".".join(parts)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {where!r}{_suggestion(recipe, first['loc'])}"
+    if first["type"] == "missing":
+        return f"the key {where!r} is missing"
+    message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list, such as [1]")
+    if first["type"] == "too_short":
+        message = "needs at least one"
+    if first["type"] in ("float_type", "int_type", "tuple_type"):
+        message += f", not {first['input']!r:.40}"
+    return f"{where}: {message}" if where else message
+
+
+def _suggestion(recipe: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    known = _fields_at(recipe, location[:-1])
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known keys are {', '.join(sorted(known))}" if known else ""
+
+
+def _fields_at(recipe: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Return the field names of the model that ``location`` leads to."""
+    model: Any = recipe
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the first model inside an annotation such as ``tuple[TermSpec, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (_model_in(argument) for argument in getattr(annotation, "__args__", ()))
+    return next((model for model in inner if model is not None), None)
