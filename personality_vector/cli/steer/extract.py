@@ -1,29 +1,30 @@
-"""``pvec steer extract``: find a steering vector."""
+"""``pvec steer extract`` and ``pvec steer neurons``: what tells two sides apart."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personality_vector.cli import options
 from personality_vector.elicitation.recipe import SteerRecipe
-from personality_vector.errors import OutputExistsError
+from personality_vector.errors import OutputExistsError, RecipeError, some
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from personality_vector.elicitation.pipeline import Elicited
     from personality_vector.elicitation.rollouts import Rollout
+    from personality_vector.interventions.neurons.chosen import NeuronSet
     from personality_vector.steering import SteeringVector
+
+_OF_VECTORS = ("layers", "pooling", "estimator")
 
 
 def check(recipe: SteerRecipe) -> dict[str, Any]:
     """Open the model, and read both sides or the persona."""
-    from personality_vector.checkpoint import Checkpoint
-
-    fingerprint = str(Checkpoint.open(recipe.model).fingerprint)
-    return {"fingerprint": fingerprint, **(_data(recipe) or _persona(recipe))}
+    return _sides(recipe) if recipe.persona is None else _persona(recipe)
 
 
-def extract(recipe: SteerRecipe, out: Path, *, force: bool, as_json: bool) -> None:
+def extract(recipe: SteerRecipe, out: Path, force: bool, as_json: bool) -> None:
     """Extract a steering vector.
 
     Positive minus negative mean activations: over given texts, or over the model's own answers
@@ -40,13 +41,42 @@ def extract(recipe: SteerRecipe, out: Path, *, force: bool, as_json: bool) -> No
     options.show(result, as_json=as_json, text=lambda: _text(out, vector, elicited))
 
 
-def _data(recipe: SteerRecipe) -> dict[str, Any]:
-    if recipe.persona is not None:
-        return {}
+def check_neurons(recipe: SteerRecipe) -> dict[str, Any]:
+    """Open the model and read both sides."""
+    require_for_neurons(recipe)
+    return _sides(recipe)
+
+
+def neurons(recipe: SteerRecipe, out: Path, force: bool, as_json: bool) -> None:
+    """Find the neurons that tell two poles apart.
+
+    Neurons of the MLPs that are active more often over the responses of one side.
+    """
+    found = find_recipe_neurons(recipe)
+    found.save(out, force=force)
+    plus, minus = found.sizes
+    result = {
+        "out": str(out),
+        "pole": str(found.pole),
+        "counts": found.counts,
+        "positive": plus,
+        "negative": minus,
+    }
+    options.show(
+        result,
+        as_json=as_json,
+        text=lambda: (
+            f"{out}: {plus} neurons of {found.pole} and {minus} of its opposite, "
+            f"from {found.counts[0]} and {found.counts[1]} responses"
+        ),
+    )
+
+
+def _sides(recipe: SteerRecipe) -> dict[str, Any]:
     from personality_vector.elicitation.extract import read_sides
 
     positive, negative = read_sides(recipe)
-    return {"positive": len(positive), "negative": len(negative)}
+    return {"fingerprint": _model(recipe), "positive": len(positive), "negative": len(negative)}
 
 
 def _persona(recipe: SteerRecipe) -> dict[str, Any]:
@@ -57,7 +87,14 @@ def _persona(recipe: SteerRecipe) -> dict[str, Any]:
     judge = open_judge(recipe, persona)
     replies = len(planned(persona, recipe.rollouts, 0)) * recipe.rollouts.samples
     by = judge.name if judge else recipe.judge
-    return {"persona": persona.label, "replies": replies, "rated by": by}
+    found = {"fingerprint": _model(recipe), "persona": persona.label}
+    return {**found, "replies": replies, "rated by": by}
+
+
+def _model(recipe: SteerRecipe) -> str:
+    from personality_vector.checkpoint import Checkpoint
+
+    return str(Checkpoint.open(recipe.model).fingerprint)
 
 
 def _extract_persona(
@@ -123,3 +160,45 @@ def _text(out: Path, vector: "SteeringVector", elicited: "Elicited | None") -> s
         f"from {vector.counts[0]} positive and {vector.counts[1]} negative responses"
     )
     return said if elicited is None else f"{said}\n{elicited.report} (judge: {elicited.judge})"
+
+
+def find_recipe_neurons(recipe: SteerRecipe) -> "NeuronSet":
+    """Return the neurons of a recipe with two sides of data, tied to its model by fingerprint.
+
+    Raises:
+        RecipeError: It has a persona, or a key that only a vector has.
+        DataError: A side cannot be read or selects nothing, or no neuron tells them apart.
+        ModelError: The model cannot be loaded, or its neurons cannot be found.
+    """
+    from personality_vector.checkpoint import Checkpoint
+    from personality_vector.elicitation.extract import read_sides
+    from personality_vector.interventions.neurons.find import find_neurons
+    from personality_vector.subject.subject import Subject
+
+    require_for_neurons(recipe)
+    positive, negative = read_sides(recipe)
+    checkpoint = Checkpoint.open(recipe.model)
+    subject = Subject.load(checkpoint, dtype=recipe.dtype, device=recipe.device)
+    found = find_neurons(
+        subject.model,
+        subject.tokenizer,
+        positive,
+        negative,
+        batch_size=recipe.batch_size,
+        pole=recipe.pole,
+    )
+    return replace(found, model=checkpoint.fingerprint.digest)
+
+
+def require_for_neurons(recipe: SteerRecipe) -> None:
+    """Refuse the keys of a steer recipe that would change nothing here.
+
+    Raises:
+        RecipeError: One is given.
+    """
+    fields = SteerRecipe.model_fields
+    odd = [key for key in _OF_VECTORS if getattr(recipe, key) != fields[key].default]
+    if odd:
+        raise RecipeError(
+            f"neurons are counted in all layers and over whole responses; leave out {some(odd)}"
+        )
