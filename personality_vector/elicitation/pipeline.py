@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from personality_vector.data.personas import Persona
-from personality_vector.data.rubrics import COHERENCE
+from personality_vector.data.personas import COHERENCE, Persona
 from personality_vector.elicitation.filter import FilterReport, filtered, require_some
 from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.elicitation.rollouts import Rollout, Side, draw, reused

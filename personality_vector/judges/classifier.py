@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from personality_vector.data.rubrics import COHERENCE
+from personality_vector.data.personas import COHERENCE
 from personality_vector.data.statements import Statement, normalised, read_statements
 from personality_vector.data.texts import distinct_n, words
 from personality_vector.errors import DataError, some

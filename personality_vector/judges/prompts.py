@@ -6,7 +6,7 @@ The words were written for this project.
 import math
 from collections.abc import Mapping, Sequence
 
-from personality_vector.data.rubrics import COHERENCE
+from personality_vector.data.personas import COHERENCE
 from personality_vector.subject.identity import digest_of
 from personality_vector.subject.protocols import Answer, Rubric, Score
 

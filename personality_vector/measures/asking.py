@@ -6,8 +6,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import model_validator
 
-from personality_vector.data.instruments import Instrument, Item, read_instrument
-from personality_vector.data.personas import Persona, evaluation_instrument
+from personality_vector.data.personas import (
+    Instrument,
+    Item,
+    Persona,
+    evaluation_instrument,
+)
 from personality_vector.errors import DataError
 from personality_vector.measures.spec import MeasureSpec
 from personality_vector.recipes.reading import read_recipe
@@ -47,7 +51,7 @@ class AskingSpec(MeasureSpec):
 
     def _instrument(self) -> Instrument:
         if self.instrument is not None:
-            return read_instrument(self.instrument)
+            return read_recipe(self.instrument, Instrument)
         if self.persona is not None:
             return evaluation_instrument(read_recipe(self.persona, Persona))
         item = Item(id="question", text=self.question)

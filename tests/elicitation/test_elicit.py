@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from personality_vector.data.rubrics import COHERENCE
+from personality_vector.data.personas import COHERENCE
 from personality_vector.elicitation.extract import extract_persona
 from personality_vector.elicitation.pipeline import elicit, open_judge, read_persona
 from personality_vector.elicitation.rollouts import to_jsonl

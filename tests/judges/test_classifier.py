@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from personality_vector.data.rubrics import COHERENCE, rubric_of
+from personality_vector.data.personas import COHERENCE, rubric_of
 from personality_vector.data.statements import Statement
 from personality_vector.errors import DataError
 from personality_vector.judges.classifier import ClassifierSpec, StatementJudge

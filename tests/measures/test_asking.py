@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from personality_vector.data.instruments import Instrument, Item
+from personality_vector.data.personas import Instrument, Item
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.measures.asking import Asking
 from personality_vector.measures.interview import Interview

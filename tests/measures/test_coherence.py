@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from personality_vector.data.instruments import Instrument, Item
+from personality_vector.data.personas import Instrument, Item
 from personality_vector.data.texts import distinct_n
 from personality_vector.errors import DataError
 from personality_vector.lab import builtin

@@ -2,7 +2,7 @@
 
 import pytest
 
-from personality_vector.data.instruments import Instrument, Item
+from personality_vector.data.personas import Instrument, Item
 from personality_vector.errors import DataError
 from personality_vector.measures.asking import Asking
 from personality_vector.measures.guards import Guards, GuardsSpec
