@@ -1,6 +1,7 @@
 """Supervised fine-tuning through TRL's ``SFTTrainer``, on prompt-completion chats."""
 
 import logging
+import math
 import random
 import tempfile
 import warnings
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PrinterCallback, TrainerCallback
 
 from personality_vector.checkpoint import AtomicDirectory, Checkpoint, ShardWriter, TensorPlan
 from personality_vector.checkpoint.header import read_header
@@ -20,6 +22,7 @@ from personality_vector.delta.sources import require_finite, require_same_tensor
 from personality_vector.errors import NonFiniteError, TrainingError
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.manifest import write_manifest
+from personality_vector.progress import progress
 from personality_vector.subject.chat import Chat
 from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 
@@ -103,13 +106,43 @@ def _streams_kept(device: str) -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
+class _Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Draws progress and refuses to go on after NaN or infinity."""
+
+    _steps: Iterator[int] = iter(())
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Open the bar."""
+        self._steps = progress(range(state.max_steps), "train")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Advance the bar, and close it after the last step."""
+        next(self._steps, None)
+
+    on_train_end = on_step_end
+
+    def on_log(
+        self,
+        args: Any,  # noqa: ARG002
+        state: Any,
+        control: Any,  # noqa: ARG002
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Stop at a loss or gradient that is not finite."""
+        for key in ("loss", "grad_norm"):
+            value = (logs or {}).get(key, 0.0)
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{key} is {value} at step {state.global_step}; nothing was saved; "
+                    "try a lower sft.learning_rate"
+                )
+
+
 def _trainer(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], arguments: Any) -> Any:
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
-    from transformers import PrinterCallback
     from trl import SFTTrainer
-
-    from personality_vector.finetuning.watch import Watch
 
     disable_progress_bar()
     rows = [{"prompt": list(chat[:-1]), "completion": [chat[-1]]} for chat in chats]
@@ -119,7 +152,7 @@ def _trainer(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], arguments
         train_dataset=Dataset.from_list(rows),
         processing_class=load_tokenizer(base.path),
         peft_config=_peft_config(recipe),
-        callbacks=[Watch()],
+        callbacks=[_Watch()],
     )
     trainer.remove_callback(PrinterCallback)  # it prints every log line to stdout
     return trainer
