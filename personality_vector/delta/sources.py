@@ -20,7 +20,7 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.checkpoint.names import kind
 from personality_vector.errors import NonFiniteError, TensorMismatchError, some
 from personality_vector.numeric.kernels import difference, is_finite
-from personality_vector.numeric.pieces import pieces
+from personality_vector.numeric.parallel import pieces
 
 
 @runtime_checkable

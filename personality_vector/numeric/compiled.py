@@ -12,9 +12,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15  # the constants of splitmix64
 MIX_1 = 0xBF58476D1CE4E5B9
@@ -47,30 +46,10 @@ def _compile(function: Loop, **options: Any) -> Loop:
         return cast("Loop", njit(**options)(loop))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def float_of(_context: Any, _bits: Any) -> Any:
-    """Return the float32 that 32 bits stand for."""
-
-    def generate(_c: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        return builder.bitcast(given[0], ir.FloatType())
-
-    return types.float32(types.uint32), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def bits_of(_context: Any, _float: Any) -> Any:
-    """Return the 32 bits of a float32."""
-
-    def generate(_c: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        return builder.bitcast(given[0], ir.IntType(32))
-
-    return types.uint32(types.float32), generate
-
-
 @compiled
 def wide(bits: Any) -> Any:
     """Return a bfloat16, given as its bits, in float64."""
-    return np.float64(float_of(np.uint32(bits) << np.uint32(16)))
+    return np.float64(np.uint32(bits << 16).view(np.float32))
 
 
 def entry_of(term: Any, base: Any) -> Any:
@@ -122,8 +101,8 @@ def count_bits(entries: Any, base: Any, low: int, shift: int, counts: Any) -> An
     for first in range(0, entries.size, BLOCK):
         size, number = min(BLOCK, entries.size - first), np.int64(0)
         for i in range(size):
-            bits = bits_of(np.float32(abs(entry_of(entries[first + i], base[first + i]))))
-            places[i] = (np.int32(bits) - least) >> by
+            magnitude = np.float32(abs(entry_of(entries[first + i], base[first + i])))
+            places[i] = (magnitude.view(np.int32) - least) >> by
         for i in range(size):
             above += places[i] >= bins
             odd += places[i] >= infinite
@@ -139,7 +118,7 @@ def count_bits(entries: Any, base: Any, low: int, shift: int, counts: Any) -> An
 @compiled
 def nearest_bfloat16(value: Any) -> Any:
     """Return the bits of the bfloat16 that is nearest to a float64, by way of float32."""
-    bits = bits_of(np.float32(value))
+    bits = np.float32(value).view(np.uint32)
     even = (bits >> np.uint32(16)) & np.uint32(1)
     return np.uint16((bits + np.uint32(0x7FFF) + even) >> np.uint32(16))
 
@@ -155,7 +134,7 @@ def round_all(values: Any, out: Any) -> None:
 def project(base: Any, change: Any, written: Any) -> tuple[float, float, float]:
     """Return the inner products of base and base, change and change, change and change made."""
     of_base = of_change = along = 0.0
-    for i in range(base.size):
+    for i in range(written.size):
         of_base += base[i] * base[i]
         of_change += change[i] * change[i]
         along += (wide(written[i]) - base[i]) * change[i]
@@ -207,14 +186,16 @@ def _are_bits(kind: Any) -> bool:
 def merge_all(base: Any, terms: Any, numbers: Any, written: Any) -> Any:
     """Write base and terms merged, as bits; return inner products and a term that is odd."""
     scratch, change = np.empty((len(terms) + 3, BLOCK)), np.empty(BLOCK)
-    squares, odd = np.zeros(3), -1
+    of_base = of_change = along = 0.0
+    odd = -1
     for first in range(0, base.size, BLOCK):
         here = slice(first, min(first + BLOCK, base.size))
         size = here.stop - first
         odd = max(odd, _block(base, terms, here, numbers, scratch, change[:size]))
         _round_block(scratch[-1], change, written[here])
-        _measure(scratch[-1], change, written[here], squares)
-    return squares[0], squares[1], squares[2], odd
+        squares = project(scratch[-1], change, written[here])
+        of_base, of_change, along = of_base + squares[0], of_change + squares[1], along + squares[2]
+    return of_base, of_change, along, odd
 
 
 @compiled
@@ -324,22 +305,7 @@ def _agree(weighted: Any, count: Any, is_mean: Any, by_count: Any, total: Any) -
         for j in range(total.size):
             elected[j] += np.sign(weighted[i, j]) if by_count else weighted[i, j]
     for i in range(count):
-        for j in range(total.size):
-            agrees = weighted[i, j] * elected[j] > 0.0
-            total[j] += weighted[i, j] if agrees else 0.0
-            agreed[j] += 1.0 if agrees else 0.0
+        add_agreeing(weighted[i], elected, total, agreed)
     if is_mean:
         for j in range(total.size):
             total[j] /= max(agreed[j], 1.0)
-
-
-@compiled_sum
-def _measure(weights: Any, change: Any, written: Any, squares: Any) -> None:
-    of_base = of_change = along = 0.0
-    for j in range(written.size):
-        of_base += weights[j] * weights[j]
-        of_change += change[j] * change[j]
-        along += (wide(written[j]) - weights[j]) * change[j]
-    squares[0] += of_base
-    squares[1] += of_change
-    squares[2] += along

@@ -1,8 +1,8 @@
-"""All cores at work on one list: threads, since every inner loop lets go of Python's lock."""
+"""Large work in pieces, on all cores: threads, since every inner loop releases the GIL."""
 
 import os
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,6 +12,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _here = threading.local()
+_PIECE = 1 << 22
+
+
+def pieces(count: int) -> Iterator[slice]:
+    """Yield slices that cover ``count`` entries, four million at a time.
+
+    A whole tensor in float64, or as random bits, would take many times its memory.
+    """
+    for start in range(0, count, _PIECE):
+        yield slice(start, min(start + _PIECE, count))
 
 
 def cores() -> int:
