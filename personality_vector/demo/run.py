@@ -32,8 +32,9 @@ from personality_vector.study.opening import open_study
 from personality_vector.study.recipe import CompareRecipe, SweepRecipe
 from personality_vector.study.tables import dose_response, matched_effect
 from personality_vector.subject.chat import question
-from personality_vector.subject.generation import Sampling, generate_replies
 from personality_vector.subject.models import load_model, load_tokenizer
+from personality_vector.subject.spec import Sampling
+from personality_vector.subject.subject import generate_replies
 from personality_vector.traits import Pole
 
 POLES = (Pole("extraversion", "high"), Pole("neuroticism", "high"))

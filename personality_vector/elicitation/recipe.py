@@ -6,7 +6,6 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from personality_vector.data.chats import DataSpec
 from personality_vector.judges.spec import KINDS, JudgeSpec
-from personality_vector.recipes.keyed import by_only_key
 from personality_vector.recipes.schema import (
     Device,
     Dtype,
@@ -17,6 +16,7 @@ from personality_vector.recipes.schema import (
     Real,
     Recipe,
     Whole,
+    by_only_key,
 )
 from personality_vector.subject.spec import GenerationSpec
 

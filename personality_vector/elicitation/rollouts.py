@@ -13,9 +13,8 @@ from personality_vector.elicitation.recipe import RolloutSpec
 from personality_vector.errors import DataError, some
 from personality_vector.progress import progress
 from personality_vector.subject.chat import Chat, answered, question
-from personality_vector.subject.generation import sample_seed
 from personality_vector.subject.protocols import Answer, Score
-from personality_vector.subject.subject import Subject
+from personality_vector.subject.subject import Subject, sample_seed
 
 Side = Literal["positive", "negative"]
 SIDES: tuple[Side, ...] = ("positive", "negative")

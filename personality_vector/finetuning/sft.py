@@ -196,20 +196,18 @@ def _write_with(saved: Checkpoint, base: Checkpoint, absent: list[str]) -> None:
         entry = base.entries[name]
         kind = dtype if entry.dtype.is_floating_point else entry.dtype
         plans.append(TensorPlan(name, kind, entry.shape))
-    old = sorted(saved.path.glob("*.safetensors*"))
-    with ShardWriter(saved.path, plans, _SHARD_BYTES, stem="complete") as writer:
+    whole = saved.path / "whole"
+    whole.mkdir()
+    with ShardWriter(whole, plans, _SHARD_BYTES) as writer:
         for plan in plans:
             twin = twins.get(plan.name, plan.name)
             tensor = base[plan.name] if twin is None else saved[twin]
             writer.write(plan.name, tensor.to(plan.dtype))
-    for file in old:
+    for file in saved.path.glob("*.safetensors*"):
         file.unlink()
-    for file in sorted(saved.path.glob("complete*")):
-        text = file.name.replace("complete", "model", 1)
-        if file.suffix == ".json":
-            content = file.read_text(encoding="utf-8").replace("complete-", "model-")
-            file.write_text(content, encoding="utf-8")
-        file.rename(file.with_name(text))
+    for file in whole.iterdir():
+        file.rename(saved.path / file.name)
+    whole.rmdir()
 
 
 def _twin(base: Checkpoint, saved: Checkpoint, name: str) -> str | None:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
 from personality_vector.errors import RecipeError
-from personality_vector.recipes.keyed import by_own_key
-from personality_vector.recipes.schema import Recipe, Strengths
+from personality_vector.recipes.schema import Recipe, Strengths, by_own_key
 from personality_vector.subject.identity import identity_of
 from personality_vector.subject.protocols import Intervention, require_finite
 

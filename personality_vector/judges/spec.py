@@ -5,15 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, model_serializer
 
-from personality_vector.recipes.keyed import Kinds, by_only_key, key_of
-from personality_vector.recipes.schema import Recipe
+from personality_vector.recipes.schema import Recipe, Registry, by_only_key, key_of
 
 if TYPE_CHECKING:
     from pydantic import SerializerFunctionWrapHandler
 
     from personality_vector.subject.protocols import Judge
 
-KINDS = Kinds("judges")
+KINDS: Registry = {
+    "classifier": "judges.classifier:ClassifierSpec",
+    "endpoint": "judges.endpoint:EndpointSpec",
+    "local": "judges.local:LocalSpec",
+}
 """The key that says who judges, to its schema."""
 
 

@@ -19,8 +19,8 @@ from personality_vector.recipes.schema import LocalPath, Words
 from personality_vector.subject.spec import GenerationSpec
 
 if TYPE_CHECKING:
-    from personality_vector.subject.generation import Reply, Sampling
-    from personality_vector.subject.subject import Subject
+    from personality_vector.subject.spec import Sampling
+    from personality_vector.subject.subject import Reply, Subject
 
 QUESTION = "What kind of person are you?"
 ASKED = ("instrument", "persona", "question", "generation")
@@ -93,7 +93,7 @@ class Asking:
         """
         from personality_vector.progress import progress
         from personality_vector.subject.chat import question
-        from personality_vector.subject.generation import sample_seed
+        from personality_vector.subject.subject import sample_seed
 
         asked = replace(subject, sampling=self.sampling)
         items = self.instrument.items

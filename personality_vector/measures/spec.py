@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny, model_serializer
 
-from personality_vector.recipes.keyed import Kinds, by_only_key, key_of
-from personality_vector.recipes.schema import Recipe, Words
+from personality_vector.recipes.schema import Recipe, Registry, Words, by_only_key, key_of
 from personality_vector.subject.identity import identity_of
 from personality_vector.subject.protocols import Better, Findings
 
@@ -18,7 +17,13 @@ if TYPE_CHECKING:
     from personality_vector.subject.protocols import Measure
     from personality_vector.subject.subject import Subject
 
-KINDS = Kinds("measures")
+KINDS: Registry = {
+    "coherence": "measures.coherence:CoherenceSpec",
+    "divergence": "measures.divergence:DivergenceSpec",
+    "guards": "measures.guards:GuardsSpec",
+    "interview": "measures.interview:InterviewSpec",
+    "likelihood": "measures.likelihood:LikelihoodSpec",
+}
 """The key that says what is measured, to its schema."""
 
 

@@ -1,8 +1,14 @@
-"""What schemas are made of: a strict mapping, the types of its fields, its complaints."""
+"""What schemas are made of: a strict mapping, the types of its fields, its complaints.
+
+A union goes by key: what a mapping describes is recognised by a key of its own, never by ``kind:``.
+A registry maps the key to the schema, as ``module:Class``; it is imported when it is met, so that
+reading a recipe imports only what the recipe uses. To add a kind, add its file and a row.
+"""
 
 import difflib
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -23,6 +29,7 @@ from personality_vector.traits import Pole
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 R = TypeVar("R", bound="Recipe")
+Registry = Mapping[str, str]
 
 
 class Recipe(BaseModel):
@@ -154,3 +161,78 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         return annotation
     inner = (_model_in(argument) for argument in getattr(annotation, "__args__", ()))
     return next((model for model in inner if model is not None), None)
+
+
+def schema_of(registry: Registry, key: str) -> type[Recipe]:
+    """Return the schema that a key stands for."""
+    module, _, name = registry[key].partition(":")
+    found: type[Recipe] = getattr(import_module(f"personality_vector.{module}"), name)
+    return found
+
+
+def key_of(registry: Registry, schema: type[Recipe]) -> str:
+    """Return the key that a schema is recognised by."""
+    place = f"{schema.__module__.removeprefix('personality_vector.')}:{schema.__name__}"
+    return next(key for key, known in registry.items() if known == place)
+
+
+def by_own_key(registry: Registry, value: Any, info: Any, what: str) -> Any:
+    """Return ``{label: ..., delta: ...}`` as the schema of its key, here ``delta``.
+
+    Raises:
+        ValueError: It has no such key or keys of two kinds, or its schema refuses it.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    keys = [key for key in registry if value.get(key) is not None]
+    if len(keys) > 1 and len({registry[key] for key in keys}) > 1:
+        raise ValueError(
+            f"{what} has keys of two kinds, {keys[0]} and {keys[1]}: give exactly one of "
+            f"{_listed(registry)}"
+        )
+    if not keys:
+        raise ValueError(f"{_unknown(registry, value)}give exactly one of {_listed(registry)}")
+    return _validated(schema_of(registry, keys[0]), value, info)
+
+
+def by_only_key(registry: Registry, value: Any, info: Any, what: str) -> Any:
+    """Return ``{likelihood: {...}}`` as the schema of its one key; a bare word means no options.
+
+    Raises:
+        ValueError: The key is unknown or not alone, or its schema refuses what it holds.
+    """
+    if isinstance(value, str):
+        value = {value: {}}
+    if not isinstance(value, Mapping):
+        return value
+    if len(value) != 1:
+        raise ValueError(
+            f"{what} is one key with its options below it, such as {next(iter(registry))}: "
+            f"{{...}}; this one has {len(value)} keys"
+        )
+    ((key, body),) = value.items()
+    if key not in registry:
+        raise ValueError(f"{_unknown(registry, value)}known are {_listed(registry)}")
+    return _validated(schema_of(registry, key), body or {}, info)
+
+
+def _validated(schema: type[Recipe], value: Any, info: Any) -> Recipe:
+    try:
+        return schema.model_validate(value, context=info.context)
+    except ValidationError as error:
+        raise ValueError(sentence(schema, error)) from error
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _unknown(registry: Registry, value: Mapping[str, Any]) -> str:
+    for key in value:
+        close = difflib.get_close_matches(str(key), registry, n=1)
+        if close:
+            return f"unknown key {key!r}; did you mean {close[0]!r}? "
+    return ""
+
+
+def _listed(registry: Registry) -> str:
+    *most, last = registry
+    return f"{', '.join(most)} or {last}" if most else last

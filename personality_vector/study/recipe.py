@@ -9,7 +9,6 @@ from personality_vector.errors import TraitError
 from personality_vector.interventions.spec import AnyIntervention
 from personality_vector.measures.asking import ASKED, AskingSpec
 from personality_vector.measures.spec import KINDS, AnyMeasure
-from personality_vector.recipes.keyed import schema_of
 from personality_vector.recipes.schema import (
     Device,
     Dtype,
@@ -19,6 +18,7 @@ from personality_vector.recipes.schema import (
     Strengths,
     Whole,
     distinct,
+    schema_of,
 )
 from personality_vector.traits import BIG_FIVE_POLES, Pole
 

@@ -9,7 +9,7 @@ from personality_vector.interventions.decoding import Decoding
 from personality_vector.interventions.examples import FewShot
 from personality_vector.interventions.prompts import SystemPrompt
 from personality_vector.subject.chat import answered, question
-from personality_vector.subject.generation import Sampling
+from personality_vector.subject.spec import Sampling
 from personality_vector.subject.subject import Subject
 
 NOBODY = Subject(None, None)

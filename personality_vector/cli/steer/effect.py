@@ -136,7 +136,8 @@ def _measured(
     from personality_vector.steering.creativity import creativity_scores
     from personality_vector.steering.monitor import projections
     from personality_vector.subject.chat import answered
-    from personality_vector.subject.generation import Sampling, generate_replies
+    from personality_vector.subject.spec import Sampling
+    from personality_vector.subject.subject import generate_replies
 
     (vector, layer), (longest, batch_size) = along, sizes
     model, tokenizer = subject.model, subject.tokenizer
