@@ -41,7 +41,9 @@ def push(
     kind = manifest["kind"]
     result: dict[str, Any] = {"repo": repo, "kind": kind, "files": files}
     if dry_run:
-        options.show(result, as_json=as_json, text=lambda: _listed(result))
+        lines = [f"{size:>15,}  {name}" for name, size in files.items()]
+        lines.append(f"{sum(files.values()):>15,}  bytes would be uploaded to {repo}")
+        options.show(result, as_json=as_json, text=lambda: "\n".join(lines))
         return
     message = message or f"Upload {kind.replace('_', ' ')} by personality-vector"
     url = upload(directory, repo, files, private=private, message=message)
@@ -127,9 +129,3 @@ def _require_as_listed(
                 f"{directory / name}: has {found[name]} bytes, {MANIFEST} says {size}; "
                 "it was changed or is damaged"
             )
-
-
-def _listed(result: Mapping[str, Any]) -> str:
-    lines = [f"{size:>15,}  {name}" for name, size in result["files"].items()]
-    total = sum(result["files"].values())
-    return "\n".join([*lines, f"{total:>15,}  bytes would be uploaded to {result['repo']}"])

@@ -34,9 +34,14 @@ def show(
     quiet: options.Quiet = False,
 ) -> None:
     """Say what a directory is, and what made it."""
+    from personality_vector.delta import Delta
+    from personality_vector.delta.storage import is_saved_delta
+
     found = describe(path)
     if verify:
-        found["verified"] = _verified(path)
+        if not is_saved_delta(path):
+            raise RecipeError(f"--verify {path}: only a saved delta has hashes to compare")
+        found["verified"] = f"{Delta.load(path).verify()} tensors are as they were written"
     known = [name for name in (*_TABLES, "by_tensor") if isinstance(found.get(name), dict)]
     tables = {} if as_json else {name: found.pop(name) for name in known}
     options.show(found, as_json=as_json, text=lambda: options.yaml_text(found))
@@ -105,15 +110,6 @@ def _delta(path: Path) -> dict[str, Any]:
 
 def _total(record: "DeltaRecord", total: Any) -> dict[str, Any]:
     return asdict(total) | ({"kept": total.kept} if record.rank else {})
-
-
-def _verified(path: Path) -> str:
-    from personality_vector.delta import Delta
-    from personality_vector.delta.storage import is_saved_delta
-
-    if not is_saved_delta(path):
-        raise RecipeError(f"--verify {path}: only a saved delta has hashes to compare")
-    return f"{Delta.load(path).verify()} tensors are as they were written"
 
 
 def _print_totals(title: str, totals: dict[str, dict[str, Any]]) -> None:

@@ -30,14 +30,13 @@ def train(recipe: TrainRecipe, out: Path, force: bool, as_json: bool) -> None:
     from personality_vector.finetuning.sft import train as fine_tune
 
     done = fine_tune(recipe, out, force=force)
-    result = {
-        "out": str(done.path),
-        "pole": str(recipe.pole),
-        "examples": done.examples,
-        "loss": done.loss,
-    }
     options.show(
-        result,
+        {
+            "out": str(done.path),
+            "pole": str(recipe.pole),
+            "examples": done.examples,
+            "loss": done.loss,
+        },
         as_json=as_json,
         text=lambda: f"{done.path}: {recipe.pole}, {done.examples} examples, loss {done.loss:.3f}",
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from personality_vector.data.statements import normalised
 from personality_vector.errors import RecipeError, some
 from personality_vector.lab import BUILTIN, builtin
 from personality_vector.recipes.reading import read_recipe
@@ -69,13 +70,9 @@ class InstructionPair(Recipe):
 
     @model_validator(mode="after")
     def _differ(self) -> "InstructionPair":
-        if _bare(self.positive) == _bare(self.negative):
+        if normalised(self.positive) == normalised(self.negative):
             raise ValueError("positive and negative are the same instruction")
         return self
-
-    def reversed(self) -> "InstructionPair":
-        """Return the pair with its sides swapped."""
-        return InstructionPair(positive=self.negative, negative=self.positive)
 
 
 class Questions(Recipe):
@@ -86,7 +83,7 @@ class Questions(Recipe):
 
     @model_validator(mode="after")
     def _distinct(self) -> "Questions":
-        counts = Counter(map(_bare, (*self.extract, *self.evaluate)))
+        counts = Counter(map(normalised, (*self.extract, *self.evaluate)))
         repeated = [text for text, count in counts.items() if count > 1]
         if repeated:
             raise ValueError(f"is asked twice, in extract, evaluate or both: {repeated[0]!r}")
@@ -161,7 +158,10 @@ class Persona(Recipe):
             "description": self.opposite,
             "opposite": self.description,
             "pole": self.pole and self.pole.opposite,
-            "instructions": tuple(pair.reversed() for pair in self.instructions),
+            "instructions": tuple(
+                InstructionPair(positive=pair.negative, negative=pair.positive)
+                for pair in self.instructions
+            ),
         }
         return self.model_copy(update=swapped)
 
@@ -211,7 +211,3 @@ def rubric_of(trait: Trait) -> Rubric:
     file = builtin(f"{BUILTIN}training/steering/personas/{trait}.yaml")
     persona = read_recipe(file, Persona).at(high)
     return Rubric(trait, persona.description, persona.opposite, persona.rubric or "", high)
-
-
-def _bare(text: str) -> str:
-    return " ".join(text.casefold().split())

@@ -32,9 +32,7 @@ from personality_vector.study.opening import open_study
 from personality_vector.study.recipe import CompareRecipe, SweepRecipe
 from personality_vector.study.tables import dose_response, matched_effect
 from personality_vector.subject.chat import question
-from personality_vector.subject.models import load_model, load_tokenizer
-from personality_vector.subject.spec import Sampling
-from personality_vector.subject.subject import generate_replies
+from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
 
 POLES = (Pole("extraversion", "high"), Pole("neuroticism", "high"))
@@ -151,8 +149,8 @@ def _show_answers(title: str, answers: dict[float, list[str]]) -> None:
 
 def _show_merged(folder: Path) -> None:
     """Let the merged checkpoint speak, loaded as any other."""
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    subject = Subject.load(folder, device="cpu")
     chats = [question("What kind of person are you?")] * 3
     sys.stdout.write("\nmerged (0.8 extraversion:high - 0.6 neuroticism:high)\n")
-    for reply in generate_replies(model, tokenizer, chats, Sampling(), seed=0):
+    for reply in subject.replies(chats, seed=0):
         sys.stdout.write(f"         {reply.text}\n")

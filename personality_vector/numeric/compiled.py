@@ -9,6 +9,7 @@ installation takes some seconds more. What the loops mean is said where they are
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -26,17 +27,8 @@ caches hold."""
 Loop = Callable[..., Any]
 
 
-def compiled(function: Loop) -> Loop:
+def compiled(function: Loop, **options: Any) -> Loop:
     """Compile a loop over arrays; while it runs, other threads run too."""
-    return _compile(function)
-
-
-def compiled_sum(function: Loop) -> Loop:
-    """Compile a loop that adds up statistics: the order of the sum is left to the compiler."""
-    return _compile(function, fastmath={"reassoc"})
-
-
-def _compile(function: Loop, **options: Any) -> Loop:
     # What a checker of annotations has wrapped around the function, as in our tests, is no loop.
     loop = inspect.unwrap(function)
     options = {"nogil": True, "error_model": "numpy", **options}
@@ -53,7 +45,7 @@ def wide(bits: Any) -> Any:
 
 
 def entry_of(term: Any, base: Any) -> Any:
-    """Return an entry of a delta: ``term`` itself, or the difference if ``term`` is bits."""
+    """Return ``term`` itself, or its difference from ``base`` if it is bits; 0 changes nothing."""
 
 
 @overload(entry_of, strict=False)  # type: ignore[untyped-decorator]
@@ -130,7 +122,7 @@ def round_all(values: Any, out: Any) -> None:
         out[i] = nearest_bfloat16(values[i])
 
 
-@compiled_sum
+@partial(compiled, fastmath={"reassoc"})  # the order of the sum is left to the compiler
 def project(base: Any, change: Any, written: Any) -> tuple[float, float, float]:
     """Return the inner products of base and base, change and change, change and change made."""
     of_base = of_change = along = 0.0
@@ -158,28 +150,15 @@ def draw(key: Any, start: int, drawn: Any) -> None:
         drawn[i] = np.float32(mixed(key, start + i)) * np.float32(2.0**-24)
 
 
-def _weight(entry: Any) -> Any:
-    """Return a weight in float64: the entry itself, or what its bits stand for."""
-
-
 def _is_odd(entry: Any) -> Any:
     """Return whether bits are those of NaN or infinity; a float64 has been checked before."""
 
 
-@overload(_weight, strict=False)  # type: ignore[untyped-decorator]
-def _weight_of(entry: Any) -> Any:
-    return (lambda entry: wide(entry)) if _are_bits(entry) else lambda entry: entry
-
-
 @overload(_is_odd, strict=False)  # type: ignore[untyped-decorator]
 def _is_odd_of(entry: Any) -> Any:
-    if _are_bits(entry):
+    if isinstance(entry, types.Integer):
         return lambda entry: (entry & np.uint16(0x7F80)) == np.uint16(0x7F80)
     return lambda entry: False  # noqa: ARG005
-
-
-def _are_bits(kind: Any) -> bool:
-    return isinstance(kind, types.Integer)
 
 
 @compiled
@@ -222,7 +201,7 @@ def _block(base: Any, terms: Any, here: Any, numbers: Any, scratch: Any, change:
     # Rows of whole arrays, since only those are known to be contiguous, which makes loops fast.
     weights = scratch[-1, :size]
     for j in range(size):
-        weights[j] = _weight(base[here.start + j])
+        weights[j] = entry_of(base[here.start + j], 0.0)
     if consensus == 0 and rate == 0 and low.max() <= 0.0 and high.min() == np.inf:
         odd = _add_scaled(terms, here, weights, alphas, change)
     else:

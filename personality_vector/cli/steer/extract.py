@@ -37,8 +37,11 @@ def extract(recipe: SteerRecipe, out: Path, force: bool, as_json: bool) -> None:
         vector.save(out, force=force)
     else:
         vector, elicited = _extract_persona(recipe, out, force=force)
-    result = _result(out, vector, elicited)
-    options.show(result, as_json=as_json, text=lambda: _text(out, vector, elicited))
+    options.show(
+        _result(out, vector, elicited),
+        as_json=as_json,
+        text=lambda: _text(out, vector, elicited),
+    )
 
 
 def check_neurons(recipe: SteerRecipe) -> dict[str, Any]:
@@ -55,15 +58,14 @@ def neurons(recipe: SteerRecipe, out: Path, force: bool, as_json: bool) -> None:
     found = find_recipe_neurons(recipe)
     found.save(out, force=force)
     plus, minus = found.sizes
-    result = {
-        "out": str(out),
-        "pole": str(found.pole),
-        "counts": found.counts,
-        "positive": plus,
-        "negative": minus,
-    }
     options.show(
-        result,
+        {
+            "out": str(out),
+            "pole": str(found.pole),
+            "counts": found.counts,
+            "positive": plus,
+            "negative": minus,
+        },
         as_json=as_json,
         text=lambda: (
             f"{out}: {plus} neurons of {found.pole} and {minus} of its opposite, "
@@ -138,20 +140,18 @@ def _require_free(out: Path, beside: Path, recipe: SteerRecipe, *, force: bool) 
 
 
 def _result(out: Path, vector: "SteeringVector", elicited: "Elicited | None") -> dict[str, Any]:
-    norms = {layer: vector.norm(layer) for layer in vector.layers}
-    pole = str(vector.pole) if vector.pole else None
-    result: dict[str, Any] = {
+    found: dict[str, Any] = {
         "out": str(out),
         "label": vector.label,
-        "pole": pole,
+        "pole": str(vector.pole) if vector.pole else None,
         "counts": vector.counts,
-        "norms": norms,
+        "norms": {layer: vector.norm(layer) for layer in vector.layers},
     }
-    if elicited is not None:
-        report = elicited.report
-        result |= {"judge": elicited.judge, "pairs": report.pairs, "kept": report.kept}
-        result |= {"dropped": dict(report.dropped)}
-    return result
+    if elicited is None:
+        return found
+    kept = elicited.report
+    made = {"judge": elicited.judge, "pairs": kept.pairs, "kept": kept.kept}
+    return {**found, **made, "dropped": dict(kept.dropped)}
 
 
 def _text(out: Path, vector: "SteeringVector", elicited: "Elicited | None") -> str:

@@ -1,7 +1,6 @@
 """``pvec steer between``, ``creativity`` and ``fuse``: steering vectors without a recipe."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +13,8 @@ from personality_vector.lab import BUILTIN, builtin
 from personality_vector.recipes.reading import override
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
     from personality_vector.merging.fusion import Fused, Share
@@ -143,7 +144,14 @@ def fuse(
     )
     fused.vector.save(out, force=force)
     if as_json:
-        options.show(_result(fused, vectors, out), as_json=True, text=str)
+        result = {
+            "out": str(out),
+            "label": fused.vector.label,
+            "vectors": [str(path) for path in vectors],
+            "norms": {layer: fused.vector.norm(layer) for layer in fused.vector.layers},
+            "shares": [asdict(share) for share in fused.shares],
+        }
+        options.show(result, as_json=True, text=str)
     else:
         _print(fused, out, per_layer=per_layer)
 
@@ -158,17 +166,6 @@ def _numbers(text: str) -> list[float]:
     if not all(map(math.isfinite, numbers)):
         raise RecipeError(f"--weights {text}: weights must be finite, such as 1,1,2")
     return numbers
-
-
-def _result(fused: "Fused[SteeringVector]", vectors: Sequence[Path], out: Path) -> dict[str, Any]:
-    vector = fused.vector
-    return {
-        "out": str(out),
-        "label": vector.label,
-        "vectors": [str(path) for path in vectors],
-        "norms": {layer: vector.norm(layer) for layer in vector.layers},
-        "shares": [asdict(share) for share in fused.shares],
-    }
 
 
 def _print(fused: "Fused[SteeringVector]", out: Path, *, per_layer: bool) -> None:

@@ -11,7 +11,6 @@ from personality_vector.errors import OutputExistsError, RecipeError
 
 if TYPE_CHECKING:
     from personality_vector.data.personas import Persona
-    from personality_vector.elicitation.writing import Generator
 
 
 def write_persona(
@@ -43,12 +42,18 @@ def write_persona(
     Read the file before you use it: what it says is what the vector will mean.
     """
     from personality_vector.elicitation import writing
+    from personality_vector.subject.endpoint import Endpoint
+    from personality_vector.subject.subject import Subject
 
     if out.exists() and not force:
         raise OutputExistsError(f"{out}: exists; choose another --out, or add --force")
     if (local is None) == (model is None):
         raise RecipeError("give either --model (with --endpoint, or OpenAI's own) or --local")
-    generator = _local(local, seed) if local else _remote(str(model), endpoint, api_key_env)
+    generator: writing.Generator
+    if local is not None:
+        generator = writing.LocalGenerator(Subject.load(local), seed=seed)
+    else:
+        generator = writing.EndpointGenerator(Endpoint(str(model), endpoint, api_key_env))
     persona = writing.write_persona(name, description, generator, opposite=opposite, pole=pole)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(_yaml(persona, local or str(model)), encoding="utf-8")
@@ -62,20 +67,6 @@ def write_persona(
             f"{counts[0]} questions to extract with and {counts[1]} to evaluate with"
         ),
     )
-
-
-def _remote(model: str, base_url: str | None, api_key_env: str) -> "Generator":
-    from personality_vector.elicitation.writing import EndpointGenerator
-    from personality_vector.subject.endpoint import Endpoint
-
-    return EndpointGenerator(Endpoint(model, base_url, api_key_env))
-
-
-def _local(path: str, seed: int) -> "Generator":
-    from personality_vector.elicitation.writing import LocalGenerator
-    from personality_vector.subject.subject import Subject
-
-    return LocalGenerator(Subject.load(path), seed=seed)
 
 
 def _yaml(persona: "Persona", writer: str) -> str:
