@@ -14,7 +14,7 @@ from typer.exceptions import TyperException
 
 from personality_vector.cli import merge, push, runs, shipped, show, weights
 from personality_vector.cli.options import recipe_verb
-from personality_vector.cli.steer import effect, export, extract, vectors, write_persona
+from personality_vector.cli.steer import effect, export, extract, vectors
 from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import PersonalityVectorError
 from personality_vector.finetuning.recipe import TrainRecipe
@@ -70,7 +70,7 @@ _VERBS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
         "recipes": shipped.recipes,
     },
     steering: {
-        "write-persona": write_persona.write_persona,
+        "write-persona": extract.write_persona,
         "extract": recipe_verb(SteerRecipe, extract.extract, extract.check),
         "between": vectors.between,
         "creativity": vectors.creativity,

@@ -103,10 +103,9 @@ def save_vector(vector: "SteeringVector", out: Path, *, force: bool, as_json: bo
     """Save a steering vector, and print where it is and how long it is at each layer."""
     vector.save(out, force=force)
     norms = {layer: vector.norm(layer) for layer in vector.layers}
-    result = {"out": str(out), "label": vector.label, "counts": vector.counts, "norms": norms}
     shown = ", ".join(f"{layer}: {norm:.3g}" for layer, norm in norms.items())
     show(
-        result,
+        {"out": str(out), "label": vector.label, "counts": vector.counts, "norms": norms},
         as_json=as_json,
         text=lambda: f"{out}: {vector.label}, norm by layer: {shown}",
     )

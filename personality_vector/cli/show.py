@@ -150,11 +150,13 @@ def similarity(
         raise RecipeError("similarity needs at least two vectors")
     if figure is not None:
         _require_writable(figure, force=force)
+    import pandas as pd
+
     found = _compare(vectors)
     cosine = found.cosine(centred=centred)
     by_layer = {name: found.cosine(name, centred=centred) for name in found.layers if per_layer}
     labels = [f"{number} {label}" for number, label in enumerate(found.labels, start=1)]
-    whole = _frame(cosine, labels)
+    whole = pd.DataFrame(cosine.numpy(), index=labels, columns=labels)
     if figure is not None:
         drawn = _pairs(by_layer, found.labels) if per_layer else whole
         _draw(drawn, figure, centred=centred)
@@ -196,12 +198,6 @@ def _of_directions(paths: Sequence[Path]) -> "Similarity":
     rows = {layer: torch.stack([vector[layer] for vector in vectors]) for layer in layers}
     grams = {f"layer {layer}": inner_products(row) for layer, row in rows.items()}
     return Similarity(tuple(vector.label for vector in vectors), grams)
-
-
-def _frame(cosine: "Tensor", labels: Sequence[str]) -> "pd.DataFrame":
-    import pandas as pd
-
-    return pd.DataFrame(cosine.numpy(), index=labels, columns=labels)
 
 
 def _pairs(by_layer: "Mapping[str, Tensor]", labels: Sequence[str]) -> "pd.DataFrame":

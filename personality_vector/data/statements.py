@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import StringConstraints, ValidationError
 
 from personality_vector.errors import DataError, some
+from personality_vector.recipes.schema import Recipe
 from personality_vector.traits import Level, Pole, Trait
 
 Part = Literal["train", "held_out"]
@@ -48,10 +49,8 @@ class Statement:
         return Pole(self.trait, self.level)
 
 
-class _Row(BaseModel):
+class _Row(Recipe):
     """One line of a statements file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     trait: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")]
     level: Level

@@ -47,19 +47,17 @@ def in_parallel(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
     threads = torch.get_num_threads()
     if getattr(_here, "busy", False):
         yield from map(work, items)
-    elif len(items) < 2 or cores() == 1:
-        # One thread: the pieces are too small for torch to gain by more.
-        torch.set_num_threads(1)
-        try:
+        return
+    try:
+        if len(items) < 2 or cores() == 1:
+            # One thread: the pieces are too small for torch to gain by more.
+            torch.set_num_threads(1)
             yield from map(work, items)
-        finally:
-            torch.set_num_threads(threads)
-    else:
-        try:
+        else:
             yield from _in_pool(work, items)
-        finally:
-            # What a thread sets for itself, threads that begin later begin with.
-            torch.set_num_threads(threads)
+    finally:
+        # What a thread sets for itself, threads that begin later begin with.
+        torch.set_num_threads(threads)
 
 
 def _in_pool(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
