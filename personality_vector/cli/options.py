@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
+import yaml
 
 from personality_vector.lab import find_recipe, folder_of
 from personality_vector.progress import silence
@@ -113,8 +114,6 @@ def save_vector(vector: "SteeringVector", out: Path, *, force: bool, as_json: bo
 
 def yaml_text(data: Any) -> str:
     """Return data as YAML, for a plan that a person reads."""
-    import yaml
-
     return yaml.safe_dump(
         json.loads(json.dumps(data, default=str)), sort_keys=False, allow_unicode=True
     )

@@ -61,8 +61,8 @@ class Demo:
     def run(self) -> None:
         """Take every step."""
         for pole in POLES:
-            self._step(f"fine-tune {pole}", self.tuned(pole), partial(self._train, pole))
-            self._step(f"diff {pole}", self.delta(pole), partial(self._diff, pole))
+            self._step(f"fine-tune {pole}", self.place("tuned", pole), partial(self._train, pole))
+            self._step(f"diff {pole}", self.place("vectors", pole), partial(self._diff, pole))
         self._step("merge", self.out / "merged", self._merge)
         self._step("extract a steering vector", self.out / "steering", self._extract)
         self._show_similarity()
@@ -70,13 +70,9 @@ class Demo:
         _show_merged(self.out / "merged")
         self._compare(self.out / "compare")
 
-    def tuned(self, pole: Pole) -> Path:
-        """Return where the fine-tune of a pole goes."""
-        return self.out / "tuned" / f"{pole.trait}-{pole.level}"
-
-    def delta(self, pole: Pole) -> Path:
-        """Return where the vector of a pole goes."""
-        return self.out / "vectors" / f"{pole.trait}-{pole.level}"
+    def place(self, kind: str, pole: Pole) -> Path:
+        """Return where the fine-tune (``tuned``) or the delta (``vectors``) of a pole goes."""
+        return self.out / kind / f"{pole.trait}-{pole.level}"
 
     def _step(self, title: str, folder: Path, make: Callable[[Path], object]) -> None:
         done = folder.exists() and not self.force
@@ -88,11 +84,13 @@ class Demo:
         train(_recipe("training/smoke", TrainRecipe, f"pole={pole}"), folder, force=self.force)
 
     def _diff(self, pole: Pole, folder: Path) -> None:
-        delta = Delta.between(builtin("builtin:demo"), self.tuned(pole), pole=pole)
+        delta = Delta.between(builtin("builtin:demo"), self.place("tuned", pole), pole=pole)
         delta.save(folder, force=self.force)
 
     def _merge(self, folder: Path) -> None:
-        terms = [f"terms.{index}.tuned={self.tuned(pole)}" for index, pole in enumerate(POLES)]
+        terms = [
+            f"terms.{index}.tuned={self.place('tuned', pole)}" for index, pole in enumerate(POLES)
+        ]
         recipe = _recipe("merges/smoke", MergeRecipe, *terms)
         write_merge(plan_recipe(recipe), folder, force=self.force)
 
@@ -101,7 +99,7 @@ class Demo:
         vector.save(folder, force=self.force)
 
     def _show_similarity(self) -> None:
-        deltas = [Delta.load(self.delta(pole)) for pole in POLES]
+        deltas = [Delta.load(self.place("vectors", pole)) for pole in POLES]
         cosines = similarity(deltas).cosine().tolist()
         frame = pd.DataFrame(cosines, columns=[delta.label for delta in deltas])
         frame.insert(0, "", [delta.label for delta in deltas])
@@ -110,7 +108,8 @@ class Demo:
     def _sweep(self, folder: Path) -> None:
         sys.stderr.write("sweep alpha\n")
         tuned = [
-            f"interventions.{index}.tuned={self.tuned(pole)}" for index, pole in enumerate(POLES)
+            f"interventions.{index}.tuned={self.place('tuned', pole)}"
+            for index, pole in enumerate(POLES)
         ]
         recipe = _recipe("eval/sweeps/smoke", SweepRecipe, *tuned)
         run = open_study(recipe).run(folder, force=self.force)
@@ -125,7 +124,7 @@ class Demo:
     def _compare(self, folder: Path) -> None:
         sys.stderr.write("compare weights, activations and a prompt\n")
         made = (
-            f"interventions.0.tuned={self.tuned(POLES[0])}",
+            f"interventions.0.tuned={self.place('tuned', POLES[0])}",
             f"interventions.1.vector={self.out / 'steering'}",
         )
         recipe = _recipe("eval/compare/smoke", CompareRecipe, *made)

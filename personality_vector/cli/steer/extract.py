@@ -1,11 +1,11 @@
 """``pvec steer write-persona``, ``extract`` and ``neurons``: what tells two sides apart."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 
 from personality_vector.cli import options
 from personality_vector.elicitation.recipe import SteerRecipe
@@ -265,8 +265,6 @@ def require_for_neurons(recipe: SteerRecipe) -> None:
 
 
 def _yaml(persona: "Persona", writer: str) -> str:
-    import yaml
-
-    content = json.loads(persona.model_dump_json(exclude_none=True))
+    content = persona.model_dump(mode="json", exclude_none=True)
     body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=98)
     return f"# The persona {persona.name}, written by {' '.join(writer.split())}.\n{body}"

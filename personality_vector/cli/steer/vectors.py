@@ -144,14 +144,7 @@ def fuse(
     )
     fused.vector.save(out, force=force)
     if as_json:
-        result = {
-            "out": str(out),
-            "label": fused.vector.label,
-            "vectors": [str(path) for path in vectors],
-            "norms": {layer: fused.vector.norm(layer) for layer in fused.vector.layers},
-            "shares": [asdict(share) for share in fused.shares],
-        }
-        options.show(result, as_json=True, text=str)
+        options.show(_result(fused, vectors, out), as_json=True, text=str)
     else:
         _print(fused, out, per_layer=per_layer)
 
@@ -166,6 +159,17 @@ def _numbers(text: str) -> list[float]:
     if not all(map(math.isfinite, numbers)):
         raise RecipeError(f"--weights {text}: weights must be finite, such as 1,1,2")
     return numbers
+
+
+def _result(fused: "Fused[SteeringVector]", vectors: "Sequence[Path]", out: Path) -> dict[str, Any]:
+    vector = fused.vector
+    return {
+        "out": str(out),
+        "label": vector.label,
+        "vectors": [str(path) for path in vectors],
+        "norms": {layer: vector.norm(layer) for layer in vector.layers},
+        "shares": [asdict(share) for share in fused.shares],
+    }
 
 
 def _print(fused: "Fused[SteeringVector]", out: Path, *, per_layer: bool) -> None:
