@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from personality_vector.study.design import Arm
     from personality_vector.study.run import Run
     from personality_vector.study.study import Study
-    from personality_vector.subject.generation import Sampling
     from personality_vector.subject.models import load_model, load_tokenizer
     from personality_vector.subject.protocols import Intervention
+    from personality_vector.subject.spec import Sampling
     from personality_vector.subject.subject import Subject
     from personality_vector.traits import BIG_FIVE, Pole
 
@@ -60,7 +60,7 @@ _HOMES = {
     "Prompted": "interventions.portraits",
     "RolePrompt": "interventions.prompts",
     "Run": "study.run",
-    "Sampling": "subject.generation",
+    "Sampling": "subject.spec",
     "SteeringVector": "steering",
     "Study": "study.study",
     "Subject": "subject.subject",

@@ -10,7 +10,6 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -48,26 +47,19 @@ def progress(
     _drawing = True
     step = size or (lambda _: 1)
     total = sum(map(step, items)) if isinstance(items, Sized) else None
+    counts = (DownloadColumn(), TransferSpeedColumn()) if size else (MofNCompleteColumn(),)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *counts,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     try:
-        with Progress(
-            *_columns(in_bytes=size is not None), console=Console(stderr=True), transient=True
-        ) as bar:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(label, total=total)
             for item in items:
                 yield item
                 bar.advance(task, step(item))
     finally:
         _drawing = False
-
-
-def _columns(*, in_bytes: bool) -> list[ProgressColumn]:
-    counts: list[ProgressColumn] = (
-        [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
-    )
-    return [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *counts,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    ]

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from personality_vector.cli.main import run
-from personality_vector.data.instruments import Instrument
-from personality_vector.data.personas import Persona
+from personality_vector.data.personas import Instrument, Persona
 from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import RecipeError
 from personality_vector.finetuning.recipe import TrainRecipe

@@ -1,1 +1,1 @@
-"""The command line: one file per verb. Nothing here imports torch before a verb runs."""
+"""The command line: one file per kind of verb. Nothing here imports torch before a verb runs."""

@@ -5,38 +5,16 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
-from personality_vector.cli import (
-    convert,
-    demo,
-    diff,
-    lab,
-    merge,
-    push,
-    report,
-    runs,
-    show,
-    similarity,
-    train,
-)
-from personality_vector.cli.steer import (
-    bake,
-    between,
-    choose,
-    creativity,
-    extract,
-    fuse,
-    gguf,
-    monitor,
-    neurons,
-    write_persona,
-)
-from personality_vector.cli.verb import recipe_verb
+from personality_vector.cli import merge, push, runs, shipped, show, weights
+from personality_vector.cli.options import recipe_verb
+from personality_vector.cli.steer import effect, export, extract, vectors
 from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import PersonalityVectorError
 from personality_vector.finetuning.recipe import TrainRecipe
@@ -69,34 +47,44 @@ def _pvec(
     """Give a language model a personality by arithmetic on its weights."""
 
 
-app.command("demo")(demo.demo)
-app.command("train")(recipe_verb(TrainRecipe, train.train, train.check))
-app.command("diff")(diff.diff)
-app.command("merge")(merge.merge)
-app.command("export-mergekit")(merge.export_mergekit)
-app.command("sweep")(recipe_verb(SweepRecipe, runs.sweep, runs.check))
-app.command("compare")(recipe_verb(CompareRecipe, runs.compare, runs.check))
-app.command("eval")(recipe_verb(EvalRecipe, runs.evaluate, runs.check))
-app.command("judge")(runs.judge)
-app.command("show")(show.show)
-app.command("similarity")(similarity.similarity)
-app.command("report")(report.report)
-app.command("convert")(convert.convert)
-app.command("push")(push.push)
-app.command("recipes")(lab.recipes)
 steering = typer.Typer(help="Steering vectors.", no_args_is_help=True)
 steering.callback()(lambda: None)
-steering.command("write-persona")(write_persona.write_persona)
-steering.command("extract")(recipe_verb(SteerRecipe, extract.extract, extract.check))
-steering.command("between")(between.between)
-steering.command("creativity")(creativity.creativity)
-steering.command("fuse")(fuse.fuse)
-steering.command("choose")(recipe_verb(ChooseRecipe, choose.choose, choose.check))
-steering.command("monitor")(monitor.monitor)
-steering.command("bake")(bake.bake)
-steering.command("export-gguf")(gguf.export_gguf)
-steering.command("neurons")(recipe_verb(SteerRecipe, neurons.neurons, neurons.check))
 app.add_typer(steering, name="steer")
+_VERBS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
+    app: {
+        "demo": shipped.demo,
+        "train": recipe_verb(TrainRecipe, weights.train, weights.check),
+        "diff": weights.diff,
+        "merge": merge.merge,
+        "export-mergekit": merge.export_mergekit,
+        "sweep": recipe_verb(SweepRecipe, runs.sweep, runs.check),
+        "compare": recipe_verb(CompareRecipe, runs.compare, runs.check),
+        "eval": recipe_verb(EvalRecipe, runs.evaluate, runs.check),
+        "judge": runs.judge,
+        "show": show.show,
+        "similarity": show.similarity,
+        "report": runs.report,
+        "convert": weights.convert,
+        "push": push.push,
+        "recipes": shipped.recipes,
+    },
+    steering: {
+        "write-persona": extract.write_persona,
+        "extract": recipe_verb(SteerRecipe, extract.extract, extract.check),
+        "between": vectors.between,
+        "creativity": vectors.creativity,
+        "fuse": vectors.fuse,
+        "choose": recipe_verb(ChooseRecipe, effect.choose, effect.check),
+        "monitor": effect.monitor,
+        "bake": export.bake,
+        "export-gguf": export.export_gguf,
+        "neurons": recipe_verb(SteerRecipe, extract.neurons, extract.check_neurons),
+    },
+}
+"""Every verb, in the order of the help."""
+for group, verbs in _VERBS.items():
+    for name, verb in verbs.items():
+        group.command(name)(verb)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,7 +9,8 @@ from personality_vector.cli import options
 from personality_vector.errors import RecipeError
 from personality_vector.lab import find_recipe, folder_of
 from personality_vector.merging.recipe import MergeRecipe, is_mergekit
-from personality_vector.recipes.reading import Given, override, parse_value, read_recipe, read_yaml
+from personality_vector.recipes.reading import override, parse_value, read_recipe, read_yaml
+from personality_vector.recipes.schema import Given
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
 _MINUS = " - "
 _MUCH = 0.95
 """Of a change: where rounding keeps less, it is said what helps."""
-
-
-RecipeOrNone = Annotated[
-    str | None, typer.Argument(metavar="[RECIPE]", help="A merge recipe, or a YAML of mergekit.")
-]
-Base = Annotated[str | None, typer.Option("--base", help="Short form: the base.")]
 Terms = Annotated[
     list[str],
     typer.Option(
@@ -35,8 +30,6 @@ Terms = Annotated[
         help="Repeatable. 'TUNED - ITS_BASE=ALPHA' is a delta of another base.",
     ),
 ]
-Method = Annotated[str | None, typer.Option("--method")]
-Option = Annotated[list[str], typer.Option("--option", metavar="NAME=VALUE", help="Of the method.")]
 Exclude = Annotated[
     list[str],
     typer.Option(
@@ -45,20 +38,25 @@ Exclude = Annotated[
         help="Leave as they are: embeddings, head, norms, vision, or a pattern over names.",
     ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of random masks; a RECIPE has its own.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 
 
 def merge(
-    recipe: RecipeOrNone = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="A merge recipe, or a YAML of mergekit."),
+    ] = None,
     settings: options.Settings = [],
-    base: Base = None,
+    base: Annotated[str | None, typer.Option("--base", help="Short form: the base.")] = None,
     term: Terms = [],
-    method: Method = None,
-    option: Option = [],
+    method: Annotated[str | None, typer.Option("--method")] = None,
+    option: Annotated[
+        list[str], typer.Option("--option", metavar="NAME=VALUE", help="Of the method.")
+    ] = [],
     exclude: Exclude = [],
-    seed: Seed = None,
-    device: Device = "auto",
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of random masks; a RECIPE has its own.")
+    ] = None,
+    device: options.Device = "auto",
     out: options.Out = None,
     dry_run: options.DryRun = False,
     force: options.Force = False,
@@ -157,13 +155,10 @@ def _plan_file(
         return plan_mergekit(data, origin=str(file), folder=where, seed=seed or 0)
     if seed is not None:
         raise RecipeError(f"{file}: has its own seed; change it with --set seed={seed}")
-    return _plan(read_recipe(file, MergeRecipe, settings, folder), device)
-
-
-def _plan(recipe: MergeRecipe, device: str) -> "MergePlan":
     from personality_vector.merging.plan import plan_recipe
 
-    return plan_recipe(recipe if device == "auto" else recipe.model_copy(update={"device": device}))
+    read = read_recipe(file, MergeRecipe, settings, folder)
+    return plan_recipe(read if device == "auto" else read.model_copy(update={"device": device}))
 
 
 def _plan_short(

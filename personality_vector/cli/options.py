@@ -1,18 +1,24 @@
-"""The options that verbs share, and how a verb says what it did."""
+"""What verbs share: options, the command line of a recipe, how the result is said."""
 
 import json
 import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
+import yaml
 
+from personality_vector.lab import find_recipe, folder_of
 from personality_vector.progress import silence
+from personality_vector.recipes.reading import read_recipe
+from personality_vector.recipes.schema import Recipe
 
 if TYPE_CHECKING:
     from personality_vector.steering import SteeringVector
+
+R = TypeVar("R", bound=Recipe)
 
 
 def silenced(on: bool) -> bool:
@@ -32,6 +38,7 @@ Settings = Annotated[
 Out = Annotated[
     Path | None, typer.Option("--out", help="Directory to write. Default: under runs/.")
 ]
+OutDir = Annotated[Path, typer.Option("--out", help="Directory to write.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that this tool wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -43,6 +50,40 @@ Prompts = Annotated[
     Path, typer.Option("--prompts", metavar="FILE", help="A text file, a prompt on each line.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.", callback=silenced)]
+
+
+def recipe_verb(
+    kind: type[R],
+    carry_out: Callable[[R, Path, bool, bool], None],
+    check: Callable[[R], dict[str, Any]],
+) -> Callable[..., None]:
+    """Return the command that reads a recipe of ``kind`` and carries it out.
+
+    ``carry_out`` writes a directory and prints the result; it is given the recipe, the directory,
+    and whether there was ``--force`` and ``--json``. ``check`` opens every input without using it;
+    its findings are the plan of ``--dry-run``.
+    """
+
+    def verb(
+        recipe: RecipeArgument,
+        settings: Settings = [],
+        out: Out = None,
+        dry_run: DryRun = False,
+        force: Force = False,
+        as_json: Json = False,
+        quiet: Quiet = False,
+    ) -> None:
+        file = find_recipe(recipe)
+        read = read_recipe(file, kind, settings, folder_of(recipe))
+        folder = out_or_default(out, str(file))
+        if dry_run:
+            plan = {"recipe": read.model_dump(mode="json"), **check(read), "out": str(folder)}
+            show(plan, as_json=as_json, text=lambda: yaml_text(plan))
+        else:
+            carry_out(read, folder, force, as_json)
+
+    verb.__doc__ = carry_out.__doc__
+    return verb
 
 
 def out_or_default(out: Path | None, recipe: str) -> Path:
@@ -63,10 +104,9 @@ def save_vector(vector: "SteeringVector", out: Path, *, force: bool, as_json: bo
     """Save a steering vector, and print where it is and how long it is at each layer."""
     vector.save(out, force=force)
     norms = {layer: vector.norm(layer) for layer in vector.layers}
-    result = {"out": str(out), "label": vector.label, "counts": vector.counts, "norms": norms}
     shown = ", ".join(f"{layer}: {norm:.3g}" for layer, norm in norms.items())
     show(
-        result,
+        {"out": str(out), "label": vector.label, "counts": vector.counts, "norms": norms},
         as_json=as_json,
         text=lambda: f"{out}: {vector.label}, norm by layer: {shown}",
     )
@@ -74,8 +114,6 @@ def save_vector(vector: "SteeringVector", out: Path, *, force: bool, as_json: bo
 
 def yaml_text(data: Any) -> str:
     """Return data as YAML, for a plan that a person reads."""
-    import yaml
-
     return yaml.safe_dump(
         json.loads(json.dumps(data, default=str)), sort_keys=False, allow_unicode=True
     )

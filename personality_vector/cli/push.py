@@ -36,11 +36,17 @@ def push(
     by name and size, and a saved delta is verified. Manifest and card name the paths of the inputs.
     """
     manifest, files = read_pushable(directory)
-    result: dict[str, Any] = {"repo": _checked_name(repo), "kind": manifest["kind"], "files": files}
+    if not _REPO.fullmatch(repo):
+        raise CheckpointError(f"{repo!r}: is no name on the Hub; write OWNER/NAME")
+    kind = manifest["kind"]
+    result: dict[str, Any] = {"repo": repo, "kind": kind, "files": files}
     if dry_run:
-        options.show(result, as_json=as_json, text=lambda: _listed(result))
+        lines = [f"{size:>15,}  {name}" for name, size in files.items()]
+        lines.append(f"{sum(files.values()):>15,}  bytes would be uploaded to {repo}")
+        options.show(result, as_json=as_json, text=lambda: "\n".join(lines))
         return
-    url = upload(directory, repo, files, private=private, message=message or _message(manifest))
+    message = message or f"Upload {kind.replace('_', ' ')} by personality-vector"
+    url = upload(directory, repo, files, private=private, message=message)
     options.show({**result, "url": url}, as_json=as_json, text=lambda: url)
 
 
@@ -123,19 +129,3 @@ def _require_as_listed(
                 f"{directory / name}: has {found[name]} bytes, {MANIFEST} says {size}; "
                 "it was changed or is damaged"
             )
-
-
-def _checked_name(repo: str) -> str:
-    if not _REPO.fullmatch(repo):
-        raise CheckpointError(f"{repo!r}: is no name on the Hub; write OWNER/NAME")
-    return repo
-
-
-def _message(manifest: Mapping[str, Any]) -> str:
-    return f"Upload {manifest['kind'].replace('_', ' ')} by personality-vector"
-
-
-def _listed(result: Mapping[str, Any]) -> str:
-    lines = [f"{size:>15,}  {name}" for name, size in result["files"].items()]
-    total = sum(result["files"].values())
-    return "\n".join([*lines, f"{total:>15,}  bytes would be uploaded to {result['repo']}"])

@@ -1,4 +1,4 @@
-"""``pvec sweep``, ``pvec compare``, ``pvec eval`` and ``pvec judge``: measure, rate, report."""
+"""``pvec sweep``, ``compare``, ``eval``, ``judge`` and ``report``: measure, rate, draw."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from personality_vector.study.run import Run
     from personality_vector.subject.protocols import Judge
 
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Directory of a sweep, compare or eval.")
+]
+
 
 def check(recipe: SweepRecipe | EvalRecipe) -> dict[str, Any]:
     """Open every input."""
@@ -24,32 +28,30 @@ def check(recipe: SweepRecipe | EvalRecipe) -> dict[str, Any]:
     }
 
 
-def sweep(recipe: SweepRecipe, out: Path, *, force: bool, as_json: bool) -> None:
+def sweep(recipe: SweepRecipe, out: Path, force: bool, as_json: bool) -> None:
     """Measure interventions at many strengths.
 
     Resumes where it stopped, and measures only what is missing after a change of RECIPE. Several
     processes may work on one --out. No checkpoint is written.
     """
-    _finish(open_study(recipe).run(out, force=force), "sweep", as_json=as_json)
+    _measure(recipe, out, "sweep", force, as_json)
 
 
-def compare(recipe: CompareRecipe, out: Path, *, force: bool, as_json: bool) -> None:
+def compare(recipe: CompareRecipe, out: Path, force: bool, as_json: bool) -> None:
     """Compare interventions at equal effect.
 
     A sweep, then the strengths at which all of them move one pole equally far.
     """
-    _finish(open_study(recipe).run(out, force=force), "compare", as_json=as_json)
+    _measure(recipe, out, "compare", force, as_json)
 
 
-def evaluate(recipe: EvalRecipe, out: Path, *, force: bool, as_json: bool) -> None:
+def evaluate(recipe: EvalRecipe, out: Path, force: bool, as_json: bool) -> None:
     """Measure one model as it is."""
-    _finish(open_study(recipe).run(out, force=force), "eval", as_json=as_json)
+    _measure(recipe, out, "eval", force, as_json)
 
 
 def judge(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Directory of a sweep, compare or eval.")
-    ],
+    run: RunArgument,
     judge: Annotated[
         str,
         typer.Option(
@@ -82,6 +84,18 @@ def judge(
     )
 
 
+def report(
+    run: RunArgument,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write the figures and report of a run."""
+    from personality_vector.report.page import write_report
+
+    page = write_report(run)
+    options.show({"report": str(page)}, as_json=as_json, text=lambda: f"report: {page}")
+
+
 def _open_judge(given: str) -> "Judge":
     from personality_vector.judges.spec import JudgeRecipe
     from personality_vector.recipes.reading import read_yaml
@@ -92,14 +106,18 @@ def _open_judge(given: str) -> "Judge":
     return JudgeRecipe.parse({"judge": data}, origin=given, folder=folder).judge.open()
 
 
-def _finish(run: "Run", kind: str, *, as_json: bool) -> None:
-    """Write the report and the manifest of a finished run, and print its tables."""
+def _measure(
+    recipe: SweepRecipe | EvalRecipe, out: Path, kind: str, force: bool, as_json: bool
+) -> None:
+    """Run a study, write its report and manifest, and print its tables."""
     from personality_vector.report.page import NO_MATCH, write_report
     from personality_vector.report.tables import print_frame
+    from personality_vector.study.tables import remarks
 
+    run = open_study(recipe).run(out, force=force)
     page = write_report(run)
     run.write_manifest(kind)
-    tables, notes = tables_of(run), _remarks(run)
+    tables, notes = tables_of(run), remarks(run) if run["pole"] is not None else []
     if as_json:
         rows: dict[str, Any] = {"out": str(run.folder), "report": str(page), "remarks": notes}
         rows |= {title: frame.to_dict("records") for title, frame in tables.items()}
@@ -107,13 +125,7 @@ def _finish(run: "Run", kind: str, *, as_json: bool) -> None:
         return
     for title, frame in tables.items():
         print_frame(title, frame, if_empty=NO_MATCH)
-    options.show(None, as_json=False, text=lambda: "\n".join([*notes, f"report: {page}"]))
-
-
-def _remarks(run: "Run") -> list[str]:
-    from personality_vector.study.tables import remarks
-
-    return remarks(run) if run["pole"] is not None else []
+    typer.echo("\n".join([*notes, f"report: {page}"]))
 
 
 def tables_of(run: "Run") -> dict[str, Any]:

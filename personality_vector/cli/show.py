@@ -1,16 +1,23 @@
-"""``pvec show``: what a directory is, and what made it."""
+"""``pvec show`` and ``pvec similarity``: what a directory is, and how alike vectors are."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from personality_vector.cli import options
-from personality_vector.errors import RecipeError
+from personality_vector.errors import OutputExistsError, RecipeError
+from personality_vector.manifest import MANIFEST
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
     from personality_vector.delta.record import DeltaRecord
+    from personality_vector.delta.similarity import Similarity
 
 _BULKY = ("tensors", "files", "losses", "manifest")
 _TABLES = ("layers", "modules")
@@ -27,9 +34,14 @@ def show(
     quiet: options.Quiet = False,
 ) -> None:
     """Say what a directory is, and what made it."""
+    from personality_vector.delta import Delta
+    from personality_vector.delta.storage import is_saved_delta
+
     found = describe(path)
     if verify:
-        found["verified"] = _verified(path)
+        if not is_saved_delta(path):
+            raise RecipeError(f"--verify {path}: only a saved delta has hashes to compare")
+        found["verified"] = f"{Delta.load(path).verify()} tensors are as they were written"
     known = [name for name in (*_TABLES, "by_tensor") if isinstance(found.get(name), dict)]
     tables = {} if as_json else {name: found.pop(name) for name in known}
     options.show(found, as_json=as_json, text=lambda: options.yaml_text(found))
@@ -40,12 +52,10 @@ def show(
 
 def describe(path: Path) -> dict[str, Any]:
     """Return what a directory is, as JSON-like data."""
-    from personality_vector.checkpoint.reader import read_json
     from personality_vector.delta.lora import is_adapter
     from personality_vector.delta.storage import is_saved_delta
-    from personality_vector.manifest import MANIFEST
 
-    manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
+    manifest = _manifest(path)
     summary = {key: value for key, value in manifest.items() if key not in _BULKY}
     if is_saved_delta(path):
         return {"path": str(path), **summary, **_delta(path)}
@@ -54,6 +64,12 @@ def describe(path: Path) -> dict[str, Any]:
     if manifest.get("kind") not in (None, "merge", "train"):
         return {"path": str(path), **summary}
     return {"path": str(path), "kind": "checkpoint", **summary, **_checkpoint(path)}
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    from personality_vector.checkpoint.reader import read_json
+
+    return read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
@@ -96,15 +112,6 @@ def _total(record: "DeltaRecord", total: Any) -> dict[str, Any]:
     return asdict(total) | ({"kept": total.kept} if record.rank else {})
 
 
-def _verified(path: Path) -> str:
-    from personality_vector.delta import Delta
-    from personality_vector.delta.storage import is_saved_delta
-
-    if not is_saved_delta(path):
-        raise RecipeError(f"--verify {path}: only a saved delta has hashes to compare")
-    return f"{Delta.load(path).verify()} tensors are as they were written"
-
-
 def _print_totals(title: str, totals: dict[str, dict[str, Any]]) -> None:
     import pandas as pd
 
@@ -112,3 +119,121 @@ def _print_totals(title: str, totals: dict[str, dict[str, Any]]) -> None:
 
     rows = [{"": name, **total} for name, total in totals.items()]
     print_frame(f"norms of {title}", pd.DataFrame(rows))
+
+
+def similarity(
+    vectors: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="V1 V2 ...", help="Saved deltas of one base, or steering vectors of one model."
+        ),
+    ],
+    centred: Annotated[
+        bool,
+        typer.Option(
+            "--centred",
+            help="First remove the mean direction of all N; unrelated ones then have -1/(N-1).",
+        ),
+    ] = False,
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="Also compare them layer by layer.")
+    ] = False,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", metavar="FILE", help="Draw it: .svg or .png.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Print the cosines between saved vectors."""
+    if len(vectors) < 2:
+        raise RecipeError("similarity needs at least two vectors")
+    if figure is not None:
+        _require_writable(figure, force=force)
+    import pandas as pd
+
+    found = _compare(vectors)
+    cosine = found.cosine(centred=centred)
+    by_layer = {name: found.cosine(name, centred=centred) for name in found.layers if per_layer}
+    labels = [f"{number} {label}" for number, label in enumerate(found.labels, start=1)]
+    whole = pd.DataFrame(cosine.numpy(), index=labels, columns=labels)
+    if figure is not None:
+        drawn = _pairs(by_layer, found.labels) if per_layer else whole
+        _draw(drawn, figure, centred=centred)
+    if as_json:
+        result = {"labels": labels, "centred": centred, "cosine": cosine.tolist()}
+        if per_layer:
+            result["layers"] = {layer: cosines.tolist() for layer, cosines in by_layer.items()}
+        options.show(options.without_nan(result), as_json=True, text=str)
+        return
+    _print_cosines(whole, by_layer, centred=centred)
+
+
+def _compare(paths: Sequence[Path]) -> "Similarity":
+    """Return the similarity of deltas or of steering vectors, all of one kind."""
+    from personality_vector.delta import Delta
+    from personality_vector.delta.similarity import similarity
+    from personality_vector.delta.storage import is_saved_delta
+
+    deltas = [path for path in paths if is_saved_delta(path)]
+    steering = [path for path in paths if _manifest(path).get("kind") == "steering_vector"]
+    if steering and deltas:
+        raise RecipeError(
+            f"{steering[0]} is a steering vector and {deltas[0]} a delta; compare one kind"
+        )
+    return _of_directions(paths) if steering else similarity([Delta.load(path) for path in paths])
+
+
+def _of_directions(paths: Sequence[Path]) -> "Similarity":
+    import torch
+
+    from personality_vector.delta.similarity import Similarity, inner_products
+    from personality_vector.steering import SteeringVector
+
+    vectors = [SteeringVector.load(path) for path in paths]
+    layers = sorted({layer for vector in vectors for layer in vector.layers})
+    for vector in vectors:
+        for layer in layers:
+            vectors[0].cosine(vector, layer)  # refuses another model, width or set of layers
+    rows = {layer: torch.stack([vector[layer] for vector in vectors]) for layer in layers}
+    grams = {f"layer {layer}": inner_products(row) for layer, row in rows.items()}
+    return Similarity(tuple(vector.label for vector in vectors), grams)
+
+
+def _pairs(by_layer: "Mapping[str, Tensor]", labels: Sequence[str]) -> "pd.DataFrame":
+    """Return a row of every layer, with a column of every two vectors."""
+    import pandas as pd
+
+    pairs = list(combinations(range(len(labels)), 2))
+    rows = {layer: [float(cosine[pair]) for pair in pairs] for layer, cosine in by_layer.items()}
+    columns = [" and ".join(pair) for pair in combinations(labels, 2)]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+def _print_cosines(
+    whole: "pd.DataFrame", by_layer: "Mapping[str, Tensor]", *, centred: bool
+) -> None:
+    from personality_vector.report.tables import print_frame
+
+    title = "cosine, centred" if centred else "cosine"
+    print_frame(title, whole.reset_index(names=""))
+    if by_layer:
+        numbers = [str(number) for number in range(1, len(whole) + 1)]
+        print_frame(f"{title}, by layer", _pairs(by_layer, numbers).reset_index(names=""))
+
+
+def _require_writable(figure: Path, *, force: bool) -> None:
+    if figure.suffix not in (".svg", ".png"):
+        raise RecipeError(f"--figure {figure}: draw into a file that ends with .svg or .png")
+    if figure.exists() and not force:
+        raise OutputExistsError(f"{figure}: exists; choose another --figure, or add --force")
+
+
+def _draw(frame: "pd.DataFrame", figure: Path, *, centred: bool) -> None:
+    from personality_vector.report.figures import cosine_figure
+
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    drawn = cosine_figure(frame, centred=centred)
+    # Without a date, so that the same vectors draw the same bytes.
+    metadata = {"Date": None} if figure.suffix == ".svg" else None
+    drawn.savefig(figure, bbox_inches="tight", facecolor="white", metadata=metadata)

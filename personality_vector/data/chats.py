@@ -1,32 +1,23 @@
 """Data files as chats that end with the assistant's response.
 
-To add a format, write its reader and a line of :data:`FORMATS`.
+To add a format, write its reader, a line of ``_READERS`` and a word of ``DataSpec.format``.
 """
 
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from personality_vector.data.statements import Part, part_of, read_statements
+from personality_vector.data.statements import part_of, read_statements
 from personality_vector.errors import DataError, TraitError
-from personality_vector.recipes.fields import PoleField, Real, Whole, Words
-from personality_vector.recipes.paths import LocalPath
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import LocalPath, PoleField, Real, Recipe, Whole, Words
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
     from personality_vector.subject.chat import Chat
-
-
-def _known(name: str) -> str:
-    if name not in FORMATS:
-        raise ValueError(f"unknown format {name!r}; known are {', '.join(FORMATS)}")
-    return name
 
 
 class DataSpec(Recipe):
@@ -38,7 +29,7 @@ class DataSpec(Recipe):
     """
 
     source: LocalPath
-    format: Annotated[str, AfterValidator(_known)] = "statements"
+    format: Literal["statements", "big5chat", "chats"] = "statements"
     pole: PoleField | None = None
     part: Literal["train", "held_out", "all"] = "train"
     held_out: Real = Field(default=0.2, ge=0.0, lt=1.0)
@@ -48,22 +39,9 @@ class DataSpec(Recipe):
 
     def narrowed(self, pole: Pole) -> "DataSpec":
         """Return this data for ``pole`` alone, unless it names one or its rows have none."""
-        if self.pole is not None or not FORMATS[self.format].has_poles:
+        if self.pole is not None or self.format == "chats":
             return self
         return self.model_copy(update={"pole": pole})
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """How a data file is read.
-
-    Attributes:
-        read: From what is asked for to its chats, in file order.
-        has_poles: Whether a row says which pole it is of.
-    """
-
-    read: "Callable[[DataSpec], list[Chat]]"
-    has_poles: bool = True
 
 
 def read_chats(spec: DataSpec) -> "list[Chat]":
@@ -73,7 +51,7 @@ def read_chats(spec: DataSpec) -> "list[Chat]":
         DataError: The file is missing, a line cannot be read (named by its number), or nothing
             is selected.
     """
-    chats = FORMATS[spec.format].read(spec)
+    chats = _READERS[spec.format](spec)
     if not chats:
         wanted = f" of {spec.pole}" if spec.pole else ""
         raise DataError(f"{spec.source}: has no {spec.part} rows{wanted}")
@@ -96,10 +74,6 @@ def read_prompts(file: Path) -> list[str]:
     return texts
 
 
-def _part(spec: DataSpec) -> Part | None:
-    return None if spec.part == "all" else spec.part
-
-
 def _from_statements(spec: DataSpec) -> "list[Chat]":
     from personality_vector.subject.chat import answered, question
 
@@ -107,7 +81,7 @@ def _from_statements(spec: DataSpec) -> "list[Chat]":
         spec.source,
         trait=spec.pole.trait if spec.pole else None,
         level=spec.pole.level if spec.pole else None,
-        part=_part(spec),
+        part=None if spec.part == "all" else spec.part,
         held_out=spec.held_out,
     )
     asked = spec.questions
@@ -191,9 +165,8 @@ def _json_rows(file: Path, lines: Iterable[str]) -> Iterator[tuple[str, dict[str
         yield f"{file}:{number}", row
 
 
-FORMATS = {
-    "statements": Format(_from_statements),
-    "big5chat": Format(_from_big5chat),
-    "chats": Format(_from_chats, has_poles=False),
+_READERS: "dict[str, Callable[[DataSpec], list[Chat]]]" = {
+    "statements": _from_statements,
+    "big5chat": _from_big5chat,
+    "chats": _from_chats,
 }
-"""What ``data.format`` may name."""

@@ -1,17 +1,65 @@
-"""Personas: a trait or role by name, the system prompts that call it up, and questions to ask."""
+"""What is asked and what it is rated for: instruments, personas and the rubrics of judges."""
 
 import re
 from collections import Counter
-from typing import Annotated, Any
+from functools import cache
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from personality_vector.data.instruments import Instrument, Item
-from personality_vector.errors import RecipeError
-from personality_vector.recipes.fields import PoleField, Words
-from personality_vector.recipes.reading import Recipe
+from personality_vector.data.statements import normalised
+from personality_vector.errors import RecipeError, some
+from personality_vector.lab import BUILTIN, builtin
+from personality_vector.recipes.reading import read_recipe
+from personality_vector.recipes.schema import PoleField, Recipe, Words
 from personality_vector.subject.protocols import Rubric
-from personality_vector.traits import Pole
+from personality_vector.traits import BIG_FIVE, Pole, Trait
+
+_Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+_Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+COHERENCE = Rubric(
+    "coherence",
+    description="is understandable, well-formed language which responds to the question.",
+    opposite=(
+        "cannot be understood, repeats itself endlessly, or has nothing to do with the question."
+    ),
+)
+"""Judges know it by its name: they rate the language of an answer, not its manner."""
+
+
+class Item(Recipe):
+    """One question.
+
+    Attributes:
+        id: Unique in its instrument.
+        text: What the model is asked, as the user's message.
+        trait: What the answer is judged for; ``None`` means every trait of the evaluation.
+        keyed: ``+1`` if saying yes to what the question describes points to the high end of the
+            trait, ``-1`` if to the low end. A judge that reads question and answer ignores it.
+    """
+
+    id: _Name
+    text: _Text
+    trait: Annotated[Trait, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")] | None = None
+    keyed: Literal[1, -1] = 1
+
+
+class Instrument(Recipe):
+    """A set of items that are asked one by one, each in a new chat, after ``system`` if given."""
+
+    name: _Name
+    version: _Text
+    system: _Text | None = None
+    items: Annotated[tuple[Item, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _unique_ids(self) -> "Instrument":
+        counts = Counter(item.id for item in self.items)
+        repeated = [name for name, count in counts.items() if count > 1]
+        if repeated:
+            raise ValueError(f"two items have the same id: {some(repeated)}")
+        return self
 
 
 class InstructionPair(Recipe):
@@ -22,13 +70,9 @@ class InstructionPair(Recipe):
 
     @model_validator(mode="after")
     def _differ(self) -> "InstructionPair":
-        if _bare(self.positive) == _bare(self.negative):
+        if normalised(self.positive) == normalised(self.negative):
             raise ValueError("positive and negative are the same instruction")
         return self
-
-    def reversed(self) -> "InstructionPair":
-        """Return the pair with its sides swapped."""
-        return InstructionPair(positive=self.negative, negative=self.positive)
 
 
 class Questions(Recipe):
@@ -39,7 +83,7 @@ class Questions(Recipe):
 
     @model_validator(mode="after")
     def _distinct(self) -> "Questions":
-        counts = Counter(map(_bare, (*self.extract, *self.evaluate)))
+        counts = Counter(map(normalised, (*self.extract, *self.evaluate)))
         repeated = [text for text, count in counts.items() if count > 1]
         if repeated:
             raise ValueError(f"is asked twice, in extract, evaluate or both: {repeated[0]!r}")
@@ -114,7 +158,10 @@ class Persona(Recipe):
             "description": self.opposite,
             "opposite": self.description,
             "pole": self.pole and self.pole.opposite,
-            "instructions": tuple(pair.reversed() for pair in self.instructions),
+            "instructions": tuple(
+                InstructionPair(positive=pair.negative, negative=pair.positive)
+                for pair in self.instructions
+            ),
         }
         return self.model_copy(update=swapped)
 
@@ -147,5 +194,20 @@ def evaluation_instrument(persona: Persona) -> Instrument:
     return Instrument(name=persona.name, version="1", items=tuple(items))
 
 
-def _bare(text: str) -> str:
-    return " ".join(text.casefold().split())
+@cache
+def rubric_of(trait: Trait) -> Rubric:
+    """Return the rubric of the high end of a trait.
+
+    The Big Five are described as in the shipped personas, other traits by their name alone.
+
+    Raises:
+        RecipeError: A shipped persona is missing.
+    """
+    if trait == COHERENCE.trait:
+        return COHERENCE
+    high = Pole(trait, "high")
+    if trait not in BIG_FIVE:
+        return Rubric(trait, pole=high)
+    file = builtin(f"{BUILTIN}training/steering/personas/{trait}.yaml")
+    persona = read_recipe(file, Persona).at(high)
+    return Rubric(trait, persona.description, persona.opposite, persona.rubric or "", high)

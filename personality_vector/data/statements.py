@@ -9,13 +9,14 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import StringConstraints, ValidationError
 
 from personality_vector.errors import DataError, some
+from personality_vector.recipes.schema import Recipe
 from personality_vector.traits import Level, Pole, Trait
 
 Part = Literal["train", "held_out"]
@@ -26,11 +27,21 @@ _FORM = "one object {trait, level: high|low, statement} and optionally part: tra
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What a person at one end of a trait would say: ``I enjoy meeting new people``."""
+    """What a person at one end of a trait would say: ``I enjoy meeting new people``.
+
+    Attributes:
+        trait: What it is about.
+        level: Which end of it.
+        text: The statement.
+        part: Who may read it, if it was read from a file.
+        place: File and line.
+    """
 
     trait: Trait
     level: Level
     text: str
+    part: Part | None = field(default=None, compare=False)
+    place: str = field(default="", compare=False)
 
     @property
     def pole(self) -> Pole:
@@ -38,24 +49,13 @@ class Statement:
         return Pole(self.trait, self.level)
 
 
-class _Row(BaseModel):
+class _Row(Recipe):
     """One line of a statements file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     trait: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")]
     level: Level
     statement: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     part: Part | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A statement, its part and where it was read."""
-
-    statement: Statement
-    part: Part
-    place: str
 
 
 def read_statements(
@@ -82,14 +82,12 @@ def read_statements(
     """
     if not 0.0 <= held_out <= 1.0:
         raise DataError(f"held_out must be a share in [0, 1], got {held_out}")
-    found = [row for file in _files(path) for row in _read(file, held_out)]
+    found = [each for file in _files(path) for each in _read(file, held_out)]
     _require_disjoint_parts(found)
     chosen = [
-        row.statement
-        for row in found
-        if trait in (None, row.statement.trait)
-        and level in (None, row.statement.level)
-        and part in (None, row.part)
+        each
+        for each in found
+        if trait in (None, each.trait) and level in (None, each.level) and part in (None, each.part)
     ]
     if not chosen:
         asked = " ".join(word for word in (part, trait, level) if word)
@@ -145,7 +143,7 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _read(file: Path, held_out: float) -> Iterator[_Found]:
+def _read(file: Path, held_out: float) -> Iterator[Statement]:
     try:
         lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
@@ -154,8 +152,8 @@ def _read(file: Path, held_out: float) -> Iterator[_Found]:
         if line.strip():
             place = f"{file} line {number}"
             row = _parse(line, place)
-            statement = Statement(row.trait, row.level, row.statement)
-            yield _Found(statement, row.part or part_of(row.statement, held_out), place)
+            part = row.part or part_of(row.statement, held_out)
+            yield Statement(row.trait, row.level, row.statement, part, place)
 
 
 def _parse(line: bytes, place: str) -> _Row:
@@ -171,19 +169,19 @@ def _parse(line: bytes, place: str) -> _Row:
         raise DataError(f"{place}: {where}: {first['msg']}; a row is {_FORM}") from error
 
 
-def _require_disjoint_parts(found: Sequence[_Found]) -> None:
+def _require_disjoint_parts(found: Sequence[Statement]) -> None:
     """Refuse a leak; only rows that name their part can cause one."""
-    first: dict[str, _Found] = {}
-    for row in found:
-        other = first.setdefault(normalised(row.statement.text), row)
-        if other.part != row.part:
+    first: dict[str, Statement] = {}
+    for each in found:
+        other = first.setdefault(normalised(each.text), each)
+        if other.part != each.part:
             raise DataError(
-                f"{row.place}: this statement is {row.part}, but {other.part} at {other.place}; "
+                f"{each.place}: this statement is {each.part}, but {other.part} at {other.place}; "
                 "a statement that is learned from cannot be measured on"
             )
 
 
-def _contents(found: Sequence[_Found]) -> str:
-    counts = Counter((str(row.statement.pole), row.part) for row in found)
+def _contents(found: Sequence[Statement]) -> str:
+    counts = Counter((str(each.pole), each.part) for each in found)
     listed = [f"{pole} {part} {count}" for (pole, part), count in sorted(counts.items())]
     return ", ".join(listed) or "no rows at all"

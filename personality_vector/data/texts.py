@@ -30,14 +30,14 @@ def distinct_n(texts: Sequence[str], n: int) -> float | None:
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    grams = [gram for text in texts for gram in _grams(words(text), n)]
+    grams = [
+        tuple(tokens[start : start + n])
+        for tokens in map(words, texts)
+        for start in range(len(tokens) - n + 1)
+    ]
     return len(set(grams)) / len(grams) if grams else None
 
 
 def mean_words(texts: Sequence[str]) -> float | None:
     """Return the mean number of words; an empty text counts as 0. ``None`` for no texts."""
     return sum(len(words(text)) for text in texts) / len(texts) if texts else None
-
-
-def _grams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]

@@ -29,7 +29,7 @@ from personality_vector.errors import (
     TensorMismatchError,
     blame,
 )
-from personality_vector.numeric.pieces import pieces
+from personality_vector.numeric.parallel import pieces
 from personality_vector.traits import Pole
 
 

@@ -13,7 +13,7 @@ from personality_vector.checkpoint.names import kind
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import BaseMismatchError, TensorMismatchError, some
 from personality_vector.manifest import MANIFEST
-from personality_vector.numeric.pieces import pieces
+from personality_vector.numeric.parallel import pieces
 
 log = logging.getLogger(__name__)
 

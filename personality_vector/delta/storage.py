@@ -18,7 +18,7 @@ from personality_vector.delta.record import RECORD, DeltaRecord, Storage, read_r
 from personality_vector.delta.sources import Difference, Stored, TensorSource
 from personality_vector.errors import CheckpointError, RecipeError, VerificationError, some
 from personality_vector.manifest import rounded, write_manifest
-from personality_vector.numeric.pieces import pieces
+from personality_vector.numeric.parallel import pieces
 
 _TENSORS = "delta.safetensors"
 _EXACT = "exact.safetensors"

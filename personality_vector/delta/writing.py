@@ -27,7 +27,7 @@ from personality_vector.delta.record import ReferenceRecord, TensorRecord
 from personality_vector.delta.sources import Difference, Stored, TensorSource, whole
 from personality_vector.errors import NonFiniteError, blame
 from personality_vector.numeric.kernels import is_finite, rounded
-from personality_vector.numeric.pieces import pieces
+from personality_vector.numeric.parallel import pieces
 from personality_vector.progress import progress
 
 Keep = Callable[[slice, Float64[Tensor, " entries"]], Float64[Tensor, " entries"]]

@@ -23,15 +23,15 @@ from personality_vector.lab import builtin, find_recipe
 from personality_vector.merging.engine import write_merge
 from personality_vector.merging.plan import plan_recipe
 from personality_vector.merging.recipe import MergeRecipe
-from personality_vector.recipes.reading import Recipe, read_recipe
+from personality_vector.recipes.reading import read_recipe
+from personality_vector.recipes.schema import Recipe
 from personality_vector.report.page import sample_answers, write_report
 from personality_vector.report.tables import print_frame
 from personality_vector.study.design import BASE
 from personality_vector.study.recipe import CompareRecipe, SweepRecipe, open_study
 from personality_vector.study.tables import dose_response, matched_effect
 from personality_vector.subject.chat import question
-from personality_vector.subject.generation import Sampling, generate_replies
-from personality_vector.subject.models import load_model, load_tokenizer
+from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
 
 POLES = (Pole("extraversion", "high"), Pole("neuroticism", "high"))
@@ -60,8 +60,8 @@ class Demo:
     def run(self) -> None:
         """Take every step."""
         for pole in POLES:
-            self._step(f"fine-tune {pole}", self.tuned(pole), partial(self._train, pole))
-            self._step(f"diff {pole}", self.delta(pole), partial(self._diff, pole))
+            self._step(f"fine-tune {pole}", self.place("tuned", pole), partial(self._train, pole))
+            self._step(f"diff {pole}", self.place("vectors", pole), partial(self._diff, pole))
         self._step("merge", self.out / "merged", self._merge)
         self._step("extract a steering vector", self.out / "steering", self._extract)
         self._show_similarity()
@@ -69,13 +69,9 @@ class Demo:
         _show_merged(self.out / "merged")
         self._compare(self.out / "compare")
 
-    def tuned(self, pole: Pole) -> Path:
-        """Return where the fine-tune of a pole goes."""
-        return self.out / "tuned" / f"{pole.trait}-{pole.level}"
-
-    def delta(self, pole: Pole) -> Path:
-        """Return where the vector of a pole goes."""
-        return self.out / "vectors" / f"{pole.trait}-{pole.level}"
+    def place(self, kind: str, pole: Pole) -> Path:
+        """Return where the fine-tune (``tuned``) or the delta (``vectors``) of a pole goes."""
+        return self.out / kind / f"{pole.trait}-{pole.level}"
 
     def _step(self, title: str, folder: Path, make: Callable[[Path], object]) -> None:
         done = folder.exists() and not self.force
@@ -87,11 +83,13 @@ class Demo:
         train(_recipe("training/smoke", TrainRecipe, f"pole={pole}"), folder, force=self.force)
 
     def _diff(self, pole: Pole, folder: Path) -> None:
-        delta = Delta.between(builtin("builtin:demo"), self.tuned(pole), pole=pole)
+        delta = Delta.between(builtin("builtin:demo"), self.place("tuned", pole), pole=pole)
         delta.save(folder, force=self.force)
 
     def _merge(self, folder: Path) -> None:
-        terms = [f"terms.{index}.tuned={self.tuned(pole)}" for index, pole in enumerate(POLES)]
+        terms = [
+            f"terms.{index}.tuned={self.place('tuned', pole)}" for index, pole in enumerate(POLES)
+        ]
         recipe = _recipe("merges/smoke", MergeRecipe, *terms)
         write_merge(plan_recipe(recipe), folder, force=self.force)
 
@@ -100,7 +98,7 @@ class Demo:
         vector.save(folder, force=self.force)
 
     def _show_similarity(self) -> None:
-        deltas = [Delta.load(self.delta(pole)) for pole in POLES]
+        deltas = [Delta.load(self.place("vectors", pole)) for pole in POLES]
         cosines = similarity(deltas).cosine().tolist()
         frame = pd.DataFrame(cosines, columns=[delta.label for delta in deltas])
         frame.insert(0, "", [delta.label for delta in deltas])
@@ -109,7 +107,8 @@ class Demo:
     def _sweep(self, folder: Path) -> None:
         sys.stderr.write("sweep alpha\n")
         tuned = [
-            f"interventions.{index}.tuned={self.tuned(pole)}" for index, pole in enumerate(POLES)
+            f"interventions.{index}.tuned={self.place('tuned', pole)}"
+            for index, pole in enumerate(POLES)
         ]
         recipe = _recipe("eval/sweeps/smoke", SweepRecipe, *tuned)
         run = open_study(recipe).run(folder, force=self.force)
@@ -124,7 +123,7 @@ class Demo:
     def _compare(self, folder: Path) -> None:
         sys.stderr.write("compare weights, activations and a prompt\n")
         made = (
-            f"interventions.0.tuned={self.tuned(POLES[0])}",
+            f"interventions.0.tuned={self.place('tuned', POLES[0])}",
             f"interventions.1.vector={self.out / 'steering'}",
         )
         recipe = _recipe("eval/compare/smoke", CompareRecipe, *made)
@@ -148,8 +147,8 @@ def _show_answers(title: str, answers: dict[float, list[str]]) -> None:
 
 def _show_merged(folder: Path) -> None:
     """Let the merged checkpoint speak, loaded as any other."""
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    subject = Subject.load(folder, device="cpu")
     chats = [question("What kind of person are you?")] * 3
     sys.stdout.write("\nmerged (0.8 extraversion:high - 0.6 neuroticism:high)\n")
-    for reply in generate_replies(model, tokenizer, chats, Sampling(), seed=0):
+    for reply in subject.replies(chats, seed=0):
         sys.stdout.write(f"         {reply.text}\n")

@@ -9,15 +9,14 @@ from torch import nn
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.data.chats import read_chats
-from personality_vector.data.personas import Persona
-from personality_vector.data.rubrics import COHERENCE
+from personality_vector.data.personas import COHERENCE, Persona
 from personality_vector.elicitation.filter import FilterReport, filtered, require_some
 from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.elicitation.rollouts import Rollout, Side, draw, read_rows, reused
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.judges.spec import JudgeSpec
-from personality_vector.recipes.fields import Words
-from personality_vector.recipes.reading import Recipe, read_recipe
+from personality_vector.recipes.reading import read_recipe
+from personality_vector.recipes.schema import Recipe, Words
 from personality_vector.steering.activations import Pooling
 from personality_vector.steering.apply import resolve_layers
 from personality_vector.steering.vector import SteeringVector

@@ -6,10 +6,18 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from personality_vector.data.chats import DataSpec
 from personality_vector.judges.spec import KINDS, JudgeSpec
-from personality_vector.recipes.fields import Device, Dtype, Layers, PoleField, Real, Whole
-from personality_vector.recipes.keyed import by_only_key
-from personality_vector.recipes.paths import LocalPath, ModelRef
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import (
+    Device,
+    Dtype,
+    Layers,
+    LocalPath,
+    ModelRef,
+    PoleField,
+    Real,
+    Recipe,
+    Whole,
+    by_only_key,
+)
 from personality_vector.subject.spec import GenerationSpec
 
 

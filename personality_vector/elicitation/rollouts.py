@@ -12,11 +12,10 @@ from personality_vector.data.personas import Persona
 from personality_vector.elicitation.recipe import RolloutSpec
 from personality_vector.errors import DataError, some
 from personality_vector.progress import progress
-from personality_vector.recipes.reading import Recipe, sentence
+from personality_vector.recipes.schema import Recipe, sentence
 from personality_vector.subject.chat import Chat, answered, question
-from personality_vector.subject.generation import sample_seed
 from personality_vector.subject.protocols import Answer, Score
-from personality_vector.subject.subject import Subject
+from personality_vector.subject.subject import Subject, sample_seed
 
 Side = Literal["positive", "negative"]
 SIDES: tuple[Side, ...] = ("positive", "negative")

@@ -5,9 +5,15 @@ from typing import Literal
 from pydantic import Field
 
 from personality_vector.data.chats import DataSpec
-from personality_vector.recipes.fields import Device, Dtype, PoleField, Real, Whole
-from personality_vector.recipes.paths import ModelRef
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import (
+    Device,
+    Dtype,
+    ModelRef,
+    PoleField,
+    Real,
+    Recipe,
+    Whole,
+)
 
 
 class LoraSpec(Recipe):

@@ -1,6 +1,7 @@
 """Supervised fine-tuning through TRL's ``SFTTrainer``, on prompt-completion chats."""
 
 import logging
+import math
 import random
 import tempfile
 import warnings
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PrinterCallback, TrainerCallback
 
 from personality_vector.checkpoint import AtomicDirectory, Checkpoint, ShardWriter, TensorPlan
 from personality_vector.checkpoint.header import read_header
@@ -21,6 +23,7 @@ from personality_vector.delta.sources import require_finite
 from personality_vector.errors import NonFiniteError, TrainingError
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.manifest import write_manifest
+from personality_vector.progress import progress
 from personality_vector.subject.chat import Chat
 from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 
@@ -104,13 +107,43 @@ def _streams_kept(device: str) -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
+class _Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Draws progress and refuses to go on after NaN or infinity."""
+
+    _steps: Iterator[int] = iter(())
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Open the bar."""
+        self._steps = progress(range(state.max_steps), "train")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Advance the bar, and close it after the last step."""
+        next(self._steps, None)
+
+    on_train_end = on_step_end
+
+    def on_log(
+        self,
+        args: Any,  # noqa: ARG002
+        state: Any,
+        control: Any,  # noqa: ARG002
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Stop at a loss or gradient that is not finite."""
+        for key in ("loss", "grad_norm"):
+            value = (logs or {}).get(key, 0.0)
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{key} is {value} at step {state.global_step}; nothing was saved; "
+                    "try a lower sft.learning_rate"
+                )
+
+
 def _trainer(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], arguments: Any) -> Any:
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
-    from transformers import PrinterCallback
     from trl import SFTTrainer
-
-    from personality_vector.finetuning.watch import Watch
 
     disable_progress_bar()
     rows = [{"prompt": list(chat[:-1]), "completion": [chat[-1]]} for chat in chats]
@@ -120,7 +153,7 @@ def _trainer(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], arguments
         train_dataset=Dataset.from_list(rows),
         processing_class=load_tokenizer(base.path),
         peft_config=_peft_config(recipe),
-        callbacks=[Watch()],
+        callbacks=[_Watch()],
     )
     trainer.remove_callback(PrinterCallback)  # it prints every log line to stdout
     return trainer
@@ -164,20 +197,18 @@ def _write_with(saved: Checkpoint, base: Checkpoint, absent: list[str]) -> None:
         entry = base.entries[name]
         kind = dtype if entry.dtype.is_floating_point else entry.dtype
         plans.append(TensorPlan(name, kind, entry.shape))
-    old = sorted(saved.path.glob("*.safetensors*"))
-    with ShardWriter(saved.path, plans, _SHARD_BYTES, stem="complete") as writer:
+    whole = saved.path / "whole"
+    whole.mkdir()
+    with ShardWriter(whole, plans, _SHARD_BYTES) as writer:
         for plan in plans:
             twin = twins.get(plan.name, plan.name)
             tensor = base[plan.name] if twin is None else saved[twin]
             writer.write(plan.name, tensor.to(plan.dtype))
-    for file in old:
+    for file in saved.path.glob("*.safetensors*"):
         file.unlink()
-    for file in sorted(saved.path.glob("complete*")):
-        text = file.name.replace("complete", "model", 1)
-        if file.suffix == ".json":
-            content = file.read_text(encoding="utf-8").replace("complete-", "model-")
-            file.write_text(content, encoding="utf-8")
-        file.rename(file.with_name(text))
+    for file in whole.iterdir():
+        file.rename(saved.path / file.name)
+    whole.rmdir()
 
 
 def _twin(base: Checkpoint, saved: Checkpoint, name: str) -> str | None:

@@ -10,9 +10,7 @@ from pydantic import Field, model_validator
 
 from personality_vector.errors import ModelError, RecipeError, blame
 from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
-from personality_vector.recipes.fields import Layers, Real, Whole, Words
-from personality_vector.recipes.paths import LocalPath
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import Layers, LocalPath, Real, Recipe, Whole, Words
 
 if TYPE_CHECKING:
     from personality_vector.checkpoint import Checkpoint

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from personality_vector.errors import RecipeError
 from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
-from personality_vector.recipes.fields import Real, Whole
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import Real, Recipe, Whole
 
 if TYPE_CHECKING:
     from personality_vector.checkpoint import Checkpoint

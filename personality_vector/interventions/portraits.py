@@ -9,7 +9,7 @@ from personality_vector.data.adjectives import ADJECTIVES
 from personality_vector.errors import RecipeError, TraitError, some
 from personality_vector.interventions.prompts import SystemMessage
 from personality_vector.interventions.spec import InterventionSpec, enumerated
-from personality_vector.recipes.fields import PoleField, Whole
+from personality_vector.recipes.schema import PoleField, Whole
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:

@@ -19,9 +19,7 @@ from personality_vector.interventions.spec import (
     enumerated,
     require_step,
 )
-from personality_vector.recipes.fields import Words, distinct
-from personality_vector.recipes.paths import located
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import Recipe, Words, distinct, located
 
 if TYPE_CHECKING:
     from personality_vector.checkpoint import Checkpoint

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
 from personality_vector.errors import RecipeError
-from personality_vector.recipes.fields import Strengths
-from personality_vector.recipes.keyed import by_own_key
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import Recipe, Strengths, by_own_key
 from personality_vector.subject.identity import identity_of
 from personality_vector.subject.protocols import Intervention, require_finite
 

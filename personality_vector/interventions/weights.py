@@ -10,8 +10,7 @@ from pydantic import Field, model_validator
 from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
 from personality_vector.merging.recipe import TermSpec
-from personality_vector.recipes.fields import Real, Whole, Words
-from personality_vector.recipes.paths import LocalPath, ModelRef
+from personality_vector.recipes.schema import LocalPath, ModelRef, Real, Whole, Words
 from personality_vector.subject.identity import digest_of, identity_of
 
 if TYPE_CHECKING:

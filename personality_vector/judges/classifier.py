@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from personality_vector.data.rubrics import COHERENCE
+from personality_vector.data.personas import COHERENCE
 from personality_vector.data.statements import Statement, normalised, read_statements
 from personality_vector.data.texts import distinct_n, words
 from personality_vector.errors import DataError, some
 from personality_vector.judges.spec import BaseJudge, JudgeSpec
 from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
-from personality_vector.recipes.fields import Real, Words
-from personality_vector.recipes.paths import LocalPath
+from personality_vector.recipes.schema import LocalPath, Real, Words
 from personality_vector.subject.identity import identity_of
 from personality_vector.subject.protocols import Answer, Quality, Rubric, Score
 from personality_vector.traits import Pole, Trait
@@ -27,7 +26,7 @@ _LOOP_WORDS = 6  # a shorter text has too few bigrams to tell a loop from a sent
 _LOOP_SHARE = 1 / 3  # a phrase said three times or more leaves at most this share distinct
 
 
-class ClassifierSpec(JudgeSpec):
+class ClassifierJudge(JudgeSpec):
     """Classifiers of the poles of ``statements``, of which a share is ``held_out`` to test them."""
 
     statements: LocalPath = builtin(BIG_FIVE_STATEMENTS)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from personality_vector.judges.spec import NumberJudge, expected_number
 from personality_vector.progress import progress
-from personality_vector.recipes.fields import Whole, Words
+from personality_vector.recipes.schema import Whole, Words
 from personality_vector.subject.endpoint import Endpoint
 
 if TYPE_CHECKING:

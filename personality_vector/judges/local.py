@@ -10,8 +10,7 @@ from pydantic import Field
 from personality_vector.errors import ModelError, some
 from personality_vector.judges.spec import NumberJudge, expected_number
 from personality_vector.progress import progress
-from personality_vector.recipes.fields import Device, Dtype, Whole
-from personality_vector.recipes.paths import ModelRef
+from personality_vector.recipes.schema import Device, Dtype, ModelRef, Whole
 from personality_vector.subject.identity import digest_of
 
 if TYPE_CHECKING:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny, model_serializer
 
-from personality_vector.data.rubrics import COHERENCE
-from personality_vector.recipes.keyed import Kinds, by_only_key, key_of
-from personality_vector.recipes.reading import Recipe
+from personality_vector.data.personas import COHERENCE
+from personality_vector.recipes.schema import Recipe, by_only_key, key_of, kinds
 from personality_vector.subject.identity import digest_of
 from personality_vector.subject.protocols import Answer, Judge, Rubric, Score
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from personality_vector.subject.chat import Chat
     from personality_vector.subject.subject import Subject
 
-KINDS = Kinds("judges")
+KINDS = kinds("judges", "Judge")
 """The key that says who judges, to its schema."""
 
 

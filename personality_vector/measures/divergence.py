@@ -9,7 +9,7 @@ from pydantic import Field
 
 from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
-from personality_vector.recipes.fields import Whole
+from personality_vector.recipes.schema import Whole
 from personality_vector.subject.protocols import Better, Reading
 
 if TYPE_CHECKING:

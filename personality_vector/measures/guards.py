@@ -9,8 +9,7 @@ from personality_vector.data.statements import normalised, read_statements
 from personality_vector.data.texts import distinct_n, mean_words
 from personality_vector.measures.likelihood import Traits
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
-from personality_vector.recipes.fields import Real
-from personality_vector.recipes.paths import LocalPath
+from personality_vector.recipes.schema import LocalPath, Real
 from personality_vector.subject.protocols import Better, Reading
 
 if TYPE_CHECKING:

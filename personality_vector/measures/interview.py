@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import model_validator
 
-from personality_vector.data.personas import Persona
-from personality_vector.data.rubrics import rubric_of
+from personality_vector.data.personas import Persona, rubric_of
 from personality_vector.judges.spec import AnyJudge
 from personality_vector.measures.likelihood import Traits
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure

@@ -12,8 +12,7 @@ from personality_vector.data.statements import Part, Statement, of_both_poles, r
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
 from personality_vector.measures.spec import QUESTION, BaseMeasure, MeasureSpec
-from personality_vector.recipes.fields import Real, Whole, Words, distinct
-from personality_vector.recipes.paths import LocalPath
+from personality_vector.recipes.schema import LocalPath, Real, Whole, Words, distinct
 from personality_vector.subject.protocols import Reading
 from personality_vector.traits import BIG_FIVE, Pole, Trait
 

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny, model_serializer, model_validator
 
-from personality_vector.data.instruments import Instrument, Item, read_instrument
-from personality_vector.data.personas import Persona, evaluation_instrument
+from personality_vector.data.personas import Instrument, Item, Persona, evaluation_instrument
 from personality_vector.errors import DataError
 from personality_vector.progress import progress
-from personality_vector.recipes.fields import Words
-from personality_vector.recipes.keyed import Kinds, by_only_key, key_of
-from personality_vector.recipes.paths import LocalPath
-from personality_vector.recipes.reading import Recipe, read_recipe
+from personality_vector.recipes.reading import read_recipe
+from personality_vector.recipes.schema import LocalPath, Recipe, Words, by_only_key, key_of, kinds
 from personality_vector.subject.identity import identity_of
 from personality_vector.subject.protocols import Better, Findings
 from personality_vector.subject.spec import GenerationSpec
@@ -25,11 +22,11 @@ if TYPE_CHECKING:
 
     from pydantic import SerializerFunctionWrapHandler
 
-    from personality_vector.subject.generation import Reply, Sampling
     from personality_vector.subject.protocols import Measure
-    from personality_vector.subject.subject import Subject
+    from personality_vector.subject.spec import Sampling
+    from personality_vector.subject.subject import Reply, Subject
 
-KINDS = Kinds("measures")
+KINDS = kinds("measures", "Spec")
 """The key that says what is measured, to its schema."""
 
 
@@ -110,7 +107,7 @@ class AskingSpec(MeasureSpec):
             RecipeError: A file is missing or not what it should be.
         """
         if self.instrument is not None:
-            instrument = read_instrument(self.instrument)
+            instrument = read_recipe(self.instrument, Instrument)
         elif self.persona is not None:
             instrument = evaluation_instrument(read_recipe(self.persona, Persona))
         else:
@@ -154,7 +151,7 @@ class Asking:
             NonFiniteError: The model predicts NaN or infinity.
         """
         from personality_vector.subject.chat import question
-        from personality_vector.subject.generation import sample_seed
+        from personality_vector.subject.subject import sample_seed
 
         asked = replace(subject, sampling=self.sampling)
         items = self.instrument.items

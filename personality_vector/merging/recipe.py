@@ -6,9 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from personality_vector.recipes.fields import Device, Real, Whole, Words
-from personality_vector.recipes.paths import LocalPath, ModelRef
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import (
+    Device,
+    LocalPath,
+    ModelRef,
+    Real,
+    Recipe,
+    Whole,
+    Words,
+)
 
 
 class TermSpec(Recipe):

@@ -9,12 +9,12 @@ installation takes some seconds more. What the loops mean is said where they are
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15  # the constants of splitmix64
 MIX_1 = 0xBF58476D1CE4E5B9
@@ -27,17 +27,8 @@ caches hold."""
 Loop = Callable[..., Any]
 
 
-def compiled(function: Loop) -> Loop:
+def compiled(function: Loop, **options: Any) -> Loop:
     """Compile a loop over arrays; while it runs, other threads run too."""
-    return _compile(function)
-
-
-def compiled_sum(function: Loop) -> Loop:
-    """Compile a loop that adds up statistics: the order of the sum is left to the compiler."""
-    return _compile(function, fastmath={"reassoc"})
-
-
-def _compile(function: Loop, **options: Any) -> Loop:
     # What a checker of annotations has wrapped around the function, as in our tests, is no loop.
     loop = inspect.unwrap(function)
     options = {"nogil": True, "error_model": "numpy", **options}
@@ -47,34 +38,14 @@ def _compile(function: Loop, **options: Any) -> Loop:
         return cast("Loop", njit(**options)(loop))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def float_of(_context: Any, _bits: Any) -> Any:
-    """Return the float32 that 32 bits stand for."""
-
-    def generate(_c: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        return builder.bitcast(given[0], ir.FloatType())
-
-    return types.float32(types.uint32), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def bits_of(_context: Any, _float: Any) -> Any:
-    """Return the 32 bits of a float32."""
-
-    def generate(_c: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        return builder.bitcast(given[0], ir.IntType(32))
-
-    return types.uint32(types.float32), generate
-
-
 @compiled
 def wide(bits: Any) -> Any:
     """Return a bfloat16, given as its bits, in float64."""
-    return np.float64(float_of(np.uint32(bits) << np.uint32(16)))
+    return np.float64(np.uint32(bits << 16).view(np.float32))
 
 
 def entry_of(term: Any, base: Any) -> Any:
-    """Return an entry of a delta: ``term`` itself, or the difference if ``term`` is bits."""
+    """Return ``term`` itself, or its difference from ``base`` if it is bits; 0 changes nothing."""
 
 
 @overload(entry_of, strict=False)  # type: ignore[untyped-decorator]
@@ -122,8 +93,8 @@ def count_bits(entries: Any, base: Any, low: int, shift: int, counts: Any) -> An
     for first in range(0, entries.size, BLOCK):
         size, number = min(BLOCK, entries.size - first), np.int64(0)
         for i in range(size):
-            bits = bits_of(np.float32(abs(entry_of(entries[first + i], base[first + i]))))
-            places[i] = (np.int32(bits) - least) >> by
+            magnitude = np.float32(abs(entry_of(entries[first + i], base[first + i])))
+            places[i] = (magnitude.view(np.int32) - least) >> by
         for i in range(size):
             above += places[i] >= bins
             odd += places[i] >= infinite
@@ -139,7 +110,7 @@ def count_bits(entries: Any, base: Any, low: int, shift: int, counts: Any) -> An
 @compiled
 def nearest_bfloat16(value: Any) -> Any:
     """Return the bits of the bfloat16 that is nearest to a float64, by way of float32."""
-    bits = bits_of(np.float32(value))
+    bits = np.float32(value).view(np.uint32)
     even = (bits >> np.uint32(16)) & np.uint32(1)
     return np.uint16((bits + np.uint32(0x7FFF) + even) >> np.uint32(16))
 
@@ -151,11 +122,11 @@ def round_all(values: Any, out: Any) -> None:
         out[i] = nearest_bfloat16(values[i])
 
 
-@compiled_sum
+@partial(compiled, fastmath={"reassoc"})  # the order of the sum is left to the compiler
 def project(base: Any, change: Any, written: Any) -> tuple[float, float, float]:
     """Return the inner products of base and base, change and change, change and change made."""
     of_base = of_change = along = 0.0
-    for i in range(base.size):
+    for i in range(written.size):
         of_base += base[i] * base[i]
         of_change += change[i] * change[i]
         along += (wide(written[i]) - base[i]) * change[i]
@@ -179,42 +150,31 @@ def draw(key: Any, start: int, drawn: Any) -> None:
         drawn[i] = np.float32(mixed(key, start + i)) * np.float32(2.0**-24)
 
 
-def _weight(entry: Any) -> Any:
-    """Return a weight in float64: the entry itself, or what its bits stand for."""
-
-
 def _is_odd(entry: Any) -> Any:
     """Return whether bits are those of NaN or infinity; a float64 has been checked before."""
 
 
-@overload(_weight, strict=False)  # type: ignore[untyped-decorator]
-def _weight_of(entry: Any) -> Any:
-    return (lambda entry: wide(entry)) if _are_bits(entry) else lambda entry: entry
-
-
 @overload(_is_odd, strict=False)  # type: ignore[untyped-decorator]
 def _is_odd_of(entry: Any) -> Any:
-    if _are_bits(entry):
+    if isinstance(entry, types.Integer):
         return lambda entry: (entry & np.uint16(0x7F80)) == np.uint16(0x7F80)
     return lambda entry: False  # noqa: ARG005
-
-
-def _are_bits(kind: Any) -> bool:
-    return isinstance(kind, types.Integer)
 
 
 @compiled
 def merge_all(base: Any, terms: Any, numbers: Any, written: Any) -> Any:
     """Write base and terms merged, as bits; return inner products and a term that is odd."""
     scratch, change = np.empty((len(terms) + 3, BLOCK)), np.empty(BLOCK)
-    squares, odd = np.zeros(3), -1
+    of_base = of_change = along = 0.0
+    odd = -1
     for first in range(0, base.size, BLOCK):
         here = slice(first, min(first + BLOCK, base.size))
         size = here.stop - first
         odd = max(odd, _block(base, terms, here, numbers, scratch, change[:size]))
         _round_block(scratch[-1], change, written[here])
-        _measure(scratch[-1], change, written[here], squares)
-    return squares[0], squares[1], squares[2], odd
+        squares = project(scratch[-1], change, written[here])
+        of_base, of_change, along = of_base + squares[0], of_change + squares[1], along + squares[2]
+    return of_base, of_change, along, odd
 
 
 @compiled
@@ -241,7 +201,7 @@ def _block(base: Any, terms: Any, here: Any, numbers: Any, scratch: Any, change:
     # Rows of whole arrays, since only those are known to be contiguous, which makes loops fast.
     weights = scratch[-1, :size]
     for j in range(size):
-        weights[j] = _weight(base[here.start + j])
+        weights[j] = entry_of(base[here.start + j], 0.0)
     if consensus == 0 and rate == 0 and low.max() <= 0.0 and high.min() == np.inf:
         odd = _add_scaled(terms, here, weights, alphas, change)
     else:
@@ -324,22 +284,7 @@ def _agree(weighted: Any, count: Any, is_mean: Any, by_count: Any, total: Any) -
         for j in range(total.size):
             elected[j] += np.sign(weighted[i, j]) if by_count else weighted[i, j]
     for i in range(count):
-        for j in range(total.size):
-            agrees = weighted[i, j] * elected[j] > 0.0
-            total[j] += weighted[i, j] if agrees else 0.0
-            agreed[j] += 1.0 if agrees else 0.0
+        add_agreeing(weighted[i], elected, total, agreed)
     if is_mean:
         for j in range(total.size):
             total[j] /= max(agreed[j], 1.0)
-
-
-@compiled_sum
-def _measure(weights: Any, change: Any, written: Any, squares: Any) -> None:
-    of_base = of_change = along = 0.0
-    for j in range(written.size):
-        of_base += weights[j] * weights[j]
-        of_change += change[j] * change[j]
-        along += (wide(written[j]) - weights[j]) * change[j]
-    squares[0] += of_base
-    squares[1] += of_change
-    squares[2] += along

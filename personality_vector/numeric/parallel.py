@@ -1,8 +1,8 @@
-"""All cores at work on one list: threads, since every inner loop lets go of Python's lock."""
+"""Large work in pieces, on all cores: threads, since every inner loop releases the GIL."""
 
 import os
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,6 +12,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _here = threading.local()
+_PIECE = 1 << 22
+
+
+def pieces(count: int) -> Iterator[slice]:
+    """Yield slices that cover ``count`` entries, four million at a time.
+
+    A whole tensor in float64, or as random bits, would take many times its memory.
+    """
+    for start in range(0, count, _PIECE):
+        yield slice(start, min(start + _PIECE, count))
 
 
 def cores() -> int:
@@ -37,19 +47,17 @@ def in_parallel(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
     threads = torch.get_num_threads()
     if getattr(_here, "busy", False):
         yield from map(work, items)
-    elif len(items) < 2 or cores() == 1:
-        # One thread: the pieces are too small for torch to gain by more.
-        torch.set_num_threads(1)
-        try:
+        return
+    try:
+        if len(items) < 2 or cores() == 1:
+            # One thread: the pieces are too small for torch to gain by more.
+            torch.set_num_threads(1)
             yield from map(work, items)
-        finally:
-            torch.set_num_threads(threads)
-    else:
-        try:
+        else:
             yield from _in_pool(work, items)
-        finally:
-            # What a thread sets for itself, threads that begin later begin with.
-            torch.set_num_threads(threads)
+    finally:
+        # What a thread sets for itself, threads that begin later begin with.
+        torch.set_num_threads(threads)
 
 
 def _in_pool(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:

@@ -1,38 +1,17 @@
 """Reading YAML strictly: every failure is one sentence that names the file and the key."""
 
-import difflib
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from personality_vector.errors import RecipeError
+from personality_vector.recipes.schema import Given, Recipe
 
 _MOST_BYTES = 1_000_000
-R = TypeVar("R", bound="Recipe")
-
-
-class Recipe(BaseModel):
-    """A frozen, validated mapping; a key that it does not know is an error."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True
-    )
-
-    @classmethod
-    def parse(cls: type[R], data: Mapping[str, Any], *, origin: str, folder: Path) -> R:
-        """Validate ``data``; relative paths in it are resolved against ``folder``.
-
-        Raises:
-            RecipeError: One sentence about the first thing that is wrong.
-        """
-        try:
-            return cls.model_validate(data, context={"folder": folder})
-        except ValidationError as error:
-            raise RecipeError(f"{origin}: {sentence(cls, error)}") from error
+R = TypeVar("R", bound=Recipe)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -66,12 +45,6 @@ class _StrictLoader(yaml.SafeLoader):
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
-
-
-class Given(str):
-    """A value from the command line; a relative path in it counts from the working directory."""
-
-    __slots__ = ()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -128,8 +101,9 @@ def override(data: dict[str, Any], setting: str) -> None:
     *parents, last = key.split(".")
     holder: Any = data
     for parent in parents:
-        holder = _child(holder, parent, setting)
-    _assign(holder, last, parse_value(text), setting)
+        place = _place(holder, parent, setting)
+        holder = holder[place] if isinstance(holder, list) else holder.setdefault(place, {})
+    holder[_place(holder, last, setting)] = parse_value(text)
 
 
 def parse_value(text: str) -> Any:
@@ -151,24 +125,12 @@ def _mark(value: Any) -> Any:
     return value
 
 
-def _child(holder: Any, key: str, setting: str) -> Any:
-    if isinstance(holder, list):
-        return holder[_position(holder, key, setting)]
+def _place(holder: Any, key: str, setting: str) -> Any:
+    """Return what ``key`` means in a mapping or in a list."""
     if isinstance(holder, dict):
-        return holder.setdefault(key, {})
-    raise RecipeError(f"--set {setting}: {key!r} would lie inside {_kind(holder)}")
-
-
-def _assign(holder: Any, key: str, value: Any, setting: str) -> None:
-    if isinstance(holder, list):
-        holder[_position(holder, key, setting)] = value
-    elif isinstance(holder, dict):
-        holder[key] = value
-    else:
+        return key
+    if not isinstance(holder, list):
         raise RecipeError(f"--set {setting}: {key!r} would lie inside {_kind(holder)}")
-
-
-def _position(holder: list[Any], key: str, setting: str) -> int:
     if not key.isdecimal() or int(key) >= len(holder):
         raise RecipeError(
             f"--set {setting}: {key!r} is not one of the {len(holder)} elements, numbered from 0"
@@ -179,47 +141,3 @@ def _position(holder: list[Any], key: str, setting: str) -> int:
 def _kind(value: object) -> str:
     names = {dict: "a mapping", list: "a list", str: "a text", type(None): "empty"}
     return names.get(type(value), f"a {type(value).__name__}")
-
-
-def sentence(recipe: type[BaseModel], error: ValidationError) -> str:
-    """Return the most telling complaint: unknown keys first, as a typo also makes a key missing."""
-    complaints = sorted(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    first = complaints[0]
-    # pydantic adds the member of a union that it tried.
-    parts = [str(part) for part in first["loc"] if part not in ("float", "int", "str", "bool")]
-    where = ".".join(parts)
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{_suggestion(recipe, first['loc'])}"
-    if first["type"] == "missing":
-        return f"the key {where!r} is missing"
-    message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list, such as [1]")
-    if first["type"] == "too_short":
-        message = "needs at least one"
-    if first["type"] in ("float_type", "int_type", "tuple_type"):
-        message += f", not {first['input']!r:.40}"
-    return f"{where}: {message}" if where else message
-
-
-def _suggestion(recipe: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    known = _fields_at(recipe, location[:-1])
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known keys are {', '.join(sorted(known))}" if known else ""
-
-
-def _fields_at(recipe: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Return the field names of the model that ``location`` leads to."""
-    model: Any = recipe
-    for part in location:
-        if isinstance(part, str) and part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation) or model
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the first model inside an annotation such as ``tuple[TermSpec, ...]``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    inner = (_model_in(argument) for argument in getattr(annotation, "__args__", ()))
-    return next((model for model in inner if model is not None), None)

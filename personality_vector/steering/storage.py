@@ -22,7 +22,7 @@ from personality_vector.errors import (
     some,
 )
 from personality_vector.manifest import write_manifest
-from personality_vector.recipes.fields import PoleField
+from personality_vector.recipes.schema import PoleField
 from personality_vector.steering.fit import require_distinct
 
 if TYPE_CHECKING:

@@ -11,20 +11,21 @@ from personality_vector.interventions.spec import AnyIntervention, InterventionS
 from personality_vector.manifest import MANIFEST
 from personality_vector.measures.likelihood import LikelihoodSpec
 from personality_vector.measures.spec import ASKED, KINDS, QUESTION, AnyMeasure, AskingSpec
-from personality_vector.recipes.fields import (
+from personality_vector.recipes.schema import (
     Device,
     Dtype,
     Layers,
+    LocalPath,
+    ModelRef,
     PoleField,
     Real,
+    Recipe,
     Strengths,
     Whole,
     Words,
     distinct,
+    schema_of,
 )
-from personality_vector.recipes.keyed import schema_of
-from personality_vector.recipes.paths import LocalPath, ModelRef
-from personality_vector.recipes.reading import Recipe
 from personality_vector.study.design import Arm, Design, Grid, Matched
 from personality_vector.subject.spec import GenerationSpec
 from personality_vector.traits import BIG_FIVE_POLES, Pole

@@ -43,7 +43,9 @@ def _plain(thing: Any) -> Any:
     elif isinstance(thing, float):
         found = thing if math.isfinite(thing) else repr(thing)
     elif isinstance(thing, Path):
-        found = _content_of(thing)
+        from personality_vector.checkpoint.digests import content_of  # imports torch
+
+        found = content_of(thing)
     elif isinstance(thing, Mapping):
         found = {str(_plain(key)): _plain(value) for key, value in thing.items()}
     elif isinstance(thing, AbstractSet):
@@ -53,12 +55,6 @@ def _plain(thing: Any) -> Any:
     else:
         found = _of_object(thing)
     return found
-
-
-def _content_of(path: Path) -> str:
-    from personality_vector.checkpoint.digests import content_of  # imports torch
-
-    return content_of(path)
 
 
 def _of_object(thing: Any) -> Any:
@@ -75,15 +71,11 @@ def _of_object(thing: Any) -> Any:
 
 
 def _of_tensor(tensor: Any) -> list[Any]:
-    array = tensor.detach().cpu().contiguous().reshape(-1)
-    raw = bytes(array.view(_uint8()).numpy().data)
-    return [str(array.dtype), list(tensor.shape), hashlib.blake2b(raw, digest_size=16).hexdigest()]
-
-
-def _uint8() -> Any:
     import torch
 
-    return torch.uint8
+    array = tensor.detach().cpu().contiguous().reshape(-1)
+    raw = bytes(array.view(torch.uint8).numpy().data)
+    return [str(array.dtype), list(tensor.shape), hashlib.blake2b(raw, digest_size=16).hexdigest()]
 
 
 def _fields(thing: Any) -> list[Any]:

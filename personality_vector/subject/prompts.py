@@ -5,7 +5,7 @@ columns are the prompt; :func:`announcing` lets ``generate`` say it.
 """
 
 import inspect
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -96,11 +96,11 @@ def announcing(model: Any) -> Generator[None]:
 
     @wraps(generate)
     def announced(*args: Any, **given: Any) -> Any:
-        call = GenerateCall(model, generate, args, given)
-        _require_no_guidance(call)
+        arguments = {**inspect.signature(generate).bind(*args, **given).arguments, **given}
+        _require_no_guidance(model, arguments)
         if _CURRENT.get() is not None:
             return generate(*args, **given)
-        with reading(_prompts_of(call)):
+        with reading(_prompts_of(arguments)):
             return generate(*args, **given)
 
     model.generate = announced
@@ -112,26 +112,12 @@ def announcing(model: Any) -> Generator[None]:
             model.generate = earlier
 
 
-class GenerateCall:
-    """A call of ``generate``: an argument, else the given configuration, else the model's own."""
-
-    def __init__(
-        self, model: Any, generate: Callable[..., Any], args: tuple[Any, ...], given: dict[str, Any]
-    ) -> None:
-        bound = inspect.signature(generate).bind(*args, **given)
-        self.arguments = {**bound.arguments, **given}
-        self._configs = (self.arguments.get("generation_config"), model.generation_config)
-
-    def __getitem__(self, name: str) -> Any:
-        if name in self.arguments:
-            return self.arguments[name]
-        found = (getattr(config, name, None) for config in self._configs)
-        return next((value for value in found if value is not None), None)
-
-
-def _require_no_guidance(call: GenerateCall) -> None:
+def _require_no_guidance(model: Any, given: Mapping[str, Any]) -> None:
     """Refuse guidance, whose second pass reads other columns than the prompt's."""
-    scale = call["guidance_scale"]
+    name = "guidance_scale"
+    configs = (given.get("generation_config"), model.generation_config)
+    found = [given[name]] if name in given else [getattr(each, name, None) for each in configs]
+    scale = next((value for value in found if value is not None), None)
     if scale not in (None, 1):
         raise DataError(
             f"guidance_scale {scale} reads every text a second time without its prompt, where "
@@ -139,8 +125,7 @@ def _require_no_guidance(call: GenerateCall) -> None:
         )
 
 
-def _prompts_of(call: GenerateCall) -> Prompts:
-    given = call.arguments
+def _prompts_of(given: Mapping[str, Any]) -> Prompts:
     ids = next((given[name] for name in ("inputs", "input_ids") if _is_ids(given.get(name))), None)
     mask = given.get("attention_mask")
     if ids is not None:

@@ -1,14 +1,31 @@
-"""How replies are drawn, as recipes say it."""
+"""How replies are drawn, and how recipes say it."""
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from pydantic import Field, model_validator
 
-from personality_vector.recipes.fields import Real, Whole
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import Real, Recipe, Whole
 
-if TYPE_CHECKING:
-    from personality_vector.subject.generation import Sampling
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How replies are drawn.
+
+    Attributes:
+        max_new_tokens: Longest reply, in tokens.
+        temperature: 0 is greedy; Personality Vector samples at 0.6.
+        top_p: Nucleus of the sampling distribution.
+        batch_size: Chats generated at once; a batch has its own random numbers.
+        repetition_penalty: Divides the logits of tokens that have occurred; 1 is none.
+        no_repeat_ngram: No run of so many tokens may occur twice; 0 allows it.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.6
+    top_p: float = 1.0
+    batch_size: int = 32
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
 
 
 class GenerationSpec(Recipe):
@@ -29,8 +46,6 @@ class GenerationSpec(Recipe):
             )
         return self
 
-    def sampling(self) -> "Sampling":
+    def sampling(self) -> Sampling:
         """Return how one sample is drawn."""
-        from personality_vector.subject.generation import Sampling
-
         return Sampling(self.max_new_tokens, self.temperature, self.top_p, self.batch_size)

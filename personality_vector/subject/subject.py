@@ -1,5 +1,6 @@
 """A model that can be asked: what interventions change and what measures read."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import NonFiniteError
+from personality_vector.numeric.random import key_for
 from personality_vector.subject.chat import (
     Chat,
     ChatEdit,
@@ -23,7 +25,6 @@ from personality_vector.subject.chat import (
     response_log_probs,
     unchanged,
 )
-from personality_vector.subject.generation import Reply, Sampling, generate_replies
 from personality_vector.subject.identity import digest_of
 from personality_vector.subject.models import (
     device_of,
@@ -32,9 +33,27 @@ from personality_vector.subject.models import (
     resolve_device,
 )
 from personality_vector.subject.prompts import Prompts, reading
+from personality_vector.subject.spec import Sampling
 
 _CONFIGURED = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 _NOT_READ = ("MANIFEST.json", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One reply.
+
+    Attributes:
+        text: With white space trimmed and nothing else removed.
+        tokens_in: Tokens of the prompt.
+        tokens_out: Tokens of the reply, the end mark included.
+        seconds: Its share of the time that its batch took.
+    """
+
+    text: str
+    tokens_in: int
+    tokens_out: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,3 +196,71 @@ def base_identity(base: Checkpoint, dtype: str, device: str) -> str:
     read = {name: file for name, file in found.items() if name not in _NOT_READ}
     kind = resolve_device(device).partition(":")[0]
     return digest_of(base.fingerprint.digest, read, dtype, kind)
+
+
+def sample_seed(seed: int, sample: int) -> int:
+    """Return the 46-bit seed of repetition ``sample``.
+
+    46 bits, because :func:`generate_replies` multiplies it by 100,003 and torch takes 63.
+    """
+    return key_for(seed, f"sample {sample}") >> 17
+
+
+@torch.no_grad()
+def generate_replies(
+    model: Any, tokenizer: Any, chats: Sequence[Chat], sampling: Sampling, *, seed: int
+) -> list[Reply]:
+    """Return one reply to each chat.
+
+    The same seed, chats and batch size draw the same noise whatever is done to the model, so two
+    interventions are compared on common random numbers. The caller's random state is untouched.
+    """
+    replies: list[Reply] = []
+    devices = [device_of(model)] if device_of(model).type == "cuda" else []
+    for index, batch in enumerate(batched(chats, sampling.batch_size)):
+        with torch.random.fork_rng(devices=devices):
+            # generate() draws from the global generator and takes no other.
+            torch.random.manual_seed(seed * 100_003 + index)
+            replies += _generate(model, tokenizer, batch, sampling)
+    return replies
+
+
+def _generate(model: Any, tokenizer: Any, chats: Sequence[Chat], sampling: Sampling) -> list[Reply]:
+    started = time.monotonic()
+    prompts = encode_prompts(tokenizer, chats).to(device_of(model))
+    drawing = (
+        {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+        if sampling.temperature > 0
+        else {"do_sample": False, "temperature": None, "top_p": None}
+    )
+    tokens = model.generate(
+        input_ids=prompts["input_ids"],
+        attention_mask=prompts["attention_mask"],
+        max_new_tokens=sampling.max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        # A model's own generation_config may set these; they would be hidden settings.
+        top_k=None,
+        num_beams=1,
+        repetition_penalty=sampling.repetition_penalty,
+        no_repeat_ngram_size=sampling.no_repeat_ngram,
+        **drawing,
+    )
+    new = tokens[:, prompts["input_ids"].shape[1] :]
+    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+    seconds = (time.monotonic() - started) / len(texts)
+    read = prompts["attention_mask"].sum(1).tolist()
+    said = _lengths(new, tokenizer).tolist()
+    return [
+        Reply(text.strip(), taken, made, seconds)
+        for text, taken, made in zip(texts, read, said, strict=True)
+    ]
+
+
+def _lengths(new: torch.Tensor, tokenizer: Any) -> torch.Tensor:
+    """Return the number of tokens of each reply, up to its first padding."""
+    is_padding = new == tokenizer.pad_token_id
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        # The end mark and the padding are one token: the first of them belongs to the reply.
+        is_padding = is_padding & (is_padding.cumsum(1) > 1)
+    lengths: torch.Tensor = (~is_padding).sum(1)
+    return lengths

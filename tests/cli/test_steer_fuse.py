@@ -13,8 +13,9 @@ from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
 from personality_vector.steering.monitor import projections
 from personality_vector.subject.chat import answered, question
-from personality_vector.subject.generation import Reply, Sampling, generate_replies
 from personality_vector.subject.models import load_model, load_tokenizer
+from personality_vector.subject.spec import Sampling
+from personality_vector.subject.subject import Reply, generate_replies
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_monitor_prints_what_the_library_measures(pvec, saved, prompts, pico):
 
 def test_an_empty_reply_has_no_projection(pvec, saved, prompts, pico, monkeypatch):
     monkeypatch.setattr(
-        "personality_vector.subject.generation.generate_replies",
+        "personality_vector.subject.subject.generate_replies",
         lambda *_, **__: [Reply("", 20, 1, 0.0), Reply("I like parties.", 20, 4, 0.0)],
     )
     words = ["steer", "monitor", saved("v"), "--model", pico("llama"), "--prompts", prompts]
@@ -194,7 +195,7 @@ def test_a_layer_without_a_direction_is_refused_before_a_reply(
         raise AssertionError("the model was run")
 
     monkeypatch.setattr("personality_vector.steering.monitor.projections", never)
-    monkeypatch.setattr("personality_vector.subject.generation.generate_replies", never)
+    monkeypatch.setattr("personality_vector.subject.subject.generate_replies", never)
     words = ["steer", "monitor", saved("v", (0, 1)), "--model", pico("llama")]
     ended = pvec(*words, "--prompts", prompts, "--layer", -1)
     assert ended.code == 1

@@ -5,7 +5,7 @@ import json
 import pytest
 import typer
 
-from personality_vector.cli.steer.write_persona import write_persona
+from personality_vector.cli.steer.extract import write_persona
 from personality_vector.data.personas import Persona
 from personality_vector.elicitation.rollouts import Rollout, read_rows
 from personality_vector.errors import OutputExistsError, RecipeError

@@ -1,17 +1,28 @@
-"""Persona files: their form, their two ends, and the ones that are shipped."""
+"""Instruments, personas and rubrics: their form, their two ends, and the ones that are shipped."""
 
 import re
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from personality_vector.data.adjectives import ADJECTIVES
-from personality_vector.data.personas import Persona, evaluation_instrument
+from personality_vector.data.personas import (
+    COHERENCE,
+    Instrument,
+    Persona,
+    evaluation_instrument,
+    rubric_of,
+)
 from personality_vector.data.statements import normalised
 from personality_vector.errors import RecipeError
 from personality_vector.lab import lab_folder
 from personality_vector.recipes.reading import read_recipe
+from personality_vector.subject.protocols import Rubric
 from personality_vector.traits import BIG_FIVE, Pole
 
+INSTRUMENTS = lab_folder() / "eval" / "instruments"
+HEAD = 'name: two\nversion: "1"\nitems:\n'
 FILES = sorted((lab_folder() / "training/steering/personas").glob("*.yaml"))
 SHIPPED = {file.stem: read_recipe(file, Persona) for file in FILES}
 ROLES = {name: persona for name, persona in SHIPPED.items() if persona.pole is None}
@@ -147,3 +158,78 @@ def test_roles_share_questions_and_neutral_prompts_so_that_they_differ_by_role_o
     assert len({role.questions for role in ROLES.values()}) == 1
     negatives = {tuple(pair.negative for pair in role.instructions) for role in ROLES.values()}
     assert len(negatives) == 1
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "instrument.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_interview_asks_five_open_questions_of_each_trait_keyed_both_ways():
+    items = read_recipe(INSTRUMENTS / "interview.yaml", Instrument).items
+    assert Counter(item.trait for item in items) == dict.fromkeys(BIG_FIVE, 5)
+    for trait in BIG_FIVE:
+        assert {item.keyed for item in items if item.trait == trait} == {1, -1}
+    assert all(("?" in item.text) or item.text.startswith("Tell me") for item in items)
+
+
+def test_every_question_of_the_self_description_is_for_any_trait():
+    instrument = read_recipe(INSTRUMENTS / "self_description.yaml", Instrument)
+    assert instrument.system is None
+    assert {item.trait for item in instrument.items} == {None}
+
+
+@pytest.mark.parametrize("path", sorted(INSTRUMENTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_instrument_is_valid_and_asks_nothing_twice(path):
+    texts = [item.text for item in read_recipe(path, Instrument).items]
+    assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize(
+    ("items", "complaint"),
+    [
+        ("  - {id: a, text: One}\n  - {id: a, text: Two}\n", "same id: a"),
+        ("  - {id: a, text: One, trate: openness}\n", "did you mean 'trait'"),
+        ("  - {id: a, text: One, keyed: 0}\n", "keyed"),
+        ("  - {id: a, text: '  '}\n", "text"),
+        ("  - {id: a}\n", "text"),
+        ("  - {id: a, text: One, trait: Openness!}\n", "trait"),
+        ("  []\n", "items"),
+    ],
+)
+def test_a_wrong_instrument_is_refused_with_its_file_and_its_fault(tmp_path, items, complaint):
+    path = written(tmp_path, HEAD + items)
+    with pytest.raises(RecipeError, match=complaint) as refusal:
+        read_recipe(path, Instrument)
+    assert str(path) in str(refusal.value)
+
+
+def test_an_item_is_keyed_to_the_high_end_and_open_to_any_trait_unless_it_says_otherwise(tmp_path):
+    item = read_recipe(written(tmp_path, HEAD + "  - {id: a, text: One}\n"), Instrument).items[0]
+    assert (item.trait, item.keyed) == (None, 1)
+
+
+@pytest.mark.parametrize("trait", BIG_FIVE)
+def test_the_big_five_are_described_as_their_personas(trait):
+    rubric, persona = rubric_of(trait), SHIPPED[trait]
+    assert (rubric.trait, rubric.pole) == (trait, Pole(trait, "high"))
+    assert (rubric.description, rubric.opposite) == (persona.description, persona.opposite)
+    assert rubric.note == (persona.rubric or "")
+
+
+def test_another_trait_has_a_name_and_a_pole():
+    assert rubric_of("creativity") == Rubric("creativity", pole=Pole("creativity", "high"))
+    assert rubric_of("coherence") is COHERENCE
+    assert COHERENCE.pole is None
+
+
+def test_the_upper_end_is_the_positive_side_of_a_persona():
+    persona = SHIPPED["extraversion"].model_copy(update={"rubric": "Be fair."})
+    high, low = persona.as_rubric(), persona.reversed().as_rubric()
+    assert (high.trait, low.trait) == ("extraversion:high", "extraversion:low")
+    assert (low.description, low.opposite) == (high.opposite, high.description)
+    assert low.pole == high.pole.opposite
+    assert high.note == low.note == "Be fair."
+    role = SHIPPED["futurist"].as_rubric()
+    assert (role.trait, role.opposite, role.note, role.pole) == ("futurist", None, "", None)

@@ -68,7 +68,7 @@ def test_float32_restores_random_values_of_every_size_bit_for_bit_in_any_parts(t
 
 
 def test_a_tensor_of_several_parts_is_stored_whole(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr("personality_vector.numeric.pieces._PIECE", 64)
+    monkeypatch.setattr("personality_vector.numeric.parallel._PIECE", 64)
     generator = torch.Generator().manual_seed(0)
     start, end = torch.randn(2, 1001, generator=generator)
     end[::7] = 0.0

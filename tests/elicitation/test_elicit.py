@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from personality_vector.data.rubrics import COHERENCE
+from personality_vector.data.personas import COHERENCE
 from personality_vector.elicitation.extract import (
     elicit,
     extract_persona,

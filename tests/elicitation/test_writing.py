@@ -12,7 +12,7 @@ from personality_vector.elicitation.writing import (
 )
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.subject.endpoint import Endpoint
-from personality_vector.subject.generation import Sampling
+from personality_vector.subject.spec import Sampling
 from tests.fake_endpoint import said, serving
 
 WRITTEN = {

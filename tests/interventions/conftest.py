@@ -19,7 +19,7 @@ from personality_vector.interventions.neurons.find import find_neurons
 from personality_vector.interventions.spec import AnyIntervention
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.numeric.random import generator_for
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import Recipe
 from personality_vector.steering import SteeringVector
 from personality_vector.subject.chat import Chat, answered, question
 from personality_vector.subject.models import load_model, load_tokenizer

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from personality_vector.cli.steer import neurons as verb
+from personality_vector.cli.steer import extract as verb
 from personality_vector.delta import Delta
 from personality_vector.errors import (
     BaseMismatchError,
@@ -226,7 +226,7 @@ def test_a_key_that_only_a_vector_has_is_refused(folder, pico, changes):
 
 def test_the_verb_writes_what_the_recipe_finds(folder, pico, tmp_path, capsys):
     recipe = neuron_recipe(folder, pico)
-    plan = verb.check(recipe)
+    plan = verb.check_neurons(recipe)
     assert (plan["positive"], plan["negative"]) == (4, 4)
     verb.neurons(recipe, tmp_path / "found", force=False, as_json=True)
     said, found = json.loads(capsys.readouterr().out), NeuronSet.load(tmp_path / "found")

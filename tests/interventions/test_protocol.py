@@ -154,7 +154,7 @@ def test_no_schema_of_an_intervention_imports_torch():
     code = (
         "import sys\n"
         "from personality_vector.interventions.spec import KINDS\n"
-        "from personality_vector.recipes.keyed import schema_of\n"
+        "from personality_vector.recipes.schema import schema_of\n"
         "print([schema_of(KINDS, key).__name__ for key in KINDS], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ from personality_vector.errors import DataError, RecipeError
 from personality_vector.interventions.decoding import Decoding
 from personality_vector.interventions.prompts import FewShot, SystemPrompt
 from personality_vector.subject.chat import answered, question
-from personality_vector.subject.generation import Sampling
+from personality_vector.subject.spec import Sampling
 from personality_vector.subject.subject import Subject
 
 NOBODY = Subject(None, None)

@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from personality_vector.data.rubrics import COHERENCE, rubric_of
+from personality_vector.data.personas import COHERENCE, rubric_of
 from personality_vector.data.statements import Statement
 from personality_vector.errors import DataError
-from personality_vector.judges.classifier import ClassifierSpec, StatementJudge
+from personality_vector.judges.classifier import ClassifierJudge, StatementJudge
 from personality_vector.subject.protocols import Answer, Judge, Rubric
 from personality_vector.traits import BIG_FIVE, Pole
 
@@ -105,7 +105,7 @@ def test_its_identity_is_what_it_learned_and_is_measured_on(judge):
 
 
 def test_the_shipped_statements_are_its_default():
-    judge = ClassifierSpec().open()
+    judge = ClassifierJudge().open()
     assert judge.traits == tuple(sorted(BIG_FIVE))
     assert (len(judge.train), len(judge.held_out)) == (3000, 1000)
 

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from personality_vector.data.rubrics import COHERENCE
+from personality_vector.data.personas import COHERENCE
 from personality_vector.errors import ModelError, RecipeError
 from personality_vector.judges.endpoint import EndpointJudge
 from personality_vector.subject.protocols import Judge

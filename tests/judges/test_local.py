@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from personality_vector.data.rubrics import COHERENCE
+from personality_vector.data.personas import COHERENCE
 from personality_vector.errors import CheckpointError, ModelError
 from personality_vector.judges.local import LocalJudge
 from personality_vector.subject.chat import question

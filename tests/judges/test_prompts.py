@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personality_vector.data.rubrics import COHERENCE, rubric_of
+from personality_vector.data.personas import COHERENCE, rubric_of
 from personality_vector.judges.spec import expected_number, prompt_for
 from personality_vector.subject.protocols import Answer
 

@@ -7,8 +7,7 @@ import pytest
 
 from personality_vector.errors import RecipeError
 from personality_vector.judges.spec import KINDS, AnyJudge
-from personality_vector.recipes.keyed import schema_of
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import Recipe, schema_of
 
 REQUIRED = {"local": {"checkpoint": "org/model"}, "endpoint": {"model": "m"}}
 

@@ -10,8 +10,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from personality_vector.subject.generation import Reply
-from personality_vector.subject.subject import Subject
+from personality_vector.subject.subject import Reply, Subject
 
 MARKS = ["<pad>", "<system>", "<user>", "<assistant>", "<end>"]
 TEMPLATE = (

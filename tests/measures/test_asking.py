@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from personality_vector.data.instruments import Instrument, Item
+from personality_vector.data.personas import Instrument, Item
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.measures.interview import Interview
 from personality_vector.measures.spec import Asking
-from personality_vector.subject.generation import Sampling, sample_seed
 from personality_vector.subject.protocols import Rubric
+from personality_vector.subject.spec import Sampling
+from personality_vector.subject.subject import sample_seed
 
 WARM = Sampling(max_new_tokens=8, temperature=1.0)
 INSTRUMENT = Instrument(

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from personality_vector.data.instruments import Instrument, Item
+from personality_vector.data.personas import Instrument, Item
 from personality_vector.data.texts import distinct_n
 from personality_vector.errors import DataError
 from personality_vector.lab import builtin
 from personality_vector.measures.coherence import Coherence
 from personality_vector.measures.spec import Asking
 from personality_vector.subject.chat import answered, mean_log_likelihood, question
-from personality_vector.subject.generation import Sampling
 from personality_vector.subject.models import load_model, load_tokenizer
+from personality_vector.subject.spec import Sampling
 from personality_vector.subject.subject import Subject
 
 ITEMS = ("What kind of person are you?", "Tell me something about yourself.")

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from personality_vector.data.instruments import Instrument, Item
+from personality_vector.data.personas import Instrument, Item
 from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
 from personality_vector.measures.divergence import Divergence
 from personality_vector.measures.spec import Asking
 from personality_vector.numeric.random import generator_for
 from personality_vector.subject.chat import question
-from personality_vector.subject.generation import Sampling
+from personality_vector.subject.spec import Sampling
 
 REPLIES = ("Water boils at sea level.", "Yes.", "The train leaves at noon, I think", "Tea")
 ITEMS = tuple(Item(id=f"q{i}", text=f"Question {i}?") for i in range(len(REPLIES)))

@@ -2,11 +2,11 @@
 
 import pytest
 
-from personality_vector.data.instruments import Instrument, Item
+from personality_vector.data.personas import Instrument, Item
 from personality_vector.errors import DataError
 from personality_vector.measures.guards import Guards, GuardsSpec
 from personality_vector.measures.spec import Asking
-from personality_vector.subject.generation import Sampling
+from personality_vector.subject.spec import Sampling
 
 ITEMS = tuple(Item(id=f"q{i}", text=f"Question {i}?") for i in range(4))
 ASKING = Asking(Instrument(name="four", version="1", items=ITEMS), Sampling())

@@ -11,8 +11,7 @@ import pytest
 from personality_vector.errors import RecipeError
 from personality_vector.lab import builtin
 from personality_vector.measures.spec import KINDS, AnyMeasure
-from personality_vector.recipes.keyed import schema_of
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import Recipe, schema_of
 from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.subject.protocols import Measure
 from personality_vector.subject.subject import Subject

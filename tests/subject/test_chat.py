@@ -13,8 +13,9 @@ from personality_vector.subject.chat import (
     question,
     render,
 )
-from personality_vector.subject.generation import Sampling, generate_replies
 from personality_vector.subject.models import load_model, load_tokenizer
+from personality_vector.subject.spec import Sampling
+from personality_vector.subject.subject import generate_replies
 
 REPLIES = ["I am quiet.", "yes", "I love people, and Ünïcode 🦆 too", "two\nlines"]
 TRAILING = (

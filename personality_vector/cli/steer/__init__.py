@@ -1,1 +1,1 @@
-"""``pvec steer``: one file per verb."""
+"""``pvec steer``: verbs that make steering vectors, measure them and hand them on."""

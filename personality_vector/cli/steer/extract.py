@@ -1,29 +1,90 @@
-"""``pvec steer extract``: find a steering vector."""
+"""``pvec steer write-persona``, ``extract`` and ``neurons``: what tells two sides apart."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
 
 from personality_vector.cli import options
 from personality_vector.elicitation.recipe import SteerRecipe
-from personality_vector.errors import OutputExistsError
+from personality_vector.errors import OutputExistsError, RecipeError, some
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from personality_vector.data.personas import Persona
     from personality_vector.elicitation.extract import Elicited
     from personality_vector.elicitation.rollouts import Rollout
+    from personality_vector.interventions.neurons.chosen import NeuronSet
     from personality_vector.steering import SteeringVector
+
+_OF_VECTORS = ("layers", "pooling", "estimator")
+
+
+def write_persona(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower case, such as stoicism.")],
+    description: Annotated[str, typer.Option("--description", help="What positive answers show.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.yaml", help="The file to write.")],
+    opposite: Annotated[
+        str | None, typer.Option("--opposite", help="What negative answers show. Default: neutral.")
+    ] = None,
+    pole: Annotated[
+        str | None, typer.Option("--pole", metavar="TRAIT:LEVEL", help="Of a trait, if it is one.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", metavar="URL", help="OpenAI-compatible server.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Name of the model there.")] = None,
+    api_key_env: Annotated[
+        str, typer.Option("--api-key-env", help="Environment variable with the key.")
+    ] = "OPENAI_API_KEY",
+    local: Annotated[
+        str | None, typer.Option("--local", metavar="PATH", help="A checkpoint, not a server.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the local model's sampling.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.yaml.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write 5 pairs of system prompts and 40 questions for a persona.
+
+    Read the file before you use it: what it says is what the vector will mean.
+    """
+    from personality_vector.elicitation import writing
+    from personality_vector.subject.endpoint import Endpoint
+    from personality_vector.subject.subject import Subject
+
+    if out.exists() and not force:
+        raise OutputExistsError(f"{out}: exists; choose another --out, or add --force")
+    if (local is None) == (model is None):
+        raise RecipeError("give either --model (with --endpoint, or OpenAI's own) or --local")
+    generator: writing.Generator
+    if local is not None:
+        generator = writing.local_generator(Subject.load(local), seed=seed)
+    else:
+        generator = writing.endpoint_generator(Endpoint(str(model), endpoint, api_key_env))
+    persona = writing.write_persona(name, description, generator, opposite=opposite, pole=pole)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(_yaml(persona, local or str(model)), encoding="utf-8")
+    counts = len(persona.questions.extract), len(persona.questions.evaluate)
+    result = {"out": str(out), "pairs": len(persona.instructions), "questions": counts}
+    options.show(
+        result,
+        as_json=as_json,
+        text=lambda: (
+            f"{out}: {persona.label}, {len(persona.instructions)} pairs of instructions, "
+            f"{counts[0]} questions to extract with and {counts[1]} to evaluate with"
+        ),
+    )
 
 
 def check(recipe: SteerRecipe) -> dict[str, Any]:
     """Open the model, and read both sides or the persona."""
-    from personality_vector.checkpoint import Checkpoint
-
-    fingerprint = str(Checkpoint.open(recipe.model).fingerprint)
-    return {"fingerprint": fingerprint, **(_data(recipe) or _persona(recipe))}
+    return _sides(recipe) if recipe.persona is None else _persona(recipe)
 
 
-def extract(recipe: SteerRecipe, out: Path, *, force: bool, as_json: bool) -> None:
+def extract(recipe: SteerRecipe, out: Path, force: bool, as_json: bool) -> None:
     """Extract a steering vector.
 
     Positive minus negative mean activations: over given texts, or over the model's own answers
@@ -36,17 +97,48 @@ def extract(recipe: SteerRecipe, out: Path, *, force: bool, as_json: bool) -> No
         vector.save(out, force=force)
     else:
         vector, elicited = _extract_persona(recipe, out, force=force)
-    result = _result(out, vector, elicited)
-    options.show(result, as_json=as_json, text=lambda: _text(out, vector, elicited))
+    options.show(
+        _result(out, vector, elicited),
+        as_json=as_json,
+        text=lambda: _text(out, vector, elicited),
+    )
 
 
-def _data(recipe: SteerRecipe) -> dict[str, Any]:
-    if recipe.persona is not None:
-        return {}
+def check_neurons(recipe: SteerRecipe) -> dict[str, Any]:
+    """Open the model and read both sides."""
+    require_for_neurons(recipe)
+    return _sides(recipe)
+
+
+def neurons(recipe: SteerRecipe, out: Path, force: bool, as_json: bool) -> None:
+    """Find the neurons that tell two poles apart.
+
+    Neurons of the MLPs that are active more often over the responses of one side.
+    """
+    found = find_recipe_neurons(recipe)
+    found.save(out, force=force)
+    plus, minus = found.sizes
+    options.show(
+        {
+            "out": str(out),
+            "pole": str(found.pole),
+            "counts": found.counts,
+            "positive": plus,
+            "negative": minus,
+        },
+        as_json=as_json,
+        text=lambda: (
+            f"{out}: {plus} neurons of {found.pole} and {minus} of its opposite, "
+            f"from {found.counts[0]} and {found.counts[1]} responses"
+        ),
+    )
+
+
+def _sides(recipe: SteerRecipe) -> dict[str, Any]:
     from personality_vector.elicitation.extract import read_sides
 
     positive, negative = read_sides(recipe)
-    return {"positive": len(positive), "negative": len(negative)}
+    return {"fingerprint": _model(recipe), "positive": len(positive), "negative": len(negative)}
 
 
 def _persona(recipe: SteerRecipe) -> dict[str, Any]:
@@ -57,7 +149,14 @@ def _persona(recipe: SteerRecipe) -> dict[str, Any]:
     judge = open_judge(recipe, persona)
     replies = len(planned(persona, recipe.rollouts, 0)) * recipe.rollouts.samples
     by = judge.name if judge else recipe.judge
-    return {"persona": persona.label, "replies": replies, "rated by": by}
+    found = {"fingerprint": _model(recipe), "persona": persona.label}
+    return {**found, "replies": replies, "rated by": by}
+
+
+def _model(recipe: SteerRecipe) -> str:
+    from personality_vector.checkpoint import Checkpoint
+
+    return str(Checkpoint.open(recipe.model).fingerprint)
 
 
 def _extract_persona(
@@ -101,20 +200,18 @@ def _require_free(out: Path, beside: Path, recipe: SteerRecipe, *, force: bool) 
 
 
 def _result(out: Path, vector: "SteeringVector", elicited: "Elicited | None") -> dict[str, Any]:
-    norms = {layer: vector.norm(layer) for layer in vector.layers}
-    pole = str(vector.pole) if vector.pole else None
-    result: dict[str, Any] = {
+    found: dict[str, Any] = {
         "out": str(out),
         "label": vector.label,
-        "pole": pole,
+        "pole": str(vector.pole) if vector.pole else None,
         "counts": vector.counts,
-        "norms": norms,
+        "norms": {layer: vector.norm(layer) for layer in vector.layers},
     }
-    if elicited is not None:
-        report = elicited.report
-        result |= {"judge": elicited.judge, "pairs": report.pairs, "kept": report.kept}
-        result |= {"dropped": dict(report.dropped)}
-    return result
+    if elicited is None:
+        return found
+    kept = elicited.report
+    made = {"judge": elicited.judge, "pairs": kept.pairs, "kept": kept.kept}
+    return {**found, **made, "dropped": dict(kept.dropped)}
 
 
 def _text(out: Path, vector: "SteeringVector", elicited: "Elicited | None") -> str:
@@ -123,3 +220,51 @@ def _text(out: Path, vector: "SteeringVector", elicited: "Elicited | None") -> s
         f"from {vector.counts[0]} positive and {vector.counts[1]} negative responses"
     )
     return said if elicited is None else f"{said}\n{elicited.report} (judge: {elicited.judge})"
+
+
+def find_recipe_neurons(recipe: SteerRecipe) -> "NeuronSet":
+    """Return the neurons of a recipe with two sides of data, tied to its model by fingerprint.
+
+    Raises:
+        RecipeError: It has a persona, or a key that only a vector has.
+        DataError: A side cannot be read or selects nothing, or no neuron tells them apart.
+        ModelError: The model cannot be loaded, or its neurons cannot be found.
+    """
+    from personality_vector.checkpoint import Checkpoint
+    from personality_vector.elicitation.extract import read_sides
+    from personality_vector.interventions.neurons.find import find_neurons
+    from personality_vector.subject.subject import Subject
+
+    require_for_neurons(recipe)
+    positive, negative = read_sides(recipe)
+    checkpoint = Checkpoint.open(recipe.model)
+    subject = Subject.load(checkpoint, dtype=recipe.dtype, device=recipe.device)
+    found = find_neurons(
+        subject.model,
+        subject.tokenizer,
+        positive,
+        negative,
+        batch_size=recipe.batch_size,
+        pole=recipe.pole,
+    )
+    return replace(found, model=checkpoint.fingerprint.digest)
+
+
+def require_for_neurons(recipe: SteerRecipe) -> None:
+    """Refuse the keys of a steer recipe that would change nothing here.
+
+    Raises:
+        RecipeError: One is given.
+    """
+    fields = SteerRecipe.model_fields
+    odd = [key for key in _OF_VECTORS if getattr(recipe, key) != fields[key].default]
+    if odd:
+        raise RecipeError(
+            f"neurons are counted in all layers and over whole responses; leave out {some(odd)}"
+        )
+
+
+def _yaml(persona: "Persona", writer: str) -> str:
+    content = persona.model_dump(mode="json", exclude_none=True)
+    body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=98)
+    return f"# The persona {persona.name}, written by {' '.join(writer.split())}.\n{body}"

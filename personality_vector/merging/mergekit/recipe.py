@@ -19,8 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from personality_vector.recipes.fields import Whole
-from personality_vector.recipes.reading import Recipe
+from personality_vector.recipes.schema import Recipe, Whole
 
 Scalar = bool | int | float
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from personality_vector.checkpoint import Checkpoint, content_of
-from personality_vector.data.rubrics import rubric_of
+from personality_vector.data.personas import rubric_of
 from personality_vector.data.statements import Statement, normalised, read_statements
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.interventions.activations import ActivationSteering

@@ -35,9 +35,9 @@ from personality_vector.study.choose.run import choose
 from personality_vector.study.recipe import ChooseRecipe, CompareRecipe, open_study
 from personality_vector.study.tables import matched_effect
 from personality_vector.subject.chat import Chat, answered, question
-from personality_vector.subject.generation import Sampling, generate_replies
 from personality_vector.subject.models import load_model, load_tokenizer
-from personality_vector.subject.subject import Subject
+from personality_vector.subject.spec import Sampling
+from personality_vector.subject.subject import Subject, generate_replies
 from personality_vector.traits import BIG_FIVE, Pole
 
 BESIDE = Path(__file__).parents[4] / "shared"

@@ -1,4 +1,4 @@
-"""``pvec recipes``: list the shipped recipes, or copy one to edit."""
+"""``pvec recipes`` and ``pvec demo``: the shipped recipes, and the whole job by some of them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +24,20 @@ def recipes(
     else:
         shipped = {name: str(path) for name, path in shipped_recipes().items()}
         options.show(shipped, as_json=as_json, text=lambda: "\n".join(shipped))
+
+
+def demo(
+    out: options.OutDir = Path("runs/demo"),
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """The whole job on the embedded model.
+
+    Train, diff, merge, sweep, steer and compare: no network, two minutes.
+    """
+    from personality_vector.demo.run import run
+
+    run(out, force=force)
 
 
 def _copy(words: list[str]) -> Path:

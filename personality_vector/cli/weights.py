@@ -1,4 +1,4 @@
-"""``pvec diff``: save fine-tuned minus base."""
+"""``pvec train``, ``pvec diff`` and ``pvec convert``: what a merge begins with."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -7,10 +7,39 @@ import typer
 
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
+from personality_vector.finetuning.recipe import TrainRecipe
 
 if TYPE_CHECKING:
     from personality_vector.delta import Delta
     from personality_vector.delta.record import DeltaRecord
+
+
+def check(recipe: TrainRecipe) -> dict[str, Any]:
+    """Open the base and read the data."""
+    from personality_vector.checkpoint import Checkpoint
+    from personality_vector.data.chats import read_chats
+
+    return {
+        "base": str(Checkpoint.open(recipe.base).fingerprint),
+        "examples": len(read_chats(recipe.data.narrowed(recipe.pole))),
+    }
+
+
+def train(recipe: TrainRecipe, out: Path, force: bool, as_json: bool) -> None:
+    """Fine-tune a base on one pole."""
+    from personality_vector.finetuning.sft import train as fine_tune
+
+    done = fine_tune(recipe, out, force=force)
+    options.show(
+        {
+            "out": str(done.path),
+            "pole": str(recipe.pole),
+            "examples": done.examples,
+            "loss": done.loss,
+        },
+        as_json=as_json,
+        text=lambda: f"{done.path}: {recipe.pole}, {done.examples} examples, loss {done.loss:.3f}",
+    )
 
 
 def diff(
@@ -18,7 +47,7 @@ def diff(
     tuned: Annotated[
         str, typer.Argument(metavar="TUNED", help="A fine-tune of BASE, or an adapter.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Directory to write.")],
+    out: options.OutDir,
     pole: Annotated[str | None, typer.Option("--pole", metavar="TRAIT:LEVEL")] = None,
     storage: Annotated[
         Literal["float32", "bfloat16", "lora", "reference"] | None,
@@ -76,7 +105,7 @@ def _open(base: str, tuned: str, pole: str | None) -> "Delta":
 
 def _result(record: "DeltaRecord") -> dict[str, Any]:
     total = record.total
-    result = {
+    return {
         "label": record.label,
         "pole": record.pole,
         "storage": record.storage,
@@ -84,8 +113,8 @@ def _result(record: "DeltaRecord") -> dict[str, Any]:
         "norm": total.norm,
         "loss": total.loss,
         "base": record.base.digest,
+        **({"rank": record.rank, "kept": total.kept} if record.rank else {}),
     }
-    return result | ({"rank": record.rank, "kept": total.kept} if record.rank else {})
 
 
 def _sentence(out: Path, record: "DeltaRecord") -> str:
@@ -107,3 +136,28 @@ def _sentence(out: Path, record: "DeltaRecord") -> str:
             f"most in {worst}: {record.tensors[worst].loss:.2%}"
         )
     return said
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Directory with pytorch_model.bin.")
+    ],
+    out: options.OutDir,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a checkpoint of pickled weights (.bin) again as safetensors.
+
+    Nothing in a pickle is run; one that holds more than tensors is refused.
+    """
+    from personality_vector.checkpoint.pickles import convert
+
+    manifest = convert(source, out, force=force)
+    result = {"out": str(out), **{key: manifest[key] for key in manifest if key != "files"}}
+    left_out = f", without {', '.join(result['left_out'])}" if result["left_out"] else ""
+    options.show(
+        result,
+        as_json=as_json,
+        text=lambda: f"{out}: {result['tensors']} tensors of {source}{left_out}",
+    )

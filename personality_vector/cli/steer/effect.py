@@ -1,4 +1,4 @@
-"""``pvec steer monitor``: how far a model is along a vector before and after it replies."""
+"""``pvec steer choose`` and ``pvec steer monitor``: what a steering vector does to a model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +8,46 @@ import typer
 
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
+from personality_vector.study.recipe import ChooseRecipe
 
 if TYPE_CHECKING:
     from personality_vector.steering import SteeringVector
+    from personality_vector.study.choose.choice import Choice
     from personality_vector.subject.chat import Chat
+    from personality_vector.subject.subject import Subject
 
 _SHOWN = 48
 """Characters of a text in the table."""
 _REMEDY = "if one is fine-tuned from the other, add --another-model"
+
+
+def check(recipe: ChooseRecipe) -> dict[str, Any]:
+    """Open every input."""
+    from personality_vector.study.choose.run import Inputs
+
+    made_from = Inputs.open(recipe).made_from(recipe)
+    return {key: made_from[key] for key in ("contents", "statements")}
+
+
+def choose(recipe: ChooseRecipe, out: Path, force: bool, as_json: bool) -> None:
+    """Choose the layer and the range of strengths of a steering vector.
+
+    One pass ranks the layers; the best few are verified by generation, at growing strengths until
+    coherence falls below the floor. What is measured is kept in --out with .run behind it: the same
+    command resumes after an interruption, and another floor or other shares measure only what is
+    missing. --force replaces the choice and keeps the measurements.
+    """
+    from personality_vector.checkpoint import AtomicDirectory
+    from personality_vector.report.choice import draw_choice
+    from personality_vector.study.choose.run import choose
+
+    AtomicDirectory(out, force=force)  # refuses an output that exists before the work, not after
+    choice = choose(recipe, out.with_name(f"{out.name}.run"))
+    choice.save(out, force=force, draw=draw_choice)
+    if as_json:
+        options.show({"out": str(out), **choice.record()}, as_json=True, text=str)
+        return
+    _print_choice(choice, recipe, out)
 
 
 def monitor(
@@ -50,29 +82,49 @@ def monitor(
     from personality_vector.steering import SteeringVector, resolve_layers
     from personality_vector.steering.fit import require_made_from
     from personality_vector.subject.chat import question
-    from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
+    from personality_vector.subject.subject import Subject
 
     texts = read_prompts(prompts)
     found, checkpoint = SteeringVector.load(vector), Checkpoint.open(model)
     named = _layer(found, layer)
     if not another_model:
         require_made_from(found.label, found.model, checkpoint, _REMEDY)
-    loaded = load_model(checkpoint.path, dtype=dtype, device=resolve_device(device))
-    (place,) = resolve_layers(loaded, [named])
+    subject = Subject.load(checkpoint, dtype=dtype, device=device)
+    (place,) = resolve_layers(subject.model, [named])
     found.norm(place)  # refuses a layer without a direction before anything is read
-    tokenizer = load_tokenizer(checkpoint.path)
     chats = [question(text, system=system) for text in texts]
-    rows = _measured(loaded, tokenizer, chats, (found, place), (max_new_tokens, batch_size))
+    rows = _measured(subject, chats, (found, place), (max_new_tokens, batch_size))
     if as_json:
         result = {"vector": found.label, "layer": place, "model": str(checkpoint.path)}
         options.show({**result, "prompts": rows}, as_json=True, text=str)
     else:
-        _print(f"projection on {found.label}, layer {place}", rows)
+        _print_projections(f"projection on {found.label}, layer {place}", rows)
+
+
+def _print_choice(choice: "Choice", recipe: ChooseRecipe, out: Path) -> None:
+    from personality_vector.report.tables import print_frame
+
+    layers = choice.layer_table()[
+        ["layer", "d_prime", "auc", "auc_low", "auc_high", "slope", "rank", "swing"]
+    ]
+    layers["rank"] = layers["rank"].astype("string").fillna("-")
+    columns = ["coefficient", "share", "shift", "judge", "kl_to_base", "coherence", "usable"]
+    curve = choice.curve_table().query("layer == @choice.layer")[columns]
+    seen = "which the vector may have been extracted from"
+    print_frame(f"layers of {choice.label}", layers)
+    typer.echo(f"d' and auc on the {choice.part} part, {seen}")
+    print_frame(f"strengths at layer {choice.layer}", curve)
+    ends = f"{choice.lowest:.3g} to {choice.highest:.3g}"
+    where = "" if recipe.positions == "all" else f", positions: {recipe.positions}"
+    typer.echo(
+        f"{out}: steer at layer {choice.layer}, coefficients {ends}; in a recipe:\n"
+        f"  {{label: {choice.label}, vector: {recipe.vector}, layers: [{choice.layer}]{where}, "
+        f"strengths: [{choice.lowest:.4g}, {choice.highest:.4g}]}}"
+    )
 
 
 def _measured(
-    model: Any,
-    tokenizer: Any,
+    subject: "Subject",
     chats: "Sequence[Chat]",
     along: "tuple[SteeringVector, int]",
     sizes: tuple[int, int],
@@ -83,9 +135,11 @@ def _measured(
     from personality_vector.steering.activations import Reader
     from personality_vector.steering.monitor import creativity_scores, projections
     from personality_vector.subject.chat import answered
-    from personality_vector.subject.generation import Sampling, generate_replies
+    from personality_vector.subject.spec import Sampling
+    from personality_vector.subject.subject import generate_replies
 
     (vector, layer), (longest, batch_size) = along, sizes
+    model, tokenizer = subject.model, subject.tokenizer
     before = projections(model, tokenizer, chats, *along, "prompt_last", batch_size)
     means = Reader(model, tokenizer, [layer], "prompt_mean", batch_size).pooled(chats)
     gates = cosine_similarity(means[layer], vector[layer][None], dim=-1)
@@ -123,7 +177,7 @@ def _layer(vector: "SteeringVector", layer: int | None) -> int:
     return vector.layers[0]
 
 
-def _print(title: str, rows: Sequence[dict[str, Any]]) -> None:
+def _print_projections(title: str, rows: Sequence[dict[str, Any]]) -> None:
     import pandas as pd
 
     from personality_vector.report.tables import print_frame

@@ -1,0 +1,106 @@
+"""``pvec steer bake`` and ``export-gguf``: a steering vector for those who have no hooks."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from personality_vector.cli import options
+from personality_vector.errors import RecipeError
+
+if TYPE_CHECKING:
+    from personality_vector.steering.bake import BakeResult
+
+Vector = Annotated[Path, typer.Argument(metavar="VECTOR", help="A saved steering vector.")]
+
+
+def bake(
+    vector: Vector,
+    model: Annotated[str, typer.Option("--model", help="The model that it was extracted from.")],
+    layer: Annotated[
+        list[int],
+        typer.Option("--layer", help="0-based decoder block; -1 is the last. Repeatable."),
+    ],
+    out: options.OutDir,
+    coefficient: Annotated[
+        float | None, typer.Option("--coefficient", help="Factor on the vector; not with --ablate.")
+    ] = None,
+    route: Annotated[
+        str, typer.Option("--route", help="auto, bias, convert (to Llama) or adapter (PEFT).")
+    ] = "auto",
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Remove the direction of one --layer from all layers.")
+    ] = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a checkpoint that is steered by itself: at all positions, always, by a constant.
+
+    Positions, gates and kept norms cannot be baked. What is written is loaded in a new process and
+    must give the logits of the hooks, or it is not published. With --ablate the weights no longer
+    write along the direction: it is compared with hooks on the embedding, every attention and
+    every block.
+    """
+    from personality_vector.steering import SteeringVector
+    from personality_vector.steering import bake as baking
+
+    _require_consistent(layer, coefficient, route, ablate=ablate)
+    read = SteeringVector.load(vector)
+    if coefficient is None:
+        done = baking.bake_ablation(read, model, layer[0], out, force=force)
+    else:
+        done = baking.bake(read, model, layer, coefficient, out, route=route, force=force)
+    result = {"out": str(out), "route": done.route, "proof": asdict(done.proof)}
+    options.show(result, as_json=as_json, text=lambda: _said(done))
+
+
+def export_gguf(
+    vector: Vector,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write.")],
+    layer: Annotated[
+        list[int],
+        typer.Option("--layer", help="0-based block, not 0; repeatable. Default: all of VECTOR."),
+    ] = [],
+    coefficient: Annotated[
+        float, typer.Option("--coefficient", help="Factor on the vector.")
+    ] = 1.0,
+    model_hint: Annotated[
+        str, typer.Option("--model-hint", help="Architecture by llama.cpp's name, such as llama.")
+    ] = "",
+    force: options.Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write a control vector for llama.cpp, which steers all positions; it has no layer 0."""
+    from personality_vector.steering import SteeringVector
+    from personality_vector.steering.storage import export_gguf as export
+
+    read = SteeringVector.load(vector)
+    layers = layer or list(read.layers)
+    export(read, out, layers=layers, coefficient=coefficient, model_hint=model_hint, force=force)
+    result = {"out": str(out), "layers": layers, "coefficient": coefficient}
+    options.show(
+        result, as_json=as_json, text=lambda: f"{out}: {len(layers)} directions for llama.cpp"
+    )
+
+
+def _require_consistent(
+    layers: list[int], coefficient: float | None, route: str, *, ablate: bool
+) -> None:
+    if ablate and (coefficient is not None or route != "auto"):
+        raise RecipeError("--ablate removes the whole direction: without --coefficient or --route")
+    if ablate and len(layers) != 1:
+        raise RecipeError("--ablate takes the direction of one --layer and removes it everywhere")
+    if not ablate and coefficient is None:
+        raise RecipeError("give --coefficient, or --ablate")
+
+
+def _said(done: "BakeResult") -> str:
+    """Return one line about what was written and how it was proved."""
+    proof = done.proof
+    rounding = "" if proof.dtype == "float32" else f" ({proof.error_asked:.1e} with rounding)"
+    return (
+        f"{done.path}: route {done.route}; in a new process within {proof.error:.1e} of the "
+        f"hooks' logits{rounding}, same {proof.greedy_tokens} greedy tokens"
+    )

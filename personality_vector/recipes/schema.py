@@ -1,0 +1,252 @@
+"""What schemas are made of: a strict mapping, the types of its fields, its complaints.
+
+A union goes by key: what a mapping describes is recognised by a key of its own, never by ``kind:``.
+A registry maps the key to the schema, as ``module:Class``; it is imported when it is met, so that
+reading a recipe imports only what the recipe uses.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    Strict,
+    ValidationError,
+)
+
+from personality_vector.errors import RecipeError, TraitError
+from personality_vector.lab import BUILTIN, builtin
+from personality_vector.traits import Pole
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+R = TypeVar("R", bound="Recipe")
+Registry = Mapping[str, str]
+
+
+class Recipe(BaseModel):
+    """A frozen, validated mapping; a key that it does not know is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True
+    )
+
+    @classmethod
+    def parse(cls: type[R], data: Mapping[str, Any], *, origin: str, folder: Path) -> R:
+        """Validate ``data``; relative paths in it are resolved against ``folder``.
+
+        Raises:
+            RecipeError: One sentence about the first thing that is wrong.
+        """
+        try:
+            return cls.model_validate(data, context={"folder": folder})
+        except ValidationError as error:
+            raise RecipeError(f"{origin}: {sentence(cls, error)}") from error
+
+
+class Given(str):
+    """A value from the command line; a relative path in it counts from the working directory."""
+
+    __slots__ = ()
+
+
+def _pole(value: Any) -> Any:
+    try:
+        return Pole.parse(value) if isinstance(value, str) else value
+    except TraitError as error:
+        raise ValueError(str(error)) from error
+
+
+PoleField = Annotated[Pole, BeforeValidator(_pole), PlainSerializer(str)]
+Real = Annotated[float, Strict()]
+"""A number, as YAML writes it: neither a text nor a boolean."""
+
+Whole = Annotated[int, Strict()]
+"""A whole number, likewise."""
+
+Words = Annotated[str, Field(pattern=r"\S")]
+"""A text that is not blank."""
+
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return ``values``, or refuse one that is given twice."""
+    if len(set(values)) < len(values):
+        raise ValueError("a value is given twice")
+    return values
+
+
+Strengths = Annotated[tuple[Real, ...], Field(min_length=1), AfterValidator(distinct)]
+
+Layers = Annotated[tuple[Whole, ...], Field(min_length=1), AfterValidator(distinct)]
+"""Decoder blocks from 0, ``-1`` the last."""
+
+
+def located(value: Any, info: Any) -> Any:
+    """Return the path that a text in a recipe means, absolute; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith(BUILTIN):
+        return builtin(value)
+    folder = (info.context or {}).get("folder")
+    if folder is None or isinstance(value, Given):
+        return Path(value).expanduser().absolute()
+    return (Path(folder) / Path(value).expanduser()).resolve()
+
+
+def _model(value: Any, info: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    path = Path(located(value, info))
+    is_hub_id = _HUB_ID.fullmatch(value) is not None and not path.exists()
+    return str(value) if is_hub_id else str(path)
+
+
+LocalPath = Annotated[Path, BeforeValidator(located)]
+"""A file or folder on this machine."""
+
+ModelRef = Annotated[str, BeforeValidator(_model)]
+"""A checkpoint directory, ``builtin:demo``, or a Hub id such as ``meta-llama/Llama-3.1-8B``."""
+
+
+def sentence(recipe: type[BaseModel], error: ValidationError) -> str:
+    """Return the most telling complaint: unknown keys first, as a typo also makes a key missing."""
+    complaints = sorted(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    first = complaints[0]
+    # pydantic adds the member of a union that it tried.
+    parts = [str(part) for part in first["loc"] if part not in ("float", "int", "str", "bool")]
+    where = ".".join(parts)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {where!r}{_suggestion(recipe, first['loc'])}"
+    if first["type"] == "missing":
+        return f"the key {where!r} is missing"
+    message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list, such as [1]")
+    if first["type"] == "too_short":
+        message = "needs at least one"
+    if first["type"] in ("float_type", "int_type", "tuple_type"):
+        message += f", not {first['input']!r:.40}"
+    return f"{where}: {message}" if where else message
+
+
+def _suggestion(recipe: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    known = _fields_at(recipe, location[:-1])
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known keys are {', '.join(sorted(known))}" if known else ""
+
+
+def _fields_at(recipe: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Return the field names of the model that ``location`` leads to."""
+    model: Any = recipe
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the first model inside an annotation such as ``tuple[TermSpec, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (_model_in(argument) for argument in getattr(annotation, "__args__", ()))
+    return next((model for model in inner if model is not None), None)
+
+
+def kinds(room: str, ending: str) -> Registry:
+    """Return the registry of a room in which each kind is a file: to add a kind, add a file.
+
+    The key is the name of the file, and its schema is called as the file is, with ``ending``.
+    """
+    names = [one.name for one in iter_modules([str(Path(__file__).parents[1] / room)])]
+    return {
+        name: f"{room}.{name}:{name.title().replace('_', '')}{ending}"
+        for name in names
+        if name != "spec"
+    }
+
+
+def schema_of(registry: Registry, key: str) -> type[Recipe]:
+    """Return the schema that a key stands for."""
+    module, _, name = registry[key].partition(":")
+    found: type[Recipe] = getattr(import_module(f"personality_vector.{module}"), name)
+    return found
+
+
+def key_of(registry: Registry, schema: type[Recipe]) -> str:
+    """Return the key that a schema is recognised by."""
+    place = f"{schema.__module__.removeprefix('personality_vector.')}:{schema.__name__}"
+    return next(key for key, known in registry.items() if known == place)
+
+
+def by_own_key(registry: Registry, value: Any, info: Any, what: str) -> Any:
+    """Return ``{label: ..., delta: ...}`` as the schema of its key, here ``delta``.
+
+    Raises:
+        ValueError: It has no such key or keys of two kinds, or its schema refuses it.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    keys = [key for key in registry if value.get(key) is not None]
+    if len(keys) > 1 and len({registry[key] for key in keys}) > 1:
+        raise ValueError(
+            f"{what} has keys of two kinds, {keys[0]} and {keys[1]}: give exactly one of "
+            f"{_listed(registry)}"
+        )
+    if not keys:
+        raise ValueError(f"{_unknown(registry, value)}give exactly one of {_listed(registry)}")
+    return _validated(schema_of(registry, keys[0]), value, info)
+
+
+def by_only_key(registry: Registry, value: Any, info: Any, what: str) -> Any:
+    """Return ``{likelihood: {...}}`` as the schema of its one key; a bare word means no options.
+
+    Raises:
+        ValueError: The key is unknown or not alone, or its schema refuses what it holds.
+    """
+    if isinstance(value, str):
+        value = {value: {}}
+    if not isinstance(value, Mapping):
+        return value
+    if len(value) != 1:
+        raise ValueError(
+            f"{what} is one key with its options below it, such as {next(iter(registry))}: "
+            f"{{...}}; this one has {len(value)} keys"
+        )
+    ((key, body),) = value.items()
+    if key not in registry:
+        raise ValueError(f"{_unknown(registry, value)}known are {_listed(registry)}")
+    return _validated(schema_of(registry, key), body or {}, info)
+
+
+def _validated(schema: type[Recipe], value: Any, info: Any) -> Recipe:
+    try:
+        return schema.model_validate(value, context=info.context)
+    except ValidationError as error:
+        raise ValueError(sentence(schema, error)) from error
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _unknown(registry: Registry, value: Mapping[str, Any]) -> str:
+    for key in value:
+        close = difflib.get_close_matches(str(key), registry, n=1)
+        if close:
+            return f"unknown key {key!r}; did you mean {close[0]!r}? "
+    return ""
+
+
+def _listed(registry: Registry) -> str:
+    *most, last = registry
+    return f"{', '.join(most)} or {last}" if most else last
