@@ -72,6 +72,9 @@ def test_every_answer_is_kept_with_its_score_or_the_reason_for_none(run):
     judged = run.readings().query("judge == 'classifier'")
     assert judged["unscored"].sum() == len(missing)
     assert judged["n"].sum() == len(answers) - len(missing)
+    key = ["intervention", "strength", "trait"]
+    means = answers.groupby(key)["score"].mean()  # the unscored do not move it
+    assert judged.set_index(key)["value"].to_dict() == pytest.approx(means.to_dict(), nan_ok=True)
     assert unscored(run)["unscored"].sum() == len(missing)
 
 
