@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from personality_vector.cli import options
+from personality_vector.errors import RecipeError
 from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe, open_study
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ def check(recipe: SweepRecipe | EvalRecipe) -> dict[str, Any]:
     points = 1 + sum(len(arm.strengths) for arm in study.arms)
     return {
         "base_identity": study.base_identity,
-        "identities": study.identities,
+        "identities": {
+            label if seed is None else f"{label}, seed {seed}": identity
+            for (label, seed), identity in study.identities.items()
+        },
         "cells": points * len(study.measures) * len(study.seeds),
     }
 
@@ -101,6 +105,8 @@ def _open_judge(given: str) -> "Judge":
     from personality_vector.recipes.reading import read_yaml
 
     file = Path(given)
+    if file.suffix in (".yaml", ".yml") and not file.is_file():
+        raise RecipeError(f"{file}: no such file")
     data = read_yaml(file) if file.is_file() else {given: {}}
     folder = file.resolve().parent if file.is_file() else Path.cwd()
     return JudgeRecipe.parse({"judge": data}, origin=given, folder=folder).judge.open()

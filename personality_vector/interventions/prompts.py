@@ -160,6 +160,10 @@ class SystemPrompt(SystemMessage):
         return self.text
 
 
+_ENDINGS = (".txt", ".md", ".yaml", ".yml", ".jinja")
+"""Of a word that is meant as the path of a text, although there is no such file."""
+
+
 def _text_or_file(value: Any, info: Any) -> Any:
     """Return the path of a text file, if there is one of that name, else the text itself."""
     # Longer than a path can be, ~nobody, a null byte: none of them is the name of a file.
@@ -167,7 +171,9 @@ def _text_or_file(value: Any, info: Any) -> Any:
         # Without a recipe's folder a relative path would mean another file in every folder.
         if isinstance(value, str) and (info.context or Path(value).is_absolute()):
             file = located(value, info)
-            return file if file.is_file() else value
+            if file.is_file():
+                return file
+            value = file if file.suffix in _ENDINGS and len(value.split()) == 1 else value
     return value
 
 

@@ -65,7 +65,7 @@ class InterventionSpec(Recipe):
     @classmethod
     def _is_a_name(cls, label: str) -> str:
         if label == "base" or not label.strip():
-            raise ValueError(f"the label {label!r} is taken; results use it for themselves")
+            raise ValueError("a label is a name, other than 'base', which is the base itself")
         return label
 
     @abstractmethod

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from personality_vector.data.statements import normalised, read_statements
 from personality_vector.data.texts import distinct_n, mean_words
+from personality_vector.errors import DataError, some
 from personality_vector.measures.likelihood import Traits
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
 from personality_vector.recipes.schema import LocalPath, Real
@@ -37,7 +38,10 @@ class GuardsSpec(AskingSpec):
         learned = None
         if self.statements is not None:
             found = read_statements(self.statements, part="train", held_out=self.held_out)
-            wanted = self.traits or {statement.trait for statement in found}
+            known = {statement.trait for statement in found}
+            wanted = set(self.traits or known)
+            if not wanted <= known:
+                raise DataError(f"{self.statements}: no train statements of {some(wanted - known)}")
             learned = frozenset(_bare(one.text) for one in found if one.trait in wanted)
         return Guards(self.asking(), learned, self.called)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import model_validator
 
 from personality_vector.data.personas import Persona, rubric_of
+from personality_vector.errors import DataError
 from personality_vector.judges.spec import AnyJudge
 from personality_vector.measures.likelihood import Traits
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
@@ -43,7 +44,11 @@ class InterviewSpec(AskingSpec):
         for judge in judges:
             for rubric in rubrics:
                 rated(judge, rubric, [])  # refused before a model is loaded, if it cannot
-        return Interview(self.asking(), rubrics, judges, self.called)
+        asking = self.asking()
+        for rubric in rubrics:
+            if not any(item.trait in (None, rubric.trait) for item in asking.instrument.items):
+                raise DataError(f"{self.called}: {self.instrument}: no item is of {rubric.trait}")
+        return Interview(asking, rubrics, judges, self.called)
 
 
 @dataclass(frozen=True, slots=True)

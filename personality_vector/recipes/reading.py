@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from personality_vector.errors import RecipeError
+from personality_vector.errors import RecipeError, blame
 from personality_vector.recipes.schema import Given, Recipe
 
 _MOST_BYTES = 1_000_000
@@ -59,7 +59,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
     except FileNotFoundError as error:
         raise RecipeError(
-            f"{path}: no such recipe; `pvec recipes` lists the shipped ones"
+            f"{path}: no such file; `pvec recipes` lists the shipped recipes"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from error
@@ -103,7 +103,8 @@ def override(data: dict[str, Any], setting: str) -> None:
     for parent in parents:
         place = _place(holder, parent, setting)
         holder = holder[place] if isinstance(holder, list) else holder.setdefault(place, {})
-    holder[_place(holder, last, setting)] = parse_value(text)
+    with blame(setting=setting):
+        holder[_place(holder, last, setting)] = parse_value(text)
 
 
 def parse_value(text: str) -> Any:

@@ -132,6 +132,10 @@ def sentence(recipe: type[BaseModel], error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"the key {where!r} is missing"
     message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list, such as [1]")
+    if first["type"] == "string_pattern_mismatch":
+        message = f"must not be {first['input']!r:.40}"
+        if "auto" in first["ctx"]["pattern"]:
+            message += ", but auto, cpu, cuda, cuda:N or mps"
     if first["type"] == "too_short":
         message = "needs at least one"
     if first["type"] in ("float_type", "int_type", "tuple_type"):

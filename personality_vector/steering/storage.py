@@ -128,8 +128,8 @@ def read_vector(directory: Path) -> tuple[VectorRecord, dict[int, Float[Tensor, 
         norm = float(direction.double().norm())
         if not math.isclose(norm, record.norms[layer], rel_tol=1e-9):
             raise CheckpointError(
-                f"{directory}: layer {layer} has norm {norm:g}, vector.json says "
-                f"{record.norms[layer]:g}; the two files do not belong together"
+                f"{directory}: layer {layer} has norm {norm:.9g}, vector.json says "
+                f"{record.norms[layer]:.9g}; the two files do not belong together"
             )
     return record, directions
 

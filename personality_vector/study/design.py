@@ -56,6 +56,10 @@ class Arm:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strengths", tuple(map(float, self.strengths)))
+        if len({each.label for each in self.by_seed.values()}) != 1:
+            raise RecipeError(
+                "an arm needs an intervention, or one of the same label for each seed"
+            )
         if not self.strengths or len(set(self.strengths)) < len(self.strengths):
             raise RecipeError(f"{self.label}: give at least one strength, and none of them twice")
         for intervention in self.by_seed.values():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from personality_vector.errors import DataError, TraitError
+from personality_vector.errors import DataError, TraitError, blame
 from personality_vector.interventions.spec import AnyIntervention, InterventionSpec
 from personality_vector.manifest import MANIFEST
 from personality_vector.measures.likelihood import LikelihoodSpec
@@ -74,6 +74,8 @@ def _expanded(interventions: Any) -> Any:
 def _for_each_pole(given: Any) -> list[Any]:
     words = [word for word in (TRAIT, LEVEL) if word in str(given)]
     if not isinstance(given, Mapping) or not words:
+        if isinstance(given, Mapping) and "poles" in given:
+            raise ValueError(f"poles need {TRAIT} or {LEVEL} in a path or text beside them")
         return [given]
     rest = {key: value for key, value in given.items() if key != "poles"}
     row = {"label": ":".join(words), **rest}
@@ -262,9 +264,10 @@ def _arms(recipe: SweepRecipe, base: "Checkpoint") -> tuple[Arm, ...]:
 
 def _arm(spec: InterventionSpec, recipe: SweepRecipe, base: "Checkpoint") -> Arm:
     strengths = spec.strengths or recipe.strengths or ()
-    if spec.has_seed:
-        return Arm({seed: spec.at_seed(seed).open(base) for seed in recipe.seeds}, strengths)
-    return Arm(spec.open(base), strengths)
+    with blame(intervention=spec.label):
+        if spec.has_seed:
+            return Arm({seed: spec.at_seed(seed).open(base) for seed in recipe.seeds}, strengths)
+        return Arm(spec.open(base), strengths)
 
 
 def _tuned(data: Any) -> list[str]:

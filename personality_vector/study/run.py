@@ -200,5 +200,8 @@ def _replace(path: Path, content: bytes) -> None:
     """Write under a temporary name and rename, so that no reader sees half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with explained(path):
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)

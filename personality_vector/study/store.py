@@ -71,17 +71,23 @@ class Store(Database):
                 self.connection.execute(f"CREATE TABLE {table} ({columns})")
             self._note({"format": FORMAT})
         elif not {"run", "cells"} <= found:
-            raise CheckpointError(f"{self.path}: an SQLite file, but not one of results")
+            raise CheckpointError(
+                f"{self.path}: an SQLite file, but not one of results; move it away, or choose "
+                "another folder"
+            )
         elif (stored := self["format"] or 1) != FORMAT:
             raise CheckpointError(
                 f"{self.path}: holds results of format {stored}, and this version writes format "
-                f"{FORMAT}; choose another folder, or add --force to replace them"
+                f"{FORMAT}; choose another folder, or begin anew with --force"
             )
 
     def __getitem__(self, key: str) -> Any:
         """Return something that was noted about the run; ``None`` if it was not."""
         found = self.rows("SELECT value FROM run WHERE key = ?", (key,))
-        return json.loads(found[0][0]) if found else None
+        try:
+            return json.loads(found[0][0]) if found else None
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: what is noted as {key} is damaged") from error
 
     def note(self, **values: Any) -> None:
         """Note JSON-like data about the run, in place of what was noted under the same key."""
@@ -104,17 +110,28 @@ class Store(Database):
             values: What else is noted about the run.
         """
         with self.transaction():
-            if self["plan"] != plan:
+            if self["plan"] == plan:  # a judge that was added stays
+                values["judges"] = {**values["judges"], **self["judges"]}
+            else:
                 for old in ("planned", "judged", "run WHERE key != 'format'"):
                     self.connection.execute(f"DELETE FROM {old}")
             self._note({**values, "plan": plan})
             self._judge(judged)
 
-    def plan(self, cells: Iterable[Planned]) -> None:
-        """Add cells to the plan, in order; those that are in it already stay where they are."""
+    def plan(self, plan: str, cells: Iterable[Planned]) -> None:
+        """Add cells to the plan, in order; those that are in it already stay where they are.
+
+        Raises:
+            RecipeError: Another plan has been begun meanwhile.
+        """
         # The fields of a cell are in the order of the columns.
         rows = [(row.label, row.name, *row.cell, row.strength) for row in cells]
         with self.transaction():
+            if self["plan"] not in (None, plan):
+                raise RecipeError(
+                    f"{self.path.parent}: another recipe was begun there meanwhile, whose tables "
+                    "these are; what this one measured is kept: give it again to have its tables"
+                )
             self.connection.executemany(
                 "INSERT INTO planned VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 rows,
@@ -187,7 +204,13 @@ class Store(Database):
         self.connection.executemany(
             f"INSERT INTO readings VALUES ({done.lastrowid}, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
-                (r.measure, r.trait, r.value, r.low, r.high, r.n, r.unscored, r.unit)
+                (
+                    r.measure,
+                    r.trait,
+                    *map(_real, (r.value, r.low, r.high)),
+                    *map(int, (r.n, r.unscored)),
+                    r.unit,
+                )
                 for r in found.readings
             ],
         )
@@ -238,7 +261,7 @@ class Store(Database):
         with self.transaction():
             self.connection.executemany(
                 "INSERT INTO scores VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                [(number, judge, trait, s.value, s.reason) for number, s in scores.items()],
+                [(number, judge, trait, _real(s.value), s.reason) for number, s in scores.items()],
             )
 
     def require_same_judge(self, judged: Iterable[Judged]) -> None:
@@ -274,6 +297,11 @@ class Store(Database):
     def is_empty(self) -> bool:
         """Return whether nothing has been measured, and nobody is about to."""
         return not self.rows("SELECT 1 FROM cells LIMIT 1") and not self.claims.of_others()
+
+
+def _real(value: Any) -> float | None:
+    """Return a number as SQLite takes it, also one of numpy or torch."""
+    return None if value is None else float(value)
 
 
 def key_of(cell: Cell) -> str:

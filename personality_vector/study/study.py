@@ -1,8 +1,8 @@
 """A study: interventions x strengths x measures x seeds on one base, in one resumable folder."""
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.errors import CheckpointError, OutputExistsError, RecipeError, some
+from personality_vector.errors import CheckpointError, OutputExistsError, RecipeError, blame, some
 from personality_vector.study.database import Judged, explained
 from personality_vector.study.design import BASE, Arm, Design, Grid, Point, require_distinct
 from personality_vector.study.run import Run
@@ -20,15 +20,20 @@ from personality_vector.study.worker import (
     Helpers,
     Worker,
     described,
+    ends_of,
     judge_key,
     judges_of,
     packed,
     quality_of,
+    require_measures,
     rubrics_of,
 )
 from personality_vector.subject.identity import digest_of
 from personality_vector.subject.protocols import Cell, Intervention, Measure
 from personality_vector.subject.subject import base_identity
+
+_OLD = ".old-"
+"""What the names of results begin with that are about to be replaced."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +69,21 @@ class Study:
         if BASE in labels:
             raise RecipeError(f"the label {BASE!r} is taken; results use it for the base itself")
         require_distinct("interventions", labels, "give each its own label")
-        require_distinct("measures", [m.name for m in self.measures], "give one of them a name")
-        if not self.measures or not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise RecipeError("a study needs a measure and a seed, and no seed twice")
-        for measure in self.measures:
-            judges = [judge.name for judge in judges_of(measure)]
-            require_distinct(f"judges of {measure.name}", judges, "give one of them a name")
+        require_measures(self.measures)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise RecipeError("a study needs a seed, and no seed twice")
+        if not all(type(seed) is int and abs(seed) < 2**63 for seed in self.seeds):
+            raise RecipeError(
+                f"seeds are whole numbers below 2**63, got {some(map(str, self.seeds))}"
+            )
         for arm in self.arms:
-            for intervention in arm.by_seed.values():
-                intervention.check(self.base)
+            if None not in arm.by_seed and (lacking := set(self.seeds) - set(arm.by_seed)):
+                raise RecipeError(
+                    f"{arm.label}: has no intervention for seed {some(map(str, lacking))}"
+                )
+            with blame(intervention=arm.label):
+                for intervention in arm.by_seed.values():
+                    intervention.check(self.base)
 
     @cached_property
     def base_identity(self) -> str:
@@ -80,13 +91,20 @@ class Study:
         return base_identity(self.base, self.dtype, self.device)
 
     @cached_property
-    def identities(self) -> dict[str, str]:
-        """Label, and seed where each has its own, to the digest of the intervention."""
+    def identities(self) -> dict[tuple[str, int | None], str]:
+        """Label and seed, ``None`` where an arm has one intervention for all, to its digest."""
         return {
-            _key(arm.label, seed): intervention.identity()
+            (arm.label, seed): intervention.identity()
             for arm in self.arms
             for seed, intervention in arm.by_seed.items()
         }
+
+    @cached_property
+    def plan(self) -> str:
+        """Digest of everything that the tables of a run depend on."""
+        return digest_of(
+            self._recipe, self.base_identity, self.identities, self._measured, self._judged
+        )
 
     @cached_property
     def _measured(self) -> dict[str, str]:
@@ -103,7 +121,7 @@ class Study:
         if point.label == BASE or point.strength == 0.0:
             return Cell(self.base_identity, self.base_identity, 0.0, known, point.seed)
         found = self.identities
-        own = found.get(_key(point.label, point.seed)) or found[point.label]
+        own = found.get((point.label, point.seed)) or found[point.label, None]
         return Cell(self.base_identity, own, point.strength, known, point.seed)
 
     def run(self, folder: str | Path, *, workers: int = 1, force: bool = False) -> Run:
@@ -119,20 +137,24 @@ class Study:
             force: Forget what the folder holds.
 
         Raises:
-            RecipeError: ``workers`` is above 1 and something in the study cannot be pickled.
+            RecipeError: ``workers`` is above 1 and something in the study cannot be pickled, or
+                another recipe was begun in the folder meanwhile.
             OutputExistsError: ``folder`` holds something else.
             CheckpointError: Its results are damaged, or of another format.
         """
         out = Path(folder)
+        if workers < 1:
+            raise RecipeError(f"workers must be at least 1, got {workers}")
         helpers = Helpers(packed(self) if workers > 1 else b"", out, workers - 1)
         is_new = not out.exists()
         if not is_new and not (out / FILE).exists() and any(out.iterdir()):
             raise OutputExistsError(
                 f"{out}: exists and holds no results of ours; choose another --out"
             )
-        if force:
-            _forget(out)
-        with Store.open(out / FILE, create=True) as store:
+        with (
+            _set_aside(out) if force else nullcontext(),
+            Store.open(out / FILE, create=True) as store,
+        ):
             try:
                 self._begin(store)
                 with helpers:
@@ -154,18 +176,20 @@ class Study:
             raise RecipeError("this study has not been run; call run(folder) first")
         return Run(folder).readings()
 
-    def _begin(self, store: Store) -> None:
-        recipe = dict(self.recipe) or self._described()
-        judged = [
+    @cached_property
+    def _judged(self) -> list[Judged]:
+        return [
             Judged(measure.name, judge.name, rubric.trait, judge_key(judge, rubric))
             for measure in self.measures
             for judge in judges_of(measure)
             for rubric in rubrics_of(measure)
         ]
+
+    def _begin(self, store: Store) -> None:
         store.begin(
-            digest_of(recipe, self.base_identity, self.identities, self._measured, judged),
-            judged,
-            recipe=recipe,
+            self.plan,
+            self._judged,
+            recipe=self._recipe,
             base={
                 "path": str(self.base.path),
                 "reference": self.base.reference,
@@ -176,16 +200,17 @@ class Study:
             arms={arm.label: list(arm.strengths) for arm in self.arms},
             seeds=list(self.seeds),
             measures={
-                m.name: {"unit": m.unit, "scale": m.scale, "better": m.better}
+                m.name: {"unit": m.unit, "scale": ends_of(m), "better": m.better}
                 for m in self.measures
             },
             rubrics={m.name: [described(one) for one in rubrics_of(m)] for m in self.measures},
             judges={one.name: quality_of(one) for m in self.measures for one in judges_of(m)},
         )
 
-    def _described(self) -> dict[str, Any]:
-        """Return what stands for the recipe of a study that was made in Python."""
-        return {
+    @property
+    def _recipe(self) -> dict[str, Any]:
+        """What the study was read from, or what stands for it where it was made in Python."""
+        return dict(self.recipe) or {
             "base": str(self.base.path),
             "interventions": [arm.label for arm in self.arms],
             "measures": [measure.name for measure in self.measures],
@@ -225,6 +250,9 @@ def study(
         one if isinstance(one, Arm) else Arm(one, _strengths_of(one.label, strengths))
         for one in interventions
     )
+    unused = set(strengths if isinstance(strengths, Mapping) else ()) - {arm.label for arm in arms}
+    if unused:
+        raise RecipeError(f"strengths are given for {some(unused)}, which is no label of these")
     return Study(Checkpoint.open(base), arms, tuple(measures), tuple(seeds), **how)
 
 
@@ -238,12 +266,9 @@ def _strengths_of(
     return strengths[label]
 
 
-def _key(label: str, seed: int | None) -> str:
-    return label if seed is None else f"{label}, seed {seed}"
-
-
-def _forget(out: Path) -> None:
-    """Remove the results of an earlier run, of whatever format.
+@contextmanager
+def _set_aside(out: Path) -> Generator[None]:
+    """Remove the results of an earlier run, of whatever format, once there are new ones.
 
     Raises:
         CheckpointError: What lies there under that name is not a results file.
@@ -253,9 +278,21 @@ def _forget(out: Path) -> None:
         with explained(path), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as old:
             found = {name for (name,) in old.execute("SELECT name FROM sqlite_master")}
         if not {"run", "cells", "answers"} <= found:
-            raise CheckpointError(f"{path}: an SQLite file, but not one of results")
+            raise CheckpointError(
+                f"{path}: an SQLite file, but not one of results; move it away, or choose another "
+                "folder"
+            )
         for file in out.glob(f"{FILE}*"):
-            file.unlink()
+            file.rename(out / f"{_OLD}{file.name}")
+    try:
+        yield
+    finally:
+        is_replaced = path.exists()
+        for file in out.glob(f"{_OLD}*"):
+            if is_replaced:
+                file.unlink()
+            else:
+                file.rename(out / file.name.removeprefix(_OLD))
 
 
 def _leave_nothing(store: Store, out: Path, *, is_new: bool) -> None:

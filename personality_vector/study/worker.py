@@ -1,5 +1,6 @@
 """Work on a study: points that nobody has are measured cell by cell, and their answers rated."""
 
+import logging
 import multiprocessing
 import pickle
 import time
@@ -12,18 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from personality_vector.errors import RecipeError, blame
+from personality_vector.errors import DataError, RecipeError, blame
 from personality_vector.progress import progress, silence
 from personality_vector.study.database import Judged, Planned
-from personality_vector.study.design import BASE, Point
+from personality_vector.study.design import BASE, Point, require_distinct
 from personality_vector.study.store import FILE, Store, key_of
 from personality_vector.subject.identity import digest_of
-from personality_vector.subject.protocols import Cell, Judge, Measure, Rubric, rated
+from personality_vector.subject.protocols import Cell, Findings, Judge, Measure, Rubric, rated
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
     from personality_vector.study.study import Study
+
+log = logging.getLogger(__name__)
 
 _PATIENCE = 0.5
 """Seconds between two looks at what other workers have finished."""
@@ -47,11 +50,17 @@ class Worker:
         """Measure everything that the design asks for and the store does not hold."""
         for points in self.study.design.batches(self):
             self.store.plan(
-                Planned(point.label, point.strength, measure.name, self.study.cell(point, measure))
-                for point in points
-                for measure in self.study.measures
+                self.study.plan,
+                (
+                    Planned(
+                        point.label, point.strength, measure.name, self.study.cell(point, measure)
+                    )
+                    for point in points
+                    for measure in self.study.measures
+                ),
             )
             self.measure(points)
+        self.store.plan(self.study.plan, ())
 
     def measure(self, points: Sequence[Point], extra: Sequence[Measure] = ()) -> None:
         """Measure ``points``, and return when all of them are finished, by whomever.
@@ -101,7 +110,8 @@ class Worker:
                 collected[cell] = measure.collect(subject, point.seed), time.monotonic() - started
         for cell, (found, seconds) in collected.items():
             started = time.monotonic()
-            yield cell, ready[cell].finish(self.base, found), seconds + time.monotonic() - started
+            findings = _checked(ready[cell], ready[cell].finish(self.base, found))
+            yield cell, findings, seconds + time.monotonic() - started
 
     def _applied(self, point: Point) -> AbstractContextManager[Subject]:
         """Return the subject at a point; strength 0 of anything is the base."""
@@ -126,6 +136,43 @@ class Worker:
             for rubric in rubrics_of(measure)
         ]
         return all(done)
+
+
+def require_measures(measures: Sequence[Measure]) -> None:
+    """Refuse measures and judges of which one could be taken for another in the tables.
+
+    Raises:
+        RecipeError: There is none, or two have the same name.
+    """
+    if not measures:
+        raise RecipeError("a study needs a measure")
+    names = [measure.name for measure in measures]
+    require_distinct("measures", names, "give one of them a name")
+    inside = [name for name in names if any(name.startswith(f"{other}.") for other in names)]
+    if inside:
+        raise RecipeError(f"{inside[0]}: begins with the name of another measure; rename it")
+    identities: dict[str, str] = {}
+    for measure in measures:
+        judges, rubrics = judges_of(measure), rubrics_of(measure)
+        remedy = "give one of them a name"
+        require_distinct(f"judges of {measure.name}", [one.name for one in judges], remedy)
+        require_distinct(f"rubrics of {measure.name}", [one.trait for one in rubrics], remedy)
+        for judge in judges:
+            if identities.setdefault(judge.name, judge.identity()) != judge.identity():
+                raise RecipeError(f"two judges that differ are called {judge.name}; {remedy}")
+
+
+def _checked(measure: Measure, found: Any) -> Findings:
+    """Return what a measure found, if the numbers bear its name."""
+    if not isinstance(found, Findings):
+        raise DataError(f"{measure.name}: finish returns Findings, not {type(found).__name__}")
+    for reading in found.readings:
+        if reading.measure != measure.name and not reading.measure.startswith(f"{measure.name}."):
+            raise DataError(
+                f"{measure.name}: found {reading.measure}; the name of its number has to be "
+                f"{measure.name}, or to begin with it and a dot"
+            )
+    return found
 
 
 def packed(study: "Study") -> bytes:
@@ -166,6 +213,13 @@ class Helpers:
             if kind is not None:
                 helper.terminate()
             helper.join()
+            if helper.exitcode and kind is None:
+                log.error(
+                    "a helping process failed (exit code %d), and the others did its work; a "
+                    "script that asks for workers needs if __name__ == '__main__', and has to "
+                    "define its classes at the top level",
+                    helper.exitcode,
+                )
 
 
 def _help(packed: bytes, folder: Path, threads: int) -> None:
@@ -188,7 +242,8 @@ def judge_run(folder: Path, judge: Judge) -> int:
     """
     with Store.open(folder / FILE) as store:
         rubrics = {name: [_rubric(row) for row in rows] for name, rows in store["rubrics"].items()}
-        cells = [row for row in store.planned() if rubrics.get(row.name)]
+        planned = [row for row in store.planned() if rubrics.get(row.name)]
+        cells = [row for row in planned if store.is_finished(row.cell)]
         if not cells:
             raise RecipeError(f"{folder}: holds no answers to judge; no measure of it asks for any")
         judged = [
@@ -259,7 +314,12 @@ def _rubric(row: dict[str, Any]) -> Rubric:
     return Rubric(**{**row, "pole": Pole.parse(row["pole"]) if row["pole"] else None})
 
 
+def ends_of(one: Measure | Judge) -> list[float] | None:
+    """Return the ends of a scale, where there is one."""
+    return [float(end) for end in one.scale] if one.scale else None
+
+
 def quality_of(judge: Judge) -> dict[str, Any]:
     """Return the scale of a judge, and how good it is, where it says so."""
     quality = [asdict(number) for number in getattr(judge, "quality", tuple)()]
-    return {"scale": list(judge.scale), "quality": quality}
+    return {"scale": ends_of(judge), "quality": quality}

@@ -244,6 +244,8 @@ def rated(judge: Judge, rubric: Rubric, answers: Sequence[Answer]) -> list[Score
         raise DataError(f"{judge.name}: returned {len(scores)} scores of {len(answers)} answers")
     low, high = judge.scale
     for score in scores:
+        if not isinstance(score, Score):
+            raise DataError(f"{judge.name}: returned {type(score).__name__}, not Score")
         if score.value is not None and not low <= score.value <= high:
             raise DataError(
                 f"{judge.name}: a score must be in [{low:g}, {high:g}], got {score.value}"

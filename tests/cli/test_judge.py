@@ -70,7 +70,7 @@ def test_another_judge_of_a_name_that_is_taken_is_refused(run, pvec, lab):
         ("oracle", "oracle: judge: known are classifier, endpoint or local"),
         ("clasifier", "unknown key 'clasifier'; did you mean 'classifier'?"),
         ("local", "the key 'checkpoint' is missing"),
-        ("nowhere.yaml", "known are"),
+        ("nowhere.yaml", "nowhere.yaml: no such file"),
     ],
 )
 def test_a_judge_that_is_none_is_refused_in_one_sentence(run, pvec, given, says):

@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_refused_before_a_model_is_loaded(opened, keys, err
         ({**VECTOR, "layers": [-1], "incremental": True}, "layers are counted from 0"),
         ({**GATED, "gate": {**GATE, "threshold": 1.5}}, r"gate\.threshold: Input should be less"),
         ({"prompt": "extraversion:high", "adjectives": 9}, "has 1 to 8 adjectives"),
-        ({"label": "base", "roles": ["a cook"]}, "the label 'base' is taken"),
+        ({"label": "base", "roles": ["a cook"]}, "a label is a name, other than .base."),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(opened, keys, message):

@@ -8,12 +8,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import personality_vector as pv
 from personality_vector.errors import (
     CheckpointError,
+    DataError,
     NonFiniteError,
     OutputExistsError,
     RecipeError,
@@ -22,6 +25,7 @@ from personality_vector.study.design import BASE, Arm
 from personality_vector.study.run import READINGS, Run
 from personality_vector.study.store import FILE, Store
 from personality_vector.study.worker import judge_run
+from personality_vector.subject.protocols import Findings, Reading, Rubric, Score
 from tests.study.fakes import Asked, Counted, Rates, Shifted, noted
 
 ROOT = Path(__file__).parents[2]
@@ -275,6 +279,14 @@ def test_an_earlier_format_is_refused_by_name_and_replaced_by_force(base, log, t
         ({"interventions": [Shifted("a", steps=(0, 1))], "strengths": [2]}, RecipeError, "a: "),
         ({"measures": []}, RecipeError, "needs a measure"),
         ({"seeds": [0, 0]}, RecipeError, "no seed twice"),
+        ({"seeds": [0, True]}, RecipeError, "seeds are whole numbers below"),
+        ({"seeds": [2**63]}, RecipeError, "seeds are whole numbers below"),
+        ({"strengths": {"small": [1.0], "tiny": [1.0]}}, RecipeError, "given for tiny, which is"),
+        (
+            {"interventions": [Arm({1: Shifted("a")}, [1.0])]},
+            RecipeError,
+            "no intervention for seed 0",
+        ),
     ],
 )
 def test_what_cannot_be_studied_is_refused_before_anything_is_written(
@@ -288,6 +300,98 @@ def test_what_cannot_be_studied_is_refused_before_anything_is_written(
     with pytest.raises(error, match=says):
         pv.study(base, **asked).run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_arm_has_one_label():
+    for by_seed in ({}, {0: Shifted("a"), 1: Shifted("b")}):
+        with pytest.raises(RecipeError, match="an arm needs an intervention"):
+            Arm(by_seed, [1.0])
+
+
+def test_no_label_stands_for_another(base, log, tmp_path):
+    """Not even one that looks like the seed of another."""
+    arms = [Shifted("a", 0.5), Shifted("a, seed 0", 2.0)]
+    frame = pv.study(base, arms, [1.0], [Counted(log)]).run(tmp_path / "run").readings()
+    assert frame["value"].nunique() == 3
+
+
+def test_force_keeps_the_old_results_until_there_are_new_ones(base, arms, log, tmp_path):
+    class Fails(Counted):
+        def prepare(self, base):
+            raise RecipeError("no")
+
+    run = pv.study(base, arms, [1.0], [Counted(log)]).run(tmp_path / "run")
+    before, files = run.readings(), {path.name for path in run.folder.iterdir()}
+    with pytest.raises(RecipeError, match="no"):
+        pv.study(base, measures=[Fails(log)]).run(run.folder, force=True)
+    pd.testing.assert_frame_equal(run.readings(), before)
+    assert {path.name for path in run.folder.iterdir()} == files
+    forced = pv.study(base, arms[:1], [2.0], [Counted(log)]).run(run.folder, force=True)
+    assert len(forced.readings()) == 2
+    assert {path.name for path in run.folder.iterdir()} == files
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(base, log, tmp_path):
+    class Measured(Counted):
+        scale = (np.float32(0), np.float32(1))
+
+        def finish(self, base, collected):
+            return Findings(
+                readings=[
+                    Reading("mean.a", np.float32(0.5), n=np.int64(3)),
+                    Reading("mean.b", torch.tensor(0.25)),
+                ]
+            )
+
+    class Scored(Rates):
+        def __call__(self, rubric, answers):
+            return [Score(np.float32(3)) for _ in answers]
+
+    measures = [Measured(log), Asked(log, [Scored(log)])]
+    study = pv.study(base, measures=measures)
+    frame = study.run(tmp_path / "run").readings()
+    assert sorted(set(frame["value"])) == [0.25, 0.5, 3.0]
+
+
+def test_a_recipe_that_was_replaced_meanwhile_stops_and_leaves_the_tables(base, log, tmp_path):
+    newer = pv.study(base, [Shifted("newer")], [1.0], [Counted(log)])
+
+    class Slow(Counted):
+        def collect(self, subject, seed):
+            if not (tmp_path / "begun").exists():
+                (tmp_path / "begun").touch()
+                newer.run(tmp_path / "run")
+            return super().collect(subject, seed)
+
+    older = pv.study(base, [Shifted("older")], [1.0], [Slow(log, options=1)])
+    with pytest.raises(RecipeError, match="another recipe was begun there meanwhile"):
+        older.run(tmp_path / "run")
+    assert set(Run(tmp_path / "run").readings()["intervention"]) == {BASE, "newer"}
+    older.run(tmp_path / "run")
+    assert set(Run(tmp_path / "run").readings()["intervention"]) == {BASE, "older"}
+
+
+def test_numbers_judges_and_rubrics_are_told_apart_by_their_names(base, log, tmp_path):
+    def ask(*measures):
+        return pv.study(base, measures=measures).run(tmp_path / "run")
+
+    class Other(Counted):
+        def finish(self, base, collected):
+            return Findings(readings=[Reading("length", 1.0)])
+
+    with pytest.raises(RecipeError, match="begins with the name of another measure"):
+        ask(Counted(log), Counted(log, "mean.x"))
+    with pytest.raises(DataError, match="found length; the name of its number has to be mean"):
+        ask(Other(log))
+    with pytest.raises(RecipeError, match="two rubrics of asked are called kindness"):
+        ask(Asked(log, rubrics=[Rubric("kindness"), Rubric("kindness", "warm")]))
+
+
+def test_what_is_said_of_an_appended_judge_stays(base, log, tmp_path):
+    study = pv.study(base, measures=[Asked(log, [Rates(log)])])
+    judge_run(study.run(tmp_path / "run").folder, Rates(log, "late"))
+    study.run(tmp_path / "run")
+    assert list(Run(tmp_path / "run")["judges"]) == ["reads", "late"]
 
 
 def test_two_measures_of_one_name_are_refused(base, log):

@@ -154,10 +154,13 @@ def test_what_is_added_to_a_recipe_is_all_that_is_measured(recipe, measures, tmp
     with pytest.raises(RecipeError, match="two judges of interview are called classifier"):
         fresh(measures=[{"interview": {"traits": ["openness"], "judges": judges}}])
     judges[0]["classifier"]["name"] = "ours"
+    with pytest.raises(RecipeError, match="two judges that differ are called classifier"):
+        fresh(measures=[*measures(*TRAITS), {"interview": {**asked, "judges": judges}}])
+    judges[1] = {"classifier": {"name": "shipped"}}
     both = [*measures(*TRAITS), {"interview": {**asked, "judges": judges}}]
     assert fresh(measures=both, strengths=[1.0, 2.0], seeds=[0, 1])[0][3:] == ("again",)
     named = set(Run(tmp_path / "run").readings()["judge"])
-    assert named == {"", "classifier", "ours"}
+    assert named == {"", "classifier", "ours", "shipped"}
     longer = [{"divergence": {"max_tokens": 7, "question": "Who?"}}]
     assert {row[3:] for row in fresh(measures=longer)} == {("divergence",)}
     assert fresh() == []
