@@ -331,25 +331,28 @@ def test_force_keeps_the_old_results_until_there_are_new_ones(base, arms, log, t
     assert {path.name for path in run.folder.iterdir()} == files
 
 
+def with_value(thing, value):
+    """Return a frozen record with a value that the checks of types under test would refuse."""
+    object.__setattr__(thing, "value", value)
+    return thing
+
+
 def test_numbers_of_numpy_and_torch_are_numbers(base, log, tmp_path):
     class Measured(Counted):
         scale = (np.float32(0), np.float32(1))
 
         def finish(self, base, collected):
+            first = with_value(Reading("mean.a", 0.0), np.float32(0.5))
             return Findings(
-                readings=[
-                    Reading("mean.a", np.float32(0.5), n=np.int64(3)),
-                    Reading("mean.b", torch.tensor(0.25)),
-                ]
+                readings=[first, with_value(Reading("mean.b", 0.0), torch.tensor(0.25))]
             )
 
     class Scored(Rates):
         def __call__(self, rubric, answers):
-            return [Score(np.float32(3)) for _ in answers]
+            return [with_value(Score(0.0), np.float32(3)) for _ in answers]
 
     measures = [Measured(log), Asked(log, [Scored(log)])]
-    study = pv.study(base, measures=measures)
-    frame = study.run(tmp_path / "run").readings()
+    frame = pv.study(base, measures=measures).run(tmp_path / "run").readings()
     assert sorted(set(frame["value"])) == [0.25, 0.5, 3.0]
 
 
