@@ -131,7 +131,7 @@ def sentence(recipe: type[BaseModel], error: ValidationError) -> str:
         return f"unknown key {where!r}{_suggestion(recipe, first['loc'])}"
     if first["type"] == "missing":
         return f"the key {where!r} is missing"
-    message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list, such as [1]")
+    message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list, in brackets")
     if first["type"] == "string_pattern_mismatch":
         message = f"must not be {first['input']!r:.40}"
         if "auto" in first["ctx"]["pattern"]:
