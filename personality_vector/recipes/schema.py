@@ -73,10 +73,14 @@ Real = Annotated[float, Strict()]
 Whole = Annotated[int, Strict()]
 """A whole number, likewise."""
 
-Words = Annotated[str, Field(pattern=r"\S")]
+_BLANK, _DEVICE = r"\S", r"^(auto|cpu|cuda(:\d+)?|mps)$"
+_PATTERNS = {_BLANK: "must be words", _DEVICE: "must be auto, cpu, cuda, cuda:N or mps"}
+"""What a pattern asks for, in words."""
+
+Words = Annotated[str, Field(pattern=_BLANK)]
 """A text that is not blank."""
 
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
+Device = Annotated[str, Field(pattern=_DEVICE)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -133,9 +137,8 @@ def sentence(recipe: type[BaseModel], error: ValidationError) -> str:
         return f"the key {where!r} is missing"
     message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list, in brackets")
     if first["type"] == "string_pattern_mismatch":
-        message = f"must not be {first['input']!r:.40}"
-        if "auto" in first["ctx"]["pattern"]:
-            message += ", but auto, cpu, cuda, cuda:N or mps"
+        wanted = _PATTERNS.get(first["ctx"]["pattern"], first["msg"])
+        message = f"{wanted}, not {first['input']!r:.40}"
     if first["type"] == "too_short":
         message = "needs at least one"
     if first["type"] in ("float_type", "int_type", "tuple_type"):

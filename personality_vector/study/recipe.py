@@ -127,14 +127,6 @@ class StudyRecipe(Recipe):
     dtype: Dtype = "float32"
     device: Device = "auto"
 
-    @model_validator(mode="after")
-    def _names_differ(self) -> "StudyRecipe":
-        names = [spec.called for spec in self.measures]
-        repeated = [name for name in names if names.count(name) > 1]
-        if repeated:
-            raise ValueError(f"two measures are called {repeated[0]}; give one of them a name")
-        return self
-
 
 class EvalRecipe(StudyRecipe):
     """Measure one model as it is."""
@@ -150,11 +142,7 @@ class SweepRecipe(StudyRecipe):
     strengths: Strengths | None = None
 
     @model_validator(mode="after")
-    def _are_told_apart(self) -> "SweepRecipe":
-        labels = [spec.label for spec in self.interventions]
-        repeated = [label for label in labels if labels.count(label) > 1]
-        if repeated:
-            raise ValueError(f"two interventions have the same label, {repeated[0]!r}")
+    def _all_have_strengths(self) -> "SweepRecipe":
         lacking = [spec.label for spec in self.interventions if not spec.strengths]
         if self.strengths is None and lacking:
             raise ValueError(f"{lacking[0]} has no strengths; give them there, or for all")

@@ -16,7 +16,7 @@ from personality_vector.measures.likelihood import Z95
 from personality_vector.study.database import explained
 from personality_vector.study.store import FILE, Store
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet may execute (OWASP)
+_FORMULA = r"^([=+\-@\t\r])"  # what a spreadsheet may execute (OWASP)
 
 READINGS = {
     "intervention": "str",
@@ -188,12 +188,10 @@ def _mean(scores: Sequence[float | None]) -> tuple[Any, ...]:
 
 def _csv(frame: pd.DataFrame) -> str:
     texts = frame.select_dtypes("str").columns
-    safe = frame.assign(**{name: frame[name].map(_disarmed) for name in texts})
+    safe = frame.assign(
+        **{name: frame[name].str.replace(_FORMULA, r"'\1", regex=True) for name in texts}
+    )
     return str(safe.to_csv(index=False, lineterminator="\n"))
-
-
-def _disarmed(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _replace(path: Path, content: bytes) -> None:

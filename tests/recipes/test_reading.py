@@ -127,7 +127,7 @@ def test_a_number_is_not_guessed_from_something_else(read, alpha):
 
 
 def test_a_missing_file_says_how_to_list_the_shipped_ones(tmp_path):
-    with pytest.raises(RecipeError, match=r"absent\.yaml: no such recipe; `pvec recipes`"):
+    with pytest.raises(RecipeError, match=r"absent\.yaml: no such file; `pvec recipes`"):
         read_yaml(tmp_path / "absent.yaml")
 
 
