@@ -100,7 +100,9 @@ def test_impossible_options_are_refused(options, message):
 def test_a_system_prompt_is_a_text_or_a_file(opened, folder):
     (folder / "loud.txt").write_text("Be loud.\nAlways.\n")
     assert opened(system="loud.txt").text == "Be loud.\nAlways."
-    assert opened(system="quiet.txt").text == "quiet.txt"
+    assert opened(system="A file is called quiet.txt").text == "A file is called quiet.txt"
+    with pytest.raises(DataError, match=r"quiet\.txt: cannot be read"):
+        opened(system="quiet.txt")  # a path with a typing error is not a prompt
     assert opened(system="x" * 9000).text == "x" * 9000
     assert opened(system="~nobody, a person").text == "~nobody, a person"
 
