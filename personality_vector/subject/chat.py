@@ -160,10 +160,15 @@ def mean_log_likelihood(
     means = []
     for batch in batched(chats, batch_size):
         encoded = encode_chats(tokenizer, batch).to(device_of(model))
-        token = response_log_probs(model, encoded).gather(2, encoded.input_ids[:, 1:, None])[..., 0]
-        mask = encoded.response_mask[:, 1:]
-        means.append((token * mask).sum(1).div(mask.sum(1)).cpu())
+        means.append(mean_log_probs(model, encoded).cpu())
     return torch.cat(means)
+
+
+def mean_log_probs(model: nn.Module, encoded: EncodedChats) -> Float[Tensor, " batch"]:
+    """Return the mean log-probability of each response's tokens, with its gradient if wanted."""
+    token = response_log_probs(model, encoded).gather(2, encoded.input_ids[:, 1:, None])[..., 0]
+    mask = encoded.response_mask[:, 1:]
+    return (token * mask).sum(1) / mask.sum(1)
 
 
 def response_log_probs(

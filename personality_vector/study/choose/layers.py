@@ -18,10 +18,9 @@ from personality_vector.steering import Positions, SteeringVector
 from personality_vector.steering.apply import Hook, hidden_states
 from personality_vector.subject.chat import (
     Chat,
-    EncodedChats,
     batched,
     encode_chats,
-    response_log_probs,
+    mean_log_probs,
 )
 from personality_vector.subject.models import decoder_blocks, device_of
 from personality_vector.subject.subject import Subject
@@ -122,12 +121,14 @@ def examine(
     for batch in progress(list(batched(sides, contrast.batch_size)), "rank layers"):
         encoded = encode_chats(subject.tokenizer, [chat for chat, _ in batch]).to(device)
         weights = torch.tensor([weight for _, weight in batch], device=device)
-        steered = _steered(contrast.positions, encoded)
+        # What stands at padding has no effect, wherever it is.
+        columns = torch.arange(encoded.input_ids.shape[1], device=device)
+        steered = contrast.positions.mask(encoded.prompts, columns)
         with torch.enable_grad(), ExitStack() as undo:
             for probe in probes:
                 hook = probe.hook(encoded.response_mask, steered)
                 undo.callback(blocks[probe.layer].register_forward_hook(hook).remove)
-            objective = (weights * _mean_log_likelihood(subject.model, encoded)).sum()
+            objective = (weights * mean_log_probs(subject.model, encoded)).sum()
         slopes = torch.autograd.grad(objective, [probe.coefficient for probe in probes])
         if not torch.isfinite(torch.stack(slopes)).all():
             raise NonFiniteError("the model predicts NaN or infinity on a statement")
@@ -196,22 +197,6 @@ class _Probe:
         norm = float(self.direction.double().norm())
         found = separation(self.projections[:towards], self.projections[towards:])
         return Evidence(self.layer, found, residual, norm, self.slope * residual / norm)
-
-
-def _steered(positions: Positions, encoded: EncodedChats) -> Bool[Tensor, "rows seq"]:
-    """Return which tokens of each chat are steered; what stands at padding has no effect."""
-    columns, prompts = torch.arange(encoded.input_ids.shape[1]), encoded.prompts
-    spans = [positions.spans(prompts, row) for row in range(len(encoded.input_ids))]
-    rows = [torch.stack([(columns >= a) & (columns < b) for a, b in row]).any(0) for row in spans]
-    return torch.stack(rows).to(encoded.input_ids.device)
-
-
-def _mean_log_likelihood(model: Any, encoded: EncodedChats) -> Float[Tensor, " rows"]:
-    """Return the mean log-likelihood of each response's tokens, with its gradient."""
-    tokens = encoded.input_ids[:, 1:, None]
-    found = response_log_probs(model, encoded).gather(2, tokens)[..., 0]
-    mask = encoded.response_mask[:, 1:]
-    return (found * mask).sum(1) / mask.sum(1)
 
 
 def separation(higher: Sequence[float], lower: Sequence[float]) -> Separation:
