@@ -184,8 +184,7 @@ def _complete(out: Path, base: Checkpoint) -> None:
     absent = [name for name in base.names if name not in saved.entries]
     if absent:
         _write_with(saved, base, absent)
-    with Checkpoint.open(out) as tuned:
-        require_same_tensors(base, tuned)
+    require_same_tensors(base, Checkpoint.open(out))
 
 
 def _write_with(saved: Checkpoint, base: Checkpoint, absent: list[str]) -> None:
