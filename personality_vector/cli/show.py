@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from personality_vector.cli import options
-from personality_vector.errors import OutputExistsError, RecipeError
+from personality_vector.errors import RecipeError, require_new
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,8 +152,12 @@ def similarity(
     labels = [f"{number} {label}" for number, label in enumerate(found.labels, start=1)]
     whole = pd.DataFrame(cosine.numpy(), index=labels, columns=labels)
     if figure is not None:
-        drawn = _pairs(by_layer, found.labels) if per_layer else whole
-        _draw(drawn, figure, centred=centred)
+        from personality_vector.report.figures import cosine_figure, save_figure
+
+        drawn = cosine_figure(
+            _pairs(by_layer, found.labels) if per_layer else whole, centred=centred
+        )
+        save_figure(drawn, figure.parent, figure.stem, figure.suffix)
     if as_json:
         result = {"labels": labels, "centred": centred, "cosine": cosine.tolist()}
         if per_layer:
@@ -218,12 +222,4 @@ def _print_cosines(
 def _require_writable(figure: Path, *, force: bool) -> None:
     if figure.suffix not in (".svg", ".png"):
         raise RecipeError(f"--figure {figure}: draw into a file that ends with .svg or .png")
-    if figure.exists() and not force:
-        raise OutputExistsError(f"{figure}: exists; choose another --figure, or add --force")
-
-
-def _draw(frame: "pd.DataFrame", figure: Path, *, centred: bool) -> None:
-    from personality_vector.report.figures import cosine_figure, save_figure
-
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    save_figure(cosine_figure(frame, centred=centred), figure.parent, figure.stem, figure.suffix)
+    require_new(figure, force=force, option="--figure")

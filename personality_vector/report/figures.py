@@ -189,6 +189,7 @@ def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> "Figure":
 
 def save_figure(figure: "Figure", folder: Path, name: str, *suffixes: str) -> None:
     """Write ``name.png`` and ``name.svg``, or only that of the two which is asked for."""
+    folder.mkdir(parents=True, exist_ok=True)
     for suffix in suffixes or (".png", ".svg"):
         figure.savefig(folder / f"{name}{suffix}", **_PAPER, metadata=_METADATA.get(suffix))
 
