@@ -157,11 +157,8 @@ def mean_log_likelihood(
 
     float32, on the CPU. Teacher-forced: ``log p(token | everything before it)``.
     """
-    means = []
-    for batch in batched(chats, batch_size):
-        encoded = encode_chats(tokenizer, batch).to(device_of(model))
-        means.append(mean_log_probs(model, encoded).cpu())
-    return torch.cat(means)
+    encoded = (encode_chats(tokenizer, batch) for batch in batched(chats, batch_size))
+    return torch.cat([mean_log_probs(model, batch.to(device_of(model))).cpu() for batch in encoded])
 
 
 def mean_log_probs(model: nn.Module, encoded: EncodedChats) -> Float[Tensor, " batch"]:

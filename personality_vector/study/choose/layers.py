@@ -73,25 +73,14 @@ class Evidence:
         return self.residual_norm / self.vector_norm
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Contrast:
-    """Chats of the two poles, and where the vector would act in them.
-
-    Attributes:
-        towards: Each ends with a statement of the pole.
-        away: The same of the opposite pole.
-        positions: Where the vector would act.
-        batch_size: Chats per pass; it changes speed and memory only.
-    """
-
-    towards: Sequence[Chat]
-    away: Sequence[Chat]
-    positions: Positions
-    batch_size: int = 16
-
-
-def examine(
-    subject: Subject, vector: SteeringVector, layers: Sequence[int], contrast: Contrast
+def examine(  # noqa: PLR0913  (a model, a vector, two sides, and how they are read)
+    subject: Subject,
+    vector: SteeringVector,
+    layers: Sequence[int],
+    towards: Sequence[Chat],
+    away: Sequence[Chat],
+    positions: Positions,
+    batch_size: int = 16,
 ) -> list[Evidence]:
     """Return the evidence of each of ``layers``, from one pass over the chats.
 
@@ -104,7 +93,10 @@ def examine(
         subject: The unedited model; not changed.
         vector: Has a direction for each of ``layers``.
         layers: 0-based decoder blocks.
-        contrast: What is read.
+        towards: Each ends with a statement of the pole.
+        away: The same of the opposite pole.
+        positions: Where the vector would act in them.
+        batch_size: Chats per pass; it changes speed and memory only.
 
     Raises:
         DataError: A side has fewer than two chats.
@@ -116,14 +108,14 @@ def examine(
         _Probe(layer, vector[layer].to(device), torch.zeros((), device=device, requires_grad=True))
         for layer in layers
     ]
-    sides = [(chat, 1.0 / len(contrast.towards)) for chat in contrast.towards]
-    sides += [(chat, -1.0 / len(contrast.away)) for chat in contrast.away]
-    for batch in progress(list(batched(sides, contrast.batch_size)), "rank layers"):
+    sides = [(chat, 1.0 / len(towards)) for chat in towards]
+    sides += [(chat, -1.0 / len(away)) for chat in away]
+    for batch in progress(list(batched(sides, batch_size)), "rank layers"):
         encoded = encode_chats(subject.tokenizer, [chat for chat, _ in batch]).to(device)
         weights = torch.tensor([weight for _, weight in batch], device=device)
         # What stands at padding has no effect, wherever it is.
         columns = torch.arange(encoded.input_ids.shape[1], device=device)
-        steered = contrast.positions.mask(encoded.prompts, columns)
+        steered = positions.mask(encoded.prompts, columns)
         with torch.enable_grad(), ExitStack() as undo:
             for probe in probes:
                 hook = probe.hook(encoded.response_mask, steered)
@@ -134,7 +126,7 @@ def examine(
             raise NonFiniteError("the model predicts NaN or infinity on a statement")
         for probe, slope in zip(probes, slopes, strict=True):
             probe.slope += float(slope)
-    return [probe.evidence(len(contrast.towards)) for probe in probes]
+    return [probe.evidence(len(towards)) for probe in probes]
 
 
 def ranked(found: Sequence[Evidence]) -> list[Evidence]:

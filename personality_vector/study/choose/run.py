@@ -21,7 +21,7 @@ from personality_vector.numeric.random import key_for
 from personality_vector.steering import Positions, SteeringVector, resolve_layers
 from personality_vector.steering.fit import require_made_from, require_width
 from personality_vector.study.choose.choice import Choice
-from personality_vector.study.choose.layers import Contrast, Evidence, examine, ranked
+from personality_vector.study.choose.layers import Evidence, examine, ranked
 from personality_vector.study.choose.scan import Scan, arm_of
 from personality_vector.study.design import Arm
 from personality_vector.study.recipe import ChooseRecipe
@@ -147,9 +147,7 @@ def _examined(recipe: ChooseRecipe, inputs: Inputs) -> list[Evidence]:
         for pole in (inputs.pole, inputs.pole.opposite)
     )
     positions = Positions.parse(recipe.positions, lambda: subject.tokenizer)
-    return examine(
-        subject, inputs.vector, layers, Contrast(towards, away, positions, recipe.batch_size)
-    )
+    return examine(subject, inputs.vector, layers, towards, away, positions, recipe.batch_size)
 
 
 def _study(recipe: ChooseRecipe, inputs: Inputs, scan: Scan) -> Study:
