@@ -6,6 +6,7 @@ The command line prints the message and exits with ``exit_code``:
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -71,6 +72,16 @@ class DataError(PersonalityVectorError):
 
 class TrainingError(PersonalityVectorError):
     """A fine-tuning run that cannot start or that diverged."""
+
+
+def require_new(path: Path, *, force: bool, option: str = "--out") -> None:
+    """Refuse to write over what is there, unless it was asked for by ``--force``.
+
+    Raises:
+        OutputExistsError: ``option`` has to name something else.
+    """
+    if path.exists() and not force:
+        raise OutputExistsError(f"{path}: exists; choose another {option}, or add --force")
 
 
 def some(names: Iterable[str], most: int = 3) -> str:

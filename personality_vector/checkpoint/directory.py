@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 from types import TracebackType
 
-from personality_vector.errors import LockedError, OutputExistsError, StorageError
+from personality_vector.errors import LockedError, OutputExistsError, StorageError, require_new
 from personality_vector.manifest import MANIFEST
 
 LOCK = ".lock"
@@ -128,11 +128,8 @@ def _refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
 
 
 def _refuse_existing(path: Path, *, force: bool) -> None:
-    if not path.exists():
-        return
-    if not force:
-        raise OutputExistsError(f"{path}: exists; choose another --out, or add --force")
-    if not (path / MANIFEST).is_file():
+    require_new(path, force=force)
+    if path.exists() and not (path / MANIFEST).is_file():
         raise OutputExistsError(
             f"{path}: was not written by this tool (it has no {MANIFEST}), so it is never replaced"
         )

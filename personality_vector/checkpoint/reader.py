@@ -1,6 +1,7 @@
 """A checkpoint directory, read lazily: headers at once, one tensor when it is asked for."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,15 +16,18 @@ from torch import Tensor
 from personality_vector.checkpoint.digests import Fingerprint, fingerprint, is_sampled, sampled
 from personality_vector.checkpoint.header import PLAIN_NAME, TensorEntry, read_header
 from personality_vector.checkpoint.ranges import Stamp
-from personality_vector.errors import CheckpointError, some
+from personality_vector.errors import BaseMismatchError, CheckpointError, some
 from personality_vector.lab import BUILTIN, builtin
+from personality_vector.manifest import MANIFEST
+
+log = logging.getLogger(__name__)
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _FROM_HUB = ["model*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _TEMPLATES = "additional_chat_templates"
 _SIDE_FILES = (".json", ".jinja", ".txt", ".model", ".md", ".tiktoken")
-_OURS = ("MANIFEST.json", "README.md", _INDEX)
+_OURS = (MANIFEST, "README.md", _INDEX)
 
 
 class Checkpoint:
@@ -98,6 +102,35 @@ class Checkpoint:
         if not is_sampled(recorded):
             return self.fingerprint.digest
         return sampled(self.entries.values(), self._descriptor)
+
+    def require_recorded(self, recorded: str, what: object, made: str, remedy: str = "") -> None:
+        """Check that this is the model that something was made from.
+
+        What an earlier version made has a sample of the weights recorded; that sample is compared,
+        with a warning.
+
+        Args:
+            recorded: The digest of that model.
+            what: The thing: its file or label.
+            made: How it was made, such as ``extracted from model``.
+            remedy: What would be right.
+
+        Raises:
+            BaseMismatchError: It was made from another one.
+        """
+        found, (verb, _, source) = self.digest_like(recorded), made.partition(" ")
+        earlier = " by an earlier version" if is_sampled(recorded) else ""
+        if recorded != found:
+            raise BaseMismatchError(
+                f"{what}: was {verb}{earlier} {source} {recorded[:12]}, but {self.path} is model "
+                f"{found[:12]}{remedy and '; '}{remedy}"
+            )
+        if earlier:
+            log.warning(
+                "%s: was %s%s; of the model %s only a sample of the weights was recorded, and that "
+                "is the same",
+                *(what, verb, earlier, self.path),
+            )
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a tensor in its stored dtype, in memory of its own.
@@ -184,13 +217,6 @@ class Checkpoint:
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, target)
 
-    def __enter__(self) -> "Checkpoint":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.__del__()
-        self._files.clear()
-
     def __reduce__(self) -> tuple[Any, ...]:
         """Let another process open the same files; locks and descriptors stay here."""
         return type(self), (self.path, self.entries, self.reference)
@@ -244,6 +270,12 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise CheckpointError(f"{file}: should hold one JSON object")
     return table
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Return what our manifest says about a directory; nothing where there is none."""
+    file = directory / MANIFEST
+    return read_json(file) if file.is_file() else {}
 
 
 def weight_files(path: Path, single: str, index: str) -> dict[Path, set[str] | None]:

@@ -42,7 +42,11 @@ class ShardWriter:
     """
 
     def __init__(
-        self, directory: Path, plans: Sequence[TensorPlan], shard_bytes: int, stem: str = "model"
+        self,
+        directory: Path,
+        plans: Sequence[TensorPlan],
+        shard_bytes: int = 5 * 10**9,
+        stem: str = "model",
     ) -> None:
         self._directory = directory
         self._stem = stem

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from personality_vector.cli import options
-from personality_vector.errors import OutputExistsError, RecipeError
-from personality_vector.manifest import MANIFEST
+from personality_vector.errors import RecipeError, require_new
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,10 +51,11 @@ def show(
 
 def describe(path: Path) -> dict[str, Any]:
     """Return what a directory is, as JSON-like data."""
+    from personality_vector.checkpoint.reader import read_manifest
     from personality_vector.delta.lora import is_adapter
     from personality_vector.delta.storage import is_saved_delta
 
-    manifest = _manifest(path)
+    manifest = read_manifest(path)
     summary = {key: value for key, value in manifest.items() if key not in _BULKY}
     if is_saved_delta(path):
         return {"path": str(path), **summary, **_delta(path)}
@@ -64,12 +64,6 @@ def describe(path: Path) -> dict[str, Any]:
     if manifest.get("kind") not in (None, "merge", "train"):
         return {"path": str(path), **summary}
     return {"path": str(path), "kind": "checkpoint", **summary, **_checkpoint(path)}
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    from personality_vector.checkpoint.reader import read_json
-
-    return read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
@@ -158,8 +152,12 @@ def similarity(
     labels = [f"{number} {label}" for number, label in enumerate(found.labels, start=1)]
     whole = pd.DataFrame(cosine.numpy(), index=labels, columns=labels)
     if figure is not None:
-        drawn = _pairs(by_layer, found.labels) if per_layer else whole
-        _draw(drawn, figure, centred=centred)
+        from personality_vector.report.figures import cosine_figure, save_figure
+
+        drawn = cosine_figure(
+            _pairs(by_layer, found.labels) if per_layer else whole, centred=centred
+        )
+        save_figure(drawn, figure.parent, figure.stem, figure.suffix)
     if as_json:
         result = {"labels": labels, "centred": centred, "cosine": cosine.tolist()}
         if per_layer:
@@ -171,12 +169,13 @@ def similarity(
 
 def _compare(paths: Sequence[Path]) -> "Similarity":
     """Return the similarity of deltas or of steering vectors, all of one kind."""
+    from personality_vector.checkpoint.reader import read_manifest
     from personality_vector.delta import Delta
     from personality_vector.delta.similarity import similarity
     from personality_vector.delta.storage import is_saved_delta
 
     deltas = [path for path in paths if is_saved_delta(path)]
-    steering = [path for path in paths if _manifest(path).get("kind") == "steering_vector"]
+    steering = [path for path in paths if read_manifest(path).get("kind") == "steering_vector"]
     if steering and deltas:
         raise RecipeError(
             f"{steering[0]} is a steering vector and {deltas[0]} a delta; compare one kind"
@@ -188,14 +187,12 @@ def _of_directions(paths: Sequence[Path]) -> "Similarity":
     import torch
 
     from personality_vector.delta.similarity import Similarity, inner_products
+    from personality_vector.merging.fusion import require_one_space
     from personality_vector.steering import SteeringVector
 
     vectors = [SteeringVector.load(path) for path in paths]
-    layers = sorted({layer for vector in vectors for layer in vector.layers})
-    for vector in vectors:
-        for layer in layers:
-            vectors[0].cosine(vector, layer)  # refuses another model, width or set of layers
-    rows = {layer: torch.stack([vector[layer] for vector in vectors]) for layer in layers}
+    require_one_space(vectors)
+    rows = {layer: torch.stack([v[layer] for v in vectors]) for layer in vectors[0].layers}
     grams = {f"layer {layer}": inner_products(row) for layer, row in rows.items()}
     return Similarity(tuple(vector.label for vector in vectors), grams)
 
@@ -225,15 +222,4 @@ def _print_cosines(
 def _require_writable(figure: Path, *, force: bool) -> None:
     if figure.suffix not in (".svg", ".png"):
         raise RecipeError(f"--figure {figure}: draw into a file that ends with .svg or .png")
-    if figure.exists() and not force:
-        raise OutputExistsError(f"{figure}: exists; choose another --figure, or add --force")
-
-
-def _draw(frame: "pd.DataFrame", figure: Path, *, centred: bool) -> None:
-    from personality_vector.report.figures import cosine_figure
-
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    drawn = cosine_figure(frame, centred=centred)
-    # Without a date, so that the same vectors draw the same bytes.
-    metadata = {"Date": None} if figure.suffix == ".svg" else None
-    drawn.savefig(figure, bbox_inches="tight", facecolor="white", metadata=metadata)
+    require_new(figure, force=force, option="--figure")

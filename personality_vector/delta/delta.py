@@ -241,7 +241,7 @@ class Delta:
 
     def dot(self, other: "Delta") -> float:
         """Return the inner product over all tensors, summed in float64."""
-        self._require_same_base(other)
+        self.require_same_base(other)
         return math.fsum(
             float(self.source.part(name, part).dot(other.source.part(name, part)))
             for name, part in self._parts()
@@ -275,17 +275,18 @@ class Delta:
     def _combined(self, other: Any, sign: float, symbol: str) -> Any:
         if not isinstance(other, Delta):
             return NotImplemented
-        self._require_same_base(other)
+        self.require_same_base(other)
         source = Combination.of((1.0, self.source), (sign, other.source))
         parts = [self.identity, other.identity]
         identity = digest("sum", *(sorted(parts) if sign > 0 else parts), repr(sign))
         return Delta(source, self.base, identity, f"{self.label} {symbol} {other.label}")
 
-    def _require_same_base(self, other: "Delta") -> None:
+    def require_same_base(self, other: "Delta") -> None:
+        """Raise :class:`BaseMismatchError` for a delta of another base."""
         if self.base != other.base:
             raise BaseMismatchError(
                 f"{self.label} is of base {self.base} and {other.label} of base {other.base}; "
-                "only deltas of one base can be combined"
+                "only deltas of one base can be compared or combined"
             )
 
 

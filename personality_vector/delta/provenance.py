@@ -1,6 +1,5 @@
 """What our own manifest says about a fine-tune, and whether a model can be one of this base."""
 
-import logging
 import math
 import statistics
 from pathlib import Path
@@ -8,14 +7,12 @@ from typing import Any
 
 import torch
 
-from personality_vector.checkpoint import Checkpoint, is_sampled, read_json
+from personality_vector.checkpoint import Checkpoint
 from personality_vector.checkpoint.names import kind
+from personality_vector.checkpoint.reader import read_manifest
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import BaseMismatchError, TensorMismatchError, some
-from personality_vector.manifest import MANIFEST
 from personality_vector.numeric.parallel import pieces
-
-log = logging.getLogger(__name__)
 
 _MOST_RATIO = 1.2
 """Of the norms of delta and base. A fine-tune has 0.001 to 0.3, two unrelated models 1.4."""
@@ -33,29 +30,15 @@ def trained_pole(path: Path) -> str | None:
 def require_trained_on(path: Path, base: Checkpoint) -> None:
     """Check the base that our manifest recorded by content, where there is one.
 
-    A model that was trained with an earlier version is not refused for that, since training it
-    again takes hours: the sample of the base that was recorded is compared, with a warning.
+    A model that was trained by an earlier version is not refused for that, since training it again
+    takes hours: see :meth:`Checkpoint.require_recorded`.
 
     Raises:
         BaseMismatchError: It is another one.
     """
     trained_on = _recorded_base(path)
-    if trained_on is None:
-        return
-    found = base.digest_like(trained_on)
-    if trained_on != found:
-        earlier = " with an earlier version" if is_sampled(trained_on) else ""
-        raise BaseMismatchError(
-            f"{path}: was trained{earlier} on base {trained_on[:12]}, but {base.path} is "
-            f"{found[:12]}"
-        )
-    if is_sampled(trained_on):
-        log.warning(
-            "%s: was trained with an earlier version; of its base %s only a sample of the weights "
-            "was recorded, and that is the same",
-            path,
-            base.path,
-        )
+    if trained_on is not None:
+        base.require_recorded(trained_on, path, "trained on base")
 
 
 def require_not_swapped(base: Checkpoint, tuned: Checkpoint) -> None:
@@ -158,5 +141,5 @@ def _recorded_base(path: Path) -> str | None:
 
 
 def _trained(path: Path) -> dict[str, Any]:
-    manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
+    manifest = read_manifest(path)
     return manifest if manifest.get("kind") == "train" else {}

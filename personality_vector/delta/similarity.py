@@ -11,7 +11,6 @@ from personality_vector.delta.delta import Delta
 from personality_vector.delta.layers import grouped
 from personality_vector.delta.sources import whole
 from personality_vector.errors import (
-    BaseMismatchError,
     NonFiniteError,
     RecipeError,
     TensorMismatchError,
@@ -100,11 +99,7 @@ def similarity(deltas: Sequence[Delta]) -> Similarity:
         NonFiniteError: One of them is zero.
     """
     for delta in deltas[1:]:
-        if delta.base != deltas[0].base:
-            raise BaseMismatchError(
-                f"{delta.label} is of base {delta.base} and {deltas[0].label} of {deltas[0].base}; "
-                "only deltas of one base have a cosine"
-            )
+        delta.require_same_base(deltas[0])
     groups = grouped({name for delta in deltas for name in delta.names})
     layers = {name: layer for layer, names in groups.items() for name in names}
     grams = {layer: torch.zeros(len(deltas), len(deltas), dtype=torch.float64) for layer in groups}

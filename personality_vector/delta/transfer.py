@@ -55,15 +55,6 @@ class Transfer:
             "left_alone": _grouped(self.left_alone),
         }
 
-    def __str__(self) -> str:
-        found = self.describe()
-        text = f"{found['matched']} of {found['of']} tensors matched"
-        for what in ("excluded", "left alone"):
-            groups = found[what.replace(" ", "_")].items()
-            shown = ", ".join(f"{group} ({count})" for group, count in groups)
-            text += f"; {what}: {shown}" if shown else ""
-        return text
-
 
 def transferred(
     delta: Delta, of: Checkpoint, target: Checkpoint, excluded: Callable[[str], bool]

@@ -29,8 +29,6 @@ from personality_vector.subject.models import load_model, load_tokenizer, resolv
 
 log = logging.getLogger(__name__)
 
-_SHARD_BYTES = 5 * 10**9
-
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
@@ -184,8 +182,7 @@ def _complete(out: Path, base: Checkpoint) -> None:
     absent = [name for name in base.names if name not in saved.entries]
     if absent:
         _write_with(saved, base, absent)
-    with Checkpoint.open(out) as tuned:
-        require_same_tensors(base, tuned)
+    require_same_tensors(base, Checkpoint.open(out))
 
 
 def _write_with(saved: Checkpoint, base: Checkpoint, absent: list[str]) -> None:
@@ -199,7 +196,7 @@ def _write_with(saved: Checkpoint, base: Checkpoint, absent: list[str]) -> None:
         plans.append(TensorPlan(name, kind, entry.shape))
     whole = saved.path / "whole"
     whole.mkdir()
-    with ShardWriter(whole, plans, _SHARD_BYTES) as writer:
+    with ShardWriter(whole, plans) as writer:
         for plan in plans:
             twin = twins.get(plan.name, plan.name)
             tensor = base[plan.name] if twin is None else saved[twin]

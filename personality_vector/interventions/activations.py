@@ -96,15 +96,14 @@ class ActivationSteering(Usual):
             BaseMismatchError: The vector has another width than the model.
             NonFiniteError: The coefficient is not finite, or the addition would not be.
         """
-        from personality_vector.steering import resolve_layers, steered
-        from personality_vector.steering.positions import positions_of
+        from personality_vector.steering import Positions, resolve_layers, steered
 
         if isinstance(strength, int | float):
             require_step(self, strength)
         directions = {
             layer: self.vector[layer] for layer in resolve_layers(subject.model, self.layers)
         }
-        positions = positions_of(self.positions, lambda: subject.tokenizer)
+        positions = Positions.parse(self.positions, lambda: subject.tokenizer)
         with steered(
             subject.model, directions, strength, positions=positions, how=self.how, gate=self.gate
         ):
@@ -113,10 +112,10 @@ class ActivationSteering(Usual):
 
 def _require_clause(positions: "str | Positions", base: "Checkpoint") -> None:
     """Refuse positions that cannot be read, before a model is loaded."""
-    from personality_vector.steering.positions import positions_of
+    from personality_vector.steering import Positions
     from personality_vector.subject.models import load_tokenizer
 
-    positions_of(positions, lambda: load_tokenizer(base.path))
+    Positions.parse(positions, lambda: load_tokenizer(base.path))
 
 
 class GateSpec(Recipe):
@@ -250,10 +249,10 @@ class NeuronSteering(Usual):
             DataError: Where the prompt ends is unknown; see :func:`steered`.
         """
         from personality_vector.interventions.neurons.hooks import steered_neurons
-        from personality_vector.steering.positions import positions_of
+        from personality_vector.steering import Positions
 
         require_step(self, strength)
-        positions = positions_of(self.positions, lambda: subject.tokenizer)
+        positions = Positions.parse(self.positions, lambda: subject.tokenizer)
         with steered_neurons(
             subject.model, self.neurons, strength, positions, keep=self.keep, seed=self.seed
         ):

@@ -226,5 +226,7 @@ PORTRAITS: dict[Pole, str] = {
         "emergency you are the one whose hands do not shake."
     ),
 }
-"""Pole to a paragraph of 60 to 90 words, in the second person, on six facets of its trait."""
-"""One for each pole, written for this project."""
+"""Pole to a paragraph of 60 to 90 words, in the second person, on six facets of its trait.
+
+Written for this project.
+"""

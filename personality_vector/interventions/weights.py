@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
-from personality_vector.merging.recipe import TermSpec
-from personality_vector.recipes.schema import LocalPath, ModelRef, Real, Whole, Words
+from personality_vector.merging.recipe import DeltaSpec, TermSpec
+from personality_vector.recipes.schema import Real, Whole, Words
 from personality_vector.subject.identity import digest_of, identity_of
 
 if TYPE_CHECKING:
@@ -86,23 +86,14 @@ class WeightEdit(Usual):
             yield replace(subject, realised=realised.share)
 
 
-class WeightsSpec(InterventionSpec):
+class WeightsSpec(DeltaSpec, InterventionSpec):
     """``delta`` is a saved delta; ``tuned`` is a fine-tuned checkpoint or a LoRA adapter."""
-
-    delta: LocalPath | None = None
-    tuned: ModelRef | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "WeightsSpec":
-        if (self.delta is None) == (self.tuned is None):
-            raise ValueError("give either delta (a saved delta) or tuned (a checkpoint or adapter)")
-        return self
 
     def open(self, base: "Checkpoint") -> WeightEdit:
         """Return the edit."""
         from personality_vector.delta import open_delta
 
-        return WeightEdit(open_delta(self.delta or self.tuned or "", base), self.label)
+        return WeightEdit(open_delta(self.source, base), self.label)
 
 
 class MergedSpec(InterventionSpec):

@@ -1,9 +1,9 @@
 """Fusion: some steering vectors become one, by the methods of a merge."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float64
@@ -45,21 +45,19 @@ class Vector(Protocol):
     def layers(self) -> tuple[int, ...]:
         """0-based decoder blocks, ascending."""
 
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Number of positive and of negative inputs behind it."""
-
     def cosine(self, other: Any, layer: int, /) -> float:
         """Return the cosine to another vector; refuses another model, width or set of layers."""
+
+    def combined(
+        self, others: Sequence[Any], directions: Mapping[int, Tensor], label: str, /
+    ) -> "Vector":
+        """Return directions that were made of this vector and others, with the origins of all."""
 
     def __getitem__(self, layer: int, /) -> Tensor:
         """Return the direction at a layer, float32."""
 
 
 V = TypeVar("V", bound=Vector)
-
-_ORIGINS = ("pooling", "estimator", "template", "judge")
-"""Fields that name where each vector comes from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +146,7 @@ def fuse(  # noqa: PLR0913  (what is fused, how long, by which method, and its n
         is not weighted, which for equal weights is the same. Trimming depends on the basis of the
         residual stream, which nothing singles out: TIES on directions is offered, not advised.
     """
-    _require_one_space(vectors)
+    require_one_space(vectors)
     given = _checked(weights if weights is not None else [1.0] * len(vectors), vectors)
     formula, alphas = _bound(method, options or {}, given)
     rows = {layer: _scaled(vectors, layer, given, scale) for layer in vectors[0].layers}
@@ -156,21 +154,10 @@ def fuse(  # noqa: PLR0913  (what is fused, how long, by which method, and its n
     fused = _combined(vectors, rows, alphas, formula, seed)
     shown = {} if method == "mean" else formula.options
     how = _formula(vectors, given, method, {"scale": scale, **shown, "seed": seed})
-    origins = {name: _joined(getattr(one, name) for one in vectors) for name in _ORIGINS}
-    vector = replace(
-        cast("Any", vectors[0]),
-        directions={layer: _written(row, layer, called) for layer, row in fused.items()},
-        pole=None,
-        label=called,
-        counts=(sum(v.counts[0] for v in vectors), sum(v.counts[1] for v in vectors)),
-        **{**origins, "estimator": f"{how} of {origins['estimator']}"},
-    )
+    written = {layer: _written(row, layer, called) for layer, row in fused.items()}
+    vector: Any = vectors[0].combined(vectors[1:], written, called)
+    vector = replace(vector, estimator=f"{how} of {vector.estimator}")
     return Fused(vector, tuple(_shares(vectors, given, rows, fused)))
-
-
-def _joined(words: Iterable[str]) -> str:
-    """Return each word once, in the order given."""
-    return " + ".join(dict.fromkeys(filter(None, words)))
 
 
 @dataclass(frozen=True)
@@ -191,7 +178,8 @@ class _Directions(TensorSource):
         return self.directions[name][part]
 
 
-def _require_one_space(vectors: Sequence[Vector]) -> None:
+def require_one_space(vectors: Sequence[Vector]) -> None:
+    """Refuse vectors of several models, widths or sets of layers; see :func:`fuse`."""
     if not vectors:
         raise DataError("a fusion needs at least one steering vector")
     layers = sorted({layer for vector in vectors for layer in vector.layers})

@@ -17,7 +17,25 @@ from personality_vector.recipes.schema import (
 )
 
 
-class TermSpec(Recipe):
+class DeltaSpec(Recipe):
+    """Where a delta lies: ``delta`` is a saved one, ``tuned`` a fine-tune or an adapter."""
+
+    delta: LocalPath | None = None
+    tuned: ModelRef | None = None
+
+    @property
+    def source(self) -> str | Path:
+        """The one of the two that is given."""
+        return self.delta if self.delta is not None else str(self.tuned)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DeltaSpec":
+        if (self.delta is None) == (self.tuned is None):
+            raise ValueError("give either delta (a saved delta) or tuned (a checkpoint or adapter)")
+        return self
+
+
+class TermSpec(DeltaSpec):
     """One summand of a merge: a saved delta, or whatever was fine-tuned, and its alpha.
 
     ``alpha`` is a number; or numbers from the first layer to the last, interpolated; or numbers
@@ -25,8 +43,6 @@ class TermSpec(Recipe):
     counts. ``of`` is the base that the delta was taken from, where it is not that of the recipe.
     """
 
-    delta: LocalPath | None = None
-    tuned: ModelRef | None = None
     of: ModelRef | None = None
     alpha: (
         Real
@@ -34,17 +50,6 @@ class TermSpec(Recipe):
         | Annotated[dict[str, Real], Field(min_length=1)]
     )
     label: str = ""
-
-    @property
-    def source(self) -> str | Path:
-        """Where the delta lies: a saved delta, a fine-tuned checkpoint or an adapter."""
-        return self.delta if self.delta is not None else str(self.tuned)
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "TermSpec":
-        if (self.delta is None) == (self.tuned is None):
-            raise ValueError("give either delta (a saved delta) or tuned (a checkpoint or adapter)")
-        return self
 
 
 class OutputSpec(Recipe):

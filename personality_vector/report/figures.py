@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _PAPER: dict[str, Any] = {"bbox_inches": "tight", "facecolor": "white"}
-_UNDATED = {"Date": None}  # so that the same results write the same bytes
+_METADATA = {".svg": {"Date": None}}  # so that the same results write the same bytes
 _STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -187,16 +187,17 @@ def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> "Figure":
     return figure
 
 
-def save_figure(figure: "Figure", folder: Path, name: str) -> None:
-    """Write ``name.png`` and ``name.svg``."""
-    figure.savefig(folder / f"{name}.png", **_PAPER)
-    figure.savefig(folder / f"{name}.svg", **_PAPER, metadata=_UNDATED)
+def save_figure(figure: "Figure", folder: Path, name: str, *suffixes: str) -> None:
+    """Write ``name.png`` and ``name.svg``, or only that of the two which is asked for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in suffixes or (".png", ".svg"):
+        figure.savefig(folder / f"{name}{suffix}", **_PAPER, metadata=_METADATA.get(suffix))
 
 
 def svg_of(figure: "Figure") -> str:
     """Return a figure as an ``<svg>`` element to put into a page."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", **_PAPER, metadata=_UNDATED)
+    figure.savefig(text, format="svg", **_PAPER, metadata=_METADATA[".svg"])
     drawn = text.getvalue()
     return drawn[drawn.index("<svg") :]
 

@@ -1,13 +1,12 @@
 """What fits together: layers by number, a direction and a model, two models of one stream."""
 
-import logging
 from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from personality_vector.checkpoint import Checkpoint, is_sampled
+from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import (
     BaseMismatchError,
     DataError,
@@ -16,8 +15,6 @@ from personality_vector.errors import (
     TensorMismatchError,
 )
 from personality_vector.subject.models import decoder_blocks, hidden_size, text_config
-
-log = logging.getLogger(__name__)
 
 Directions = Mapping[int, Float[Tensor, "..."]]
 """0-based decoder block to a float32 direction ``(hidden,)`` on the CPU."""
@@ -114,10 +111,7 @@ def require_made_from(
     checkpoint: Checkpoint,
     remedy: str = "use it with the model that it was extracted from",
 ) -> None:
-    """Check that something was extracted from this model.
-
-    What an earlier version extracted names its model by a sample of the weights; that sample is
-    compared, with a warning.
+    """Check that something was extracted from this model; see :meth:`Checkpoint.require_recorded`.
 
     Args:
         what: Its file or label, for the message.
@@ -129,22 +123,8 @@ def require_made_from(
     Raises:
         BaseMismatchError: It was extracted from another one.
     """
-    if not model:
-        return
-    found = checkpoint.digest_like(model)
-    if model != found:
-        earlier = " by an earlier version" if is_sampled(model) else ""
-        raise BaseMismatchError(
-            f"{what}: was extracted{earlier} from model {model[:12]}, but {checkpoint.path} is "
-            f"model {found[:12]}; {remedy}"
-        )
-    if is_sampled(model):
-        log.warning(
-            "%s: was extracted by an earlier version; of the model %s only a sample of the "
-            "weights was recorded, and that is the same",
-            what,
-            checkpoint.path,
-        )
+    if model:
+        checkpoint.require_recorded(model, what, "extracted from model", remedy)
 
 
 def require_width(what: object, width: int, checkpoint: Checkpoint) -> None:

@@ -76,17 +76,20 @@ class Positions:
     parts: tuple[Part, ...]
 
     @classmethod
-    def parse(cls, text: str, tokenizer: Any = None) -> "Positions":
+    def parse(
+        cls, clause: "str | Positions", tokenizer: Callable[[], Any] = lambda: None
+    ) -> "Positions":
         """Read a clause.
 
         Args:
-            text: Parts joined by ``+``; a token is an id, or text if there is a tokenizer.
-            tokenizer: Turns the text of a token into its id.
+            clause: Parts joined by ``+``; a token is an id, or text if there is a tokenizer.
+            tokenizer: Fetches what turns the text of a token into its id; called only if the
+                clause has a text in it.
 
         Raises:
             RecipeError: The clause has another form, selects nothing, or a text is not one token.
         """
-        return positions_of(text, lambda: tokenizer)
+        return cls(tuple(_part(word.strip(), tokenizer) for word in _split(str(clause))))
 
     @property
     def everywhere(self) -> bool:
@@ -119,15 +122,6 @@ class Positions:
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.parts))
-
-
-def positions_of(clause: str | Positions, tokenizer: Callable[[], Any]) -> Positions:
-    """Return what a clause means; the tokenizer is fetched only if the clause has a text in it.
-
-    Raises:
-        RecipeError: As :meth:`Positions.parse`.
-    """
-    return Positions(tuple(_part(word.strip(), tokenizer) for word in _split(str(clause))))
 
 
 def _split(text: str) -> list[str]:

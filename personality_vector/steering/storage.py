@@ -19,6 +19,7 @@ from personality_vector.errors import (
     DataError,
     OutputExistsError,
     RecipeError,
+    require_new,
     some,
 )
 from personality_vector.manifest import write_manifest
@@ -214,10 +215,9 @@ def _write(gguf: Any, vector: "SteeringVector", file: Path, model_hint: str) -> 
 
 
 def _refuse_existing(gguf: Any, path: Path, *, force: bool) -> None:
+    require_new(path, force=force)
     if not path.exists():
         return
-    if not force:
-        raise OutputExistsError(f"{path}: exists; choose another --out, or add --force")
     try:
         field = gguf.GGUFReader(path).get_field("general.architecture")
     except (OSError, ValueError, KeyError):

@@ -327,6 +327,21 @@ class SteeringVector:
     def __neg__(self) -> "SteeringVector":
         return replace(self * -1.0, label=f"-({self.label})")
 
+    def combined(
+        self, others: Sequence["SteeringVector"], directions: Directions, label: str
+    ) -> "SteeringVector":
+        """Return directions that were made of this vector and others, with the origins of all."""
+        terms = [self, *others]
+        origins = {name: [getattr(term, name) for term in terms] for name in _ORIGINS}
+        return replace(
+            self,
+            directions=directions,
+            pole=None,
+            label=label,
+            counts=(sum(term.counts[0] for term in terms), sum(term.counts[1] for term in terms)),
+            **{name: " + ".join(dict.fromkeys(filter(None, of))) for name, of in origins.items()},
+        )
+
     def save(self, directory: str | Path, *, force: bool = False) -> Path:
         """Write ``vector.safetensors``, ``vector.json`` and a manifest; it appears whole.
 
@@ -363,15 +378,8 @@ class SteeringVector:
                 f"{self.label} and {other.label} do not cover the same layers: "
                 f"only one of them has {sorted(odd)}"
             )
-        origins = [(name, (getattr(self, name), getattr(other, name))) for name in _ORIGINS]
-        return replace(
-            self,
-            directions={layer: self[layer] + sign * other[layer] for layer in self.layers},
-            pole=None,
-            label=label,
-            counts=(self.counts[0] + other.counts[0], self.counts[1] + other.counts[1]),
-            **{name: " + ".join(dict.fromkeys(filter(None, both))) for name, both in origins},
-        )
+        directions = {layer: self[layer] + sign * other[layer] for layer in self.layers}
+        return self.combined([other], directions, label)
 
     def _require_same_space(self, other: "SteeringVector") -> None:
         if self.model != other.model:

@@ -157,13 +157,15 @@ def mean_log_likelihood(
 
     float32, on the CPU. Teacher-forced: ``log p(token | everything before it)``.
     """
-    means = []
-    for batch in batched(chats, batch_size):
-        encoded = encode_chats(tokenizer, batch).to(device_of(model))
-        token = response_log_probs(model, encoded).gather(2, encoded.input_ids[:, 1:, None])[..., 0]
-        mask = encoded.response_mask[:, 1:]
-        means.append((token * mask).sum(1).div(mask.sum(1)).cpu())
-    return torch.cat(means)
+    encoded = (encode_chats(tokenizer, batch) for batch in batched(chats, batch_size))
+    return torch.cat([mean_log_probs(model, batch.to(device_of(model))).cpu() for batch in encoded])
+
+
+def mean_log_probs(model: nn.Module, encoded: EncodedChats) -> Float[Tensor, " batch"]:
+    """Return the mean log-probability of each response's tokens, with its gradient if wanted."""
+    token = response_log_probs(model, encoded).gather(2, encoded.input_ids[:, 1:, None])[..., 0]
+    mask = encoded.response_mask[:, 1:]
+    return (token * mask).sum(1) / mask.sum(1)
 
 
 def response_log_probs(

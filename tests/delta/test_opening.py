@@ -56,9 +56,9 @@ def test_what_was_trained_with_an_earlier_version_is_compared_by_its_sample(pico
     write_manifest(ours, "train", {"base": {"fingerprint": sample}, "pole": "openness:low"})
     with caplog.at_level(logging.WARNING):
         assert open_delta(ours, base).norm() > 0
-    assert "ours: was trained with an earlier version; of its base" in caplog.text
+    assert "ours: was trained by an earlier version; of the model" in caplog.text
     with pytest.raises(BaseMismatchError, match=r"ours: was trained on .* the base comes first"):
         require_not_swapped(Checkpoint.open(ours), base)
     other = changed(pico("llama"), tmp_path / "other", lambda tensor: tensor - 0.01)
-    with pytest.raises(BaseMismatchError, match="was trained with an earlier version on base"):
+    with pytest.raises(BaseMismatchError, match="was trained by an earlier version on base"):
         open_delta(ours, Checkpoint.open(other))

@@ -222,12 +222,14 @@ def test_a_transfer_says_what_it_matched(moving, vlm):
         },
     }
     assert json.loads(json.dumps(transfer.describe())) == transfer.describe()
-    assert str(moving("qwen2_vl", vlm("qwen2_vl"))[1]) == (
-        "27 of 58 tensors matched; left alone: visual.* (31)"
-    )
-    assert "; excluded: lm_head.weight (1)" in str(
-        moving("qwen2_vl", vlm("qwen2_vl"), vlms.excluding("head"))[1]
-    )
+    assert moving("qwen2_vl", vlm("qwen2_vl"))[1].describe() == {
+        "matched": 27,
+        "of": 58,
+        "excluded": {},
+        "left_alone": {"visual.*": 31},
+    }
+    transfer = moving("qwen2_vl", vlm("qwen2_vl"), vlms.excluding("head"))[1]
+    assert transfer.describe()["excluded"] == {"lm_head.weight": 1}
 
 
 def test_an_adapter_moves_without_a_word_about_embeddings(pico, pico_tuned, adapter):

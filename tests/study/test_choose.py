@@ -28,7 +28,6 @@ from personality_vector.steering import ALL, Positions, SteeringVector, steered
 from personality_vector.steering.activations import Reader
 from personality_vector.study.choose.choice import Choice
 from personality_vector.study.choose.layers import (
-    Contrast,
     Evidence,
     Separation,
     examine,
@@ -157,14 +156,14 @@ def test_the_slope_is_what_a_small_strength_does_to_the_probe(pico, family, clau
     positions = Positions.parse(clause)
     vector = random_vector((0, 1), width=subject.model.config.hidden_size)
     statements = [Statement("extraversion", level, t) for level in SAID for t in SAID[level]]
-    contrast = Contrast(chats("high"), chats("low"), positions, batch_size=3)
+    sides = (chats("high"), chats("low"))
 
     def probed(layer, strength):
         directions = {layer: vector[layer]}
         with steered(subject.model, directions, strength, positions=positions):
             return likelihood_of(subject, statements)
 
-    for found in examine(subject, vector, (0, 1), contrast):
+    for found in examine(subject, vector, (0, 1), *sides, positions, batch_size=3):
         step = 2e-3 * found.unit
         rise = probed(found.layer, step) - probed(found.layer, -step)
         assert found.slope == pytest.approx(rise / (2 * step) * found.unit, rel=0.02, abs=2e-3)
@@ -172,19 +171,19 @@ def test_the_slope_is_what_a_small_strength_does_to_the_probe(pico, family, clau
 
 def test_the_slope_is_the_gradient_along_the_vector(loaded):
     vector = random_vector((0, 1, 2))
-    contrast = Contrast(chats("high"), chats("low"), ALL, 3)
-    for found in examine(loaded, vector, (0, 1, 2), contrast):
+    sides = (chats("high"), chats("low"))
+    for found in examine(loaded, vector, (0, 1, 2), *sides, ALL, 3):
         along = gradient(loaded.model, loaded.tokenizer, found.layer) @ vector[found.layer]
         assert found.slope == pytest.approx(float(along) * found.unit, rel=1e-3)
 
 
 def test_projections_and_norms_are_those_of_the_blocks_outputs(loaded):
     vector = random_vector((0, 2))
-    contrast = Contrast(chats("high"), chats("low"), ALL, batch_size=3)
+    sides = (chats("high"), chats("low"))
     high, low = (
         Reader(loaded.model, loaded.tokenizer, (0, 2)).pooled(chats(level)) for level in SAID
     )
-    for found in examine(loaded, vector, (2, 0), contrast):
+    for found in examine(loaded, vector, (2, 0), *sides, ALL, batch_size=3):
         unit = vector[found.layer] / vector[found.layer].norm()
         sides = [(rows[found.layer] @ unit).tolist() for rows in (high, low)]
         expected = separation(*sides)
@@ -200,8 +199,7 @@ def test_evidence_does_not_depend_on_batches_and_leaves_nothing_behind(loaded):
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     vector = random_vector((0, 1))
     one, many = (
-        examine(loaded, vector, (0, 1), Contrast(chats("high"), chats("low"), ALL, size))
-        for size in (1, 8)
+        examine(loaded, vector, (0, 1), chats("high"), chats("low"), ALL, size) for size in (1, 8)
     )
     for a, b in zip(one, many, strict=True):
         assert a.slope == pytest.approx(b.slope, rel=1e-3, abs=1e-5)
@@ -213,7 +211,7 @@ def test_evidence_does_not_depend_on_batches_and_leaves_nothing_behind(loaded):
 
 def test_examining_a_layer_without_a_direction_is_refused(loaded):
     with pytest.raises(TensorMismatchError, match="no direction for layer 1"):
-        examine(loaded, random_vector((0,)), (1,), Contrast(chats("high"), chats("low"), ALL))
+        examine(loaded, random_vector((0,)), (1,), chats("high"), chats("low"), ALL)
 
 
 def evidence(layer, d_prime, slope):

@@ -9,7 +9,7 @@ import yaml
 
 from personality_vector.cli import options
 from personality_vector.elicitation.recipe import SteerRecipe
-from personality_vector.errors import OutputExistsError, RecipeError, some
+from personality_vector.errors import OutputExistsError, RecipeError, require_new, some
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,8 +55,7 @@ def write_persona(
     from personality_vector.subject.endpoint import Endpoint
     from personality_vector.subject.subject import Subject
 
-    if out.exists() and not force:
-        raise OutputExistsError(f"{out}: exists; choose another --out, or add --force")
+    require_new(out, force=force)
     if (local is None) == (model is None):
         raise RecipeError("give either --model (with --endpoint, or OpenAI's own) or --local")
     generator: writing.Generator
@@ -187,12 +186,10 @@ def _extract_persona(
 
 def _require_free(out: Path, beside: Path, recipe: SteerRecipe, *, force: bool) -> None:
     """Refuse before hours of generation what would be refused after them."""
-    if force:
-        return
-    if out.exists():
-        raise OutputExistsError(f"{out}: exists; choose another --out, or add --force")
+    require_new(out, force=force)
     reuse = recipe.rollouts.reuse
-    if beside.exists() and not (reuse and reuse.exists() and reuse.samefile(beside)):
+    goes_on = reuse is not None and reuse.exists() and reuse.samefile(beside)
+    if beside.exists() and not force and not goes_on:
         raise OutputExistsError(
             f"{beside}: an earlier run left its replies here; go on from them with "
             f"--set rollouts.reuse={beside}, or add --force"

@@ -128,17 +128,14 @@ def steered_neurons(
                 up, down = raised.get(layer), silenced.get(layer)
                 index = torch.cat([side.index for side in (up, down) if side is not None])
                 boost = (
-                    torch.zeros(0) if up is None else abs(gamma) * up.a95 * emphasis(up.difference)
+                    abs(gamma) * up.a95 * torch.sigmoid(10.0 * (up.difference - 0.15))
+                    if up is not None
+                    else torch.zeros(0)
                 )
                 site, draws = sites[layer], generator_for(seed, f"neurons of layer {layer}")
                 edit = _Edit(site.width, where, index, boost, keep, draws)
                 hooks.callback(site.activation.register_forward_hook(edit).remove)
         yield
-
-
-def emphasis(difference: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Return ``f(d) = 1 / (1 + exp(-10 (d - 0.15)))``."""
-    return torch.sigmoid(10.0 * (difference - 0.15))
 
 
 def _require_fit(neurons: NeuronSet, sites: Sequence[Site]) -> None:

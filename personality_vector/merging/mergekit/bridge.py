@@ -45,8 +45,6 @@ from personality_vector.subject.models import DTYPES
 
 log = logging.getLogger(__name__)
 
-_SHARD_BYTES = 5_000_000_000
-
 
 @dataclass(frozen=True)
 class BridgePlan:
@@ -145,7 +143,7 @@ def plan_bridge(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int) -> B
 def write_bridge(plan: BridgePlan, out: str | Path, *, force: bool = False) -> MergeReport:
     """Carry out a plan; the output appears whole or not at all."""
     with AtomicDirectory(out, force=force, inputs=plan.inputs, size=plan.size) as directory:
-        with ShardWriter(directory, plan.tensors, _SHARD_BYTES) as writer:
+        with ShardWriter(directory, plan.tensors) as writer:
             for tensor in progress(plan.tensors, "merge", lambda tensor: tensor.size):
                 with blame(tensor=tensor.name):
                     writer.write(tensor.name, _merged(plan, tensor))

@@ -192,8 +192,7 @@ class TaskArithmetic(Combine):
         return (base + s.delta).to(precision.dtype) - base.to(precision.dtype)
 
     def _base(self, s: Slice) -> Float64[Tensor, " entries"]:
-        part = slice(s.start, s.start + s.delta.numel())
-        return self.base.part(s.name, part).to(s.delta.device).double()
+        return self.base.part(s.name, s.part).to(s.delta.device).double()
 
 
 def _largest(density: float, read: Read, s: Slice) -> Mask:

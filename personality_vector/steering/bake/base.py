@@ -15,7 +15,7 @@ from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint, ShardWriter, TensorPlan
 from personality_vector.checkpoint.header import TensorEntry
-from personality_vector.checkpoint.writer import write_index
+from personality_vector.checkpoint.writer import shard_names, write_index
 from personality_vector.errors import (
     CheckpointError,
     DataError,
@@ -165,7 +165,7 @@ def write_checkpoint(
     files, entries = _files(checkpoint), checkpoint.entries
     plans = [edit.plan for name, edit in edits.items() if name not in entries]
     added = sum(plan.size for plan in plans)
-    names = _shard_names(len(files) + bool(plans))
+    names = shard_names(len(files) + bool(plans))
     copies = dict(zip(files, names, strict=False))
     for file, name in copies.items():
         shutil.copyfile(file, directory / name)
@@ -187,12 +187,6 @@ def write_checkpoint(
 
 def _files(checkpoint: Checkpoint) -> list[Path]:
     return sorted({entry.file for entry in checkpoint.entries.values()})
-
-
-def _shard_names(count: int) -> list[str]:
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
 
 
 def _overwrite(file: Path, entry: TensorEntry, values: Tensor) -> None:

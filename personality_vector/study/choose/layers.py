@@ -18,10 +18,9 @@ from personality_vector.steering import Positions, SteeringVector
 from personality_vector.steering.apply import Hook, hidden_states
 from personality_vector.subject.chat import (
     Chat,
-    EncodedChats,
     batched,
     encode_chats,
-    response_log_probs,
+    mean_log_probs,
 )
 from personality_vector.subject.models import decoder_blocks, device_of
 from personality_vector.subject.subject import Subject
@@ -74,25 +73,14 @@ class Evidence:
         return self.residual_norm / self.vector_norm
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Contrast:
-    """Chats of the two poles, and where the vector would act in them.
-
-    Attributes:
-        towards: Each ends with a statement of the pole.
-        away: The same of the opposite pole.
-        positions: Where the vector would act.
-        batch_size: Chats per pass; it changes speed and memory only.
-    """
-
-    towards: Sequence[Chat]
-    away: Sequence[Chat]
-    positions: Positions
-    batch_size: int = 16
-
-
-def examine(
-    subject: Subject, vector: SteeringVector, layers: Sequence[int], contrast: Contrast
+def examine(  # noqa: PLR0913  (a model, a vector, two sides, and how they are read)
+    subject: Subject,
+    vector: SteeringVector,
+    layers: Sequence[int],
+    towards: Sequence[Chat],
+    away: Sequence[Chat],
+    positions: Positions,
+    batch_size: int = 16,
 ) -> list[Evidence]:
     """Return the evidence of each of ``layers``, from one pass over the chats.
 
@@ -105,7 +93,10 @@ def examine(
         subject: The unedited model; not changed.
         vector: Has a direction for each of ``layers``.
         layers: 0-based decoder blocks.
-        contrast: What is read.
+        towards: Each ends with a statement of the pole.
+        away: The same of the opposite pole.
+        positions: Where the vector would act in them.
+        batch_size: Chats per pass; it changes speed and memory only.
 
     Raises:
         DataError: A side has fewer than two chats.
@@ -117,23 +108,25 @@ def examine(
         _Probe(layer, vector[layer].to(device), torch.zeros((), device=device, requires_grad=True))
         for layer in layers
     ]
-    sides = [(chat, 1.0 / len(contrast.towards)) for chat in contrast.towards]
-    sides += [(chat, -1.0 / len(contrast.away)) for chat in contrast.away]
-    for batch in progress(list(batched(sides, contrast.batch_size)), "rank layers"):
+    sides = [(chat, 1.0 / len(towards)) for chat in towards]
+    sides += [(chat, -1.0 / len(away)) for chat in away]
+    for batch in progress(list(batched(sides, batch_size)), "rank layers"):
         encoded = encode_chats(subject.tokenizer, [chat for chat, _ in batch]).to(device)
         weights = torch.tensor([weight for _, weight in batch], device=device)
-        steered = _steered(contrast.positions, encoded)
+        # What stands at padding has no effect, wherever it is.
+        columns = torch.arange(encoded.input_ids.shape[1], device=device)
+        steered = positions.mask(encoded.prompts, columns)
         with torch.enable_grad(), ExitStack() as undo:
             for probe in probes:
                 hook = probe.hook(encoded.response_mask, steered)
                 undo.callback(blocks[probe.layer].register_forward_hook(hook).remove)
-            objective = (weights * _mean_log_likelihood(subject.model, encoded)).sum()
+            objective = (weights * mean_log_probs(subject.model, encoded)).sum()
         slopes = torch.autograd.grad(objective, [probe.coefficient for probe in probes])
         if not torch.isfinite(torch.stack(slopes)).all():
             raise NonFiniteError("the model predicts NaN or infinity on a statement")
         for probe, slope in zip(probes, slopes, strict=True):
             probe.slope += float(slope)
-    return [probe.evidence(len(contrast.towards)) for probe in probes]
+    return [probe.evidence(len(towards)) for probe in probes]
 
 
 def ranked(found: Sequence[Evidence]) -> list[Evidence]:
@@ -196,22 +189,6 @@ class _Probe:
         norm = float(self.direction.double().norm())
         found = separation(self.projections[:towards], self.projections[towards:])
         return Evidence(self.layer, found, residual, norm, self.slope * residual / norm)
-
-
-def _steered(positions: Positions, encoded: EncodedChats) -> Bool[Tensor, "rows seq"]:
-    """Return which tokens of each chat are steered; what stands at padding has no effect."""
-    columns, prompts = torch.arange(encoded.input_ids.shape[1]), encoded.prompts
-    spans = [positions.spans(prompts, row) for row in range(len(encoded.input_ids))]
-    rows = [torch.stack([(columns >= a) & (columns < b) for a, b in row]).any(0) for row in spans]
-    return torch.stack(rows).to(encoded.input_ids.device)
-
-
-def _mean_log_likelihood(model: Any, encoded: EncodedChats) -> Float[Tensor, " rows"]:
-    """Return the mean log-likelihood of each response's tokens, with its gradient."""
-    tokens = encoded.input_ids[:, 1:, None]
-    found = response_log_probs(model, encoded).gather(2, tokens)[..., 0]
-    mask = encoded.response_mask[:, 1:]
-    return (found * mask).sum(1) / mask.sum(1)
 
 
 def separation(higher: Sequence[float], lower: Sequence[float]) -> Separation:

@@ -18,11 +18,10 @@ from personality_vector.measures.interview import Interview
 from personality_vector.measures.likelihood import Likelihood
 from personality_vector.measures.spec import Asking
 from personality_vector.numeric.random import key_for
-from personality_vector.steering import SteeringVector, resolve_layers
+from personality_vector.steering import Positions, SteeringVector, resolve_layers
 from personality_vector.steering.fit import require_made_from, require_width
-from personality_vector.steering.positions import positions_of
 from personality_vector.study.choose.choice import Choice
-from personality_vector.study.choose.layers import Contrast, Evidence, examine, ranked
+from personality_vector.study.choose.layers import Evidence, examine, ranked
 from personality_vector.study.choose.scan import Scan, arm_of
 from personality_vector.study.design import Arm
 from personality_vector.study.recipe import ChooseRecipe
@@ -147,10 +146,8 @@ def _examined(recipe: ChooseRecipe, inputs: Inputs) -> list[Evidence]:
         [answered(question(recipe.question), s.text) for s in inputs.deciding if s.pole == pole]
         for pole in (inputs.pole, inputs.pole.opposite)
     )
-    positions = positions_of(recipe.positions, lambda: subject.tokenizer)
-    return examine(
-        subject, inputs.vector, layers, Contrast(towards, away, positions, recipe.batch_size)
-    )
+    positions = Positions.parse(recipe.positions, lambda: subject.tokenizer)
+    return examine(subject, inputs.vector, layers, towards, away, positions, recipe.batch_size)
 
 
 def _study(recipe: ChooseRecipe, inputs: Inputs, scan: Scan) -> Study:

@@ -30,7 +30,7 @@ from personality_vector.lab import builtin
 from personality_vector.measures.likelihood import Likelihood
 from personality_vector.steering import ALL, SteeringVector
 from personality_vector.study.choose.choice import Choice
-from personality_vector.study.choose.layers import Contrast, examine
+from personality_vector.study.choose.layers import examine
 from personality_vector.study.choose.run import choose
 from personality_vector.study.recipe import ChooseRecipe, CompareRecipe, open_study
 from personality_vector.study.tables import matched_effect
@@ -127,8 +127,8 @@ def separation_row(lab: Lab, trait: str, vector: SteeringVector, choice: Choice,
         [answered(asked, s.text) for s in statements if s.level == level]
         for level in ("high", "low")
     ]
-    subject, contrast = Subject(lab.model, lab.tokenizer), Contrast(*sides, ALL, 32)
-    (found,) = examine(subject, vector, [choice.layer], contrast)
+    subject = Subject(lab.model, lab.tokenizer)
+    (found,) = examine(subject, vector, [choice.layer], *sides, ALL, 32)
     shown = found.separation
     return {
         "trait": trait,
