@@ -54,7 +54,11 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
         CheckpointError: A file is missing, damaged, or holds anything but tensors.
         StorageError: The disk is full, read-only or failing.
     """
-    _require_safe_torch()
+    if torch.__version__ < _SAFE_TORCH:
+        raise CheckpointError(
+            f"torch {torch.__version__} reads pickles unsafely (CVE-2026-24747); "
+            "pip install 'torch>=2.10'"
+        )
     path = locate(Path(source))
     files = weight_files(path, _SINGLE, _INDEX)
     _require_there(path, files)
@@ -97,14 +101,6 @@ def write_safetensors(file: Path, target: Path, *, tied: bool) -> list[str]:
         for name, tensor in kept.items():
             writer.write(name, tensor)
     return left_out
-
-
-def _require_safe_torch() -> None:
-    if torch.__version__ < _SAFE_TORCH:
-        raise CheckpointError(
-            f"torch {torch.__version__} reads pickles unsafely (CVE-2026-24747); "
-            "pip install 'torch>=2.10'"
-        )
 
 
 def _require_there(path: Path, files: Collection[Path]) -> None:

@@ -70,8 +70,8 @@ class Study:
             raise RecipeError(f"the label {BASE!r} is taken; results use it for the base itself")
         require_distinct("interventions", labels, "give each its own label")
         require_measures(self.measures)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise RecipeError("a study needs a seed, and no seed twice")
+        if not self.measures or not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise RecipeError("a study needs a measure and a seed, and no seed twice")
         if not all(type(seed) is int and abs(seed) < 2**63 for seed in self.seeds):
             raise RecipeError(
                 f"seeds are whole numbers below 2**63, got {some(map(str, self.seeds))}"

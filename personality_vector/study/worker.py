@@ -142,10 +142,8 @@ def require_measures(measures: Sequence[Measure]) -> None:
     """Refuse measures and judges of which one could be taken for another in the tables.
 
     Raises:
-        RecipeError: There is none, or two have the same name.
+        RecipeError: Two have the same name.
     """
-    if not measures:
-        raise RecipeError("a study needs a measure")
     names = [measure.name for measure in measures]
     require_distinct("measures", names, "give one of them a name")
     inside = [name for name in names if any(name.startswith(f"{other}.") for other in names)]
@@ -242,8 +240,9 @@ def judge_run(folder: Path, judge: Judge) -> int:
     """
     with Store.open(folder / FILE) as store:
         rubrics = {name: [_rubric(row) for row in rows] for name, rows in store["rubrics"].items()}
-        planned = [row for row in store.planned() if rubrics.get(row.name)]
-        cells = [row for row in planned if store.is_finished(row.cell)]
+        cells = [
+            row for row in store.planned() if rubrics.get(row.name) and store.is_finished(row.cell)
+        ]
         if not cells:
             raise RecipeError(f"{folder}: holds no answers to judge; no measure of it asks for any")
         judged = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -184,10 +185,5 @@ def _print_projections(title: str, rows: Sequence[dict[str, Any]]) -> None:
 
     frame = pd.DataFrame(rows).astype(dict.fromkeys(("before", "response", "reply_cosine"), float))
     for column in ("prompt", "reply"):
-        frame[column] = [_short(text) for text in frame[column]]
+        frame[column] = [shorten(text, _SHOWN, placeholder="...") for text in frame[column]]
     print_frame(title, frame)
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 3]}..."

@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import open_delta
 from personality_vector.errors import RecipeError
@@ -80,7 +78,10 @@ def _plan_conventions(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int
     if convention.trim == "ranked":
         _require_ranks(base, values)
     written = output_dtype(recipe, base, stored)
-    precisions = _precisions(recipe, stored, written)
+    precisions = {
+        name: Precision(kept, DTYPES.get(recipe.dtype or "", kept), DTYPES.get(written, kept))
+        for name, kept in stored.items()
+    }
     options = {"dtype": recipe.dtype or "same", **summary(v.shared for v in values.values())}
     name = f"mergekit-{recipe.merge_method}"
     combine = TaskArithmetic(name, _SOURCE, options, convention, models, values, precisions, base)
@@ -92,15 +93,6 @@ def _plan_conventions(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int
     delta = Merged(terms, combine, seed).delta(base)
     notes = tuple(_notes_on(recipe, convention, regions, values))
     return MergePlan(base, delta, Output(written), notes=notes, recipe=data)
-
-
-def _precisions(
-    recipe: MergekitRecipe, stored: Mapping[str, torch.dtype], written: str
-) -> dict[str, Precision]:
-    return {
-        name: Precision(kept, DTYPES.get(recipe.dtype or "", kept), DTYPES.get(written, kept))
-        for name, kept in stored.items()
-    }
 
 
 def _require_ranks(base: Checkpoint, values: Mapping[str, Values]) -> None:

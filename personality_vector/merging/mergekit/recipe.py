@@ -86,21 +86,17 @@ def _reference(value: Any, info: Any) -> Any:
     return value if _HUB_ID.fullmatch(value) else str(path.absolute())
 
 
-def _dtype(value: Any) -> Any:
-    return value.removeprefix("torch.") if isinstance(value, str) else value
-
-
-def _empty(value: Any) -> Any:
-    return {} if value is None else value
-
-
 Reference = Annotated[str, PlainValidator(_reference)]
 Settings = Annotated[
-    dict[str, Annotated[tuple[Rule, ...], PlainValidator(_rules)]], BeforeValidator(_empty)
+    dict[str, Annotated[tuple[Rule, ...], PlainValidator(_rules)]],
+    BeforeValidator(lambda value: value or {}),
 ]
 """Parameters by name, as they are given at one level of the file."""
 
-DtypeName = Annotated[Literal["float32", "bfloat16", "float16"], BeforeValidator(_dtype)]
+DtypeName = Annotated[
+    Literal["float32", "bfloat16", "float16"],
+    BeforeValidator(lambda value: str(value).removeprefix("torch.")),
+]
 
 
 class ModelSpec(Recipe):
