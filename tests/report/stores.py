@@ -82,7 +82,8 @@ class Made:
     def _cells(self, store: Store, label: str, strength: float, seed: int) -> None:
         own = "base" if label == BASE else f"digest of {label}"
         cells = {name: Cell("base", own, strength, name, seed) for name in self.measures}
-        store.plan(Planned(label, strength, name, cell) for name, cell in cells.items())
+        planned = [Planned(label, strength, name, cell) for name, cell in cells.items()]
+        store.plan("plan", planned)
         for name, cell in cells.items():
             store.write(cell, self._findings(name, label, strength), 1.0)
         missing = self.unscored if label != BASE and strength == STRENGTHS[-1] else 0
