@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from personality_vector.errors import DataError, TraitError, blame
 from personality_vector.interventions.spec import AnyIntervention, InterventionSpec
 from personality_vector.manifest import MANIFEST
-from personality_vector.measures.likelihood import LikelihoodSpec
-from personality_vector.measures.spec import ASKED, KINDS, QUESTION, AnyMeasure, AskingSpec
+from personality_vector.measures.spec import ASKED, KINDS, QUESTION, AnyMeasure
 from personality_vector.recipes.schema import (
     Device,
     Dtype,
@@ -32,6 +31,7 @@ from personality_vector.traits import BIG_FIVE_POLES, Pole
 
 if TYPE_CHECKING:
     from personality_vector.checkpoint import Checkpoint
+    from personality_vector.measures.likelihood import LikelihoodSpec
     from personality_vector.study.study import Study
 
 TRAIT, LEVEL = "{trait}", "{level}"
@@ -54,7 +54,7 @@ def _asked_alike(measures: Any) -> Any:
 
 def _with(key: Any, body: Any, shared: Mapping[str, Any]) -> Any:
     body = {} if body is None else body
-    asks = key in KINDS and issubclass(schema_of(KINDS, key), AskingSpec)
+    asks = key in KINDS and set(ASKED) <= set(schema_of(KINDS, key).model_fields)
     if not asks or not isinstance(body, Mapping) or any(word in body for word in ASKED):
         return body
     return {**shared, **body}
@@ -208,8 +208,8 @@ class ChooseRecipe(Recipe):
     device: Device = "auto"
 
 
-def _likelihoods(recipe: StudyRecipe) -> list[LikelihoodSpec]:
-    return [spec for spec in recipe.measures if isinstance(spec, LikelihoodSpec)]
+def _likelihoods(recipe: StudyRecipe) -> "list[LikelihoodSpec]":
+    return [cast("LikelihoodSpec", spec) for spec in recipe.measures if spec.key == "likelihood"]
 
 
 def open_study(recipe: EvalRecipe | SweepRecipe) -> "Study":
@@ -266,7 +266,7 @@ def _tuned(data: Any) -> list[str]:
     return [found for each in data for found in _tuned(each)] if isinstance(data, list) else []
 
 
-def _require_trained_on_the_rest(tuned: Path, measure: LikelihoodSpec) -> None:
+def _require_trained_on_the_rest(tuned: Path, measure: "LikelihoodSpec") -> None:
     """Check that a fine-tune of ours was not trained on the statements that measure it.
 
     Raises:
