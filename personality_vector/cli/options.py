@@ -43,6 +43,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and pr
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that this tool wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="Of the loaded model.")
 ]

@@ -165,15 +165,14 @@ _ENDINGS = (".txt", ".md", ".yaml", ".yml", ".jinja")
 
 
 def _text_or_file(value: Any, info: Any) -> Any:
-    """Return the path of a text file, if there is one of that name, else the text itself."""
+    """Return the path of a text file, if there is one or one is meant, else the text itself."""
     # Longer than a path can be, ~nobody, a null byte: none of them is the name of a file.
     with suppress(OSError, RuntimeError, ValueError):
         # Without a recipe's folder a relative path would mean another file in every folder.
         if isinstance(value, str) and (info.context or Path(value).is_absolute()):
             file = located(value, info)
-            if file.is_file():
-                return file
-            value = file if file.suffix in _ENDINGS and len(value.split()) == 1 else value
+            is_meant = file.suffix in _ENDINGS and len(value.split()) == 1
+            return file if is_meant or file.is_file() else value
     return value
 
 

@@ -47,7 +47,9 @@ class InterviewSpec(AskingSpec):
         asking = self.asking()
         for rubric in rubrics:
             if not any(item.trait in (None, rubric.trait) for item in asking.instrument.items):
-                raise DataError(f"{self.called}: {self.instrument}: no item is of {rubric.trait}")
+                raise DataError(
+                    f"{self.called}: {self.instrument}: no item is about {rubric.trait}"
+                )
         return Interview(asking, rubrics, judges, self.called)
 
 

@@ -74,7 +74,7 @@ Whole = Annotated[int, Strict()]
 """A whole number, likewise."""
 
 _BLANK, _DEVICE = r"\S", r"^(auto|cpu|cuda(:\d+)?|mps)$"
-_PATTERNS = {_BLANK: "must be words", _DEVICE: "must be auto, cpu, cuda, cuda:N or mps"}
+_PATTERNS = {_BLANK: "needs at least one word", _DEVICE: "must be auto, cpu, cuda, cuda:N or mps"}
 """What a pattern asks for, in words."""
 
 Words = Annotated[str, Field(pattern=_BLANK)]

@@ -129,8 +129,8 @@ class Store(Database):
         with self.transaction():
             if self["plan"] not in (None, plan):
                 raise RecipeError(
-                    f"{self.path.parent}: another recipe was begun there meanwhile, whose tables "
-                    "these are; what this one measured is kept: give it again to have its tables"
+                    f"{self.path.parent}: another recipe was begun there meanwhile, and the tables "
+                    "are that one's now; nothing is lost: run this recipe again to get its tables"
                 )
             self.connection.executemany(
                 "INSERT INTO planned VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",

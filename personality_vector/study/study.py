@@ -100,7 +100,7 @@ class Study:
         }
 
     @cached_property
-    def plan(self) -> str:
+    def digest(self) -> str:
         """Digest of everything that the tables of a run depend on."""
         return digest_of(
             self._recipe, self.base_identity, self.identities, self._measured, self._judged
@@ -187,7 +187,7 @@ class Study:
 
     def _begin(self, store: Store) -> None:
         store.begin(
-            self.plan,
+            self.digest,
             self._judged,
             recipe=self._recipe,
             base={
@@ -252,7 +252,9 @@ def study(
     )
     unused = set(strengths if isinstance(strengths, Mapping) else ()) - {arm.label for arm in arms}
     if unused:
-        raise RecipeError(f"strengths are given for {some(unused)}, which is no label of these")
+        raise RecipeError(
+            f"strengths are given for {some(unused)}, which is not the label of an intervention"
+        )
     return Study(Checkpoint.open(base), arms, tuple(measures), tuple(seeds), **how)
 
 

@@ -50,7 +50,7 @@ class Worker:
         """Measure everything that the design asks for and the store does not hold."""
         for points in self.study.design.batches(self):
             self.store.plan(
-                self.study.plan,
+                self.study.digest,
                 (
                     Planned(
                         point.label, point.strength, measure.name, self.study.cell(point, measure)
@@ -60,7 +60,7 @@ class Worker:
                 ),
             )
             self.measure(points)
-        self.store.plan(self.study.plan, ())
+        self.store.plan(self.study.digest, ())  # refused if another recipe took over meanwhile
 
     def measure(self, points: Sequence[Point], extra: Sequence[Measure] = ()) -> None:
         """Measure ``points``, and return when all of them are finished, by whomever.

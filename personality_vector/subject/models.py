@@ -160,5 +160,5 @@ def resolve_device(name: str) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"device {name}: this torch sees no CUDA device; use auto or cpu")
     if name == "mps" and not torch.backends.mps.is_available():
-        raise ModelError("device mps: this torch has none; use auto or cpu")
+        raise ModelError("device mps: this torch sees no MPS device; use auto or cpu")
     return name

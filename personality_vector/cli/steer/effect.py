@@ -63,7 +63,7 @@ def monitor(
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="Longest reply.")
     ] = 64,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    batch_size: options.BatchSize = 16,
     another_model: Annotated[
         bool,
         typer.Option("--another-model", help="VECTOR is of another model, such as its base."),

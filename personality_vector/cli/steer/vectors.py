@@ -33,7 +33,7 @@ def between(
         list[int],
         typer.Option("--layer", help="0-based block, -1 the last; repeatable. Default: all."),
     ] = [],
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
     force: options.Force = False,
@@ -77,7 +77,7 @@ def creativity(
     pairs: Annotated[
         str, typer.Option("--pairs", metavar="FILE", help="JSONL rows {creative, uncreative}.")
     ] = f"{BUILTIN}training/steering/creativity.jsonl",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
     force: options.Force = False,
