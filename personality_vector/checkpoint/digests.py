@@ -21,7 +21,7 @@ from typing import NamedTuple
 import xxhash
 
 from personality_vector.checkpoint.header import NAMES, TensorEntry
-from personality_vector.checkpoint.ranges import Stamp, leased, read
+from personality_vector.checkpoint.ranges import MAPPED, Stamp, leased, read
 from personality_vector.errors import CheckpointError, DataError
 from personality_vector.numeric.parallel import in_parallel
 
@@ -68,23 +68,43 @@ def digests(ranges: Sequence[Range]) -> list[str]:
     stamps = {file: Stamp.of(descriptor) for file, descriptor in files.items()}
     found = {file: _kept(file, stamp) for file, stamp in stamps.items()}
     missing = [one for one in set(ranges) if one.place not in found[one.file]]
-    # The largest first, so that no core is left alone with one at the end.
-    missing.sort(key=lambda one: one.place[1] - one.place[0], reverse=True)
     opened = {one.file: one.descriptor for one in missing}
+    spans = _spans(missing)
     # Closed, so that no thread reads on when the leases are given up.
-    with leased(opened.values()), closing(in_parallel(_hashed, missing)) as done:
-        for one, digest in zip(missing, done, strict=True):
-            found[one.file][one.place] = digest
+    with leased(opened.values()), closing(in_parallel(_hashed, spans)) as done:
+        for span, hashed in zip(spans, done, strict=True):
+            for one, digest in zip(span, hashed, strict=True):
+                found[one.file][one.place] = digest
     for file, descriptor in opened.items():
         _keep(file, stamps[file], Stamp.of(descriptor), begun, found[file])
     return [found[one.file][one.place] for one in ranges]
 
 
-def _hashed(one: Range) -> str:
-    digest = xxhash.xxh3_128()
-    for piece in read(one.descriptor, one.file, *one.place):
-        digest.update(piece)
-    return str(digest.hexdigest())
+def _spans(ranges: Iterable[Range]) -> list[list[Range]]:
+    """Return ranges that follow each other in a file together, as many as are mapped at once."""
+    spans: list[list[Range]] = [[]]
+    for one in sorted(ranges):
+        span = spans[-1]
+        follows = span and (span[-1].file, span[-1].place[1]) == (one.file, one.place[0])
+        if not follows or one.place[1] - span[0].place[0] > MAPPED:
+            spans.append(span := [])
+        span.append(one)
+    # The largest first, so that no core is left alone with one at the end.
+    return sorted(filter(None, spans), key=lambda span: span[0].place[0] - span[-1].place[1])
+
+
+def _hashed(span: Sequence[Range]) -> list[str]:
+    """Return the digests of ranges that follow each other."""
+    first, found = span[0], list[str]()
+    pieces = read(first.descriptor, first.file, first.place[0], *(one.place[1] for one in span))
+    for one in span:
+        digest, left = xxhash.xxh3_128(), one.place[1] - one.place[0]
+        while left:
+            piece = next(pieces)
+            digest.update(piece)
+            left -= len(piece)
+        found.append(str(digest.hexdigest()))
+    return found
 
 
 def content_of(path: Path) -> str:

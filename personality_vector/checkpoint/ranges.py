@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,9 @@ _BUFFER = 1 << 19
 """Bytes copied at a time. They are still in a core's own cache when they are looked at: half of
 this or twice as much is slower by a tenth, 16 MiB by a quarter."""
 
-_MAPPED = 1 << 24
+MAPPED = 1 << 25
+"""Bytes that are mapped at a time: cores wait for each other while they change what is mapped."""
+
 _WORTH_MAPPING = 1 << 20
 _POPULATE_READ = 22
 """MADV_POPULATE_READ of Linux 5.14: reads a map in now, and fails if the disk does."""
@@ -45,24 +48,27 @@ class Stamp(NamedTuple):
         return self.size, self.mtime_ns
 
 
-def read(descriptor: int, file: Path, start: int, end: int) -> Iterator[memoryview]:
-    """Yield the bytes ``start .. end`` of an open file, a piece at a time.
+def read(descriptor: int, file: Path, *cuts: int) -> Iterator[memoryview]:
+    """Yield the bytes from the first cut to the last, in pieces that lie between two cuts.
 
     A piece is gone when the next one is asked for. Inside :func:`leased` nothing is copied, which
     takes half the time; elsewhere a map would kill the process if the file were cut short.
 
     Raises:
-        CheckpointError: The file ends before ``end``.
+        CheckpointError: The file ends before the last cut.
     """
-    while start < end:
-        stop = min(end, start + _MAPPED)
+    for start in range(cuts[0], cuts[-1], MAPPED):
+        stop = min(cuts[-1], start + MAPPED)
+        inside = pairwise([start, *(cut for cut in cuts if start < cut < stop), stop])
         whole = _map(descriptor, start, stop)
         if whole is None:
-            yield from _copied(descriptor, file, start, stop)
+            for places in inside:
+                yield from _copied(descriptor, file, *places)
         else:
-            with whole, memoryview(whole) as view, view[start - stop :] as piece:
-                yield piece
-        start = stop
+            with whole, memoryview(whole) as view, view[start - stop :] as mapped:
+                for begin, end in inside:
+                    with mapped[begin - start : end - start] as piece:
+                        yield piece
 
 
 @contextlib.contextmanager

@@ -15,10 +15,7 @@ from typer.exceptions import TyperException
 from personality_vector.cli import merge, push, runs, shipped, show, weights
 from personality_vector.cli.options import recipe_verb
 from personality_vector.cli.steer import effect, export, extract, vectors
-from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import PersonalityVectorError
-from personality_vector.finetuning.recipe import TrainRecipe
-from personality_vector.study.recipe import ChooseRecipe, CompareRecipe, EvalRecipe, SweepRecipe
 
 app = typer.Typer(
     name="pvec",
@@ -53,13 +50,13 @@ app.add_typer(steering, name="steer")
 _VERBS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
     app: {
         "demo": shipped.demo,
-        "train": recipe_verb(TrainRecipe, weights.train, weights.check),
+        "train": recipe_verb("finetuning.recipe.TrainRecipe", weights.train, weights.check),
         "diff": weights.diff,
         "merge": merge.merge,
         "export-mergekit": merge.export_mergekit,
-        "sweep": recipe_verb(SweepRecipe, runs.sweep, runs.check),
-        "compare": recipe_verb(CompareRecipe, runs.compare, runs.check),
-        "eval": recipe_verb(EvalRecipe, runs.evaluate, runs.check),
+        "sweep": recipe_verb("study.recipe.SweepRecipe", runs.sweep, runs.check),
+        "compare": recipe_verb("study.recipe.CompareRecipe", runs.compare, runs.check),
+        "eval": recipe_verb("study.recipe.EvalRecipe", runs.evaluate, runs.check),
         "judge": runs.judge,
         "show": show.show,
         "similarity": show.similarity,
@@ -70,15 +67,17 @@ _VERBS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
     },
     steering: {
         "write-persona": extract.write_persona,
-        "extract": recipe_verb(SteerRecipe, extract.extract, extract.check),
+        "extract": recipe_verb("elicitation.recipe.SteerRecipe", extract.extract, extract.check),
         "between": vectors.between,
         "creativity": vectors.creativity,
         "fuse": vectors.fuse,
-        "choose": recipe_verb(ChooseRecipe, effect.choose, effect.check),
+        "choose": recipe_verb("study.recipe.ChooseRecipe", effect.choose, effect.check),
         "monitor": effect.monitor,
         "bake": export.bake,
         "export-gguf": export.export_gguf,
-        "neurons": recipe_verb(SteerRecipe, extract.neurons, extract.check_neurons),
+        "neurons": recipe_verb(
+            "elicitation.recipe.SteerRecipe", extract.neurons, extract.check_neurons
+        ),
     },
 }
 """Every verb, in the order of the help."""
@@ -91,8 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     # What torch makes as it is imported stays: to look for garbage in it every 700 objects, as
     # Python does, is a tenth of a merge's time.
-    gc.set_threshold(100_000)
     given = sys.argv[1:] if arguments is None else arguments
+    gc.set_threshold(0 if given[:1] == ["merge"] else 100_000)
     with_traceback = "--traceback" in given
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     code = run([word for word in given if word != "--traceback"], with_traceback=with_traceback)

@@ -4,8 +4,9 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
@@ -13,12 +14,9 @@ import yaml
 from personality_vector.lab import find_recipe, folder_of
 from personality_vector.progress import silence
 from personality_vector.recipes.reading import read_recipe
-from personality_vector.recipes.schema import Recipe
 
 if TYPE_CHECKING:
     from personality_vector.steering import SteeringVector
-
-R = TypeVar("R", bound=Recipe)
 
 
 def silenced(on: bool) -> bool:
@@ -54,12 +52,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.", callba
 
 
 def recipe_verb(
-    kind: type[R],
-    carry_out: Callable[[R, Path, bool, bool], None],
-    check: Callable[[R], dict[str, Any]],
+    kind: str,
+    carry_out: Callable[[Any, Path, bool, bool], None],
+    check: Callable[[Any], dict[str, Any]],
 ) -> Callable[..., None]:
     """Return the command that reads a recipe of ``kind`` and carries it out.
 
+    ``kind`` is the place of its class, such as ``study.recipe.SweepRecipe``: none is imported but
+    that of the verb that runs.
     ``carry_out`` writes a directory and prints the result; it is given the recipe, the directory,
     and whether there was ``--force`` and ``--json``. ``check`` opens every input without using it;
     its findings are the plan of ``--dry-run``.
@@ -75,7 +75,8 @@ def recipe_verb(
         quiet: Quiet = False,
     ) -> None:
         file = find_recipe(recipe)
-        read = read_recipe(file, kind, settings, folder_of(recipe))
+        room, _, name = f"personality_vector.{kind}".rpartition(".")
+        read = read_recipe(file, getattr(import_module(room), name), settings, folder_of(recipe))
         folder = out_or_default(out, str(file))
         if dry_run:
             plan = {"recipe": read.model_dump(mode="json"), **check(read), "out": str(folder)}

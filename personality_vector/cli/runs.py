@@ -7,9 +7,9 @@ import typer
 
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
-from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe, open_study
 
 if TYPE_CHECKING:
+    from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe
     from personality_vector.study.run import Run
     from personality_vector.subject.protocols import Judge
 
@@ -18,8 +18,10 @@ RunArgument = Annotated[
 ]
 
 
-def check(recipe: SweepRecipe | EvalRecipe) -> dict[str, Any]:
+def check(recipe: "SweepRecipe | EvalRecipe") -> dict[str, Any]:
     """Open every input."""
+    from personality_vector.study.recipe import open_study
+
     study = open_study(recipe)
     points = 1 + sum(len(arm.strengths) for arm in study.arms)
     return {
@@ -32,7 +34,7 @@ def check(recipe: SweepRecipe | EvalRecipe) -> dict[str, Any]:
     }
 
 
-def sweep(recipe: SweepRecipe, out: Path, force: bool, as_json: bool) -> None:
+def sweep(recipe: "SweepRecipe", out: Path, force: bool, as_json: bool) -> None:
     """Measure interventions at many strengths.
 
     Resumes where it stopped, and measures only what is missing after a change of RECIPE. Several
@@ -41,7 +43,7 @@ def sweep(recipe: SweepRecipe, out: Path, force: bool, as_json: bool) -> None:
     _measure(recipe, out, "sweep", force, as_json)
 
 
-def compare(recipe: CompareRecipe, out: Path, force: bool, as_json: bool) -> None:
+def compare(recipe: "CompareRecipe", out: Path, force: bool, as_json: bool) -> None:
     """Compare interventions at equal effect.
 
     A sweep, then the strengths at which all of them move one pole equally far.
@@ -49,7 +51,7 @@ def compare(recipe: CompareRecipe, out: Path, force: bool, as_json: bool) -> Non
     _measure(recipe, out, "compare", force, as_json)
 
 
-def evaluate(recipe: EvalRecipe, out: Path, force: bool, as_json: bool) -> None:
+def evaluate(recipe: "EvalRecipe", out: Path, force: bool, as_json: bool) -> None:
     """Measure one model as it is."""
     _measure(recipe, out, "eval", force, as_json)
 
@@ -113,11 +115,12 @@ def _open_judge(given: str) -> "Judge":
 
 
 def _measure(
-    recipe: SweepRecipe | EvalRecipe, out: Path, kind: str, force: bool, as_json: bool
+    recipe: "SweepRecipe | EvalRecipe", out: Path, kind: str, force: bool, as_json: bool
 ) -> None:
     """Run a study, write its report and manifest, and print its tables."""
     from personality_vector.report.page import NO_MATCH, write_report
     from personality_vector.report.tables import print_frame
+    from personality_vector.study.recipe import open_study
     from personality_vector.study.tables import remarks
 
     run = open_study(recipe).run(out, force=force)

@@ -7,14 +7,14 @@ import typer
 
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
-from personality_vector.finetuning.recipe import TrainRecipe
 
 if TYPE_CHECKING:
     from personality_vector.delta import Delta
     from personality_vector.delta.record import DeltaRecord
+    from personality_vector.finetuning.recipe import TrainRecipe
 
 
-def check(recipe: TrainRecipe) -> dict[str, Any]:
+def check(recipe: "TrainRecipe") -> dict[str, Any]:
     """Open the base and read the data."""
     from personality_vector.checkpoint import Checkpoint
     from personality_vector.data.chats import read_chats
@@ -25,7 +25,7 @@ def check(recipe: TrainRecipe) -> dict[str, Any]:
     }
 
 
-def train(recipe: TrainRecipe, out: Path, force: bool, as_json: bool) -> None:
+def train(recipe: "TrainRecipe", out: Path, force: bool, as_json: bool) -> None:
     """Fine-tune a base on one pole."""
     from personality_vector.finetuning.sft import train as fine_tune
 

@@ -14,7 +14,7 @@ from personality_vector.delta import Delta, open_delta
 from personality_vector.delta.sources import Restricted
 from personality_vector.delta.transfer import transferred
 from personality_vector.errors import CheckpointError, NonFiniteError, RecipeError
-from personality_vector.merging.terms import BATCH, Alpha, Term, runs
+from personality_vector.merging.terms import CHUNK, Alpha, Term, runs
 
 _LAYER = re.compile(r"^(.*?\b(?:layers|layer|h|blocks|block))\.(\d+)\.")
 
@@ -100,7 +100,7 @@ def require_nonzero(delta: Delta) -> None:
         CheckpointError: Every entry is zero.
     """
     for name in delta.names:
-        for part in runs(delta.shape(name), BATCH):
+        for part in runs(delta.shape(name), CHUNK):
             if bool(delta.source.part(name, part).any()):
                 return
     raise CheckpointError(

@@ -6,6 +6,7 @@ import random
 import shutil
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 import xxhash
@@ -37,9 +38,9 @@ def reads(monkeypatch):
     """Return a list that grows with every range that is read."""
     seen = []
 
-    def read(descriptor, file, start, end):
-        seen.append((file.name, start, end))
-        return ranges.read(descriptor, file, start, end)
+    def read(descriptor, file, *cuts):
+        seen.extend((file.name, *place) for place in pairwise(cuts))
+        return ranges.read(descriptor, file, *cuts)
 
     monkeypatch.setattr(digests, "read", read)
     return seen
@@ -76,12 +77,26 @@ def test_a_digest_is_xxh3_of_the_bytes_whatever_way_they_are_read(file, monkeypa
     parts = [(0, SIZE), (1, SIZE), (4095, 4096), (5000, 2_000_001), (7, 7)]
     wanted = [xxhash.xxh3_128_hexdigest(content[slice(*part)]) for part in parts]
     for size in (1 << 24, 1 << 20, 12_288):
-        monkeypatch.setattr(ranges, "_MAPPED", size)
+        monkeypatch.setattr(ranges, "MAPPED", size)
         for least in (0, 1 << 40):
             monkeypatch.setattr(ranges, "_WORTH_MAPPING", least)
             with file.open("rb") as stream:
                 found = digests.digests([Range(file, stream.fileno(), part) for part in parts])
             assert found == wanted
+
+
+def test_ranges_that_are_read_together_are_told_apart(file, monkeypatch):
+    content, draw = file.read_bytes(), random.Random(1)
+    for span, mapped, least in [(1 << 20, 1 << 20, 0), (SIZE, 12_288, 0), (SIZE, SIZE, SIZE)]:
+        monkeypatch.setattr(digests, "MAPPED", span)
+        monkeypatch.setattr(ranges, "MAPPED", mapped)
+        monkeypatch.setattr(ranges, "_WORTH_MAPPING", least)
+        cuts = sorted([0, SIZE, *draw.choices(range(SIZE), k=40)])
+        cuts = sorted([*cuts, *cuts[5:10]])  # some ranges are empty
+        places = [place for place in pairwise(cuts) if draw.random() < 0.8]  # others are left out
+        with file.open("rb") as stream:
+            found = digests.digests([Range(file, stream.fileno(), place) for place in places])
+        assert found == [xxhash.xxh3_128_hexdigest(content[slice(*place)]) for place in places]
 
 
 def test_the_content_of_a_file_is_its_bytes_and_not_its_name(file, tmp_path):
@@ -285,9 +300,10 @@ def test_the_oldest_entries_go_when_there_are_too_many(tmp_path, cache, monkeypa
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(file, monkeypatch):
-    def read(descriptor, path, start, end):
-        yield from ranges.read(descriptor, path, start, end)
-        os.utime(file, ns=(1, 1))
+    def read(descriptor, path, *cuts):
+        for piece in ranges.read(descriptor, path, *cuts):
+            os.utime(file, ns=(1, 1))
+            yield piece
 
     monkeypatch.setattr(digests, "read", read)
     with pytest.raises(CheckpointError, match="bytes: was changed while it was being read"):

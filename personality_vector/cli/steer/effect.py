@@ -9,11 +9,11 @@ import typer
 
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
-from personality_vector.study.recipe import ChooseRecipe
 
 if TYPE_CHECKING:
     from personality_vector.steering import SteeringVector
     from personality_vector.study.choose.choice import Choice
+    from personality_vector.study.recipe import ChooseRecipe
     from personality_vector.subject.chat import Chat
     from personality_vector.subject.subject import Subject
 
@@ -22,7 +22,7 @@ _SHOWN = 48
 _REMEDY = "if one is fine-tuned from the other, add --another-model"
 
 
-def check(recipe: ChooseRecipe) -> dict[str, Any]:
+def check(recipe: "ChooseRecipe") -> dict[str, Any]:
     """Open every input."""
     from personality_vector.study.choose.run import Inputs
 
@@ -30,7 +30,7 @@ def check(recipe: ChooseRecipe) -> dict[str, Any]:
     return {key: made_from[key] for key in ("contents", "statements")}
 
 
-def choose(recipe: ChooseRecipe, out: Path, force: bool, as_json: bool) -> None:
+def choose(recipe: "ChooseRecipe", out: Path, force: bool, as_json: bool) -> None:
     """Choose the layer and the range of strengths of a steering vector.
 
     One pass ranks the layers; the best few are verified by generation, at growing strengths until
@@ -102,7 +102,7 @@ def monitor(
         _print_projections(f"projection on {found.label}, layer {place}", rows)
 
 
-def _print_choice(choice: "Choice", recipe: ChooseRecipe, out: Path) -> None:
+def _print_choice(choice: "Choice", recipe: "ChooseRecipe", out: Path) -> None:
     from personality_vector.report.tables import print_frame
 
     layers = choice.layer_table()[

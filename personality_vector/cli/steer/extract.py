@@ -8,7 +8,6 @@ import typer
 import yaml
 
 from personality_vector.cli import options
-from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import OutputExistsError, RecipeError, require_new, some
 
 if TYPE_CHECKING:
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
     from personality_vector.data.personas import Persona
     from personality_vector.elicitation.extract import Elicited
+    from personality_vector.elicitation.recipe import SteerRecipe
     from personality_vector.elicitation.rollouts import Rollout
     from personality_vector.interventions.neurons.chosen import NeuronSet
     from personality_vector.steering import SteeringVector
@@ -78,12 +78,12 @@ def write_persona(
     )
 
 
-def check(recipe: SteerRecipe) -> dict[str, Any]:
+def check(recipe: "SteerRecipe") -> dict[str, Any]:
     """Open the model, and read both sides or the persona."""
     return _sides(recipe) if recipe.persona is None else _persona(recipe)
 
 
-def extract(recipe: SteerRecipe, out: Path, force: bool, as_json: bool) -> None:
+def extract(recipe: "SteerRecipe", out: Path, force: bool, as_json: bool) -> None:
     """Extract a steering vector.
 
     Positive minus negative mean activations: over given texts, or over the model's own answers
@@ -103,13 +103,13 @@ def extract(recipe: SteerRecipe, out: Path, force: bool, as_json: bool) -> None:
     )
 
 
-def check_neurons(recipe: SteerRecipe) -> dict[str, Any]:
+def check_neurons(recipe: "SteerRecipe") -> dict[str, Any]:
     """Open the model and read both sides."""
     require_for_neurons(recipe)
     return _sides(recipe)
 
 
-def neurons(recipe: SteerRecipe, out: Path, force: bool, as_json: bool) -> None:
+def neurons(recipe: "SteerRecipe", out: Path, force: bool, as_json: bool) -> None:
     """Find the neurons that tell two poles apart.
 
     Neurons of the MLPs that are active more often over the responses of one side.
@@ -133,14 +133,14 @@ def neurons(recipe: SteerRecipe, out: Path, force: bool, as_json: bool) -> None:
     )
 
 
-def _sides(recipe: SteerRecipe) -> dict[str, Any]:
+def _sides(recipe: "SteerRecipe") -> dict[str, Any]:
     from personality_vector.elicitation.extract import read_sides
 
     positive, negative = read_sides(recipe)
     return {"fingerprint": _model(recipe), "positive": len(positive), "negative": len(negative)}
 
 
-def _persona(recipe: SteerRecipe) -> dict[str, Any]:
+def _persona(recipe: "SteerRecipe") -> dict[str, Any]:
     from personality_vector.elicitation.extract import open_judge, read_persona
     from personality_vector.elicitation.rollouts import planned
 
@@ -152,14 +152,14 @@ def _persona(recipe: SteerRecipe) -> dict[str, Any]:
     return {**found, "replies": replies, "rated by": by}
 
 
-def _model(recipe: SteerRecipe) -> str:
+def _model(recipe: "SteerRecipe") -> str:
     from personality_vector.checkpoint import Checkpoint
 
     return str(Checkpoint.open(recipe.model).fingerprint)
 
 
 def _extract_persona(
-    recipe: SteerRecipe, out: Path, *, force: bool
+    recipe: "SteerRecipe", out: Path, *, force: bool
 ) -> "tuple[SteeringVector, Elicited]":
     """Extract and save; every reply goes into ``OUT.rollouts.jsonl`` as soon as it is there."""
     from personality_vector.elicitation.extract import extract_persona
@@ -184,7 +184,7 @@ def _extract_persona(
     return vector, elicited
 
 
-def _require_free(out: Path, beside: Path, recipe: SteerRecipe, *, force: bool) -> None:
+def _require_free(out: Path, beside: Path, recipe: "SteerRecipe", *, force: bool) -> None:
     """Refuse before hours of generation what would be refused after them."""
     require_new(out, force=force)
     reuse = recipe.rollouts.reuse
@@ -219,7 +219,7 @@ def _text(out: Path, vector: "SteeringVector", elicited: "Elicited | None") -> s
     return said if elicited is None else f"{said}\n{elicited.report} (judge: {elicited.judge})"
 
 
-def find_recipe_neurons(recipe: SteerRecipe) -> "NeuronSet":
+def find_recipe_neurons(recipe: "SteerRecipe") -> "NeuronSet":
     """Return the neurons of a recipe with two sides of data, tied to its model by fingerprint.
 
     Raises:
@@ -247,13 +247,13 @@ def find_recipe_neurons(recipe: SteerRecipe) -> "NeuronSet":
     return replace(found, model=checkpoint.fingerprint.digest)
 
 
-def require_for_neurons(recipe: SteerRecipe) -> None:
+def require_for_neurons(recipe: "SteerRecipe") -> None:
     """Refuse the keys of a steer recipe that would change nothing here.
 
     Raises:
         RecipeError: One is given.
     """
-    fields = SteerRecipe.model_fields
+    fields = type(recipe).model_fields
     odd = [key for key in _OF_VECTORS if getattr(recipe, key) != fields[key].default]
     if odd:
         raise RecipeError(
