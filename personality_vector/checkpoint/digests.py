@@ -82,15 +82,16 @@ def digests(ranges: Sequence[Range]) -> list[str]:
 
 def _spans(ranges: Iterable[Range]) -> list[list[Range]]:
     """Return ranges that follow each other in a file together, as many as are mapped at once."""
-    spans: list[list[Range]] = [[]]
+    spans: list[list[Range]] = []
     for one in sorted(ranges):
-        span = spans[-1]
-        follows = span and (span[-1].file, span[-1].place[1]) == (one.file, one.place[0])
-        if not follows or one.place[1] - span[0].place[0] > MAPPED:
-            spans.append(span := [])
-        span.append(one)
+        last = spans[-1] if spans else [one]
+        follows = (last[-1].file, last[-1].place[1]) == (one.file, one.place[0])
+        if follows and one.place[1] - last[0].place[0] <= MAPPED:
+            last.append(one)
+        else:
+            spans.append([one])
     # The largest first, so that no core is left alone with one at the end.
-    return sorted(filter(None, spans), key=lambda span: span[0].place[0] - span[-1].place[1])
+    return sorted(spans, key=lambda span: span[0].place[0] - span[-1].place[1])
 
 
 def _hashed(span: Sequence[Range]) -> list[str]:

@@ -5,7 +5,6 @@ import fcntl
 import mmap
 import os
 import signal
-import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from itertools import pairwise
@@ -79,7 +78,13 @@ def leased(descriptors: Iterable[int]) -> Generator[None]:
     safe. There are none on another system than Linux, on most network file systems, for files of
     other users, and for a file that somebody has open for writing.
     """
-    held = [descriptor for descriptor in descriptors if _lease(descriptor)]
+    held = []
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError, AttributeError):
+            # By default the signal that somebody waits would end the process; this one is ignored.
+            fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            held.append(descriptor)
     try:
         yield
     finally:
@@ -88,25 +93,11 @@ def leased(descriptors: Iterable[int]) -> Generator[None]:
                 fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
-def _lease(descriptor: int) -> bool:
-    if sys.platform != "linux":
-        return False
-    try:
-        # By default the signal that somebody waits would end the process; this one is ignored.
-        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    except OSError:
-        return False
-    return True
-
-
 def _is_leased(descriptor: int) -> bool:
     """Return whether there is a lease that nobody waits for: after 45 s it would be taken."""
-    if sys.platform != "linux":
-        return False
     try:
         return fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK
-    except OSError:
+    except (OSError, AttributeError):  # the latter on another system
         return False
 
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
@@ -27,8 +27,6 @@ from personality_vector.recipes.schema import PoleField
 from personality_vector.steering.fit import require_distinct
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from personality_vector.steering.vector import SteeringVector
 
 _CONTROL_VECTOR = "controlvector"
@@ -55,7 +53,7 @@ class Record(BaseModel):
     label: str
     counts: tuple[int, int]
 
-    def write(self, directory: Path, tensors: Mapping[str, Tensor], *, force: bool) -> None:
+    def write(self, directory: Path, tensors: Mapping[str, Tensor], *, force: bool) -> Path:
         """Write the three files; the directory appears whole or not at all.
 
         Raises:
@@ -68,9 +66,10 @@ class Record(BaseModel):
             text = self.model_dump_json(indent=2) + "\n"
             (partial / f"{self.stem}.json").write_text(text, encoding="utf-8")
             write_manifest(partial, content.pop("kind"), content)
+        return directory
 
     @classmethod
-    def read(cls, directory: Path) -> "tuple[Self, Checkpoint]":
+    def read(cls, directory: Path) -> tuple[Self, Checkpoint]:
         """Return the record and the tensors.
 
         Raises:

@@ -357,8 +357,7 @@ class SteeringVector:
             norms={layer: self.norm(layer) for layer in self.layers},
         )
         tensors = {f"layer.{layer}": vector for layer, vector in self.directions.items()}
-        record.write(Path(directory), tensors, force=force)
-        return Path(directory)
+        return record.write(Path(directory), tensors, force=force)
 
     @classmethod
     def load(cls, directory: str | Path) -> "SteeringVector":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from personality_vector.interventions.neurons.chosen import NeuronSet
     from personality_vector.steering import SteeringVector
 
-_OF_VECTORS = ("layers", "pooling", "estimator")
+_OF_VECTORS = ("persona", "layers", "pooling", "estimator")
 
 
 def write_persona(
@@ -80,7 +80,19 @@ def write_persona(
 
 def check(recipe: "SteerRecipe") -> dict[str, Any]:
     """Open the model, and read both sides or the persona."""
-    return _sides(recipe) if recipe.persona is None else _persona(recipe)
+    from personality_vector.checkpoint import Checkpoint
+    from personality_vector.elicitation.extract import open_judge, read_persona, read_sides
+    from personality_vector.elicitation.rollouts import planned
+
+    found: dict[str, Any] = {"fingerprint": str(Checkpoint.open(recipe.model).fingerprint)}
+    if recipe.persona is None:
+        positive, negative = map(len, read_sides(recipe))
+        return {**found, "positive": positive, "negative": negative}
+    persona = read_persona(recipe)
+    judge = open_judge(recipe, persona)
+    replies = len(planned(persona, recipe.rollouts, 0)) * recipe.rollouts.samples
+    by = judge.name if judge else recipe.judge
+    return {**found, "persona": persona.label, "replies": replies, "rated by": by}
 
 
 def extract(recipe: "SteerRecipe", out: Path, force: bool, as_json: bool) -> None:
@@ -106,7 +118,7 @@ def extract(recipe: "SteerRecipe", out: Path, force: bool, as_json: bool) -> Non
 def check_neurons(recipe: "SteerRecipe") -> dict[str, Any]:
     """Open the model and read both sides."""
     require_for_neurons(recipe)
-    return _sides(recipe)
+    return check(recipe)
 
 
 def neurons(recipe: "SteerRecipe", out: Path, force: bool, as_json: bool) -> None:
@@ -131,31 +143,6 @@ def neurons(recipe: "SteerRecipe", out: Path, force: bool, as_json: bool) -> Non
             f"from {found.counts[0]} and {found.counts[1]} responses"
         ),
     )
-
-
-def _sides(recipe: "SteerRecipe") -> dict[str, Any]:
-    from personality_vector.elicitation.extract import read_sides
-
-    positive, negative = read_sides(recipe)
-    return {"fingerprint": _model(recipe), "positive": len(positive), "negative": len(negative)}
-
-
-def _persona(recipe: "SteerRecipe") -> dict[str, Any]:
-    from personality_vector.elicitation.extract import open_judge, read_persona
-    from personality_vector.elicitation.rollouts import planned
-
-    persona = read_persona(recipe)
-    judge = open_judge(recipe, persona)
-    replies = len(planned(persona, recipe.rollouts, 0)) * recipe.rollouts.samples
-    by = judge.name if judge else recipe.judge
-    found = {"fingerprint": _model(recipe), "persona": persona.label}
-    return {**found, "replies": replies, "rated by": by}
-
-
-def _model(recipe: "SteerRecipe") -> str:
-    from personality_vector.checkpoint import Checkpoint
-
-    return str(Checkpoint.open(recipe.model).fingerprint)
 
 
 def _extract_persona(
@@ -257,7 +244,8 @@ def require_for_neurons(recipe: "SteerRecipe") -> None:
     odd = [key for key in _OF_VECTORS if getattr(recipe, key) != fields[key].default]
     if odd:
         raise RecipeError(
-            f"neurons are counted in all layers and over whole responses; leave out {some(odd)}"
+            f"neurons are counted in two sides of data, in all layers and over whole responses; "
+            f"leave out {some(odd)}"
         )
 
 

@@ -126,8 +126,7 @@ class NeuronSet:
             for layer, found in getattr(self, side).items()
             for name in _COLUMNS
         }
-        record.write(Path(directory), tensors, force=force)
-        return Path(directory)
+        return record.write(Path(directory), tensors, force=force)
 
     @classmethod
     def load(cls, directory: str | Path) -> "NeuronSet":
