@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _BULKY = ("tensors", "files", "losses", "manifest")
 _TABLES = ("layers", "modules")
+_OF_ADAPTERS = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules")
 
 
 def show(
@@ -51,7 +52,7 @@ def show(
 
 def describe(path: Path) -> dict[str, Any]:
     """Return what a directory is, as JSON-like data."""
-    from personality_vector.checkpoint.reader import read_manifest
+    from personality_vector.checkpoint.reader import Checkpoint, read_json, read_manifest
     from personality_vector.delta.lora import is_adapter
     from personality_vector.delta.storage import is_saved_delta
 
@@ -60,30 +61,21 @@ def describe(path: Path) -> dict[str, Any]:
     if is_saved_delta(path):
         return {"path": str(path), **summary, **_delta(path)}
     if is_adapter(path):
-        return {"path": str(path), "kind": "adapter", **summary, **_adapter(path)}
+        config = read_json(path / "adapter_config.json")
+        adapter = {key: config.get(key) for key in _OF_ADAPTERS}
+        return {"path": str(path), "kind": "adapter", **summary, "adapter": adapter}
     if manifest.get("kind") not in (None, "merge", "train"):
         return {"path": str(path), **summary}
-    return {"path": str(path), "kind": "checkpoint", **summary, **_checkpoint(path)}
-
-
-def _checkpoint(path: Path) -> dict[str, Any]:
-    from personality_vector.checkpoint import Checkpoint
-
     checkpoint = Checkpoint.open(path)
     return {
+        "path": str(path),
+        "kind": "checkpoint",
+        **summary,
         "model_type": checkpoint.config.get("model_type"),
         "tensors": checkpoint.fingerprint.tensors,
         "parameters": checkpoint.fingerprint.parameters,
         "fingerprint": checkpoint.fingerprint.digest,
     }
-
-
-def _adapter(path: Path) -> dict[str, Any]:
-    from personality_vector.checkpoint.reader import read_json
-
-    config = read_json(path / "adapter_config.json")
-    keys = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules")
-    return {"adapter": {key: config.get(key) for key in keys}}
 
 
 def _delta(path: Path) -> dict[str, Any]:
