@@ -1,6 +1,10 @@
 """Models of every family that can be baked, and vectors for them."""
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -13,6 +17,7 @@ import torch
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
+from personality_vector.steering.bake import proof
 from personality_vector.steering.bake.base import read_config
 from personality_vector.subject.models import decoder_blocks
 
@@ -101,3 +106,29 @@ def hooked() -> Callable[..., Any]:
             yield
 
     return on
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Let the process of a proof be a fork, which need not import torch again.
+
+    Tests without this fixture start a new interpreter, as ``bake`` does.
+    """
+
+    def run(command, **_):
+        with tempfile.TemporaryFile("w+") as errors:
+            child = os.fork()
+            if child == 0:
+                os.dup2(errors.fileno(), 2)
+                sys.stderr = os.fdopen(2, "w")
+                code = 1
+                try:
+                    code = proof.main(*command[command.index("-m") + 2 :])
+                finally:
+                    sys.stderr.flush()
+                    os._exit(code)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            errors.seek(0)
+            return subprocess.CompletedProcess(command, code, "", errors.read())
+
+    monkeypatch.setattr(proof.subprocess, "run", run)

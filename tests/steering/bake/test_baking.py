@@ -52,6 +52,7 @@ def _logits(model):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("family", ROUTES)
 def test_a_new_process_says_what_the_hooks_say(family, pico, vector_of, hooked, weights, tmp_path):
     path, out = pico(family), tmp_path / "out"
@@ -117,6 +118,7 @@ def test_shards_ties_and_half_precision(family, route, pico, vector_of, weights,
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     ("family", "dtype", "tied"), [("qwen2", "float32", True), ("gpt2", "bfloat16", None)]
 )
@@ -166,6 +168,7 @@ _write_checkpoint = exports.write_checkpoint
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     ("tamper", "why"),
     [
@@ -184,6 +187,7 @@ def test_an_export_that_is_not_the_hooks_is_not_published(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_bias_that_the_config_does_not_announce_is_not_published(
     pico, vector_of, monkeypatch, tmp_path
 ):
