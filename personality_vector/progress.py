@@ -1,29 +1,44 @@
-"""One progress bar for the outer loops: train, merge, administer, sweep."""
+"""Progress of the outer loops: a bar on a terminal, a line a minute in a log."""
 
 import sys
+import time
 from collections.abc import Callable, Generator, Iterable, Sized
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from tqdm import tqdm
 
 T = TypeVar("T")
 
+_MINUTE = 60.0
+_loops: "list[_Loop]" = []
+"""The loops that are running, outermost first."""
+
 _silenced = False
-_drawing = False
+_last_line = 0.0
+
+
+@dataclass(slots=True)
+class _Loop:
+    """A loop that is running: how much of it is done, and of how much, if that is known."""
+
+    label: str
+    total: int | None
+    unit: str
+    started: float
+    done: int = 0
+
+    def __str__(self) -> str:
+        done, total = (
+            tqdm.format_sizeof(count, "B") if self.unit and count is not None else count
+            for count in (self.done, self.total)
+        )
+        return f"{self.label}: {done}{'' if total is None else f' of {total}'}"
 
 
 def silence() -> None:
-    """Draw no bar from now on in this process: ``--quiet``."""
+    """Show no progress from now on in this process: ``--quiet``."""
     global _silenced
     _silenced = True
 
@@ -31,35 +46,54 @@ def silence() -> None:
 def progress(
     items: Iterable[T], label: str, size: Callable[[T], int] | None = None
 ) -> Generator[T]:
-    """Yield ``items`` while a bar on stderr shows how far we are.
+    """Yield ``items`` and show on stderr how many are done, how fast, and when it will end.
 
-    Silent without a terminal, after :func:`silence`, and inside another bar.
+    A terminal gets a bar, of the outermost loop only. Anything else, such as the log of a job,
+    gets at most one line a minute, which names the loops inside as well. :func:`silence` ends both.
 
     Args:
-        items: What is worked through; the total is known if they have a length.
+        items: What to work through; the end can be foretold if they have a length.
         label: Name of the work.
-        size: Bytes of an item. The bar then counts bytes, and shows bytes per second.
+        size: Bytes of an item, to count bytes instead of items.
     """
-    global _drawing
-    if _silenced or _drawing or not sys.stderr.isatty():
-        yield from items
-        return
-    _drawing = True
-    step = size or (lambda _: 1)
+    step, unit = (size, "B") if size else (lambda _: 1, "")
     total = sum(map(step, items)) if isinstance(items, Sized) else None
-    counts = (DownloadColumn(), TransferSpeedColumn()) if size else (MofNCompleteColumn(),)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *counts,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    loop = _Loop(label, total, unit, time.monotonic())
+    is_terminal = sys.stderr.isatty()
+    hidden = _silenced or bool(_loops) or not is_terminal
+    _loops.append(loop)
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(label, total=total)
+        with tqdm(
+            total=total,
+            desc=label,
+            unit=unit or " items",
+            unit_scale=bool(size),
+            leave=False,
+            disable=hidden,
+            file=sys.stderr,
+        ) as bar:
             for item in items:
                 yield item
-                bar.advance(task, step(item))
+                loop.done += step(item)
+                bar.update(step(item))
+                if not (is_terminal or _silenced):
+                    _log()
     finally:
-        _drawing = False
+        _loops.remove(loop)
+
+
+def _log() -> None:
+    """Write a line, unless there was one within the last minute."""
+    global _last_line
+    now = time.monotonic()
+    if now - max(_last_line, _loops[0].started) < _MINUTE:
+        return
+    _last_line, share = now, 0.0
+    for loop in reversed(_loops):
+        share = (loop.done + share) / loop.total if loop.total else 0.0
+    left = ""
+    if share > 0:
+        rest = timedelta(seconds=round((now - _loops[0].started) * (1 / share - 1)))
+        left = f"; {rest} left, until {datetime.now() + rest:%a %H:%M}"
+    sys.stderr.write(f"{', '.join(map(str, _loops))}{left}\n")
+    sys.stderr.flush()
