@@ -1,5 +1,6 @@
-"""The README tells the truth: its commands for the embedded model run, one after the other."""
+"""The READMEs tell the truth: their commands for the embedded model run, one after the other."""
 
+import ast
 import os
 import re
 import shlex
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import personality_vector as pv
 from personality_vector import lab
 
 ROOT = Path(__file__).parents[1]
-MARK = "<!-- run by tests/test_readme.py -->"
+MARK = "<!-- run by tests/test_readme.py -->\n```sh\n"
 _SHORT = ["measures.0.likelihood.limit=10", "measures.1.interview.generation.max_new_tokens=12"]
 SMALLER = {
     "training/smoke.yaml": ["sft.epochs=1"],
@@ -30,17 +32,53 @@ SMALLER = {
 """What is made smaller in a recipe: here it only has to run, from the first step to the last."""
 
 
+PAGES = ["README.md", "merges/README.md", "training/README.md", "eval/README.md"]
+
+
+def blocks(kind: str, page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)
+
+
 def commands() -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(re.escape(MARK) + r"\n```sh\n(.*?)```", text, flags=re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line]
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    marked = [block.partition("```")[0] for text in texts for block in text.split(MARK)[1:]]
+    return [line for block in marked for line in block.splitlines() if line]
 
 
-def test_every_verb_of_the_tool_is_shown():
+def test_every_verb_of_the_three_uses_is_run():
     shown = {shlex.split(command)[1] for command in commands()}
     assert shown == {
         "train", "diff", "show", "similarity", "merge", "sweep", "eval", "steer", "compare",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_short(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if page == "README.md":
+        assert len(text.split()) <= 1400
+    prose = "\n".join(line for line in text.splitlines() if not line.startswith("|"))
+    assert len(prose.split()) <= 1200
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_link_leads_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", text)
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_of_a_page_parses_and_names_what_there_is(page):
+    for block in blocks("python", page):
+        tree = ast.parse(block)
+        used = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pv"
+        }
+        assert [name for name in used if not hasattr(pv, name)] == []
 
 
 @pytest.mark.slow
