@@ -1,18 +1,16 @@
 """The READMEs tell the truth: their commands for the embedded model run, one after the other."""
 
 import ast
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import personality_vector as pv
 from personality_vector import lab
+from personality_vector.cli.main import run
 
 ROOT = Path(__file__).parents[1]
 MARK = "<!-- run by tests/test_readme.py -->\n```sh\n"
@@ -21,7 +19,13 @@ SMALLER = {
     "training/smoke.yaml": ["sft.epochs=1"],
     "eval/sweeps/smoke.yaml": [*_SHORT, "strengths=[-1.0, 1.0]"],
     "eval/smoke.yaml": _SHORT,
-    "eval/choose/smoke.yaml": ["limit=12", "generation={max_new_tokens: 12, samples: 1}"],
+    "eval/choose/smoke.yaml": [
+        "limit=12",
+        "verify=1",
+        "shares=[0.1, 0.4]",
+        "generation={max_new_tokens: 12, samples: 1}",
+    ],
+    "training/steering/smoke-persona.yaml": ["rollouts.questions=4", "rollouts.max_new_tokens=12"],
     "eval/compare/smoke.yaml": [
         *_SHORT,
         "points=2",
@@ -82,19 +86,18 @@ def test_python_of_a_page_parses_and_names_what_there_is(page):
 
 
 @pytest.mark.slow
-def test_the_commands_for_the_embedded_model_run_in_order(tmp_path):
+@pytest.mark.filterwarnings("ignore")
+def test_the_commands_for_the_embedded_model_run_in_order(tmp_path, monkeypatch, capsys):
+    """In one process: to import torch again for each of them would take most of the time."""
     for folder in lab.FOLDERS:
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    tool = [sys.executable, "-m", "personality_vector.cli"]
+    monkeypatch.chdir(tmp_path)
     for command in commands():
         words = shlex.split(command)
         assert words[0] == "pvec"
         for setting in [one for word in words for one in SMALLER.get(word, ())]:
             words += ["--set", setting]
-        done = subprocess.run(
-            [*tool, *words[1:]], cwd=tmp_path, capture_output=True, text=True, env=os.environ
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        assert done.stdout.strip()
-    assert (tmp_path / "runs/smoke/compare/report.html").is_file()
-    assert (tmp_path / "runs/smoke/merged/MANIFEST.json").is_file()
+        assert run(words[1:]) == 0, f"{command}\n{capsys.readouterr()}"
+        assert capsys.readouterr().out.strip()
+    assert Path("runs/smoke/compare/report.html").is_file()
+    assert Path("runs/smoke/merged/MANIFEST.json").is_file()
