@@ -1,5 +1,6 @@
 """The laws of merging on every family, in one file and in shards, with a tied head and without."""
 
+from itertools import cycle
 from types import SimpleNamespace
 
 import numpy as np
@@ -161,8 +162,7 @@ def test_law_5_ties_trims_the_whole_vector_elects_and_averages(
     require_same_bytes(found, expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "method"), list(zip(FAMILIES, cycle(METHODS), strict=False)))
 def test_law_8_shards_and_threads_change_no_byte(
     pico, pico_tuned, merged, monkeypatch, require_same_bytes, name, method
 ):

@@ -126,22 +126,37 @@ def held(model: Any, names: Any) -> dict[str, Tensor]:
     return {name: states[renamed.get(name, name)].clone() for name in names}
 
 
+@pytest.fixture
+def require_live_as_written(pico, pico_tuned, merged, require_same_bytes):
+    def check(method: str, options: dict[str, Any], dtype: str, strength: float) -> None:
+        base = pico("phi", dtype)
+        terms = [
+            (pico_tuned("phi", dtype, seed), alpha) for seed, alpha in enumerate((0.7, 1.0, -0.4))
+        ]
+        for given in (terms, terms[1:2]):
+            delta = pv.merged(
+                base, given, method=method, options={**options, "lambda": 1.0}, seed=2
+            )
+            model = load_model(base, dtype=dtype)
+            with live_edit(model, delta, strength):
+                found = held(model, Checkpoint.open(base).names)
+            written = {**options, "lambda": strength}
+            require_same_bytes(found, merged(base, given, method=method, options=written, seed=2))
+
+    return check
+
+
 @EVERY_ROW
-@pytest.mark.parametrize(
-    ("dtype", "strength"), [("float32", 1.0), ("bfloat16", -1.3), ("float16", 0.4)]
-)
 def test_a_live_edit_of_a_merge_holds_the_weights_that_it_writes_at_that_lambda(
-    pico, pico_tuned, merged, dtype, strength, method, options, require_same_bytes
+    require_live_as_written, method, options
 ):
-    base = pico("phi", dtype)
-    terms = [(pico_tuned("phi", dtype, seed), alpha) for seed, alpha in enumerate((0.7, 1.0, -0.4))]
-    for given in (terms, terms[1:2]):
-        delta = pv.merged(base, given, method=method, options={**options, "lambda": 1.0}, seed=2)
-        model = load_model(base, dtype=dtype)
-        with live_edit(model, delta, strength):
-            found = held(model, Checkpoint.open(base).names)
-        written = {**options, "lambda": strength}
-        require_same_bytes(found, merged(base, given, method=method, options=written, seed=2))
+    require_live_as_written(method, options, "bfloat16", -1.3)
+
+
+@pytest.mark.parametrize(("dtype", "strength"), [("float32", 1.0), ("float16", 0.4)])
+@pytest.mark.parametrize("method", ["ties", "dare"])
+def test_so_it_does_in_other_dtypes(require_live_as_written, method, dtype, strength):
+    require_live_as_written(method, {}, dtype, strength)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
