@@ -5,7 +5,7 @@
 
 Fine-tunes both poles of each trait on the ``train`` part of the statements, sweeps alpha over
 -1 and 0.1 .. 2.0, and measures the likelihood on the ``held_out`` part and a classifier's score of
-generated answers. Prints the table of the README and writes it, with its figure, under ``--out``.
+generated answers. Prints the table of eval/results/alpha.md and writes it, with its figure, under ``--out``.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def sweep_trait(base: Path, statements: Path, trait: str, out: Path) -> Run:
 
 
 def rows_of(run: Run, trait: str) -> list[dict[str, object]]:
-    """Return one row of the README's table per pole."""
+    """Return one row of the table per pole."""
     frame = run.readings().query("trait == @trait")
     value = frame.set_index(["measure", "intervention", "strength"])["value"]
     rows = []
