@@ -7,17 +7,15 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from personality_vector.data.statements import part_of, read_statements
 from personality_vector.errors import DataError, TraitError
 from personality_vector.recipes.schema import LocalPath, PoleField, Real, Recipe, Whole, Words
+from personality_vector.subject.chat import Chat, answered, question
 from personality_vector.traits import Pole
-
-if TYPE_CHECKING:
-    from personality_vector.subject.chat import Chat
 
 
 class DataSpec(Recipe):
@@ -44,7 +42,7 @@ class DataSpec(Recipe):
         return self.model_copy(update={"pole": pole})
 
 
-def read_chats(spec: DataSpec) -> "list[Chat]":
+def read_chats(spec: DataSpec) -> list[Chat]:
     """Return the chats that ``spec`` selects, in file order.
 
     Raises:
@@ -74,9 +72,7 @@ def read_prompts(file: Path) -> list[str]:
     return texts
 
 
-def _from_statements(spec: DataSpec) -> "list[Chat]":
-    from personality_vector.subject.chat import answered, question
-
+def _from_statements(spec: DataSpec) -> list[Chat]:
     statements = read_statements(
         spec.source,
         trait=spec.pole.trait if spec.pole else None,
@@ -91,10 +87,8 @@ def _from_statements(spec: DataSpec) -> "list[Chat]":
     ]
 
 
-def _from_big5chat(spec: DataSpec) -> "list[Chat]":
+def _from_big5chat(spec: DataSpec) -> list[Chat]:
     """Read BIG5-CHAT rows, without the instruction that names the trait: labels would leak."""
-    from personality_vector.subject.chat import answered, question
-
     chats: list[Chat] = []
     for place, row in _rows(spec.source):
         try:
@@ -111,7 +105,7 @@ def _from_big5chat(spec: DataSpec) -> "list[Chat]":
     return chats
 
 
-def _from_chats(spec: DataSpec) -> "list[Chat]":
+def _from_chats(spec: DataSpec) -> list[Chat]:
     chats: list[Chat] = []
     for place, row in _rows(spec.source):
         parts = [row.get("prompt"), row.get("completion")]
@@ -165,7 +159,7 @@ def _json_rows(file: Path, lines: Iterable[str]) -> Iterator[tuple[str, dict[str
         yield f"{file}:{number}", row
 
 
-_READERS: "dict[str, Callable[[DataSpec], list[Chat]]]" = {
+_READERS: dict[str, Callable[[DataSpec], list[Chat]]] = {
     "statements": _from_statements,
     "big5chat": _from_big5chat,
     "chats": _from_chats,

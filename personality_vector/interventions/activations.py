@@ -11,12 +11,11 @@ from pydantic import Field, model_validator
 from personality_vector.errors import ModelError, RecipeError, blame
 from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
 from personality_vector.recipes.schema import Layers, LocalPath, Real, Recipe, Whole, Words
+from personality_vector.subject.protocols import Checkpoint, Subject
 
 if TYPE_CHECKING:
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.interventions.neurons.chosen import NeuronSet
     from personality_vector.steering import Gate, Positions, SteeringVector, Strength
-    from personality_vector.subject.subject import Subject
 
 How = Literal["add", "add_keeping_norm", "ablate"]
 
@@ -50,7 +49,7 @@ class ActivationSteering(Usual):
         object.__setattr__(self, "layers", tuple(self.layers))
         object.__setattr__(self, "positions", str(self.positions))
 
-    def check(self, base: "Checkpoint") -> None:
+    def check(self, base: Checkpoint) -> None:
         """Refuse a base that cannot be steered so.
 
         Raises:
@@ -84,7 +83,7 @@ class ActivationSteering(Usual):
                     )
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: "Strength") -> Generator["Subject"]:
+    def applied(self, subject: Subject, strength: "Strength") -> Generator[Subject]:
         """Steer by forward hooks; coefficient 0 registers none. See :func:`steered`.
 
         ``strength`` is the coefficient: a number, or one for each row of every batch.
@@ -110,7 +109,7 @@ class ActivationSteering(Usual):
             yield subject
 
 
-def _require_clause(positions: "str | Positions", base: "Checkpoint") -> None:
+def _require_clause(positions: "str | Positions", base: Checkpoint) -> None:
     """Refuse positions that cannot be read, before a model is loaded."""
     from personality_vector.steering import Positions
     from personality_vector.subject.models import load_tokenizer
@@ -129,7 +128,7 @@ class GateSpec(Recipe):
     threshold: Real = Field(ge=-1, le=1)
     side: Literal["above", "below"] = "above"
 
-    def open(self, base: "Checkpoint") -> "Gate":
+    def open(self, base: Checkpoint) -> "Gate":
         """Return the gate.
 
         Raises:
@@ -166,7 +165,7 @@ class VectorSpec(InterventionSpec):
             raise ValueError("with incremental, layers are counted from 0")
         return self
 
-    def open(self, base: "Checkpoint") -> ActivationSteering:
+    def open(self, base: Checkpoint) -> ActivationSteering:
         """Return the steering."""
         from personality_vector.steering import SteeringVector
 
@@ -223,7 +222,7 @@ class NeuronSteering(Usual):
         if not 0.0 < self.keep <= 1.0:
             raise RecipeError(f"{self.label}: keep must be in (0, 1], got {self.keep}")
 
-    def check(self, base: "Checkpoint") -> None:
+    def check(self, base: Checkpoint) -> None:
         """Refuse a base that has not these neurons.
 
         Raises:
@@ -239,7 +238,7 @@ class NeuronSteering(Usual):
         _require_clause(self.positions, base)
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
+    def applied(self, subject: Subject, strength: float) -> Generator[Subject]:
         """Steer by forward hooks on the activation modules; strength 0 registers none.
 
         Raises:
@@ -265,7 +264,7 @@ class NeuronsSpec(InterventionSpec):
     neurons: LocalPath
     positions: Words = "response"
 
-    def open(self, base: "Checkpoint") -> NeuronSteering:  # noqa: ARG002
+    def open(self, base: Checkpoint) -> NeuronSteering:  # noqa: ARG002
         """Return the steering."""
         from personality_vector.interventions.neurons.chosen import NeuronSet
 

@@ -3,15 +3,12 @@
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from personality_vector.errors import RecipeError
 from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
 from personality_vector.recipes.schema import Real, Recipe, Whole
-
-if TYPE_CHECKING:
-    from personality_vector.checkpoint import Checkpoint
-    from personality_vector.subject.subject import Subject
+from personality_vector.subject.protocols import Checkpoint, Subject
 
 _RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = {
     "temperature": ("at least 0", lambda value: 0 <= value < float("inf")),
@@ -62,7 +59,7 @@ class Decoding(Usual):
         return {name: getattr(self, name) for name in _RANGES if getattr(self, name) is not None}
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
+    def applied(self, subject: Subject, strength: float) -> Generator[Subject]:
         """Decode with these options at strength 1.
 
         Raises:
@@ -88,6 +85,6 @@ class DecodingSpec(InterventionSpec):
 
     decoding: DecodingOptions
 
-    def open(self, base: "Checkpoint") -> Decoding:  # noqa: ARG002
+    def open(self, base: Checkpoint) -> Decoding:  # noqa: ARG002
         """Return the options."""
         return Decoding(**dict(self.decoding), label=self.label)

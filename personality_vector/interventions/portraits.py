@@ -1,7 +1,7 @@
 """Prompts that show a pole: a portrait of a person, or adjectives, with a modifier."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -10,10 +10,8 @@ from personality_vector.errors import RecipeError, TraitError, some
 from personality_vector.interventions.prompts import SystemMessage
 from personality_vector.interventions.spec import InterventionSpec, enumerated
 from personality_vector.recipes.schema import PoleField, Whole
+from personality_vector.subject.protocols import Checkpoint
 from personality_vector.traits import Pole
-
-if TYPE_CHECKING:
-    from personality_vector.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ class PortraitSpec(InterventionSpec):
 
     portrait: PoleField
 
-    def open(self, base: "Checkpoint") -> Portrait:  # noqa: ARG002
+    def open(self, base: Checkpoint) -> Portrait:  # noqa: ARG002
         """Return the portrait."""
         return Portrait(self.portrait, self.label)
 
@@ -148,7 +146,7 @@ class PromptedSpec(InterventionSpec):
     adjectives: Whole = Field(default=3, ge=1)
     seed: Whole | None = None
 
-    def open(self, base: "Checkpoint") -> Prompted:  # noqa: ARG002
+    def open(self, base: Checkpoint) -> Prompted:  # noqa: ARG002
         """Return the prompt."""
         return Prompted(self.prompt, self.label, self.adjectives, self.seed)
 

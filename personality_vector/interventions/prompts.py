@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -20,11 +20,8 @@ from personality_vector.interventions.spec import (
     require_step,
 )
 from personality_vector.recipes.schema import Recipe, Words, distinct, located
-
-if TYPE_CHECKING:
-    from personality_vector.checkpoint import Checkpoint
-    from personality_vector.subject.chat import Chat, Message
-    from personality_vector.subject.subject import Subject
+from personality_vector.subject.chat import Chat, Message, answered, question
+from personality_vector.subject.protocols import Checkpoint, Subject
 
 
 class SystemMessage(Usual, ABC):
@@ -54,7 +51,7 @@ class SystemMessage(Usual, ABC):
         return self.text_at(int(strength)) if strength else ""
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
+    def applied(self, subject: Subject, strength: float) -> Generator[Subject]:
         """Put the text in front of the system message of every chat, or make one of it.
 
         Raises:
@@ -65,13 +62,13 @@ class SystemMessage(Usual, ABC):
         yield edited(subject, partial(_instructed, sentence)) if sentence else subject
 
 
-def edited(subject: "Subject", edit: Callable[["Chat"], "Chat"]) -> "Subject":
+def edited(subject: Subject, edit: Callable[[Chat], Chat]) -> Subject:
     """Return the subject with one more edit of its chats, made after those that it has."""
     earlier = subject.edit
     return replace(subject, edit=lambda chat: edit(earlier(chat)))
 
 
-def _instructed(sentence: str, chat: "Chat") -> "Chat":
+def _instructed(sentence: str, chat: Chat) -> Chat:
     if chat and chat[0]["role"] == "system":
         first: Message = {**chat[0], "content": f"{sentence} {chat[0]['content']}"}
         return [first, *chat[1:]]
@@ -128,7 +125,7 @@ class RolesSpec(InterventionSpec):
 
     roles: Annotated[tuple[Words, ...], Field(min_length=1), AfterValidator(distinct)]
 
-    def open(self, base: "Checkpoint") -> RolePrompt:  # noqa: ARG002
+    def open(self, base: Checkpoint) -> RolePrompt:  # noqa: ARG002
         """Return the prompt."""
         return RolePrompt(self.roles, self.label)
 
@@ -187,7 +184,7 @@ class SystemSpec(InterventionSpec):
 
     system: Annotated[Path | str, BeforeValidator(_text_or_file), AfterValidator(_without_seed)]
 
-    def open(self, base: "Checkpoint") -> SystemPrompt:  # noqa: ARG002
+    def open(self, base: Checkpoint) -> SystemPrompt:  # noqa: ARG002
         """Return the prompt.
 
         Raises:
@@ -221,7 +218,7 @@ class FewShot(Usual):
         Brown et al. 2020, arXiv:2005.14165.
     """
 
-    examples: "Sequence[Chat]"
+    examples: Sequence[Chat]
     label: str = "few-shot"
     files: tuple[Path, ...] = ()
 
@@ -243,7 +240,7 @@ class FewShot(Usual):
         return tuple(map(float, range(len(self.examples) + 1)))
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
+    def applied(self, subject: Subject, strength: float) -> Generator[Subject]:
         """Put the first ``strength`` examples in front of the question of every chat.
 
         Raises:
@@ -255,7 +252,7 @@ class FewShot(Usual):
         yield edited(subject, lambda chat: _shown(turns, chat)) if turns else subject
 
 
-def _shown(turns: "Chat", chat: "Chat") -> "Chat":
+def _shown(turns: Chat, chat: Chat) -> Chat:
     opening = 1 if chat and chat[0]["role"] == "system" else 0
     return [*chat[:opening], *turns, *chat[opening:]]
 
@@ -282,10 +279,8 @@ class ExamplesSpec(InterventionSpec):
 
     examples: Annotated[DataSpec | tuple[Shot, ...], BeforeValidator(_by_form)]
 
-    def open(self, base: "Checkpoint") -> FewShot:  # noqa: ARG002
+    def open(self, base: Checkpoint) -> FewShot:  # noqa: ARG002
         """Return the examples."""
-        from personality_vector.subject.chat import answered, question
-
         if isinstance(self.examples, DataSpec):
             return FewShot(read_chats(self.examples), self.label, (self.examples.source,))
         shots = [answered(question(shot.user), shot.assistant) for shot in self.examples]

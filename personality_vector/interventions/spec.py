@@ -1,20 +1,18 @@
 """What interventions have in common: their keys in a recipe, and which strengths there are."""
 
 import json
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
-from personality_vector.errors import RecipeError
+from personality_vector.errors import NonFiniteError, RecipeError
 from personality_vector.recipes.schema import Recipe, Strengths, by_own_key
 from personality_vector.subject.identity import identity_of
-from personality_vector.subject.protocols import Intervention, require_finite
-
-if TYPE_CHECKING:
-    from personality_vector.checkpoint import Checkpoint
+from personality_vector.subject.protocols import Checkpoint, Intervention
 
 KINDS: Mapping[str, str] = {
     "delta": "interventions.weights:WeightsSpec",
@@ -49,7 +47,7 @@ class Usual:
         """Return the digest of its options and of every file that was read."""
         return identity_of(self)
 
-    def check(self, base: "Checkpoint") -> None:
+    def check(self, base: Checkpoint) -> None:
         """Accept every base."""
 
 
@@ -67,7 +65,7 @@ class InterventionSpec(Recipe):
         return label
 
     @abstractmethod
-    def open(self, base: "Checkpoint") -> Intervention:
+    def open(self, base: Checkpoint) -> Intervention:
         """Return the intervention that the keys describe; a study checks it against the base.
 
         Raises:
@@ -99,7 +97,10 @@ def require_step(intervention: Intervention, strength: float) -> None:
         RecipeError: It has steps, and this is none of them.
         NonFiniteError: The strength is NaN or infinite.
     """
-    require_finite(intervention.label, strength)
+    if not math.isfinite(strength):
+        raise NonFiniteError(
+            f"{intervention.label}: the strength must be a finite number, got {strength}"
+        )
     steps = intervention.steps
     if steps is None or strength in steps:
         return

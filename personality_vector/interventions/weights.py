@@ -12,12 +12,11 @@ from personality_vector.interventions.spec import InterventionSpec, Usual, requi
 from personality_vector.merging.recipe import DeltaSpec, TermSpec
 from personality_vector.recipes.schema import Real, Whole, Words
 from personality_vector.subject.identity import digest_of, identity_of
+from personality_vector.subject.protocols import Checkpoint, Subject
 
 if TYPE_CHECKING:
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.delta import Delta
     from personality_vector.steering.hybrid import Hybrid
-    from personality_vector.subject.subject import Subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class WeightEdit(Usual):
             folders.add(self.delta.directory)
         return digest_of(identity_of(self), sorted(map(content_of, folders)))
 
-    def check(self, base: "Checkpoint") -> None:
+    def check(self, base: Checkpoint) -> None:
         """Refuse another base than that of the delta.
 
         Raises:
@@ -68,7 +67,7 @@ class WeightEdit(Usual):
         open_delta(self.delta, base)
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
+    def applied(self, subject: Subject, strength: float) -> Generator[Subject]:
         """Edit in place, and restore every parameter bit for bit.
 
         Strength 0 touches nothing. What is yielded knows the share of the ideal change that
@@ -89,7 +88,7 @@ class WeightEdit(Usual):
 class WeightsSpec(DeltaSpec, InterventionSpec):
     """``delta`` is a saved delta; ``tuned`` is a fine-tuned checkpoint or a LoRA adapter."""
 
-    def open(self, base: "Checkpoint") -> WeightEdit:
+    def open(self, base: Checkpoint) -> WeightEdit:
         """Return the edit."""
         from personality_vector.delta import open_delta
 
@@ -109,7 +108,7 @@ class MergedSpec(InterventionSpec):
     include: tuple[Words, ...] = ()
     exclude: tuple[Words, ...] = ()
 
-    def open(self, base: "Checkpoint") -> WeightEdit:
+    def open(self, base: Checkpoint) -> WeightEdit:
         """Return the edit by the merge."""
         from personality_vector.merging.merged import merged
         from personality_vector.merging.summands import Summand
@@ -149,7 +148,7 @@ class HybridEdit(Usual):
         """Return the digest of both parts, and of every file that the delta reads."""
         return digest_of(type(self).__name__, *(part.identity() for part in self._parts))
 
-    def check(self, base: "Checkpoint") -> None:
+    def check(self, base: Checkpoint) -> None:
         """Refuse another base than that of the two, and one that has no place for the vector.
 
         Raises:
@@ -166,7 +165,7 @@ class HybridEdit(Usual):
         route_for(read_config(base))
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
+    def applied(self, subject: Subject, strength: float) -> Generator[Subject]:
         """Edit the weights in place, steer by hooks, and take both back.
 
         Raises:

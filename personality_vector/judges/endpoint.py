@@ -1,20 +1,17 @@
 """A judge behind an OpenAI-compatible server, read by the probabilities of its numbers."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from personality_vector.judges.spec import NumberJudge, expected_number
 from personality_vector.progress import progress
 from personality_vector.recipes.schema import Whole, Words
+from personality_vector.subject.chat import Chat
 from personality_vector.subject.endpoint import Endpoint
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from personality_vector.subject.chat import Chat
 
 
 class EndpointJudge(NumberJudge):
@@ -57,7 +54,7 @@ class EndpointJudge(NumberJudge):
         """The model, once it is asked."""
         return Endpoint(self.model, self.base_url, self.api_key_env)
 
-    def expected(self, prompts: "Sequence[Chat]") -> list[float | None]:
+    def expected(self, prompts: Sequence[Chat]) -> list[float | None]:
         """Return the expected number after each prompt."""
         with ThreadPoolExecutor(self.requests) as pool:
             futures = [pool.submit(self.endpoint.first_token, prompt) for prompt in prompts]

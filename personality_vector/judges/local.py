@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import PurePath
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -11,11 +11,9 @@ from personality_vector.errors import ModelError, some
 from personality_vector.judges.spec import NumberJudge, expected_number
 from personality_vector.progress import progress
 from personality_vector.recipes.schema import Device, Dtype, ModelRef, Whole
+from personality_vector.subject.chat import Chat, batched
 from personality_vector.subject.identity import digest_of
-
-if TYPE_CHECKING:
-    from personality_vector.subject.chat import Chat
-    from personality_vector.subject.subject import Subject
+from personality_vector.subject.protocols import Subject
 
 _SPACES = " \N{LOWER ONE EIGHTH BLOCK}\u0120"  # as text, in SentencePiece and in byte-level BPE
 
@@ -68,11 +66,11 @@ class LocalJudge(NumberJudge):
         return f"local {PurePath(self.checkpoint).name}"
 
     @cached_property
-    def subject(self) -> "Subject":
+    def subject(self) -> Subject:
         """The model, once it is asked."""
-        from personality_vector.subject.subject import Subject
+        from personality_vector.subject import subject
 
-        return Subject.load(self.checkpoint, dtype=self.dtype, device=self.device)
+        return subject.Subject.load(self.checkpoint, dtype=self.dtype, device=self.device)
 
     def identity(self) -> str:
         """Return the digest of the checkpoint, of how it is loaded, and of the prompts."""
@@ -82,10 +80,8 @@ class LocalJudge(NumberJudge):
         model = base_identity(Checkpoint.open(self.checkpoint), self.dtype, self.device)
         return digest_of(super().identity(), model)
 
-    def expected(self, prompts: "Sequence[Chat]") -> list[float | None]:
+    def expected(self, prompts: Sequence[Chat]) -> list[float | None]:
         """Return the expected digit after each prompt, times 100 / 9."""
-        from personality_vector.subject.chat import batched
-
         batches, digits = list(batched(prompts, self.batch_size)), list(self.tokens)
         rows = [
             row

@@ -7,20 +7,20 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, SerializeAsAny, model_serializer
+from pydantic import (
+    BeforeValidator,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from personality_vector.data.personas import COHERENCE
 from personality_vector.recipes.schema import Recipe, by_only_key, key_of, kinds
+from personality_vector.subject.chat import Chat
 from personality_vector.subject.identity import digest_of
-from personality_vector.subject.protocols import Answer, Judge, Rubric, Score
-
-if TYPE_CHECKING:
-    from pydantic import SerializerFunctionWrapHandler
-
-    from personality_vector.subject.chat import Chat
-    from personality_vector.subject.subject import Subject
+from personality_vector.subject.protocols import Answer, Judge, Rubric, Score, Subject
 
 KINDS = kinds("judges", "Judge")
 """The key that says who judges, to its schema."""
@@ -34,7 +34,7 @@ class JudgeSpec(Recipe):
         """Return the judge; what it needs is read and checked, but no model is loaded yet."""
 
     @model_serializer(mode="wrap")
-    def _under_its_key(self, handler: "SerializerFunctionWrapHandler") -> dict[str, Any]:
+    def _under_its_key(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {key_of(KINDS, type(self)): handler(self)}
 
 
@@ -43,7 +43,7 @@ class BaseJudge:
 
     __slots__ = ()
 
-    def prepare(self, _base: "Subject", /) -> Self:
+    def prepare(self, _base: Subject, /) -> Self:
         """Return it as it is."""
         return self
 
@@ -144,11 +144,11 @@ class NumberJudge(JudgeSpec, BaseJudge):
         ]
 
     @abstractmethod
-    def expected(self, prompts: "Sequence[Chat]") -> Iterable[float | None]:
+    def expected(self, prompts: Sequence[Chat]) -> Iterable[float | None]:
         """Return what the model expects to write after each prompt, on the scale of the judge."""
 
 
-def prompt_for(rubric: Rubric, answer: Answer, highest: int) -> "Chat":
+def prompt_for(rubric: Rubric, answer: Answer, highest: int) -> Chat:
     """Return the chat that asks a model to rate an answer from 0 to ``highest``.
 
     Of the answer it holds the question and the reply, not the system prompt.

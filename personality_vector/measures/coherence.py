@@ -1,19 +1,15 @@
 """Coherence: whether the replies are still language, beside those of the unedited model."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from personality_vector.data.texts import distinct_n
 from personality_vector.errors import DataError
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
-from personality_vector.subject.protocols import Better, Findings, Reading
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from personality_vector.subject.chat import Chat
-    from personality_vector.subject.subject import Subject
+from personality_vector.subject.chat import Chat, answered, question
+from personality_vector.subject.protocols import Better, Findings, Reading, Subject
 
 
 class CoherenceSpec(AskingSpec):
@@ -55,7 +51,7 @@ class Coherence(BaseMeasure):
     scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
     better: ClassVar[Better] = "high"
 
-    def prepare(self, base: "Subject") -> "Coherence":
+    def prepare(self, base: Subject) -> "Coherence":
         """Let the base reply, and keep how likely and how varied its replies are.
 
         Raises:
@@ -69,16 +65,14 @@ class Coherence(BaseMeasure):
             )
         return replace(self, reference=(likelihood, variety))
 
-    def collect(self, subject: "Subject", seed: int) -> "list[Chat]":
+    def collect(self, subject: Subject, seed: int) -> list[Chat]:
         """Return the questions, each with its reply."""
-        from personality_vector.subject.chat import answered, question
-
         return [
             answered(question(item.text, system=self.asking.instrument.system), reply.text)
             for item, _, reply in self.asking(subject, seed)
         ]
 
-    def finish(self, base: "Subject", collected: "list[Chat]") -> Findings:
+    def finish(self, base: Subject, collected: list[Chat]) -> Findings:
         """Score the replies with the unedited model.
 
         Raises:
@@ -100,7 +94,7 @@ class Coherence(BaseMeasure):
         )
 
     def _measured(
-        self, base: "Subject", chats: "Sequence[Chat]"
+        self, base: Subject, chats: Sequence[Chat]
     ) -> tuple[float | None, float | None, int]:
         """Return the mean likelihood and the variety of the replies, and how many have a text.
 

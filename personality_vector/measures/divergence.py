@@ -10,14 +10,12 @@ from pydantic import Field
 from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
 from personality_vector.recipes.schema import Whole
-from personality_vector.subject.protocols import Better, Reading
+from personality_vector.subject.chat import Chat, answered, batched, question
+from personality_vector.subject.protocols import Better, Reading, Subject
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
-
-    from personality_vector.subject.chat import Chat
-    from personality_vector.subject.subject import Subject
 
 
 class DivergenceSpec(AskingSpec):
@@ -46,7 +44,7 @@ class _Reference(NamedTuple):
         log_probs: float32 on the CPU, natural logarithm, one row for each of ``tokens``.
     """
 
-    chat: "Chat"
+    chat: Chat
     tokens: "Int[Tensor, ' seq']"
     log_probs: "Float[Tensor, 'seq vocab']"
 
@@ -86,7 +84,7 @@ class Divergence(BaseMeasure):
         if self.max_tokens < 1:
             raise DataError(f"{self.name}: max_tokens must be at least 1, got {self.max_tokens}")
 
-    def prepare(self, base: "Subject") -> "Divergence":
+    def prepare(self, base: Subject) -> "Divergence":
         """Let the base reply, and keep its log-probabilities for the first ``max_tokens`` tokens.
 
         Replies are taken in random order, since the bound would otherwise leave out whole items;
@@ -106,9 +104,8 @@ class Divergence(BaseMeasure):
             left -= len(references[-1].tokens)
         return replace(self, references=tuple(references))
 
-    def _replies(self, base: "Subject") -> "list[Chat]":
+    def _replies(self, base: Subject) -> list[Chat]:
         from personality_vector.numeric.random import key_for
-        from personality_vector.subject.chat import answered, question
 
         found = [
             (
@@ -125,7 +122,7 @@ class Divergence(BaseMeasure):
             )
         return [chat for _, chat in sorted(found, key=lambda row: row[0])]
 
-    def collect(self, subject: "Subject", seed: int) -> list[Reading]:  # noqa: ARG002
+    def collect(self, subject: Subject, seed: int) -> list[Reading]:  # noqa: ARG002
         """Return how far ``subject`` is from the base on the same tokens, as means over them.
 
         Raises:
@@ -151,13 +148,13 @@ class Divergence(BaseMeasure):
         ]
 
 
-def _first(base: "Subject", chats: "Sequence[Chat]", max_tokens: int) -> "list[Chat]":
+def _first(base: Subject, chats: Sequence[Chat], max_tokens: int) -> list[Chat]:
     """Return the first chats that hold ``max_tokens`` response tokens, the last one included.
 
     Chosen before the model runs, so that every later pass has the same batches and thus, for the
     same weights, the same bits.
     """
-    from personality_vector.subject.chat import encode_chats
+    from personality_vector.subject.encoding import encode_chats
 
     chosen: list[Chat] = []
     tokens = 0
@@ -170,11 +167,9 @@ def _first(base: "Subject", chats: "Sequence[Chat]", max_tokens: int) -> "list[C
 
 
 def _predictions(
-    subject: "Subject", chats: "Sequence[Chat]", batch_size: int
+    subject: Subject, chats: Sequence[Chat], batch_size: int
 ) -> "Iterator[tuple[Chat, Tensor, Tensor]]":
     """Yield each chat, its response's tokens and the log-probabilities before each, on the CPU."""
-    from personality_vector.subject.chat import batched
-
     for batch in batched(chats, batch_size):
         encoded, log_probs = subject.predictions(batch)
         for row, chat in enumerate(batch):

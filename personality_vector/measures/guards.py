@@ -1,7 +1,7 @@
 """Guards: what a reply looks like besides its trait, and what was lost on the way to the edit."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -11,10 +11,7 @@ from personality_vector.errors import DataError, some
 from personality_vector.measures.likelihood import Traits
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
 from personality_vector.recipes.schema import LocalPath, Real
-from personality_vector.subject.protocols import Better, Reading
-
-if TYPE_CHECKING:
-    from personality_vector.subject.subject import Subject
+from personality_vector.subject.protocols import Better, Reading, Subject
 
 
 class GuardsSpec(AskingSpec):
@@ -67,7 +64,7 @@ class Guards(BaseMeasure):
     unit: ClassVar[str] = "share"
     better: ClassVar[Better] = "none"
 
-    def collect(self, subject: "Subject", seed: int) -> list[Reading]:
+    def collect(self, subject: Subject, seed: int) -> list[Reading]:
         """Return the numbers of the replies, and what was realised of the edit."""
         texts = [reply.text for _, _, reply in self.asking(subject, seed)]
         n = len(texts)

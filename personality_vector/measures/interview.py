@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import model_validator
 
@@ -12,10 +12,7 @@ from personality_vector.judges.spec import AnyJudge
 from personality_vector.measures.likelihood import Traits
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
 from personality_vector.recipes.reading import read_recipe
-from personality_vector.subject.protocols import Answer, Findings, Judge, Rubric, rated
-
-if TYPE_CHECKING:
-    from personality_vector.subject.subject import Subject
+from personality_vector.subject.protocols import Answer, Findings, Judge, Rubric, Subject, rated
 
 
 class InterviewSpec(AskingSpec):
@@ -74,7 +71,7 @@ class Interview(BaseMeasure):
 
     unit: ClassVar[str] = "score"
 
-    def collect(self, subject: "Subject", seed: int) -> list[Answer]:
+    def collect(self, subject: Subject, seed: int) -> list[Answer]:
         """Return the answers."""
         return [
             Answer(
@@ -90,6 +87,6 @@ class Interview(BaseMeasure):
             for item, sample, reply in self.asking(subject, seed)
         ]
 
-    def finish(self, base: "Subject", collected: list[Answer]) -> Findings:  # noqa: ARG002
+    def finish(self, base: Subject, collected: list[Answer]) -> Findings:  # noqa: ARG002
         """Return what was collected: judges make numbers of it."""
         return Findings(answers=collected)

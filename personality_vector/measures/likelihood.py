@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
@@ -13,11 +13,9 @@ from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
 from personality_vector.measures.spec import QUESTION, BaseMeasure, MeasureSpec
 from personality_vector.recipes.schema import LocalPath, Real, Whole, Words, distinct
-from personality_vector.subject.protocols import Reading
+from personality_vector.subject.chat import answered, question
+from personality_vector.subject.protocols import Reading, Subject
 from personality_vector.traits import BIG_FIVE, Pole, Trait
-
-if TYPE_CHECKING:
-    from personality_vector.subject.subject import Subject
 
 Z95 = 1.959963984540054
 """Half the width of a normal 95 % interval, in standard errors."""
@@ -99,7 +97,7 @@ class Likelihood(BaseMeasure):
         """The traits that are measured, in order of first appearance."""
         return tuple(dict.fromkeys(statement.trait for statement in self.statements))
 
-    def collect(self, subject: "Subject", seed: int) -> list[Reading]:  # noqa: ARG002
+    def collect(self, subject: Subject, seed: int) -> list[Reading]:  # noqa: ARG002
         """Return the number of every trait.
 
         Raises:
@@ -113,10 +111,8 @@ class Likelihood(BaseMeasure):
             for trait in self.traits
         ]
 
-    def _likelihoods(self, subject: "Subject") -> list[float]:
+    def _likelihoods(self, subject: Subject) -> list[float]:
         """Return the mean log-likelihood per token of each statement, in nats."""
-        from personality_vector.subject.chat import answered, question
-
         asked = question(self.question, system=self.system)
         # By length, so that a batch holds little padding.
         order = sorted(range(len(self.statements)), key=lambda i: len(self.statements[i].text))

@@ -4,25 +4,25 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, SerializeAsAny, model_serializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from personality_vector.data.personas import Instrument, Item, Persona, evaluation_instrument
 from personality_vector.errors import DataError
 from personality_vector.progress import progress
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import LocalPath, Recipe, Words, by_only_key, key_of, kinds
+from personality_vector.subject.chat import question
 from personality_vector.subject.identity import identity_of
-from personality_vector.subject.protocols import Better, Findings
-from personality_vector.subject.spec import GenerationSpec
-
-if TYPE_CHECKING:
-    from pydantic import SerializerFunctionWrapHandler
-
-    from personality_vector.subject.protocols import Measure
-    from personality_vector.subject.spec import Sampling
-    from personality_vector.subject.subject import Reply, Subject
+from personality_vector.subject.protocols import Better, Findings, Measure, Reply, Subject
+from personality_vector.subject.spec import GenerationSpec, Sampling
 
 KINDS = kinds("measures", "Spec")
 """The key that says what is measured, to its schema."""
@@ -49,11 +49,11 @@ class MeasureSpec(Recipe):
         return self.name or self.key
 
     @abstractmethod
-    def open(self) -> "Measure":
+    def open(self) -> Measure:
         """Return the measure; what it needs is read and checked, but no model is loaded yet."""
 
     @model_serializer(mode="wrap")
-    def _under_its_key(self, handler: "SerializerFunctionWrapHandler") -> dict[str, Any]:
+    def _under_its_key(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {self.key: handler(self)}
 
 
@@ -69,11 +69,11 @@ class BaseMeasure:
         """Return a digest of all fields, but for those that change speed and memory only."""
         return identity_of(self)
 
-    def prepare(self, base: "Subject", /) -> Self:  # noqa: ARG002
+    def prepare(self, base: Subject, /) -> Self:  # noqa: ARG002
         """Return it as it is."""
         return self
 
-    def finish(self, base: "Subject", collected: Any, /) -> Findings:  # noqa: ARG002
+    def finish(self, base: Subject, collected: Any, /) -> Findings:  # noqa: ARG002
         """Return what was collected."""
         return Findings(readings=collected)
 
@@ -129,7 +129,7 @@ class Asking:
     """
 
     instrument: Instrument
-    sampling: "Sampling"
+    sampling: Sampling
     samples: int = 1
 
     def __post_init__(self) -> None:
@@ -138,7 +138,7 @@ class Asking:
         if self.samples > 1 and self.sampling.temperature == 0:
             raise DataError(f"{self.samples} samples at temperature 0 are copies of one reply")
 
-    def __call__(self, subject: "Subject", seed: int) -> Iterator[tuple[Item, int, "Reply"]]:
+    def __call__(self, subject: Subject, seed: int) -> Iterator[tuple[Item, int, Reply]]:
         """Yield item, number of the sample and reply, sample by sample, items in order.
 
         Sample ``k`` draws from a seed fixed by ``(seed, k)`` and nothing else, so interventions
@@ -148,7 +148,6 @@ class Asking:
             DataError: The chat template refuses a chat.
             NonFiniteError: The model predicts NaN or infinity.
         """
-        from personality_vector.subject.chat import question
         from personality_vector.subject.subject import sample_seed
 
         asked = replace(subject, sampling=self.sampling)

@@ -31,7 +31,21 @@ class Endpoint:
     ) -> None:
         self.model = model
         self.where = f"{model} at {base_url or 'api.openai.com'}"
-        self._client = _client(base_url, api_key_env)
+        try:
+            import openai
+        except ImportError as error:
+            raise RecipeError(
+                "an endpoint needs the package openai: pip install 'personality-vector[endpoint]'"
+            ) from error
+        key = os.environ.get(api_key_env)
+        if not key and base_url is None:
+            raise RecipeError(
+                f"the environment variable {api_key_env} is not set; it holds the API key"
+            )
+        self._failure = openai.OpenAIError
+        self._client = openai.OpenAI(
+            api_key=key or _NO_KEY, base_url=base_url, max_retries=_RETRIES
+        )
 
     def first_token(self, messages: Messages) -> dict[str, float]:
         """Return the probabilities of the 20 likeliest first tokens of a reply.
@@ -69,28 +83,11 @@ class Endpoint:
         return str(choice.message.content)
 
     def _ask(self, messages: Messages, **options: Any) -> Any:
-        import openai
-
         create: Callable[..., Any] = self._client.chat.completions.create
         try:
             answer = create(model=self.model, messages=[dict(m) for m in messages], **options)
-        except openai.OpenAIError as error:
+        except self._failure as error:
             raise ModelError(f"{self.where}: {error}") from error
         if not answer.choices:
             raise ModelError(f"{self.where}: sent a reply without choices")
         return answer.choices[0]
-
-
-def _client(base_url: str | None, api_key_env: str) -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise RecipeError(
-            "an endpoint needs the package openai: pip install 'personality-vector[endpoint]'"
-        ) from error
-    key = os.environ.get(api_key_env)
-    if not key and base_url is None:
-        raise RecipeError(
-            f"the environment variable {api_key_env} is not set; it holds the API key"
-        )
-    return openai.OpenAI(api_key=key or _NO_KEY, base_url=base_url, max_retries=_RETRIES)

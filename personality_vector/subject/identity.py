@@ -66,16 +66,13 @@ def _of_object(thing: Any) -> Any:
     if hasattr(type(thing), "model_fields"):  # a recipe
         return [type(thing).__name__, _plain(dict(thing))]
     if hasattr(thing, "detach"):  # a tensor
-        return _of_tensor(thing)
+        import torch
+
+        array = thing.detach().cpu().contiguous().reshape(-1)
+        raw = bytes(array.view(torch.uint8).numpy().data)
+        digest = hashlib.blake2b(raw, digest_size=16).hexdigest()
+        return [str(array.dtype), list(thing.shape), digest]
     raise TypeError(f"{type(thing).__name__} has no identity; give it a method identity()")
-
-
-def _of_tensor(tensor: Any) -> list[Any]:
-    import torch
-
-    array = tensor.detach().cpu().contiguous().reshape(-1)
-    raw = bytes(array.view(torch.uint8).numpy().data)
-    return [str(array.dtype), list(tensor.shape), hashlib.blake2b(raw, digest_size=16).hexdigest()]
 
 
 def _fields(thing: Any) -> list[Any]:

@@ -5,17 +5,18 @@ Any object with these attributes and methods will do; nothing has to inherit fro
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from personality_vector.checkpoint import Checkpoint
-    from personality_vector.subject.subject import Subject
+    from personality_vector.checkpoint import Checkpoint as Checkpoint
+    from personality_vector.subject.subject import Subject as Subject
+else:  # both import torch, which would delay a refused recipe by seconds
+    Checkpoint = Subject = Any
 
 Better = Literal["towards_pole", "low", "high", "none"]
 """Which direction of a number is wanted."""
@@ -29,6 +30,23 @@ class Cell(NamedTuple):
     strength: float
     measure: str
     seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One reply.
+
+    Attributes:
+        text: With white space trimmed and nothing else removed.
+        tokens_in: Tokens of the prompt.
+        tokens_out: Tokens of the reply, the end mark included.
+        seconds: Its share of the time that its batch took.
+    """
+
+    text: str
+    tokens_in: int
+    tokens_out: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +167,10 @@ class Intervention(Protocol):
     def identity(self) -> str:
         """Return a digest of its options and of every file that it reads."""
 
-    def check(self, base: "Checkpoint", /) -> None:
+    def check(self, base: Checkpoint, /) -> None:
         """Refuse a base that it does not fit, before a model is loaded."""
 
-    def applied(self, subject: "Subject", strength: float, /) -> "AbstractContextManager[Subject]":
+    def applied(self, subject: Subject, strength: float, /) -> AbstractContextManager[Subject]:
         """Change the subject for the length of a ``with`` block; yield what is to be asked."""
 
 
@@ -182,13 +200,13 @@ class Measure(Protocol):
     def identity(self) -> str:
         """Return a digest of everything its numbers depend on beside the subject and the seed."""
 
-    def prepare(self, base: "Subject", /) -> "Measure":
+    def prepare(self, base: Subject, /) -> "Measure":
         """Return it ready for use, after reading from the unedited model what it compares with."""
 
-    def collect(self, subject: "Subject", seed: int, /) -> Any:
+    def collect(self, subject: Subject, seed: int, /) -> Any:
         """Ask the edited model; whatever is returned goes to :meth:`finish`."""
 
-    def finish(self, base: "Subject", collected: Any, /) -> Findings:
+    def finish(self, base: Subject, collected: Any, /) -> Findings:
         """Return what was found, once the edit is undone."""
 
 
@@ -207,7 +225,7 @@ class Judge(Protocol):
     def identity(self) -> str:
         """Return a digest of everything its scores depend on."""
 
-    def prepare(self, base: "Subject", /) -> "Judge":
+    def prepare(self, base: Subject, /) -> "Judge":
         """Return it ready for use; ``base`` is the unedited model."""
 
     def __call__(self, rubric: Rubric, answers: Sequence[Answer], /) -> list[Score]:
@@ -221,13 +239,7 @@ class Quality:
     trait: str
     name: str
     value: float
-    n: int = field(default=0)
-
-
-def require_finite(label: str, strength: float) -> None:
-    """Raise NonFiniteError if a strength is NaN or infinite."""
-    if not math.isfinite(strength):
-        raise NonFiniteError(f"{label}: the strength must be a finite number, got {strength}")
+    n: int = 0
 
 
 def rated(judge: Judge, rubric: Rubric, answers: Sequence[Answer]) -> list[Score]:

@@ -13,17 +13,13 @@ from torch import Tensor
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import NonFiniteError
 from personality_vector.numeric.random import key_for
-from personality_vector.subject.chat import (
-    Chat,
-    ChatEdit,
+from personality_vector.subject.chat import Chat, ChatEdit, batched, render, unchanged
+from personality_vector.subject.encoding import (
     EncodedChats,
-    batched,
     encode_chats,
     encode_prompts,
-    mean_log_likelihood,
-    render,
+    mean_log_probs,
     response_log_probs,
-    unchanged,
 )
 from personality_vector.subject.identity import digest_of
 from personality_vector.subject.models import (
@@ -33,27 +29,11 @@ from personality_vector.subject.models import (
     resolve_device,
 )
 from personality_vector.subject.prompts import Prompts, reading
+from personality_vector.subject.protocols import Reply
 from personality_vector.subject.spec import Sampling
 
 _CONFIGURED = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 _NOT_READ = ("MANIFEST.json", "model.safetensors.index.json")
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One reply.
-
-    Attributes:
-        text: With white space trimmed and nothing else removed.
-        tokens_in: Tokens of the prompt.
-        tokens_out: Tokens of the reply, the end mark included.
-        seconds: Its share of the time that its batch took.
-    """
-
-    text: str
-    tokens_in: int
-    tokens_out: int
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,6 +98,7 @@ class Subject:
         self._require_numbers(chats[0])
         return generate_replies(self.model, self.tokenizer, chats, sampling, seed=seed)
 
+    @torch.no_grad()
     def log_likelihood(
         self, chats: Sequence[Chat], batch_size: int = 32
     ) -> Float[Tensor, " chats"]:
@@ -125,9 +106,12 @@ class Subject:
 
         float32, on the CPU. The intervention's edit is applied to what precedes that message.
         """
-        return mean_log_likelihood(
-            self.model, self.tokenizer, [self.edited(chat) for chat in chats], batch_size
+        encoded = (
+            encode_chats(self.tokenizer, [self.edited(chat) for chat in batch])
+            for batch in batched(chats, batch_size)
         )
+        on_device = (batch.to(device_of(self.model)) for batch in encoded)
+        return torch.cat([mean_log_probs(self.model, batch).cpu() for batch in on_device])
 
     @torch.no_grad()
     def predictions(self, chats: Sequence[Chat]) -> tuple[EncodedChats, Tensor]:

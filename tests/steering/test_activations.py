@@ -10,7 +10,8 @@ from personality_vector.errors import DataError, ModelError, NonFiniteError
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import Positions, steered
 from personality_vector.steering.activations import Reader, template_hash
-from personality_vector.subject.chat import answered, encode_chats, question, render
+from personality_vector.subject.chat import answered, question, render
+from personality_vector.subject.encoding import encode_chats
 from personality_vector.subject.models import decoder_blocks, hidden_size
 
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi", "gpt2")

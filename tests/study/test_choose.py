@@ -39,7 +39,8 @@ from personality_vector.study.choose.scan import CurvePoint, following, swing, u
 from personality_vector.study.recipe import ChooseRecipe
 from personality_vector.study.run import Run
 from personality_vector.study.worker import Worker
-from personality_vector.subject.chat import answered, encode_chats, question
+from personality_vector.subject.chat import answered, question
+from personality_vector.subject.encoding import encode_chats
 from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
