@@ -3,14 +3,14 @@
 To add a format, write its reader, a line of ``_READERS`` and a word of ``DataSpec.format``.
 """
 
-import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from personality_vector.data.rows import raw_rows
 from personality_vector.data.statements import part_of, read_statements
 from personality_vector.errors import DataError, TraitError
 from personality_vector.recipes.schema import LocalPath, PoleField, Real, Recipe, Whole, Words
@@ -90,7 +90,7 @@ def _from_statements(spec: DataSpec) -> list[Chat]:
 def _from_big5chat(spec: DataSpec) -> list[Chat]:
     """Read BIG5-CHAT rows, without the instruction that names the trait: labels would leak."""
     chats: list[Chat] = []
-    for place, row in _rows(spec.source):
+    for place, row in raw_rows(spec.source).items():
         try:
             pole = Pole.parse(f"{row['trait']}:{row['level']}".lower())
             asked, said = (row[key] or "" for key in ("train_input", "train_output"))
@@ -107,7 +107,7 @@ def _from_big5chat(spec: DataSpec) -> list[Chat]:
 
 def _from_chats(spec: DataSpec) -> list[Chat]:
     chats: list[Chat] = []
-    for place, row in _rows(spec.source):
+    for place, row in raw_rows(spec.source).items():
         parts = [row.get("prompt"), row.get("completion")]
         messages = [message for part in parts if isinstance(part, list) for message in part]
         if not all(isinstance(part, list) for part in parts) or not all(map(_is_message, messages)):
@@ -131,32 +131,6 @@ def _is_message(message: Any) -> bool:
 
 def _selected(spec: DataSpec, text: str) -> bool:
     return spec.part == "all" or part_of(text, spec.held_out) == spec.part
-
-
-def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ``(file:line, row)`` of a JSONL file, or of a CSV file with a header."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            if file.suffix == ".csv":
-                reader = csv.DictReader(lines)
-                yield from ((f"{file}:{reader.line_num}", row) for row in reader)
-            else:
-                yield from _json_rows(file, lines)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from error
-
-
-def _json_rows(file: Path, lines: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{file}:{number}: is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{file}:{number}: should be one JSON object")
-        yield f"{file}:{number}", row
 
 
 _READERS: dict[str, Callable[[DataSpec], list[Chat]]] = {

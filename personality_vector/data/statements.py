@@ -5,24 +5,22 @@ likelihoods and accuracies are measured on the second.
 """
 
 import hashlib
-import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import StringConstraints, ValidationError
+from pydantic import StringConstraints
 
+from personality_vector.data.rows import read_rows
 from personality_vector.errors import DataError, some
 from personality_vector.recipes.schema import Recipe
 from personality_vector.traits import Level, Pole, Trait
 
 Part = Literal["train", "held_out"]
 """Who may read a statement: whatever learns, or whatever measures."""
-
-_FORM = "one object {trait, level: high|low, statement} and optionally part: train|held_out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +78,17 @@ def read_statements(
         DataError: The path is missing, a line is not a row (file and line are named), a statement
             is in both parts, or the selection is empty.
     """
-    if not 0.0 <= held_out <= 1.0:
-        raise DataError(f"held_out must be a share in [0, 1], got {held_out}")
-    found = [each for file in _files(path) for each in _read(file, held_out)]
+    found = [
+        Statement(
+            row.trait,
+            row.level,
+            row.statement,
+            row.part or part_of(row.statement, held_out),
+            place,
+        )
+        for file in _files(path)
+        for place, row in read_rows(file, _Row).items()
+    ]
     _require_disjoint_parts(found)
     chosen = [
         each
@@ -141,32 +147,6 @@ def _files(path: Path) -> list[Path]:
     if not files:
         raise DataError(f"{path}: there is no .jsonl file of statements in this directory")
     return files
-
-
-def _read(file: Path, held_out: float) -> Iterator[Statement]:
-    try:
-        lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            place = f"{file} line {number}"
-            row = _parse(line, place)
-            part = row.part or part_of(row.statement, held_out)
-            yield Statement(row.trait, row.level, row.statement, part, place)
-
-
-def _parse(line: bytes, place: str) -> _Row:
-    try:
-        return _Row.model_validate(json.loads(line.decode("utf-8")))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON ({error.msg}); a row is {_FORM}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(key) for key in first["loc"]) or "the line"
-        raise DataError(f"{place}: {where}: {first['msg']}; a row is {_FORM}") from error
 
 
 def _require_disjoint_parts(found: Sequence[Statement]) -> None:

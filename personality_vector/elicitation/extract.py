@@ -10,9 +10,10 @@ from torch import nn
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.data.chats import read_chats
 from personality_vector.data.personas import COHERENCE, Persona
+from personality_vector.data.rows import read_rows
 from personality_vector.elicitation.filter import FilterReport, filtered, require_some
 from personality_vector.elicitation.recipe import SteerRecipe
-from personality_vector.elicitation.rollouts import Rollout, Side, draw, read_rows, reused
+from personality_vector.elicitation.rollouts import Rollout, Side, draw, reused
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.judges.spec import JudgeSpec
 from personality_vector.recipes.reading import read_recipe
@@ -45,10 +46,6 @@ class Elicited:
     def kept(self, side: Side) -> list[Chat]:
         """Return the kept chats of a side, with their system prompts; chats ``i`` are a pair."""
         return [row.chat for row in self.rollouts if row.kept and row.side == side]
-
-
-def unrecorded(_rollouts: Sequence[Rollout], /) -> None:
-    """Save nothing."""
 
 
 def read_persona(recipe: SteerRecipe) -> Persona:
@@ -92,7 +89,7 @@ def extract_recipe(recipe: SteerRecipe) -> SteeringVector:
 
 
 def extract_persona(
-    recipe: SteerRecipe, *, record: Callable[[Sequence[Rollout]], object] = unrecorded
+    recipe: SteerRecipe, *, record: Callable[[Sequence[Rollout]], object] = lambda _: None
 ) -> tuple[SteeringVector, Elicited]:
     """Return the vector of a recipe with a persona, tied to its model, and what it was made from.
 
@@ -144,7 +141,7 @@ def elicit(
     subject: Subject,
     judge: Judge | None = None,
     *,
-    record: Callable[[Sequence[Rollout]], object] = unrecorded,
+    record: Callable[[Sequence[Rollout]], object] = lambda _: None,
 ) -> Elicited:
     """Draw rollouts, let them be judged and keep the pairs that are clear.
 
@@ -236,7 +233,7 @@ def read_creativity_pairs(file: Path) -> list[CreativityPair]:
     Raises:
         DataError: The file cannot be read, holds no pair, or a line is none (named by number).
     """
-    pairs = read_rows(file, CreativityPair)
+    pairs = list(read_rows(file, CreativityPair).values())
     if not pairs:
         raise DataError(f"{file}: holds no pair of a creative and an uncreative prompt")
     return pairs

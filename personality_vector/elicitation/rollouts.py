@@ -4,15 +4,16 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from personality_vector.data.personas import Persona
+from personality_vector.data.rows import read_rows
 from personality_vector.elicitation.recipe import RolloutSpec
 from personality_vector.errors import DataError, some
 from personality_vector.progress import progress
-from personality_vector.recipes.schema import Recipe, sentence
+from personality_vector.recipes.schema import Recipe
 from personality_vector.subject.chat import Chat, answered, question
 from personality_vector.subject.protocols import Answer, Score
 from personality_vector.subject.subject import Subject, sample_seed
@@ -21,8 +22,6 @@ Side = Literal["positive", "negative"]
 SIDES: tuple[Side, ...] = ("positive", "negative")
 ROLLOUTS = "rollouts.jsonl"
 """The file beside a vector that holds every reply behind it, kept or dropped."""
-
-Row = TypeVar("Row", bound=Recipe)
 
 
 class Rollout(Recipe):
@@ -159,33 +158,13 @@ def to_jsonl(rollouts: Iterable[Rollout]) -> str:
     )
 
 
-def read_rows(path: Path, kind: type[Row]) -> list[Row]:
-    """Return the rows of a JSONL file, such as rollouts, in file order; blank lines are skipped.
-
-    Raises:
-        DataError: It cannot be read, or a line is no such row (named by number).
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                rows.append(kind.model_validate_json(line))
-            except ValidationError as error:
-                raise DataError(f"{path} line {number}: {sentence(kind, error)}") from error
-    return rows
-
-
 def reused(path: Path, persona: Persona, spec: RolloutSpec) -> list[Rollout]:
     """Return the rollouts of an earlier run that asked exactly what this one would.
 
     Raises:
         DataError: The file cannot be read, or was asked something else.
     """
-    found = {rollout.asked[:2]: rollout for rollout in read_rows(path, Rollout)}
+    found = {row.asked[:2]: row for row in read_rows(path, Rollout).values()}
     wanted = [row for sample in range(spec.samples) for row in planned(persona, spec, sample)]
     for row in wanted:
         earlier = found.get(row.asked[:2])

@@ -103,11 +103,11 @@ GOOD = json.dumps(row(1)).encode()
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        (b"{", "not JSON"),
-        (b"[1]", "a row is"),
-        (b'"text"', "a row is"),
-        (b"\xff\xfe", "not UTF-8"),
-        (b'{"trait": "openness", "level": "high"}', "statement: Field required"),
+        (b"{", "is not JSON"),
+        (b"[1]", "should be one JSON object"),
+        (b'"text"', "should be one JSON object"),
+        (b"\xff\xfe", "is not JSON: .*codec"),
+        (b'{"trait": "openness", "level": "high"}', "the key 'statement' is missing"),
         (b'{"trait": "openness", "level": "middle", "statement": "x"}', "level"),
         (b'{"trait": "Openness", "level": "high", "statement": "x"}', "trait"),
         (b'{"trait": "openness", "level": "high", "statement": "  "}', "statement"),
