@@ -85,7 +85,12 @@ def extract_recipe(recipe: SteerRecipe) -> SteeringVector:
         ModelError: The model cannot be loaded, or a layer is out of range.
     """
     sides = read_sides(recipe)
-    return _between(recipe, _loaded(recipe), sides, recipe.pole)
+    return _between(
+        recipe,
+        Subject.load(recipe.model, dtype=recipe.dtype, device=recipe.device),
+        sides,
+        recipe.pole,
+    )
 
 
 def extract_persona(
@@ -108,7 +113,7 @@ def extract_persona(
     """
     persona = read_persona(recipe)
     judge = open_judge(recipe, persona)
-    subject = _loaded(recipe)
+    subject = Subject.load(recipe.model, dtype=recipe.dtype, device=recipe.device)
     if recipe.layers is not None:
         resolve_layers(subject.model, recipe.layers)  # refused now, not after hours of rollouts
     elicited = elicit(recipe, subject, judge, record=record)
@@ -193,10 +198,6 @@ def _judged(judge: Judge, persona: Persona, rollouts: Sequence[Rollout]) -> list
         row.rated(trait, coherence, judge.scale)
         for row, trait, coherence in zip(rollouts, traits, coherences, strict=True)
     ]
-
-
-def _loaded(recipe: SteerRecipe) -> Subject:
-    return Subject.load(recipe.model, dtype=recipe.dtype, device=recipe.device)
 
 
 def _between(

@@ -15,8 +15,13 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
-from personality_vector.checkpoint import AtomicDirectory, Checkpoint, ShardWriter, TensorPlan
-from personality_vector.checkpoint.header import read_header
+from personality_vector.checkpoint import (
+    AtomicDirectory,
+    Checkpoint,
+    ShardWriter,
+    TensorPlan,
+    read_header,
+)
 from personality_vector.data.chats import read_chats
 from personality_vector.delta.provenance import require_same_tensors
 from personality_vector.delta.sources import require_finite

@@ -65,9 +65,6 @@ class Divergence(BaseMeasure):
             compared.
         batch_size: Chats per forward pass; it changes speed and memory only.
         references: Made by :meth:`prepare`.
-
-    Raises:
-        DataError: ``max_tokens`` is not positive.
     """
 
     asking: Asking
@@ -79,10 +76,6 @@ class Divergence(BaseMeasure):
 
     unit: ClassVar[str] = "nats per token"
     better: ClassVar[Better] = "low"
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise DataError(f"{self.name}: max_tokens must be at least 1, got {self.max_tokens}")
 
     def prepare(self, base: Subject) -> "Divergence":
         """Let the base reply, and keep its log-probabilities for the first ``max_tokens`` tokens.

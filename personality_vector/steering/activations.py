@@ -118,7 +118,12 @@ class Reader:
             found = read_blocks(self._model, [rows[n] for n in batch], self.layers, _mean)
             pooled = {layer: torch.stack(means).cpu() for layer, means in found.items()}
             for layer, values in pooled.items():
-                _require_finite(layer, batch, values)
+                bad = [n for n, row in zip(batch, values, strict=True) if not row.isfinite().all()]
+                if bad:
+                    raise NonFiniteError(
+                        f"layer {layer}: the model's activations for input {bad[0]} are NaN or "
+                        "infinite; check its weights, or load it in float32"
+                    )
             yield pooled
 
 
@@ -156,10 +161,8 @@ def read_blocks(
 def template_hash(tokenizer: Any) -> str:
     """Return a hex digest of the tokenizer's chat template; "" where it has none."""
     template = tokenizer.chat_template
-    if template is None:
-        return ""
     text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return "" if template is None else hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def require_prompts_differ(
@@ -211,12 +214,3 @@ def _prompt(chat: Chat) -> Chat:
 def _mean(states: Float[Tensor, "columns hidden"]) -> Float[Tensor, " hidden"]:
     """Return the mean state; float64."""
     return (states.cpu() if states.is_mps else states).double().mean(0)  # MPS has no float64
-
-
-def _require_finite(layer: int, numbers: Sequence[int], values: Tensor) -> None:
-    bad = [n for n, row in zip(numbers, values, strict=True) if not torch.isfinite(row).all()]
-    if bad:
-        raise NonFiniteError(
-            f"layer {layer}: the model's activations for input {bad[0]} are NaN or infinite; "
-            "check its weights, or load it in float32"
-        )

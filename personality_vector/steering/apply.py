@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from personality_vector.errors import DataError, ModelError, NonFiniteError, RecipeError
 from personality_vector.steering.fit import no_such_layer, require_fit, resolved
 from personality_vector.steering.positions import ALL, Positions
-from personality_vector.steering.where import Gate, Selected, Where
+from personality_vector.steering.where import Gate, Where
 from personality_vector.subject.models import decoder_blocks, hidden_size, owner_of
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], Any]
@@ -188,17 +188,11 @@ def _hook(direction: Tensor, amounts: float | Tensor, edit: Edit, where: Where) 
         if vector.dtype != dtype or vector.device != hidden.device:
             vector = wide.to(hidden.device, dtype)
         moved = hidden + vector if is_constant else edit(hidden, vector, where.strength(hidden))
-        return _replaced(output, moved, chosen)
+        if isinstance(chosen, Tensor):
+            moved = torch.where(chosen.to(hidden.device), moved, hidden)
+        return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     return steer
-
-
-def _replaced(output: Any, moved: Tensor, chosen: Selected) -> Any:
-    """Return a block's output with its residual stream moved where it is chosen."""
-    if isinstance(chosen, Tensor):
-        hidden = hidden_states(output)
-        moved = torch.where(chosen.to(hidden.device), moved, hidden)
-    return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
 
 def _amounts(strength: Strength) -> float | Tensor:

@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from personality_vector.checkpoint import AtomicDirectory, Checkpoint
-from personality_vector.checkpoint.header import read_header
+from personality_vector.checkpoint import AtomicDirectory, Checkpoint, read_header
 from personality_vector.errors import (
     CheckpointError,
     DataError,

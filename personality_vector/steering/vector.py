@@ -1,7 +1,7 @@
 """Steering vectors: directions in activation space, their algebra and their storage."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -208,44 +208,11 @@ class SteeringVector:
         one, another = self[layer].double(), other[layer].double()
         return float(one @ another / (one.norm() * another.norm()))
 
-    def similarity(self, other: "SteeringVector") -> dict[int, float]:
-        """Return the cosine to another vector of the same model, at each layer of both.
-
-        Raises:
-            BaseMismatchError: The two are of different models.
-            TensorMismatchError: They have no layer in common, or the widths differ.
-        """
-        common = [layer for layer in self.layers if layer in other.directions]
-        if not common:
-            raise TensorMismatchError(
-                f"{self.label} has layers {list(self.layers)} and {other.label} "
-                f"{list(other.layers)}: there is none to compare"
-            )
-        return {layer: self.cosine(other, layer) for layer in common}
-
     def unit(self) -> "SteeringVector":
         """Return the directions at length 1; a coefficient is then in the unit of activations."""
-        ones = self.rescaled(dict.fromkeys(self.layers, 1.0))
-        return replace(ones, label=f"unit({self.label})")
-
-    def rescaled(self, norms: Mapping[int, float]) -> "SteeringVector":
-        """Return the directions with the given Euclidean norms; float32, rounded once.
-
-        Raises:
-            TensorMismatchError: The norms are not those of just the layers of this vector.
-            NonFiniteError: A norm is not a positive number.
-        """
-        wrong = set(self.directions) ^ set(norms)
-        if wrong:
-            raise TensorMismatchError(
-                f"norms are needed for just the layers, wrong are {sorted(wrong)}"
-            )
-        for layer, norm in norms.items():
-            if not 0 < norm < math.inf:
-                raise NonFiniteError(f"layer {layer}: a direction cannot be given the norm {norm}")
         exact = {layer: direction.double() for layer, direction in self.directions.items()}
-        scaled = {layer: (norms[layer] / v.norm() * v).float() for layer, v in exact.items()}
-        return replace(self, directions=scaled, label=f"rescaled({self.label})")
+        ones = {layer: (1.0 / v.norm() * v).float() for layer, v in exact.items()}
+        return replace(self, directions=ones, label=f"unit({self.label})")
 
     def at(self, *layers: int) -> "SteeringVector":
         """Return the directions of some 0-based layers alone.

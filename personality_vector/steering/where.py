@@ -48,11 +48,6 @@ class Gate:
         if self.side not in ("above", "below"):
             raise RecipeError(f"gate: side must be above or below, got {self.side!r}")
 
-    def opens(self, similarity: Float[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
-        """Return which rows are open at these cosines."""
-        is_above = similarity > self.threshold
-        return is_above if self.side == "above" else ~is_above
-
     def require_fit(self, model: nn.Module, blocks: int, first_steered: int) -> None:
         """Check the gate against a model.
 
@@ -131,7 +126,9 @@ class Where:
             return chosen
         direction = self._gate.direction.to(self._prompt_sum.device).float()
         cosine = torch.cosine_similarity(self._prompt_sum, direction[None], dim=-1)
-        is_open = self._gate.opens(cosine)[:, None, None].to(hidden.device)
+        is_above = cosine > self._gate.threshold
+        is_open = is_above if self._gate.side == "above" else ~is_above
+        is_open = is_open[:, None, None].to(hidden.device)
         return is_open if chosen is True else is_open & chosen
 
     def strength(self, hidden: Float[Tensor, "rows seq width"]) -> float | Tensor:

@@ -31,8 +31,12 @@ class Claims:
     @contextmanager
     def held(self, wanted: Callable[[], Iterable[str]]) -> Generator[list[str]]:
         """Claim those keys of ``wanted()`` that nobody has, and renew the claims meanwhile."""
+        insert = "INSERT INTO claims VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        database = self._database.connection
         with self._database.transaction():
-            taken = self._take(wanted())
+            self._forget_void()
+            row = (self.worker, _HOST, os.getpid(), time.time() + self.lease)
+            taken = [key for key in wanted() if database.execute(insert, (key, *row)).rowcount]
         done = threading.Event()
         thread = threading.Thread(target=self._renew, args=(done,), daemon=True)
         thread.start()
@@ -43,13 +47,6 @@ class Claims:
             thread.join()
             with self._database.transaction():
                 self.drop(taken)
-
-    def _take(self, keys: Iterable[str]) -> list[str]:
-        self._forget_void()
-        insert = "INSERT INTO claims VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-        row = (self.worker, _HOST, os.getpid(), time.time() + self.lease)
-        database = self._database.connection
-        return [key for key in keys if database.execute(insert, (key, *row)).rowcount]
 
     def is_lost(self, key: str) -> bool:
         """Return whether another worker has taken over ``key``."""

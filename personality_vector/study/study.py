@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from personality_vector.study.store import FILE, Store
 from personality_vector.study.worker import (
     Helpers,
     Worker,
-    described,
     ends_of,
     judge_key,
     judges_of,
@@ -203,7 +202,13 @@ class Study:
                 m.name: {"unit": m.unit, "scale": ends_of(m), "better": m.better}
                 for m in self.measures
             },
-            rubrics={m.name: [described(one) for one in rubrics_of(m)] for m in self.measures},
+            rubrics={
+                m.name: [
+                    asdict(one) | {"pole": str(one.pole) if one.pole else None}
+                    for one in rubrics_of(m)
+                ]
+                for m in self.measures
+            },
             judges={one.name: quality_of(one) for m in self.measures for one in judges_of(m)},
         )
 

@@ -239,7 +239,12 @@ def judge_run(folder: Path, judge: Judge) -> int:
         RecipeError: The run has no answers, or a judge of this name with other scores.
     """
     with Store.open(folder / FILE) as store:
-        rubrics = {name: [_rubric(row) for row in rows] for name, rows in store["rubrics"].items()}
+        rubrics = {
+            name: [
+                Rubric(**row | {"pole": row["pole"] and Pole.parse(row["pole"])}) for row in rows
+            ]
+            for name, rows in store["rubrics"].items()
+        }
         cells = [
             row for row in store.planned() if rubrics.get(row.name) and store.is_finished(row.cell)
         ]
@@ -302,15 +307,6 @@ def rubrics_of(measure: Measure) -> Sequence[Rubric]:
 def judge_key(judge: Judge, rubric: Rubric) -> str:
     """Return the digest that scores are kept under."""
     return digest_of(judge.identity(), rubric)
-
-
-def described(rubric: Rubric) -> dict[str, Any]:
-    """Return a rubric as JSON-like data."""
-    return asdict(rubric) | {"pole": str(rubric.pole) if rubric.pole else None}
-
-
-def _rubric(row: dict[str, Any]) -> Rubric:
-    return Rubric(**{**row, "pole": Pole.parse(row["pole"]) if row["pole"] else None})
 
 
 def ends_of(one: Measure | Judge) -> list[float] | None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint, ShardWriter, TensorPlan
-from personality_vector.checkpoint.header import TensorEntry
 from personality_vector.checkpoint.writer import shard_names, write_index
 from personality_vector.errors import (
     CheckpointError,
     DataError,
     ModelError,
     NonFiniteError,
-    TensorMismatchError,
     blame,
 )
 from personality_vector.steering.bake.routes import Family
@@ -171,7 +168,10 @@ def write_checkpoint(
         shutil.copyfile(file, directory / name)
     for name in edits.keys() & entries.keys():
         with blame(tensor=name):
-            _overwrite(directory / copies[entries[name].file], entries[name], edits[name].values())
+            values = edits[name].values().contiguous().reshape(-1).view(torch.uint8)
+            with (directory / copies[entries[name].file]).open("r+b") as stream:
+                stream.seek(entries[name].start)
+                stream.write(values.numpy().data)
     if plans:
         with ShardWriter(directory, plans, max(1, added), Path(names[-1]).stem) as writer:
             for plan in plans:
@@ -187,14 +187,3 @@ def write_checkpoint(
 
 def _files(checkpoint: Checkpoint) -> list[Path]:
     return sorted({entry.file for entry in checkpoint.entries.values()})
-
-
-def _overwrite(file: Path, entry: TensorEntry, values: Tensor) -> None:
-    if (values.dtype, tuple(values.shape)) != (entry.dtype, entry.shape):
-        raise TensorMismatchError(
-            f"{entry.name}: is {entry.dtype} {list(entry.shape)} and was to become "
-            f"{values.dtype} {list(values.shape)}"
-        )
-    with file.open("r+b") as stream:
-        stream.seek(entry.start, os.SEEK_SET)
-        stream.write(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)

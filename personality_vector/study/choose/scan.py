@@ -131,20 +131,18 @@ class Scan:
     def batches(self, worker: "Worker") -> Iterator[Sequence[Point]]:
         """Yield the base, and then the next point of each direction that has not ended."""
         (seed,) = worker.study.seeds
-        yield [Point(BASE, 0.0, seed)]
         run = Run(worker.store.path.parent)
-        while batch := self._next(run):
-            yield [Point(label, strength, seed) for label, strength in batch]
-
-    def _next(self, run: Run) -> list[tuple[str, float]]:
-        points = self.points(run)
-        return [
-            (arm_of(found.layer), share * found.unit)
-            for found in self.layers
-            for share in following(
-                [point for point in points if point.layer == found.layer], self.shares, self.floor
-            )
-        ]
+        batch = [Point(BASE, 0.0, seed)]
+        while batch:
+            yield batch
+            points = self.points(run)
+            batch = [
+                Point(arm_of(found.layer), share * found.unit, seed)
+                for found in self.layers
+                for share in following(
+                    [p for p in points if p.layer == found.layer], self.shares, self.floor
+                )
+            ]
 
     def strengths(self, found: Evidence) -> list[float]:
         """Return every coefficient that may be tried at a layer, in rising order."""
@@ -156,7 +154,13 @@ class Scan:
         Raises:
             DataError: The judge cannot read a single reply of the unsteered model.
         """
-        cells = _by_cell(run.readings())
+        found = run.readings()
+        ours = found[found["judge"].isin(["", StatementJudge.name])]
+        cells: dict[tuple[str, float], pd.DataFrame] = {
+            (label, strength): rows.set_index("measure")
+            for (label, strength), rows in ours.groupby(["intervention", "strength"])
+            if set(rows["measure"]) >= _NUMBERS
+        }
         base = cells[BASE, 0.0]
         if math.isnan(base.at[JUDGED, "value"]):
             raise DataError(
@@ -195,13 +199,3 @@ class Scan:
 def arm_of(layer: int) -> str:
     """Return the label of a layer in the results."""
     return f"layer {layer}"
-
-
-def _by_cell(readings: pd.DataFrame) -> dict[tuple[str, float], pd.DataFrame]:
-    """Return the numbers of each label and strength that has all of them, by their names."""
-    ours = readings[readings["judge"].isin(["", StatementJudge.name])]
-    return {
-        (str(label), float(strength)): rows.set_index("measure")
-        for (label, strength), rows in ours.groupby(["intervention", "strength"])
-        if set(rows["measure"]) >= _NUMBERS
-    }
