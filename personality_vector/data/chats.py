@@ -14,7 +14,7 @@ from personality_vector.data.rows import raw_rows
 from personality_vector.data.statements import part_of, read_statements
 from personality_vector.errors import DataError, TraitError
 from personality_vector.recipes.schema import LocalPath, PoleField, Real, Recipe, Whole, Words
-from personality_vector.subject.chat import Chat, answered, question
+from personality_vector.subject import Chat, answered, question
 from personality_vector.traits import Pole
 
 

@@ -12,7 +12,7 @@ from personality_vector.errors import RecipeError, some
 from personality_vector.lab import BUILTIN, builtin
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import PoleField, Recipe, Words
-from personality_vector.subject.protocols import Rubric
+from personality_vector.subject import Rubric
 from personality_vector.traits import BIG_FIVE, Pole, Trait
 
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]

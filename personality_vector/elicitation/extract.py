@@ -21,8 +21,7 @@ from personality_vector.recipes.schema import Recipe, Words
 from personality_vector.steering.activations import Pooling
 from personality_vector.steering.apply import resolve_layers
 from personality_vector.steering.vector import SteeringVector
-from personality_vector.subject.chat import Chat, question
-from personality_vector.subject.protocols import Judge, rated
+from personality_vector.subject import Chat, Judge, question, rated
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
 

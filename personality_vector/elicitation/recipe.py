@@ -18,7 +18,7 @@ from personality_vector.recipes.schema import (
     Whole,
     by_only_key,
 )
-from personality_vector.subject.spec import GenerationSpec
+from personality_vector.subject import GenerationSpec
 
 
 def _judge(value: Any, info: Any) -> Any:

@@ -14,8 +14,7 @@ from personality_vector.elicitation.recipe import RolloutSpec
 from personality_vector.errors import DataError, some
 from personality_vector.progress import progress
 from personality_vector.recipes.schema import Recipe
-from personality_vector.subject.chat import Chat, answered, question
-from personality_vector.subject.protocols import Answer, Score
+from personality_vector.subject import Answer, Chat, Score, answered, question
 from personality_vector.subject.subject import Subject, sample_seed
 
 Side = Literal["positive", "negative"]

@@ -11,9 +11,8 @@ from pydantic import ValidationError
 from personality_vector.data.personas import Persona
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.recipes.schema import Recipe, sentence
-from personality_vector.subject.chat import Chat, question
+from personality_vector.subject import Chat, Sampling, question
 from personality_vector.subject.endpoint import Endpoint
-from personality_vector.subject.spec import Sampling
 from personality_vector.subject.subject import Subject
 
 PAIRS, QUESTIONS = 5, 40

@@ -29,7 +29,7 @@ from personality_vector.errors import NonFiniteError, TrainingError
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.manifest import write_manifest
 from personality_vector.progress import progress
-from personality_vector.subject.chat import Chat
+from personality_vector.subject import Chat
 from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from personality_vector.errors import ModelError, RecipeError, blame
 from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
 from personality_vector.recipes.schema import Layers, LocalPath, Real, Recipe, Whole, Words
-from personality_vector.subject.protocols import Checkpoint, Subject
+from personality_vector.subject import Checkpoint, Subject
 
 if TYPE_CHECKING:
     from personality_vector.interventions.neurons.chosen import NeuronSet

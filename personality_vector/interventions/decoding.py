@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from personality_vector.errors import RecipeError
 from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
 from personality_vector.recipes.schema import Real, Recipe, Whole
-from personality_vector.subject.protocols import Checkpoint, Subject
+from personality_vector.subject import Checkpoint, Subject
 
 _RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = {
     "temperature": ("at least 0", lambda value: 0 <= value < float("inf")),

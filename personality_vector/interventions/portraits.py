@@ -10,7 +10,7 @@ from personality_vector.errors import RecipeError, TraitError, some
 from personality_vector.interventions.prompts import SystemMessage
 from personality_vector.interventions.spec import InterventionSpec, enumerated
 from personality_vector.recipes.schema import PoleField, Whole
-from personality_vector.subject.protocols import Checkpoint
+from personality_vector.subject import Checkpoint
 from personality_vector.traits import Pole
 
 

@@ -20,8 +20,7 @@ from personality_vector.interventions.spec import (
     require_step,
 )
 from personality_vector.recipes.schema import Recipe, Words, distinct, located
-from personality_vector.subject.chat import Chat, Message, answered, question
-from personality_vector.subject.protocols import Checkpoint, Subject
+from personality_vector.subject import Chat, Checkpoint, Message, Subject, answered, question
 
 
 class SystemMessage(Usual, ABC):

@@ -11,8 +11,7 @@ from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
 from personality_vector.errors import NonFiniteError, RecipeError
 from personality_vector.recipes.schema import Recipe, Strengths, by_own_key
-from personality_vector.subject.identity import identity_of
-from personality_vector.subject.protocols import Checkpoint, Intervention
+from personality_vector.subject import Checkpoint, Intervention, identity_of
 
 KINDS: Mapping[str, str] = {
     "delta": "interventions.weights:WeightsSpec",

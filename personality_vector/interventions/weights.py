@@ -11,8 +11,7 @@ from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
 from personality_vector.merging.recipe import DeltaSpec, TermSpec
 from personality_vector.recipes.schema import Real, Whole, Words
-from personality_vector.subject.identity import digest_of, identity_of
-from personality_vector.subject.protocols import Checkpoint, Subject
+from personality_vector.subject import Checkpoint, Subject, digest_of, identity_of
 
 if TYPE_CHECKING:
     from personality_vector.delta import Delta

@@ -14,8 +14,7 @@ from personality_vector.errors import DataError, some
 from personality_vector.judges.spec import BaseJudge, JudgeSpec
 from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
 from personality_vector.recipes.schema import LocalPath, Real, Words
-from personality_vector.subject.identity import identity_of
-from personality_vector.subject.protocols import Answer, Quality, Rubric, Score
+from personality_vector.subject import Answer, Quality, Rubric, Score, identity_of
 from personality_vector.traits import Pole, Trait
 
 LOWEST, HIGHEST = 1.0, 5.0

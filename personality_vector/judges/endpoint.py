@@ -10,7 +10,7 @@ from pydantic import Field
 from personality_vector.judges.spec import NumberJudge, expected_number
 from personality_vector.progress import progress
 from personality_vector.recipes.schema import Whole, Words
-from personality_vector.subject.chat import Chat
+from personality_vector.subject import Chat
 from personality_vector.subject.endpoint import Endpoint
 
 

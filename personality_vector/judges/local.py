@@ -11,9 +11,7 @@ from personality_vector.errors import ModelError, some
 from personality_vector.judges.spec import NumberJudge, expected_number
 from personality_vector.progress import progress
 from personality_vector.recipes.schema import Device, Dtype, ModelRef, Whole
-from personality_vector.subject.chat import Chat, batched
-from personality_vector.subject.identity import digest_of
-from personality_vector.subject.protocols import Subject
+from personality_vector.subject import Chat, Subject, batched, digest_of
 
 _SPACES = " \N{LOWER ONE EIGHTH BLOCK}\u0120"  # as text, in SentencePiece and in byte-level BPE
 

@@ -18,9 +18,7 @@ from pydantic import (
 
 from personality_vector.data.personas import COHERENCE
 from personality_vector.recipes.schema import Recipe, by_only_key, key_of, kinds
-from personality_vector.subject.chat import Chat
-from personality_vector.subject.identity import digest_of
-from personality_vector.subject.protocols import Answer, Judge, Rubric, Score, Subject
+from personality_vector.subject import Answer, Chat, Judge, Rubric, Score, Subject, digest_of
 
 KINDS = kinds("judges", "Judge")
 """The key that says who judges, to its schema."""

@@ -8,8 +8,7 @@ from typing import ClassVar
 from personality_vector.data.texts import distinct_n
 from personality_vector.errors import DataError
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
-from personality_vector.subject.chat import Chat, answered, question
-from personality_vector.subject.protocols import Better, Findings, Reading, Subject
+from personality_vector.subject import Better, Chat, Findings, Reading, Subject, answered, question
 
 
 class CoherenceSpec(AskingSpec):

@@ -10,8 +10,7 @@ from pydantic import Field
 from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
 from personality_vector.recipes.schema import Whole
-from personality_vector.subject.chat import Chat, answered, batched, question
-from personality_vector.subject.protocols import Better, Reading, Subject
+from personality_vector.subject import Better, Chat, Reading, Subject, answered, batched, question
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

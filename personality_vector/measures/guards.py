@@ -11,7 +11,7 @@ from personality_vector.errors import DataError, some
 from personality_vector.measures.likelihood import Traits
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
 from personality_vector.recipes.schema import LocalPath, Real
-from personality_vector.subject.protocols import Better, Reading, Subject
+from personality_vector.subject import Better, Reading, Subject
 
 
 class GuardsSpec(AskingSpec):

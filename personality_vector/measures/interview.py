@@ -12,7 +12,7 @@ from personality_vector.judges.spec import AnyJudge
 from personality_vector.measures.likelihood import Traits
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
 from personality_vector.recipes.reading import read_recipe
-from personality_vector.subject.protocols import Answer, Findings, Judge, Rubric, Subject, rated
+from personality_vector.subject import Answer, Findings, Judge, Rubric, Subject, rated
 
 
 class InterviewSpec(AskingSpec):

@@ -13,8 +13,7 @@ from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
 from personality_vector.measures.spec import QUESTION, BaseMeasure, MeasureSpec
 from personality_vector.recipes.schema import LocalPath, Real, Whole, Words, distinct
-from personality_vector.subject.chat import answered, question
-from personality_vector.subject.protocols import Reading, Subject
+from personality_vector.subject import Reading, Subject, answered, question
 from personality_vector.traits import BIG_FIVE, Pole, Trait
 
 Z95 = 1.959963984540054

@@ -19,10 +19,17 @@ from personality_vector.errors import DataError
 from personality_vector.progress import progress
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import LocalPath, Recipe, Words, by_only_key, key_of, kinds
-from personality_vector.subject.chat import question
-from personality_vector.subject.identity import identity_of
-from personality_vector.subject.protocols import Better, Findings, Measure, Reply, Subject
-from personality_vector.subject.spec import GenerationSpec, Sampling
+from personality_vector.subject import (
+    Better,
+    Findings,
+    GenerationSpec,
+    Measure,
+    Reply,
+    Sampling,
+    Subject,
+    identity_of,
+    question,
+)
 
 KINDS = kinds("measures", "Spec")
 """The key that says what is measured, to its schema."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from personality_vector.errors import DataError, NonFiniteError, blame
 from personality_vector.progress import progress
 from personality_vector.steering.apply import Hook, hidden_states, resolve_layers
-from personality_vector.subject.chat import Chat, batched, render
+from personality_vector.subject import Chat, batched, render
 from personality_vector.subject.encoding import encode_chats, right_padded
 from personality_vector.subject.models import decoder_blocks, decoder_of, device_of
 from personality_vector.subject.prompts import Prompts, reading

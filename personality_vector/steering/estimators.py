@@ -10,7 +10,7 @@ from torch import Tensor
 
 from personality_vector.errors import DataError, TensorMismatchError
 from personality_vector.steering.activations import Reader
-from personality_vector.subject.chat import Chat
+from personality_vector.subject import Chat
 
 EstimatorName = Literal["mean_difference", "pca", "logistic"]
 

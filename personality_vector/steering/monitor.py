@@ -19,7 +19,7 @@ from personality_vector.steering.activations import (
 from personality_vector.steering.apply import resolve_layers
 from personality_vector.steering.fit import require_fit
 from personality_vector.steering.vector import SteeringVector
-from personality_vector.subject.chat import Chat, batched
+from personality_vector.subject import Chat, batched
 from personality_vector.subject.models import hidden_size
 
 

@@ -21,7 +21,7 @@ from personality_vector.steering.activations import (
 from personality_vector.steering.estimators import EstimatorName, contrast, shift
 from personality_vector.steering.fit import Directions, checked, require_one_stream
 from personality_vector.steering.storage import VectorRecord, read_vector
-from personality_vector.subject.chat import Chat
+from personality_vector.subject import Chat
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from personality_vector.errors import (
     PersonalityVectorError,
     StorageError,
 )
-from personality_vector.subject.protocols import Cell
+from personality_vector.subject import Cell
 
 _SECONDS_TO_WAIT = 30.0
 _LOCKED = (LockedError, "another process is writing there; wait for it or stop it")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from personality_vector.errors import RecipeError, some
 from personality_vector.interventions.spec import require_step
-from personality_vector.subject.protocols import Intervention, Measure
+from personality_vector.subject import Intervention, Measure
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from personality_vector.recipes.schema import (
     schema_of,
 )
 from personality_vector.study.design import Arm, Design, Grid, Matched
-from personality_vector.subject.spec import GenerationSpec
+from personality_vector.subject import GenerationSpec
 from personality_vector.traits import BIG_FIVE_POLES, Pole
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import Any
 from personality_vector.errors import CheckpointError, NonFiniteError, RecipeError
 from personality_vector.study.claims import LEASE, Claims
 from personality_vector.study.database import FORMAT, TABLES, Database, Judged, Planned, connected
-from personality_vector.subject.protocols import Answer, Cell, Findings, Rubric, Score
+from personality_vector.subject import Answer, Cell, Findings, Rubric, Score
 
 log = logging.getLogger(__name__)
 

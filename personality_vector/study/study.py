@@ -27,8 +27,7 @@ from personality_vector.study.worker import (
     require_measures,
     rubrics_of,
 )
-from personality_vector.subject.identity import digest_of
-from personality_vector.subject.protocols import Cell, Intervention, Measure
+from personality_vector.subject import Cell, Intervention, Measure, digest_of
 from personality_vector.subject.subject import base_identity
 
 _OLD = ".old-"

@@ -18,8 +18,7 @@ from personality_vector.progress import progress, silence
 from personality_vector.study.database import Judged, Planned
 from personality_vector.study.design import BASE, Point, require_distinct
 from personality_vector.study.store import FILE, Store, key_of
-from personality_vector.subject.identity import digest_of
-from personality_vector.subject.protocols import Cell, Findings, Judge, Measure, Rubric, rated
+from personality_vector.subject import Cell, Findings, Judge, Measure, Rubric, digest_of, rated
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
 

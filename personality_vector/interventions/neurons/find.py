@@ -13,7 +13,7 @@ from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.interventions.neurons.chosen import Neurons, NeuronSet
 from personality_vector.interventions.neurons.hooks import Site, activations, neuron_sites
 from personality_vector.progress import progress
-from personality_vector.subject.chat import Chat, batched
+from personality_vector.subject import Chat, batched
 from personality_vector.subject.encoding import encode_chats
 from personality_vector.subject.models import decoder_of, device_of
 from personality_vector.traits import Pole

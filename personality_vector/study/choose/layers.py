@@ -16,7 +16,7 @@ from personality_vector.measures.likelihood import Z95
 from personality_vector.progress import progress
 from personality_vector.steering import Positions, SteeringVector
 from personality_vector.steering.apply import Hook, hidden_states
-from personality_vector.subject.chat import Chat, batched
+from personality_vector.subject import Chat, batched
 from personality_vector.subject.encoding import encode_chats, mean_log_probs
 from personality_vector.subject.models import decoder_blocks, device_of
 from personality_vector.subject.subject import Subject

@@ -26,7 +26,7 @@ from personality_vector.study.choose.scan import Scan, arm_of
 from personality_vector.study.design import Arm
 from personality_vector.study.recipe import ChooseRecipe
 from personality_vector.study.study import Study
-from personality_vector.subject.chat import answered, question
+from personality_vector.subject import answered, question
 from personality_vector.subject.models import decoder_blocks
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Level, Pole
