@@ -138,12 +138,6 @@ def test_an_empty_selection_says_what_was_asked_and_what_is_there(tmp_path):
     assert str(path) in str(refusal.value)
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_a_share_outside_zero_to_one_is_refused(tmp_path, share):
-    with pytest.raises(DataError, match="share"):
-        read_statements(written(tmp_path / "s.jsonl", [row(0)]), held_out=share)
-
-
 def test_nothing_to_read_is_refused(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_statements(tmp_path / "absent.jsonl")

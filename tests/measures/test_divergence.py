@@ -155,7 +155,6 @@ def test_another_tokenization_is_refused(tiny, ready):
     ("said", "options", "says"),
     [
         (("", "  "), {}, "only empty replies"),
-        ((), {"max_tokens": 0}, "max_tokens"),
         ((), {"batch_size": 0}, "batch"),
     ],
 )
