@@ -146,25 +146,6 @@ class Persona(Recipe):
             self.label, self.description, self.opposite, note=self.rubric or "", pole=self.pole
         )
 
-    def reversed(self) -> "Persona":
-        """Return the other end: sides, descriptions and pole swapped.
-
-        Raises:
-            RecipeError: It has no opposite: the other side of a role is merely nobody.
-        """
-        if self.opposite is None:
-            raise RecipeError(f"the persona {self.name} has no opposite, so it has no other end")
-        swapped: dict[str, Any] = {
-            "description": self.opposite,
-            "opposite": self.description,
-            "pole": self.pole and self.pole.opposite,
-            "instructions": tuple(
-                InstructionPair(positive=pair.negative, negative=pair.positive)
-                for pair in self.instructions
-            ),
-        }
-        return self.model_copy(update=swapped)
-
     def at(self, pole: Pole | None) -> "Persona":
         """Return the persona whose positive side is ``pole``; ``None`` leaves it as it is.
 
@@ -176,7 +157,16 @@ class Persona(Recipe):
         if self.pole is None or pole != self.pole.opposite:
             of = f"of {self.pole}" if self.pole else "not of a pole"
             raise RecipeError(f"pole {pole}: the persona {self.name} is {of}")
-        return self.reversed()
+        swapped: dict[str, Any] = {
+            "description": self.opposite,
+            "opposite": self.description,
+            "pole": pole,
+            "instructions": tuple(
+                InstructionPair(positive=pair.negative, negative=pair.positive)
+                for pair in self.instructions
+            ),
+        }
+        return self.model_copy(update=swapped)
 
 
 def evaluation_instrument(persona: Persona) -> Instrument:

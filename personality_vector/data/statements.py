@@ -97,7 +97,11 @@ def read_statements(
     ]
     if not chosen:
         asked = " ".join(word for word in (part, trait, level) if word)
-        raise DataError(f"{path}: no {asked or 'statements'} there; it has {_contents(found)}")
+        counts = Counter((str(each.pole), each.part) for each in found)
+        listed = [f"{pole} {part} {count}" for (pole, part), count in sorted(counts.items())]
+        raise DataError(
+            f"{path}: no {asked or 'statements'} there; it has {', '.join(listed) or 'no rows'}"
+        )
     return chosen
 
 
@@ -159,9 +163,3 @@ def _require_disjoint_parts(found: Sequence[Statement]) -> None:
                 f"{each.place}: this statement is {each.part}, but {other.part} at {other.place}; "
                 "a statement that is learned from cannot be measured on"
             )
-
-
-def _contents(found: Sequence[Statement]) -> str:
-    counts = Counter((str(each.pole), each.part) for each in found)
-    listed = [f"{pole} {part} {count}" for (pole, part), count in sorted(counts.items())]
-    return ", ".join(listed) or "no rows at all"

@@ -18,9 +18,7 @@ from personality_vector.errors import DataError, RecipeError
 from personality_vector.judges.spec import JudgeSpec
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import Recipe, Words
-from personality_vector.steering.activations import Pooling
-from personality_vector.steering.apply import resolve_layers
-from personality_vector.steering.vector import SteeringVector
+from personality_vector.steering import Pooling, SteeringVector, resolve_layers
 from personality_vector.subject import Chat, Judge, question, rated
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole

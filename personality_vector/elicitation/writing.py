@@ -41,11 +41,11 @@ Reply with one JSON object and nothing else:
 {{"instructions": [{{"positive": "...", "negative": "..."}}, ...], "questions": ["...", ...]}}"""
 
 
+# Stands for what the generator will write while the rest of a persona is checked.
 _STAND_IN = {
     "instructions": [{"positive": "a", "negative": "b"}],
     "questions": {"extract": ["a"]},
 }
-"""Takes the place of what the generator will write while the rest of a persona is checked."""
 
 
 class _Pair(Recipe):

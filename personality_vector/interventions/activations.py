@@ -59,11 +59,7 @@ class ActivationSteering(Usual):
             TensorMismatchError: The vector has no direction for a layer.
             RecipeError: The positions cannot be read.
         """
-        from personality_vector.steering.fit import (
-            block_numbers,
-            require_made_from,
-            require_width,
-        )
+        from personality_vector.steering import block_numbers, require_made_from, require_width
 
         require_made_from(self.label, self.vector.model, base)
         require_width(self.label, self.vector.hidden, base)
@@ -135,8 +131,7 @@ class GateSpec(Recipe):
             BaseMismatchError: Its direction is of another model.
             CheckpointError: The vector is missing or damaged.
         """
-        from personality_vector.steering import Gate, SteeringVector
-        from personality_vector.steering.fit import require_made_from
+        from personality_vector.steering import Gate, SteeringVector, require_made_from
 
         vector = SteeringVector.load(self.vector)
         require_made_from(self.vector, vector.model, base)
@@ -230,7 +225,7 @@ class NeuronSteering(Usual):
             ModelError: The base has no such layer.
             RecipeError: The positions cannot be read.
         """
-        from personality_vector.steering.fit import block_numbers, require_made_from
+        from personality_vector.steering import block_numbers, require_made_from
 
         require_made_from(self.label, self.neurons.model, base, "use neurons that were found in it")
         with blame(intervention=self.label):

@@ -10,13 +10,13 @@ from personality_vector.interventions.spec import InterventionSpec, Usual, requi
 from personality_vector.recipes.schema import Real, Recipe, Whole
 from personality_vector.subject import Checkpoint, Subject
 
+# The values that each option may have.
 _RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = {
     "temperature": ("at least 0", lambda value: 0 <= value < float("inf")),
     "top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
     "repetition_penalty": ("above 0", lambda value: 0 < value < float("inf")),
     "no_repeat_ngram": ("at least 0", lambda value: value >= 0),
 }
-"""What each option can be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,8 @@ class PortraitSpec(InterventionSpec):
         return Portrait(self.portrait, self.label)
 
 
+# By the size of the step; step 0 writes no prompt.
 _MODIFIERS = ("", "a bit ", "", "very ")
-"""By the size of the step; step 0 writes no prompt."""
 
 
 @dataclass(frozen=True, slots=True)

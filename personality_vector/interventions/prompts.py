@@ -31,7 +31,6 @@ class SystemMessage(Usual, ABC):
         steps: The strengths; 0 is no message.
     """
 
-    __slots__ = ()
     label: str
     steps: ClassVar[tuple[float, ...]] = (0.0, 1.0)
 
@@ -156,8 +155,8 @@ class SystemPrompt(SystemMessage):
         return self.text
 
 
+# One word with such an ending is meant as a file, even if there is none.
 _ENDINGS = (".txt", ".md", ".yaml", ".yml", ".jinja")
-"""Of a word that is meant as the path of a text, although there is no such file."""
 
 
 def _text_or_file(value: Any, info: Any) -> Any:

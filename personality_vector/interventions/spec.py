@@ -39,7 +39,6 @@ class Usual:
         steps: The strengths that there are; ``None`` for all real numbers.
     """
 
-    __slots__ = ()
     steps: ClassVar[tuple[float, ...] | None] = None
 
     def identity(self) -> str:

@@ -5,14 +5,13 @@ The words of the prompts were written for this project.
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     BeforeValidator,
     SerializeAsAny,
-    SerializerFunctionWrapHandler,
     model_serializer,
 )
 
@@ -32,14 +31,12 @@ class JudgeSpec(Recipe):
         """Return the judge; what it needs is read and checked, but no model is loaded yet."""
 
     @model_serializer(mode="wrap")
-    def _under_its_key(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _under_its_key(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         return {key_of(KINDS, type(self)): handler(self)}
 
 
 class BaseJudge:
     """What most judges have in common: they read nothing of the base."""
-
-    __slots__ = ()
 
     def prepare(self, _base: Subject, /) -> Self:
         """Return it as it is."""

@@ -1,7 +1,7 @@
 """What measures have in common: their keys in a recipe, and how a subject is asked items."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Self
@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import (
     BeforeValidator,
     SerializeAsAny,
-    SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
 )
@@ -60,14 +59,13 @@ class MeasureSpec(Recipe):
         """Return the measure; what it needs is read and checked, but no model is loaded yet."""
 
     @model_serializer(mode="wrap")
-    def _under_its_key(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _under_its_key(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         return {self.key: handler(self)}
 
 
 class BaseMeasure:
     """What most measures have in common: they are compared with nothing, and collect readings."""
 
-    __slots__ = ()
     version: ClassVar[int] = 1
     scale: ClassVar[tuple[float, float] | None] = None
     better: ClassVar[Better] = "towards_pole"

@@ -23,8 +23,8 @@ How = Literal["add", "add_keeping_norm", "ablate"]
 Strength = float | Sequence[float] | Tensor
 """One coefficient, or one for each row of the batch."""
 
+# Packages whose hooks on a block do not steer.
 _KNOWN = ("personality_vector", "transformers", "accelerate", "peft", "torch")
-"""Packages whose hooks on a block are no left-overs."""
 
 Hidden = Float[Tensor, "rows seq hidden"]
 Amount = float | Float[Tensor, "rows 1 1"]
@@ -158,13 +158,13 @@ def require_no_strangers(model: nn.Module) -> None:
             accelerate, PEFT and us.
     """
     blocks = decoder_blocks(model)
-    known = {*_KNOWN, _package(type(owner_of(model, blocks)))}
+    known = {*_KNOWN, _module(type(owner_of(model, blocks))).partition(".")[0]}
     things: list[tuple[str, Any]] = [(f"block {n}", type(block)) for n, block in enumerate(blocks)]
     for name, module in model.named_modules():
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         things += [(name or "the model", hook) for hook in hooks]
     for where, thing in things:
-        if _package(thing) not in known:
+        if _module(thing).partition(".")[0] not in known:
             raise ModelError(
                 f"{where} already has something of {_module(thing)} on it, which may steer the "
                 "model too; remove it, or load the model again (a hook that only listens is "
@@ -213,7 +213,3 @@ def _require_room(model: nn.Module, layer: int, direction: Tensor, amounts: floa
 
 def _module(thing: Any) -> str:
     return str(getattr(thing, "__module__", "") or type(thing).__module__)
-
-
-def _package(thing: Any) -> str:
-    return _module(thing).partition(".")[0]

@@ -31,24 +31,11 @@ def resolved(layers: Sequence[int], count: int) -> tuple[int, ...]:
         if not -count <= layer < count:
             raise ModelError(no_such_layer(layer, count))
     found = tuple(layer % count for layer in layers)
-    require_distinct(found, layers)
-    return found
-
-
-def require_distinct(found: Sequence[int], given: Sequence[int]) -> None:
-    """Check that there are layers, and each of them once.
-
-    Args:
-        found: 0-based.
-        given: As they were named, for the message.
-
-    Raises:
-        DataError: No layer is given, or one twice.
-    """
     if not found:
         raise DataError("no layer is given; name at least one decoder block, such as 12")
     if len(set(found)) < len(found):
-        raise DataError(f"layers {list(given)} name the same block twice; name each once")
+        raise DataError(f"layers {list(layers)} name the same block twice; name each once")
+    return found
 
 
 def no_such_layer(layer: int, count: int) -> str:

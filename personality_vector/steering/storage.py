@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -23,13 +24,13 @@ from personality_vector.errors import (
 )
 from personality_vector.manifest import write_manifest
 from personality_vector.recipes.schema import PoleField
-from personality_vector.steering.fit import require_distinct
+from personality_vector.steering.fit import resolved
 
 if TYPE_CHECKING:
     from personality_vector.steering.vector import SteeringVector
 
+# The architecture that llama.cpp writes into the GGUF file of a control vector.
 _CONTROL_VECTOR = "controlvector"
-"""The architecture that a GGUF file of llama.cpp names."""
 
 
 class Record(BaseModel):
@@ -178,7 +179,7 @@ def export_gguf(
         ) from error
     path = Path(out)
     chosen = vector.layers if layers is None else layers
-    require_distinct(chosen, chosen)
+    resolved(chosen, max(chosen, default=0) + 1)
     if 0 in chosen:
         raise DataError(
             f"{vector.label or 'the vector'}: llama.cpp cannot steer the output of block 0 (it has "
@@ -199,8 +200,7 @@ def export_gguf(
 
 
 def _write(gguf: Any, vector: "SteeringVector", file: Path, model_hint: str) -> None:
-    writer = gguf.GGUFWriter(file, _CONTROL_VECTOR)
-    try:
+    with closing(gguf.GGUFWriter(file, _CONTROL_VECTOR)) as writer:
         writer.add_string(f"{_CONTROL_VECTOR}.model_hint", model_hint)
         writer.add_uint32(f"{_CONTROL_VECTOR}.layer_count", len(vector.layers))
         for layer in vector.layers:
@@ -208,8 +208,6 @@ def _write(gguf: Any, vector: "SteeringVector", file: Path, model_hint: str) -> 
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-    finally:
-        writer.close()
 
 
 def _refuse_existing(gguf: Any, path: Path, *, force: bool) -> None:

@@ -362,5 +362,5 @@ class SteeringVector:
 
 
 _METADATA = tuple(field.name for field in fields(SteeringVector) if field.name != "directions")
+# Fields that name where a vector comes from; a sum lists those of its terms, each once.
 _ORIGINS = ("pooling", "estimator", "template", "judge")
-"""Fields of a sum that name the origins of its terms: each once, in the order of the terms."""

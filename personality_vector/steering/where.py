@@ -15,7 +15,7 @@ from personality_vector.errors import DataError, ModelError, NonFiniteError, Rec
 from personality_vector.steering.fit import require_fit
 from personality_vector.steering.positions import Positions
 from personality_vector.subject.models import hidden_size, owner_of
-from personality_vector.subject.prompts import Prompts, announcing, current_prompts
+from personality_vector.subject.prompts import CURRENT, Prompts, announcing
 
 Selected = Bool[Tensor, "rows _ 1"] | bool
 """``True`` everywhere in the chunk, ``False`` nowhere, or a mask."""
@@ -177,7 +177,7 @@ class Where:
 
 
 def _require_prompts(positions: Positions) -> Prompts:
-    prompts = current_prompts()
+    prompts = CURRENT.get()
     if prompts is None:
         raise DataError(
             f"positions {positions}: where the prompt ends is unknown in a plain forward pass; "

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 BASE = "base"
 """Label of the unedited model in the results."""
 
+# Tolerance of a matched strength, as a share of its bracket in the sweep.
 _TOLERANCE = 0.01
-"""Of a matched strength, relative to the bracket that the sweep gives."""
 
+# A strength whose shift misses the target by a larger share lies at a jump of the curve.
 _MISSED = 0.25
-"""Of the target: a found strength whose shift misses it by more lies at a jump of the curve."""
 
 
 class Point(NamedTuple):
@@ -85,8 +85,7 @@ class Arm:
 
     def at(self, seed: int) -> Intervention:
         """Return the intervention of a seed."""
-        found = self.by_seed
-        return found[None] if None in found else found[seed]
+        return self.by_seed.get(None) or self.by_seed[seed]
 
 
 @runtime_checkable

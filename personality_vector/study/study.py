@@ -30,8 +30,8 @@ from personality_vector.study.worker import (
 from personality_vector.subject import Cell, Intervention, Measure, digest_of
 from personality_vector.subject.subject import base_identity
 
+# Prefix of the names of results that are about to be replaced.
 _OLD = ".old-"
-"""What the names of results begin with that are about to be replaced."""
 
 
 @dataclass(frozen=True)

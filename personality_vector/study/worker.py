@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Seconds between two looks at what other workers have finished.
 _PATIENCE = 0.5
-"""Seconds between two looks at what other workers have finished."""
 
 
 class Worker:

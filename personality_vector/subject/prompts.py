@@ -65,7 +65,8 @@ class Prompts:
         return cls(begins, tuple(ends) if ends is not None else (columns,) * rows, input_ids)
 
 
-_CURRENT: ContextVar[Prompts | None] = ContextVar("prompts", default=None)
+CURRENT: ContextVar[Prompts | None] = ContextVar("prompts", default=None)
+"""The prompts of the forward passes that run now; set by :func:`reading`."""
 
 
 @contextmanager
@@ -74,16 +75,11 @@ def reading(prompts: Prompts) -> Generator[None]:
 
     Passes that continue a cache count on from it, so one block serves a whole generation.
     """
-    token = _CURRENT.set(prompts)
+    token = CURRENT.set(prompts)
     try:
         yield
     finally:
-        _CURRENT.reset(token)
-
-
-def current_prompts() -> Prompts | None:
-    """Return what :func:`reading` said last, or ``None`` outside of it."""
-    return _CURRENT.get()
+        CURRENT.reset(token)
 
 
 @contextmanager
@@ -98,7 +94,7 @@ def announcing(model: Any) -> Generator[None]:
     def announced(*args: Any, **given: Any) -> Any:
         arguments = {**inspect.signature(generate).bind(*args, **given).arguments, **given}
         _require_no_guidance(model, arguments)
-        if _CURRENT.get() is not None:
+        if CURRENT.get() is not None:
             return generate(*args, **given)
         with reading(_prompts_of(arguments)):
             return generate(*args, **given)

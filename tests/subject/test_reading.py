@@ -5,7 +5,7 @@ import torch
 
 from personality_vector.errors import DataError
 from personality_vector.subject.models import load_model
-from personality_vector.subject.prompts import Prompts, announcing, current_prompts, reading
+from personality_vector.subject.prompts import CURRENT, Prompts, announcing, reading
 
 
 def test_padding_on_the_left_is_no_prompt():
@@ -19,15 +19,15 @@ def test_what_was_said_is_forgotten_also_after_an_error():
     heard = []
 
     def fail() -> None:
-        heard.append(current_prompts())
+        heard.append(CURRENT.get())
         raise KeyError
 
     with reading(outer):
         with pytest.raises(KeyError), reading(inner):
             fail()
-        heard.append(current_prompts())
+        heard.append(CURRENT.get())
     assert heard == [inner, outer]
-    assert current_prompts() is None
+    assert CURRENT.get() is None
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,7 @@ def model(pico):
 def heard_by(model, *args, **given):
     """Return the prompts that a block hears of during ``generate``."""
     heard = []
-    handle = model.model.layers[0].register_forward_pre_hook(
-        lambda *_: heard.append(current_prompts())
-    )
+    handle = model.model.layers[0].register_forward_pre_hook(lambda *_: heard.append(CURRENT.get()))
     with announcing(model):
         model.generate(*args, max_new_tokens=3, min_new_tokens=3, do_sample=False, **given)
     handle.remove()

@@ -18,8 +18,8 @@ from personality_vector.subject.encoding import encode_chats
 from personality_vector.subject.models import decoder_of, device_of
 from personality_vector.traits import Pole
 
+# Bits of the mantissa of a float32 after its 5 most significant ones (the first is implicit).
 _DROPPED = 23 - 4
-"""Bits of a float32's mantissa beyond 5 significant ones, of which the first is implicit."""
 
 _FIRST, _LAST = ((127 + exponent) << 4 for exponent in (-12, 8))
 BINS = _LAST - _FIRST + 2

@@ -143,8 +143,8 @@ RouteName = Literal["bias", "convert", "adapter", "ablate"]
 ROUTES: tuple[RouteName, ...] = get_args(RouteName)
 """Those that add a vector, in the order in which they are tried, and ``ablate``, which does not."""
 
+# Rotary embeddings that Qwen2, Mistral and Llama compute by one shared function.
 _ROPES = ("default", "linear", "dynamic", "yarn", "llama3")
-"""Rotary embeddings that Qwen2, Mistral and Llama take from one shared function."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,14 @@ from torch import Tensor
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.measures.likelihood import Z95
 from personality_vector.progress import progress
-from personality_vector.steering import Positions, SteeringVector
-from personality_vector.steering.apply import Hook, hidden_states
+from personality_vector.steering import Hook, Positions, SteeringVector, hidden_states
 from personality_vector.subject import Chat, batched
 from personality_vector.subject.encoding import encode_chats, mean_log_probs
 from personality_vector.subject.models import decoder_blocks, device_of
 from personality_vector.subject.subject import Subject
 
+# A layer is a candidate if its d' is at least this share of the best one.
 _NEAR = 0.5
-"""A layer is a candidate if its d' is at least this share of the best one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,13 @@ from personality_vector.measures.interview import Interview
 from personality_vector.measures.likelihood import Likelihood
 from personality_vector.measures.spec import Asking
 from personality_vector.numeric.random import key_for
-from personality_vector.steering import Positions, SteeringVector, resolve_layers
-from personality_vector.steering.fit import require_made_from, require_width
+from personality_vector.steering import (
+    Positions,
+    SteeringVector,
+    require_made_from,
+    require_width,
+    resolve_layers,
+)
 from personality_vector.study.choose.choice import Choice
 from personality_vector.study.choose.layers import Evidence, examine, ranked
 from personality_vector.study.choose.scan import Scan, arm_of
@@ -197,8 +202,8 @@ def _halves(recipe: ChooseRecipe) -> tuple[list[Statement], list[Statement]]:
     clear, and its beginning would then say little of the rest.
     """
     found = read_statements(recipe.statements, part=recipe.part, held_out=recipe.held_out)
-    keyed = [(key_for(0, f"half {normalised(s.text)}"), s) for s in found]
-    keyed.sort(key=lambda pair: pair[0])
+    pairs = ((key_for(0, f"half {normalised(s.text)}"), s) for s in found)
+    keyed = sorted(pairs, key=lambda pair: pair[0])
     return [s for key, s in keyed if key % 2 == 0], [s for key, s in keyed if key % 2 == 1]
 
 
