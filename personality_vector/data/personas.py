@@ -180,8 +180,8 @@ def evaluation_instrument(persona: Persona) -> Instrument:
     asked = persona.questions.evaluate
     if not asked:
         raise RecipeError(f"the persona {persona.name} has no questions for evaluation")
-    items = (Item(id=f"q{i:02}", text=text) for i, text in enumerate(asked, start=1))
-    return Instrument(name=persona.name, version="1", items=tuple(items))
+    items = tuple(Item(id=f"q{i:02}", text=text) for i, text in enumerate(asked, start=1))
+    return Instrument(name=persona.name, version="1", items=items)
 
 
 @cache

@@ -1,7 +1,6 @@
 """Which pairs of replies are kept, and how many each rule drops."""
 
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,8 +56,7 @@ class Cut:
 
     def rule_against(self, pair: Pair) -> str:
         """Return the first of ``RULES`` that drops ``pair``, or ""."""
-        ratings = [(row.trait, row.coherence) for row in pair]
-        (positive, one), (negative, other) = ratings
+        (positive, one), (negative, other) = ((row.trait, row.coherence) for row in pair)
         if positive is None or negative is None or one is None or other is None:
             return "unscored"
         if positive < self.positive:
@@ -112,8 +110,7 @@ def filtered(
         for pair, rule in zip(pairs, rules, strict=True)
         for row in pair
     ]
-    counts = Counter(rules)
-    return marked, FilterReport(len(pairs), {rule: counts[rule] for rule in RULES}, cut)
+    return marked, FilterReport(len(pairs), {rule: rules.count(rule) for rule in RULES}, cut)
 
 
 def require_some(report: FilterReport, label: str) -> None:

@@ -281,5 +281,6 @@ class ExamplesSpec(InterventionSpec):
         """Return the examples."""
         if isinstance(self.examples, DataSpec):
             return FewShot(read_chats(self.examples), self.label, (self.examples.source,))
-        shots = [answered(question(shot.user), shot.assistant) for shot in self.examples]
-        return FewShot(shots, self.label)
+        return FewShot(
+            [answered(question(shot.user), shot.assistant) for shot in self.examples], self.label
+        )

@@ -7,7 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     BeforeValidator,
@@ -17,7 +17,16 @@ from pydantic import (
 
 from personality_vector.data.personas import COHERENCE
 from personality_vector.recipes.schema import Recipe, by_only_key, key_of, kinds
-from personality_vector.subject import Answer, Chat, Judge, Rubric, Score, Subject, digest_of
+from personality_vector.subject import (
+    Answer,
+    Chat,
+    Judge,
+    Rubric,
+    Score,
+    Subject,
+    digest_of,
+    question,
+)
 
 KINDS = kinds("judges", "Judge")
 """The key that says who judges, to its schema."""
@@ -38,7 +47,7 @@ class JudgeSpec(Recipe):
 class BaseJudge:
     """What most judges have in common: they read nothing of the base."""
 
-    def prepare(self, _base: Subject, /) -> Self:
+    def prepare(self, _base: Subject, /) -> Any:
         """Return it as it is."""
         return self
 
@@ -150,10 +159,11 @@ def prompt_for(rubric: Rubric, answer: Answer, highest: int) -> Chat:
     """
     said = {"question": answer.question, "reply": answer.reply, "highest": highest}
     if rubric.trait == COHERENCE.trait:
-        text = _COHERENCE.format(
-            description=COHERENCE.description, opposite=COHERENCE.opposite, **said
+        return question(
+            _COHERENCE.format(
+                description=COHERENCE.description, opposite=COHERENCE.opposite, **said
+            )
         )
-        return [{"role": "user", "content": text}]
     text = _TRAIT.format(
         name=rubric.trait,
         description=rubric.description or f"{rubric.trait}.",
@@ -163,7 +173,7 @@ def prompt_for(rubric: Rubric, answer: Answer, highest: int) -> Chat:
         note=f"{rubric.note}\n" if rubric.note else "",
         **said,
     )
-    return [{"role": "user", "content": text}]
+    return question(text)
 
 
 def expected_number(probabilities: Mapping[str, float], highest: int) -> float | None:

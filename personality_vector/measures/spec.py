@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     BeforeValidator,
@@ -74,7 +74,7 @@ class BaseMeasure:
         """Return a digest of all fields, but for those that change speed and memory only."""
         return identity_of(self)
 
-    def prepare(self, base: Subject, /) -> Self:  # noqa: ARG002
+    def prepare(self, base: Subject, /) -> Any:  # noqa: ARG002
         """Return it as it is."""
         return self
 

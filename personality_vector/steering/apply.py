@@ -38,16 +38,14 @@ def _wide(values: Tensor) -> Tensor:
 
 def added(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
     """Return ``h + strength * v``; the product is rounded once, to the dtype of ``h``."""
-    moved: Tensor = hidden + (strength * direction).to(hidden.dtype)
-    return moved
+    return hidden + (strength * direction).to(hidden.dtype)
 
 
 def added_keeping_norm(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
     """Return ``h' * |h| / |h'|`` with ``h' = h + strength * v``, in float32, rounded once."""
     moved = _wide(hidden) + strength * direction
     before, after = (h.norm(dim=-1, keepdim=True) for h in (_wide(hidden), moved))
-    kept: Tensor = moved * (before / after.clamp_min(torch.finfo(torch.float32).tiny))
-    return kept.to(hidden.dtype)
+    return moved.mul(before / after.clamp_min(torch.finfo(torch.float32).tiny)).to(hidden.dtype)
 
 
 def ablated(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
@@ -55,8 +53,7 @@ def ablated(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
     unit = direction / direction.norm()
     wide = _wide(hidden)
     along = (wide @ unit.to(wide.dtype))[..., None] * unit
-    left: Tensor = wide - strength * along
-    return left.to(hidden.dtype)
+    return torch.sub(wide, strength * along).to(hidden.dtype)
 
 
 EDITS: dict[How, Edit] = {

@@ -57,8 +57,8 @@ def projections(  # noqa: PLR0913  (a model, what it reads, and along what)
         Monitoring of persona vectors, Chen et al. 2025, arXiv:2507.21509: ``<a, v> / |v|``.
     """
     place, unit = unit_at(model, vector, layer)
-    pooled = Reader(model, tokenizer, [place], pooling, batch_size).pooled(chats)
-    return pooled[place].double() @ unit
+    reader = Reader(model, tokenizer, [place], pooling, batch_size)
+    return reader.pooled(chats)[place].double() @ unit
 
 
 def creativity_scores(

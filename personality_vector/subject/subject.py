@@ -120,8 +120,7 @@ class Subject:
         ``(batch, positions, vocab)`` for tokens 1, 2, ...; float32, on the CPU.
         """
         encoded = encode_chats(self.tokenizer, [self.edited(chat) for chat in chats])
-        found = response_log_probs(self.model, encoded.to(device_of(self.model)))
-        return encoded, found.cpu()
+        return encoded, response_log_probs(self.model, encoded.to(device_of(self.model))).cpu()
 
     @torch.no_grad()
     def next_token(
@@ -246,5 +245,4 @@ def _lengths(new: torch.Tensor, tokenizer: Any) -> torch.Tensor:
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         # The end mark and the padding are one token: the first of them belongs to the reply.
         is_padding = is_padding & (is_padding.cumsum(1) > 1)
-    lengths: torch.Tensor = (~is_padding).sum(1)
-    return lengths
+    return torch.sum(~is_padding, 1)
