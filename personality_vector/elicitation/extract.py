@@ -11,7 +11,7 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.data.chats import read_chats
 from personality_vector.data.personas import COHERENCE, Persona
 from personality_vector.data.rows import read_rows
-from personality_vector.elicitation.filter import FilterReport, filtered, require_some
+from personality_vector.elicitation.filter import FilterReport, filtered, require_kept
 from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.elicitation.rollouts import Rollout, Side, draw, reused
 from personality_vector.errors import DataError, RecipeError
@@ -180,7 +180,7 @@ def elicit(
     is_judged = is_recorded or judge is not None
     rollouts, report = filtered(judged, recipe.thresholds if is_judged else None)
     record(rollouts)
-    require_some(report, persona.label)
+    require_kept(report, persona.label)
     by = str(recipe.judge) if judge is None else judge.name
     return Elicited(persona, tuple(rollouts), report, by)
 

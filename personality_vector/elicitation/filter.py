@@ -11,8 +11,8 @@ from personality_vector.errors import DataError
 RULES: tuple[str, ...] = ("empty", "unscored", "positive_trait", "negative_trait", "coherence")
 """Why a pair is dropped, in the order in which it is asked; only the first counts."""
 
-_HARD_TO_CALM = 70.0  # BILLY: negatives with a higher median are about the trait themselves
-_AT_LEAST = 80.0  # BILLY: what positives must then reach
+_HIGH_MEDIAN = 70.0  # BILLY: negatives with a higher median are about the trait themselves
+_POSITIVE_FLOOR = 80.0  # BILLY: what positives must then reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ class Cut:
         if not spec.adaptive or not all(rated):
             return cls(spec.trait, spec.trait, spec.coherence)
         upper, lower = map(statistics.median, rated)
-        if lower > _HARD_TO_CALM:
-            return cls(max(upper, _AT_LEAST), lower, spec.coherence, including=True)
+        if lower > _HIGH_MEDIAN:
+            return cls(max(upper, _POSITIVE_FLOOR), lower, spec.coherence, including=True)
         return cls(max(upper, spec.trait), min(lower, spec.trait), spec.coherence, including=True)
 
     def rule_against(self, pair: Pair) -> str:
@@ -113,7 +113,7 @@ def filtered(
     return marked, FilterReport(len(pairs), {rule: rules.count(rule) for rule in RULES}, cut)
 
 
-def require_some(report: FilterReport, label: str) -> None:
+def require_kept(report: FilterReport, label: str) -> None:
     """Check that a pair is left.
 
     Raises:

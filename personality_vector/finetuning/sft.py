@@ -83,7 +83,11 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
 def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) -> list[float]:
     """Train, save into ``out`` and return the loss of every step."""
     device = resolve_device(recipe.device)
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(), _streams_kept(device):
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        warnings.catch_warnings(),
+        _random_state_kept(device),
+    ):
         warnings.simplefilter("ignore", FutureWarning)  # v6 renames gradient_checkpointing
         try:
             trainer = _trainer(recipe, base, chats, _arguments(recipe, scratch, device))
@@ -94,12 +98,12 @@ def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) ->
     trainer.model.save_pretrained(out)
     _require_finite(out)
     if recipe.sft.lora is None:
-        _complete(out, base)
+        _add_missing(out, base)
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
 @contextmanager
-def _streams_kept(device: str) -> Iterator[None]:
+def _random_state_kept(device: str) -> Iterator[None]:
     """Give the caller's random streams back as they were; the trainer seeds all of them."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
@@ -110,7 +114,7 @@ def _streams_kept(device: str) -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+class _TrainingMonitor(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
     """Draws progress and refuses to go on after NaN or infinity."""
 
     _steps: Iterator[int] = iter(())
@@ -156,7 +160,7 @@ def _trainer(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], arguments
         train_dataset=Dataset.from_list(rows),
         processing_class=load_tokenizer(base.path),
         peft_config=_peft_config(recipe),
-        callbacks=[_Watch()],
+        callbacks=[_TrainingMonitor()],
     )
     trainer.remove_callback(PrinterCallback)  # it prints every log line to stdout
     return trainer
@@ -176,7 +180,7 @@ def _require_finite(out: Path) -> None:
                 ) from error
 
 
-def _complete(out: Path, base: Checkpoint) -> None:
+def _add_missing(out: Path, base: Checkpoint) -> None:
     """Add the base's side files, and what transformers did not save: the same names as the base.
 
     A tied tensor that the base stores twice is written twice; a buffer that transformers computes
@@ -186,11 +190,11 @@ def _complete(out: Path, base: Checkpoint) -> None:
     saved = Checkpoint.open(out)
     absent = [name for name in base.names if name not in saved.entries]
     if absent:
-        _write_with(saved, base, absent)
+        _rewrite_with(saved, base, absent)
     require_same_tensors(base, Checkpoint.open(out))
 
 
-def _write_with(saved: Checkpoint, base: Checkpoint, absent: list[str]) -> None:
+def _rewrite_with(saved: Checkpoint, base: Checkpoint, absent: list[str]) -> None:
     """Write a saved checkpoint again as one that has the ``absent`` tensors too."""
     dtype = next(iter(saved.entries.values())).dtype
     twins = {name: _twin(base, saved, name) for name in absent}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from personality_vector.errors import ModelError, RecipeError, blame
-from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
+from personality_vector.interventions.spec import BaseIntervention, InterventionSpec, require_step
 from personality_vector.recipes.schema import Layers, LocalPath, Real, Recipe, Whole, Words
 from personality_vector.subject import Checkpoint, Subject
 
@@ -21,7 +21,7 @@ How = Literal["add", "add_keeping_norm", "ablate"]
 
 
 @dataclass(frozen=True, slots=True)
-class ActivationSteering(Usual):
+class ActivationSteering(BaseIntervention):
     """``coefficient * direction`` added to the output of some decoder blocks.
 
     Attributes:
@@ -153,7 +153,7 @@ class VectorSpec(InterventionSpec):
     incremental: bool = False
 
     @model_validator(mode="after")
-    def _go_together(self) -> "VectorSpec":
+    def _require_consistent(self) -> "VectorSpec":
         if self.gate is not None and self.positions != "response":
             raise ValueError("a gate is decided by the whole prompt; add positions: response")
         if self.incremental and min(self.layers) < 0:
@@ -179,7 +179,7 @@ class VectorSpec(InterventionSpec):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class NeuronSteering(Usual):
+class NeuronSteering(BaseIntervention):
     """``act + gamma * a95 * f(difference)`` on the neurons of a pole; the opposite's are silent.
 
     ``f(d) = 1 / (1 + exp(-10 (d - 0.15)))``, and silent is ``min(act, 0)``. Strength is gamma;

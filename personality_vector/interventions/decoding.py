@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from personality_vector.errors import RecipeError
-from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
+from personality_vector.interventions.spec import BaseIntervention, InterventionSpec, require_step
 from personality_vector.recipes.schema import Real, Recipe, Whole
 from personality_vector.subject import Checkpoint, Subject
 
@@ -20,7 +20,7 @@ _RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding(Usual):
+class Decoding(BaseIntervention):
     """Options of decoding that hold at strength 1, whatever a measure asks for; 0 is none.
 
     Attributes:

@@ -14,8 +14,8 @@ from personality_vector.data.chats import DataSpec, read_chats
 from personality_vector.errors import DataError
 from personality_vector.interventions.spec import (
     SEED,
+    BaseIntervention,
     InterventionSpec,
-    Usual,
     enumerated,
     require_step,
 )
@@ -23,7 +23,7 @@ from personality_vector.recipes.schema import Recipe, Words, distinct, located
 from personality_vector.subject import Chat, Checkpoint, Message, Subject, answered, question
 
 
-class SystemMessage(Usual, ABC):
+class SystemMessage(BaseIntervention, ABC):
     """An intervention whose strengths are steps: each picks one text, and none lies in between.
 
     Attributes:
@@ -198,7 +198,7 @@ class SystemSpec(InterventionSpec):
 
 
 @dataclass(frozen=True, slots=True)
-class FewShot(Usual):
+class FewShot(BaseIntervention):
     """Examples in front of every question; the strength is how many of them, from the first.
 
     They stand behind the system message, as if they had been said before.

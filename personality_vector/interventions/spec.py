@@ -5,7 +5,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
@@ -32,7 +32,7 @@ SEED = "{seed}"
 """In a path: one intervention, of which each seed has its own."""
 
 
-class Usual:
+class BaseIntervention:
     """What most interventions answer: every real number is a strength, and every base fits.
 
     Attributes:
@@ -57,7 +57,7 @@ class InterventionSpec(Recipe):
 
     @field_validator("label")
     @classmethod
-    def _is_a_name(cls, label: str) -> str:
+    def _require_name(cls, label: str) -> str:
         if label == "base" or not label.strip():
             raise ValueError("a label is a name, other than 'base', which is the base itself")
         return label
@@ -70,7 +70,7 @@ class InterventionSpec(Recipe):
             PersonalityVectorError: What it names is missing or damaged.
         """
 
-    def at_seed(self, seed: int) -> Self:
+    def at_seed(self, seed: int) -> "InterventionSpec":
         """Return it with ``seed`` in place of ``{seed}`` in its paths."""
         text = self.model_dump_json(exclude_unset=True)
         return type(self).model_validate(json.loads(text.replace(SEED, str(seed))))

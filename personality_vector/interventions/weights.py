@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from personality_vector.interventions.activations import ActivationSteering
-from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
+from personality_vector.interventions.spec import BaseIntervention, InterventionSpec, require_step
 from personality_vector.merging.recipe import DeltaSpec, TermSpec
 from personality_vector.recipes.schema import Real, Whole, Words
 from personality_vector.subject import Checkpoint, Subject, digest_of, identity_of
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class WeightEdit(Usual):
+class WeightEdit(BaseIntervention):
     """``base + strength * delta`` in the live parameters; strength is alpha.
 
     Attributes:
@@ -126,7 +126,7 @@ class MergedSpec(InterventionSpec):
 
 
 @dataclass(frozen=True, slots=True)
-class HybridEdit(Usual):
+class HybridEdit(BaseIntervention):
     """``strength * (delta + vector)``: the delta in the weights, the vector by hooks.
 
     It is the model whose weights hold the delta, and whose MLPs hold the vector as a bias of

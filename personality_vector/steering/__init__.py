@@ -7,7 +7,7 @@ from personality_vector.steering.apply import (
     How,
     Strength,
     hidden_states,
-    require_no_strangers,
+    require_no_foreign_hooks,
     resolve_layers,
     steered,
 )
@@ -30,7 +30,7 @@ __all__ = [
     "block_numbers",
     "hidden_states",
     "require_made_from",
-    "require_no_strangers",
+    "require_no_foreign_hooks",
     "require_width",
     "resolve_layers",
     "steered",

@@ -120,7 +120,7 @@ def steered(
         require_fit(f"layer {layer}", direction, hidden_size(model))
         if how == "add":
             _require_room(model, layer, direction, amounts)
-    require_no_strangers(model)
+    require_no_foreign_hooks(model)
     with ExitStack() as hooks:
         where = Where(positions, amounts, gate)
         if isinstance(amounts, Tensor) or amounts != 0:
@@ -147,7 +147,7 @@ def hidden_states(output: Any) -> Float[Tensor, "batch seq hidden"]:
     return hidden
 
 
-def require_no_strangers(model: nn.Module) -> None:
+def require_no_foreign_hooks(model: nn.Module) -> None:
     """Refuse hooks and wrappers that another tool left on the model: both would act, unseen.
 
     Raises:

@@ -64,7 +64,7 @@ def checked(directions: Directions, label: str) -> dict[int, Tensor]:
                 f"{where}: should be {hidden} float32 numbers, "
                 f"is {direction.dtype} of shape {list(direction.shape)}"
             )
-        require_pointing(where, direction)
+        require_direction(where, direction)
     return ordered
 
 
@@ -81,10 +81,10 @@ def require_fit(where: str, direction: Float[Tensor, "..."], width: int) -> None
             f"{where}: the vector has shape {list(direction.shape)}, but the residual stream "
             f"of this model is {width} wide; use a vector that was extracted from this model"
         )
-    require_pointing(where, direction)
+    require_direction(where, direction)
 
 
-def require_pointing(where: str, direction: Float[Tensor, "..."]) -> None:
+def require_direction(where: str, direction: Float[Tensor, "..."]) -> None:
     """Check that a direction is of finite numbers, not all zero; see :func:`require_fit`."""
     if not torch.isfinite(direction).all():
         raise NonFiniteError(f"{where}: the direction holds NaN or infinity")
@@ -145,7 +145,7 @@ def block_numbers(layers: Sequence[int], checkpoint: Checkpoint) -> tuple[int, .
     return resolved(layers, int(counts[0])) if counts else ()
 
 
-def require_one_stream(base: nn.Module, tuned: nn.Module) -> None:
+def require_same_shape(base: nn.Module, tuned: nn.Module) -> None:
     """Check that two models have the same depth, width and vocabulary.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
@@ -69,7 +69,7 @@ class Record(BaseModel):
         return directory
 
     @classmethod
-    def read(cls, directory: Path) -> tuple[Self, Checkpoint]:
+    def read(cls, directory: Path) -> tuple[Any, Checkpoint]:
         """Return the record and the tensors.
 
         Raises:

@@ -19,7 +19,7 @@ from personality_vector.steering.activations import (
     template_hash,
 )
 from personality_vector.steering.estimators import EstimatorName, contrast, shift
-from personality_vector.steering.fit import Directions, checked, require_one_stream
+from personality_vector.steering.fit import Directions, checked, require_same_shape
 from personality_vector.steering.storage import VectorRecord, read_vector
 from personality_vector.subject import Chat
 from personality_vector.traits import Pole
@@ -163,7 +163,7 @@ class SteeringVector:
             Finetuning shift of persona vectors, Chen et al. 2025, arXiv:2507.21509:
             ``mean a_tuned - mean a_base``, of which they take the projection on a direction.
         """
-        require_one_stream(base, tuned)
+        require_same_shape(base, tuned)
         before, after = (
             Reader(model, tokenizer, layers, pooling, batch_size).mean(chats)
             for model in (base, tuned)

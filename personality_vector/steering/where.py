@@ -15,7 +15,7 @@ from personality_vector.errors import DataError, ModelError, NonFiniteError, Rec
 from personality_vector.steering.fit import require_fit
 from personality_vector.steering.positions import Positions
 from personality_vector.subject.models import hidden_size, owner_of
-from personality_vector.subject.prompts import CURRENT, Prompts, announcing
+from personality_vector.subject.prompts import CURRENT, Prompts, tracking_generate
 
 Selected = Bool[Tensor, "rows _ 1"] | bool
 """``True`` everywhere in the chunk, ``False`` nowhere, or a mask."""
@@ -105,10 +105,10 @@ class Where:
         self._arguments = tuple(inspect.signature(owner.forward).parameters)
         _require_columns(model, self._arguments)
         hooks.callback(owner.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
-        hooks.enter_context(announcing(model))
+        hooks.enter_context(tracking_generate(model))
         if self._gate is not None:
             self._gate.require_fit(model, len(blocks), first_steered)
-            listening = blocks[self._gate.layer].register_forward_hook(self._listen)
+            listening = blocks[self._gate.layer].register_forward_hook(self._sum_prompts)
             hooks.callback(listening.remove)
 
     def selected(self, hidden: Float[Tensor, "rows seq width"]) -> Selected:
@@ -120,7 +120,7 @@ class Where:
         if self._is_everywhere:
             return True
         if hidden.shape != self._shape:
-            self._in_chunk(hidden)
+            self._locate_chunk(hidden)
         chosen = self._known[1]
         if self._gate is None or chosen is False:
             return chosen
@@ -145,7 +145,7 @@ class Where:
         self._start = 0 if cache is None else int(cache.get_seq_length())
         self._shape = None
 
-    def _in_chunk(self, hidden: Tensor) -> None:
+    def _locate_chunk(self, hidden: Tensor) -> None:
         """Find out what of the chunk is steered: once for all blocks that it passes."""
         rows, length = hidden.shape[:2]
         prompts = _require_prompts(self._positions)
@@ -159,7 +159,7 @@ class Where:
             self._known = (key, True if mask.all() else some)
         self._shape = hidden.shape
 
-    def _listen(self, _block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+    def _sum_prompts(self, _block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         """Add a chunk to the sum over each row's prompt, which points where the mean does.
 
         float32; a chunk that starts at column 0 starts anew.

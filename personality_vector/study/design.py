@@ -26,7 +26,7 @@ BASE = "base"
 _TOLERANCE = 0.01
 
 # A strength whose shift misses the target by a larger share lies at a jump of the curve.
-_MISSED = 0.25
+_MAX_MISS = 0.25
 
 
 class Point(NamedTuple):
@@ -183,7 +183,7 @@ def matched_strength(
 
             tolerance = _TOLERANCE * abs(after.strength - before.strength)
             found = brentq(excess, before.strength, after.strength, xtol=tolerance)
-            return float(found) if abs(excess(found)) <= _MISSED * abs(target) else None
+            return float(found) if abs(excess(found)) <= _MAX_MISS * abs(target) else None
     return None
 
 

@@ -38,7 +38,7 @@ TRAIT, LEVEL = "{trait}", "{level}"
 """In an intervention: one for each pole, or for each trait."""
 
 
-def _asked_alike(measures: Any) -> Any:
+def _share_questions(measures: Any) -> Any:
     """Let a measure that does not say what it asks, ask what the first interview does."""
     if not isinstance(measures, list | tuple):
         return measures
@@ -60,7 +60,7 @@ def _with(key: Any, body: Any, shared: Mapping[str, Any]) -> Any:
     return {**shared, **body}
 
 
-Measures = Annotated[tuple[AnyMeasure, ...], Field(min_length=1), BeforeValidator(_asked_alike)]
+Measures = Annotated[tuple[AnyMeasure, ...], Field(min_length=1), BeforeValidator(_share_questions)]
 Seeds = Annotated[tuple[Whole, ...], Field(min_length=1), AfterValidator(distinct)]
 
 

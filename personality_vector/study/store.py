@@ -278,7 +278,7 @@ class Store(Database):
                     "a name of its own, as {classifier: {name: mine}} in a file"
                 )
 
-    def judge_too(self, judged: Iterable[Judged], judges: Mapping[str, Any]) -> None:
+    def add_judges(self, judged: Iterable[Judged], judges: Mapping[str, Any]) -> None:
         """Add judges to the plan, and note what is said of them."""
         with self.transaction():
             self._judge(judged)

@@ -19,13 +19,13 @@ from personality_vector.study.store import FILE, Store
 from personality_vector.study.worker import (
     Helpers,
     Worker,
-    ends_of,
     judge_key,
     judges_of,
     packed,
     quality_of,
     require_measures,
     rubrics_of,
+    scale_of,
 )
 from personality_vector.subject import Cell, Intervention, Measure, digest_of
 from personality_vector.subject.subject import base_identity
@@ -150,7 +150,7 @@ class Study:
                 f"{out}: exists and holds no results of ours; choose another --out"
             )
         with (
-            _set_aside(out) if force else nullcontext(),
+            _replaced_results(out) if force else nullcontext(),
             Store.open(out / FILE, create=True) as store,
         ):
             try:
@@ -158,7 +158,7 @@ class Study:
                 with helpers:
                     Worker(self, store).work()
             except BaseException:
-                _leave_nothing(store, out, is_new=is_new)
+                _remove_if_empty(store, out, is_new=is_new)
                 raise
         object.__setattr__(self, "_folder", out)
         return Run(out)
@@ -198,7 +198,7 @@ class Study:
             arms={arm.label: list(arm.strengths) for arm in self.arms},
             seeds=list(self.seeds),
             measures={
-                m.name: {"unit": m.unit, "scale": ends_of(m), "better": m.better}
+                m.name: {"unit": m.unit, "scale": scale_of(m), "better": m.better}
                 for m in self.measures
             },
             rubrics={
@@ -273,7 +273,7 @@ def _strengths_of(
 
 
 @contextmanager
-def _set_aside(out: Path) -> Generator[None]:
+def _replaced_results(out: Path) -> Generator[None]:
     """Remove the results of an earlier run, of whatever format, once there are new ones.
 
     Raises:
@@ -301,7 +301,7 @@ def _set_aside(out: Path) -> Generator[None]:
                 file.rename(out / file.name.removeprefix(_OLD))
 
 
-def _leave_nothing(store: Store, out: Path, *, is_new: bool) -> None:
+def _remove_if_empty(store: Store, out: Path, *, is_new: bool) -> None:
     """Remove a store in which nothing was measured, and the folder that was made for it."""
     if store.is_empty():
         store.connection.close()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Seconds between two looks at what other workers have finished.
-_PATIENCE = 0.5
+_POLL_SECONDS = 0.5
 
 
 class Worker:
@@ -75,10 +75,10 @@ class Worker:
                 self._measure_point(point, measures)
             todo = self._missing(todo, measures)
             if todo:
-                time.sleep(_PATIENCE)
+                time.sleep(_POLL_SECONDS)
         unrated = points
         while unrated := [point for point in unrated if not self._is_judged(point, measures)]:
-            time.sleep(_PATIENCE)
+            time.sleep(_POLL_SECONDS)
 
     def value(self, point: Point, measure: Measure, trait: str) -> float:
         """Return a number that has been measured at a point."""
@@ -262,7 +262,7 @@ def judge_run(folder: Path, judge: Judge) -> int:
         for row in progress(cells, "judge"):
             for rubric in rubrics[row.name]:
                 _judge_cell(store, row.cell, judge, rubric, lambda _: ready)
-        store.judge_too(judged, {judge.name: quality_of(judge)})
+        store.add_judges(judged, {judge.name: quality_of(judge)})
     return len(cells)
 
 
@@ -308,7 +308,7 @@ def judge_key(judge: Judge, rubric: Rubric) -> str:
     return digest_of(judge.identity(), rubric)
 
 
-def ends_of(one: Measure | Judge) -> list[float] | None:
+def scale_of(one: Measure | Judge) -> list[float] | None:
     """Return the ends of a scale, where there is one."""
     return [float(end) for end in one.scale] if one.scale else None
 
@@ -316,4 +316,4 @@ def ends_of(one: Measure | Judge) -> list[float] | None:
 def quality_of(judge: Judge) -> dict[str, Any]:
     """Return the scale of a judge, and how good it is, where it says so."""
     quality = [asdict(number) for number in getattr(judge, "quality", tuple)()]
-    return {"scale": ends_of(judge), "quality": quality}
+    return {"scale": scale_of(judge), "quality": quality}

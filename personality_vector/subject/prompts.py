@@ -1,7 +1,7 @@
 """Where the prompts of a batch begin and end: what a model that is being run cannot know by itself.
 
 A forward pass sees tokens, not roles. Whoever runs the model inside :func:`reading` says which
-columns are the prompt; :func:`announcing` lets ``generate`` say it.
+columns are the prompt; :func:`tracking_generate` lets ``generate`` say it.
 """
 
 import inspect
@@ -83,7 +83,7 @@ def reading(prompts: Prompts) -> Generator[None]:
 
 
 @contextmanager
-def announcing(model: Any) -> Generator[None]:
+def tracking_generate(model: Any) -> Generator[None]:
     """Let ``model.generate`` say what its prompts are, unless its caller did."""
     if not hasattr(model, "generate"):
         yield

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personality_vector.elicitation.filter import RULES, Cut, filtered, require_some
+from personality_vector.elicitation.filter import RULES, Cut, filtered, require_kept
 from personality_vector.elicitation.recipe import ThresholdSpec
 from personality_vector.elicitation.rollouts import Pair, Rollout, paired
 from personality_vector.errors import DataError
@@ -163,11 +163,11 @@ def test_what_filters_to_nothing_says_how_many_each_rule_dropped():
     )
     _, report = filtered(rows, FIXED)
     with pytest.raises(DataError) as caught:
-        require_some(report, "extraversion:high")
+        require_kept(report, "extraversion:high")
     said = str(caught.value)
     assert "extraversion:high: nothing is left" in said
     for part in ("0 of 7", "3 by negative_trait", "2 by positive_trait", "1 by empty"):
         assert part in said
     assert "1 by unscored" in said
     assert "negative trait below 50" in said
-    require_some(filtered(clear(1), FIXED)[1], "x")
+    require_kept(filtered(clear(1), FIXED)[1], "x")

@@ -35,7 +35,7 @@ from personality_vector.study.choose.layers import (
     separation,
 )
 from personality_vector.study.choose.run import Inputs, choose
-from personality_vector.study.choose.scan import CurvePoint, following, swing, usable
+from personality_vector.study.choose.scan import CurvePoint, next_shares, swing, usable
 from personality_vector.study.recipe import ChooseRecipe
 from personality_vector.study.run import Run
 from personality_vector.study.worker import Worker
@@ -259,7 +259,7 @@ SHARES = (0.1, 0.2, 0.4, 0.8)
 def scan(measure, shares, floor):
     """Measure whatever follows from the curve until nothing does."""
     curve = []
-    while ahead := following(curve, shares, floor):
+    while ahead := next_shares(curve, shares, floor):
         curve += map(measure, ahead)
     return sorted(curve, key=lambda found: found.share)
 

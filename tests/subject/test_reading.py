@@ -5,7 +5,7 @@ import torch
 
 from personality_vector.errors import DataError
 from personality_vector.subject.models import load_model
-from personality_vector.subject.prompts import CURRENT, Prompts, announcing, reading
+from personality_vector.subject.prompts import CURRENT, Prompts, reading, tracking_generate
 
 
 def test_padding_on_the_left_is_no_prompt():
@@ -54,7 +54,7 @@ def heard_by(model, *args, **given):
     """Return the prompts that a block hears of during ``generate``."""
     heard = []
     handle = model.model.layers[0].register_forward_pre_hook(lambda *_: heard.append(CURRENT.get()))
-    with announcing(model):
+    with tracking_generate(model):
         model.generate(*args, max_new_tokens=3, min_new_tokens=3, do_sample=False, **given)
     handle.remove()
     assert len(heard) == 3
@@ -89,8 +89,8 @@ def test_what_the_caller_of_generate_said_counts(model):
 
 
 def test_generate_is_itself_again(model):
-    with announcing(model):
-        with announcing(model):
+    with tracking_generate(model):
+        with tracking_generate(model):
             assert "generate" in vars(model)
         assert "generate" in vars(model)
     assert "generate" not in vars(model)
@@ -98,5 +98,8 @@ def test_generate_is_itself_again(model):
 
 
 def test_a_generate_without_a_prompt_is_refused(model):
-    with announcing(model), pytest.raises(DataError, match="neither input_ids nor inputs_embeds"):
+    with (
+        tracking_generate(model),
+        pytest.raises(DataError, match="neither input_ids nor inputs_embeds"),
+    ):
         model.generate(max_new_tokens=1)

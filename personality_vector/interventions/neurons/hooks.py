@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from personality_vector.errors import BaseMismatchError, ModelError
 from personality_vector.interventions.neurons.chosen import NeuronSet
 from personality_vector.numeric.random import generator_for
-from personality_vector.steering import Hook, Positions, Where, require_no_strangers
+from personality_vector.steering import Hook, Positions, Where, require_no_foreign_hooks
 from personality_vector.subject.models import decoder_blocks, device_of, hidden_size
 
 # The names that transformers gives the activation module.
@@ -113,7 +113,7 @@ def steered_neurons(
         BaseMismatchError: It has not these neurons.
     """
     sites = neuron_sites(model)
-    require_no_strangers(model)
+    require_no_foreign_hooks(model)
     _require_fit(neurons, sites)
     raised, silenced = neurons.positive, neurons.negative
     if gamma < 0:

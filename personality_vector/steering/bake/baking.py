@@ -11,7 +11,7 @@ from personality_vector.checkpoint import AtomicDirectory, Checkpoint
 from personality_vector.checkpoint.cards import LOADING, fenced, metadata, shown
 from personality_vector.errors import RecipeError
 from personality_vector.manifest import write_manifest
-from personality_vector.steering.bake.base import Base, asked_shifts, read_config
+from personality_vector.steering.bake.base import Base, read_config, scaled_directions
 from personality_vector.steering.bake.exports import EXPORTS, ablation_export
 from personality_vector.steering.bake.proof import Export, Proof, prove
 from personality_vector.steering.bake.routes import RouteName, route_for
@@ -90,7 +90,7 @@ def bake(  # noqa: PLR0913  (a vector, where it goes, how strong, and where to w
     if route == "ablate":
         raise RecipeError("route ablate has no coefficient; use bake_ablation, or --ablate")
     base, name = _opened(model_path, route, vector)
-    shifts = asked_shifts(base, vector, layers, coefficient)
+    shifts = scaled_directions(base, vector, layers, coefficient)
     asked = {
         "layers": sorted(shifts),
         "coefficient": coefficient,

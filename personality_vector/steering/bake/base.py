@@ -96,7 +96,7 @@ def read_config(checkpoint: Checkpoint) -> Any:
         )
 
 
-def asked_shifts(
+def scaled_directions(
     base: Base, vector: SteeringVector, layers: Sequence[int], coefficient: float
 ) -> dict[int, Float[Tensor, " hidden"]]:
     """Return ``coefficient * v_l`` for each layer ``l``, ``-1`` being the last block.

@@ -192,13 +192,13 @@ def _obstacles(family: Family, config: Any) -> dict[RouteName, str]:
     turned = "its weights are transposed, and it has a bias of its own"
     return {
         "bias": "" if family.has_bias or family.flag else no_bias,
-        "convert": _against_convert(family, config),
+        "convert": _convert_obstacle(family, config),
         "adapter": turned if family.transposed else "",
         "ablate": "" if family.embeddings else "it normalises its embeddings",
     }
 
 
-def _against_convert(family: Family, config: Any) -> str:
+def _convert_obstacle(family: Family, config: Any) -> str:
     if not family.to_llama:
         return "only Qwen2 and Mistral have an equivalent Llama"
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])

@@ -21,7 +21,7 @@ from personality_vector.subject.models import decoder_blocks, device_of
 from personality_vector.subject.subject import Subject
 
 # A layer is a candidate if its d' is at least this share of the best one.
-_NEAR = 0.5
+_CANDIDATE_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def ranked(found: Sequence[Evidence]) -> list[Evidence]:
     candidates = [
         evidence
         for evidence in found
-        if evidence.separation.d_prime >= _NEAR * best > 0 and evidence.slope > 0
+        if evidence.separation.d_prime >= _CANDIDATE_SHARE * best > 0 and evidence.slope > 0
     ]
     if not candidates:
         raise DataError(

@@ -82,7 +82,7 @@ def usable(curve: Sequence[CurvePoint], floor: float) -> list[CurvePoint]:
     return sorted(kept, key=lambda point: point.share)
 
 
-def following(curve: Sequence[CurvePoint], shares: Sequence[float], floor: float) -> list[float]:
+def next_shares(curve: Sequence[CurvePoint], shares: Sequence[float], floor: float) -> list[float]:
     """Return the shares to measure next: one for each direction that has not ended.
 
     A direction ends with its first point that is not usable; that point is part of the curve.
@@ -139,7 +139,7 @@ class Scan:
             batch = [
                 Point(arm_of(found.layer), share * found.unit, seed)
                 for found in self.layers
-                for share in following(
+                for share in next_shares(
                     [p for p in points if p.layer == found.layer], self.shares, self.floor
                 )
             ]

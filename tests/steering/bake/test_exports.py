@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import ModelError
 from personality_vector.steering.bake import route_for
-from personality_vector.steering.bake.base import Base, asked_shifts, read_config
+from personality_vector.steering.bake.base import Base, read_config, scaled_directions
 from personality_vector.steering.bake.exports import EXPORTS, ablation_export
 from personality_vector.steering.bake.proof import load_export
 from personality_vector.steering.bake.routes import FAMILIES
@@ -51,7 +51,7 @@ def _written(path, vector, route, folder):
     if route.name == "ablate":
         export = ablation_export(base, vector[1])
     else:
-        shifts = asked_shifts(base, vector, [0, 1], COEFFICIENT)
+        shifts = scaled_directions(base, vector, [0, 1], COEFFICIENT)
         export = EXPORTS[route.name](base, shifts)
     folder.mkdir()
     export.write(folder)
