@@ -1,6 +1,6 @@
 """Data files as chats that end with the assistant's response.
 
-To add a format, write its reader, a line of ``_READERS`` and a word of ``DataSpec.format``.
+To add a format, write its reader and add it to ``_READERS`` and ``DataSpec.format``.
 """
 
 import json
@@ -57,7 +57,7 @@ def read_chats(spec: DataSpec) -> list[Chat]:
 
 
 def read_prompts(file: Path) -> list[str]:
-    """Return the lines of a text file that are not blank: each is what a user asks.
+    """Return the lines of a text file that are not blank; each is a question of a user.
 
     Raises:
         DataError: The file cannot be read, or holds no line.
@@ -88,7 +88,7 @@ def _from_statements(spec: DataSpec) -> list[Chat]:
 
 
 def _from_big5chat(spec: DataSpec) -> list[Chat]:
-    """Read BIG5-CHAT rows, without the instruction that names the trait: labels would leak."""
+    """Read BIG5-CHAT rows without the instruction, which names the trait: labels would leak."""
     chats: list[Chat] = []
     for place, row in raw_rows(spec.source).items():
         try:

@@ -20,7 +20,7 @@ from personality_vector.recipes.schema import Recipe
 from personality_vector.traits import Level, Pole, Trait
 
 Part = Literal["train", "held_out"]
-"""Who may read a statement: whatever learns, or whatever measures."""
+"""Who may read a statement: what learns from it, or what measures with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ def read_statements(
             :func:`part_of`: independent of order, files and other rows.
 
     Raises:
-        DataError: The path is missing, a line is not a row (file and line are named), a statement
-            is in both parts, or the selection is empty.
+        DataError: The path is missing, a line cannot be read as a row (file and line are named), a
+            statement is in both parts, or the selection is empty.
     """
     found = [
         Statement(
@@ -111,7 +111,7 @@ def of_both_poles(
     """Return the statements of each pole of ``traits``, the high pole of a trait first.
 
     Raises:
-        DataError: A pole has none; the message begins with ``lacking``.
+        DataError: A pole has no statements; the message begins with ``lacking``.
     """
     levels: tuple[Level, ...] = ("high", "low")
     found: dict[Pole, list[Statement]] = {Pole(t, level): [] for t in traits for level in levels}
@@ -146,15 +146,15 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise DataError(f"{path}: no such file or directory of statements")
+        raise DataError(f"{path}: this file or directory of statements does not exist")
     files = sorted(path.glob("*.jsonl"))
     if not files:
-        raise DataError(f"{path}: there is no .jsonl file of statements in this directory")
+        raise DataError(f"{path}: this directory has no .jsonl file of statements")
     return files
 
 
 def _require_disjoint_parts(found: Sequence[Statement]) -> None:
-    """Refuse a leak; only rows that name their part can cause one."""
+    """Refuse a statement in both parts, which only rows that name their part can cause."""
     first: dict[str, Statement] = {}
     for each in found:
         other = first.setdefault(normalised(each.text), each)

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """What was trained.
+    """The result of a fine-tune.
 
     Attributes:
         path: A checkpoint directory, or a LoRA adapter if the recipe has ``lora``.
@@ -94,7 +94,9 @@ def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) ->
             trainer.train()
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise TrainingError(f"{base.reference}: TRL cannot train it so: {reason}") from error
+            raise TrainingError(
+                f"{base.reference}: TRL cannot train it like this: {reason}"
+            ) from error
     trainer.model.save_pretrained(out)
     _require_finite(out)
     if recipe.sft.lora is None:
@@ -104,7 +106,7 @@ def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) ->
 
 @contextmanager
 def _random_state_kept(device: str) -> Iterator[None]:
-    """Give the caller's random streams back as they were; the trainer seeds all of them."""
+    """Restore the random state of the caller, since the trainer seeds every generator."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
@@ -115,7 +117,7 @@ def _random_state_kept(device: str) -> Iterator[None]:
 
 
 class _TrainingMonitor(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Draws progress and refuses to go on after NaN or infinity."""
+    """Draws progress, and stops the training at NaN or infinity."""
 
     _steps: Iterator[int] = iter(())
 
@@ -167,7 +169,7 @@ def _trainer(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], arguments
 
 
 def _require_finite(out: Path) -> None:
-    """Check the weights: the last step can break them without any loss showing it."""
+    """Check the weights, which the last step can break without a loss that shows it."""
     for file in sorted(out.glob("*.safetensors")):
         weights = Checkpoint(out, read_header(file))
         for name in weights.names:
@@ -181,7 +183,7 @@ def _require_finite(out: Path) -> None:
 
 
 def _add_missing(out: Path, base: Checkpoint) -> None:
-    """Add the base's side files, and what transformers did not save: the same names as the base.
+    """Add the base's side files, and the tensors of the base that transformers did not save.
 
     A tied tensor that the base stores twice is written twice; a buffer that transformers computes
     itself and does not load is copied from the base.
@@ -195,7 +197,7 @@ def _add_missing(out: Path, base: Checkpoint) -> None:
 
 
 def _rewrite_with(saved: Checkpoint, base: Checkpoint, absent: list[str]) -> None:
-    """Write a saved checkpoint again as one that has the ``absent`` tensors too."""
+    """Rewrite a saved checkpoint so that it also has the ``absent`` tensors."""
     dtype = next(iter(saved.entries.values())).dtype
     twins = {name: _twin(base, saved, name) for name in absent}
     plans = [TensorPlan(name, entry.dtype, entry.shape) for name, entry in saved.entries.items()]
@@ -247,7 +249,7 @@ def _arguments(recipe: TrainRecipe, scratch: str, device: str) -> Any:
         seed=recipe.seed,
         data_seed=recipe.seed,
         logging_steps=1,
-        # The default replaces a NaN loss by the running mean and goes on.
+        # The default would replace a NaN loss by the running mean and continue.
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to="none",

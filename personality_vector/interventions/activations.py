@@ -28,12 +28,11 @@ class ActivationSteering(BaseIntervention):
         vector: In the unit of the activation, not normalised, so coefficients of different
             vectors or models do not compare.
         layers: Decoder blocks, ``-1`` the last; each must have a direction in ``vector``.
-        label: Defaults to that of the vector.
+        label: Defaults to the label of the vector.
         positions: Which tokens are steered, as a clause such as ``last 1 + response``.
         how: ``add``, ``add_keeping_norm``, or ``ablate``, where 1 removes the direction.
         gate: Steers only chats whose prompt opens it.
-        files: Folders that the vector and the gate were read from; their content is part of the
-            identity.
+        files: Folders of the vector and the gate; their content is part of the identity.
     """
 
     vector: "SteeringVector"
@@ -50,12 +49,12 @@ class ActivationSteering(BaseIntervention):
         object.__setattr__(self, "positions", str(self.positions))
 
     def check(self, base: Checkpoint) -> None:
-        """Refuse a base that cannot be steered so.
+        """Refuse a base that this cannot steer.
 
         Raises:
             BaseMismatchError: The vector is of another model, or it or the gate of another width.
-            ModelError: The base has no such layer, or the gate lies behind a steered one.
-            DataError: A layer is named twice, or none is.
+            ModelError: The base does not have this layer, or the gate comes after a steered one.
+            DataError: No layer is named, or one is named twice.
             TensorMismatchError: The vector has no direction for a layer.
             RecipeError: The positions cannot be read.
         """
@@ -74,8 +73,8 @@ class ActivationSteering(BaseIntervention):
                 first = min(layers, default=self.gate.layer)
                 if self.gate.layer > first:
                     raise ModelError(
-                        f"the gate at layer {self.gate.layer} lies behind the first steered layer, "
-                        f"{first}; move it to {first} or before"
+                        f"the gate at layer {self.gate.layer} comes after the first steered layer, "
+                        f"{first}; move it to layer {first} or before"
                     )
 
     @contextmanager
@@ -85,8 +84,8 @@ class ActivationSteering(BaseIntervention):
         ``strength`` is the coefficient: a number, or one for each row of every batch.
 
         Raises:
-            ModelError: The model has no such layer.
-            DataError: A layer is named twice, or none is.
+            ModelError: The model does not have this layer.
+            DataError: No layer is named, or one is named twice.
             TensorMismatchError: The vector has no direction for a layer.
             BaseMismatchError: The vector has another width than the model.
             NonFiniteError: The coefficient is not finite, or the addition would not be.
@@ -139,7 +138,7 @@ class GateSpec(Recipe):
 
 
 class VectorSpec(InterventionSpec):
-    """``vector`` is a saved one, which steers the output of ``layers``, by default at all tokens.
+    """``vector`` is a saved vector that steers the output of ``layers``, by default at all tokens.
 
     ``positions`` are a clause such as ``last 1 + response``. ``incremental`` adds at each layer
     only what the vector gains since the layer before.
@@ -157,7 +156,7 @@ class VectorSpec(InterventionSpec):
         if self.gate is not None and self.positions != "response":
             raise ValueError("a gate is decided by the whole prompt; add positions: response")
         if self.incremental and min(self.layers) < 0:
-            raise ValueError("with incremental, layers are counted from 0")
+            raise ValueError("with incremental, layers count from 0: negative ones are not allowed")
         return self
 
     def open(self, base: Checkpoint) -> ActivationSteering:
@@ -180,19 +179,19 @@ class VectorSpec(InterventionSpec):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NeuronSteering(BaseIntervention):
-    """``act + gamma * a95 * f(difference)`` on the neurons of a pole; the opposite's are silent.
+    """Raises the neurons of a pole to ``act + gamma * a95 * f(difference)``, silences its opposite.
 
-    ``f(d) = 1 / (1 + exp(-10 (d - 0.15)))``, and silent is ``min(act, 0)``. Strength is gamma;
-    below 0 the two poles change places. At 0 nothing is silenced either, so the effect jumps
-    there: a small gamma silences as much as a large one.
+    ``f(d) = 1 / (1 + exp(-10 (d - 0.15)))``; a silenced neuron is ``min(act, 0)``. The strength is
+    gamma; below 0 the two poles change places. At 0 nothing is silenced either, so the effect jumps
+    there: even a small gamma silences as much as a large one.
 
     Attributes:
         neurons: From :func:`find_neurons`.
-        label: Defaults to that of the neurons.
+        label: Defaults to the label of the neurons.
         positions: Which tokens are steered, as a clause such as ``all``.
-        keep: Probability that a neuron is raised, drawn anew in every forward pass; below 1 the
-            logits depend on how a text is cut into passes.
-        seed: Of these draws.
+        keep: Probability that a neuron is raised, drawn again in every forward pass; below 1 the
+            logits depend on how a text is split into passes.
+        seed: Seed of these draws.
         files: Folders that the neurons were read from; their content is part of the identity.
 
     Raises:
@@ -218,11 +217,11 @@ class NeuronSteering(BaseIntervention):
             raise RecipeError(f"{self.label}: keep must be in (0, 1], got {self.keep}")
 
     def check(self, base: Checkpoint) -> None:
-        """Refuse a base that has not these neurons.
+        """Refuse a base that does not have these neurons.
 
         Raises:
             BaseMismatchError: They were found in another model.
-            ModelError: The base has no such layer.
+            ModelError: The base does not have this layer.
             RecipeError: The positions cannot be read.
         """
         from personality_vector.steering import block_numbers, require_made_from
@@ -238,7 +237,7 @@ class NeuronSteering(BaseIntervention):
 
         Raises:
             ModelError: The model's neurons cannot be found, or another tool left a hook on it.
-            BaseMismatchError: It has not these neurons.
+            BaseMismatchError: It does not have these neurons.
             NonFiniteError: Gamma is not finite.
             DataError: Where the prompt ends is unknown; see :func:`steered`.
         """

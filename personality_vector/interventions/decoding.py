@@ -1,4 +1,4 @@
-"""Decoding: how the tokens of a reply are drawn, for one arm alone."""
+"""Decoding: how the tokens of a reply are drawn, for one arm only."""
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -21,13 +21,13 @@ _RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Decoding(BaseIntervention):
-    """Options of decoding that hold at strength 1, whatever a measure asks for; 0 is none.
+    """Decoding options that override those of a measure at strength 1; 0 overrides none.
 
     Attributes:
         temperature: Divides the logits; 0 is greedy.
-        top_p: Nucleus of the distribution.
-        repetition_penalty: Divides the logits of tokens that have occurred; 1 is none.
-        no_repeat_ngram: No run of so many tokens may occur twice; 0 allows it.
+        top_p: Probability mass of the nucleus that tokens are drawn from.
+        repetition_penalty: Divides the logits of tokens that have occurred; 1 changes nothing.
+        no_repeat_ngram: Length of the token sequences that may not occur twice; 0 for no limit.
         label: Name in tables and figures.
 
     Raises:

@@ -77,16 +77,16 @@ class Prompted(SystemMessage):
     'You are very self-conscious and very irritable.'
 
     Attributes:
-        pole: Of a trait that has adjectives.
+        pole: The pole of a trait that has adjectives.
         label: Defaults to the pole.
-        adjectives: How many of them, at least 1; the source has 5.
+        adjectives: How many to name, at least 1; the source names 5.
         seed: Draws the adjectives at random, each under a modifier of its own, as the source
             does. Without it they are the first of the list, all under one modifier. The opposite
             pole has the opposite words.
 
     Raises:
         TraitError: The trait has no adjectives.
-        RecipeError: It has not as many.
+        RecipeError: It has fewer than that.
 
     Source:
         Adjectives and modifiers of Serapio-Garcia et al. 2023, arXiv:2307.00184, as the prompt
@@ -106,13 +106,13 @@ class Prompted(SystemMessage):
         if self.pole.trait not in ADJECTIVES:
             raise TraitError(
                 f"{self.pole.trait} has no adjectives to prompt with; "
-                f"there are some for {some(ADJECTIVES, 5)}"
+                f"adjectives exist for {some(ADJECTIVES, 5)}"
             )
         most = len(_pairs(self.pole.trait))
         if not 1 <= self.adjectives <= most:
             raise RecipeError(
-                f"{self.label}: {self.pole.trait} has 1 to {most} adjectives to prompt with, "
-                f"not {self.adjectives}"
+                f"{self.label}: {self.pole.trait} has {most} adjectives to prompt with; "
+                f"use 1 to {most}, not {self.adjectives}"
             )
 
     def text_at(self, step: int) -> str:
@@ -140,7 +140,7 @@ def _pairs(trait: str) -> list[tuple[str, str]]:
 
 
 class PromptedSpec(InterventionSpec):
-    """``prompt`` names a pole by so many ``adjectives``, which a ``seed`` draws."""
+    """``prompt`` is the pole, named by this many ``adjectives``, which a ``seed`` can draw."""
 
     prompt: PoleField
     adjectives: Whole = Field(default=3, ge=1)

@@ -24,11 +24,11 @@ from personality_vector.subject import Chat, Checkpoint, Message, Subject, answe
 
 
 class SystemMessage(BaseIntervention, ABC):
-    """An intervention whose strengths are steps: each picks one text, and none lies in between.
+    """An intervention whose strengths are steps, each with a text of its own.
 
     Attributes:
         label: Name in tables and figures.
-        steps: The strengths; 0 is no message.
+        steps: The strengths; 0 adds no message.
     """
 
     label: str
@@ -42,7 +42,7 @@ class SystemMessage(BaseIntervention, ABC):
         """Return the system message of a strength; "" at 0.
 
         Raises:
-            RecipeError: There is no such step.
+            RecipeError: It does not have this step.
             NonFiniteError: The strength is NaN or infinite.
         """
         require_step(self, strength)
@@ -50,10 +50,10 @@ class SystemMessage(BaseIntervention, ABC):
 
     @contextmanager
     def applied(self, subject: Subject, strength: float) -> Generator[Subject]:
-        """Put the text in front of the system message of every chat, or make one of it.
+        """Put the text before the system message of every chat, or make it the system message.
 
         Raises:
-            RecipeError: There is no such step.
+            RecipeError: It does not have this step.
             NonFiniteError: The strength is NaN or infinite.
         """
         sentence = self.sentence(strength)
@@ -75,7 +75,7 @@ def _instructed(sentence: str, chat: Chat) -> Chat:
 
 @dataclass(frozen=True, slots=True)
 class RolePrompt(SystemMessage):
-    """A system message that gives the model one role, or several whose views it has to join.
+    """A system message that gives the model one role, or several roles whose views it combines.
 
     Strength 1 is the prompt, 0 none.
 
@@ -87,7 +87,7 @@ class RolePrompt(SystemMessage):
         label: Defaults to the roles.
 
     Raises:
-        DataError: There is no role, one is blank or given twice, or they are one text.
+        DataError: No role is given, one is blank or given twice, or the roles are a single text.
 
     Source:
         With several roles, multi-role prompting as BILLY has it for a baseline, arXiv:2510.10157:
@@ -105,7 +105,7 @@ class RolePrompt(SystemMessage):
         if not self.roles or not all(role.strip() for role in self.roles):
             raise DataError(f"{self.label}: name at least one role, such as a futurist")
         if len(set(self.roles)) < len(self.roles):
-            raise DataError(f"{self.label}: names a role twice")
+            raise DataError(f"{self.label}: names a role twice; name each once")
 
     def text_at(self, step: int) -> str:  # noqa: ARG002
         """Return the prompt."""
@@ -148,7 +148,7 @@ class SystemPrompt(SystemMessage):
 
     def __post_init__(self) -> None:
         if not self.text.strip():
-            raise DataError(f"{self.label}: the system prompt is blank")
+            raise DataError(f"{self.label}: the system prompt is blank; write a text")
 
     def text_at(self, step: int) -> str:  # noqa: ARG002
         """Return the text."""
@@ -161,7 +161,7 @@ _ENDINGS = (".txt", ".md", ".yaml", ".yml", ".jinja")
 
 def _text_or_file(value: Any, info: Any) -> Any:
     """Return the path of a text file, if there is one or one is meant, else the text itself."""
-    # Longer than a path can be, ~nobody, a null byte: none of them is the name of a file.
+    # Too long for a path, ~nobody, a null byte: none of these names a file.
     with suppress(OSError, RuntimeError, ValueError):
         # Without a recipe's folder a relative path would mean another file in every folder.
         if isinstance(value, str) and (info.context or Path(value).is_absolute()):
@@ -173,12 +173,12 @@ def _text_or_file(value: Any, info: Any) -> Any:
 
 def _without_seed(value: Path | str) -> Path | str:
     if SEED in str(value):
-        raise ValueError(f"neither the text nor the name of its file can hold {SEED}")
+        raise ValueError(f"neither the text nor the name of its file may contain {SEED}")
     return value
 
 
 class SystemSpec(InterventionSpec):
-    """``system`` is the text, or the path of a text file, whose surrounding space is cut off."""
+    """``system`` is the text, or the path of a text file, read without surrounding white space."""
 
     system: Annotated[Path | str, BeforeValidator(_text_or_file), AfterValidator(_without_seed)]
 
@@ -201,7 +201,7 @@ class SystemSpec(InterventionSpec):
 class FewShot(BaseIntervention):
     """Examples in front of every question; the strength is how many of them, from the first.
 
-    They stand behind the system message, as if they had been said before.
+    They follow the system message, as earlier turns of the chat.
 
     Attributes:
         examples: Chats of a user and the assistant, without a system message, each of which ends
@@ -210,7 +210,7 @@ class FewShot(BaseIntervention):
         files: Where they were read; their content is part of the identity.
 
     Raises:
-        DataError: There is no example, or one has another form.
+        DataError: There is no example, or one does not have this form.
 
     Source:
         Brown et al. 2020, arXiv:2005.14165.
@@ -223,7 +223,7 @@ class FewShot(BaseIntervention):
     def __post_init__(self) -> None:
         object.__setattr__(self, "examples", tuple(tuple(chat) for chat in self.examples))
         if not self.examples:
-            raise DataError(f"{self.label}: there is no example")
+            raise DataError(f"{self.label}: no example is given; give at least one")
         for number, chat in enumerate(self.examples, start=1):
             roles = [message["role"] for message in chat]
             if roles != ["user", "assistant"] * (len(roles) // 2) or not roles:
@@ -242,7 +242,7 @@ class FewShot(BaseIntervention):
         """Put the first ``strength`` examples in front of the question of every chat.
 
         Raises:
-            RecipeError: There are not so many, or the strength is no whole number.
+            RecipeError: There are fewer examples, or the strength is not a whole number.
             NonFiniteError: The strength is NaN or infinite.
         """
         require_step(self, strength)

@@ -29,14 +29,14 @@ KINDS: Mapping[str, str] = {
 """The key that says what an intervention is, to its schema."""
 
 SEED = "{seed}"
-"""In a path: one intervention, of which each seed has its own."""
+"""In a path: each seed has an intervention of its own."""
 
 
 class BaseIntervention:
-    """What most interventions answer: every real number is a strength, and every base fits.
+    """What most interventions share: every real number is a strength, and every base fits.
 
     Attributes:
-        steps: The strengths that there are; ``None`` for all real numbers.
+        steps: The possible strengths; ``None`` for all real numbers.
     """
 
     steps: ClassVar[tuple[float, ...] | None] = None
@@ -50,7 +50,7 @@ class BaseIntervention:
 
 
 class InterventionSpec(Recipe):
-    """One thing that is done to the base: an edit of weights or activations, or a prompt."""
+    """One change of the base: an edit of weights or activations, a prompt, or decoding options."""
 
     label: str
     strengths: Strengths | None = None
@@ -59,7 +59,9 @@ class InterventionSpec(Recipe):
     @classmethod
     def _require_name(cls, label: str) -> str:
         if label == "base" or not label.strip():
-            raise ValueError("a label is a name, other than 'base', which is the base itself")
+            raise ValueError(
+                "a label must be a name other than 'base', which is the label of the base itself"
+            )
         return label
 
     @abstractmethod
@@ -77,7 +79,7 @@ class InterventionSpec(Recipe):
 
     @property
     def has_seed(self) -> bool:
-        """Whether a path of it names the seed."""
+        """Whether one of its paths contains ``{seed}``."""
         return SEED in self.model_dump_json()
 
 
@@ -92,7 +94,7 @@ def require_step(intervention: Intervention, strength: float) -> None:
     """Check that an intervention has a strength.
 
     Raises:
-        RecipeError: It has steps, and this is none of them.
+        RecipeError: It has steps, and this is not one of them.
         NonFiniteError: The strength is NaN or infinite.
     """
     if not math.isfinite(strength):

@@ -1,4 +1,4 @@
-"""A change of the live weights, taken back bit for bit: a delta, a merge, a delta with a vector."""
+"""Changes of the live weights, undone bit for bit: a delta, a merge, a delta with a vector."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -23,8 +23,8 @@ class WeightEdit(BaseIntervention):
     """``base + strength * delta`` in the live parameters; strength is alpha.
 
     Attributes:
-        delta: Of this very base, which :meth:`check` makes sure of: a model in memory has no
-            fingerprint.
+        delta: A delta of this base. :meth:`check` makes sure of that, since a model in memory has
+            no fingerprint.
         label: Defaults to that of the delta.
 
     Source:
@@ -41,8 +41,8 @@ class WeightEdit(BaseIntervention):
     def identity(self) -> str:
         """Return the digest of the delta and of every saved delta and adapter that it reads.
 
-        The delta's own identity is what a saved delta says of itself, so it alone would not see
-        that a byte of it changed. A checkpoint is known by its fingerprint.
+        A saved delta records its own identity, which alone would not show that one of its bytes
+        changed. A checkpoint is known by its fingerprint.
         """
         from personality_vector.checkpoint.digests import content_of
         from personality_vector.delta.lora import is_adapter
@@ -55,11 +55,11 @@ class WeightEdit(BaseIntervention):
         return digest_of(identity_of(self), sorted(map(content_of, folders)))
 
     def check(self, base: Checkpoint) -> None:
-        """Refuse another base than that of the delta.
+        """Refuse a base other than that of the delta.
 
         Raises:
             BaseMismatchError: The delta is of another model, even one of the same shapes.
-            TensorMismatchError: It has a tensor that the base has not, or has otherwise.
+            TensorMismatchError: It has a tensor that the base lacks or has in another shape.
         """
         from personality_vector.delta import open_delta
 
@@ -69,12 +69,12 @@ class WeightEdit(BaseIntervention):
     def applied(self, subject: Subject, strength: float) -> Generator[Subject]:
         """Edit in place, and restore every parameter bit for bit.
 
-        Strength 0 touches nothing. What is yielded knows the share of the ideal change that
+        Strength 0 touches nothing. The yielded subject knows which share of the ideal change
         survived the dtype of the parameters.
 
         Raises:
-            TensorMismatchError: The delta names a tensor that the model has not, that has another
-                shape there, or that is tied to another one that it names.
+            TensorMismatchError: The delta names a tensor that the model lacks or has in another
+                shape, or that is tied to another tensor it names.
             NonFiniteError: The strength is not finite, or a weight would not be.
         """
         from personality_vector.merging.live import live_edit
@@ -97,7 +97,7 @@ class WeightsSpec(DeltaSpec, InterventionSpec):
 class MergedSpec(InterventionSpec):
     """``terms`` and the keys beside them are those of a merge recipe; the strength is lambda.
 
-    At strength 1 the weights are those of the merge, at another one so many times as far away.
+    At strength 1 the weights are those of the merge; another strength multiplies the distance.
     """
 
     terms: tuple[TermSpec, ...] = Field(min_length=1)
@@ -148,13 +148,13 @@ class HybridEdit(BaseIntervention):
         return digest_of(type(self).__name__, *(part.identity() for part in self._parts))
 
     def check(self, base: Checkpoint) -> None:
-        """Refuse another base than that of the two, and one that has no place for the vector.
+        """Refuse a base other than that of the two, and one without a place for the vector.
 
         Raises:
-            ModelError: No weight of the architecture can hold the vector, or there is no such
-                layer.
+            ModelError: No weight of the architecture can hold the vector, or the base does not have
+                this layer.
             BaseMismatchError: One of the two is of another model.
-            TensorMismatchError: The delta has a tensor that the base has not, or has otherwise.
+            TensorMismatchError: The delta has a tensor that the base lacks or has in another shape.
         """
         from personality_vector.steering.bake import route_for
         from personality_vector.steering.bake.base import read_config
@@ -165,7 +165,7 @@ class HybridEdit(BaseIntervention):
 
     @contextmanager
     def applied(self, subject: Subject, strength: float) -> Generator[Subject]:
-        """Edit the weights in place, steer by hooks, and take both back.
+        """Edit the weights in place, steer by hooks, and undo both.
 
         Raises:
             ModelError: No weight of the architecture can hold the vector.

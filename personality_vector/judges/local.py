@@ -1,4 +1,4 @@
-"""A judge in memory: the digit that a local model expects to write."""
+"""A judge in memory: a local model, rated by the digit that it expects to write."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -35,7 +35,7 @@ class LocalJudge(NumberJudge):
         """Return it; its model is loaded when it rates for the first time.
 
         Raises:
-            CheckpointError: There is no checkpoint, or no tokenizer.
+            CheckpointError: The checkpoint or its tokenizer is missing.
             ModelError: The vocabulary lacks a digit.
         """
         _ = self.tokens
@@ -54,18 +54,19 @@ class LocalJudge(NumberJudge):
         lacking = digits - set(found.values())
         if lacking:
             raise ModelError(
-                f"{self.checkpoint}: has no token for {some(lacking)}, so it cannot judge by digits"
+                f"{self.checkpoint}: has no token for {some(lacking)}, so it cannot judge; "
+                "use a model with a token for each digit"
             )
         return found
 
     @property
     def name(self) -> str:
-        """With the name of the checkpoint."""
+        """``local`` and the name of the checkpoint."""
         return f"local {PurePath(self.checkpoint).name}"
 
     @cached_property
     def subject(self) -> Subject:
-        """The model, once it is asked."""
+        """The model, loaded when it is first asked."""
         from personality_vector.subject import subject
 
         return subject.Subject.load(self.checkpoint, dtype=self.dtype, device=self.device)

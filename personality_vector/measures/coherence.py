@@ -1,4 +1,4 @@
-"""Coherence: whether the replies are still language, beside those of the unedited model."""
+"""Coherence: whether the replies are still language, compared with the unedited model."""
 
 import math
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ class Coherence(BaseMeasure):
 
     ``fluency``: perplexity of the base's replies over that of these, both under the base, at most
     1. ``variety``: share of distinct word pairs over that of the base's replies, at most 1. Read
-    the lower of the two, since each is blind to what the other sees: a loop is likely text, and
-    word salad is varied. Replies without any text are unscored.
+    the lower of the two: a loop is likely text, and word salad is varied, so each number misses
+    what the other shows. Replies without any text are unscored.
 
     Attributes:
         asking: The questions, and how replies are drawn.
@@ -54,12 +54,12 @@ class Coherence(BaseMeasure):
         """Let the base reply, and keep how likely and how varied its replies are.
 
         Raises:
-            DataError: It says nothing of two words.
+            DataError: No reply of the base has two words.
         """
         likelihood, variety, _ = self._measured(base, self.collect(base, self.seed))
         if likelihood is None or not variety:
             raise DataError(
-                f"{self.name}: the base never replies in as much as two words, so there is "
+                f"{self.name}: the base never replies with two words or more, so there is "
                 "nothing to compare with; ask it other questions"
             )
         return replace(self, reference=(likelihood, variety))

@@ -1,4 +1,4 @@
-"""Divergence: how far the edited model is from the base where the base would have spoken."""
+"""Divergence: how far the edited model is from the base on the base's own replies."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -54,7 +54,7 @@ class Divergence(BaseMeasure):
 
     ``kl_base_edited``: mean over tokens of KL(base || edited), in nats per token; 0 for the
     unedited model. ``perplexity``: ``exp`` of the mean negative log-likelihood of the same tokens
-    under the edited model. Neither can see what only the edited model would say.
+    under the edited model. Neither sees what only the edited model would say.
 
     Attributes:
         asking: The questions that the base replies to.
@@ -83,7 +83,7 @@ class Divergence(BaseMeasure):
         the last one is cut where the bound is reached.
 
         Raises:
-            DataError: The base says nothing.
+            DataError: Every reply of the base is empty.
             NonFiniteError: It predicts NaN or infinity.
         """
         chosen = _first(base, self._replies(base), self.max_tokens)
@@ -186,7 +186,7 @@ def _require_same_tokens(
 ) -> None:
     if not reference.tokens.equal(tokens):
         raise TensorMismatchError(
-            f"the response {reference.chat[-1]['content'][:60]!r} is not the same tokens after "
+            f"the response {reference.chat[-1]['content'][:60]!r} becomes other tokens after "
             "the edit"
         )
     ours, theirs = reference.log_probs.shape[1], log_probs.shape[1]

@@ -1,4 +1,4 @@
-"""Guards: what a reply looks like besides its trait, and what was lost on the way to the edit."""
+"""Guards: length, variety and recall of replies, and the share of an edit that was realised."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -38,14 +38,16 @@ class GuardsSpec(AskingSpec):
             known = {statement.trait for statement in found}
             wanted = set(self.traits or known)
             if not wanted <= known:
-                raise DataError(f"{self.statements}: no train statements of {some(wanted - known)}")
+                raise DataError(
+                    f"{self.statements}: has no train statements of {some(wanted - known)}"
+                )
             learned = frozenset(_bare(one.text) for one in found if one.trait in wanted)
         return Guards(self.asking(), learned, self.called)
 
 
 @dataclass(frozen=True, slots=True)
 class Guards(BaseMeasure):
-    """Numbers that stand beside every curve.
+    """Numbers to read beside every curve.
 
     ``words``: mean length of a reply; an empty one counts as 0. ``distinct_2``: share of distinct
     word pairs among all (Li et al. 2016, arXiv:1510.03055). ``verbatim``: share of replies that are
@@ -54,7 +56,7 @@ class Guards(BaseMeasure):
 
     Attributes:
         asking: The questions, and how replies are drawn.
-        learned: Statements as they are compared, or ``None`` for no such number.
+        learned: Statements to look for, normalised; ``None`` leaves the number out.
     """
 
     asking: Asking

@@ -1,4 +1,4 @@
-"""An interview: open questions, whose answers judges rate, now or at any later time."""
+"""An interview: open questions whose answers are rated by judges, now or later."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -59,9 +59,9 @@ class Interview(BaseMeasure):
 
     Attributes:
         asking: The questions, and how replies are drawn.
-        rubrics: What every answer is rated for, but for those to an item of another trait.
-        judges: Who rates. Neither judges nor rubrics change an answer, so both can be changed when
-            it has been given, and they are no part of the identity.
+        rubrics: What every answer is rated for, unless its item is about another trait.
+        judges: Who rates. Judges and rubrics do not change an answer, so they can be changed after
+            it was given and are not part of the identity.
     """
 
     asking: Asking
@@ -88,5 +88,5 @@ class Interview(BaseMeasure):
         ]
 
     def finish(self, base: Subject, collected: list[Answer]) -> Findings:  # noqa: ARG002
-        """Return what was collected: judges make numbers of it."""
+        """Return the answers, which judges turn into numbers."""
         return Findings(answers=collected)

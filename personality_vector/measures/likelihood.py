@@ -1,4 +1,4 @@
-"""A trait without generation and without a judge: which statements the model finds likely."""
+"""Likelihood: a trait measured without generation or a judge, by how likely statements are."""
 
 import math
 import statistics
@@ -64,7 +64,7 @@ class Likelihood(BaseMeasure):
     error of their difference is smaller than these two together.
 
     Attributes:
-        statements: Of one or more traits, both poles of each; none that a vector learned from.
+        statements: Both poles of one or more traits, and none that a vector learned from.
         question: The user's message that every statement answers.
         system: A system message before it, if any.
         batch_size: Statements per forward pass; it changes speed and memory only.
@@ -83,7 +83,7 @@ class Likelihood(BaseMeasure):
 
     def __post_init__(self) -> None:
         if not self.statements:
-            raise DataError("a likelihood measure needs statements")
+            raise DataError("a likelihood needs statements; give at least one of each pole")
         poles = {statement.pole for statement in self.statements}
         for pole in sorted(poles):
             if pole.opposite not in poles:

@@ -1,4 +1,4 @@
-"""What measures have in common: their keys in a recipe, and how a subject is asked items."""
+"""What measures have in common: their keys in a recipe, and how items are asked."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ class MeasureSpec(Recipe):
 
     @property
     def key(self) -> str:
-        """The key that it is recognised by."""
+        """The key that names it in a recipe."""
         return key_of(KINDS, type(self))
 
     @property
@@ -64,14 +64,14 @@ class MeasureSpec(Recipe):
 
 
 class BaseMeasure:
-    """What most measures have in common: they are compared with nothing, and collect readings."""
+    """What most measures share: they need no reference from the base, and collect readings."""
 
     version: ClassVar[int] = 1
     scale: ClassVar[tuple[float, float] | None] = None
     better: ClassVar[Better] = "towards_pole"
 
     def identity(self) -> str:
-        """Return a digest of all fields, but for those that change speed and memory only."""
+        """Return a digest of all fields except those that only change speed and memory."""
         return identity_of(self)
 
     def prepare(self, base: Subject, /) -> Any:  # noqa: ARG002
@@ -130,7 +130,7 @@ class Asking:
         samples: Replies to each item.
 
     Raises:
-        DataError: ``samples`` is not positive, or they would be copies of one reply.
+        DataError: ``samples`` is not positive, or the samples would all be the same reply.
     """
 
     instrument: Instrument
@@ -141,7 +141,10 @@ class Asking:
         if self.samples < 1:
             raise DataError(f"samples must be at least 1, got {self.samples}")
         if self.samples > 1 and self.sampling.temperature == 0:
-            raise DataError(f"{self.samples} samples at temperature 0 are copies of one reply")
+            raise DataError(
+                f"{self.samples} samples at temperature 0 would all be the same reply; "
+                "use 1 sample or a temperature above 0"
+            )
 
     def __call__(self, subject: Subject, seed: int) -> Iterator[tuple[Item, int, Reply]]:
         """Yield item, number of the sample and reply, sample by sample, items in order.

@@ -23,11 +23,11 @@ from personality_vector.subject.prompts import Prompts, reading
 Pooling = Literal["response_mean", "prompt_last", "prompt_mean", "last"]
 """Which activations of a chat are averaged.
 
-``response_mean``: those of the tokens of the response, without marks of the template.
-``prompt_mean``, ``prompt_last``: those of all tokens of the prompt, or of its last one. The prompt
-is what ``generate`` reads, the marks that open the reply included: its last token is the one before
-the first that is generated. It is read alone, so a response that follows has no influence.
-``last``: that of the last token of the response; of the prompt, if the chat has no response.
+``response_mean``: the tokens of the response, without the marks of the template.
+``prompt_mean``, ``prompt_last``: all tokens of the prompt, or only its last. The prompt is what
+``generate`` reads, including the marks that open the reply, so its last token comes just before
+the first generated one. The prompt is read alone: a response after it has no influence.
+``last``: the last token of the response, or of the prompt if the chat has no response.
 """
 
 
@@ -37,7 +37,7 @@ class Row:
 
     Attributes:
         ids: Its tokens.
-        prompt_end: Column of the first token that is not prompt.
+        prompt_end: Column of the first token after the prompt.
         pooled: Columns whose activations are averaged.
     """
 
@@ -63,7 +63,7 @@ class Reader:
 
     Raises:
         ModelError: The model has no such layer.
-        DataError: A layer is named twice, or none is.
+        DataError: No layer is named, or one is named twice.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Reader:
 
     def _batches(self, inputs: Sequence[Chat]) -> Iterator[dict[int, Float[Tensor, "rows hidden"]]]:
         if not inputs:
-            raise DataError("there is nothing to read activations from; give at least one input")
+            raise DataError("no input was given to read activations from; give at least one")
         rows = []
         for number, given in enumerate(inputs):
             with blame(input=number):
@@ -159,7 +159,7 @@ def read_blocks(
 
 
 def template_hash(tokenizer: Any) -> str:
-    """Return a hex digest of the tokenizer's chat template; "" where it has none."""
+    """Return a hex digest of the tokenizer's chat template, or "" if it has no template."""
     template = tokenizer.chat_template
     text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
     return "" if template is None else hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -179,8 +179,8 @@ def require_prompts_differ(
     # Shares, not counts: sides of unequal length may have the same mean.
     if ours and all(ours[p] * len(negative) == theirs[p] * len(positive) for p in ours | theirs):
         raise DataError(
-            f"both sides have the same prompts, so pooling {pooling} sees no difference; "
-            "use response_mean, or give the sides other prompts"
+            f"both sides have the same prompts, so pooling {pooling} finds no difference; "
+            "use response_mean, or give the two sides different prompts"
         )
 
 
@@ -188,7 +188,7 @@ def row_of(tokenizer: Any, chat: Chat, pooling: Pooling) -> Row:
     """Return a chat as one input.
 
     Raises:
-        DataError: It does not have what is pooled, or cannot be rendered.
+        DataError: It lacks the text that is pooled, or cannot be rendered.
     """
     is_answered = bool(chat) and chat[-1]["role"] == "assistant"
     columns: Sequence[int]
@@ -200,7 +200,7 @@ def row_of(tokenizer: Any, chat: Chat, pooling: Pooling) -> Row:
     else:
         asked = _prompt(chat)
         if not asked:
-            raise DataError(f"pooling {pooling} needs a chat with a prompt, this one has none")
+            raise DataError(f"pooling {pooling} needs a prompt, and this chat has none")
         text = render(tokenizer, asked, reply_follows=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         columns, prompt_end = range(len(ids)), len(ids)

@@ -32,7 +32,7 @@ Edit = Callable[[Hidden, Float[Tensor, " hidden"], Amount], Hidden]
 
 
 def _wide(values: Tensor) -> Tensor:
-    """Return values in float32, or in float64 if that is what they are."""
+    """Return values in float32, or in float64 if they already are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -87,22 +87,23 @@ def steered(
         model: Edited by forward hooks only; they are gone afterwards, also after an exception.
         directions: 0-based decoder block to a vector ``(hidden,)``, in the unit of the activation.
             Their product with the strength is float32, then rounded to the dtype of the output.
-        strength: The coefficient, or one for each row of the batch; beams and samples of a row
-            have that of their row.
-        positions: Which tokens.
+        strength: The coefficient, or one for each row of the batch; the beams and samples of a
+            row share its coefficient.
+        positions: Which tokens are steered.
         how: ``add``, ``add_keeping_norm`` or ``ablate``.
-        gate: Which rows, decided by their prompts; then only responses can be steered.
+        gate: Steers only the rows whose prompt opens it, and then only their responses.
 
     Raises:
-        ModelError: The model has no such block, its blocks cannot be found, another tool left
-            hooks on them, or columns cannot be told in it, so that only ``all`` is possible.
+        ModelError: The model does not have this block, its blocks cannot be found, another tool
+            left hooks on them, or the columns of a chunk are unknown in this model, which only
+            ``all`` can steer.
         BaseMismatchError: A vector has another width than the model.
         NonFiniteError: A vector or strength is NaN or infinite, or the dtype of the model cannot
             hold their product.
-        RecipeError: There is no such ``how``.
-        DataError: There is no direction, or one of zero; a strength for each row and the rows of a
-            batch do not agree; or the positions need a prompt that nobody told, or select no
-            token of it.
+        RecipeError: ``how`` is unknown.
+        DataError: No direction is given, or one is zero; the number of strengths does not match
+            the rows of a batch; or the positions need a prompt that is unknown, or select none of
+            its tokens.
 
     Source:
         Persona vectors, Chen et al. 2025, arXiv:2507.21509: ``h_l <- h_l + alpha * v_l``.
@@ -113,7 +114,7 @@ def steered(
     if how not in EDITS:
         raise RecipeError(f"how: must be one of {', '.join(EDITS)}, got {how!r}")
     if not directions:
-        raise DataError("no direction is given, so nothing would be steered")
+        raise DataError("no direction was given, so nothing would be steered; give at least one")
     for layer, direction in directions.items():
         if not 0 <= layer < len(blocks):
             raise ModelError(no_such_layer(layer, len(blocks)))
@@ -135,8 +136,8 @@ def resolve_layers(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
     """Return 0-based layers in the order given; ``-1`` is the last block.
 
     Raises:
-        ModelError: The model has no such block.
-        DataError: No layer is given, or one twice.
+        ModelError: The model does not have one of these blocks.
+        DataError: No layer is given, or one is given twice.
     """
     return resolved(layers, len(decoder_blocks(model)))
 
@@ -148,11 +149,11 @@ def hidden_states(output: Any) -> Float[Tensor, "batch seq hidden"]:
 
 
 def require_no_foreign_hooks(model: nn.Module) -> None:
-    """Refuse hooks and wrappers that another tool left on the model: both would act, unseen.
+    """Refuse hooks and wrappers that another tool left on the model, since they might steer too.
 
     Raises:
-        ModelError: A hook or a block is of another package than the model, torch, transformers,
-            accelerate, PEFT and us.
+        ModelError: A hook or a block comes from a package other than the model's own, torch,
+            transformers, accelerate, PEFT and this one.
     """
     blocks = decoder_blocks(model)
     known = {*_KNOWN, _module(type(owner_of(model, blocks))).partition(".")[0]}
@@ -163,9 +164,9 @@ def require_no_foreign_hooks(model: nn.Module) -> None:
     for where, thing in things:
         if _module(thing).partition(".")[0] not in known:
             raise ModelError(
-                f"{where} already has something of {_module(thing)} on it, which may steer the "
-                "model too; remove it, or load the model again (a hook that only listens is "
-                "registered after steering begins)"
+                f"{where} already has a hook or wrapper from {_module(thing)}, which may steer the "
+                "model too; remove it, or load the model again (register hooks that only listen "
+                "after steering begins)"
             )
 
 
@@ -205,7 +206,9 @@ def _require_room(model: nn.Module, layer: int, direction: Tensor, amounts: floa
     dtype = getattr(next(model.parameters(), None), "dtype", torch.float32)
     longest = torch.as_tensor(amounts).abs().max() * direction.detach().double().abs().max().cpu()
     if longest > torch.finfo(dtype).max:
-        raise NonFiniteError(f"layer {layer}: the vector to add is more than {dtype} can hold")
+        raise NonFiniteError(
+            f"layer {layer}: the vector to add is too large for {dtype}; use a smaller strength"
+        )
 
 
 def _module(thing: Any) -> str:

@@ -37,7 +37,7 @@ class SteeringVector:
             unit of that block's output.
         model: Hex digest of the fingerprint of the model it came from; "" where that is unknown.
             Only vectors of the same model can be combined.
-        pole: What it points to, if anything.
+        pole: The pole that it points to, if any.
         label: For messages and reports.
         pooling: Which tokens' activations were averaged, such as ``response_mean``; of a sum,
             that of its terms.
@@ -45,10 +45,10 @@ class SteeringVector:
         estimator: How the direction was found from the activations, such as ``mean_difference``.
         template: Digest of the chat template that the inputs were rendered with
             (:func:`template_hash`); "" for plain texts, or where it is unknown.
-        judge: What selected the inputs, such as a judge and its version; "" if nothing did.
+        judge: Who selected the inputs; "" if nobody did.
 
     Raises:
-        DataError: No layer, a negative one, or a direction of zero, which points nowhere.
+        DataError: There is no layer, a layer is negative, or a direction is zero.
         NonFiniteError: A direction holds NaN or infinity.
         TensorMismatchError: A direction is not one float32 vector, or widths differ.
 
@@ -102,10 +102,10 @@ class SteeringVector:
             label: Defaults to the pole.
 
         Raises:
-            DataError: A side is empty, a chat has not what is pooled, the two sides are equal
+            DataError: A side is empty, a chat lacks what is pooled, the two sides are equal
                 (for a pooling of the prompt, their prompts), or the estimator needs pairs.
             NonFiniteError: The model's activations are NaN or infinite.
-            ModelError: The model has no such layer.
+            ModelError: The model does not have this layer.
 
         Source:
             Persona vectors, Chen et al. 2025, arXiv:2507.21509:
@@ -156,7 +156,7 @@ class SteeringVector:
 
         Raises:
             TensorMismatchError: The two differ in depth, width or vocabulary.
-            DataError: There are no chats, one has not what is pooled, or nothing moved.
+            DataError: There are no chats, one lacks the text that is pooled, or nothing moved.
             NonFiniteError: Activations are NaN or infinite.
 
         Source:
@@ -226,11 +226,11 @@ class SteeringVector:
     def incremental(self) -> "SteeringVector":
         """Return ``v'_l = v_l - v_k``, ``k`` the layer of this vector before ``l``.
 
-        For steering at all layers at once: what is added up to layer ``l`` sums to ``v_l``, where
-        ``v`` itself would be added again and again. The first layer keeps its own.
+        For steering at all layers at once: the additions up to layer ``l`` sum to ``v_l``, while
+        ``v`` itself would be added again at every layer. The first layer is kept.
 
         Raises:
-            DataError: Two layers that follow one another have the same direction.
+            DataError: Two consecutive layers have the same direction.
 
         Source:
             Fierro and Roger 2025, arXiv:2511.05408: ``v'_l = v_l - v_{l-1}`` at all layers.
@@ -338,11 +338,11 @@ class SteeringVector:
 
     def _combined(self, other: "SteeringVector", sign: float, label: str) -> "SteeringVector":
         self._require_same_space(other)
-        odd = set(self.directions) ^ set(other.directions)
-        if odd:
+        unshared = set(self.directions) ^ set(other.directions)
+        if unshared:
             raise TensorMismatchError(
                 f"{self.label} and {other.label} do not cover the same layers: "
-                f"only one of them has {sorted(odd)}"
+                f"only one of them has {sorted(unshared)}"
             )
         directions = {layer: self[layer] + sign * other[layer] for layer in self.layers}
         return self.combined([other], directions, label)

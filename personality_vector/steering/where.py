@@ -1,4 +1,4 @@
-"""Which rows and columns of the chunk that a model is reading right now are steered."""
+"""Which rows and columns are steered in the chunk that a model is reading."""
 
 import inspect
 import math
@@ -18,7 +18,7 @@ from personality_vector.subject.models import hidden_size, owner_of
 from personality_vector.subject.prompts import CURRENT, Prompts, tracking_generate
 
 Selected = Bool[Tensor, "rows _ 1"] | bool
-"""``True`` everywhere in the chunk, ``False`` nowhere, or a mask."""
+"""A mask; ``True`` selects the whole chunk and ``False`` none of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,10 +29,10 @@ class Gate:
     of block ``layer`` is beyond ``threshold``.
 
     Attributes:
-        layer: 0-based decoder block; steered blocks are not before it.
+        layer: 0-based decoder block; no steered block comes before it.
         direction: ``(hidden,)``, of any length but 0.
-        threshold: A cosine.
-        side: On which side of it a row is open.
+        threshold: The cosine at which the gate turns.
+        side: Whether a row is open above or below it.
 
     Source:
         Conditional activation steering, Lee et al. 2024, arXiv:2409.05907. Deviations: a plain
@@ -52,7 +52,7 @@ class Gate:
         """Check the gate against a model.
 
         Raises:
-            ModelError: There is no such block, or a steered block comes before it.
+            ModelError: The model does not have this block, or a steered block comes before it.
             BaseMismatchError: The direction has another width.
             NonFiniteError: A number is NaN or infinite.
             DataError: The direction is zero.
@@ -71,7 +71,7 @@ class Gate:
 
 
 class Where:
-    """Follows the chunks that a model reads, and says what of them is steered."""
+    """Follows the chunks that a model reads and selects what is steered in them."""
 
     def __init__(
         self, positions: Positions, amounts: float | Tensor, gate: Gate | None = None
@@ -94,7 +94,7 @@ class Where:
     def watch(
         self, model: nn.Module, blocks: nn.ModuleList, hooks: ExitStack, first_steered: int
     ) -> None:
-        """Register what is needed to follow ``model``; ``hooks`` takes it away again.
+        """Register what is needed to follow ``model``; ``hooks`` removes it again.
 
         Raises:
             ModelError: The columns of a chunk cannot be known in this model.
@@ -115,7 +115,7 @@ class Where:
         """Return what of this chunk is steered.
 
         Raises:
-            DataError: The prompts are needed and nobody told them, or their rows do not fit.
+            DataError: The prompts are needed but unknown, or their rows do not match the batch.
         """
         if self._is_everywhere:
             return True
@@ -139,17 +139,17 @@ class Where:
         return rows.to(hidden.device, torch.float32)[:, None, None]
 
     def _begin(self, _owner: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-        """Find out at which column the coming chunk starts."""
+        """Find the column at which the next chunk starts."""
         named = dict(zip(self._arguments, args, strict=False)) | given
         cache = named.get("past_key_values")
         self._start = 0 if cache is None else int(cache.get_seq_length())
         self._shape = None
 
     def _locate_chunk(self, hidden: Tensor) -> None:
-        """Find out what of the chunk is steered: once for all blocks that it passes."""
+        """Find what is steered in the chunk, once for all blocks that it passes."""
         rows, length = hidden.shape[:2]
         prompts = _require_prompts(self._positions)
-        # Behind every prompt nothing changes any more, so one answer serves each token.
+        # After every prompt nothing changes any more, so one answer serves each token.
         key = (prompts, rows, length, min(self._start, max(prompts.ends)))
         if self._known[0] != key:
             with torch.inference_mode(mode=False):  # it may serve a pass with gradients later
@@ -162,7 +162,7 @@ class Where:
     def _sum_prompts(self, _block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         """Add a chunk to the sum over each row's prompt, which points where the mean does.
 
-        float32; a chunk that starts at column 0 starts anew.
+        float32; a chunk that starts at column 0 begins a new sum.
         """
         hidden = output[0] if isinstance(output, tuple) else output
         prompts = _require_prompts(self._positions)
@@ -187,7 +187,7 @@ def _require_prompts(positions: Positions) -> Prompts:
 
 
 def _require_columns(model: Any, arguments: Sequence[str]) -> None:
-    """Refuse a model in which a chunk does not say at which column it starts."""
+    """Refuse a model in which it is unknown at which column a chunk starts."""
     why = ""
     if getattr(model.config, "is_encoder_decoder", False):
         why = "its prompt goes to an encoder"
@@ -200,8 +200,10 @@ def _require_columns(model: Any, arguments: Sequence[str]) -> None:
 
 
 def _expanded(values: Tensor, rows: int, what: str) -> Tensor:
-    """Return one value for each row of the batch: beams and samples share that of their row."""
+    """Return a value for each row of the batch; beams and samples share that of their row."""
     times, rest = divmod(rows, len(values))
     if rest or not times:
-        raise DataError(f"{len(values)} {what} were given for a batch of {rows} rows")
+        raise DataError(
+            f"{len(values)} {what} were given for a batch of {rows} rows; give one for each row"
+        )
     return values if times == 1 else values.repeat_interleave(times, dim=0)

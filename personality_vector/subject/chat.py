@@ -1,4 +1,4 @@
-"""Chats: messages and their roles, and the text that a model reads."""
+"""Chats: messages with roles, and the text that a model reads."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ def question(text: str, *, system: str | None = None) -> list[Message]:
 
 
 def unchanged(chat: Chat) -> Chat:
-    """Return ``chat`` itself: the edit of an intervention that changes weights or activations."""
+    """Return ``chat`` itself, for interventions that change weights or activations."""
     return chat
 
 
@@ -35,7 +35,7 @@ def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         DataError: ``size`` is not positive.
     """
     if size < 1:
-        raise DataError(f"a batch holds at least 1, got {size}")
+        raise DataError(f"a batch needs a size of at least 1, got {size}")
     for start in range(0, len(items), size):
         yield items[start : start + size]
 

@@ -57,7 +57,7 @@ def right_padded(
 ) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
     """Return rows of token ids as one batch, and its mask: 1 on tokens, 0 on padding.
 
-    Right, because causal attention then makes padding invisible to every real token.
+    Padding is on the right, where causal attention hides it from every real token.
     """
     ids = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
     mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
@@ -65,7 +65,7 @@ def right_padded(
 
 
 def encode_prompts(tokenizer: Any, chats: Sequence[Chat]) -> Any:
-    """Return chats that a reply follows, padded on the left, as ``generate`` reads them."""
+    """Return chats before a reply, padded on the left, as ``generate`` reads them."""
     texts = [render(tokenizer, chat, reply_follows=True) for chat in chats]
     return tokenizer(
         texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
@@ -75,7 +75,7 @@ def encode_prompts(tokenizer: Any, chats: Sequence[Chat]) -> Any:
 def _encode(tokenizer: Any, chat: Chat) -> tuple[list[int], list[bool]]:
     content = chat[-1]["content"].strip() if chat and chat[-1]["role"] == "assistant" else ""
     if not content:
-        raise DataError("a chat must end with a message of the assistant that is not empty")
+        raise DataError("a chat must end with a message of the assistant, and it must not be empty")
     text = render(tokenizer, chat)
     # After the prompt, since the same words may occur in it.
     prompt = render(tokenizer, chat[:-1], reply_follows=True) if chat[:-1] else ""

@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible server: what it writes, and how sure it is of a token."""
+"""A model behind an OpenAI-compatible server: its replies and its token probabilities."""
 
 import math
 import os
@@ -18,7 +18,7 @@ class Endpoint:
     """A chat model of a server; safe to use from several threads.
 
     Args:
-        model: Its name there.
+        model: Its name on the server.
         base_url: Such as ``http://localhost:8000/v1``; ``None`` is OpenAI's own.
         api_key_env: Environment variable that holds the key. A server of one's own may need none.
 
@@ -50,7 +50,7 @@ class Endpoint:
     def first_token(self, messages: Messages) -> dict[str, float]:
         """Return the probabilities of the 20 likeliest first tokens of a reply.
 
-        At temperature 0 with seed 0. Texts that occur as several tokens are added up.
+        At temperature 0 with seed 0. The probabilities of tokens with the same text are added up.
 
         Raises:
             ModelError: The server fails, or does not return log-probabilities.
@@ -70,7 +70,7 @@ class Endpoint:
         return found
 
     def write(self, messages: Messages, name: str, schema: Mapping[str, Any]) -> str:
-        """Return a reply that the server was told to form after a JSON ``schema``.
+        """Return a reply that the server was told to fit to a JSON ``schema``.
 
         Raises:
             ModelError: The server fails, or the reply was refused or cut off.
@@ -89,5 +89,5 @@ class Endpoint:
         except self._failure as error:
             raise ModelError(f"{self.where}: {error}") from error
         if not answer.choices:
-            raise ModelError(f"{self.where}: sent a reply without choices")
+            raise ModelError(f"{self.where}: sent a reply without choices; check the server")
         return answer.choices[0]

@@ -1,7 +1,7 @@
 """Identities: a digest of everything that a number depends on.
 
-What is left out of an identity is resumed with stale numbers, so nothing is listed by hand: an
-object is digested by all of its fields, but for those that are declared with ``compare=False``.
+A study would resume with stale numbers if an identity left anything out, so nothing is listed by
+hand: an object is digested by all of its fields except those declared with ``compare=False``.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from typing import Any
 def digest_of(*things: Any) -> str:
     """Return 32 hex digits that change with anything in ``things``.
 
-    Numbers, texts, sequences, mappings and tensors count by their values, a path by the content of
-    what lies there, anything else by its own ``identity`` or else by its fields.
+    Numbers, texts, sequences, mappings and tensors count by value, a path by its content, anything
+    else by its own ``identity`` or else by its fields.
 
     Raises:
         TypeError: A thing has neither values nor an identity.

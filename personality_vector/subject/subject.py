@@ -38,7 +38,7 @@ _NOT_READ = ("MANIFEST.json", "model.safetensors.index.json")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """A loaded model and how it is spoken to.
+    """A loaded model, and how it is asked.
 
     An intervention changes the weights or activations of ``model`` in place, or yields a copy with
     another ``edit`` or ``decoding``.
@@ -48,10 +48,10 @@ class Subject:
         tokenizer: Its own, with a padding token.
         edit: Every chat goes through it before the model reads it.
         sampling: How replies are drawn; a measure replaces it by its own.
-        decoding: Fields of :class:`Sampling` that hold whatever a measure asks for.
+        decoding: Fields of :class:`Sampling` that override those of a measure.
         realised: Share of a weight edit that survived the dtype of the parameters, if known.
-        memory: Replies that were drawn already, so that several measures of one cell ask once;
-            ``None`` remembers nothing, as it must where the model may change in between.
+        memory: Replies that were already drawn, so that the measures of a cell share them; ``None``
+            remembers nothing, for a model that may change in between.
     """
 
     model: Any
@@ -69,8 +69,8 @@ class Subject:
         """Load the model and the tokenizer of a checkpoint.
 
         Raises:
-            CheckpointError: There is no checkpoint, or no tokenizer.
-            ModelError: The model cannot be built, or there is no such device.
+            CheckpointError: The checkpoint or its tokenizer is missing.
+            ModelError: The model cannot be built, or the device is not available.
         """
         path = Checkpoint.open(base).path
         model = load_model(path, dtype=dtype, device=resolve_device(device))
@@ -82,8 +82,8 @@ class Subject:
 
         Raises:
             DataError: The chat template refuses a chat.
-            NonFiniteError: The model predicts NaN or infinity after the first chat; greedy
-                decoding would make words of it.
+            NonFiniteError: The model predicts NaN or infinity after the first chat, of which greedy
+                decoding would still make words.
         """
         edited = [self.edit(chat) for chat in chats]
         sampling = replace(self.sampling, **self.decoding)

@@ -26,8 +26,8 @@ class Site:
     Attributes:
         activation: The module whose output is their activations ``(rows, seq, width)``: of the
             gate where the MLP has one, ``act(gate(x))``, else of its first layer.
-        width: Their number.
-        device: Of the block.
+        width: Number of neurons.
+        device: Device of the block.
     """
 
     activation: nn.Module
@@ -39,8 +39,8 @@ def neuron_sites(model: nn.Module) -> list[Site]:
     """Return the neurons of every decoder block.
 
     Raises:
-        ModelError: A block has not exactly one MLP with an activation module and a projection
-            back to the residual stream, as in a mixture of experts; or blocks share a module.
+        ModelError: A block does not have exactly one MLP with an activation module and a projection
+            back to the residual stream (a mixture of experts has several), or blocks share one.
     """
     hidden = hidden_size(model)
     sites = [_site(block, layer, hidden) for layer, block in enumerate(decoder_blocks(model))]
@@ -52,14 +52,14 @@ def neuron_sites(model: nn.Module) -> list[Site]:
 
 
 def activations(output: Any, width: int) -> Float[Tensor, "rows seq width"]:
-    """Return the output of a site's module, which must be one vector for each token.
+    """Return the output of an activation module, checked to be one vector for each token.
 
     Raises:
         ModelError: It has another shape.
     """
     if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[-1] != width:
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ModelError(f"an activation module puts out {shape}, not [rows, tokens, {width}]")
+        raise ModelError(f"an activation module returns {shape}, not [rows, tokens, {width}]")
     return output
 
 
@@ -74,7 +74,7 @@ def _site(block: nn.Module, layer: int, hidden: int) -> Site:
         raise ModelError(
             f"block {layer} is a {type(block).__name__}, in which {len(found)} MLPs with a module "
             f"named {', '.join(_NAMES[:-1])} or {_NAMES[-1]} were found; neurons need exactly one, "
-            "and experts have none of their own"
+            "so a mixture of experts has none"
         )
     activation, (width,) = found[0]
     return Site(activation, width, device_of(block))
@@ -103,14 +103,14 @@ def steered_neurons(
 ) -> Generator[None]:
     """Steer by forward hooks on the activation modules; gamma 0 registers none.
 
-    Below 1, ``keep`` is the probability that a neuron is raised, drawn anew in every forward pass
-    by the seed.
+    Below 1, ``keep`` is the probability that a neuron is raised, drawn again in every forward
+    pass.
 
     Cost: that of the chosen neurons, and one copy of the activations of steered passes.
 
     Raises:
         ModelError: The model's neurons cannot be found, or another tool left a hook on it.
-        BaseMismatchError: It has not these neurons.
+        BaseMismatchError: It does not have these neurons.
     """
     sites = neuron_sites(model)
     require_no_foreign_hooks(model)

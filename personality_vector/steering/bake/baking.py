@@ -69,26 +69,26 @@ def bake(  # noqa: PLR0913  (a vector, where it goes, how strong, and where to w
     tensor; the proof loads the whole model in float32.
 
     Args:
-        vector: Of this model.
+        vector: A vector of this model.
         model_path: Directory, Hub id or ``builtin:demo``.
         layers: 0-based decoder blocks; ``-1`` is the last.
-        coefficient: In the unit of the vector; not 0.
+        coefficient: Factor on the vector; not 0.
         out: Directory to write; it appears whole or not at all.
         route: ``auto``, ``bias``, ``convert`` or ``adapter``; see :func:`route_for`.
         force: Replace an output that this tool wrote.
 
     Raises:
-        ModelError: No exact route exists for this model, or no such layer.
+        ModelError: No exact route exists for this model, or it does not have this layer.
         BaseMismatchError: The vector is of another model.
         VerificationError: The export is not the steered model; nothing is published.
-        PersonalityVectorError: Whatever else is refused.
+        PersonalityVectorError: Anything else is refused.
 
     Source:
         A bias of the MLP's output projection is prior art; that a reloaded model must be compared,
         since transformers drops tensors that its config does not announce, is ours.
     """
     if route == "ablate":
-        raise RecipeError("route ablate has no coefficient; use bake_ablation, or --ablate")
+        raise RecipeError("route ablate takes no coefficient; use bake_ablation, or --ablate")
     base, name = _opened(model_path, route, vector)
     shifts = scaled_directions(base, vector, layers, coefficient)
     asked = {
@@ -114,16 +114,17 @@ def bake_ablation(
     and of every block; see :func:`~personality_vector.steering.bake.exports.ablation_export`.
 
     Args:
-        vector: Of this model.
+        vector: A vector of this model.
         model_path: Directory, Hub id or ``builtin:demo``.
-        layer: Whose direction is ablated; ``-1`` is the last.
+        layer: The layer whose direction is ablated; ``-1`` is the last.
         out: Directory to write; it appears whole or not at all.
         force: Replace an output that this tool wrote.
 
     Raises:
-        ModelError: The architecture has writers that cannot be made orthogonal, or no such layer.
+        ModelError: The architecture has writers that cannot be made orthogonal, or the model does
+            not have this layer.
         VerificationError: The export is not the ablated model; nothing is published.
-        PersonalityVectorError: Whatever else is refused.
+        PersonalityVectorError: Anything else is refused.
     """
     base, name = _opened(model_path, "ablate", vector)
     (place,) = resolved([layer], base.layers)

@@ -33,7 +33,7 @@ class Base:
     Attributes:
         checkpoint: On disk.
         config: As transformers reads it, with every default filled in.
-        family: Of the architecture.
+        family: The family of its architecture.
     """
 
     checkpoint: Checkpoint
@@ -42,7 +42,7 @@ class Base:
 
     @property
     def prefix(self) -> str:
-        """Of the names on disk: the family's root and a dot, or "" where that is left out."""
+        """Prefix of the names on disk: the family's root and a dot, or "" if they lack it."""
         root = f"{self.family.root}."
         return root if any(name.startswith(root) for name in self.checkpoint.names) else ""
 
@@ -69,7 +69,7 @@ class Base:
         """Return the name on disk of the weight of a module below the root.
 
         Raises:
-            CheckpointError: The checkpoint has no such tensor.
+            CheckpointError: The checkpoint does not have this tensor.
         """
         name = f"{self.prefix}{module}.weight"
         if name not in self.checkpoint.entries:
@@ -102,15 +102,15 @@ def scaled_directions(
     """Return ``coefficient * v_l`` for each layer ``l``, ``-1`` being the last block.
 
     Raises:
-        ModelError: The model has no such block.
+        ModelError: The model does not have one of these blocks.
         TensorMismatchError: The vector has no direction for it.
-        DataError: No layer is given, or one twice; or the coefficient is 0.
+        DataError: No layer is given, one is given twice, or the coefficient is 0.
         NonFiniteError: The coefficient is NaN or infinite, or the product is.
     """
     if not math.isfinite(coefficient):
         raise NonFiniteError(f"the coefficient must be a finite number, got {coefficient}")
     if coefficient == 0:
-        raise DataError("coefficient 0 is the model itself: there is nothing to bake")
+        raise DataError("coefficient 0 leaves the model as it is, so there is nothing to bake")
     shifts = {layer: coefficient * vector[layer] for layer in resolved(layers, base.layers)}
     for layer, shift in shifts.items():
         if not torch.isfinite(shift).all():
@@ -120,7 +120,7 @@ def scaled_directions(
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A tensor of the export that the base has otherwise or not at all.
+    """A tensor of the export that the base lacks or stores with other values.
 
     Attributes:
         plan: Its name, dtype and shape.

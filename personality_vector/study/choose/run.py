@@ -64,8 +64,8 @@ class Inputs:
 
         Raises:
             BaseMismatchError: The vector is of another model.
-            RecipeError: Neither recipe nor vector name a pole.
-            DataError: A pole has no statements, or too few.
+            RecipeError: Neither the recipe nor the vector names a pole.
+            DataError: A pole has too few statements.
             TensorMismatchError: The vector has no direction for a layer.
         """
         base, vector = Checkpoint.open(recipe.model), SteeringVector.load(recipe.vector)
@@ -73,7 +73,9 @@ class Inputs:
         require_width(recipe.vector, vector.hidden, base)
         pole = recipe.pole or vector.pole
         if pole is None:
-            raise RecipeError(f"{recipe.vector}: has no pole; give one: pole: trait:high")
+            raise RecipeError(
+                f"{recipe.vector}: has no pole; give one, such as pole: extraversion:high"
+            )
         halves = _halves(recipe)
         deciding = [
             statement
@@ -113,13 +115,12 @@ def choose(recipe: ChooseRecipe, folder: Path | None = None) -> Choice:
 
     Args:
         recipe: What to choose.
-        folder: Keeps what is measured, so that a choice which was interrupted resumes, and one
-            with another floor or other shares measures only what is missing. Without it, nothing
-            is kept.
+        folder: Keeps what is measured, so that an interrupted choice resumes, and one with another
+            floor or other shares measures only what is missing. By default nothing is kept.
 
     Raises:
         PersonalityVectorError: An input is missing, unreadable or of another model.
-        ModelError: The model cannot be loaded, or has no such layer.
+        ModelError: The model cannot be loaded, or does not have a layer.
         DataError: No layer is a candidate, or none has a usable strength.
     """
     if folder is None:
@@ -142,7 +143,7 @@ def choose(recipe: ChooseRecipe, folder: Path | None = None) -> Choice:
 
 
 def _examined(recipe: ChooseRecipe, inputs: Inputs) -> list[Evidence]:
-    """Return the evidence of every layer that is looked at."""
+    """Return the evidence of every layer to examine."""
     subject = Subject.load(inputs.base, dtype=recipe.dtype, device=recipe.device)
     # What is added to the last block's output acts on one token's logits alone.
     every = range(max(1, len(decoder_blocks(subject.model)) - 1))
@@ -156,7 +157,7 @@ def _examined(recipe: ChooseRecipe, inputs: Inputs) -> list[Evidence]:
 
 
 def _study(recipe: ChooseRecipe, inputs: Inputs, scan: Scan) -> Study:
-    """Return the study of the layers that are verified: each is an arm."""
+    """Return the study that verifies the best layers, each of which is an arm."""
     asking, deciding, teaching = inputs.asking, *inputs.halves
     rubric, judge = rubric_of(inputs.pole.trait), StatementJudge(tuple(teaching), tuple(deciding))
     arms = [
@@ -212,6 +213,6 @@ def _of(statements: Sequence[Statement], pole: Pole, recipe: ChooseRecipe) -> li
     if len(found) < 2:
         raise DataError(
             f"{recipe.statements}: half of its {recipe.part} part has {len(found)} statements of "
-            f"{pole}; a choice needs two at least, of this pole and of the opposite one"
+            f"{pole}; a choice needs at least two of each pole"
         )
     return found

@@ -1,6 +1,6 @@
 """The scan of strengths, as the design of a study: outwards at every layer until its curve ends.
 
-The curve of a layer is what a vector does there at growing strengths.
+The curve of a layer is the effect of a vector there at growing strengths.
 """
 
 import math
@@ -34,9 +34,9 @@ class CurvePoint:
         layer: 0-based decoder block.
         share: Length of what is added, as a share of the residual norm at this layer.
         coefficient: The same as a factor on the vector.
-        shift: Of the likelihood, towards the pole, nats per token.
-        judge: Shift of the judge's mean, towards the pole, on the 1-5 scale; ``None`` if it could
-            not read a single reply.
+        shift: Shift of the likelihood towards the pole, in nats per token.
+        judge: Shift of the judge's mean towards the pole, on the 1-5 scale; ``None`` if it could
+            not read any reply.
         kl_to_base: KL(base || steered) on the unsteered model's own replies, nats per token.
         fluency: Perplexity of the unsteered model's own replies over that of these, both under
             the unsteered model, at most 1.
@@ -56,10 +56,10 @@ class CurvePoint:
 
     @property
     def coherence(self) -> float:
-        """The least of fluency, readability and variety, in [0, 1]; 1 is as the model was.
+        """The least of fluency, readability and variety, in [0, 1]; 1 is the unsteered model.
 
-        The least, because each is blind to what another sees: a loop is likely, and word salad
-        is varied.
+        The least, because each misses what another shows: a loop is likely, and word salad is
+        varied.
         """
         return min(self.fluency, self.readable, self.variety)
 
@@ -189,7 +189,7 @@ class Scan:
             shift=float(moved[LIKELIHOOD]),
             judge=None if math.isnan(moved[JUDGED]) else float(moved[JUDGED]),
             kl_to_base=float(cell.at[KL, "value"]),
-            # Where nothing is said, nothing is fluent or varied.
+            # An empty reply is neither fluent nor varied.
             fluency=float(cell["value"].fillna(0.0)[FLUENCY]),
             readable=float(scored / (scored + unscored)),
             variety=float(cell["value"].fillna(0.0)[VARIETY]),
