@@ -129,8 +129,8 @@ class Store(Database):
         with self.transaction():
             if self["plan"] not in (None, plan):
                 raise RecipeError(
-                    f"{self.path.parent}: another recipe was started there meanwhile, and the folder "
-                    "now shows its tables; nothing is lost: run this recipe again to get its tables"
+                    f"{self.path.parent}: another recipe was started there, and the folder now shows "
+                    "its tables; nothing is lost: run this recipe again to get its tables"
                 )
             self.connection.executemany(
                 "INSERT INTO planned VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
