@@ -50,7 +50,7 @@ def read_rows(file: Path, kind: type[Row]) -> dict[str, Row]:
 
 def _parsed(place: str, line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode())
     except ValueError as error:  # also of text that is not UTF-8
         raise DataError(f"{place}: is not JSON: {error}") from error
     if not isinstance(row, dict):

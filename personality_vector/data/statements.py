@@ -99,9 +99,8 @@ def read_statements(
         asked = " ".join(word for word in (part, trait, level) if word)
         counts = Counter((str(each.pole), each.part) for each in found)
         listed = [f"{pole} {part} {count}" for (pole, part), count in sorted(counts.items())]
-        raise DataError(
-            f"{path}: no {asked or 'statements'} there; it has {', '.join(listed) or 'no rows'}"
-        )
+        there = ", ".join(listed) or "no rows at all"
+        raise DataError(f"{path}: no {asked or 'statements'} there; it has {there}")
     return chosen
 
 

@@ -129,7 +129,7 @@ class Store(Database):
         with self.transaction():
             if self["plan"] not in (None, plan):
                 raise RecipeError(
-                    f"{self.path.parent}: another recipe was started there, and the folder now shows "
+                    f"{self.path.parent}: another recipe was started there, and the folder now has "
                     "its tables; nothing is lost: run this recipe again to get its tables"
                 )
             self.connection.executemany(

@@ -135,7 +135,7 @@ NOT_ASSISTANT = {**CHATS[0], "completion": CHATS[0]["prompt"]}
     [
         ("statements", "{", "not JSON"),
         ("statements", {**STATEMENTS[0], "level": "mid"}, "level: Input should be 'high' or 'low'"),
-        ("statements", {**STATEMENTS[0], "extra": 1}, "extra: Extra inputs"),
+        ("statements", {**STATEMENTS[0], "extra": 1}, "unknown key 'extra'"),
         ("big5chat", "{", "is not JSON"),
         ("big5chat", "[]", "should be one JSON object"),
         ("big5chat", NO_LEVEL, "needs the key 'level'"),

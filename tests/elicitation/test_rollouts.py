@@ -24,7 +24,7 @@ from personality_vector.subject.subject import generate_replies, sample_seed
 SPEC = RolloutSpec(samples=2, max_new_tokens=5, batch_size=4)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def drawn(subject, persona):
     return draw(subject, persona, SPEC, 7)
 

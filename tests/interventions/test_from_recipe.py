@@ -7,6 +7,7 @@ import torch
 
 from personality_vector.cli.steer import extract as verb
 from personality_vector.delta import Delta
+from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import (
     BaseMismatchError,
     DataError,
@@ -209,7 +210,7 @@ def neuron_recipe(folder, pico, **changes):
     side = {"source": str(folder / "statements.jsonl"), "part": "all"}
     data = {"model": str(pico("llama")), "pole": "extraversion:high", "device": "cpu"}
     data |= {"positive": side, "negative": side}
-    return verb.SteerRecipe.parse({**data, **changes}, origin="test", folder=folder)
+    return SteerRecipe.parse({**data, **changes}, origin="test", folder=folder)
 
 
 def test_neurons_of_a_recipe_know_their_model_and_pole(folder, pico, base):

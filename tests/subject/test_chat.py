@@ -8,7 +8,7 @@ from personality_vector.subject.chat import answered, batched, question, render
 from personality_vector.subject.encoding import EncodedChats, encode_chats
 from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.subject.spec import Sampling
-from personality_vector.subject.subject import generate_replies
+from personality_vector.subject.subject import Subject, generate_replies
 
 REPLIES = ["I am quiet.", "yes", "I love people, and Ünïcode 🦆 too", "two\nlines"]
 TRAILING = (
