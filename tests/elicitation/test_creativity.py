@@ -49,7 +49,7 @@ def test_the_pairs_that_are_shipped_can_be_read():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no pair"),
+        ("", "has no pair"),
         ('{"creative": "a"}', "line 1: the key 'uncreative' is missing"),
         ('\n{"creative": "a", "uncreative": " "}', "line 2: uncreative"),
         (

@@ -87,7 +87,7 @@ def test_a_base_that_says_nothing_is_refused(base):
         Instrument(name="one", version="1", items=(Item(id="one", text="?"),)),
         Sampling(max_new_tokens=1),
     )
-    with pytest.raises(DataError, match="never replies in as much as two words"):
+    with pytest.raises(DataError, match="never replies with two words or more"):
         Coherence(short).prepare(base)
 
 
