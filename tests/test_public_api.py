@@ -169,7 +169,9 @@ def test_a_study_and_a_report_are_called_by_the_names_of_their_packages(pico, de
 
 def test_a_study_that_was_not_run_has_no_readings(pico):
     study = pv.study(pico("llama"), measures=[pv.LikelihoodSpec(traits=("openness",)).open()])
-    with pytest.raises(pv.PersonalityVectorError, match=r"has not been run; call run\(folder\)"):
+    with pytest.raises(
+        pv.PersonalityVectorError, match=r"has not been run yet; call run\(folder\)"
+    ):
         study.readings()
 
 

@@ -1,4 +1,4 @@
-"""Adjectives that name a pole: the words of a system prompt like ``You are very talkative.``."""
+"""Adjectives that name a pole, for system prompts such as ``You are very talkative.``."""
 
 from personality_vector.traits import Trait
 

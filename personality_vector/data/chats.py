@@ -1,23 +1,21 @@
 """Data files as chats that end with the assistant's response.
 
-To add a format, write its reader, a line of ``_READERS`` and a word of ``DataSpec.format``.
+To add a format, write its reader and add it to ``_READERS`` and ``DataSpec.format``.
 """
 
-import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from personality_vector.data.rows import raw_rows
 from personality_vector.data.statements import part_of, read_statements
 from personality_vector.errors import DataError, TraitError
 from personality_vector.recipes.schema import LocalPath, PoleField, Real, Recipe, Whole, Words
+from personality_vector.subject import Chat, answered, question
 from personality_vector.traits import Pole
-
-if TYPE_CHECKING:
-    from personality_vector.subject.chat import Chat
 
 
 class DataSpec(Recipe):
@@ -44,7 +42,7 @@ class DataSpec(Recipe):
         return self.model_copy(update={"pole": pole})
 
 
-def read_chats(spec: DataSpec) -> "list[Chat]":
+def read_chats(spec: DataSpec) -> list[Chat]:
     """Return the chats that ``spec`` selects, in file order.
 
     Raises:
@@ -59,7 +57,7 @@ def read_chats(spec: DataSpec) -> "list[Chat]":
 
 
 def read_prompts(file: Path) -> list[str]:
-    """Return the lines of a text file that are not blank: each is what a user asks.
+    """Return the lines of a text file that are not blank; each is a question of a user.
 
     Raises:
         DataError: The file cannot be read, or holds no line.
@@ -74,9 +72,7 @@ def read_prompts(file: Path) -> list[str]:
     return texts
 
 
-def _from_statements(spec: DataSpec) -> "list[Chat]":
-    from personality_vector.subject.chat import answered, question
-
+def _from_statements(spec: DataSpec) -> list[Chat]:
     statements = read_statements(
         spec.source,
         trait=spec.pole.trait if spec.pole else None,
@@ -91,12 +87,10 @@ def _from_statements(spec: DataSpec) -> "list[Chat]":
     ]
 
 
-def _from_big5chat(spec: DataSpec) -> "list[Chat]":
-    """Read BIG5-CHAT rows, without the instruction that names the trait: labels would leak."""
-    from personality_vector.subject.chat import answered, question
-
+def _from_big5chat(spec: DataSpec) -> list[Chat]:
+    """Read BIG5-CHAT rows without the instruction, which names the trait: labels would leak."""
     chats: list[Chat] = []
-    for place, row in _rows(spec.source):
+    for place, row in raw_rows(spec.source).items():
         try:
             pole = Pole.parse(f"{row['trait']}:{row['level']}".lower())
             asked, said = (row[key] or "" for key in ("train_input", "train_output"))
@@ -111,9 +105,9 @@ def _from_big5chat(spec: DataSpec) -> "list[Chat]":
     return chats
 
 
-def _from_chats(spec: DataSpec) -> "list[Chat]":
+def _from_chats(spec: DataSpec) -> list[Chat]:
     chats: list[Chat] = []
-    for place, row in _rows(spec.source):
+    for place, row in raw_rows(spec.source).items():
         parts = [row.get("prompt"), row.get("completion")]
         messages = [message for part in parts if isinstance(part, list) for message in part]
         if not all(isinstance(part, list) for part in parts) or not all(map(_is_message, messages)):
@@ -139,33 +133,7 @@ def _selected(spec: DataSpec, text: str) -> bool:
     return spec.part == "all" or part_of(text, spec.held_out) == spec.part
 
 
-def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ``(file:line, row)`` of a JSONL file, or of a CSV file with a header."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            if file.suffix == ".csv":
-                reader = csv.DictReader(lines)
-                yield from ((f"{file}:{reader.line_num}", row) for row in reader)
-            else:
-                yield from _json_rows(file, lines)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from error
-
-
-def _json_rows(file: Path, lines: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{file}:{number}: is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{file}:{number}: should be one JSON object")
-        yield f"{file}:{number}", row
-
-
-_READERS: "dict[str, Callable[[DataSpec], list[Chat]]]" = {
+_READERS: dict[str, Callable[[DataSpec], list[Chat]]] = {
     "statements": _from_statements,
     "big5chat": _from_big5chat,
     "chats": _from_chats,

@@ -1,4 +1,4 @@
-"""What is asked and what it is rated for: instruments, personas and the rubrics of judges."""
+"""Instruments, personas and rubrics: what is asked, and what the answers are rated for."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ from personality_vector.errors import RecipeError, some
 from personality_vector.lab import BUILTIN, builtin
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import PoleField, Recipe, Words
-from personality_vector.subject.protocols import Rubric
+from personality_vector.subject import Rubric
 from personality_vector.traits import BIG_FIVE, Pole, Trait
 
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -25,7 +25,7 @@ COHERENCE = Rubric(
         "cannot be understood, repeats itself endlessly, or has nothing to do with the question."
     ),
 )
-"""Judges know it by its name: they rate the language of an answer, not its manner."""
+"""A judge recognises it by its name and rates the language of an answer, not its manner."""
 
 
 class Item(Recipe):
@@ -63,7 +63,7 @@ class Instrument(Recipe):
 
 
 class InstructionPair(Recipe):
-    """Two system prompts: one calls the persona up, the other its opposite or nobody."""
+    """Two system prompts: one for the persona, one for its opposite or for a neutral reply."""
 
     positive: Words
     negative: Words
@@ -76,7 +76,7 @@ class InstructionPair(Recipe):
 
 
 class Questions(Recipe):
-    """What is asked while a vector is extracted, and what only while it is evaluated."""
+    """The questions for extracting a vector, and other questions for evaluating it."""
 
     extract: tuple[Words, ...] = Field(min_length=1)
     evaluate: tuple[Words, ...] = ()
@@ -105,12 +105,12 @@ class Persona(Recipe):
     Attributes:
         name: Lower case, such as ``extraversion`` or ``startup-founder``.
         description: What positive answers show; the judge's 100.
-        opposite: What negative answers show; the judge's 0. Without it, 0 is no sign of the
+        opposite: What negative answers show; the judge's 0. Without it, 0 means no sign of the
             description.
         pole: What positive answers show, where that is one end of a trait.
         instructions: Contrastive pairs of system prompts.
         questions: User messages; none is in both lists.
-        rubric: What else the judge should know, in words that hold for either end.
+        rubric: Anything else the judge should know, in words that fit both ends.
 
     Source:
         Persona vectors, Chen et al. 2025, arXiv:2507.21509: 5 pairs, 20 questions for extraction
@@ -137,7 +137,7 @@ class Persona(Recipe):
 
     @property
     def label(self) -> str:
-        """The pole, or the name of what has none."""
+        """The pole, or the name if there is no pole."""
         return str(self.pole or self.name)
 
     def as_rubric(self) -> Rubric:
@@ -146,18 +146,21 @@ class Persona(Recipe):
             self.label, self.description, self.opposite, note=self.rubric or "", pole=self.pole
         )
 
-    def reversed(self) -> "Persona":
-        """Return the other end: sides, descriptions and pole swapped.
+    def at(self, pole: Pole | None) -> "Persona":
+        """Return the persona whose positive side is ``pole``; ``None`` leaves it as it is.
 
         Raises:
-            RecipeError: It has no opposite: the other side of a role is merely nobody.
+            RecipeError: The persona has another trait, or no pole.
         """
-        if self.opposite is None:
-            raise RecipeError(f"the persona {self.name} has no opposite, so it has no other end")
+        if pole in (None, self.pole):
+            return self
+        if self.pole is None or pole != self.pole.opposite:
+            of = f"of {self.pole}" if self.pole else "not of a pole"
+            raise RecipeError(f"pole {pole}: the persona {self.name} is {of}")
         swapped: dict[str, Any] = {
             "description": self.opposite,
             "opposite": self.description,
-            "pole": self.pole and self.pole.opposite,
+            "pole": pole,
             "instructions": tuple(
                 InstructionPair(positive=pair.negative, negative=pair.positive)
                 for pair in self.instructions
@@ -165,33 +168,22 @@ class Persona(Recipe):
         }
         return self.model_copy(update=swapped)
 
-    def at(self, pole: Pole | None) -> "Persona":
-        """Return the persona whose positive side is ``pole``; ``None`` leaves it as it is.
-
-        Raises:
-            RecipeError: It is of another trait, or of none.
-        """
-        if pole in (None, self.pole):
-            return self
-        if self.pole is None or pole != self.pole.opposite:
-            of = f"of {self.pole}" if self.pole else "not of a pole"
-            raise RecipeError(f"pole {pole}: the persona {self.name} is {of}")
-        return self.reversed()
-
 
 def evaluation_instrument(persona: Persona) -> Instrument:
-    """Return the persona's questions that no vector was made from, as an instrument.
+    """Return the persona's evaluation questions, which no vector was made from, as an instrument.
 
-    Its items are of no trait: they go with the rubric of the persona, whichever end is rated.
+    Its items have no trait: they are rated for the rubric of the persona, at either end.
 
     Raises:
-        RecipeError: It has none.
+        RecipeError: It has no such questions.
     """
     asked = persona.questions.evaluate
     if not asked:
-        raise RecipeError(f"the persona {persona.name} has no questions for evaluation")
-    items = (Item(id=f"q{i:02}", text=text) for i, text in enumerate(asked, start=1))
-    return Instrument(name=persona.name, version="1", items=tuple(items))
+        raise RecipeError(
+            f"the persona {persona.name} has no questions for evaluation; add questions.evaluate"
+        )
+    items = tuple(Item(id=f"q{i:02}", text=text) for i, text in enumerate(asked, start=1))
+    return Instrument(name=persona.name, version="1", items=items)
 
 
 @cache

@@ -5,24 +5,22 @@ likelihoods and accuracies are measured on the second.
 """
 
 import hashlib
-import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import StringConstraints, ValidationError
+from pydantic import StringConstraints
 
+from personality_vector.data.rows import read_rows
 from personality_vector.errors import DataError, some
 from personality_vector.recipes.schema import Recipe
 from personality_vector.traits import Level, Pole, Trait
 
 Part = Literal["train", "held_out"]
-"""Who may read a statement: whatever learns, or whatever measures."""
-
-_FORM = "one object {trait, level: high|low, statement} and optionally part: train|held_out"
+"""Who may read a statement: what learns from it, or what measures with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +75,20 @@ def read_statements(
             :func:`part_of`: independent of order, files and other rows.
 
     Raises:
-        DataError: The path is missing, a line is not a row (file and line are named), a statement
-            is in both parts, or the selection is empty.
+        DataError: The path is missing, a line cannot be read as a row (file and line are named), a
+            statement is in both parts, or the selection is empty.
     """
-    if not 0.0 <= held_out <= 1.0:
-        raise DataError(f"held_out must be a share in [0, 1], got {held_out}")
-    found = [each for file in _files(path) for each in _read(file, held_out)]
+    found = [
+        Statement(
+            row.trait,
+            row.level,
+            row.statement,
+            row.part or part_of(row.statement, held_out),
+            place,
+        )
+        for file in _files(path)
+        for place, row in read_rows(file, _Row).items()
+    ]
     _require_disjoint_parts(found)
     chosen = [
         each
@@ -91,7 +97,10 @@ def read_statements(
     ]
     if not chosen:
         asked = " ".join(word for word in (part, trait, level) if word)
-        raise DataError(f"{path}: no {asked or 'statements'} there; it has {_contents(found)}")
+        counts = Counter((str(each.pole), each.part) for each in found)
+        listed = [f"{pole} {part} {count}" for (pole, part), count in sorted(counts.items())]
+        there = ", ".join(listed) or "no rows at all"
+        raise DataError(f"{path}: no {asked or 'statements'} there; it has {there}")
     return chosen
 
 
@@ -101,7 +110,7 @@ def of_both_poles(
     """Return the statements of each pole of ``traits``, the high pole of a trait first.
 
     Raises:
-        DataError: A pole has none; the message begins with ``lacking``.
+        DataError: A pole has no statements; the message begins with ``lacking``.
     """
     levels: tuple[Level, ...] = ("high", "low")
     found: dict[Pole, list[Statement]] = {Pole(t, level): [] for t in traits for level in levels}
@@ -136,41 +145,15 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise DataError(f"{path}: no such file or directory of statements")
+        raise DataError(f"{path}: this file or directory of statements does not exist")
     files = sorted(path.glob("*.jsonl"))
     if not files:
-        raise DataError(f"{path}: there is no .jsonl file of statements in this directory")
+        raise DataError(f"{path}: this directory has no .jsonl file of statements")
     return files
 
 
-def _read(file: Path, held_out: float) -> Iterator[Statement]:
-    try:
-        lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            place = f"{file} line {number}"
-            row = _parse(line, place)
-            part = row.part or part_of(row.statement, held_out)
-            yield Statement(row.trait, row.level, row.statement, part, place)
-
-
-def _parse(line: bytes, place: str) -> _Row:
-    try:
-        return _Row.model_validate(json.loads(line.decode("utf-8")))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON ({error.msg}); a row is {_FORM}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(key) for key in first["loc"]) or "the line"
-        raise DataError(f"{place}: {where}: {first['msg']}; a row is {_FORM}") from error
-
-
 def _require_disjoint_parts(found: Sequence[Statement]) -> None:
-    """Refuse a leak; only rows that name their part can cause one."""
+    """Refuse a statement in both parts, which only rows that name their part can cause."""
     first: dict[str, Statement] = {}
     for each in found:
         other = first.setdefault(normalised(each.text), each)
@@ -179,9 +162,3 @@ def _require_disjoint_parts(found: Sequence[Statement]) -> None:
                 f"{each.place}: this statement is {each.part}, but {other.part} at {other.place}; "
                 "a statement that is learned from cannot be measured on"
             )
-
-
-def _contents(found: Sequence[Statement]) -> str:
-    counts = Counter((str(each.pole), each.part) for each in found)
-    listed = [f"{pole} {part} {count}" for (pole, part), count in sorted(counts.items())]
-    return ", ".join(listed) or "no rows at all"

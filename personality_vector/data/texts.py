@@ -22,14 +22,9 @@ def distinct_n(texts: Sequence[str], n: int) -> float | None:
     Pooled over ``texts``; no n-gram spans two texts. ``None`` if there is no n-gram at all. The
     share falls with the amount of text, so compare equal numbers of replies of similar length.
 
-    Raises:
-        ValueError: ``n`` is not positive.
-
     Source:
         distinct-1 and distinct-2, Li et al. 2016, arXiv:1510.03055.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
     grams = [
         tuple(tokens[start : start + n])
         for tokens in map(words, texts)

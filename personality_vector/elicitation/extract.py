@@ -1,4 +1,4 @@
-"""Steering vectors from data of two sides, from a persona that a model shows, of creativity."""
+"""Steering vectors from two sides of data, from a persona, and of creativity."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,18 +10,16 @@ from torch import nn
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.data.chats import read_chats
 from personality_vector.data.personas import COHERENCE, Persona
-from personality_vector.elicitation.filter import FilterReport, filtered, require_some
+from personality_vector.data.rows import read_rows
+from personality_vector.elicitation.filter import FilterReport, filtered, require_kept
 from personality_vector.elicitation.recipe import SteerRecipe
-from personality_vector.elicitation.rollouts import Rollout, Side, draw, read_rows, reused
+from personality_vector.elicitation.rollouts import Rollout, Side, draw, reused
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.judges.spec import JudgeSpec
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import Recipe, Words
-from personality_vector.steering.activations import Pooling
-from personality_vector.steering.apply import resolve_layers
-from personality_vector.steering.vector import SteeringVector
-from personality_vector.subject.chat import Chat, question
-from personality_vector.subject.protocols import Judge, rated
+from personality_vector.steering import Pooling, SteeringVector, resolve_layers
+from personality_vector.subject import Chat, Judge, question, rated
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
 
@@ -31,7 +29,7 @@ class Elicited:
     """What a model said as a persona, and what was kept of it.
 
     Attributes:
-        persona: With the end that the recipe asked for as its positive side.
+        persona: Turned so that its positive side is the end that the recipe asked for.
         rollouts: Every reply, kept or dropped.
         report: How many pairs each rule dropped.
         judge: Who rated.
@@ -47,15 +45,11 @@ class Elicited:
         return [row.chat for row in self.rollouts if row.kept and row.side == side]
 
 
-def unrecorded(_rollouts: Sequence[Rollout], /) -> None:
-    """Save nothing."""
-
-
 def read_persona(recipe: SteerRecipe) -> Persona:
-    """Return the persona that ``recipe`` names, turned to its pole.
+    """Return the persona that ``recipe`` names, turned to the pole of the recipe.
 
     Raises:
-        RecipeError: The recipe names none, the file is not one, or it is of another pole.
+        RecipeError: The recipe names no persona, the file is not a persona, or its pole differs.
     """
     if recipe.persona is None:
         raise RecipeError("the recipe names no persona; it has positive and negative data")
@@ -63,9 +57,9 @@ def read_persona(recipe: SteerRecipe) -> Persona:
 
 
 def open_judge(recipe: SteerRecipe, persona: Persona) -> Judge | None:
-    """Return the judge of ``recipe``; ``None`` where none is asked.
+    """Return the judge of ``recipe``, or ``None`` if it asks for none.
 
-    Before anything is generated, so that a missing key or file is not found out hours later.
+    Called before anything is generated, so that a missing key or file is found at once.
 
     Raises:
         RecipeError: What the judge needs is missing.
@@ -83,20 +77,25 @@ def extract_recipe(recipe: SteerRecipe) -> SteeringVector:
     """Return the vector of a recipe with two sides of data, tied to its model by fingerprint.
 
     Raises:
-        RecipeError: It is a recipe with a persona.
+        RecipeError: The recipe has a persona.
         DataError: A side cannot be read or selects nothing.
         ModelError: The model cannot be loaded, or a layer is out of range.
     """
     sides = read_sides(recipe)
-    return _between(recipe, _loaded(recipe), sides, recipe.pole)
+    return _between(
+        recipe,
+        Subject.load(recipe.model, dtype=recipe.dtype, device=recipe.device),
+        sides,
+        recipe.pole,
+    )
 
 
 def extract_persona(
-    recipe: SteerRecipe, *, record: Callable[[Sequence[Rollout]], object] = unrecorded
+    recipe: SteerRecipe, *, record: Callable[[Sequence[Rollout]], object] = lambda _: None
 ) -> tuple[SteeringVector, Elicited]:
     """Return the vector of a recipe with a persona, tied to its model, and what it was made from.
 
-    The chats keep their system prompts: activations are read as the model had them when it
+    The chats keep their system prompts, so activations are read as they were when the model
     replied.
 
     Args:
@@ -111,9 +110,11 @@ def extract_persona(
     """
     persona = read_persona(recipe)
     judge = open_judge(recipe, persona)
-    subject = _loaded(recipe)
+    subject = Subject.load(recipe.model, dtype=recipe.dtype, device=recipe.device)
     if recipe.layers is not None:
-        resolve_layers(subject.model, recipe.layers)  # refused now, not after hours of rollouts
+        resolve_layers(
+            subject.model, recipe.layers
+        )  # refused now rather than after hours of rollouts
     elicited = elicit(recipe, subject, judge, record=record)
     sides = elicited.kept("positive"), elicited.kept("negative")
     vector = _between(recipe, subject, sides, persona.pole, persona.label)
@@ -127,12 +128,13 @@ def read_sides(recipe: SteerRecipe) -> tuple[list[Chat], list[Chat]]:
     to the opposite.
 
     Raises:
-        RecipeError: It is a recipe with a persona.
+        RecipeError: The recipe has a persona.
         DataError: A side cannot be read or selects nothing.
     """
     if recipe.pole is None or recipe.positive is None or recipe.negative is None:
         raise RecipeError(
-            "a steer recipe with a persona has no data to read: its sides are answers of the model"
+            "a steer recipe with a persona has no data to read; "
+            "give positive and negative instead of persona"
         )
     positive = recipe.positive.narrowed(recipe.pole)
     negative = recipe.negative.narrowed(recipe.pole.opposite)
@@ -144,21 +146,21 @@ def elicit(
     subject: Subject,
     judge: Judge | None = None,
     *,
-    record: Callable[[Sequence[Rollout]], object] = unrecorded,
+    record: Callable[[Sequence[Rollout]], object] = lambda _: None,
 ) -> Elicited:
-    """Draw rollouts, let them be judged and keep the pairs that are clear.
+    """Draw rollouts, have them judged, and keep the clear pairs.
 
     Args:
         recipe: With a persona.
         subject: Who is asked; not changed.
-        judge: Who rates, as :func:`open_judge` finds. Without one, the ratings of
-            ``rollouts.reuse`` count where the recipe says ``recorded``, else every pair is kept.
-        record: Called with all rollouts when they are drawn, rated and filtered: whatever fails
-            later, what was generated can be saved.
+        judge: Who rates, from :func:`open_judge`. Without a judge, the ratings of
+            ``rollouts.reuse`` count if the recipe says ``recorded``; otherwise all pairs are kept.
+        record: Called with all rollouts once they are drawn, rated and filtered, so that they can
+            be saved even if a later step fails.
 
     Raises:
-        DataError: No pair is left (it says how many each rule dropped), the judge cannot rate the
-            persona, or the replies to reuse are to other questions.
+        DataError: No pair is left (with how many each rule dropped), the judge cannot rate the
+            persona, or the replies to reuse answer other questions.
         RecipeError: The persona, or what the judge needs, is missing or wrong.
 
     Source:
@@ -168,7 +170,7 @@ def elicit(
     persona, spec = read_persona(recipe), recipe.rollouts
     if judge is not None:
         judge = judge.prepare(subject)
-        rated(judge, persona.as_rubric(), ())  # refused now, not after hours of rollouts
+        rated(judge, persona.as_rubric(), ())  # refused now rather than after hours of rollouts
     is_recorded = judge is None and recipe.judge == "recorded"
     if spec.reuse is None:
         drawn = draw(subject, persona, spec, recipe.seed)
@@ -181,13 +183,13 @@ def elicit(
     is_judged = is_recorded or judge is not None
     rollouts, report = filtered(judged, recipe.thresholds if is_judged else None)
     record(rollouts)
-    require_some(report, persona.label)
+    require_kept(report, persona.label)
     by = str(recipe.judge) if judge is None else judge.name
     return Elicited(persona, tuple(rollouts), report, by)
 
 
 def _judged(judge: Judge, persona: Persona, rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """Return the rollouts with their ratings, from 0 to 100 whatever the judge's scale is."""
+    """Return the rollouts with their ratings, from 0 to 100 on any scale of the judge."""
     answers = [row.answer for row in rollouts]
     traits, coherences = (
         rated(judge, rubric, answers) for rubric in (persona.as_rubric(), COHERENCE)
@@ -196,10 +198,6 @@ def _judged(judge: Judge, persona: Persona, rollouts: Sequence[Rollout]) -> list
         row.rated(trait, coherence, judge.scale)
         for row, trait, coherence in zip(rollouts, traits, coherences, strict=True)
     ]
-
-
-def _loaded(recipe: SteerRecipe) -> Subject:
-    return Subject.load(recipe.model, dtype=recipe.dtype, device=recipe.device)
 
 
 def _between(
@@ -234,11 +232,11 @@ def read_creativity_pairs(file: Path) -> list[CreativityPair]:
     """Return the pairs of a JSONL file: rows ``{creative, uncreative}``, in file order.
 
     Raises:
-        DataError: The file cannot be read, holds no pair, or a line is none (named by number).
+        DataError: The file cannot be read, has no pair, or a line is not a pair (named by number).
     """
-    pairs = read_rows(file, CreativityPair)
+    pairs = list(read_rows(file, CreativityPair).values())
     if not pairs:
-        raise DataError(f"{file}: holds no pair of a creative and an uncreative prompt")
+        raise DataError(f"{file}: has no pair of a creative and an uncreative prompt")
     return pairs
 
 
@@ -258,7 +256,7 @@ def creativity_direction(
     Raises:
         DataError: There are no pairs, the two sides are equal, or the pooling needs a response.
         NonFiniteError: The model's activations are NaN or infinite.
-        ModelError: The model has no such layer.
+        ModelError: The model does not have this layer.
 
     Source:
         Olson et al. 2024, arXiv:2412.06060: ``a = unit(mean h_l(creative) - mean h_l(uncreative))``

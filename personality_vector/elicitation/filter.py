@@ -1,7 +1,6 @@
 """Which pairs of replies are kept, and how many each rule drops."""
 
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,10 +9,10 @@ from personality_vector.elicitation.rollouts import Pair, Rollout, paired
 from personality_vector.errors import DataError
 
 RULES: tuple[str, ...] = ("empty", "unscored", "positive_trait", "negative_trait", "coherence")
-"""Why a pair is dropped, in the order in which it is asked; only the first counts."""
+"""Why a pair is dropped: the rules in their order, of which the first that applies counts."""
 
-_HARD_TO_CALM = 70.0  # BILLY: negatives with a higher median are about the trait themselves
-_AT_LEAST = 80.0  # BILLY: what positives must then reach
+_HIGH_MEDIAN = 70.0  # BILLY: above this median the negatives show the trait themselves
+_POSITIVE_FLOOR = 80.0  # BILLY: the rating that positives must then reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +20,9 @@ class Cut:
     """Thresholds on ratings from 0 to 100.
 
     Attributes:
-        positive: A positive reply is kept from this trait rating on.
-        negative: A negative reply is kept below it.
-        coherence: Both are kept from this coherence on.
+        positive: Lowest trait rating of a positive reply to keep.
+        negative: A negative reply is kept below this trait rating.
+        coherence: Lowest coherence of a reply to keep.
         including: Whether a negative reply may also equal ``negative``.
     """
 
@@ -51,14 +50,13 @@ class Cut:
         if not spec.adaptive or not all(rated):
             return cls(spec.trait, spec.trait, spec.coherence)
         upper, lower = map(statistics.median, rated)
-        if lower > _HARD_TO_CALM:
-            return cls(max(upper, _AT_LEAST), lower, spec.coherence, including=True)
+        if lower > _HIGH_MEDIAN:
+            return cls(max(upper, _POSITIVE_FLOOR), lower, spec.coherence, including=True)
         return cls(max(upper, spec.trait), min(lower, spec.trait), spec.coherence, including=True)
 
     def rule_against(self, pair: Pair) -> str:
         """Return the first of ``RULES`` that drops ``pair``, or ""."""
-        ratings = [(row.trait, row.coherence) for row in pair]
-        (positive, one), (negative, other) = ratings
+        (positive, one), (negative, other) = ((row.trait, row.coherence) for row in pair)
         if positive is None or negative is None or one is None or other is None:
             return "unscored"
         if positive < self.positive:
@@ -70,12 +68,12 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class FilterReport:
-    """How many pairs there were, and what became of them.
+    """How many pairs there were, and why some were dropped.
 
     Attributes:
-        pairs: All of them.
-        dropped: Every rule to the number of pairs that it dropped.
-        cut: The thresholds; ``None`` where nobody judged.
+        pairs: Number of all pairs.
+        dropped: Rule to the number of pairs that it dropped.
+        cut: The thresholds; ``None`` if nobody judged.
     """
 
     pairs: int
@@ -84,7 +82,7 @@ class FilterReport:
 
     @property
     def kept(self) -> int:
-        """How many pairs are left."""
+        """Number of pairs that were kept."""
         return self.pairs - sum(self.dropped.values())
 
     def __str__(self) -> str:
@@ -112,15 +110,14 @@ def filtered(
         for pair, rule in zip(pairs, rules, strict=True)
         for row in pair
     ]
-    counts = Counter(rules)
-    return marked, FilterReport(len(pairs), {rule: counts[rule] for rule in RULES}, cut)
+    return marked, FilterReport(len(pairs), {rule: rules.count(rule) for rule in RULES}, cut)
 
 
-def require_some(report: FilterReport, label: str) -> None:
-    """Check that a pair is left.
+def require_kept(report: FilterReport, label: str) -> None:
+    """Check that at least one pair was kept.
 
     Raises:
-        DataError: None is; it says how many each rule dropped.
+        DataError: None was; the message says how many each rule dropped.
     """
     if not report.kept:
         cut = report.cut
@@ -132,7 +129,7 @@ def require_some(report: FilterReport, label: str) -> None:
             else ""
         )
         raise DataError(
-            f"{label}: nothing is left to make a vector from: {report}{limits}; "
+            f"{label}: no pair is left to make a vector from: {report}{limits}; "
             "change the instructions, the thresholds or the judge"
         )
 

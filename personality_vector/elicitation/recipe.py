@@ -18,7 +18,7 @@ from personality_vector.recipes.schema import (
     Whole,
     by_only_key,
 )
-from personality_vector.subject.spec import GenerationSpec
+from personality_vector.subject import GenerationSpec
 
 
 def _judge(value: Any, info: Any) -> Any:
@@ -30,13 +30,13 @@ def _judge(value: Any, info: Any) -> Any:
 JudgeField = Annotated[
     Literal["none", "recorded"] | SerializeAsAny[JudgeSpec], BeforeValidator(_judge)
 ]
-"""A judge by its key, ``none``, or ``recorded`` for the ratings of an earlier run."""
+"""A judge by its key; ``none``; or ``recorded``, for the ratings of an earlier run."""
 
 
 class RolloutSpec(GenerationSpec):
-    """How a persona is called up: ``pairs`` x ``questions`` x ``samples`` replies on each side.
+    """How a persona is elicited: ``pairs`` x ``questions`` x ``samples`` replies on each side.
 
-    ``pairs`` and ``questions`` take the first so many of the persona's; by default all.
+    ``pairs`` and ``questions`` take that many of the persona's, from the first; by default all.
     ``reuse`` names the ``rollouts.jsonl`` of an earlier run, whose replies are taken instead.
 
     Source:
@@ -53,7 +53,7 @@ class RolloutSpec(GenerationSpec):
 
 
 class ThresholdSpec(Recipe):
-    """What a pair of replies must reach to be kept, from 0 to 100.
+    """The ratings that a pair of replies must reach to be kept, from 0 to 100.
 
     Kept iff positive trait >= ``trait``, negative trait < ``trait`` and both coherences >=
     ``coherence``. ``adaptive`` moves the trait's thresholds to the medians of the sides, as BILLY
@@ -68,9 +68,9 @@ class ThresholdSpec(Recipe):
 class SteerRecipe(Recipe):
     """Extract a steering vector: positive minus negative activations.
 
-    The two sides are ``positive`` and ``negative`` data with their ``pole``; or answers of the
-    model itself under the system prompts of a ``persona``, of which ``pole`` may choose the other
-    end. ``rollouts``, ``judge``, ``thresholds`` and ``seed`` are for a persona only. The ``judge``
+    The two sides are ``positive`` and ``negative`` data with their ``pole``, or replies of the
+    model under the system prompts of a ``persona``, whose other end ``pole`` may choose.
+    ``rollouts``, ``judge``, ``thresholds`` and ``seed`` are for a persona only. The ``judge``
     rates every reply for the persona and for coherence; with ``none``, every pair is kept.
     """
 
@@ -108,7 +108,7 @@ class SteerRecipe(Recipe):
     @model_validator(mode="after")
     def _judge_has_what_it_needs(self) -> "SteerRecipe":
         if self.judge == "none" and self.thresholds != ThresholdSpec():
-            raise ValueError("thresholds need a judge; judge is none")
+            raise ValueError("thresholds need a judge, but judge is none")
         if self.judge == "recorded" and self.rollouts.reuse is None:
             raise ValueError("judge: recorded needs rollouts.reuse, where the ratings are")
         return self

@@ -4,40 +4,38 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from personality_vector.data.personas import Persona
+from personality_vector.data.rows import read_rows
 from personality_vector.elicitation.recipe import RolloutSpec
 from personality_vector.errors import DataError, some
 from personality_vector.progress import progress
-from personality_vector.recipes.schema import Recipe, sentence
-from personality_vector.subject.chat import Chat, answered, question
-from personality_vector.subject.protocols import Answer, Score
+from personality_vector.recipes.schema import Recipe
+from personality_vector.subject import Answer, Chat, Score, answered, question
 from personality_vector.subject.subject import Subject, sample_seed
 
 Side = Literal["positive", "negative"]
 SIDES: tuple[Side, ...] = ("positive", "negative")
 ROLLOUTS = "rollouts.jsonl"
-"""The file beside a vector that holds every reply behind it, kept or dropped."""
-
-Row = TypeVar("Row", bound=Recipe)
+"""The file beside a vector with every reply that was drawn for it, kept or dropped."""
 
 
 class Rollout(Recipe):
-    """One reply, and everything that was decided about it: a line of ``rollouts.jsonl``.
+    """One reply with its ratings and whether it was kept: a line of ``rollouts.jsonl``.
 
     Attributes:
         id: Shared by the positive and the negative reply of a pair.
         side: Which instruction of the pair the model was under.
         system: The instruction, which is the whole system prompt.
         question: The user's message.
-        reply: What the model said, with white space trimmed.
+        reply: The reply, without surrounding white space.
         trait: The judge's rating in [0, 100]; ``None`` if unscored or not judged.
         coherence: Likewise.
         reason: Why it is unscored.
-        kept: Whether its pair went into the vector.
+        kept: Whether its pair was used for the vector.
         rule: The rule that dropped the pair; "" if none did.
     """
 
@@ -59,12 +57,12 @@ class Rollout(Recipe):
 
     @property
     def answer(self) -> Answer:
-        """What a judge reads: not the system prompt."""
+        """What a judge reads, which excludes the system prompt."""
         return Answer(self.id, 0, self.question, self.reply)
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """All that is fixed before the model replies."""
+        """Everything that is fixed before the model replies."""
         return (self.id, self.side, self.system, self.question)
 
     def rated(self, trait: Score, coherence: Score, scale: tuple[float, float]) -> "Rollout":
@@ -78,7 +76,7 @@ class Rollout(Recipe):
         return self.model_copy(update={**percents, "reason": "; ".join(dict.fromkeys(reasons))})
 
     def unrated(self) -> "Rollout":
-        """Return the reply without what was decided about it."""
+        """Return the reply without ratings."""
         return Rollout(**self.model_dump(include={"id", "side", "system", "question", "reply"}))
 
 
@@ -114,8 +112,8 @@ def draw(subject: Subject, persona: Persona, spec: RolloutSpec, seed: int) -> li
     """Return the subject's replies, sample by sample.
 
     The noise is fixed by ``(seed, sample)`` and the place in the batch, and is the same on both
-    sides: a pair differs by its instruction alone. The first samples of a longer run are those of
-    a shorter one.
+    sides: the replies of a pair differ by their instruction alone. The first samples of a longer
+    run are those of a shorter one.
 
     Raises:
         DataError: The chat template refuses a system prompt.
@@ -139,7 +137,7 @@ def paired(rollouts: Iterable[Rollout]) -> list[Pair]:
     """Return the pairs by id, in the order of the positive replies.
 
     Raises:
-        DataError: A reply has no partner, or occurs twice.
+        DataError: A reply is missing its pair, or occurs twice.
     """
     sides: dict[Side, dict[str, Rollout]] = {side: {} for side in SIDES}
     for rollout in rollouts:
@@ -148,7 +146,7 @@ def paired(rollouts: Iterable[Rollout]) -> list[Pair]:
         sides[rollout.side][rollout.id] = rollout
     lonely = sides["positive"].keys() ^ sides["negative"].keys()
     if lonely:
-        raise DataError(f"one side only has the replies {some(lonely)}: pairs need both")
+        raise DataError(f"only one side has the replies {some(lonely)}; a pair needs both")
     return [Pair(row, sides["negative"][row.id]) for row in sides["positive"].values()]
 
 
@@ -159,41 +157,23 @@ def to_jsonl(rollouts: Iterable[Rollout]) -> str:
     )
 
 
-def read_rows(path: Path, kind: type[Row]) -> list[Row]:
-    """Return the rows of a JSONL file, such as rollouts, in file order; blank lines are skipped.
-
-    Raises:
-        DataError: It cannot be read, or a line is no such row (named by number).
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                rows.append(kind.model_validate_json(line))
-            except ValidationError as error:
-                raise DataError(f"{path} line {number}: {sentence(kind, error)}") from error
-    return rows
-
-
 def reused(path: Path, persona: Persona, spec: RolloutSpec) -> list[Rollout]:
     """Return the rollouts of an earlier run that asked exactly what this one would.
 
     Raises:
-        DataError: The file cannot be read, or was asked something else.
+        DataError: The file cannot be read, or its replies answer something else.
     """
-    found = {rollout.asked[:2]: rollout for rollout in read_rows(path, Rollout)}
+    found = {row.asked[:2]: row for row in read_rows(path, Rollout).values()}
     wanted = [row for sample in range(spec.samples) for row in planned(persona, spec, sample)]
     for row in wanted:
         earlier = found.get(row.asked[:2])
         if earlier is None:
-            raise DataError(f"{path}: has no {row.side} reply {row.id}, which the recipe asks for")
+            raise DataError(
+                f"{path}: lacks the {row.side} reply {row.id}, which the recipe asks for"
+            )
         if earlier.asked != row.asked:
             raise DataError(
-                f"{path}: the {row.side} reply {row.id} is to another system prompt "
-                "or question than the persona's"
+                f"{path}: the {row.side} reply {row.id} answers a system prompt "
+                "or question other than the persona's"
             )
     return [found[row.asked[:2]] for row in wanted]

@@ -1,4 +1,4 @@
-"""Letting a model write a persona: contrastive system prompts and questions."""
+"""Personas written by a model: contrastive system prompts and questions."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,13 +11,12 @@ from pydantic import ValidationError
 from personality_vector.data.personas import Persona
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.recipes.schema import Recipe, sentence
-from personality_vector.subject.chat import Chat, question
+from personality_vector.subject import Chat, Sampling, question
 from personality_vector.subject.endpoint import Endpoint
-from personality_vector.subject.spec import Sampling
 from personality_vector.subject.subject import Subject
 
 PAIRS, QUESTIONS = 5, 40
-"""What is asked for, as in persona vectors; half of the questions are for evaluation."""
+"""How many of each to ask for, as in persona vectors; half of the questions are for evaluation."""
 
 _REQUEST = """\
 I study how a language model behaves when it takes on a certain manner, and need material for an \
@@ -42,11 +41,11 @@ Reply with one JSON object and nothing else:
 {{"instructions": [{{"positive": "...", "negative": "..."}}, ...], "questions": ["...", ...]}}"""
 
 
+# Stands for what the generator will write while the rest of a persona is checked.
 _STAND_IN = {
     "instructions": [{"positive": "a", "negative": "b"}],
     "questions": {"extract": ["a"]},
 }
-"""Takes the place of what the generator will write while the rest of a persona is checked."""
 
 
 class _Pair(Recipe):
@@ -62,18 +61,18 @@ class Draft(Recipe):
 
 
 Generator = Callable[[Chat, Mapping[str, Any]], str]
-"""Writes a reply to a chat after a JSON schema, which it may or may not be able to enforce."""
+"""Writes a reply to a chat, following a JSON schema as well as it can."""
 
 _LONG = Sampling(max_new_tokens=4096, temperature=0.7)
 
 
 def endpoint_generator(endpoint: Endpoint) -> Generator:
-    """Return a model behind an OpenAI-compatible server, which is held to the schema."""
+    """Return a generator that asks an OpenAI-compatible server, which enforces the schema."""
     return lambda chat, schema: endpoint.write(chat, "persona", schema)
 
 
 def local_generator(subject: Subject, sampling: Sampling = _LONG, seed: int = 0) -> Generator:
-    """Return a model in memory, which is merely asked to keep to the form."""
+    """Return a generator that asks a model in memory, which cannot enforce the schema."""
 
     def write(chat: Chat, _schema: Mapping[str, Any]) -> str:
         (reply,) = replace(subject, sampling=sampling).replies([chat], seed)
@@ -98,13 +97,12 @@ def write_persona(
         name: Lower case, such as ``extraversion``.
         description: What positive answers show.
         generator: Asked once.
-        opposite: What negative answers show; without it they are those of a neutral assistant.
+        opposite: What negative answers show; by default those of a neutral assistant.
         pole: Such as ``extraversion:high``, if it is one end of a trait; needs ``opposite``.
 
     Raises:
-        DataError: What it wrote is not the JSON object, has too few pairs or questions, or repeats
-            itself.
-        RecipeError: The name, description or pole is not one.
+        DataError: It did not write the JSON object, or one with too few or repeated items.
+        RecipeError: The name, description or pole is not valid.
 
     Source:
         Persona vectors, Chen et al. 2025, arXiv:2507.21509: 5 pairs and 40 questions by a strong
@@ -138,14 +136,14 @@ def write_persona(
 def parse_draft(text: str) -> Draft:
     """Return the JSON object in ``text``, which may stand among other words or in a code fence.
 
-    More than was asked for is left out later; less is refused.
+    Surplus items are left out later; too few are refused.
 
     Raises:
-        DataError: There is none, it has another form, or something is missing from it.
+        DataError: There is no JSON object, or it does not have the form asked for.
     """
     begin, end = text.find("{"), text.rfind("}")
     if begin < 0 or end < begin:
-        raise DataError(f"the generator wrote no JSON object, but {text[:80]!r}")
+        raise DataError(f"the generator wrote {text[:80]!r} instead of a JSON object")
     try:
         draft = Draft.model_validate(json.loads(text[begin : end + 1]))
     except json.JSONDecodeError as error:

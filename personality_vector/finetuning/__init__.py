@@ -1,1 +1,1 @@
-"""Fine-tuning a base on one pole. The only part of the package that imports TRL."""
+"""Fine-tuning a base on one pole. Only this room imports TRL."""

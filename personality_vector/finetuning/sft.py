@@ -15,8 +15,13 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
-from personality_vector.checkpoint import AtomicDirectory, Checkpoint, ShardWriter, TensorPlan
-from personality_vector.checkpoint.header import read_header
+from personality_vector.checkpoint import (
+    AtomicDirectory,
+    Checkpoint,
+    ShardWriter,
+    TensorPlan,
+    read_header,
+)
 from personality_vector.data.chats import read_chats
 from personality_vector.delta.provenance import require_same_tensors
 from personality_vector.delta.sources import require_finite
@@ -24,7 +29,7 @@ from personality_vector.errors import NonFiniteError, TrainingError
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.manifest import write_manifest
 from personality_vector.progress import progress
-from personality_vector.subject.chat import Chat
+from personality_vector.subject import Chat
 from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 
 log = logging.getLogger(__name__)
@@ -32,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """What was trained.
+    """The result of a fine-tune.
 
     Attributes:
         path: A checkpoint directory, or a LoRA adapter if the recipe has ``lora``.
@@ -78,24 +83,30 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
 def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) -> list[float]:
     """Train, save into ``out`` and return the loss of every step."""
     device = resolve_device(recipe.device)
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(), _streams_kept(device):
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        warnings.catch_warnings(),
+        _random_state_kept(device),
+    ):
         warnings.simplefilter("ignore", FutureWarning)  # v6 renames gradient_checkpointing
         try:
             trainer = _trainer(recipe, base, chats, _arguments(recipe, scratch, device))
             trainer.train()
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise TrainingError(f"{base.reference}: TRL cannot train it so: {reason}") from error
+            raise TrainingError(
+                f"{base.reference}: TRL cannot train it like this: {reason}"
+            ) from error
     trainer.model.save_pretrained(out)
     _require_finite(out)
     if recipe.sft.lora is None:
-        _complete(out, base)
+        _add_missing(out, base)
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
 @contextmanager
-def _streams_kept(device: str) -> Iterator[None]:
-    """Give the caller's random streams back as they were; the trainer seeds all of them."""
+def _random_state_kept(device: str) -> Iterator[None]:
+    """Restore the random state of the caller, since the trainer seeds every generator."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
@@ -105,8 +116,8 @@ def _streams_kept(device: str) -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Draws progress and refuses to go on after NaN or infinity."""
+class _TrainingMonitor(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Draws progress, and stops the training at NaN or infinity."""
 
     _steps: Iterator[int] = iter(())
 
@@ -151,14 +162,14 @@ def _trainer(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], arguments
         train_dataset=Dataset.from_list(rows),
         processing_class=load_tokenizer(base.path),
         peft_config=_peft_config(recipe),
-        callbacks=[_Watch()],
+        callbacks=[_TrainingMonitor()],
     )
     trainer.remove_callback(PrinterCallback)  # it prints every log line to stdout
     return trainer
 
 
 def _require_finite(out: Path) -> None:
-    """Check the weights: the last step can break them without any loss showing it."""
+    """Check the weights, which the last step can break without a loss that shows it."""
     for file in sorted(out.glob("*.safetensors")):
         weights = Checkpoint(out, read_header(file))
         for name in weights.names:
@@ -171,8 +182,8 @@ def _require_finite(out: Path) -> None:
                 ) from error
 
 
-def _complete(out: Path, base: Checkpoint) -> None:
-    """Add the base's side files, and what transformers did not save: the same names as the base.
+def _add_missing(out: Path, base: Checkpoint) -> None:
+    """Add the base's side files, and the tensors of the base that transformers did not save.
 
     A tied tensor that the base stores twice is written twice; a buffer that transformers computes
     itself and does not load is copied from the base.
@@ -181,12 +192,12 @@ def _complete(out: Path, base: Checkpoint) -> None:
     saved = Checkpoint.open(out)
     absent = [name for name in base.names if name not in saved.entries]
     if absent:
-        _write_with(saved, base, absent)
+        _rewrite_with(saved, base, absent)
     require_same_tensors(base, Checkpoint.open(out))
 
 
-def _write_with(saved: Checkpoint, base: Checkpoint, absent: list[str]) -> None:
-    """Write a saved checkpoint again as one that has the ``absent`` tensors too."""
+def _rewrite_with(saved: Checkpoint, base: Checkpoint, absent: list[str]) -> None:
+    """Rewrite a saved checkpoint so that it also has the ``absent`` tensors."""
     dtype = next(iter(saved.entries.values())).dtype
     twins = {name: _twin(base, saved, name) for name in absent}
     plans = [TensorPlan(name, entry.dtype, entry.shape) for name, entry in saved.entries.items()]
@@ -238,7 +249,7 @@ def _arguments(recipe: TrainRecipe, scratch: str, device: str) -> Any:
         seed=recipe.seed,
         data_seed=recipe.seed,
         logging_steps=1,
-        # The default replaces a NaN loss by the running mean and goes on.
+        # The default would replace a NaN loss by the running mean and continue.
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to="none",

@@ -9,32 +9,30 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from personality_vector.errors import ModelError, RecipeError, blame
-from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
+from personality_vector.interventions.spec import BaseIntervention, InterventionSpec, require_step
 from personality_vector.recipes.schema import Layers, LocalPath, Real, Recipe, Whole, Words
+from personality_vector.subject import Checkpoint, Subject
 
 if TYPE_CHECKING:
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.interventions.neurons.chosen import NeuronSet
     from personality_vector.steering import Gate, Positions, SteeringVector, Strength
-    from personality_vector.subject.subject import Subject
 
 How = Literal["add", "add_keeping_norm", "ablate"]
 
 
 @dataclass(frozen=True, slots=True)
-class ActivationSteering(Usual):
+class ActivationSteering(BaseIntervention):
     """``coefficient * direction`` added to the output of some decoder blocks.
 
     Attributes:
         vector: In the unit of the activation, not normalised, so coefficients of different
             vectors or models do not compare.
         layers: Decoder blocks, ``-1`` the last; each must have a direction in ``vector``.
-        label: Defaults to that of the vector.
+        label: Defaults to the label of the vector.
         positions: Which tokens are steered, as a clause such as ``last 1 + response``.
         how: ``add``, ``add_keeping_norm``, or ``ablate``, where 1 removes the direction.
         gate: Steers only chats whose prompt opens it.
-        files: Folders that the vector and the gate were read from; their content is part of the
-            identity.
+        files: Folders of the vector and the gate; their content is part of the identity.
     """
 
     vector: "SteeringVector"
@@ -50,21 +48,17 @@ class ActivationSteering(Usual):
         object.__setattr__(self, "layers", tuple(self.layers))
         object.__setattr__(self, "positions", str(self.positions))
 
-    def check(self, base: "Checkpoint") -> None:
-        """Refuse a base that cannot be steered so.
+    def check(self, base: Checkpoint) -> None:
+        """Refuse a base that this cannot steer.
 
         Raises:
             BaseMismatchError: The vector is of another model, or it or the gate of another width.
-            ModelError: The base has no such layer, or the gate lies behind a steered one.
-            DataError: A layer is named twice, or none is.
+            ModelError: The base does not have this layer, or the gate comes after a steered one.
+            DataError: No layer is named, or one is named twice.
             TensorMismatchError: The vector has no direction for a layer.
             RecipeError: The positions cannot be read.
         """
-        from personality_vector.steering.fit import (
-            block_numbers,
-            require_made_from,
-            require_width,
-        )
+        from personality_vector.steering import block_numbers, require_made_from, require_width
 
         require_made_from(self.label, self.vector.model, base)
         require_width(self.label, self.vector.hidden, base)
@@ -79,19 +73,19 @@ class ActivationSteering(Usual):
                 first = min(layers, default=self.gate.layer)
                 if self.gate.layer > first:
                     raise ModelError(
-                        f"the gate at layer {self.gate.layer} lies behind the first steered layer, "
-                        f"{first}; move it to {first} or before"
+                        f"the gate at layer {self.gate.layer} comes after the first steered layer, "
+                        f"{first}; move it to layer {first} or before"
                     )
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: "Strength") -> Generator["Subject"]:
+    def applied(self, subject: Subject, strength: "Strength") -> Generator[Subject]:
         """Steer by forward hooks; coefficient 0 registers none. See :func:`steered`.
 
         ``strength`` is the coefficient: a number, or one for each row of every batch.
 
         Raises:
-            ModelError: The model has no such layer.
-            DataError: A layer is named twice, or none is.
+            ModelError: The model does not have this layer.
+            DataError: No layer is named, or one is named twice.
             TensorMismatchError: The vector has no direction for a layer.
             BaseMismatchError: The vector has another width than the model.
             NonFiniteError: The coefficient is not finite, or the addition would not be.
@@ -110,7 +104,7 @@ class ActivationSteering(Usual):
             yield subject
 
 
-def _require_clause(positions: "str | Positions", base: "Checkpoint") -> None:
+def _require_clause(positions: "str | Positions", base: Checkpoint) -> None:
     """Refuse positions that cannot be read, before a model is loaded."""
     from personality_vector.steering import Positions
     from personality_vector.subject.models import load_tokenizer
@@ -129,15 +123,14 @@ class GateSpec(Recipe):
     threshold: Real = Field(ge=-1, le=1)
     side: Literal["above", "below"] = "above"
 
-    def open(self, base: "Checkpoint") -> "Gate":
+    def open(self, base: Checkpoint) -> "Gate":
         """Return the gate.
 
         Raises:
             BaseMismatchError: Its direction is of another model.
             CheckpointError: The vector is missing or damaged.
         """
-        from personality_vector.steering import Gate, SteeringVector
-        from personality_vector.steering.fit import require_made_from
+        from personality_vector.steering import Gate, SteeringVector, require_made_from
 
         vector = SteeringVector.load(self.vector)
         require_made_from(self.vector, vector.model, base)
@@ -145,7 +138,7 @@ class GateSpec(Recipe):
 
 
 class VectorSpec(InterventionSpec):
-    """``vector`` is a saved one, which steers the output of ``layers``, by default at all tokens.
+    """``vector`` is a saved vector that steers the output of ``layers``, by default at all tokens.
 
     ``positions`` are a clause such as ``last 1 + response``. ``incremental`` adds at each layer
     only what the vector gains since the layer before.
@@ -159,14 +152,14 @@ class VectorSpec(InterventionSpec):
     incremental: bool = False
 
     @model_validator(mode="after")
-    def _go_together(self) -> "VectorSpec":
+    def _require_consistent(self) -> "VectorSpec":
         if self.gate is not None and self.positions != "response":
             raise ValueError("a gate is decided by the whole prompt; add positions: response")
         if self.incremental and min(self.layers) < 0:
-            raise ValueError("with incremental, layers are counted from 0")
+            raise ValueError("with incremental, layers count from 0: negative ones are not allowed")
         return self
 
-    def open(self, base: "Checkpoint") -> ActivationSteering:
+    def open(self, base: Checkpoint) -> ActivationSteering:
         """Return the steering."""
         from personality_vector.steering import SteeringVector
 
@@ -185,20 +178,20 @@ class VectorSpec(InterventionSpec):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class NeuronSteering(Usual):
-    """``act + gamma * a95 * f(difference)`` on the neurons of a pole; the opposite's are silent.
+class NeuronSteering(BaseIntervention):
+    """Raises the neurons of a pole to ``act + gamma * a95 * f(difference)``, silences its opposite.
 
-    ``f(d) = 1 / (1 + exp(-10 (d - 0.15)))``, and silent is ``min(act, 0)``. Strength is gamma;
-    below 0 the two poles change places. At 0 nothing is silenced either, so the effect jumps
-    there: a small gamma silences as much as a large one.
+    ``f(d) = 1 / (1 + exp(-10 (d - 0.15)))``; a silenced neuron is ``min(act, 0)``. The strength is
+    gamma; below 0 the two poles change places. At 0 nothing is silenced either, so the effect jumps
+    there: even a small gamma silences as much as a large one.
 
     Attributes:
         neurons: From :func:`find_neurons`.
-        label: Defaults to that of the neurons.
+        label: Defaults to the label of the neurons.
         positions: Which tokens are steered, as a clause such as ``all``.
-        keep: Probability that a neuron is raised, drawn anew in every forward pass; below 1 the
-            logits depend on how a text is cut into passes.
-        seed: Of these draws.
+        keep: Probability that a neuron is raised, drawn again in every forward pass; below 1 the
+            logits depend on how a text is split into passes.
+        seed: Seed of these draws.
         files: Folders that the neurons were read from; their content is part of the identity.
 
     Raises:
@@ -223,15 +216,15 @@ class NeuronSteering(Usual):
         if not 0.0 < self.keep <= 1.0:
             raise RecipeError(f"{self.label}: keep must be in (0, 1], got {self.keep}")
 
-    def check(self, base: "Checkpoint") -> None:
-        """Refuse a base that has not these neurons.
+    def check(self, base: Checkpoint) -> None:
+        """Refuse a base that does not have these neurons.
 
         Raises:
             BaseMismatchError: They were found in another model.
-            ModelError: The base has no such layer.
+            ModelError: The base does not have this layer.
             RecipeError: The positions cannot be read.
         """
-        from personality_vector.steering.fit import block_numbers, require_made_from
+        from personality_vector.steering import block_numbers, require_made_from
 
         require_made_from(self.label, self.neurons.model, base, "use neurons that were found in it")
         with blame(intervention=self.label):
@@ -239,12 +232,12 @@ class NeuronSteering(Usual):
         _require_clause(self.positions, base)
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
+    def applied(self, subject: Subject, strength: float) -> Generator[Subject]:
         """Steer by forward hooks on the activation modules; strength 0 registers none.
 
         Raises:
             ModelError: The model's neurons cannot be found, or another tool left a hook on it.
-            BaseMismatchError: It has not these neurons.
+            BaseMismatchError: It does not have these neurons.
             NonFiniteError: Gamma is not finite.
             DataError: Where the prompt ends is unknown; see :func:`steered`.
         """
@@ -265,7 +258,7 @@ class NeuronsSpec(InterventionSpec):
     neurons: LocalPath
     positions: Words = "response"
 
-    def open(self, base: "Checkpoint") -> NeuronSteering:  # noqa: ARG002
+    def open(self, base: Checkpoint) -> NeuronSteering:  # noqa: ARG002
         """Return the steering."""
         from personality_vector.interventions.neurons.chosen import NeuronSet
 

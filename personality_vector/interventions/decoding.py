@@ -1,36 +1,33 @@
-"""Decoding: how the tokens of a reply are drawn, for one arm alone."""
+"""Decoding: how the tokens of a reply are drawn, for one arm only."""
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from personality_vector.errors import RecipeError
-from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
+from personality_vector.interventions.spec import BaseIntervention, InterventionSpec, require_step
 from personality_vector.recipes.schema import Real, Recipe, Whole
+from personality_vector.subject import Checkpoint, Subject
 
-if TYPE_CHECKING:
-    from personality_vector.checkpoint import Checkpoint
-    from personality_vector.subject.subject import Subject
-
+# The values that each option may have.
 _RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = {
     "temperature": ("at least 0", lambda value: 0 <= value < float("inf")),
     "top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
     "repetition_penalty": ("above 0", lambda value: 0 < value < float("inf")),
     "no_repeat_ngram": ("at least 0", lambda value: value >= 0),
 }
-"""What each option can be."""
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding(Usual):
-    """Options of decoding that hold at strength 1, whatever a measure asks for; 0 is none.
+class Decoding(BaseIntervention):
+    """Decoding options that override those of a measure at strength 1; 0 overrides none.
 
     Attributes:
         temperature: Divides the logits; 0 is greedy.
-        top_p: Nucleus of the distribution.
-        repetition_penalty: Divides the logits of tokens that have occurred; 1 is none.
-        no_repeat_ngram: No run of so many tokens may occur twice; 0 allows it.
+        top_p: Probability mass of the nucleus that tokens are drawn from.
+        repetition_penalty: Divides the logits of tokens that have occurred; 1 changes nothing.
+        no_repeat_ngram: Length of the token sequences that may not occur twice; 0 for no limit.
         label: Name in tables and figures.
 
     Raises:
@@ -62,7 +59,7 @@ class Decoding(Usual):
         return {name: getattr(self, name) for name in _RANGES if getattr(self, name) is not None}
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
+    def applied(self, subject: Subject, strength: float) -> Generator[Subject]:
         """Decode with these options at strength 1.
 
         Raises:
@@ -88,6 +85,6 @@ class DecodingSpec(InterventionSpec):
 
     decoding: DecodingOptions
 
-    def open(self, base: "Checkpoint") -> Decoding:  # noqa: ARG002
+    def open(self, base: Checkpoint) -> Decoding:  # noqa: ARG002
         """Return the options."""
         return Decoding(**dict(self.decoding), label=self.label)

@@ -1,7 +1,7 @@
 """Prompts that show a pole: a portrait of a person, or adjectives, with a modifier."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -10,10 +10,8 @@ from personality_vector.errors import RecipeError, TraitError, some
 from personality_vector.interventions.prompts import SystemMessage
 from personality_vector.interventions.spec import InterventionSpec, enumerated
 from personality_vector.recipes.schema import PoleField, Whole
+from personality_vector.subject import Checkpoint
 from personality_vector.traits import Pole
-
-if TYPE_CHECKING:
-    from personality_vector.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +55,13 @@ class PortraitSpec(InterventionSpec):
 
     portrait: PoleField
 
-    def open(self, base: "Checkpoint") -> Portrait:  # noqa: ARG002
+    def open(self, base: Checkpoint) -> Portrait:  # noqa: ARG002
         """Return the portrait."""
         return Portrait(self.portrait, self.label)
 
 
+# By the size of the step; step 0 writes no prompt.
 _MODIFIERS = ("", "a bit ", "", "very ")
-"""By the size of the step; step 0 writes no prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +77,16 @@ class Prompted(SystemMessage):
     'You are very self-conscious and very irritable.'
 
     Attributes:
-        pole: Of a trait that has adjectives.
+        pole: The pole of a trait that has adjectives.
         label: Defaults to the pole.
-        adjectives: How many of them, at least 1; the source has 5.
+        adjectives: How many to name, at least 1; the source names 5.
         seed: Draws the adjectives at random, each under a modifier of its own, as the source
             does. Without it they are the first of the list, all under one modifier. The opposite
             pole has the opposite words.
 
     Raises:
         TraitError: The trait has no adjectives.
-        RecipeError: It has not as many.
+        RecipeError: It has fewer than that.
 
     Source:
         Adjectives and modifiers of Serapio-Garcia et al. 2023, arXiv:2307.00184, as the prompt
@@ -108,13 +106,13 @@ class Prompted(SystemMessage):
         if self.pole.trait not in ADJECTIVES:
             raise TraitError(
                 f"{self.pole.trait} has no adjectives to prompt with; "
-                f"there are some for {some(ADJECTIVES, 5)}"
+                f"adjectives exist for {some(ADJECTIVES, 5)}"
             )
         most = len(_pairs(self.pole.trait))
         if not 1 <= self.adjectives <= most:
             raise RecipeError(
-                f"{self.label}: {self.pole.trait} has 1 to {most} adjectives to prompt with, "
-                f"not {self.adjectives}"
+                f"{self.label}: {self.pole.trait} has {most} adjectives to prompt with; "
+                f"use 1 to {most}, not {self.adjectives}"
             )
 
     def text_at(self, step: int) -> str:
@@ -142,13 +140,13 @@ def _pairs(trait: str) -> list[tuple[str, str]]:
 
 
 class PromptedSpec(InterventionSpec):
-    """``prompt`` names a pole by so many ``adjectives``, which a ``seed`` draws."""
+    """``prompt`` is the pole, named by this many ``adjectives``, which a ``seed`` can draw."""
 
     prompt: PoleField
     adjectives: Whole = Field(default=3, ge=1)
     seed: Whole | None = None
 
-    def open(self, base: "Checkpoint") -> Prompted:  # noqa: ARG002
+    def open(self, base: Checkpoint) -> Prompted:  # noqa: ARG002
         """Return the prompt."""
         return Prompted(self.prompt, self.label, self.adjectives, self.seed)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -14,28 +14,23 @@ from personality_vector.data.chats import DataSpec, read_chats
 from personality_vector.errors import DataError
 from personality_vector.interventions.spec import (
     SEED,
+    BaseIntervention,
     InterventionSpec,
-    Usual,
     enumerated,
     require_step,
 )
 from personality_vector.recipes.schema import Recipe, Words, distinct, located
-
-if TYPE_CHECKING:
-    from personality_vector.checkpoint import Checkpoint
-    from personality_vector.subject.chat import Chat, Message
-    from personality_vector.subject.subject import Subject
+from personality_vector.subject import Chat, Checkpoint, Message, Subject, answered, question
 
 
-class SystemMessage(Usual, ABC):
-    """An intervention whose strengths are steps: each picks one text, and none lies in between.
+class SystemMessage(BaseIntervention, ABC):
+    """An intervention whose strengths are steps, each with a text of its own.
 
     Attributes:
         label: Name in tables and figures.
-        steps: The strengths; 0 is no message.
+        steps: The strengths; 0 adds no message.
     """
 
-    __slots__ = ()
     label: str
     steps: ClassVar[tuple[float, ...]] = (0.0, 1.0)
 
@@ -47,31 +42,31 @@ class SystemMessage(Usual, ABC):
         """Return the system message of a strength; "" at 0.
 
         Raises:
-            RecipeError: There is no such step.
+            RecipeError: It does not have this step.
             NonFiniteError: The strength is NaN or infinite.
         """
         require_step(self, strength)
         return self.text_at(int(strength)) if strength else ""
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
-        """Put the text in front of the system message of every chat, or make one of it.
+    def applied(self, subject: Subject, strength: float) -> Generator[Subject]:
+        """Put the text before the system message of every chat, or make it the system message.
 
         Raises:
-            RecipeError: There is no such step.
+            RecipeError: It does not have this step.
             NonFiniteError: The strength is NaN or infinite.
         """
         sentence = self.sentence(strength)
         yield edited(subject, partial(_instructed, sentence)) if sentence else subject
 
 
-def edited(subject: "Subject", edit: Callable[["Chat"], "Chat"]) -> "Subject":
+def edited(subject: Subject, edit: Callable[[Chat], Chat]) -> Subject:
     """Return the subject with one more edit of its chats, made after those that it has."""
     earlier = subject.edit
     return replace(subject, edit=lambda chat: edit(earlier(chat)))
 
 
-def _instructed(sentence: str, chat: "Chat") -> "Chat":
+def _instructed(sentence: str, chat: Chat) -> Chat:
     if chat and chat[0]["role"] == "system":
         first: Message = {**chat[0], "content": f"{sentence} {chat[0]['content']}"}
         return [first, *chat[1:]]
@@ -80,7 +75,7 @@ def _instructed(sentence: str, chat: "Chat") -> "Chat":
 
 @dataclass(frozen=True, slots=True)
 class RolePrompt(SystemMessage):
-    """A system message that gives the model one role, or several whose views it has to join.
+    """A system message that gives the model one role, or several roles whose views it combines.
 
     Strength 1 is the prompt, 0 none.
 
@@ -92,7 +87,7 @@ class RolePrompt(SystemMessage):
         label: Defaults to the roles.
 
     Raises:
-        DataError: There is no role, one is blank or given twice, or they are one text.
+        DataError: No role is given, one is blank or given twice, or the roles are a single text.
 
     Source:
         With several roles, multi-role prompting as BILLY has it for a baseline, arXiv:2510.10157:
@@ -110,7 +105,7 @@ class RolePrompt(SystemMessage):
         if not self.roles or not all(role.strip() for role in self.roles):
             raise DataError(f"{self.label}: name at least one role, such as a futurist")
         if len(set(self.roles)) < len(self.roles):
-            raise DataError(f"{self.label}: names a role twice")
+            raise DataError(f"{self.label}: names a role twice; name each once")
 
     def text_at(self, step: int) -> str:  # noqa: ARG002
         """Return the prompt."""
@@ -128,7 +123,7 @@ class RolesSpec(InterventionSpec):
 
     roles: Annotated[tuple[Words, ...], Field(min_length=1), AfterValidator(distinct)]
 
-    def open(self, base: "Checkpoint") -> RolePrompt:  # noqa: ARG002
+    def open(self, base: Checkpoint) -> RolePrompt:  # noqa: ARG002
         """Return the prompt."""
         return RolePrompt(self.roles, self.label)
 
@@ -153,20 +148,20 @@ class SystemPrompt(SystemMessage):
 
     def __post_init__(self) -> None:
         if not self.text.strip():
-            raise DataError(f"{self.label}: the system prompt is blank")
+            raise DataError(f"{self.label}: the system prompt is blank; write a text")
 
     def text_at(self, step: int) -> str:  # noqa: ARG002
         """Return the text."""
         return self.text
 
 
+# One word with such an ending is meant as a file, even if there is none.
 _ENDINGS = (".txt", ".md", ".yaml", ".yml", ".jinja")
-"""Of a word that is meant as the path of a text, although there is no such file."""
 
 
 def _text_or_file(value: Any, info: Any) -> Any:
     """Return the path of a text file, if there is one or one is meant, else the text itself."""
-    # Longer than a path can be, ~nobody, a null byte: none of them is the name of a file.
+    # Too long for a path, ~nobody, a null byte: none of these names a file.
     with suppress(OSError, RuntimeError, ValueError):
         # Without a recipe's folder a relative path would mean another file in every folder.
         if isinstance(value, str) and (info.context or Path(value).is_absolute()):
@@ -178,16 +173,16 @@ def _text_or_file(value: Any, info: Any) -> Any:
 
 def _without_seed(value: Path | str) -> Path | str:
     if SEED in str(value):
-        raise ValueError(f"neither the text nor the name of its file can hold {SEED}")
+        raise ValueError(f"neither the text nor the name of its file may contain {SEED}")
     return value
 
 
 class SystemSpec(InterventionSpec):
-    """``system`` is the text, or the path of a text file, whose surrounding space is cut off."""
+    """``system`` is the text, or the path of a text file, read without surrounding white space."""
 
     system: Annotated[Path | str, BeforeValidator(_text_or_file), AfterValidator(_without_seed)]
 
-    def open(self, base: "Checkpoint") -> SystemPrompt:  # noqa: ARG002
+    def open(self, base: Checkpoint) -> SystemPrompt:  # noqa: ARG002
         """Return the prompt.
 
         Raises:
@@ -203,10 +198,10 @@ class SystemSpec(InterventionSpec):
 
 
 @dataclass(frozen=True, slots=True)
-class FewShot(Usual):
+class FewShot(BaseIntervention):
     """Examples in front of every question; the strength is how many of them, from the first.
 
-    They stand behind the system message, as if they had been said before.
+    They follow the system message, as earlier turns of the chat.
 
     Attributes:
         examples: Chats of a user and the assistant, without a system message, each of which ends
@@ -215,20 +210,20 @@ class FewShot(Usual):
         files: Where they were read; their content is part of the identity.
 
     Raises:
-        DataError: There is no example, or one has another form.
+        DataError: There is no example, or one does not have this form.
 
     Source:
         Brown et al. 2020, arXiv:2005.14165.
     """
 
-    examples: "Sequence[Chat]"
+    examples: Sequence[Chat]
     label: str = "few-shot"
     files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "examples", tuple(tuple(chat) for chat in self.examples))
         if not self.examples:
-            raise DataError(f"{self.label}: there is no example")
+            raise DataError(f"{self.label}: no example is given; give at least one")
         for number, chat in enumerate(self.examples, start=1):
             roles = [message["role"] for message in chat]
             if roles != ["user", "assistant"] * (len(roles) // 2) or not roles:
@@ -243,11 +238,11 @@ class FewShot(Usual):
         return tuple(map(float, range(len(self.examples) + 1)))
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
+    def applied(self, subject: Subject, strength: float) -> Generator[Subject]:
         """Put the first ``strength`` examples in front of the question of every chat.
 
         Raises:
-            RecipeError: There are not so many, or the strength is no whole number.
+            RecipeError: There are fewer examples, or the strength is not a whole number.
             NonFiniteError: The strength is NaN or infinite.
         """
         require_step(self, strength)
@@ -255,7 +250,7 @@ class FewShot(Usual):
         yield edited(subject, lambda chat: _shown(turns, chat)) if turns else subject
 
 
-def _shown(turns: "Chat", chat: "Chat") -> "Chat":
+def _shown(turns: Chat, chat: Chat) -> Chat:
     opening = 1 if chat and chat[0]["role"] == "system" else 0
     return [*chat[:opening], *turns, *chat[opening:]]
 
@@ -282,11 +277,10 @@ class ExamplesSpec(InterventionSpec):
 
     examples: Annotated[DataSpec | tuple[Shot, ...], BeforeValidator(_by_form)]
 
-    def open(self, base: "Checkpoint") -> FewShot:  # noqa: ARG002
+    def open(self, base: Checkpoint) -> FewShot:  # noqa: ARG002
         """Return the examples."""
-        from personality_vector.subject.chat import answered, question
-
         if isinstance(self.examples, DataSpec):
             return FewShot(read_chats(self.examples), self.label, (self.examples.source,))
-        shots = [answered(question(shot.user), shot.assistant) for shot in self.examples]
-        return FewShot(shots, self.label)
+        return FewShot(
+            [answered(question(shot.user), shot.assistant) for shot in self.examples], self.label
+        )

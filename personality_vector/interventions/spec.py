@@ -1,22 +1,17 @@
 """What interventions have in common: their keys in a recipe, and which strengths there are."""
 
 import json
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
-from personality_vector.errors import RecipeError
+from personality_vector.errors import NonFiniteError, RecipeError
 from personality_vector.recipes.schema import Recipe, Strengths, by_own_key
-from personality_vector.subject.identity import identity_of
-from personality_vector.subject.protocols import Intervention, require_finite
-
-if TYPE_CHECKING:
-    from typing import Self
-
-    from personality_vector.checkpoint import Checkpoint
+from personality_vector.subject import Checkpoint, Intervention, identity_of
 
 KINDS: Mapping[str, str] = {
     "delta": "interventions.weights:WeightsSpec",
@@ -34,56 +29,57 @@ KINDS: Mapping[str, str] = {
 """The key that says what an intervention is, to its schema."""
 
 SEED = "{seed}"
-"""In a path: one intervention, of which each seed has its own."""
+"""In a path: each seed has an intervention of its own."""
 
 
-class Usual:
-    """What most interventions answer: every real number is a strength, and every base fits.
+class BaseIntervention:
+    """What most interventions share: every real number is a strength, and every base fits.
 
     Attributes:
-        steps: The strengths that there are; ``None`` for all real numbers.
+        steps: The possible strengths; ``None`` for all real numbers.
     """
 
-    __slots__ = ()
     steps: ClassVar[tuple[float, ...] | None] = None
 
     def identity(self) -> str:
         """Return the digest of its options and of every file that was read."""
         return identity_of(self)
 
-    def check(self, base: "Checkpoint") -> None:
+    def check(self, base: Checkpoint) -> None:
         """Accept every base."""
 
 
 class InterventionSpec(Recipe):
-    """One thing that is done to the base: an edit of weights or activations, or a prompt."""
+    """One change of the base: an edit of weights or activations, a prompt, or decoding options."""
 
     label: str
     strengths: Strengths | None = None
 
     @field_validator("label")
     @classmethod
-    def _is_a_name(cls, label: str) -> str:
+    def _require_name(cls, label: str) -> str:
         if label == "base" or not label.strip():
-            raise ValueError("a label is a name, other than 'base', which is the base itself")
+            raise ValueError(
+                "a label must be a name other than 'base', which is the label of the base itself"
+            )
         return label
 
     @abstractmethod
-    def open(self, base: "Checkpoint") -> Intervention:
+    def open(self, base: Checkpoint) -> Intervention:
         """Return the intervention that the keys describe; a study checks it against the base.
 
         Raises:
             PersonalityVectorError: What it names is missing or damaged.
         """
 
-    def at_seed(self, seed: int) -> "Self":
+    def at_seed(self, seed: int) -> "InterventionSpec":
         """Return it with ``seed`` in place of ``{seed}`` in its paths."""
         text = self.model_dump_json(exclude_unset=True)
         return type(self).model_validate(json.loads(text.replace(SEED, str(seed))))
 
     @property
     def has_seed(self) -> bool:
-        """Whether a path of it names the seed."""
+        """Whether one of its paths contains ``{seed}``."""
         return SEED in self.model_dump_json()
 
 
@@ -98,10 +94,13 @@ def require_step(intervention: Intervention, strength: float) -> None:
     """Check that an intervention has a strength.
 
     Raises:
-        RecipeError: It has steps, and this is none of them.
+        RecipeError: It has steps, and this is not one of them.
         NonFiniteError: The strength is NaN or infinite.
     """
-    require_finite(intervention.label, strength)
+    if not math.isfinite(strength):
+        raise NonFiniteError(
+            f"{intervention.label}: the strength must be a finite number, got {strength}"
+        )
     steps = intervention.steps
     if steps is None or strength in steps:
         return

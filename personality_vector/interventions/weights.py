@@ -1,4 +1,4 @@
-"""A change of the live weights, taken back bit for bit: a delta, a merge, a delta with a vector."""
+"""Changes of the live weights, undone bit for bit: a delta, a merge, a delta with a vector."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -8,25 +8,23 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from personality_vector.interventions.activations import ActivationSteering
-from personality_vector.interventions.spec import InterventionSpec, Usual, require_step
+from personality_vector.interventions.spec import BaseIntervention, InterventionSpec, require_step
 from personality_vector.merging.recipe import DeltaSpec, TermSpec
 from personality_vector.recipes.schema import Real, Whole, Words
-from personality_vector.subject.identity import digest_of, identity_of
+from personality_vector.subject import Checkpoint, Subject, digest_of, identity_of
 
 if TYPE_CHECKING:
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.delta import Delta
     from personality_vector.steering.hybrid import Hybrid
-    from personality_vector.subject.subject import Subject
 
 
 @dataclass(frozen=True, slots=True)
-class WeightEdit(Usual):
+class WeightEdit(BaseIntervention):
     """``base + strength * delta`` in the live parameters; strength is alpha.
 
     Attributes:
-        delta: Of this very base, which :meth:`check` makes sure of: a model in memory has no
-            fingerprint.
+        delta: A delta of this base. :meth:`check` makes sure of that, since a model in memory has
+            no fingerprint.
         label: Defaults to that of the delta.
 
     Source:
@@ -43,8 +41,8 @@ class WeightEdit(Usual):
     def identity(self) -> str:
         """Return the digest of the delta and of every saved delta and adapter that it reads.
 
-        The delta's own identity is what a saved delta says of itself, so it alone would not see
-        that a byte of it changed. A checkpoint is known by its fingerprint.
+        A saved delta records its own identity, which alone would not show that one of its bytes
+        changed. A checkpoint is known by its fingerprint.
         """
         from personality_vector.checkpoint.digests import content_of
         from personality_vector.delta.lora import is_adapter
@@ -56,27 +54,27 @@ class WeightEdit(Usual):
             folders.add(self.delta.directory)
         return digest_of(identity_of(self), sorted(map(content_of, folders)))
 
-    def check(self, base: "Checkpoint") -> None:
-        """Refuse another base than that of the delta.
+    def check(self, base: Checkpoint) -> None:
+        """Refuse a base other than that of the delta.
 
         Raises:
             BaseMismatchError: The delta is of another model, even one of the same shapes.
-            TensorMismatchError: It has a tensor that the base has not, or has otherwise.
+            TensorMismatchError: It has a tensor that the base lacks or has in another shape.
         """
         from personality_vector.delta import open_delta
 
         open_delta(self.delta, base)
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
+    def applied(self, subject: Subject, strength: float) -> Generator[Subject]:
         """Edit in place, and restore every parameter bit for bit.
 
-        Strength 0 touches nothing. What is yielded knows the share of the ideal change that
+        Strength 0 touches nothing. The yielded subject knows which share of the ideal change
         survived the dtype of the parameters.
 
         Raises:
-            TensorMismatchError: The delta names a tensor that the model has not, that has another
-                shape there, or that is tied to another one that it names.
+            TensorMismatchError: The delta names a tensor that the model lacks or has in another
+                shape, or that is tied to another tensor it names.
             NonFiniteError: The strength is not finite, or a weight would not be.
         """
         from personality_vector.merging.live import live_edit
@@ -89,7 +87,7 @@ class WeightEdit(Usual):
 class WeightsSpec(DeltaSpec, InterventionSpec):
     """``delta`` is a saved delta; ``tuned`` is a fine-tuned checkpoint or a LoRA adapter."""
 
-    def open(self, base: "Checkpoint") -> WeightEdit:
+    def open(self, base: Checkpoint) -> WeightEdit:
         """Return the edit."""
         from personality_vector.delta import open_delta
 
@@ -99,7 +97,7 @@ class WeightsSpec(DeltaSpec, InterventionSpec):
 class MergedSpec(InterventionSpec):
     """``terms`` and the keys beside them are those of a merge recipe; the strength is lambda.
 
-    At strength 1 the weights are those of the merge, at another one so many times as far away.
+    At strength 1 the weights are those of the merge; another strength multiplies the distance.
     """
 
     terms: tuple[TermSpec, ...] = Field(min_length=1)
@@ -109,7 +107,7 @@ class MergedSpec(InterventionSpec):
     include: tuple[Words, ...] = ()
     exclude: tuple[Words, ...] = ()
 
-    def open(self, base: "Checkpoint") -> WeightEdit:
+    def open(self, base: Checkpoint) -> WeightEdit:
         """Return the edit by the merge."""
         from personality_vector.merging.merged import merged
         from personality_vector.merging.summands import Summand
@@ -128,7 +126,7 @@ class MergedSpec(InterventionSpec):
 
 
 @dataclass(frozen=True, slots=True)
-class HybridEdit(Usual):
+class HybridEdit(BaseIntervention):
     """``strength * (delta + vector)``: the delta in the weights, the vector by hooks.
 
     It is the model whose weights hold the delta, and whose MLPs hold the vector as a bias of
@@ -149,14 +147,14 @@ class HybridEdit(Usual):
         """Return the digest of both parts, and of every file that the delta reads."""
         return digest_of(type(self).__name__, *(part.identity() for part in self._parts))
 
-    def check(self, base: "Checkpoint") -> None:
-        """Refuse another base than that of the two, and one that has no place for the vector.
+    def check(self, base: Checkpoint) -> None:
+        """Refuse a base other than that of the two, and one without a place for the vector.
 
         Raises:
-            ModelError: No weight of the architecture can hold the vector, or there is no such
-                layer.
+            ModelError: No weight of the architecture can hold the vector, or the base does not have
+                this layer.
             BaseMismatchError: One of the two is of another model.
-            TensorMismatchError: The delta has a tensor that the base has not, or has otherwise.
+            TensorMismatchError: The delta has a tensor that the base lacks or has in another shape.
         """
         from personality_vector.steering.bake import route_for
         from personality_vector.steering.bake.base import read_config
@@ -166,8 +164,8 @@ class HybridEdit(Usual):
         route_for(read_config(base))
 
     @contextmanager
-    def applied(self, subject: "Subject", strength: float) -> Generator["Subject"]:
-        """Edit the weights in place, steer by hooks, and take both back.
+    def applied(self, subject: Subject, strength: float) -> Generator[Subject]:
+        """Edit the weights in place, steer by hooks, and undo both.
 
         Raises:
             ModelError: No weight of the architecture can hold the vector.

@@ -14,8 +14,7 @@ from personality_vector.errors import DataError, some
 from personality_vector.judges.spec import BaseJudge, JudgeSpec
 from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
 from personality_vector.recipes.schema import LocalPath, Real, Words
-from personality_vector.subject.identity import identity_of
-from personality_vector.subject.protocols import Answer, Quality, Rubric, Score
+from personality_vector.subject import Answer, Quality, Rubric, Score, identity_of
 from personality_vector.traits import Pole, Trait
 
 LOWEST, HIGHEST = 1.0, 5.0
@@ -51,22 +50,22 @@ class StatementJudge(BaseJudge):
     """For each trait, TF-IDF of words and word pairs and a logistic regression.
 
     A high pole scores ``1 + 4 P(high | reply)``, a low one ``5 - 4 P(high | reply)``, and
-    coherence 5 wherever the judge can read the reply. What is empty, one word, a loop or unknown
-    to it is unscored.
+    coherence 5 wherever the judge can read the reply. A text that is empty, repeats itself or has
+    no word known to the judge is unscored.
 
     Statements of the other traits are learned as neutral: each counts as high and as low, and
     together they weigh as much as the trait's own. Without them, an answer about ideas would move
     extraversion by more than a point, since both traits' statements say "new" and "enjoy".
 
     Deterministic, free, and a weak witness: it reads vocabulary, not behaviour. It learned from
-    single statements, so a long answer, irony or a negation that it has not met can mislead it. An
+    single statements, so a long answer, irony or an unfamiliar negation can mislead it. An
     answer about nothing in particular is scored too, by its function words, somewhere around 3.
     ``P(high)`` is not calibrated beyond the balance of the two poles: compare scores of one judge
-    with each other, not with a human's 4.2. Use it beside the likelihood probe.
+    with each other, not with a human's 4.2. Use it together with the likelihood.
 
     Attributes:
         train: Labelled statements, both poles of each trait; their order does not matter.
-        held_out: The same of other statements, which its quality is measured on.
+        held_out: Other labelled statements, on which its quality is measured.
         name: In tables.
 
     Raises:
@@ -97,7 +96,7 @@ class StatementJudge(BaseJudge):
 
     @cached_property
     def traits(self) -> tuple[Trait, ...]:
-        """What it knows, in alphabetical order."""
+        """The traits that it knows, in alphabetical order."""
         return tuple(sorted({statement.trait for statement in self.train}))
 
     @cached_property
@@ -118,7 +117,7 @@ class StatementJudge(BaseJudge):
         """Return one score for each answer, in order.
 
         Raises:
-            DataError: The rubric has no pole, or that of a trait which the judge has not learned.
+            DataError: The rubric has no pole, or its trait is unknown to the judge.
         """
         pole = self._pole_of(rubric)
         return [self._rate(answer.reply, pole) for answer in answers]
@@ -144,7 +143,7 @@ class StatementJudge(BaseJudge):
             return None
         if rubric.pole is None:
             raise DataError(
-                f"a judge that learned from statements rates poles, and {rubric.trait} has none: "
+                f"a judge that learned from statements rates poles, and {rubric.trait} has none; "
                 "choose another judge"
             )
         if rubric.pole.trait not in self.traits:
@@ -181,7 +180,7 @@ class StatementJudge(BaseJudge):
 
 
 def _flaw(text: str) -> str:
-    """Return why ``text`` is no answer, or nothing."""
+    """Return why ``text`` cannot be rated, or "" if it can."""
     found = words(text)
     if not found:
         return "the answer is empty" if not text.strip() else "the answer has no words"

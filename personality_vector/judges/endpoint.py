@@ -1,28 +1,25 @@
-"""A judge behind an OpenAI-compatible server, read by the probabilities of its numbers."""
+"""A judge behind an OpenAI-compatible server, read by the probabilities of numbers."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from personality_vector.judges.spec import NumberJudge, expected_number
 from personality_vector.progress import progress
 from personality_vector.recipes.schema import Whole, Words
+from personality_vector.subject import Chat
 from personality_vector.subject.endpoint import Endpoint
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from personality_vector.subject.chat import Chat
 
 
 class EndpointJudge(NumberJudge):
-    """A model of a server that returns log-probabilities: one request of one token an answer.
+    """A model of a server that returns log-probabilities; each answer is one request of one token.
 
     ``base_url`` is OpenAI's own unless given, such as ``http://localhost:8000/v1``;
-    ``api_key_env`` is the environment variable that holds the key; ``requests`` are sent at the
-    same time.
+    ``api_key_env`` is the environment variable that holds the key; ``requests`` is how many
+    are sent at the same time.
 
     Source:
         Persona vectors, Chen et al. 2025, arXiv:2507.21509: the expectation of the number under
@@ -49,15 +46,15 @@ class EndpointJudge(NumberJudge):
 
     @property
     def name(self) -> str:
-        """With the name of the model."""
+        """``endpoint`` and the name of the model."""
         return f"endpoint {self.model}"
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        """The model, once it is asked."""
+        """The model, opened when it is first asked."""
         return Endpoint(self.model, self.base_url, self.api_key_env)
 
-    def expected(self, prompts: "Sequence[Chat]") -> list[float | None]:
+    def expected(self, prompts: Sequence[Chat]) -> list[float | None]:
         """Return the expected number after each prompt."""
         with ThreadPoolExecutor(self.requests) as pool:
             futures = [pool.submit(self.endpoint.first_token, prompt) for prompt in prompts]
@@ -67,5 +64,5 @@ class EndpointJudge(NumberJudge):
                     for future in progress(futures, "judge")
                 ]
             except BaseException:
-                pool.shutdown(cancel_futures=True)  # or all that is left would be asked first
+                pool.shutdown(cancel_futures=True)  # or all remaining requests would be sent first
                 raise

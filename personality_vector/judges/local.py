@@ -1,9 +1,9 @@
-"""A judge in memory: the digit that a local model expects to write."""
+"""A judge in memory: a local model, rated by the digit that it expects to write."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import PurePath
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -11,11 +11,7 @@ from personality_vector.errors import ModelError, some
 from personality_vector.judges.spec import NumberJudge, expected_number
 from personality_vector.progress import progress
 from personality_vector.recipes.schema import Device, Dtype, ModelRef, Whole
-from personality_vector.subject.identity import digest_of
-
-if TYPE_CHECKING:
-    from personality_vector.subject.chat import Chat
-    from personality_vector.subject.subject import Subject
+from personality_vector.subject import Chat, Subject, batched, digest_of
 
 _SPACES = " \N{LOWER ONE EIGHTH BLOCK}\u0120"  # as text, in SentencePiece and in byte-level BPE
 
@@ -39,7 +35,7 @@ class LocalJudge(NumberJudge):
         """Return it; its model is loaded when it rates for the first time.
 
         Raises:
-            CheckpointError: There is no checkpoint, or no tokenizer.
+            CheckpointError: The checkpoint or its tokenizer is missing.
             ModelError: The vocabulary lacks a digit.
         """
         _ = self.tokens
@@ -58,21 +54,22 @@ class LocalJudge(NumberJudge):
         lacking = digits - set(found.values())
         if lacking:
             raise ModelError(
-                f"{self.checkpoint}: has no token for {some(lacking)}, so it cannot judge by digits"
+                f"{self.checkpoint}: has no token for {some(lacking)}, so it cannot judge; "
+                "use a model with a token for each digit"
             )
         return found
 
     @property
     def name(self) -> str:
-        """With the name of the checkpoint."""
+        """``local`` and the name of the checkpoint."""
         return f"local {PurePath(self.checkpoint).name}"
 
     @cached_property
-    def subject(self) -> "Subject":
-        """The model, once it is asked."""
-        from personality_vector.subject.subject import Subject
+    def subject(self) -> Subject:
+        """The model, loaded when it is first asked."""
+        from personality_vector.subject import subject
 
-        return Subject.load(self.checkpoint, dtype=self.dtype, device=self.device)
+        return subject.Subject.load(self.checkpoint, dtype=self.dtype, device=self.device)
 
     def identity(self) -> str:
         """Return the digest of the checkpoint, of how it is loaded, and of the prompts."""
@@ -82,10 +79,8 @@ class LocalJudge(NumberJudge):
         model = base_identity(Checkpoint.open(self.checkpoint), self.dtype, self.device)
         return digest_of(super().identity(), model)
 
-    def expected(self, prompts: "Sequence[Chat]") -> list[float | None]:
+    def expected(self, prompts: Sequence[Chat]) -> list[float | None]:
         """Return the expected digit after each prompt, times 100 / 9."""
-        from personality_vector.subject.chat import batched
-
         batches, digits = list(batched(prompts, self.batch_size)), list(self.tokens)
         rows = [
             row

@@ -1,19 +1,14 @@
-"""Coherence: whether the replies are still language, beside those of the unedited model."""
+"""Coherence: whether the replies are still language, compared with the unedited model."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from personality_vector.data.texts import distinct_n
 from personality_vector.errors import DataError
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
-from personality_vector.subject.protocols import Better, Findings, Reading
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from personality_vector.subject.chat import Chat
-    from personality_vector.subject.subject import Subject
+from personality_vector.subject import Better, Chat, Findings, Reading, Subject, answered, question
 
 
 class CoherenceSpec(AskingSpec):
@@ -34,8 +29,8 @@ class Coherence(BaseMeasure):
 
     ``fluency``: perplexity of the base's replies over that of these, both under the base, at most
     1. ``variety``: share of distinct word pairs over that of the base's replies, at most 1. Read
-    the lower of the two, since each is blind to what the other sees: a loop is likely text, and
-    word salad is varied. Replies without any text are unscored.
+    the lower of the two: a loop is likely text, and word salad is varied, so each number misses
+    what the other shows. Replies without any text are unscored.
 
     Attributes:
         asking: The questions, and how replies are drawn.
@@ -55,30 +50,28 @@ class Coherence(BaseMeasure):
     scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
     better: ClassVar[Better] = "high"
 
-    def prepare(self, base: "Subject") -> "Coherence":
+    def prepare(self, base: Subject) -> "Coherence":
         """Let the base reply, and keep how likely and how varied its replies are.
 
         Raises:
-            DataError: It says nothing of two words.
+            DataError: No reply of the base has two words.
         """
         likelihood, variety, _ = self._measured(base, self.collect(base, self.seed))
         if likelihood is None or not variety:
             raise DataError(
-                f"{self.name}: the base never replies in as much as two words, so there is "
+                f"{self.name}: the base never replies with two words or more, so there is "
                 "nothing to compare with; ask it other questions"
             )
         return replace(self, reference=(likelihood, variety))
 
-    def collect(self, subject: "Subject", seed: int) -> "list[Chat]":
+    def collect(self, subject: Subject, seed: int) -> list[Chat]:
         """Return the questions, each with its reply."""
-        from personality_vector.subject.chat import answered, question
-
         return [
             answered(question(item.text, system=self.asking.instrument.system), reply.text)
             for item, _, reply in self.asking(subject, seed)
         ]
 
-    def finish(self, base: "Subject", collected: "list[Chat]") -> Findings:
+    def finish(self, base: Subject, collected: list[Chat]) -> Findings:
         """Score the replies with the unedited model.
 
         Raises:
@@ -100,7 +93,7 @@ class Coherence(BaseMeasure):
         )
 
     def _measured(
-        self, base: "Subject", chats: "Sequence[Chat]"
+        self, base: Subject, chats: Sequence[Chat]
     ) -> tuple[float | None, float | None, int]:
         """Return the mean likelihood and the variety of the replies, and how many have a text.
 

@@ -1,4 +1,4 @@
-"""Divergence: how far the edited model is from the base where the base would have spoken."""
+"""Divergence: how far the edited model is from the base on the base's own replies."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,14 +10,11 @@ from pydantic import Field
 from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
 from personality_vector.recipes.schema import Whole
-from personality_vector.subject.protocols import Better, Reading
+from personality_vector.subject import Better, Chat, Reading, Subject, answered, batched, question
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
-
-    from personality_vector.subject.chat import Chat
-    from personality_vector.subject.subject import Subject
 
 
 class DivergenceSpec(AskingSpec):
@@ -46,7 +43,7 @@ class _Reference(NamedTuple):
         log_probs: float32 on the CPU, natural logarithm, one row for each of ``tokens``.
     """
 
-    chat: "Chat"
+    chat: Chat
     tokens: "Int[Tensor, ' seq']"
     log_probs: "Float[Tensor, 'seq vocab']"
 
@@ -57,7 +54,7 @@ class Divergence(BaseMeasure):
 
     ``kl_base_edited``: mean over tokens of KL(base || edited), in nats per token; 0 for the
     unedited model. ``perplexity``: ``exp`` of the mean negative log-likelihood of the same tokens
-    under the edited model. Neither can see what only the edited model would say.
+    under the edited model. Neither sees what only the edited model would say.
 
     Attributes:
         asking: The questions that the base replies to.
@@ -67,9 +64,6 @@ class Divergence(BaseMeasure):
             compared.
         batch_size: Chats per forward pass; it changes speed and memory only.
         references: Made by :meth:`prepare`.
-
-    Raises:
-        DataError: ``max_tokens`` is not positive.
     """
 
     asking: Asking
@@ -82,18 +76,14 @@ class Divergence(BaseMeasure):
     unit: ClassVar[str] = "nats per token"
     better: ClassVar[Better] = "low"
 
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise DataError(f"{self.name}: max_tokens must be at least 1, got {self.max_tokens}")
-
-    def prepare(self, base: "Subject") -> "Divergence":
+    def prepare(self, base: Subject) -> "Divergence":
         """Let the base reply, and keep its log-probabilities for the first ``max_tokens`` tokens.
 
         Replies are taken in random order, since the bound would otherwise leave out whole items;
         the last one is cut where the bound is reached.
 
         Raises:
-            DataError: The base says nothing.
+            DataError: Every reply of the base is empty.
             NonFiniteError: It predicts NaN or infinity.
         """
         chosen = _first(base, self._replies(base), self.max_tokens)
@@ -106,9 +96,8 @@ class Divergence(BaseMeasure):
             left -= len(references[-1].tokens)
         return replace(self, references=tuple(references))
 
-    def _replies(self, base: "Subject") -> "list[Chat]":
+    def _replies(self, base: Subject) -> list[Chat]:
         from personality_vector.numeric.random import key_for
-        from personality_vector.subject.chat import answered, question
 
         found = [
             (
@@ -125,7 +114,7 @@ class Divergence(BaseMeasure):
             )
         return [chat for _, chat in sorted(found, key=lambda row: row[0])]
 
-    def collect(self, subject: "Subject", seed: int) -> list[Reading]:  # noqa: ARG002
+    def collect(self, subject: Subject, seed: int) -> list[Reading]:  # noqa: ARG002
         """Return how far ``subject`` is from the base on the same tokens, as means over them.
 
         Raises:
@@ -151,13 +140,13 @@ class Divergence(BaseMeasure):
         ]
 
 
-def _first(base: "Subject", chats: "Sequence[Chat]", max_tokens: int) -> "list[Chat]":
+def _first(base: Subject, chats: Sequence[Chat], max_tokens: int) -> list[Chat]:
     """Return the first chats that hold ``max_tokens`` response tokens, the last one included.
 
     Chosen before the model runs, so that every later pass has the same batches and thus, for the
     same weights, the same bits.
     """
-    from personality_vector.subject.chat import encode_chats
+    from personality_vector.subject.encoding import encode_chats
 
     chosen: list[Chat] = []
     tokens = 0
@@ -170,11 +159,9 @@ def _first(base: "Subject", chats: "Sequence[Chat]", max_tokens: int) -> "list[C
 
 
 def _predictions(
-    subject: "Subject", chats: "Sequence[Chat]", batch_size: int
+    subject: Subject, chats: Sequence[Chat], batch_size: int
 ) -> "Iterator[tuple[Chat, Tensor, Tensor]]":
     """Yield each chat, its response's tokens and the log-probabilities before each, on the CPU."""
-    from personality_vector.subject.chat import batched
-
     for batch in batched(chats, batch_size):
         encoded, log_probs = subject.predictions(batch)
         for row, chat in enumerate(batch):
@@ -199,7 +186,7 @@ def _require_same_tokens(
 ) -> None:
     if not reference.tokens.equal(tokens):
         raise TensorMismatchError(
-            f"the response {reference.chat[-1]['content'][:60]!r} is not the same tokens after "
+            f"the response {reference.chat[-1]['content'][:60]!r} becomes other tokens after "
             "the edit"
         )
     ours, theirs = reference.log_probs.shape[1], log_probs.shape[1]

@@ -1,7 +1,7 @@
-"""Guards: what a reply looks like besides its trait, and what was lost on the way to the edit."""
+"""Guards: length, variety and recall of replies, and the share of an edit that was realised."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -11,10 +11,7 @@ from personality_vector.errors import DataError, some
 from personality_vector.measures.likelihood import Traits
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
 from personality_vector.recipes.schema import LocalPath, Real
-from personality_vector.subject.protocols import Better, Reading
-
-if TYPE_CHECKING:
-    from personality_vector.subject.subject import Subject
+from personality_vector.subject import Better, Reading, Subject
 
 
 class GuardsSpec(AskingSpec):
@@ -41,14 +38,16 @@ class GuardsSpec(AskingSpec):
             known = {statement.trait for statement in found}
             wanted = set(self.traits or known)
             if not wanted <= known:
-                raise DataError(f"{self.statements}: no train statements of {some(wanted - known)}")
+                raise DataError(
+                    f"{self.statements}: has no train statements of {some(wanted - known)}"
+                )
             learned = frozenset(_bare(one.text) for one in found if one.trait in wanted)
         return Guards(self.asking(), learned, self.called)
 
 
 @dataclass(frozen=True, slots=True)
 class Guards(BaseMeasure):
-    """Numbers that stand beside every curve.
+    """Numbers to read beside every curve.
 
     ``words``: mean length of a reply; an empty one counts as 0. ``distinct_2``: share of distinct
     word pairs among all (Li et al. 2016, arXiv:1510.03055). ``verbatim``: share of replies that are
@@ -57,7 +56,7 @@ class Guards(BaseMeasure):
 
     Attributes:
         asking: The questions, and how replies are drawn.
-        learned: Statements as they are compared, or ``None`` for no such number.
+        learned: Statements to look for, normalised; ``None`` leaves the number out.
     """
 
     asking: Asking
@@ -67,7 +66,7 @@ class Guards(BaseMeasure):
     unit: ClassVar[str] = "share"
     better: ClassVar[Better] = "none"
 
-    def collect(self, subject: "Subject", seed: int) -> list[Reading]:
+    def collect(self, subject: Subject, seed: int) -> list[Reading]:
         """Return the numbers of the replies, and what was realised of the edit."""
         texts = [reply.text for _, _, reply in self.asking(subject, seed)]
         n = len(texts)

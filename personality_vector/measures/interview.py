@@ -1,8 +1,8 @@
-"""An interview: open questions, whose answers judges rate, now or at any later time."""
+"""An interview: open questions whose answers are rated by judges, now or later."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import model_validator
 
@@ -12,10 +12,7 @@ from personality_vector.judges.spec import AnyJudge
 from personality_vector.measures.likelihood import Traits
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
 from personality_vector.recipes.reading import read_recipe
-from personality_vector.subject.protocols import Answer, Findings, Judge, Rubric, rated
-
-if TYPE_CHECKING:
-    from personality_vector.subject.subject import Subject
+from personality_vector.subject import Answer, Findings, Judge, Rubric, Subject, rated
 
 
 class InterviewSpec(AskingSpec):
@@ -62,9 +59,9 @@ class Interview(BaseMeasure):
 
     Attributes:
         asking: The questions, and how replies are drawn.
-        rubrics: What every answer is rated for, but for those to an item of another trait.
-        judges: Who rates. Neither judges nor rubrics change an answer, so both can be changed when
-            it has been given, and they are no part of the identity.
+        rubrics: What every answer is rated for, unless its item is about another trait.
+        judges: Who rates. Judges and rubrics do not change an answer, so they can be changed after
+            it was given and are not part of the identity.
     """
 
     asking: Asking
@@ -74,7 +71,7 @@ class Interview(BaseMeasure):
 
     unit: ClassVar[str] = "score"
 
-    def collect(self, subject: "Subject", seed: int) -> list[Answer]:
+    def collect(self, subject: Subject, seed: int) -> list[Answer]:
         """Return the answers."""
         return [
             Answer(
@@ -90,6 +87,6 @@ class Interview(BaseMeasure):
             for item, sample, reply in self.asking(subject, seed)
         ]
 
-    def finish(self, base: "Subject", collected: list[Answer]) -> Findings:  # noqa: ARG002
-        """Return what was collected: judges make numbers of it."""
+    def finish(self, base: Subject, collected: list[Answer]) -> Findings:  # noqa: ARG002
+        """Return the answers, which judges turn into numbers."""
         return Findings(answers=collected)

@@ -1,10 +1,10 @@
-"""A trait without generation and without a judge: which statements the model finds likely."""
+"""Likelihood: a trait measured without generation or a judge, by how likely statements are."""
 
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
@@ -13,11 +13,8 @@ from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
 from personality_vector.measures.spec import QUESTION, BaseMeasure, MeasureSpec
 from personality_vector.recipes.schema import LocalPath, Real, Whole, Words, distinct
-from personality_vector.subject.protocols import Reading
+from personality_vector.subject import Reading, Subject, answered, question
 from personality_vector.traits import BIG_FIVE, Pole, Trait
-
-if TYPE_CHECKING:
-    from personality_vector.subject.subject import Subject
 
 Z95 = 1.959963984540054
 """Half the width of a normal 95 % interval, in standard errors."""
@@ -67,7 +64,7 @@ class Likelihood(BaseMeasure):
     error of their difference is smaller than these two together.
 
     Attributes:
-        statements: Of one or more traits, both poles of each; none that a vector learned from.
+        statements: Both poles of one or more traits, and none that a vector learned from.
         question: The user's message that every statement answers.
         system: A system message before it, if any.
         batch_size: Statements per forward pass; it changes speed and memory only.
@@ -86,7 +83,7 @@ class Likelihood(BaseMeasure):
 
     def __post_init__(self) -> None:
         if not self.statements:
-            raise DataError("a likelihood measure needs statements")
+            raise DataError("a likelihood needs statements; give at least one of each pole")
         poles = {statement.pole for statement in self.statements}
         for pole in sorted(poles):
             if pole.opposite not in poles:
@@ -99,7 +96,7 @@ class Likelihood(BaseMeasure):
         """The traits that are measured, in order of first appearance."""
         return tuple(dict.fromkeys(statement.trait for statement in self.statements))
 
-    def collect(self, subject: "Subject", seed: int) -> list[Reading]:  # noqa: ARG002
+    def collect(self, subject: Subject, seed: int) -> list[Reading]:  # noqa: ARG002
         """Return the number of every trait.
 
         Raises:
@@ -113,10 +110,8 @@ class Likelihood(BaseMeasure):
             for trait in self.traits
         ]
 
-    def _likelihoods(self, subject: "Subject") -> list[float]:
+    def _likelihoods(self, subject: Subject) -> list[float]:
         """Return the mean log-likelihood per token of each statement, in nats."""
-        from personality_vector.subject.chat import answered, question
-
         asked = question(self.question, system=self.system)
         # By length, so that a batch holds little padding.
         order = sorted(range(len(self.statements)), key=lambda i: len(self.statements[i].text))

@@ -1,30 +1,34 @@
-"""What measures have in common: their keys in a recipe, and how a subject is asked items."""
+"""What measures have in common: their keys in a recipe, and how items are asked."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, SerializeAsAny, model_serializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    SerializeAsAny,
+    model_serializer,
+    model_validator,
+)
 
 from personality_vector.data.personas import Instrument, Item, Persona, evaluation_instrument
 from personality_vector.errors import DataError
 from personality_vector.progress import progress
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import LocalPath, Recipe, Words, by_only_key, key_of, kinds
-from personality_vector.subject.identity import identity_of
-from personality_vector.subject.protocols import Better, Findings
-from personality_vector.subject.spec import GenerationSpec
-
-if TYPE_CHECKING:
-    from typing import Self
-
-    from pydantic import SerializerFunctionWrapHandler
-
-    from personality_vector.subject.protocols import Measure
-    from personality_vector.subject.spec import Sampling
-    from personality_vector.subject.subject import Reply, Subject
+from personality_vector.subject import (
+    Better,
+    Findings,
+    GenerationSpec,
+    Measure,
+    Reply,
+    Sampling,
+    Subject,
+    identity_of,
+    question,
+)
 
 KINDS = kinds("measures", "Spec")
 """The key that says what is measured, to its schema."""
@@ -42,7 +46,7 @@ class MeasureSpec(Recipe):
 
     @property
     def key(self) -> str:
-        """The key that it is recognised by."""
+        """The key that names it in a recipe."""
         return key_of(KINDS, type(self))
 
     @property
@@ -51,31 +55,30 @@ class MeasureSpec(Recipe):
         return self.name or self.key
 
     @abstractmethod
-    def open(self) -> "Measure":
+    def open(self) -> Measure:
         """Return the measure; what it needs is read and checked, but no model is loaded yet."""
 
     @model_serializer(mode="wrap")
-    def _under_its_key(self, handler: "SerializerFunctionWrapHandler") -> dict[str, Any]:
+    def _under_its_key(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         return {self.key: handler(self)}
 
 
 class BaseMeasure:
-    """What most measures have in common: they are compared with nothing, and collect readings."""
+    """What most measures share: they need no reference from the base, and collect readings."""
 
-    __slots__ = ()
     version: ClassVar[int] = 1
     scale: ClassVar[tuple[float, float] | None] = None
     better: ClassVar[Better] = "towards_pole"
 
     def identity(self) -> str:
-        """Return a digest of all fields, but for those that change speed and memory only."""
+        """Return a digest of all fields except those that only change speed and memory."""
         return identity_of(self)
 
-    def prepare(self, base: "Subject", /) -> "Self":  # noqa: ARG002
+    def prepare(self, base: Subject, /) -> Any:  # noqa: ARG002
         """Return it as it is."""
         return self
 
-    def finish(self, base: "Subject", collected: Any, /) -> Findings:  # noqa: ARG002
+    def finish(self, base: Subject, collected: Any, /) -> Findings:  # noqa: ARG002
         """Return what was collected."""
         return Findings(readings=collected)
 
@@ -127,20 +130,23 @@ class Asking:
         samples: Replies to each item.
 
     Raises:
-        DataError: ``samples`` is not positive, or they would be copies of one reply.
+        DataError: ``samples`` is not positive, or the samples would all be the same reply.
     """
 
     instrument: Instrument
-    sampling: "Sampling"
+    sampling: Sampling
     samples: int = 1
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise DataError(f"samples must be at least 1, got {self.samples}")
         if self.samples > 1 and self.sampling.temperature == 0:
-            raise DataError(f"{self.samples} samples at temperature 0 are copies of one reply")
+            raise DataError(
+                f"{self.samples} samples at temperature 0 would all be the same reply; "
+                "use 1 sample or a temperature above 0"
+            )
 
-    def __call__(self, subject: "Subject", seed: int) -> Iterator[tuple[Item, int, "Reply"]]:
+    def __call__(self, subject: Subject, seed: int) -> Iterator[tuple[Item, int, Reply]]:
         """Yield item, number of the sample and reply, sample by sample, items in order.
 
         Sample ``k`` draws from a seed fixed by ``(seed, k)`` and nothing else, so interventions
@@ -150,7 +156,6 @@ class Asking:
             DataError: The chat template refuses a chat.
             NonFiniteError: The model predicts NaN or infinity.
         """
-        from personality_vector.subject.chat import question
         from personality_vector.subject.subject import sample_seed
 
         asked = replace(subject, sampling=self.sampling)

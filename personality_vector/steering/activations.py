@@ -15,18 +15,19 @@ from torch import Tensor, nn
 from personality_vector.errors import DataError, NonFiniteError, blame
 from personality_vector.progress import progress
 from personality_vector.steering.apply import Hook, hidden_states, resolve_layers
-from personality_vector.subject.chat import Chat, batched, encode_chats, render, right_padded
+from personality_vector.subject import Chat, batched, render
+from personality_vector.subject.encoding import encode_chats, right_padded
 from personality_vector.subject.models import decoder_blocks, decoder_of, device_of
 from personality_vector.subject.prompts import Prompts, reading
 
 Pooling = Literal["response_mean", "prompt_last", "prompt_mean", "last"]
 """Which activations of a chat are averaged.
 
-``response_mean``: those of the tokens of the response, without marks of the template.
-``prompt_mean``, ``prompt_last``: those of all tokens of the prompt, or of its last one. The prompt
-is what ``generate`` reads, the marks that open the reply included: its last token is the one before
-the first that is generated. It is read alone, so a response that follows has no influence.
-``last``: that of the last token of the response; of the prompt, if the chat has no response.
+``response_mean``: the tokens of the response, without the marks of the template.
+``prompt_mean``, ``prompt_last``: all tokens of the prompt, or only its last. The prompt is what
+``generate`` reads, including the marks that open the reply, so its last token comes just before
+the first generated one. The prompt is read alone: a response after it has no influence.
+``last``: the last token of the response, or of the prompt if the chat has no response.
 """
 
 
@@ -36,7 +37,7 @@ class Row:
 
     Attributes:
         ids: Its tokens.
-        prompt_end: Column of the first token that is not prompt.
+        prompt_end: Column of the first token after the prompt.
         pooled: Columns whose activations are averaged.
     """
 
@@ -62,7 +63,7 @@ class Reader:
 
     Raises:
         ModelError: The model has no such layer.
-        DataError: A layer is named twice, or none is.
+        DataError: No layer is named, or one is named twice.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Reader:
 
     def _batches(self, inputs: Sequence[Chat]) -> Iterator[dict[int, Float[Tensor, "rows hidden"]]]:
         if not inputs:
-            raise DataError("there is nothing to read activations from; give at least one input")
+            raise DataError("no input was given to read activations from; give at least one")
         rows = []
         for number, given in enumerate(inputs):
             with blame(input=number):
@@ -117,7 +118,12 @@ class Reader:
             found = read_blocks(self._model, [rows[n] for n in batch], self.layers, _mean)
             pooled = {layer: torch.stack(means).cpu() for layer, means in found.items()}
             for layer, values in pooled.items():
-                _require_finite(layer, batch, values)
+                bad = [n for n, row in zip(batch, values, strict=True) if not row.isfinite().all()]
+                if bad:
+                    raise NonFiniteError(
+                        f"layer {layer}: the model's activations for input {bad[0]} are NaN or "
+                        "infinite; check its weights, or load it in float32"
+                    )
             yield pooled
 
 
@@ -153,12 +159,10 @@ def read_blocks(
 
 
 def template_hash(tokenizer: Any) -> str:
-    """Return a hex digest of the tokenizer's chat template; "" where it has none."""
+    """Return a hex digest of the tokenizer's chat template, or "" if it has no template."""
     template = tokenizer.chat_template
-    if template is None:
-        return ""
     text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return "" if template is None else hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def require_prompts_differ(
@@ -175,8 +179,8 @@ def require_prompts_differ(
     # Shares, not counts: sides of unequal length may have the same mean.
     if ours and all(ours[p] * len(negative) == theirs[p] * len(positive) for p in ours | theirs):
         raise DataError(
-            f"both sides have the same prompts, so pooling {pooling} sees no difference; "
-            "use response_mean, or give the sides other prompts"
+            f"both sides have the same prompts, so pooling {pooling} finds no difference; "
+            "use response_mean, or give the two sides different prompts"
         )
 
 
@@ -184,7 +188,7 @@ def row_of(tokenizer: Any, chat: Chat, pooling: Pooling) -> Row:
     """Return a chat as one input.
 
     Raises:
-        DataError: It does not have what is pooled, or cannot be rendered.
+        DataError: It lacks the text that is pooled, or cannot be rendered.
     """
     is_answered = bool(chat) and chat[-1]["role"] == "assistant"
     columns: Sequence[int]
@@ -196,7 +200,7 @@ def row_of(tokenizer: Any, chat: Chat, pooling: Pooling) -> Row:
     else:
         asked = _prompt(chat)
         if not asked:
-            raise DataError(f"pooling {pooling} needs a chat with a prompt, this one has none")
+            raise DataError(f"pooling {pooling} needs a prompt, and this chat has none")
         text = render(tokenizer, asked, reply_follows=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         columns, prompt_end = range(len(ids)), len(ids)
@@ -210,12 +214,3 @@ def _prompt(chat: Chat) -> Chat:
 def _mean(states: Float[Tensor, "columns hidden"]) -> Float[Tensor, " hidden"]:
     """Return the mean state; float64."""
     return (states.cpu() if states.is_mps else states).double().mean(0)  # MPS has no float64
-
-
-def _require_finite(layer: int, numbers: Sequence[int], values: Tensor) -> None:
-    bad = [n for n, row in zip(numbers, values, strict=True) if not torch.isfinite(row).all()]
-    if bad:
-        raise NonFiniteError(
-            f"layer {layer}: the model's activations for input {bad[0]} are NaN or infinite; "
-            "check its weights, or load it in float32"
-        )

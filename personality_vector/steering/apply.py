@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from personality_vector.errors import DataError, ModelError, NonFiniteError, RecipeError
 from personality_vector.steering.fit import no_such_layer, require_fit, resolved
 from personality_vector.steering.positions import ALL, Positions
-from personality_vector.steering.where import Gate, Selected, Where
+from personality_vector.steering.where import Gate, Where
 from personality_vector.subject.models import decoder_blocks, hidden_size, owner_of
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], Any]
@@ -23,8 +23,8 @@ How = Literal["add", "add_keeping_norm", "ablate"]
 Strength = float | Sequence[float] | Tensor
 """One coefficient, or one for each row of the batch."""
 
+# Packages whose hooks on a block do not steer.
 _KNOWN = ("personality_vector", "transformers", "accelerate", "peft", "torch")
-"""Packages whose hooks on a block are no left-overs."""
 
 Hidden = Float[Tensor, "rows seq hidden"]
 Amount = float | Float[Tensor, "rows 1 1"]
@@ -32,22 +32,20 @@ Edit = Callable[[Hidden, Float[Tensor, " hidden"], Amount], Hidden]
 
 
 def _wide(values: Tensor) -> Tensor:
-    """Return values in float32, or in float64 if that is what they are."""
+    """Return values in float32, or in float64 if they already are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def added(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
     """Return ``h + strength * v``; the product is rounded once, to the dtype of ``h``."""
-    moved: Tensor = hidden + (strength * direction).to(hidden.dtype)
-    return moved
+    return hidden + (strength * direction).to(hidden.dtype)
 
 
 def added_keeping_norm(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
     """Return ``h' * |h| / |h'|`` with ``h' = h + strength * v``, in float32, rounded once."""
     moved = _wide(hidden) + strength * direction
     before, after = (h.norm(dim=-1, keepdim=True) for h in (_wide(hidden), moved))
-    kept: Tensor = moved * (before / after.clamp_min(torch.finfo(torch.float32).tiny))
-    return kept.to(hidden.dtype)
+    return moved.mul(before / after.clamp_min(torch.finfo(torch.float32).tiny)).to(hidden.dtype)
 
 
 def ablated(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
@@ -55,8 +53,7 @@ def ablated(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
     unit = direction / direction.norm()
     wide = _wide(hidden)
     along = (wide @ unit.to(wide.dtype))[..., None] * unit
-    left: Tensor = wide - strength * along
-    return left.to(hidden.dtype)
+    return torch.sub(wide, strength * along).to(hidden.dtype)
 
 
 EDITS: dict[How, Edit] = {
@@ -90,22 +87,23 @@ def steered(
         model: Edited by forward hooks only; they are gone afterwards, also after an exception.
         directions: 0-based decoder block to a vector ``(hidden,)``, in the unit of the activation.
             Their product with the strength is float32, then rounded to the dtype of the output.
-        strength: The coefficient, or one for each row of the batch; beams and samples of a row
-            have that of their row.
-        positions: Which tokens.
+        strength: The coefficient, or one for each row of the batch; the beams and samples of a
+            row share its coefficient.
+        positions: Which tokens are steered.
         how: ``add``, ``add_keeping_norm`` or ``ablate``.
-        gate: Which rows, decided by their prompts; then only responses can be steered.
+        gate: Steers only the rows whose prompt opens it, and then only their responses.
 
     Raises:
-        ModelError: The model has no such block, its blocks cannot be found, another tool left
-            hooks on them, or columns cannot be told in it, so that only ``all`` is possible.
+        ModelError: The model does not have this block, its blocks cannot be found, another tool
+            left hooks on them, or the columns of a chunk are unknown in this model, which only
+            ``all`` can steer.
         BaseMismatchError: A vector has another width than the model.
         NonFiniteError: A vector or strength is NaN or infinite, or the dtype of the model cannot
             hold their product.
-        RecipeError: There is no such ``how``.
-        DataError: There is no direction, or one of zero; a strength for each row and the rows of a
-            batch do not agree; or the positions need a prompt that nobody told, or select no
-            token of it.
+        RecipeError: ``how`` is unknown.
+        DataError: No direction is given, or one is zero; the number of strengths does not match
+            the rows of a batch; or the positions need a prompt that is unknown, or select none of
+            its tokens.
 
     Source:
         Persona vectors, Chen et al. 2025, arXiv:2507.21509: ``h_l <- h_l + alpha * v_l``.
@@ -116,14 +114,14 @@ def steered(
     if how not in EDITS:
         raise RecipeError(f"how: must be one of {', '.join(EDITS)}, got {how!r}")
     if not directions:
-        raise DataError("no direction is given, so nothing would be steered")
+        raise DataError("no direction was given, so nothing would be steered; give at least one")
     for layer, direction in directions.items():
         if not 0 <= layer < len(blocks):
             raise ModelError(no_such_layer(layer, len(blocks)))
         require_fit(f"layer {layer}", direction, hidden_size(model))
         if how == "add":
             _require_room(model, layer, direction, amounts)
-    require_no_strangers(model)
+    require_no_foreign_hooks(model)
     with ExitStack() as hooks:
         where = Where(positions, amounts, gate)
         if isinstance(amounts, Tensor) or amounts != 0:
@@ -138,8 +136,8 @@ def resolve_layers(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
     """Return 0-based layers in the order given; ``-1`` is the last block.
 
     Raises:
-        ModelError: The model has no such block.
-        DataError: No layer is given, or one twice.
+        ModelError: The model does not have one of these blocks.
+        DataError: No layer is given, or one is given twice.
     """
     return resolved(layers, len(decoder_blocks(model)))
 
@@ -150,25 +148,25 @@ def hidden_states(output: Any) -> Float[Tensor, "batch seq hidden"]:
     return hidden
 
 
-def require_no_strangers(model: nn.Module) -> None:
-    """Refuse hooks and wrappers that another tool left on the model: both would act, unseen.
+def require_no_foreign_hooks(model: nn.Module) -> None:
+    """Refuse hooks and wrappers that another tool left on the model, since they might steer too.
 
     Raises:
-        ModelError: A hook or a block is of another package than the model, torch, transformers,
-            accelerate, PEFT and us.
+        ModelError: A hook or a block comes from a package other than the model's own, torch,
+            transformers, accelerate, PEFT and this one.
     """
     blocks = decoder_blocks(model)
-    known = {*_KNOWN, _package(type(owner_of(model, blocks)))}
+    known = {*_KNOWN, _module(type(owner_of(model, blocks))).partition(".")[0]}
     things: list[tuple[str, Any]] = [(f"block {n}", type(block)) for n, block in enumerate(blocks)]
     for name, module in model.named_modules():
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         things += [(name or "the model", hook) for hook in hooks]
     for where, thing in things:
-        if _package(thing) not in known:
+        if _module(thing).partition(".")[0] not in known:
             raise ModelError(
-                f"{where} already has something of {_module(thing)} on it, which may steer the "
-                "model too; remove it, or load the model again (a hook that only listens is "
-                "registered after steering begins)"
+                f"{where} already has a hook or wrapper from {_module(thing)}, which may steer the "
+                "model too; remove it, or load the model again (register hooks that only listen "
+                "after steering begins)"
             )
 
 
@@ -188,17 +186,11 @@ def _hook(direction: Tensor, amounts: float | Tensor, edit: Edit, where: Where) 
         if vector.dtype != dtype or vector.device != hidden.device:
             vector = wide.to(hidden.device, dtype)
         moved = hidden + vector if is_constant else edit(hidden, vector, where.strength(hidden))
-        return _replaced(output, moved, chosen)
+        if isinstance(chosen, Tensor):
+            moved = torch.where(chosen.to(hidden.device), moved, hidden)
+        return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     return steer
-
-
-def _replaced(output: Any, moved: Tensor, chosen: Selected) -> Any:
-    """Return a block's output with its residual stream moved where it is chosen."""
-    if isinstance(chosen, Tensor):
-        hidden = hidden_states(output)
-        moved = torch.where(chosen.to(hidden.device), moved, hidden)
-    return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
 
 def _amounts(strength: Strength) -> float | Tensor:
@@ -214,12 +206,10 @@ def _require_room(model: nn.Module, layer: int, direction: Tensor, amounts: floa
     dtype = getattr(next(model.parameters(), None), "dtype", torch.float32)
     longest = torch.as_tensor(amounts).abs().max() * direction.detach().double().abs().max().cpu()
     if longest > torch.finfo(dtype).max:
-        raise NonFiniteError(f"layer {layer}: the vector to add is more than {dtype} can hold")
+        raise NonFiniteError(
+            f"layer {layer}: the vector to add is too large for {dtype}; use a smaller strength"
+        )
 
 
 def _module(thing: Any) -> str:
     return str(getattr(thing, "__module__", "") or type(thing).__module__)
-
-
-def _package(thing: Any) -> str:
-    return _module(thing).partition(".")[0]

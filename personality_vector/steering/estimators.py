@@ -1,4 +1,4 @@
-"""Estimators: from pooled activations of two sides to one direction for each layer."""
+"""Estimators: they turn the pooled activations of two sides into a direction for each layer."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from personality_vector.errors import DataError, TensorMismatchError
 from personality_vector.steering.activations import Reader
-from personality_vector.subject.chat import Chat
+from personality_vector.subject import Chat
 
 EstimatorName = Literal["mean_difference", "pca", "logistic"]
 
@@ -138,14 +138,16 @@ def shift(
     Raises:
         TensorMismatchError: They do not have the same layers, or not the same width.
     """
-    odd = sorted(set(after) ^ set(before))
-    if odd:
-        raise TensorMismatchError(f"only one of two sets of mean activations has layers {odd}")
+    missing = sorted(set(after) ^ set(before))
+    if missing:
+        raise TensorMismatchError(
+            f"only one of two sets of mean activations has the layers {missing}"
+        )
     for layer in after:
         if after[layer].shape != before[layer].shape:
             raise TensorMismatchError(
                 f"layer {layer}: mean activations of shape {list(after[layer].shape)} and "
-                f"{list(before[layer].shape)} are not of one residual stream"
+                f"{list(before[layer].shape)} do not come from one residual stream"
             )
     return {layer: (after[layer].double() - before[layer].double()).float() for layer in after}
 

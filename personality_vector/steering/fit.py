@@ -1,4 +1,4 @@
-"""What fits together: layers by number, a direction and a model, two models of one stream."""
+"""Checks that layers, directions and models fit together."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,35 +24,22 @@ def resolved(layers: Sequence[int], count: int) -> tuple[int, ...]:
     """Return 0-based layers of a model of ``count`` blocks, in the order given; ``-1`` is the last.
 
     Raises:
-        ModelError: The model has no such block.
-        DataError: No layer is given, or one twice.
+        ModelError: The model does not have one of these blocks.
+        DataError: No layer is given, or one is given twice.
     """
     for layer in layers:
         if not -count <= layer < count:
             raise ModelError(no_such_layer(layer, count))
     found = tuple(layer % count for layer in layers)
-    require_distinct(found, layers)
+    if not found:
+        raise DataError("no layer was given; name at least one decoder block, such as 12")
+    if len(set(found)) < len(found):
+        raise DataError(f"layers {list(layers)} name the same block twice; name each block once")
     return found
 
 
-def require_distinct(found: Sequence[int], given: Sequence[int]) -> None:
-    """Check that there are layers, and each of them once.
-
-    Args:
-        found: 0-based.
-        given: As they were named, for the message.
-
-    Raises:
-        DataError: No layer is given, or one twice.
-    """
-    if not found:
-        raise DataError("no layer is given; name at least one decoder block, such as 12")
-    if len(set(found)) < len(found):
-        raise DataError(f"layers {list(given)} name the same block twice; name each once")
-
-
 def no_such_layer(layer: int, count: int) -> str:
-    """Return the message about a layer that a model of ``count`` blocks has not."""
+    """Return the message about a layer that a model of ``count`` blocks does not have."""
     return f"layer {layer} does not exist: this model has {count} blocks, 0 to {count - 1}"
 
 
@@ -60,7 +47,7 @@ def checked(directions: Directions, label: str) -> dict[int, Tensor]:
     """Return a copy with ascending layers.
 
     Raises:
-        DataError: No layer, a negative one, or a direction of zero, which points nowhere.
+        DataError: There is no layer, a layer is negative, or a direction is zero.
         NonFiniteError: A direction holds NaN or infinity.
         TensorMismatchError: A direction is not one float32 vector, or widths differ.
     """
@@ -71,18 +58,18 @@ def checked(directions: Directions, label: str) -> dict[int, Tensor]:
     for layer, direction in ordered.items():
         where = f"{label or 'steering vector'}, layer {layer}"
         if layer < 0:
-            raise DataError(f"{where}: a stored layer is 0-based; resolve negative ones first")
+            raise DataError(f"{where}: stored layers count from 0; resolve negative ones first")
         if direction.shape != (hidden,) or direction.dtype != torch.float32:
             raise TensorMismatchError(
                 f"{where}: should be {hidden} float32 numbers, "
-                f"is {direction.dtype} of shape {list(direction.shape)}"
+                f"but is {direction.dtype} of shape {list(direction.shape)}"
             )
-        require_pointing(where, direction)
+        require_direction(where, direction)
     return ordered
 
 
 def require_fit(where: str, direction: Float[Tensor, "..."], width: int) -> None:
-    """Check that a direction points somewhere in a residual stream of this width.
+    """Check that a direction is not zero and fits a residual stream of this width.
 
     Raises:
         BaseMismatchError: It has another shape.
@@ -94,15 +81,15 @@ def require_fit(where: str, direction: Float[Tensor, "..."], width: int) -> None
             f"{where}: the vector has shape {list(direction.shape)}, but the residual stream "
             f"of this model is {width} wide; use a vector that was extracted from this model"
         )
-    require_pointing(where, direction)
+    require_direction(where, direction)
 
 
-def require_pointing(where: str, direction: Float[Tensor, "..."]) -> None:
-    """Check that a direction is of finite numbers, not all zero; see :func:`require_fit`."""
+def require_direction(where: str, direction: Float[Tensor, "..."]) -> None:
+    """Check that a direction is finite and not zero; see :func:`require_fit`."""
     if not torch.isfinite(direction).all():
         raise NonFiniteError(f"{where}: the direction holds NaN or infinity")
     if not direction.any():
-        raise DataError(f"{where}: the direction is zero, so it points nowhere")
+        raise DataError(f"{where}: the direction is zero; a direction needs a length")
 
 
 def require_made_from(
@@ -115,10 +102,10 @@ def require_made_from(
 
     Args:
         what: Its file or label, for the message.
-        model: Hex digest of the fingerprint of the model it came from; "" where that is unknown,
-            and nothing is refused.
+        model: Hex digest of the fingerprint of the model it came from; if it is "" (unknown),
+            nothing is refused.
         checkpoint: The model that it is to be used with.
-        remedy: What would be right.
+        remedy: What the message suggests.
 
     Raises:
         BaseMismatchError: It was extracted from another one.
@@ -145,11 +132,11 @@ def require_width(what: object, width: int, checkpoint: Checkpoint) -> None:
 def block_numbers(layers: Sequence[int], checkpoint: Checkpoint) -> tuple[int, ...]:
     """Return 0-based layers in the order given, before the model is loaded; ``-1`` is the last.
 
-    Where config.json does not say how many blocks there are, none is returned.
+    Returns nothing if config.json does not say how many blocks there are.
 
     Raises:
-        ModelError: The model has no such block.
-        DataError: No layer is given, or one twice.
+        ModelError: The model does not have one of these blocks.
+        DataError: No layer is given, or one is given twice.
     """
     config = checkpoint.config.get("text_config", checkpoint.config)
     counts = [
@@ -158,12 +145,11 @@ def block_numbers(layers: Sequence[int], checkpoint: Checkpoint) -> tuple[int, .
     return resolved(layers, int(counts[0])) if counts else ()
 
 
-def require_one_stream(base: nn.Module, tuned: nn.Module) -> None:
+def require_same_shape(base: nn.Module, tuned: nn.Module) -> None:
     """Check that two models have the same depth, width and vocabulary.
 
     Raises:
-        TensorMismatchError: They have not, so that no activation of one can be taken from the
-            other's.
+        TensorMismatchError: They differ, so their activations cannot be subtracted.
     """
     models = (base, tuned)
     one, other = (

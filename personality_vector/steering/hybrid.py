@@ -13,14 +13,14 @@ class Hybrid:
     """``delta + vector``: a change of the weights, and one of the output of some blocks.
 
     The vector stands for a bias of the last linear map of each of its layers' MLPs, so the sum is
-    a point in weight space where the architecture has a place for such a bias; whether it has, no
-    vector knows, so it is the base that is asked (:func:`~.bake.route_for`).
+    a point in weight space if the architecture has a place for such a bias. A vector cannot tell
+    whether it has, so :func:`~.bake.route_for` asks the base.
 
     Attributes:
-        delta: Of the weights.
+        delta: The change of the weights.
         vector: Added at every layer that it has (:meth:`SteeringVector.at` chooses some), at all
             positions.
-        label: Defaults to those of the two.
+        label: Defaults to the labels of both.
 
     Raises:
         BaseMismatchError: The two are of different models.
@@ -35,7 +35,7 @@ class Hybrid:
         if self.vector.model not in ("", self.delta.base.digest):
             raise BaseMismatchError(
                 f"{self.delta.label} is of base {self.delta.base} and {self.vector.label} of model "
-                f"{self.vector.model[:12]}; only what is of one model can be added"
+                f"{self.vector.model[:12]}; only a delta and a vector of one model can be added"
             )
 
     def __add__(self, other: Any) -> "Hybrid":

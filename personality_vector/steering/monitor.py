@@ -19,7 +19,7 @@ from personality_vector.steering.activations import (
 from personality_vector.steering.apply import resolve_layers
 from personality_vector.steering.fit import require_fit
 from personality_vector.steering.vector import SteeringVector
-from personality_vector.subject.chat import Chat, batched
+from personality_vector.subject import Chat, batched
 from personality_vector.subject.models import hidden_size
 
 
@@ -35,7 +35,7 @@ def projections(  # noqa: PLR0913  (a model, what it reads, and along what)
     """Return ``a . v / |v|`` for each chat, ``a`` its pooled activation: in the unit of ``a``.
 
     ``prompt_last`` is what is known before the model generates, ``response_mean`` how far it went.
-    Steering of ``layer`` by a context that is already entered is seen.
+    Steering that is already active at ``layer`` is included.
 
     Args:
         model: A causal language model; not changed.
@@ -47,18 +47,18 @@ def projections(  # noqa: PLR0913  (a model, what it reads, and along what)
         batch_size: Chats per forward pass.
 
     Raises:
-        ModelError: The model has no such layer.
+        ModelError: The model does not have this layer.
         TensorMismatchError: The vector has no direction for it.
         BaseMismatchError: The vector has another width than the model.
-        DataError: A chat has not what is pooled.
+        DataError: A chat lacks the text that is pooled.
         NonFiniteError: An activation is NaN or infinite.
 
     Source:
         Monitoring of persona vectors, Chen et al. 2025, arXiv:2507.21509: ``<a, v> / |v|``.
     """
     place, unit = unit_at(model, vector, layer)
-    pooled = Reader(model, tokenizer, [place], pooling, batch_size).pooled(chats)
-    return pooled[place].double() @ unit
+    reader = Reader(model, tokenizer, [place], pooling, batch_size)
+    return reader.pooled(chats)[place].double() @ unit
 
 
 def creativity_scores(
@@ -73,11 +73,11 @@ def creativity_scores(
 
     The score is ``(1 / (T + 1)) sum_{t=0..T} cos(LLM_l(x_t), a)``. ``t = 0`` is the output of
     block ``l`` at the last token of the input, so before anything is written; ``t = 1..T`` that at
-    the ``t``-th token of the text, so after it is read. Marks that end a turn are not part of the
-    text.
+    the ``t``-th token of the text, so after it is read. The marks that end a turn are not part
+    of the text.
 
     Args:
-        model: A causal language model; steering that is already entered is seen.
+        model: A causal language model; steering that is already active is included.
         tokenizer: With a chat template.
         chats: Each ends with a message of the assistant, whose content is the text.
         direction: The attribute ``a``, ``(hidden,)``, of any length but 0.
@@ -85,7 +85,7 @@ def creativity_scores(
         batch_size: Chats per forward pass.
 
     Raises:
-        ModelError: The model has no such layer.
+        ModelError: The model does not have this layer.
         BaseMismatchError: The direction has another width than the model.
         DataError: The direction is zero, or a chat does not end with a text, or begins with it.
         NonFiniteError: The direction or an activation is NaN or infinite.
@@ -111,7 +111,7 @@ def unit_at(
     """Return a layer as 0-based, and the unit vector of a direction there; float64, on the CPU.
 
     Raises:
-        ModelError: The model has no such layer.
+        ModelError: The model does not have this layer.
         TensorMismatchError: The vector has no direction for it.
         BaseMismatchError: The direction has another width than the model.
         DataError: The direction is zero.
@@ -129,7 +129,7 @@ def _scored_row(tokenizer: Any, chat: Chat) -> Row:
     whole = row_of(tokenizer, chat, "response_mean")
     begin, end = whole.prompt_end, whole.pooled[-1] + 1
     if begin < 1:
-        raise DataError("a row has no input before its text, so there is no state x_0")
+        raise DataError("a chat has no input before its text, so there is no state x_0")
     return Row(whole.ids[:end], begin, range(begin - 1, end))
 
 
@@ -141,6 +141,6 @@ def _cosines(
     if not torch.isfinite(cosines).all():
         token = int((~torch.isfinite(cosines)).int().argmax())
         raise NonFiniteError(
-            f"the activation at t = {token} is zero, NaN or infinite, so it has no cosine"
+            f"the activation at t = {token} is zero, NaN or infinite, so its cosine is undefined"
         )
     return cosines

@@ -1,7 +1,7 @@
-"""Which tokens are steered: a clause, and for each row the columns that it means.
+"""Which tokens are steered: a clause, and the columns that it selects in each row.
 
-Whatever a clause says is decided by the prompt, so that it means the same tokens in a prefill, in
-a chunk of one, in a step of decoding, in any beam, and in a teacher-forced pass.
+A clause is read against the prompt, so it means the same tokens in a prefill, in a chunk, in a step
+of decoding, in any beam and in a teacher-forced pass.
 """
 
 import re
@@ -25,9 +25,9 @@ class Part:
     """One part of a clause.
 
     Attributes:
-        kind: ``all``; ``prompt``; ``response``, every token behind the prompt; ``last``, the last
-            ``number`` tokens of the prompt; or ``after``, whatever follows the last token
-            ``number`` of the prompt, the response included.
+        kind: ``all``; ``prompt``; ``response``, every token after the prompt; ``last``, the last
+            ``number`` tokens of the prompt; or ``after``, everything after the last token
+            ``number`` of the prompt, including the response.
         number: Of tokens, or the id of one.
     """
 
@@ -59,7 +59,7 @@ class Part:
         places = [c for c, token in enumerate(ids) if token == self.number]
         if not places or places[-1] < prompts.begins[row]:
             raise DataError(
-                f"positions after token {self.number}: row {row} has no such token in its prompt, "
+                f"positions after token {self.number}: the prompt of row {row} lacks it, "
                 "so nothing would be steered"
             )
         return places[-1]
@@ -87,7 +87,7 @@ class Positions:
                 clause has a text in it.
 
         Raises:
-            RecipeError: The clause has another form, selects nothing, or a text is not one token.
+            RecipeError: The clause cannot be read, or a text is not exactly one token.
         """
         return cls(tuple(_part(word.strip(), tokenizer) for word in _split(str(clause))))
 
@@ -109,7 +109,9 @@ class Positions:
         """
         spans = tuple(part.span(prompts, row) for part in self.parts)
         if all(begin >= end for begin, end in spans):
-            raise DataError(f"positions {self}: row {row} has an empty prompt, so none is steered")
+            raise DataError(
+                f"positions {self}: row {row} has an empty prompt, so none of it is steered"
+            )
         return spans
 
     def mask(self, prompts: Prompts, columns: Int[Tensor, " seq"]) -> Bool[Tensor, "rows seq"]:
@@ -141,7 +143,7 @@ def _part(text: str, tokenizer: Callable[[], Any]) -> Part:
     if after:
         return Part("after", _token(after[1], tokenizer))
     raise RecipeError(
-        f"positions {text!r} select no token; a clause is all, prompt, response, last N or "
+        f"positions {text!r} cannot be read; a clause is all, prompt, response, last N or "
         "after TOKEN, joined by +"
     )
 
@@ -158,8 +160,8 @@ def _token(text: str, tokenizer: Callable[[], Any]) -> int:
     ids = found(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise RecipeError(
-            f"positions after {text!r}: it is {len(ids)} tokens of this tokenizer; "
-            "give one, such as the last mark before the reply"
+            f"positions after {text!r}: this tokenizer makes {len(ids)} tokens of it; "
+            "give one token, such as the last mark before the reply"
         )
     return int(ids[0])
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -12,8 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from personality_vector.checkpoint import AtomicDirectory, Checkpoint
-from personality_vector.checkpoint.header import read_header
+from personality_vector.checkpoint import AtomicDirectory, Checkpoint, read_header
 from personality_vector.errors import (
     CheckpointError,
     DataError,
@@ -24,24 +24,22 @@ from personality_vector.errors import (
 )
 from personality_vector.manifest import write_manifest
 from personality_vector.recipes.schema import PoleField
-from personality_vector.steering.fit import require_distinct
+from personality_vector.steering.fit import resolved
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from personality_vector.steering.vector import SteeringVector
 
+# The architecture that llama.cpp writes into the GGUF file of a control vector.
 _CONTROL_VECTOR = "controlvector"
-"""The architecture that a GGUF file of llama.cpp names."""
 
 
 class Record(BaseModel):
-    """What ``NAME.json`` holds: all of a thing but its numbers.
+    """The content of ``NAME.json``: everything but the numbers.
 
     Attributes:
-        what: The thing, for messages.
+        what: What it describes, for messages.
         stem: ``NAME``.
-        kind: Of the manifest; a subclass gives it and ``format`` as literals.
+        kind: Kind of the manifest; a subclass gives it and ``format`` as literals.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,7 +57,7 @@ class Record(BaseModel):
         """Write the three files; the directory appears whole or not at all.
 
         Raises:
-            OutputExistsError: The directory exists, and ``force`` is off or it is not ours.
+            OutputExistsError: The directory exists, without ``force`` or not written by this tool.
         """
         stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
         content = self.model_dump(mode="json")
@@ -71,7 +69,7 @@ class Record(BaseModel):
         return directory
 
     @classmethod
-    def read(cls, directory: Path) -> "tuple[Self, Checkpoint]":
+    def read(cls, directory: Path) -> tuple[Any, Checkpoint]:
         """Return the record and the tensors.
 
         Raises:
@@ -96,7 +94,7 @@ class Record(BaseModel):
 
 
 class VectorRecord(Record):
-    """What ``vector.json`` holds: all of a steering vector but its numbers, and their norms."""
+    """The content of ``vector.json``: a steering vector with its norms instead of its numbers."""
 
     what = "steering vector"
     stem = "vector"
@@ -120,10 +118,10 @@ def read_vector(directory: Path) -> tuple[VectorRecord, dict[int, Float[Tensor, 
     """
     record, stored = VectorRecord.read(directory)
     names = {layer: f"layer.{layer}" for layer in record.norms}
-    odd = set(stored.names) ^ set(names.values())
-    if odd:
+    unshared = set(stored.names) ^ set(names.values())
+    if unshared:
         raise CheckpointError(
-            f"{directory}: vector.safetensors and vector.json disagree on {some(odd)}"
+            f"{directory}: vector.safetensors and vector.json disagree on {some(unshared)}"
         )
     directions = {layer: stored[name] for layer, name in names.items()}
     for layer, direction in directions.items():
@@ -152,7 +150,7 @@ def export_gguf(
     for block 0, and refuses a whole file that names it.
 
     Args:
-        vector: To be scaled; its other layers are left out.
+        vector: The vector to scale and write; layers that are not named are left out.
         out: The file; it appears whole or not at all.
         layers: 0-based decoder blocks, 1 or above; by default all of the vector. llama.cpp adds
             all of them at once, unless ``--control-vector-layer-range`` names some.
@@ -163,9 +161,9 @@ def export_gguf(
     Raises:
         DataError: Layer 0 is to be exported, a layer is given twice or none is, or the
             coefficient is 0.
-        TensorMismatchError: The vector has no such layer.
+        TensorMismatchError: The vector does not have one of these layers.
         NonFiniteError: The coefficient, or a product, is NaN or infinite.
-        OutputExistsError: The file exists, and ``force`` is off or it is no control vector.
+        OutputExistsError: The file exists, and ``force`` is off or it is not a control vector.
         RecipeError: The package ``gguf`` is not installed.
 
     Source:
@@ -181,7 +179,7 @@ def export_gguf(
         ) from error
     path = Path(out)
     chosen = vector.layers if layers is None else layers
-    require_distinct(chosen, chosen)
+    resolved(chosen, max(chosen, default=0) + 1)
     if 0 in chosen:
         raise DataError(
             f"{vector.label or 'the vector'}: llama.cpp cannot steer the output of block 0 (it has "
@@ -202,8 +200,7 @@ def export_gguf(
 
 
 def _write(gguf: Any, vector: "SteeringVector", file: Path, model_hint: str) -> None:
-    writer = gguf.GGUFWriter(file, _CONTROL_VECTOR)
-    try:
+    with closing(gguf.GGUFWriter(file, _CONTROL_VECTOR)) as writer:
         writer.add_string(f"{_CONTROL_VECTOR}.model_hint", model_hint)
         writer.add_uint32(f"{_CONTROL_VECTOR}.layer_count", len(vector.layers))
         for layer in vector.layers:
@@ -211,8 +208,6 @@ def _write(gguf: Any, vector: "SteeringVector", file: Path, model_hint: str) -> 
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-    finally:
-        writer.close()
 
 
 def _refuse_existing(gguf: Any, path: Path, *, force: bool) -> None:
@@ -224,4 +219,4 @@ def _refuse_existing(gguf: Any, path: Path, *, force: bool) -> None:
     except (OSError, ValueError, KeyError):
         field = None
     if field is None or field.contents() != _CONTROL_VECTOR:
-        raise OutputExistsError(f"{path}: is no control vector, so it is never replaced")
+        raise OutputExistsError(f"{path}: is not a control vector, so it is never replaced")

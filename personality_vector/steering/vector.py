@@ -1,7 +1,7 @@
 """Steering vectors: directions in activation space, their algebra and their storage."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,9 +19,9 @@ from personality_vector.steering.activations import (
     template_hash,
 )
 from personality_vector.steering.estimators import EstimatorName, contrast, shift
-from personality_vector.steering.fit import Directions, checked, require_one_stream
+from personality_vector.steering.fit import Directions, checked, require_same_shape
 from personality_vector.steering.storage import VectorRecord, read_vector
-from personality_vector.subject.chat import Chat
+from personality_vector.subject import Chat
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class SteeringVector:
             unit of that block's output.
         model: Hex digest of the fingerprint of the model it came from; "" where that is unknown.
             Only vectors of the same model can be combined.
-        pole: What it points to, if anything.
+        pole: The pole that it points to, if any.
         label: For messages and reports.
         pooling: Which tokens' activations were averaged, such as ``response_mean``; of a sum,
             that of its terms.
@@ -45,10 +45,10 @@ class SteeringVector:
         estimator: How the direction was found from the activations, such as ``mean_difference``.
         template: Digest of the chat template that the inputs were rendered with
             (:func:`template_hash`); "" for plain texts, or where it is unknown.
-        judge: What selected the inputs, such as a judge and its version; "" if nothing did.
+        judge: Who selected the inputs; "" if nobody did.
 
     Raises:
-        DataError: No layer, a negative one, or a direction of zero, which points nowhere.
+        DataError: There is no layer, a layer is negative, or a direction is zero.
         NonFiniteError: A direction holds NaN or infinity.
         TensorMismatchError: A direction is not one float32 vector, or widths differ.
 
@@ -102,10 +102,10 @@ class SteeringVector:
             label: Defaults to the pole.
 
         Raises:
-            DataError: A side is empty, a chat has not what is pooled, the two sides are equal
+            DataError: A side is empty, a chat lacks what is pooled, the two sides are equal
                 (for a pooling of the prompt, their prompts), or the estimator needs pairs.
             NonFiniteError: The model's activations are NaN or infinite.
-            ModelError: The model has no such layer.
+            ModelError: The model does not have this layer.
 
         Source:
             Persona vectors, Chen et al. 2025, arXiv:2507.21509:
@@ -156,14 +156,14 @@ class SteeringVector:
 
         Raises:
             TensorMismatchError: The two differ in depth, width or vocabulary.
-            DataError: There are no chats, one has not what is pooled, or nothing moved.
+            DataError: There are no chats, one lacks the text that is pooled, or nothing moved.
             NonFiniteError: Activations are NaN or infinite.
 
         Source:
             Finetuning shift of persona vectors, Chen et al. 2025, arXiv:2507.21509:
             ``mean a_tuned - mean a_base``, of which they take the projection on a direction.
         """
-        require_one_stream(base, tuned)
+        require_same_shape(base, tuned)
         before, after = (
             Reader(model, tokenizer, layers, pooling, batch_size).mean(chats)
             for model in (base, tuned)
@@ -208,44 +208,11 @@ class SteeringVector:
         one, another = self[layer].double(), other[layer].double()
         return float(one @ another / (one.norm() * another.norm()))
 
-    def similarity(self, other: "SteeringVector") -> dict[int, float]:
-        """Return the cosine to another vector of the same model, at each layer of both.
-
-        Raises:
-            BaseMismatchError: The two are of different models.
-            TensorMismatchError: They have no layer in common, or the widths differ.
-        """
-        common = [layer for layer in self.layers if layer in other.directions]
-        if not common:
-            raise TensorMismatchError(
-                f"{self.label} has layers {list(self.layers)} and {other.label} "
-                f"{list(other.layers)}: there is none to compare"
-            )
-        return {layer: self.cosine(other, layer) for layer in common}
-
     def unit(self) -> "SteeringVector":
         """Return the directions at length 1; a coefficient is then in the unit of activations."""
-        ones = self.rescaled(dict.fromkeys(self.layers, 1.0))
-        return replace(ones, label=f"unit({self.label})")
-
-    def rescaled(self, norms: Mapping[int, float]) -> "SteeringVector":
-        """Return the directions with the given Euclidean norms; float32, rounded once.
-
-        Raises:
-            TensorMismatchError: The norms are not those of just the layers of this vector.
-            NonFiniteError: A norm is not a positive number.
-        """
-        wrong = set(self.directions) ^ set(norms)
-        if wrong:
-            raise TensorMismatchError(
-                f"norms are needed for just the layers, wrong are {sorted(wrong)}"
-            )
-        for layer, norm in norms.items():
-            if not 0 < norm < math.inf:
-                raise NonFiniteError(f"layer {layer}: a direction cannot be given the norm {norm}")
         exact = {layer: direction.double() for layer, direction in self.directions.items()}
-        scaled = {layer: (norms[layer] / v.norm() * v).float() for layer, v in exact.items()}
-        return replace(self, directions=scaled, label=f"rescaled({self.label})")
+        ones = {layer: (1.0 / v.norm() * v).float() for layer, v in exact.items()}
+        return replace(self, directions=ones, label=f"unit({self.label})")
 
     def at(self, *layers: int) -> "SteeringVector":
         """Return the directions of some 0-based layers alone.
@@ -259,11 +226,11 @@ class SteeringVector:
     def incremental(self) -> "SteeringVector":
         """Return ``v'_l = v_l - v_k``, ``k`` the layer of this vector before ``l``.
 
-        For steering at all layers at once: what is added up to layer ``l`` sums to ``v_l``, where
-        ``v`` itself would be added again and again. The first layer keeps its own.
+        For steering at all layers at once: the additions up to layer ``l`` sum to ``v_l``, while
+        ``v`` itself would be added again at every layer. The first layer is kept.
 
         Raises:
-            DataError: Two layers that follow one another have the same direction.
+            DataError: Two consecutive layers have the same direction.
 
         Source:
             Fierro and Roger 2025, arXiv:2511.05408: ``v'_l = v_l - v_{l-1}`` at all layers.
@@ -371,11 +338,11 @@ class SteeringVector:
 
     def _combined(self, other: "SteeringVector", sign: float, label: str) -> "SteeringVector":
         self._require_same_space(other)
-        odd = set(self.directions) ^ set(other.directions)
-        if odd:
+        unshared = set(self.directions) ^ set(other.directions)
+        if unshared:
             raise TensorMismatchError(
                 f"{self.label} and {other.label} do not cover the same layers: "
-                f"only one of them has {sorted(odd)}"
+                f"only one of them has {sorted(unshared)}"
             )
         directions = {layer: self[layer] + sign * other[layer] for layer in self.layers}
         return self.combined([other], directions, label)
@@ -395,5 +362,5 @@ class SteeringVector:
 
 
 _METADATA = tuple(field.name for field in fields(SteeringVector) if field.name != "directions")
+# Fields that name where a vector comes from; a sum lists those of its terms, each once.
 _ORIGINS = ("pooling", "estimator", "template", "judge")
-"""Fields of a sum that name the origins of its terms: each once, in the order of the terms."""

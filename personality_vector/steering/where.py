@@ -1,4 +1,4 @@
-"""Which rows and columns of the chunk that a model is reading right now are steered."""
+"""Which rows and columns are steered in the chunk that a model is reading."""
 
 import inspect
 import math
@@ -15,10 +15,10 @@ from personality_vector.errors import DataError, ModelError, NonFiniteError, Rec
 from personality_vector.steering.fit import require_fit
 from personality_vector.steering.positions import Positions
 from personality_vector.subject.models import hidden_size, owner_of
-from personality_vector.subject.prompts import Prompts, announcing, current_prompts
+from personality_vector.subject.prompts import CURRENT, Prompts, tracking_generate
 
 Selected = Bool[Tensor, "rows _ 1"] | bool
-"""``True`` everywhere in the chunk, ``False`` nowhere, or a mask."""
+"""A mask; ``True`` selects the whole chunk and ``False`` none of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,10 +29,10 @@ class Gate:
     of block ``layer`` is beyond ``threshold``.
 
     Attributes:
-        layer: 0-based decoder block; steered blocks are not before it.
+        layer: 0-based decoder block; no steered block comes before it.
         direction: ``(hidden,)``, of any length but 0.
-        threshold: A cosine.
-        side: On which side of it a row is open.
+        threshold: The cosine at which the gate turns.
+        side: Whether a row is open above or below it.
 
     Source:
         Conditional activation steering, Lee et al. 2024, arXiv:2409.05907. Deviations: a plain
@@ -48,16 +48,11 @@ class Gate:
         if self.side not in ("above", "below"):
             raise RecipeError(f"gate: side must be above or below, got {self.side!r}")
 
-    def opens(self, similarity: Float[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
-        """Return which rows are open at these cosines."""
-        is_above = similarity > self.threshold
-        return is_above if self.side == "above" else ~is_above
-
     def require_fit(self, model: nn.Module, blocks: int, first_steered: int) -> None:
         """Check the gate against a model.
 
         Raises:
-            ModelError: There is no such block, or a steered block comes before it.
+            ModelError: The model does not have this block, or a steered block comes before it.
             BaseMismatchError: The direction has another width.
             NonFiniteError: A number is NaN or infinite.
             DataError: The direction is zero.
@@ -76,7 +71,7 @@ class Gate:
 
 
 class Where:
-    """Follows the chunks that a model reads, and says what of them is steered."""
+    """Follows the chunks that a model reads and selects what is steered in them."""
 
     def __init__(
         self, positions: Positions, amounts: float | Tensor, gate: Gate | None = None
@@ -99,7 +94,7 @@ class Where:
     def watch(
         self, model: nn.Module, blocks: nn.ModuleList, hooks: ExitStack, first_steered: int
     ) -> None:
-        """Register what is needed to follow ``model``; ``hooks`` takes it away again.
+        """Register what is needed to follow ``model``; ``hooks`` removes it again.
 
         Raises:
             ModelError: The columns of a chunk cannot be known in this model.
@@ -110,28 +105,30 @@ class Where:
         self._arguments = tuple(inspect.signature(owner.forward).parameters)
         _require_columns(model, self._arguments)
         hooks.callback(owner.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
-        hooks.enter_context(announcing(model))
+        hooks.enter_context(tracking_generate(model))
         if self._gate is not None:
             self._gate.require_fit(model, len(blocks), first_steered)
-            listening = blocks[self._gate.layer].register_forward_hook(self._listen)
+            listening = blocks[self._gate.layer].register_forward_hook(self._sum_prompts)
             hooks.callback(listening.remove)
 
     def selected(self, hidden: Float[Tensor, "rows seq width"]) -> Selected:
         """Return what of this chunk is steered.
 
         Raises:
-            DataError: The prompts are needed and nobody told them, or their rows do not fit.
+            DataError: The prompts are needed but unknown, or their rows do not match the batch.
         """
         if self._is_everywhere:
             return True
         if hidden.shape != self._shape:
-            self._in_chunk(hidden)
+            self._locate_chunk(hidden)
         chosen = self._known[1]
         if self._gate is None or chosen is False:
             return chosen
         direction = self._gate.direction.to(self._prompt_sum.device).float()
         cosine = torch.cosine_similarity(self._prompt_sum, direction[None], dim=-1)
-        is_open = self._gate.opens(cosine)[:, None, None].to(hidden.device)
+        is_above = cosine > self._gate.threshold
+        is_open = is_above if self._gate.side == "above" else ~is_above
+        is_open = is_open[:, None, None].to(hidden.device)
         return is_open if chosen is True else is_open & chosen
 
     def strength(self, hidden: Float[Tensor, "rows seq width"]) -> float | Tensor:
@@ -142,17 +139,17 @@ class Where:
         return rows.to(hidden.device, torch.float32)[:, None, None]
 
     def _begin(self, _owner: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-        """Find out at which column the coming chunk starts."""
+        """Find the column at which the next chunk starts."""
         named = dict(zip(self._arguments, args, strict=False)) | given
         cache = named.get("past_key_values")
         self._start = 0 if cache is None else int(cache.get_seq_length())
         self._shape = None
 
-    def _in_chunk(self, hidden: Tensor) -> None:
-        """Find out what of the chunk is steered: once for all blocks that it passes."""
+    def _locate_chunk(self, hidden: Tensor) -> None:
+        """Find what is steered in the chunk, once for all blocks that it passes."""
         rows, length = hidden.shape[:2]
         prompts = _require_prompts(self._positions)
-        # Behind every prompt nothing changes any more, so one answer serves each token.
+        # After every prompt nothing changes any more, so one answer serves each token.
         key = (prompts, rows, length, min(self._start, max(prompts.ends)))
         if self._known[0] != key:
             with torch.inference_mode(mode=False):  # it may serve a pass with gradients later
@@ -162,10 +159,10 @@ class Where:
             self._known = (key, True if mask.all() else some)
         self._shape = hidden.shape
 
-    def _listen(self, _block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+    def _sum_prompts(self, _block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         """Add a chunk to the sum over each row's prompt, which points where the mean does.
 
-        float32; a chunk that starts at column 0 starts anew.
+        float32; a chunk that starts at column 0 begins a new sum.
         """
         hidden = output[0] if isinstance(output, tuple) else output
         prompts = _require_prompts(self._positions)
@@ -180,7 +177,7 @@ class Where:
 
 
 def _require_prompts(positions: Positions) -> Prompts:
-    prompts = current_prompts()
+    prompts = CURRENT.get()
     if prompts is None:
         raise DataError(
             f"positions {positions}: where the prompt ends is unknown in a plain forward pass; "
@@ -190,7 +187,7 @@ def _require_prompts(positions: Positions) -> Prompts:
 
 
 def _require_columns(model: Any, arguments: Sequence[str]) -> None:
-    """Refuse a model in which a chunk does not say at which column it starts."""
+    """Refuse a model in which it is unknown at which column a chunk starts."""
     why = ""
     if getattr(model.config, "is_encoder_decoder", False):
         why = "its prompt goes to an encoder"
@@ -203,8 +200,10 @@ def _require_columns(model: Any, arguments: Sequence[str]) -> None:
 
 
 def _expanded(values: Tensor, rows: int, what: str) -> Tensor:
-    """Return one value for each row of the batch: beams and samples share that of their row."""
+    """Return a value for each row of the batch; beams and samples share that of their row."""
     times, rest = divmod(rows, len(values))
     if rest or not times:
-        raise DataError(f"{len(values)} {what} were given for a batch of {rows} rows")
+        raise DataError(
+            f"{len(values)} {what} were given for a batch of {rows} rows; give one for each row"
+        )
     return values if times == 1 else values.repeat_interleave(times, dim=0)

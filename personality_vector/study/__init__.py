@@ -1,6 +1,6 @@
-"""The study: designs, the store that keeps what they find, and the worker that finds it.
+"""Studies: designs, the worker that measures them, and the store that keeps the results.
 
-The room is called by its own name: ``pv.study(...)`` is :func:`study.study.study`.
+The package can be called: ``pv.study(...)`` is :func:`study.study.study`.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""Claims: which process works on which cell, so that several share the work of one folder.
+"""Claims: which process works on which cell, so that several can share one folder.
 
-A claim holds for a lease, which a thread of its worker renews. It is void once the lease has run
-out, or at once where its process on this machine is dead.
+A claim holds for a lease, which a thread of its worker renews. It lapses when the lease runs out,
+or as soon as its process on this machine has died.
 """
 
 import os
@@ -30,9 +30,13 @@ class Claims:
 
     @contextmanager
     def held(self, wanted: Callable[[], Iterable[str]]) -> Generator[list[str]]:
-        """Claim those keys of ``wanted()`` that nobody has, and renew the claims meanwhile."""
+        """Claim the free keys of ``wanted()`` and renew the claims during the ``with`` block."""
+        insert = "INSERT INTO claims VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        database = self._database.connection
         with self._database.transaction():
-            taken = self._take(wanted())
+            self._drop_lapsed()
+            row = (self.worker, _HOST, os.getpid(), time.time() + self.lease)
+            taken = [key for key in wanted() if database.execute(insert, (key, *row)).rowcount]
         done = threading.Event()
         thread = threading.Thread(target=self._renew, args=(done,), daemon=True)
         thread.start()
@@ -43,13 +47,6 @@ class Claims:
             thread.join()
             with self._database.transaction():
                 self.drop(taken)
-
-    def _take(self, keys: Iterable[str]) -> list[str]:
-        self._forget_void()
-        insert = "INSERT INTO claims VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-        row = (self.worker, _HOST, os.getpid(), time.time() + self.lease)
-        database = self._database.connection
-        return [key for key in keys if database.execute(insert, (key, *row)).rowcount]
 
     def is_lost(self, key: str) -> bool:
         """Return whether another worker has taken over ``key``."""
@@ -68,7 +65,7 @@ class Claims:
     def of_others(self) -> bool:
         """Return whether a claim of another worker holds."""
         with self._database.transaction():
-            self._forget_void()
+            self._drop_lapsed()
             return bool(
                 self._database.rows("SELECT 1 FROM claims WHERE worker != ?", (self.worker,))
             )
@@ -83,7 +80,7 @@ class Claims:
                     (time.time() + self.lease, self.worker),
                 )
 
-    def _forget_void(self) -> None:
+    def _drop_lapsed(self) -> None:
         database = self._database.connection
         rows = database.execute("SELECT DISTINCT host, pid, worker FROM claims").fetchall()
         dead = [(worker,) for host, pid, worker in rows if host == _HOST and not _is_alive(pid)]
@@ -95,5 +92,5 @@ def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except OSError as error:
-        return isinstance(error, PermissionError)  # it lives, and belongs to another user
+        return isinstance(error, PermissionError)  # it is alive and belongs to another user
     return True

@@ -1,4 +1,4 @@
-"""The SQLite file of a run: its tables, opened durably, with every error in our words."""
+"""The SQLite file of a run: its tables, durable connections and errors of this package."""
 
 import sqlite3
 from collections.abc import Generator, Sequence
@@ -13,7 +13,7 @@ from personality_vector.errors import (
     PersonalityVectorError,
     StorageError,
 )
-from personality_vector.subject.protocols import Cell
+from personality_vector.subject import Cell
 
 _SECONDS_TO_WAIT = 30.0
 _LOCKED = (LockedError, "another process is writing there; wait for it or stop it")
@@ -28,7 +28,7 @@ _MEANINGS: dict[int, tuple[type[PersonalityVectorError], str]] = {
     sqlite3.SQLITE_PERM: _STORAGE,
     sqlite3.SQLITE_CONSTRAINT: (DataError, "two rows of a cell have the same key: {error}"),
 }
-_DAMAGED = (CheckpointError, "not a results file, or a damaged one: {error}")
+_DAMAGED = (CheckpointError, "is not a results file, or is damaged: {error}")
 
 FORMAT = 2
 """The version of these tables."""
@@ -43,7 +43,7 @@ TABLES: dict[str, str] = {
         "seconds REAL NOT NULL, finished_at TEXT NOT NULL, "
         "UNIQUE (base, intervention, strength, measure, seed)"
     ),
-    # Who works on what, and until when this holds.
+    # Who works on what, and until when.
     "claims": (
         "key TEXT PRIMARY KEY, worker TEXT NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL, "
         "expires REAL NOT NULL"
@@ -79,7 +79,7 @@ TABLES: dict[str, str] = {
 }
 """Table to its columns.
 
-``planned`` and ``judged`` say what the latest recipe asks for; all others only grow.
+``planned`` and ``judged`` hold what the latest recipe asks for; the other tables only grow.
 """
 
 
@@ -88,7 +88,7 @@ class Planned(NamedTuple):
 
     Attributes:
         label: Of the intervention.
-        strength: As the recipe has it; in the cell it is 0 for what is the base.
+        strength: The strength in the recipe; in the cell it is 0 if the point is the base.
         name: Of the measure.
         cell: Its key.
     """

@@ -1,8 +1,7 @@
 """The design of a study: which interventions are tried at which strengths, with which seeds.
 
-A design is a grid, or goes on to matched effect: comparing interventions at equal raw strength
-compares nothing, since an alpha and a coefficient have different units. They are compared where
-they have the same effect on the trait.
+A design is a grid, or continues to matched effect: an alpha and a coefficient have different units,
+so interventions are compared where they have the same effect on the trait.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from personality_vector.errors import RecipeError, some
 from personality_vector.interventions.spec import require_step
-from personality_vector.subject.protocols import Intervention, Measure
+from personality_vector.subject import Intervention, Measure
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
@@ -22,15 +21,15 @@ if TYPE_CHECKING:
 BASE = "base"
 """Label of the unedited model in the results."""
 
+# Tolerance of a matched strength, as a share of its bracket in the sweep.
 _TOLERANCE = 0.01
-"""Of a matched strength, relative to the bracket that the sweep gives."""
 
-_MISSED = 0.25
-"""Of the target: a found strength whose shift misses it by more lies at a jump of the curve."""
+# A strength whose shift misses the target by a larger share lies at a jump of the curve.
+_MAX_MISS = 0.25
 
 
 class Point(NamedTuple):
-    """One intervention at one strength with one seed: what all measures are taken of at once."""
+    """One intervention at one strength with one seed, where all measures are taken at once."""
 
     label: str
     strength: float
@@ -47,7 +46,7 @@ class Arm:
         strengths: In the intervention's own unit.
 
     Raises:
-        RecipeError: A strength is not a step of the intervention, is given twice, or there is none.
+        RecipeError: No strength is given, one is given twice, or one is not a step.
         NonFiniteError: A strength is NaN or infinite.
     """
 
@@ -58,10 +57,10 @@ class Arm:
         object.__setattr__(self, "strengths", tuple(map(float, self.strengths)))
         if len({each.label for each in self.by_seed.values()}) != 1:
             raise RecipeError(
-                "an arm needs an intervention, or one of the same label for each seed"
+                "an arm needs one intervention, or one for each seed with the same label"
             )
         if not self.strengths or len(set(self.strengths)) < len(self.strengths):
-            raise RecipeError(f"{self.label}: give at least one strength, and none of them twice")
+            raise RecipeError(f"{self.label}: give at least one strength, and each only once")
         for intervention in self.by_seed.values():
             for strength in self.strengths:
                 require_step(intervention, strength)
@@ -80,18 +79,17 @@ class Arm:
 
     @property
     def steps(self) -> tuple[float, ...] | None:
-        """The strengths that there are, or ``None`` for all real numbers."""
+        """The possible strengths, or ``None`` for all real numbers."""
         return next(iter(self.by_seed.values())).steps
 
     def at(self, seed: int) -> Intervention:
         """Return the intervention of a seed."""
-        found = self.by_seed
-        return found[None] if None in found else found[seed]
+        return self.by_seed.get(None) or self.by_seed[seed]
 
 
 @runtime_checkable
 class Design(Protocol):
-    """Which points are measured. What comes next may depend on what has been measured."""
+    """Which points are measured; later points may depend on earlier results."""
 
     def batches(self, worker: "Worker", /) -> Iterator[Sequence[Point]]:
         """Yield points; each batch has been measured before the next is asked for."""
@@ -114,7 +112,7 @@ class Grid:
 
 
 def require_distinct(what: str, names: Sequence[str], remedy: str) -> None:
-    """Refuse two arms or measures of one name.
+    """Refuse two things with the same name.
 
     Raises:
         RecipeError: A name occurs twice.
@@ -163,8 +161,8 @@ def matched_strength(
 ) -> float | None:
     """Return the strength at which ``shift(strength) = target``, or ``None`` if there is none.
 
-    The curve gives the bracket and its two ends, Brent's method the rest, on the live model. Out
-    of reach, or jumped over, is ``None``.
+    The curve gives the bracket and its two ends; Brent's method finds the strength on the live
+    model. The result is ``None`` if the target is out of reach or the curve jumps over it.
 
     Args:
         curve: Measured points of the intervention.
@@ -184,14 +182,14 @@ def matched_strength(
 
             tolerance = _TOLERANCE * abs(after.strength - before.strength)
             found = brentq(excess, before.strength, after.strength, xtol=tolerance)
-            return float(found) if abs(excess(found)) <= _MISSED * abs(target) else None
+            return float(found) if abs(excess(found)) <= _MAX_MISS * abs(target) else None
     return None
 
 
 def nearest_strength(curve: Sequence[DosePoint], target: float) -> float | None:
     """Return the measured strength whose shift is nearest to ``target``, below twice it.
 
-    For interventions that come in steps, such as prompts, which have no strength in between.
+    For interventions with steps, such as prompts, which have no strength in between.
     """
     near = [point for point in rising(curve) if 0.0 < point.shift < 2.0 * target]
     best = min(near, key=lambda point: abs(point.shift - target), default=None)
@@ -202,14 +200,14 @@ def nearest_strength(curve: Sequence[DosePoint], target: float) -> float | None:
 class Matched:
     """A grid, and then every arm at the strengths where it moves ``pole`` equally far.
 
-    The targets are ``points`` equal steps up to what the weakest of the arms reaches. An arm that
-    comes in steps, such as a prompt, is taken at the nearest one. Over several seeds the shift is
+    The targets are ``points`` equal steps up to what the weakest of the arms reaches. An arm
+    with steps, such as a prompt, is taken at the nearest step. Over several seeds the shift is
     the mean, so that all seeds are measured at one strength.
 
     Attributes:
-        pole: What is moved.
+        pole: The pole to move towards.
         points: Number of targets.
-        measure: Whose shift is the effect; measured in every cell of the grid.
+        measure: The measure whose shift is the effect; measured in every cell of the grid.
         probe: The same measure of this trait alone, for strengths in between.
     """
 

@@ -1,4 +1,4 @@
-"""The recipes of studies (evaluation, sweep, comparison, choice), and how a study is opened."""
+"""The recipes of studies (evaluation, sweep, comparison, choice), and opening one."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ from personality_vector.recipes.schema import (
     schema_of,
 )
 from personality_vector.study.design import Arm, Design, Grid, Matched
-from personality_vector.subject.spec import GenerationSpec
+from personality_vector.subject import GenerationSpec
 from personality_vector.traits import BIG_FIVE_POLES, Pole
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from personality_vector.study.study import Study
 
 TRAIT, LEVEL = "{trait}", "{level}"
-"""In an intervention: one for each pole, or for each trait."""
+"""In an intervention: it is repeated for each pole, or for each trait."""
 
 
-def _asked_alike(measures: Any) -> Any:
-    """Let a measure that does not say what it asks, ask what the first interview does."""
+def _share_questions(measures: Any) -> Any:
+    """Give the questions of the first interview to every measure that names none."""
     if not isinstance(measures, list | tuple):
         return measures
     rows = [{row: {}} if isinstance(row, str) else row for row in measures]
@@ -60,7 +60,7 @@ def _with(key: Any, body: Any, shared: Mapping[str, Any]) -> Any:
     return {**shared, **body}
 
 
-Measures = Annotated[tuple[AnyMeasure, ...], Field(min_length=1), BeforeValidator(_asked_alike)]
+Measures = Annotated[tuple[AnyMeasure, ...], Field(min_length=1), BeforeValidator(_share_questions)]
 Seeds = Annotated[tuple[Whole, ...], Field(min_length=1), AfterValidator(distinct)]
 
 
@@ -75,7 +75,9 @@ def _for_each_pole(given: Any) -> list[Any]:
     words = [word for word in (TRAIT, LEVEL) if word in str(given)]
     if not isinstance(given, Mapping) or not words:
         if isinstance(given, Mapping) and "poles" in given:
-            raise ValueError(f"poles need {TRAIT} or {LEVEL} in a path or text beside them")
+            raise ValueError(
+                f"poles need {TRAIT} or {LEVEL} in a path or text of the same intervention"
+            )
         return [given]
     rest = {key: value for key, value in given.items() if key != "poles"}
     row = {"label": ":".join(words), **rest}
@@ -101,7 +103,7 @@ def _poles_of(given: Mapping[str, Any]) -> Sequence[Pole]:
 
 
 def _filled(value: Any, pole: Pole) -> Any:
-    """Return data with the names of a pole in its texts, which stay marked as they were given."""
+    """Return data with the names of a pole filled into its texts; their type is kept."""
     if isinstance(value, str):
         return type(value)(value.replace(TRAIT, pole.trait).replace(LEVEL, pole.level))
     if isinstance(value, Mapping):
@@ -114,7 +116,7 @@ Interventions = Annotated[
 ]
 """Interventions of a recipe.
 
-One that has ``{trait}`` or ``{level}`` in a text stands for one for each of its ``poles``, by
+An intervention with ``{trait}`` or ``{level}`` in a text is repeated for each of its ``poles``, by
 default the ten of the Big Five.
 """
 
@@ -145,7 +147,9 @@ class SweepRecipe(StudyRecipe):
     def _all_have_strengths(self) -> "SweepRecipe":
         lacking = [spec.label for spec in self.interventions if not spec.strengths]
         if self.strengths is None and lacking:
-            raise ValueError(f"{lacking[0]} has no strengths; give them there, or for all")
+            raise ValueError(
+                f"{lacking[0]} has no strengths; give them to it, or to all interventions"
+            )
         return self
 
 
@@ -172,7 +176,7 @@ class CompareRecipe(SweepRecipe):
 
 def _outwards(shares: tuple[float, ...]) -> tuple[float, ...]:
     if any(later <= earlier for earlier, later in zip((0.0, *shares), shares, strict=False)):
-        raise ValueError("shares go outwards from 0, such as [0.05, 0.1, 0.2]")
+        raise ValueError("shares must rise from above 0, such as [0.05, 0.1, 0.2]")
     return shares
 
 
@@ -242,7 +246,7 @@ def _design(recipe: StudyRecipe) -> Design:
 
 
 def _arms(recipe: SweepRecipe, base: "Checkpoint") -> tuple[Arm, ...]:
-    """Open the interventions, none of which may have been trained on what measures it."""
+    """Open the interventions; none may be measured on statements that it was trained on."""
     for given in recipe.interventions:
         for tuned in _tuned(given.model_dump(mode="json")):
             for spec in _likelihoods(recipe):
@@ -270,7 +274,7 @@ def _require_trained_on_the_rest(tuned: Path, measure: "LikelihoodSpec") -> None
     """Check that a fine-tune of ours was not trained on the statements that measure it.
 
     Raises:
-        DataError: Its recipe split the same statements elsewhere.
+        DataError: Its recipe split the same statements differently.
     """
     from personality_vector.checkpoint.reader import read_json
 

@@ -1,8 +1,8 @@
 """The results of a run, cell by cell, keyed by everything that a number depends on.
 
 A *cell* is one measure of one intervention at one strength with one seed, on one base. It is
-written whole or not at all, and never twice: what a changed recipe still asks for is found, and
-only what is missing is measured.
+written whole or not at all, and never twice: after a recipe changes, finished cells are reused
+and only missing ones are measured.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any
 from personality_vector.errors import CheckpointError, NonFiniteError, RecipeError
 from personality_vector.study.claims import LEASE, Claims
 from personality_vector.study.database import FORMAT, TABLES, Database, Judged, Planned, connected
-from personality_vector.subject.protocols import Answer, Cell, Findings, Rubric, Score
+from personality_vector.subject import Answer, Cell, Findings, Rubric, Score
 
 log = logging.getLogger(__name__)
 
@@ -72,22 +72,22 @@ class Store(Database):
             self._note({"format": FORMAT})
         elif not {"run", "cells"} <= found:
             raise CheckpointError(
-                f"{self.path}: an SQLite file, but not one of results; move it away, or choose "
+                f"{self.path}: is an SQLite file without results; move it away, or choose "
                 "another folder"
             )
         elif (stored := self["format"] or 1) != FORMAT:
             raise CheckpointError(
-                f"{self.path}: holds results of format {stored}, and this version writes format "
-                f"{FORMAT}; choose another folder, or begin anew with --force"
+                f"{self.path}: holds results of format {stored}, but this version writes format "
+                f"{FORMAT}; choose another folder, or start again with --force"
             )
 
     def __getitem__(self, key: str) -> Any:
-        """Return something that was noted about the run; ``None`` if it was not."""
+        """Return a note about the run, or ``None`` if there is none."""
         found = self.rows("SELECT value FROM run WHERE key = ?", (key,))
         try:
             return json.loads(found[0][0]) if found else None
         except ValueError as error:
-            raise CheckpointError(f"{self.path}: what is noted as {key} is damaged") from error
+            raise CheckpointError(f"{self.path}: the note {key} is damaged") from error
 
     def note(self, **values: Any) -> None:
         """Note JSON-like data about the run, in place of what was noted under the same key."""
@@ -107,7 +107,7 @@ class Store(Database):
             plan: Digest of it. If it is the plan of the store already, another worker of the same
                 recipe began it, and what that one planned stays.
             judged: Who rates the answers of which measure.
-            values: What else is noted about the run.
+            values: Further notes about the run.
         """
         with self.transaction():
             if self["plan"] == plan:  # a judge that was added stays
@@ -122,15 +122,15 @@ class Store(Database):
         """Add cells to the plan, in order; those that are in it already stay where they are.
 
         Raises:
-            RecipeError: Another plan has been begun meanwhile.
+            RecipeError: Another plan was started meanwhile.
         """
         # The fields of a cell are in the order of the columns.
         rows = [(row.label, row.name, *row.cell, row.strength) for row in cells]
         with self.transaction():
             if self["plan"] not in (None, plan):
                 raise RecipeError(
-                    f"{self.path.parent}: another recipe was begun there meanwhile, and the tables "
-                    "are that one's now; nothing is lost: run this recipe again to get its tables"
+                    f"{self.path.parent}: another recipe was started there, and the folder now has "
+                    "its tables; nothing is lost: run this recipe again to get its tables"
                 )
             self.connection.executemany(
                 "INSERT INTO planned VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -172,7 +172,7 @@ class Store(Database):
             if self.claims.is_lost(key_of(cell)) or self.is_finished(cell):
                 log.warning(
                     "%s: the lease of a cell (seed %d, strength %g) ran out while it was being "
-                    "measured, and another worker took it over; what that one finds stands",
+                    "measured, and another worker took it over, whose result counts",
                     *(self.path, cell.seed, cell.strength),
                 )
                 return False
@@ -268,7 +268,7 @@ class Store(Database):
         """Check that no other judge has the name of one that is to be added.
 
         Raises:
-            RecipeError: One has.
+            RecipeError: Another judge has this name.
         """
         others = {row[:3]: row[3] for row in self.rows("SELECT * FROM judged")}
         for row in judged:
@@ -278,8 +278,8 @@ class Store(Database):
                     "a name of its own, as {classifier: {name: mine}} in a file"
                 )
 
-    def judge_too(self, judged: Iterable[Judged], judges: Mapping[str, Any]) -> None:
-        """Add judges to the plan, and note what is said of them."""
+    def add_judges(self, judged: Iterable[Judged], judges: Mapping[str, Any]) -> None:
+        """Add judges to the plan, and note their scale and quality."""
         with self.transaction():
             self._judge(judged)
             self._note({"judges": {**self["judges"], **judges}})
@@ -295,12 +295,12 @@ class Store(Database):
         ]
 
     def is_empty(self) -> bool:
-        """Return whether nothing has been measured, and nobody is about to."""
+        """Return whether nothing has been measured and nobody is measuring."""
         return not self.rows("SELECT 1 FROM cells LIMIT 1") and not self.claims.of_others()
 
 
 def _real(value: Any) -> float | None:
-    """Return a number as SQLite takes it, also one of numpy or torch."""
+    """Return a number of Python, numpy or torch as SQLite takes it."""
     return None if value is None else float(value)
 
 

@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,26 +19,24 @@ from personality_vector.study.store import FILE, Store
 from personality_vector.study.worker import (
     Helpers,
     Worker,
-    described,
-    ends_of,
     judge_key,
     judges_of,
     packed,
     quality_of,
     require_measures,
     rubrics_of,
+    scale_of,
 )
-from personality_vector.subject.identity import digest_of
-from personality_vector.subject.protocols import Cell, Intervention, Measure
+from personality_vector.subject import Cell, Intervention, Measure, digest_of
 from personality_vector.subject.subject import base_identity
 
+# Prefix of the names of results that are about to be replaced.
 _OLD = ".old-"
-"""What the names of results begin with that are about to be replaced."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that is to be measured; made by :func:`study` or from a recipe.
+    """Everything to measure; made by :func:`study` or from a recipe.
 
     Attributes:
         base: The model that every intervention is done to.
@@ -47,7 +45,7 @@ class Study:
         seeds: Of all random numbers; each is a repetition.
         dtype: That the base is loaded in.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        design: In which order points are measured, and which follow from others.
+        design: Which points are measured, and in which order.
         recipe: What the study was read from, for the report.
 
     Raises:
@@ -67,11 +65,13 @@ class Study:
     def __post_init__(self) -> None:
         labels = [arm.label for arm in self.arms]
         if BASE in labels:
-            raise RecipeError(f"the label {BASE!r} is taken; results use it for the base itself")
+            raise RecipeError(f"the label {BASE!r} is reserved for the base itself; choose another")
         require_distinct("interventions", labels, "give each its own label")
         require_measures(self.measures)
         if not self.measures or not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise RecipeError("a study needs a measure and a seed, and no seed twice")
+            raise RecipeError(
+                "a study needs at least one measure and one seed, and each seed only once"
+            )
         if not all(type(seed) is int and abs(seed) < 2**63 for seed in self.seeds):
             raise RecipeError(
                 f"seeds are whole numbers below 2**63, got {some(map(str, self.seeds))}"
@@ -79,7 +79,7 @@ class Study:
         for arm in self.arms:
             if None not in arm.by_seed and (lacking := set(self.seeds) - set(arm.by_seed)):
                 raise RecipeError(
-                    f"{arm.label}: has no intervention for seed {some(map(str, lacking))}"
+                    f"{arm.label}: lacks an intervention for seed {some(map(str, lacking))}"
                 )
             with blame(intervention=arm.label):
                 for intervention in arm.by_seed.values():
@@ -131,15 +131,15 @@ class Study:
         has. No checkpoint is written; the base is edited in memory and restored bit for bit.
 
         Args:
-            folder: Is made. A strength, seed, measure or judge that was added, or an input that was
-                changed, costs only what is missing.
+            folder: Created if missing. If a strength, seed, measure or judge was added, or an input
+                changed, only what is missing is measured.
             workers: Processes of this machine, this one included.
-            force: Forget what the folder holds.
+            force: Discard what the folder holds.
 
         Raises:
             RecipeError: ``workers`` is above 1 and something in the study cannot be pickled, or
-                another recipe was begun in the folder meanwhile.
-            OutputExistsError: ``folder`` holds something else.
+                another recipe was started in the folder meanwhile.
+            OutputExistsError: ``folder`` exists and is not a results folder.
             CheckpointError: Its results are damaged, or of another format.
         """
         out = Path(folder)
@@ -149,10 +149,10 @@ class Study:
         is_new = not out.exists()
         if not is_new and not (out / FILE).exists() and any(out.iterdir()):
             raise OutputExistsError(
-                f"{out}: exists and holds no results of ours; choose another --out"
+                f"{out}: exists but is not a results folder; choose another --out"
             )
         with (
-            _set_aside(out) if force else nullcontext(),
+            _replaced_results(out) if force else nullcontext(),
             Store.open(out / FILE, create=True) as store,
         ):
             try:
@@ -160,7 +160,7 @@ class Study:
                 with helpers:
                     Worker(self, store).work()
             except BaseException:
-                _leave_nothing(store, out, is_new=is_new)
+                _remove_if_empty(store, out, is_new=is_new)
                 raise
         object.__setattr__(self, "_folder", out)
         return Run(out)
@@ -173,7 +173,7 @@ class Study:
         """
         folder = getattr(self, "_folder", None)
         if folder is None:
-            raise RecipeError("this study has not been run; call run(folder) first")
+            raise RecipeError("this study has not been run yet; call run(folder) first")
         return Run(folder).readings()
 
     @cached_property
@@ -200,16 +200,22 @@ class Study:
             arms={arm.label: list(arm.strengths) for arm in self.arms},
             seeds=list(self.seeds),
             measures={
-                m.name: {"unit": m.unit, "scale": ends_of(m), "better": m.better}
+                m.name: {"unit": m.unit, "scale": scale_of(m), "better": m.better}
                 for m in self.measures
             },
-            rubrics={m.name: [described(one) for one in rubrics_of(m)] for m in self.measures},
+            rubrics={
+                m.name: [
+                    asdict(one) | {"pole": str(one.pole) if one.pole else None}
+                    for one in rubrics_of(m)
+                ]
+                for m in self.measures
+            },
             judges={one.name: quality_of(one) for m in self.measures for one in judges_of(m)},
         )
 
     @property
     def _recipe(self) -> dict[str, Any]:
-        """What the study was read from, or what stands for it where it was made in Python."""
+        """The recipe of the study, or a substitute for it if it was made in Python."""
         return dict(self.recipe) or {
             "base": str(self.base.path),
             "interventions": [arm.label for arm in self.arms],
@@ -243,7 +249,7 @@ def study(
         **how: ``dtype``, ``device`` and ``design`` of :class:`Study`.
 
     Raises:
-        CheckpointError: There is no such base.
+        CheckpointError: The base does not exist.
         RecipeError: A label has no strengths, or one that is not a step of it.
     """
     arms = tuple(
@@ -253,7 +259,7 @@ def study(
     unused = set(strengths if isinstance(strengths, Mapping) else ()) - {arm.label for arm in arms}
     if unused:
         raise RecipeError(
-            f"strengths are given for {some(unused)}, which is not the label of an intervention"
+            f"strengths are given for {some(unused)}, but no intervention has this label"
         )
     return Study(Checkpoint.open(base), arms, tuple(measures), tuple(seeds), **how)
 
@@ -264,16 +270,16 @@ def _strengths_of(
     if not isinstance(strengths, Mapping):
         return strengths
     if label not in strengths:
-        raise RecipeError(f"{label}: has no strengths; they are given for {some(strengths)}")
+        raise RecipeError(f"{label}: has no strengths; strengths are given for {some(strengths)}")
     return strengths[label]
 
 
 @contextmanager
-def _set_aside(out: Path) -> Generator[None]:
-    """Remove the results of an earlier run, of whatever format, once there are new ones.
+def _replaced_results(out: Path) -> Generator[None]:
+    """Remove the results of an earlier run, of any format, once there are new ones.
 
     Raises:
-        CheckpointError: What lies there under that name is not a results file.
+        CheckpointError: The file of that name is not a results file.
     """
     path = out / FILE
     if path.exists():
@@ -281,8 +287,7 @@ def _set_aside(out: Path) -> Generator[None]:
             found = {name for (name,) in old.execute("SELECT name FROM sqlite_master")}
         if not {"run", "cells", "answers"} <= found:
             raise CheckpointError(
-                f"{path}: an SQLite file, but not one of results; move it away, or choose another "
-                "folder"
+                f"{path}: is an SQLite file without results; move it away, or choose another folder"
             )
         for file in out.glob(f"{FILE}*"):
             file.rename(out / f"{_OLD}{file.name}")
@@ -297,8 +302,8 @@ def _set_aside(out: Path) -> Generator[None]:
                 file.rename(out / file.name.removeprefix(_OLD))
 
 
-def _leave_nothing(store: Store, out: Path, *, is_new: bool) -> None:
-    """Remove a store in which nothing was measured, and the folder that was made for it."""
+def _remove_if_empty(store: Store, out: Path, *, is_new: bool) -> None:
+    """Remove a store in which nothing was measured, and its folder if this run created it."""
     if store.is_empty():
         store.connection.close()
         for file in out.glob(f"{FILE}*"):

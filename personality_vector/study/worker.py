@@ -1,4 +1,4 @@
-"""Work on a study: points that nobody has are measured cell by cell, and their answers rated."""
+"""Work on a study: measuring unclaimed points cell by cell, and rating their answers."""
 
 import logging
 import multiprocessing
@@ -18,8 +18,7 @@ from personality_vector.progress import progress, silence
 from personality_vector.study.database import Judged, Planned
 from personality_vector.study.design import BASE, Point, require_distinct
 from personality_vector.study.store import FILE, Store, key_of
-from personality_vector.subject.identity import digest_of
-from personality_vector.subject.protocols import Cell, Findings, Judge, Measure, Rubric, rated
+from personality_vector.subject import Cell, Findings, Judge, Measure, Rubric, digest_of, rated
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
 
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 0.5
-"""Seconds between two looks at what other workers have finished."""
+# Seconds between two looks at what other workers have finished.
+_POLL_SECONDS = 0.5
 
 
 class Worker:
@@ -60,14 +59,14 @@ class Worker:
                 ),
             )
             self.measure(points)
-        self.store.plan(self.study.digest, ())  # refused if another recipe took over meanwhile
+        self.store.plan(self.study.digest, ())  # refused if another recipe was started meanwhile
 
     def measure(self, points: Sequence[Point], extra: Sequence[Measure] = ()) -> None:
-        """Measure ``points``, and return when all of them are finished, by whomever.
+        """Measure ``points``, and return when all are finished, by this worker or others.
 
         Args:
-            points: Where.
-            extra: What is measured there instead of the measures of the study.
+            points: The points.
+            extra: Measures to take there instead of those of the study.
         """
         measures = extra or self.study.measures
         todo = self._missing(points, measures)
@@ -76,10 +75,10 @@ class Worker:
                 self._measure_point(point, measures)
             todo = self._missing(todo, measures)
             if todo:
-                time.sleep(_PATIENCE)
+                time.sleep(_POLL_SECONDS)
         unrated = points
         while unrated := [point for point in unrated if not self._is_judged(point, measures)]:
-            time.sleep(_PATIENCE)
+            time.sleep(_POLL_SECONDS)
 
     def value(self, point: Point, measure: Measure, trait: str) -> float:
         """Return a number that has been measured at a point."""
@@ -128,7 +127,7 @@ class Worker:
         return self._prepared[key]
 
     def _is_judged(self, point: Point, measures: Sequence[Measure]) -> bool:
-        """Let the judges rate what they have not rated yet; return whether nothing is left."""
+        """Have the judges rate what is unrated; return whether nothing is left."""
         done = [
             _judge_cell(self.store, self.study.cell(point, measure), judge, rubric, self._ready)
             for measure in measures
@@ -139,7 +138,7 @@ class Worker:
 
 
 def require_measures(measures: Sequence[Measure]) -> None:
-    """Refuse measures and judges of which one could be taken for another in the tables.
+    """Refuse measures and judges that could be confused in the tables.
 
     Raises:
         RecipeError: Two have the same name.
@@ -148,7 +147,9 @@ def require_measures(measures: Sequence[Measure]) -> None:
     require_distinct("measures", names, "give one of them a name")
     inside = [name for name in names if any(name.startswith(f"{other}.") for other in names)]
     if inside:
-        raise RecipeError(f"{inside[0]}: begins with the name of another measure; rename it")
+        raise RecipeError(
+            f"{inside[0]}: begins with the name of another measure; give it another name"
+        )
     identities: dict[str, str] = {}
     for measure in measures:
         judges, rubrics = judges_of(measure), rubrics_of(measure)
@@ -161,14 +162,14 @@ def require_measures(measures: Sequence[Measure]) -> None:
 
 
 def _checked(measure: Measure, found: Any) -> Findings:
-    """Return what a measure found, if the numbers bear its name."""
+    """Return what a measure found, once its numbers are known to have its name."""
     if not isinstance(found, Findings):
         raise DataError(f"{measure.name}: finish returns Findings, not {type(found).__name__}")
     for reading in found.readings:
         if reading.measure != measure.name and not reading.measure.startswith(f"{measure.name}."):
             raise DataError(
-                f"{measure.name}: found {reading.measure}; the name of its number has to be "
-                f"{measure.name}, or to begin with it and a dot"
+                f"{measure.name}: found {reading.measure}; the name of a number must be "
+                f"{measure.name}, or begin with it and a dot"
             )
     return found
 
@@ -213,8 +214,8 @@ class Helpers:
             helper.join()
             if helper.exitcode and kind is None:
                 log.error(
-                    "a helping process failed (exit code %d), and the others did its work; a "
-                    "script that asks for workers needs if __name__ == '__main__', and has to "
+                    "a worker process failed (exit code %d), and the others did its work; a "
+                    "script that asks for workers needs if __name__ == '__main__', and must "
                     "define its classes at the top level",
                     helper.exitcode,
                 )
@@ -229,22 +230,27 @@ def _help(packed: bytes, folder: Path, threads: int) -> None:
 
 
 def judge_run(folder: Path, judge: Judge) -> int:
-    """Let one more judge rate every stored answer of the latest recipe of a run.
+    """Have one more judge rate every stored answer of the latest recipe of a run.
 
     Returns:
         The number of cells with answers.
 
     Raises:
-        CheckpointError: There is no run.
-        RecipeError: The run has no answers, or a judge of this name with other scores.
+        CheckpointError: The run does not exist.
+        RecipeError: The run has no answers, or another judge with this name.
     """
     with Store.open(folder / FILE) as store:
-        rubrics = {name: [_rubric(row) for row in rows] for name, rows in store["rubrics"].items()}
+        rubrics = {
+            name: [
+                Rubric(**row | {"pole": row["pole"] and Pole.parse(row["pole"])}) for row in rows
+            ]
+            for name, rows in store["rubrics"].items()
+        }
         cells = [
             row for row in store.planned() if rubrics.get(row.name) and store.is_finished(row.cell)
         ]
         if not cells:
-            raise RecipeError(f"{folder}: holds no answers to judge; no measure of it asks for any")
+            raise RecipeError(f"{folder}: has no answers to judge; only an interview gives answers")
         judged = [
             Judged(name, judge.name, rubric.trait, judge_key(judge, rubric))
             for name, found in rubrics.items()
@@ -258,24 +264,24 @@ def judge_run(folder: Path, judge: Judge) -> int:
         for row in progress(cells, "judge"):
             for rubric in rubrics[row.name]:
                 _judge_cell(store, row.cell, judge, rubric, lambda _: ready)
-        store.judge_too(judged, {judge.name: quality_of(judge)})
+        store.add_judges(judged, {judge.name: quality_of(judge)})
     return len(cells)
 
 
 def _judge_cell(
     store: Store, cell: Cell, judge: Judge, rubric: Rubric, ready: Callable[[Judge], Judge]
 ) -> bool:
-    """Let a judge rate those answers of a cell that it has not rated yet.
+    """Have a judge rate the answers of a cell that it has not rated yet.
 
     Args:
-        store: Where the answers are.
-        cell: Whose answers.
+        store: The store of the answers.
+        cell: The cell of the answers.
         judge: Who rates them.
-        rubric: What for.
-        ready: Prepares the judge, where there is something to rate.
+        rubric: What they are rated for.
+        ready: Prepares the judge, if there is something to rate.
 
     Returns:
-        Whether all answers are rated; ``False`` if another process is at it.
+        Whether all answers are rated; ``False`` if another process is rating them.
     """
     key = judge_key(judge, rubric)
     if not store.unscored(cell, rubric, key):
@@ -290,7 +296,7 @@ def _judge_cell(
 
 
 def judges_of(measure: Measure) -> Sequence[Judge]:
-    """Return who rates the answers of a measure, if anybody does."""
+    """Return the judges of a measure, if it has any."""
     return tuple(getattr(measure, "judges", ()))
 
 
@@ -304,21 +310,12 @@ def judge_key(judge: Judge, rubric: Rubric) -> str:
     return digest_of(judge.identity(), rubric)
 
 
-def described(rubric: Rubric) -> dict[str, Any]:
-    """Return a rubric as JSON-like data."""
-    return asdict(rubric) | {"pole": str(rubric.pole) if rubric.pole else None}
-
-
-def _rubric(row: dict[str, Any]) -> Rubric:
-    return Rubric(**{**row, "pole": Pole.parse(row["pole"]) if row["pole"] else None})
-
-
-def ends_of(one: Measure | Judge) -> list[float] | None:
-    """Return the ends of a scale, where there is one."""
+def scale_of(one: Measure | Judge) -> list[float] | None:
+    """Return the ends of a scale, if there is one."""
     return [float(end) for end in one.scale] if one.scale else None
 
 
 def quality_of(judge: Judge) -> dict[str, Any]:
-    """Return the scale of a judge, and how good it is, where it says so."""
+    """Return the scale of a judge, and its quality if it reports one."""
     quality = [asdict(number) for number in getattr(judge, "quality", tuple)()]
-    return {"scale": ends_of(judge), "quality": quality}
+    return {"scale": scale_of(judge), "quality": quality}

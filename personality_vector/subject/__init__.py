@@ -1,1 +1,53 @@
-"""A model that can be asked: loading, chats, prompt spans, generation, endpoints."""
+"""A model that can be asked: loading, chats, prompt spans, generation, endpoints.
+
+What is named here imports no torch; ``Subject`` and ``Checkpoint`` are therefore only annotations.
+"""
+
+from personality_vector.subject.chat import Chat, Message, answered, batched, question, render
+from personality_vector.subject.identity import digest_of, identity_of
+from personality_vector.subject.protocols import (
+    Answer,
+    Better,
+    Cell,
+    Checkpoint,
+    Findings,
+    Intervention,
+    Judge,
+    Measure,
+    Quality,
+    Reading,
+    Reply,
+    Rubric,
+    Score,
+    Subject,
+    rated,
+)
+from personality_vector.subject.spec import GenerationSpec, Sampling
+
+__all__ = [
+    "Answer",
+    "Better",
+    "Cell",
+    "Chat",
+    "Checkpoint",
+    "Findings",
+    "GenerationSpec",
+    "Intervention",
+    "Judge",
+    "Measure",
+    "Message",
+    "Quality",
+    "Reading",
+    "Reply",
+    "Rubric",
+    "Sampling",
+    "Score",
+    "Subject",
+    "answered",
+    "batched",
+    "digest_of",
+    "identity_of",
+    "question",
+    "rated",
+    "render",
+]

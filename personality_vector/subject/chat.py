@@ -1,46 +1,15 @@
-"""Chats as tokens: which tokens are the response, and how likely it is."""
+"""Chats: messages with roles, and the text that a model reads."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-
 from personality_vector.errors import DataError
-from personality_vector.subject.models import device_of
-from personality_vector.subject.prompts import Prompts, reading
 
 Message = Mapping[str, str]
 Chat = Sequence[Message]
 ChatEdit = Callable[[Chat], Chat]
 """What an intervention does to a chat before the model reads it, such as adding a prompt."""
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedChats:
-    """Right-padded chats that end with an assistant's message."""
-
-    input_ids: Int[Tensor, "batch seq"]
-    attention_mask: Int[Tensor, "batch seq"]
-    response_mask: Bool[Tensor, "batch seq"]
-    """True on the tokens of the last message's content; template and end marks are False."""
-
-    @property
-    def prompts(self) -> Prompts:
-        """Where the prompt of each chat ends and its response begins."""
-        ends = self.response_mask.int().argmax(dim=1).tolist()
-        return Prompts.of(self.input_ids, self.attention_mask, ends)
-
-    def to(self, device: torch.device) -> "EncodedChats":
-        """Return a copy on ``device``."""
-        return EncodedChats(
-            self.input_ids.to(device),
-            self.attention_mask.to(device),
-            self.response_mask.to(device),
-        )
 
 
 def question(text: str, *, system: str | None = None) -> list[Message]:
@@ -50,7 +19,7 @@ def question(text: str, *, system: str | None = None) -> list[Message]:
 
 
 def unchanged(chat: Chat) -> Chat:
-    """Return ``chat`` itself: the edit of an intervention that changes weights or activations."""
+    """Return ``chat`` itself, for interventions that change weights or activations."""
     return chat
 
 
@@ -66,66 +35,9 @@ def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         DataError: ``size`` is not positive.
     """
     if size < 1:
-        raise DataError(f"a batch holds at least 1, got {size}")
+        raise DataError(f"a batch needs a size of at least 1, got {size}")
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def encode_chats(tokenizer: Any, chats: Sequence[Chat]) -> EncodedChats:
-    """Return ``chats`` as tokens with the exact extent of each final response.
-
-    The boundary comes from character offsets in the rendered text, since tokenizing the prompt
-    alone may cut where a token of the whole would not.
-
-    Raises:
-        DataError: A chat does not end with a non-empty assistant message, or cannot be rendered.
-    """
-    rows = [_encode(tokenizer, chat) for chat in chats]
-    input_ids, attention_mask = right_padded([ids for ids, _ in rows], int(tokenizer.pad_token_id))
-    response_mask, _ = right_padded([is_response for _, is_response in rows])
-    return EncodedChats(input_ids, attention_mask, response_mask.bool())
-
-
-def right_padded(
-    rows: Sequence[Sequence[int] | Tensor], fill: int = 0
-) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
-    """Return rows of token ids as one batch, and its mask: 1 on tokens, 0 on padding.
-
-    Right, because causal attention then makes padding invisible to every real token.
-    """
-    ids = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
-    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-    return nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=fill), mask
-
-
-def encode_prompts(tokenizer: Any, chats: Sequence[Chat]) -> Any:
-    """Return chats that a reply follows, padded on the left, as ``generate`` reads them."""
-    texts = [render(tokenizer, chat, reply_follows=True) for chat in chats]
-    return tokenizer(
-        texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
-    )
-
-
-def _encode(tokenizer: Any, chat: Chat) -> tuple[list[int], list[bool]]:
-    content = chat[-1]["content"].strip() if chat and chat[-1]["role"] == "assistant" else ""
-    if not content:
-        raise DataError("a chat must end with a message of the assistant that is not empty")
-    text = render(tokenizer, chat)
-    # Behind the prompt, or the words could be found in what comes before or after the response.
-    prompt = render(tokenizer, chat[:-1], reply_follows=True) if chat[:-1] else ""
-    begin = text.find(content, _shared_start(prompt, text))
-    if begin < 0:
-        raise DataError(f"the chat template rewrites the response {content[:60]!r}")
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    spans = encoded["offset_mapping"]
-    end = begin + len(content)
-    return encoded["input_ids"], [first < end and last > begin for first, last in spans]
-
-
-def _shared_start(one: str, other: str) -> int:
-    """Return how many characters two texts have in common before they differ."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def render(tokenizer: Any, chat: Chat, *, reply_follows: bool = False) -> str:
@@ -147,31 +59,3 @@ def render(tokenizer: Any, chat: Chat, *, reply_follows: bool = False) -> str:
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in chat)
         raise DataError(f"the chat template refuses a chat of {roles}: {error}") from error
-
-
-@torch.no_grad()
-def mean_log_likelihood(
-    model: nn.Module, tokenizer: Any, chats: Sequence[Chat], batch_size: int = 32
-) -> Float[Tensor, " chats"]:
-    """Return, for each chat, the mean log-probability of its response's tokens, in nats.
-
-    float32, on the CPU. Teacher-forced: ``log p(token | everything before it)``.
-    """
-    encoded = (encode_chats(tokenizer, batch) for batch in batched(chats, batch_size))
-    return torch.cat([mean_log_probs(model, batch.to(device_of(model))).cpu() for batch in encoded])
-
-
-def mean_log_probs(model: nn.Module, encoded: EncodedChats) -> Float[Tensor, " batch"]:
-    """Return the mean log-probability of each response's tokens, with its gradient if wanted."""
-    token = response_log_probs(model, encoded).gather(2, encoded.input_ids[:, 1:, None])[..., 0]
-    mask = encoded.response_mask[:, 1:]
-    return (token * mask).sum(1) / mask.sum(1)
-
-
-def response_log_probs(
-    model: nn.Module, encoded: EncodedChats
-) -> Float[Tensor, "batch positions vocab"]:
-    """Return ``log p`` over the vocabulary for tokens 1, 2, ... of each row; float32."""
-    with reading(encoded.prompts):
-        logits = model(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask).logits
-    return torch.log_softmax(logits[:, :-1].float(), dim=-1)

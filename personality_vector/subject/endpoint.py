@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible server: what it writes, and how sure it is of a token."""
+"""A model behind an OpenAI-compatible server: its replies and its token probabilities."""
 
 import math
 import os
@@ -18,7 +18,7 @@ class Endpoint:
     """A chat model of a server; safe to use from several threads.
 
     Args:
-        model: Its name there.
+        model: Its name on the server.
         base_url: Such as ``http://localhost:8000/v1``; ``None`` is OpenAI's own.
         api_key_env: Environment variable that holds the key. A server of one's own may need none.
 
@@ -31,12 +31,26 @@ class Endpoint:
     ) -> None:
         self.model = model
         self.where = f"{model} at {base_url or 'api.openai.com'}"
-        self._client = _client(base_url, api_key_env)
+        try:
+            import openai
+        except ImportError as error:
+            raise RecipeError(
+                "an endpoint needs the package openai: pip install 'personality-vector[endpoint]'"
+            ) from error
+        key = os.environ.get(api_key_env)
+        if not key and base_url is None:
+            raise RecipeError(
+                f"the environment variable {api_key_env} is not set; it holds the API key"
+            )
+        self._failure = openai.OpenAIError
+        self._client = openai.OpenAI(
+            api_key=key or _NO_KEY, base_url=base_url, max_retries=_RETRIES
+        )
 
     def first_token(self, messages: Messages) -> dict[str, float]:
         """Return the probabilities of the 20 likeliest first tokens of a reply.
 
-        At temperature 0 with seed 0. Texts that occur as several tokens are added up.
+        At temperature 0 with seed 0. The probabilities of tokens with the same text are added up.
 
         Raises:
             ModelError: The server fails, or does not return log-probabilities.
@@ -56,7 +70,7 @@ class Endpoint:
         return found
 
     def write(self, messages: Messages, name: str, schema: Mapping[str, Any]) -> str:
-        """Return a reply that the server was told to form after a JSON ``schema``.
+        """Return a reply that the server was told to fit to a JSON ``schema``.
 
         Raises:
             ModelError: The server fails, or the reply was refused or cut off.
@@ -69,28 +83,11 @@ class Endpoint:
         return str(choice.message.content)
 
     def _ask(self, messages: Messages, **options: Any) -> Any:
-        import openai
-
         create: Callable[..., Any] = self._client.chat.completions.create
         try:
             answer = create(model=self.model, messages=[dict(m) for m in messages], **options)
-        except openai.OpenAIError as error:
+        except self._failure as error:
             raise ModelError(f"{self.where}: {error}") from error
         if not answer.choices:
-            raise ModelError(f"{self.where}: sent a reply without choices")
+            raise ModelError(f"{self.where}: sent a reply without choices; check the server")
         return answer.choices[0]
-
-
-def _client(base_url: str | None, api_key_env: str) -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise RecipeError(
-            "an endpoint needs the package openai: pip install 'personality-vector[endpoint]'"
-        ) from error
-    key = os.environ.get(api_key_env)
-    if not key and base_url is None:
-        raise RecipeError(
-            f"the environment variable {api_key_env} is not set; it holds the API key"
-        )
-    return openai.OpenAI(api_key=key or _NO_KEY, base_url=base_url, max_retries=_RETRIES)

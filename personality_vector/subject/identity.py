@@ -1,7 +1,7 @@
 """Identities: a digest of everything that a number depends on.
 
-What is left out of an identity is resumed with stale numbers, so nothing is listed by hand: an
-object is digested by all of its fields, but for those that are declared with ``compare=False``.
+A study would resume with stale numbers if an identity left anything out, so nothing is listed by
+hand: an object is digested by all of its fields except those declared with ``compare=False``.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from typing import Any
 def digest_of(*things: Any) -> str:
     """Return 32 hex digits that change with anything in ``things``.
 
-    Numbers, texts, sequences, mappings and tensors count by their values, a path by the content of
-    what lies there, anything else by its own ``identity`` or else by its fields.
+    Numbers, texts, sequences, mappings and tensors count by value, a path by its content, anything
+    else by its own ``identity`` or else by its fields.
 
     Raises:
         TypeError: A thing has neither values nor an identity.
@@ -66,16 +66,13 @@ def _of_object(thing: Any) -> Any:
     if hasattr(type(thing), "model_fields"):  # a recipe
         return [type(thing).__name__, _plain(dict(thing))]
     if hasattr(thing, "detach"):  # a tensor
-        return _of_tensor(thing)
+        import torch
+
+        array = thing.detach().cpu().contiguous().reshape(-1)
+        raw = bytes(array.view(torch.uint8).numpy().data)
+        digest = hashlib.blake2b(raw, digest_size=16).hexdigest()
+        return [str(array.dtype), list(thing.shape), digest]
     raise TypeError(f"{type(thing).__name__} has no identity; give it a method identity()")
-
-
-def _of_tensor(tensor: Any) -> list[Any]:
-    import torch
-
-    array = tensor.detach().cpu().contiguous().reshape(-1)
-    raw = bytes(array.view(torch.uint8).numpy().data)
-    return [str(array.dtype), list(tensor.shape), hashlib.blake2b(raw, digest_size=16).hexdigest()]
 
 
 def _fields(thing: Any) -> list[Any]:

@@ -19,7 +19,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
     """Return the language model of a checkpoint directory, in evaluation mode.
 
-    Of a vision-language model, the whole of it: it reads text without images too.
+    A vision-language model is loaded whole; it also reads text without images.
 
     Args:
         path: A Hugging Face checkpoint directory with safetensors.
@@ -28,7 +28,7 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
         device: A torch device.
 
     Raises:
-        ModelError: transformers cannot build the model, or the file does not fill it.
+        ModelError: transformers cannot build the model, or the files do not match its tensors.
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -65,7 +65,7 @@ def load_tokenizer(path: str | Path) -> Any:
     """Return the tokenizer of a checkpoint directory, with a padding token and left padding.
 
     Raises:
-        CheckpointError: No tokenizer can be read there.
+        CheckpointError: The tokenizer cannot be read.
     """
     from transformers import AutoTokenizer
 
@@ -73,7 +73,7 @@ def load_tokenizer(path: str | Path) -> Any:
         with contextlib.redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(str(path))
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: no tokenizer can be read there: {error}") from error
+        raise CheckpointError(f"{path}: the tokenizer cannot be read: {error}") from error
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -87,7 +87,7 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     ``num_hidden_layers`` modules, in a vision-language model that of the text part.
 
     Raises:
-        ModelError: There is no such list.
+        ModelError: The model does not have this list.
     """
     if not hasattr(model, "config"):
         raise ModelError(f"{type(model).__name__} has no config; give a model of transformers")
@@ -127,8 +127,8 @@ def _named_blocks(model: nn.Module, name: str) -> nn.ModuleList:
     if not isinstance(found, nn.ModuleList) or not len(found):
         lists = [path for path, m in model.named_modules() if isinstance(m, nn.ModuleList)]
         raise ModelError(
-            f"config.json names decoder_blocks {name!r}, which is no nn.ModuleList of this "
-            f"{type(model).__name__}; it has {some(lists, 6) or 'none'}"
+            f"config.json names decoder_blocks {name!r}, which is not an nn.ModuleList of this "
+            f"{type(model).__name__}; its lists are {some(lists, 6) or 'none'}"
         )
     return found
 
@@ -153,7 +153,7 @@ def resolve_device(name: str) -> str:
     """Return ``name``, where ``auto`` is ``cuda`` if there is one and else ``cpu``.
 
     Raises:
-        ModelError: There is no such device.
+        ModelError: The device is not available.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

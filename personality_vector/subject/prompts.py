@@ -1,7 +1,7 @@
-"""Where the prompts of a batch begin and end: what a model that is being run cannot know by itself.
+"""Where the prompts of a batch begin and end, which a running model cannot know by itself.
 
-A forward pass sees tokens, not roles. Whoever runs the model inside :func:`reading` says which
-columns are the prompt; :func:`announcing` lets ``generate`` say it.
+A forward pass sees tokens, not roles. :func:`reading` states which columns are the prompt;
+:func:`tracking_generate` makes ``generate`` state it.
 """
 
 import inspect
@@ -25,7 +25,7 @@ class Prompts:
 
     Attributes:
         begins: First column of each row that is not padding.
-        ends: First column of each row that is not prompt any more.
+        ends: First column of each row after the prompt.
         input_ids: ``(rows, columns)``, where they are known; columns beyond may be missing.
 
     Raises:
@@ -44,7 +44,7 @@ class Prompts:
             raise DataError(f"prompts of {sorted(rows)} rows: every row needs a begin and an end")
         for row, (begin, end) in enumerate(zip(self.begins, self.ends, strict=True)):
             if not 0 <= begin <= end:
-                raise DataError(f"row {row}: a prompt cannot go from column {begin} to {end}")
+                raise DataError(f"row {row}: a prompt cannot reach from column {begin} to {end}")
 
     @classmethod
     def of(
@@ -65,30 +65,26 @@ class Prompts:
         return cls(begins, tuple(ends) if ends is not None else (columns,) * rows, input_ids)
 
 
-_CURRENT: ContextVar[Prompts | None] = ContextVar("prompts", default=None)
+CURRENT: ContextVar[Prompts | None] = ContextVar("prompts", default=None)
+"""The prompts of the forward passes that run now; set by :func:`reading`."""
 
 
 @contextmanager
 def reading(prompts: Prompts) -> Generator[None]:
-    """Say what the prompts are of every forward pass inside the ``with`` block.
+    """State the prompts of every forward pass inside the ``with`` block.
 
-    Passes that continue a cache count on from it, so one block serves a whole generation.
+    Passes that continue a cache count from its end, so one block serves a whole generation.
     """
-    token = _CURRENT.set(prompts)
+    token = CURRENT.set(prompts)
     try:
         yield
     finally:
-        _CURRENT.reset(token)
-
-
-def current_prompts() -> Prompts | None:
-    """Return what :func:`reading` said last, or ``None`` outside of it."""
-    return _CURRENT.get()
+        CURRENT.reset(token)
 
 
 @contextmanager
-def announcing(model: Any) -> Generator[None]:
-    """Let ``model.generate`` say what its prompts are, unless its caller did."""
+def tracking_generate(model: Any) -> Generator[None]:
+    """Let ``model.generate`` state its prompts, unless the caller did."""
     if not hasattr(model, "generate"):
         yield
         return
@@ -98,7 +94,7 @@ def announcing(model: Any) -> Generator[None]:
     def announced(*args: Any, **given: Any) -> Any:
         arguments = {**inspect.signature(generate).bind(*args, **given).arguments, **given}
         _require_no_guidance(model, arguments)
-        if _CURRENT.get() is not None:
+        if CURRENT.get() is not None:
             return generate(*args, **given)
         with reading(_prompts_of(arguments)):
             return generate(*args, **given)
@@ -113,7 +109,7 @@ def announcing(model: Any) -> Generator[None]:
 
 
 def _require_no_guidance(model: Any, given: Mapping[str, Any]) -> None:
-    """Refuse guidance, whose second pass reads other columns than the prompt's."""
+    """Refuse guidance, whose second pass reads columns other than those of the prompt."""
     name = "guidance_scale"
     configs = (given.get("generation_config"), model.generation_config)
     found = [given[name]] if name in given else [getattr(each, name, None) for each in configs]
@@ -121,7 +117,7 @@ def _require_no_guidance(model: Any, given: Mapping[str, Any]) -> None:
     if scale not in (None, 1):
         raise DataError(
             f"guidance_scale {scale} reads every text a second time without its prompt, where "
-            "positions mean nothing; steer all positions, or leave guidance out"
+            "positions have no meaning; steer all positions, or leave guidance out"
         )
 
 

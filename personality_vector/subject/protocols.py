@@ -1,24 +1,25 @@
-"""What a study is made of: interventions, measures and judges, and what they hand to each other.
+"""The parts of a study (interventions, measures, judges) and the data they exchange.
 
-Any object with these attributes and methods will do; nothing has to inherit from them.
+Any object with these attributes and methods works; nothing has to inherit from them.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from personality_vector.checkpoint import Checkpoint
-    from personality_vector.subject.subject import Subject
+    from personality_vector.checkpoint import Checkpoint as Checkpoint
+    from personality_vector.subject.subject import Subject as Subject
+else:  # both import torch, which would delay a refused recipe by seconds
+    Checkpoint = Subject = Any
 
 Better = Literal["towards_pole", "low", "high", "none"]
-"""Which direction of a number is wanted."""
+"""Which direction of a number is better."""
 
 
 class Cell(NamedTuple):
@@ -32,6 +33,23 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Reply:
+    """One reply.
+
+    Attributes:
+        text: With white space trimmed and nothing else removed.
+        tokens_in: Tokens of the prompt.
+        tokens_out: Tokens of the reply, the end mark included.
+        seconds: Its share of the time that its batch took.
+    """
+
+    text: str
+    tokens_in: int
+    tokens_out: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Rubric:
     """What a judge rates an answer for.
 
@@ -39,7 +57,7 @@ class Rubric:
         trait: The name in tables: a trait, or a persona.
         description: What the upper end of the judge's scale shows.
         opposite: What the lower end shows; without it, no sign of the description.
-        note: What else a judge should know.
+        note: Anything else a judge should know.
         pole: The upper end, where it is one end of a trait.
     """
 
@@ -92,7 +110,7 @@ class Score:
     def __post_init__(self) -> None:
         if self.value is None:
             if not self.reason:
-                raise DataError("an unscored answer needs a reason")
+                raise DataError("a score without a value needs a reason")
         elif not math.isfinite(self.value):
             raise NonFiniteError(f"a judge returned {self.value}")
 
@@ -132,10 +150,10 @@ class Findings:
 
 @runtime_checkable
 class Intervention(Protocol):
-    """Anything that can be done to a model at a strength, and taken back.
+    """A change of a model at some strength, which can be undone.
 
-    ``steps`` are the strengths that there are; ``None`` means that every real number is one. At
-    strength 0 the model is as it was.
+    ``steps`` are the possible strengths; ``None`` means every real number. At strength 0 the model
+    is unchanged.
     """
 
     @property
@@ -144,15 +162,15 @@ class Intervention(Protocol):
 
     @property
     def steps(self) -> tuple[float, ...] | None:
-        """The strengths that there are, or ``None`` for all real numbers."""
+        """The possible strengths, or ``None`` for all real numbers."""
 
     def identity(self) -> str:
         """Return a digest of its options and of every file that it reads."""
 
-    def check(self, base: "Checkpoint", /) -> None:
-        """Refuse a base that it does not fit, before a model is loaded."""
+    def check(self, base: Checkpoint, /) -> None:
+        """Refuse a base that does not fit, before a model is loaded."""
 
-    def applied(self, subject: "Subject", strength: float, /) -> "AbstractContextManager[Subject]":
+    def applied(self, subject: Subject, strength: float, /) -> AbstractContextManager[Subject]:
         """Change the subject for the length of a ``with`` block; yield what is to be asked."""
 
 
@@ -160,16 +178,16 @@ class Intervention(Protocol):
 class Measure(Protocol):
     """A family of numbers that a report can draw without knowing it.
 
-    A measure whose answers judges rate also has ``judges`` and ``rubrics``, both sequences.
+    If judges rate its answers, it also has ``judges`` and ``rubrics``, both sequences.
     """
 
     @property
     def name(self) -> str:
-        """Name in tables; that of each number is it, or begins with it and a dot."""
+        """Name in tables; the name of each number is the same, or begins with it and a dot."""
 
     @property
     def unit(self) -> str:
-        """Of its numbers, such as ``nats per token``."""
+        """Unit of its numbers, such as ``nats per token``."""
 
     @property
     def scale(self) -> tuple[float, float] | None:
@@ -177,18 +195,18 @@ class Measure(Protocol):
 
     @property
     def better(self) -> Better:
-        """Which direction is wanted."""
+        """Which direction is better."""
 
     def identity(self) -> str:
         """Return a digest of everything its numbers depend on beside the subject and the seed."""
 
-    def prepare(self, base: "Subject", /) -> "Measure":
+    def prepare(self, base: Subject, /) -> "Measure":
         """Return it ready for use, after reading from the unedited model what it compares with."""
 
-    def collect(self, subject: "Subject", seed: int, /) -> Any:
-        """Ask the edited model; whatever is returned goes to :meth:`finish`."""
+    def collect(self, subject: Subject, seed: int, /) -> Any:
+        """Ask the edited model; the result is passed to :meth:`finish`."""
 
-    def finish(self, base: "Subject", collected: Any, /) -> Findings:
+    def finish(self, base: Subject, collected: Any, /) -> Findings:
         """Return what was found, once the edit is undone."""
 
 
@@ -207,7 +225,7 @@ class Judge(Protocol):
     def identity(self) -> str:
         """Return a digest of everything its scores depend on."""
 
-    def prepare(self, base: "Subject", /) -> "Judge":
+    def prepare(self, base: Subject, /) -> "Judge":
         """Return it ready for use; ``base`` is the unedited model."""
 
     def __call__(self, rubric: Rubric, answers: Sequence[Answer], /) -> list[Score]:
@@ -221,27 +239,21 @@ class Quality:
     trait: str
     name: str
     value: float
-    n: int = field(default=0)
-
-
-def require_finite(label: str, strength: float) -> None:
-    """Raise NonFiniteError if a strength is NaN or infinite."""
-    if not math.isfinite(strength):
-        raise NonFiniteError(f"{label}: the strength must be a finite number, got {strength}")
+    n: int = 0
 
 
 def rated(judge: Judge, rubric: Rubric, answers: Sequence[Answer]) -> list[Score]:
     """Return a judge's scores, one for each answer and all of them on its scale.
 
-    Without answers, it only lets the judge refuse the rubric.
+    Without answers, this only gives the judge the chance to refuse the rubric.
 
     Raises:
-        DataError: The judge cannot rate the rubric, returned a score that is off its scale, or
-            not one for each answer.
+        DataError: The judge cannot rate the rubric, or did not return exactly one score on its
+            scale for each answer.
     """
     scores = judge(rubric, answers)
     if len(scores) != len(answers):
-        raise DataError(f"{judge.name}: returned {len(scores)} scores of {len(answers)} answers")
+        raise DataError(f"{judge.name}: returned {len(scores)} scores for {len(answers)} answers")
     low, high = judge.scale
     for score in scores:
         if not isinstance(score, Score):

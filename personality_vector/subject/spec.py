@@ -1,4 +1,4 @@
-"""How replies are drawn, and how recipes say it."""
+"""How replies are drawn, and the keys that set it in a recipe."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ class Sampling:
     Attributes:
         max_new_tokens: Longest reply, in tokens.
         temperature: 0 is greedy; Personality Vector samples at 0.6.
-        top_p: Nucleus of the sampling distribution.
-        batch_size: Chats generated at once; a batch has its own random numbers.
-        repetition_penalty: Divides the logits of tokens that have occurred; 1 is none.
-        no_repeat_ngram: No run of so many tokens may occur twice; 0 allows it.
+        top_p: Probability mass of the nucleus that tokens are drawn from.
+        batch_size: Chats generated at once; each batch has its own random numbers.
+        repetition_penalty: Divides the logits of tokens that have occurred; 1 changes nothing.
+        no_repeat_ngram: Length of the token sequences that may not occur twice; 0 for no limit.
     """
 
     max_new_tokens: int = 64
@@ -41,8 +41,8 @@ class GenerationSpec(Recipe):
     def _no_copies(self) -> "GenerationSpec":
         if self.samples > 1 and self.temperature == 0:
             raise ValueError(
-                f"{self.samples} samples at temperature 0 are copies of one reply; "
-                "ask for 1 sample or a temperature above 0"
+                f"{self.samples} samples at temperature 0 would all be the same reply; "
+                "use 1 sample or a temperature above 0"
             )
         return self
 

@@ -13,17 +13,13 @@ from torch import Tensor
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import NonFiniteError
 from personality_vector.numeric.random import key_for
-from personality_vector.subject.chat import (
-    Chat,
-    ChatEdit,
+from personality_vector.subject.chat import Chat, ChatEdit, batched, render, unchanged
+from personality_vector.subject.encoding import (
     EncodedChats,
-    batched,
     encode_chats,
     encode_prompts,
-    mean_log_likelihood,
-    render,
+    mean_log_probs,
     response_log_probs,
-    unchanged,
 )
 from personality_vector.subject.identity import digest_of
 from personality_vector.subject.models import (
@@ -33,32 +29,16 @@ from personality_vector.subject.models import (
     resolve_device,
 )
 from personality_vector.subject.prompts import Prompts, reading
+from personality_vector.subject.protocols import Reply
 from personality_vector.subject.spec import Sampling
 
 _CONFIGURED = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 _NOT_READ = ("MANIFEST.json", "model.safetensors.index.json")
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One reply.
-
-    Attributes:
-        text: With white space trimmed and nothing else removed.
-        tokens_in: Tokens of the prompt.
-        tokens_out: Tokens of the reply, the end mark included.
-        seconds: Its share of the time that its batch took.
-    """
-
-    text: str
-    tokens_in: int
-    tokens_out: int
-    seconds: float
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """A loaded model and how it is spoken to.
+    """A loaded model, and how it is asked.
 
     An intervention changes the weights or activations of ``model`` in place, or yields a copy with
     another ``edit`` or ``decoding``.
@@ -68,10 +48,10 @@ class Subject:
         tokenizer: Its own, with a padding token.
         edit: Every chat goes through it before the model reads it.
         sampling: How replies are drawn; a measure replaces it by its own.
-        decoding: Fields of :class:`Sampling` that hold whatever a measure asks for.
+        decoding: Fields of :class:`Sampling` that override those of a measure.
         realised: Share of a weight edit that survived the dtype of the parameters, if known.
-        memory: Replies that were drawn already, so that several measures of one cell ask once;
-            ``None`` remembers nothing, as it must where the model may change in between.
+        memory: Replies that were already drawn, so that the measures of a cell share them; ``None``
+            remembers nothing, for a model that may change in between.
     """
 
     model: Any
@@ -89,8 +69,8 @@ class Subject:
         """Load the model and the tokenizer of a checkpoint.
 
         Raises:
-            CheckpointError: There is no checkpoint, or no tokenizer.
-            ModelError: The model cannot be built, or there is no such device.
+            CheckpointError: The checkpoint or its tokenizer is missing.
+            ModelError: The model cannot be built, or the device is not available.
         """
         path = Checkpoint.open(base).path
         model = load_model(path, dtype=dtype, device=resolve_device(device))
@@ -102,8 +82,8 @@ class Subject:
 
         Raises:
             DataError: The chat template refuses a chat.
-            NonFiniteError: The model predicts NaN or infinity after the first chat; greedy
-                decoding would make words of it.
+            NonFiniteError: The model predicts NaN or infinity after the first chat, of which greedy
+                decoding would still make words.
         """
         edited = [self.edit(chat) for chat in chats]
         sampling = replace(self.sampling, **self.decoding)
@@ -118,6 +98,7 @@ class Subject:
         self._require_numbers(chats[0])
         return generate_replies(self.model, self.tokenizer, chats, sampling, seed=seed)
 
+    @torch.no_grad()
     def log_likelihood(
         self, chats: Sequence[Chat], batch_size: int = 32
     ) -> Float[Tensor, " chats"]:
@@ -125,9 +106,12 @@ class Subject:
 
         float32, on the CPU. The intervention's edit is applied to what precedes that message.
         """
-        return mean_log_likelihood(
-            self.model, self.tokenizer, [self.edited(chat) for chat in chats], batch_size
+        encoded = (
+            encode_chats(self.tokenizer, [self.edited(chat) for chat in batch])
+            for batch in batched(chats, batch_size)
         )
+        on_device = (batch.to(device_of(self.model)) for batch in encoded)
+        return torch.cat([mean_log_probs(self.model, batch).cpu() for batch in on_device])
 
     @torch.no_grad()
     def predictions(self, chats: Sequence[Chat]) -> tuple[EncodedChats, Tensor]:
@@ -136,8 +120,7 @@ class Subject:
         ``(batch, positions, vocab)`` for tokens 1, 2, ...; float32, on the CPU.
         """
         encoded = encode_chats(self.tokenizer, [self.edited(chat) for chat in chats])
-        found = response_log_probs(self.model, encoded.to(device_of(self.model)))
-        return encoded, found.cpu()
+        return encoded, response_log_probs(self.model, encoded.to(device_of(self.model))).cpu()
 
     @torch.no_grad()
     def next_token(
@@ -262,5 +245,4 @@ def _lengths(new: torch.Tensor, tokenizer: Any) -> torch.Tensor:
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         # The end mark and the padding are one token: the first of them belongs to the reply.
         is_padding = is_padding & (is_padding.cumsum(1) > 1)
-    lengths: torch.Tensor = (~is_padding).sum(1)
-    return lengths
+    return torch.sum(~is_padding, 1)

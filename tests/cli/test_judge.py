@@ -93,7 +93,7 @@ def test_a_run_without_answers_is_refused(pvec, lab, tmp_path):
     assert pvec("eval", lab.eval, *words, "--out", tmp_path / "run").code == 0
     ended = pvec("judge", tmp_path / "run", "--judge", "classifier")
     assert ended.code == 1
-    assert "holds no answers to judge; no measure of it asks for any" in ended.err
+    assert "has no answers to judge; only an interview gives answers" in ended.err
 
 
 def test_a_folder_without_a_run_is_refused(pvec, tmp_path):

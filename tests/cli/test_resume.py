@@ -100,7 +100,7 @@ def test_a_folder_of_something_else_is_refused_with_and_without_force(short, tmp
     for force in (False, True):
         ended = short(force=force)
         assert ended.code == 1
-        assert "exists and holds no results of ours" in ended.err
+        assert "exists but is not a results folder" in ended.err
     assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
     assert (tmp_path / "run" / name).read_text() == "mine"
 
@@ -113,7 +113,7 @@ def test_force_never_deletes_a_database_that_is_not_ours(short, tmp_path):
     for force in (False, True):
         ended = short(force=force)
         assert ended.code == 1
-        assert "an SQLite file, but not one of results" in ended.err
+        assert "is an SQLite file without results" in ended.err
     with closing(sqlite3.connect(file)) as kept:
         assert kept.execute("SELECT name FROM sqlite_master").fetchall() == [("thesis",)]
 
@@ -125,7 +125,7 @@ def test_results_of_an_earlier_format_are_named_and_replaced_by_force(short, tmp
             old.execute(f"CREATE TABLE {table} (key TEXT, value TEXT)")
     for ended in (short(), pvec("judge", tmp_path / "run", "--judge", "classifier")):
         assert ended.code == 1
-        assert "holds results of format 1, and this version writes format 2" in ended.err
+        assert "holds results of format 1, but this version writes format 2" in ended.err
     assert short(force=True).code == 0
 
 

@@ -14,8 +14,9 @@ from personality_vector.steering import SteeringVector
 from personality_vector.steering.monitor import projections
 from personality_vector.subject.chat import answered, question
 from personality_vector.subject.models import load_model, load_tokenizer
+from personality_vector.subject.protocols import Reply
 from personality_vector.subject.spec import Sampling
-from personality_vector.subject.subject import Reply, generate_replies
+from personality_vector.subject.subject import generate_replies
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import typer
 
 from personality_vector.cli.steer.extract import write_persona
 from personality_vector.data.personas import Persona
-from personality_vector.elicitation.rollouts import Rollout, read_rows
+from personality_vector.data.rows import read_rows
+from personality_vector.elicitation.rollouts import Rollout
 from personality_vector.errors import OutputExistsError, RecipeError
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.steering import SteeringVector
@@ -40,7 +41,7 @@ def test_it_says_what_was_kept_and_keeps_every_reply(pvec, recipe, tmp_path):
     assert (found["pairs"], found["kept"], found["counts"]) == (4, 4, [4, 4])
     vector = SteeringVector.load(out)
     assert (vector.label, vector.pole, vector.judge) == ("gardener", None, "none")
-    rows = read_rows(tmp_path / "out.rollouts.jsonl", Rollout)
+    rows = list(read_rows(tmp_path / "out.rollouts.jsonl", Rollout).values())
     assert len(rows) == 8
     assert all(row.kept for row in rows)
 
@@ -63,7 +64,7 @@ def test_what_a_judge_drops_is_said_and_the_replies_go_on(pvec, recipe, tmp_path
     assert "4 by positive_trait" in ended.err
     assert f"--set rollouts.reuse={beside}" in ended.err
     assert not out.exists()
-    drawn = [row.reply for row in read_rows(beside, Rollout)]
+    drawn = [row.reply for row in read_rows(beside, Rollout).values()]
 
     ended = pvec("steer", "extract", recipe, "--out", out)
     assert ended.code == 1
@@ -72,7 +73,7 @@ def test_what_a_judge_drops_is_said_and_the_replies_go_on(pvec, recipe, tmp_path
     ended = pvec("steer", "extract", recipe, "--out", out, "--set", reuse)
     assert ended.code == 0, ended.err
     assert "4 of 4 pairs kept; dropped: none (judge: none)" in ended.out
-    assert [row.reply for row in read_rows(beside, Rollout)] == drawn
+    assert [row.reply for row in read_rows(beside, Rollout).values()] == drawn
 
 
 def test_an_output_that_exists_is_refused_before_anything_is_drawn(pvec, recipe, tmp_path):

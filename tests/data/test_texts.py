@@ -1,4 +1,3 @@
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,8 +28,3 @@ def test_no_bigram_spans_two_texts():
 def test_the_mean_length_counts_empty_replies():
     assert mean_words(["one two three", ""]) == 1.5
     assert mean_words([]) is None
-
-
-def test_n_grams_of_no_words_are_refused():
-    with pytest.raises(ValueError, match="at least 1"):
-        distinct_n(["a"], 0)

@@ -22,7 +22,7 @@ CONTENT = {
 ROLLOUTS = {"samples": 2, "max_new_tokens": 5, "batch_size": 4}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def persona():
     return Persona.model_validate(CONTENT)
 

@@ -49,14 +49,14 @@ def test_the_pairs_that_are_shipped_can_be_read():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no pair"),
+        ("", "has no pair"),
         ('{"creative": "a"}', "line 1: the key 'uncreative' is missing"),
         ('\n{"creative": "a", "uncreative": " "}', "line 2: uncreative"),
         (
             '{"creative": "a", "uncreative": "b", "dull": "c"}',
             "line 1: unknown key 'dull'; known keys are creative, uncreative",
         ),
-        ("{", "line 1: Invalid JSON"),
+        ("{", "line 1: is not JSON"),
     ],
 )
 def test_unreadable_pairs_are_refused_by_line(tmp_path, text, message):

@@ -4,10 +4,10 @@ import random
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personality_vector.elicitation.filter import RULES, Cut, filtered, require_some
+from personality_vector.elicitation.filter import RULES, Cut, filtered, require_kept
 from personality_vector.elicitation.recipe import ThresholdSpec
 from personality_vector.elicitation.rollouts import Pair, Rollout, paired
 from personality_vector.errors import DataError
@@ -46,6 +46,7 @@ def clear(count, positive=90.0, negative=10.0):
     return rollouts([((positive, 80.0, "a"), (negative, 80.0, "b"))] * count)
 
 
+@settings(max_examples=50)
 @given(PAIRS)
 def test_a_pair_is_kept_iff_the_paper_keeps_it(pairs):
     rows, report = filtered(rollouts(pairs), FIXED)
@@ -100,6 +101,7 @@ def test_the_order_of_rows_does_not_matter(pairs, seed):
     assert sorted(one, key=repr) == sorted(other, key=repr)
 
 
+@settings(max_examples=50)
 @given(PAIRS)
 def test_nobody_judging_drops_only_what_is_empty(pairs):
     rows, report = filtered(rollouts(pairs), None)
@@ -149,7 +151,7 @@ def test_an_unscored_reply_moves_no_median():
 
 
 def test_replies_that_do_not_pair_up_are_refused():
-    with pytest.raises(DataError, match="one side only has the replies pair0: pairs need both"):
+    with pytest.raises(DataError, match="only one side has the replies pair0; a pair needs both"):
         filtered([rollout(0, "positive")], FIXED)
     with pytest.raises(DataError, match="two positive replies have the id pair0"):
         filtered([*clear(1), rollout(0, "positive")], FIXED)
@@ -163,11 +165,11 @@ def test_what_filters_to_nothing_says_how_many_each_rule_dropped():
     )
     _, report = filtered(rows, FIXED)
     with pytest.raises(DataError) as caught:
-        require_some(report, "extraversion:high")
+        require_kept(report, "extraversion:high")
     said = str(caught.value)
     assert "extraversion:high: nothing is left" in said
     for part in ("0 of 7", "3 by negative_trait", "2 by positive_trait", "1 by empty"):
         assert part in said
     assert "1 by unscored" in said
     assert "negative trait below 50" in said
-    require_some(filtered(clear(1), FIXED)[1], "x")
+    require_kept(filtered(clear(1), FIXED)[1], "x")

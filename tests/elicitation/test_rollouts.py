@@ -5,13 +5,13 @@ import json
 
 import pytest
 
+from personality_vector.data.rows import read_rows
 from personality_vector.elicitation.recipe import RolloutSpec
 from personality_vector.elicitation.rollouts import (
     Rollout,
     draw,
     paired,
     planned,
-    read_rows,
     reused,
     to_jsonl,
 )
@@ -24,7 +24,7 @@ from personality_vector.subject.subject import generate_replies, sample_seed
 SPEC = RolloutSpec(samples=2, max_new_tokens=5, batch_size=4)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def drawn(subject, persona):
     return draw(subject, persona, SPEC, 7)
 
@@ -108,7 +108,7 @@ def test_the_file_gives_back_what_was_written(drawn, tmp_path):
     file = tmp_path / "rollouts.jsonl"
     odd = drawn[0].model_copy(update={"reply": "line\nbreak \u2028 \N{SNOWMAN}", "trait": 0.1})
     file.write_text(to_jsonl([odd, *drawn[1:]]), encoding="utf-8")
-    assert read_rows(file, Rollout) == [odd, *drawn[1:]]
+    assert list(read_rows(file, Rollout).values()) == [odd, *drawn[1:]]
 
 
 def test_replies_are_reused_in_any_order_if_they_answer_the_same(drawn, tmp_path, persona):
@@ -118,14 +118,14 @@ def test_replies_are_reused_in_any_order_if_they_answer_the_same(drawn, tmp_path
     assert reused(file, persona, one) == drawn[: len(drawn) // 2]
     with pytest.raises(DataError, match=r"no positive reply pair0-question0-sample2"):
         reused(file, persona, SPEC.model_copy(update={"samples": 3}))
-    with pytest.raises(DataError, match=r"pair0-question0-sample0 is to another system prompt"):
-        reused(file, persona.reversed(), SPEC)
+    with pytest.raises(DataError, match=r"pair0-question0-sample0 answers a system prompt"):
+        reused(file, persona.at(persona.pole.opposite), SPEC)
 
 
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "line 2: Invalid JSON"),
+        ("{", "line 2: is not JSON"),
         ("{}", "line 2: the key 'id' is missing"),
         ('{"trait": 101}', "line 2: the key 'id'"),
         ('"text"', "line 2"),

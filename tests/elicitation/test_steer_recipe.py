@@ -52,7 +52,7 @@ def test_what_it_dumps_it_reads(tmp_path):
         ({**ASKED, "judge": {"endpoint": {"model": "m"}, "local": {}}}, "has 2 keys"),
         ({**ASKED, "judge": "recorded"}, r"recorded needs rollouts\.reuse"),
         ({**ASKED, "thresholds": {"trait": 60.0}}, "thresholds need a judge"),
-        ({**ASKED, "rollouts": {"temperature": 0.0}}, "copies of one reply; ask for 1 sample"),
+        ({**ASKED, "rollouts": {"temperature": 0.0}}, "the same reply; use 1 sample"),
         ({**ASKED, "thresholds": {"trait": 101.0}}, "thresholds.trait"),
         ({**ASKED, "pooling": "mean"}, "pooling"),
         ({**ASKED, "judge": "oracle"}, "judge: known are"),

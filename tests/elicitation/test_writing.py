@@ -59,7 +59,7 @@ def test_a_pole_has_its_opposite_as_the_other_side():
         "calm", "Is calm.", generator, opposite="Is wild.", pole="neuroticism:low"
     )
     assert str(persona.pole) == "neuroticism:low"
-    assert persona.reversed().instructions[0].positive == "Be wild, 0."
+    assert persona.at(persona.pole.opposite).instructions[0].positive == "Be wild, 0."
     assert "Is wild." in generator.chat[0]["content"]
     assert "neutral" not in generator.chat[0]["content"]
 

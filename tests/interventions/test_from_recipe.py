@@ -154,7 +154,7 @@ def test_what_is_of_another_model_is_refused(opened, keys):
         (
             {**GATED, "layers": [-1, 1], "gate": {**GATE, "layer": 2}},
             ModelError,
-            "at layer 2 lies behind the first steered layer, 1; move it to 1",
+            "at layer 2 comes after the first steered layer, 1; move it to layer 1",
         ),
         (
             {**GATED, "gate": {**GATE, "vector": "narrow"}},
@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused_before_a_model_is_loaded(opened, keys, err
         ({**VECTOR, "gate": GATE}, "add positions: response"),
         ({**VECTOR, "positions": "sometimes"}, "positions 'sometimes' select no token"),
         ({**VECTOR, "how": "multiply"}, "how: Input should be 'add'"),
-        ({**VECTOR, "layers": [-1], "incremental": True}, "layers are counted from 0"),
+        ({**VECTOR, "layers": [-1], "incremental": True}, "layers count from 0"),
         ({**GATED, "gate": {**GATE, "threshold": 1.5}}, r"gate\.threshold: Input should be less"),
         ({"prompt": "extraversion:high", "adjectives": 9}, "has 1 to 8 adjectives"),
         ({"label": "base", "roles": ["a cook"]}, "a label is a name, other than .base."),

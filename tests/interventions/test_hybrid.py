@@ -18,8 +18,8 @@ from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.interventions.weights import HybridEdit, WeightEdit
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
-from personality_vector.steering.bake import bake
-from personality_vector.steering.bake.proof import load_export
+from personality_vector.steering.bake import bake, baking
+from personality_vector.steering.bake.proof import Proof, load_export
 from personality_vector.steering.hybrid import Hybrid
 from personality_vector.subject.models import decoder_blocks, hidden_size
 from personality_vector.subject.subject import Subject
@@ -73,9 +73,13 @@ def test_it_is_the_edit_of_weights_and_the_hooks_and_is_taken_back(family, pico,
     assert all(torch.equal(v, before[name]) for name, v in subject.model.state_dict().items())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_is_the_checkpoint_of_a_merge_with_the_vector_baked_in(family, pico, parts, tmp_path):
+def test_it_is_the_checkpoint_of_a_merge_with_the_vector_baked_in(
+    family, pico, parts, tmp_path, monkeypatch
+):
+    """Nothing is proved by a new process here: that is for the tests of baking."""
+    proved = Proof(0.0, 0.0, 0.0, 1.0, 1.0, "float32", (1, 1), 1)
+    monkeypatch.setattr(baking, "prove", lambda *_: proved)
     delta, vector = parts(family)
     path = merge(pico(family), [(delta, 0.7)], out=tmp_path / "merged").path
     done = bake(replace(vector, model=""), path, [0, 1], 0.7, tmp_path / "baked")

@@ -21,7 +21,7 @@ from personality_vector.subject.chat import answered, question
 from personality_vector.subject.subject import base_identity
 from personality_vector.traits import Pole
 
-FLIPS = 40
+FLIPS = 12
 HIGH = Pole("extraversion", "high")
 
 

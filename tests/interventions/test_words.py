@@ -57,7 +57,7 @@ def test_many_steps_are_not_all_listed():
 @pytest.mark.parametrize(
     ("examples", "message"),
     [
-        ([], "there is no example"),
+        ([], "no example is given"),
         ([[]], "example 1 has the roles none"),
         ([SHOTS[0], question("Who?")], "example 2 has the roles user; it should be turns"),
         ([answered(question("Hi", system="Be loud."), "HI")], "roles system, user, assistant"),

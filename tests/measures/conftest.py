@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from personality_vector.subject.subject import Reply, Subject
+from personality_vector.subject.protocols import Reply
+from personality_vector.subject.subject import Subject
 
 MARKS = ["<pad>", "<system>", "<user>", "<assistant>", "<end>"]
 TEMPLATE = (

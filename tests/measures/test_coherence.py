@@ -11,7 +11,7 @@ from personality_vector.errors import DataError
 from personality_vector.lab import builtin
 from personality_vector.measures.coherence import Coherence
 from personality_vector.measures.spec import Asking
-from personality_vector.subject.chat import answered, mean_log_likelihood, question
+from personality_vector.subject.chat import answered, question
 from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.subject.spec import Sampling
 from personality_vector.subject.subject import Subject
@@ -58,10 +58,7 @@ def test_the_numbers_are_the_ratios_that_they_are_said_to_be(measure, base):
     replies = [SALAD, "I am quiet. I am quiet. I am quiet."]
     chats = [answered(question(ITEMS[0]), reply) for reply in replies]
     reference = measure.collect(base, 5)
-    mine, theirs = (
-        float(mean_log_likelihood(base.model, base.tokenizer, some).double().mean())
-        for some in (chats, reference)
-    )
+    mine, theirs = (float(base.log_likelihood(some).double().mean()) for some in (chats, reference))
     numbers = found(measure, base, replies)
     assert numbers["fluency"].value == pytest.approx(math.exp(mine) / math.exp(theirs))
     ratio = distinct_n(replies, 2) / distinct_n(own(measure, base), 2)
@@ -90,7 +87,7 @@ def test_a_base_that_says_nothing_is_refused(base):
         Instrument(name="one", version="1", items=(Item(id="one", text="?"),)),
         Sampling(max_new_tokens=1),
     )
-    with pytest.raises(DataError, match="never replies in as much as two words"):
+    with pytest.raises(DataError, match="never replies with two words or more"):
         Coherence(short).prepare(base)
 
 

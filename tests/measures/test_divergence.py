@@ -147,7 +147,7 @@ def test_another_tokenization_is_refused(tiny, ready):
     tiny.model.resize_token_embeddings(262, mean_resizing=False)
     measure = ready()
     tiny.tokenizer.add_tokens(["boils"])
-    with pytest.raises(TensorMismatchError, match="not the same tokens"):
+    with pytest.raises(TensorMismatchError, match="becomes other tokens"):
         found(tiny, measure)
 
 
@@ -155,7 +155,6 @@ def test_another_tokenization_is_refused(tiny, ready):
     ("said", "options", "says"),
     [
         (("", "  "), {}, "only empty replies"),
-        ((), {"max_tokens": 0}, "max_tokens"),
         ((), {"batch_size": 0}, "batch"),
     ],
 )

@@ -163,7 +163,7 @@ def test_identities_are_those_of_another_process_and_schemas_need_no_torch(parse
         ({"likelihood": {"batch_size": 0}}, "batch_size: Input should be greater"),
         ({"divergence": {"max_tokens": 0}}, "max_tokens: Input should be greater"),
         ({"guards": {"generation": {"samples": 0}}}, "generation.samples: Input should"),
-        ({"guards": {"generation": {"samples": 2, "temperature": 0}}}, "copies of one reply"),
+        ({"guards": {"generation": {"samples": 2, "temperature": 0}}}, "the same reply"),
         ({"guards": {"trait": ["openness"]}}, "unknown key 'trait'; did you mean 'traits'?"),
         ({"coherence": {"persona": "p", "instrument": "i"}}, "an instrument or a persona, not bo"),
         ({"interview": {}}, "needs traits to rate the answers for"),

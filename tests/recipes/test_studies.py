@@ -47,7 +47,7 @@ def labels(recipe):
         ({"label": "x", "vector": "v"}, "the key 'layers' is missing"),
         ({"tuned": "./t"}, "the key 'label' is missing"),
         ({**WEIGHTS, "label": " "}, "label"),
-        ({**WEIGHTS, "label": "base"}, "a label is a name, other than 'base'"),
+        ({**WEIGHTS, "label": "base"}, "a label must be a name other than 'base'"),
         ({**WEIGHTS, "strengths": []}, "strengths: needs at least one"),
         ({**WEIGHTS, "strengths": [1, 1]}, "strengths: a value is given twice"),
         ({**WEIGHTS, "strengths": [float("nan")]}, "strengths.0: Input should be a finite number"),

@@ -10,7 +10,8 @@ from personality_vector.errors import DataError, ModelError, NonFiniteError
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import Positions, steered
 from personality_vector.steering.activations import Reader, template_hash
-from personality_vector.subject.chat import answered, encode_chats, question, render
+from personality_vector.subject.chat import answered, question, render
+from personality_vector.subject.encoding import encode_chats
 from personality_vector.subject.models import decoder_blocks, hidden_size
 
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi", "gpt2")
@@ -183,14 +184,14 @@ def test_all_chats_are_read_before_the_model_runs(loaded):
 @pytest.mark.parametrize("pooling", ["prompt_last", "prompt_mean"])
 def test_a_chat_without_a_prompt_is_refused(loaded, pooling):
     chat = [{"role": "assistant", "content": "I talk."}]
-    with pytest.raises(DataError, match=f"pooling {pooling} needs a chat with a prompt"):
+    with pytest.raises(DataError, match=f"pooling {pooling} needs a prompt"):
         pooled_activations(*loaded("llama"), [chat], pooling=pooling)
 
 
 def test_nothing_to_read_is_refused(loaded):
     model, tokenizer = loaded("llama")
     for read in (pooled_activations, mean_activations):
-        with pytest.raises(DataError, match="at least one input"):
+        with pytest.raises(DataError, match="at least one"):
             read(model, tokenizer, [])
 
 

@@ -11,7 +11,8 @@ from personality_vector.errors import BaseMismatchError, DataError, NonFiniteErr
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import steered
 from personality_vector.steering.monitor import creativity_scores
-from personality_vector.subject.chat import answered, encode_chats, question, render
+from personality_vector.subject.chat import answered, question, render
+from personality_vector.subject.encoding import encode_chats
 from personality_vector.subject.models import decoder_blocks, hidden_size
 
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi", "gpt2")

@@ -168,7 +168,7 @@ def test_a_contrast_is_the_estimate_from_pooled_activations(pico, name):
 def test_a_shift_needs_the_same_layers_and_width():
     rows = torch.ones(3)
     assert torch.equal(shift({0: 3 * rows}, {0: rows})[0], torch.full((3,), 2.0))
-    with pytest.raises(TensorMismatchError, match=r"has layers \[1\]"):
+    with pytest.raises(TensorMismatchError, match=r"has the layers \[1\]"):
         shift({0: rows, 1: rows}, {0: rows})
     with pytest.raises(TensorMismatchError, match=r"layer 0: .*\[3\] and \[4\]"):
         shift({0: rows}, {0: torch.ones(4)})

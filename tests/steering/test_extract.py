@@ -18,7 +18,8 @@ from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector, steered
 from personality_vector.steering.activations import Reader, template_hash
 from personality_vector.steering.estimators import ESTIMATORS, shift
-from personality_vector.subject.chat import answered, encode_chats, question
+from personality_vector.subject.chat import answered, question
+from personality_vector.subject.encoding import encode_chats
 from personality_vector.subject.models import decoder_blocks, load_model
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole

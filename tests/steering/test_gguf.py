@@ -80,7 +80,7 @@ def test_a_coefficient_that_steers_nothing_is_refused(tmp_path, coefficient, err
 def test_a_layer_is_given_once(tmp_path):
     with pytest.raises(DataError, match=r"layers \[2, 2\] name the same block twice"):
         export_gguf(_vector(1, 2), tmp_path / "warm.gguf", layers=[2, 2])
-    with pytest.raises(DataError, match="no layer is given"):
+    with pytest.raises(DataError, match="no layer was given"):
         export_gguf(_vector(1, 2), tmp_path / "warm.gguf", layers=[])
     assert not list(tmp_path.iterdir())
 

@@ -21,7 +21,8 @@ from personality_vector.interventions.weights import WeightEdit
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import Positions, SteeringVector, steered
 from personality_vector.steering.monitor import projections, unit_at
-from personality_vector.subject.chat import answered, encode_chats, question, render
+from personality_vector.subject.chat import answered, question, render
+from personality_vector.subject.encoding import encode_chats
 from personality_vector.subject.models import (
     decoder_blocks,
     hidden_size,

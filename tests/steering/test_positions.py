@@ -63,18 +63,18 @@ def test_token_zero_is_a_token():
     ["", "last 0", "last", "last -1", "first 2", "after", "after ", "all + ", "ALL", "last x"],
 )
 def test_a_clause_that_selects_nothing_is_refused(text):
-    with pytest.raises(RecipeError, match="select no token; a clause is all, prompt, response"):
+    with pytest.raises(RecipeError, match="cannot be read; a clause is all, prompt, response"):
         Positions.parse(text)
 
 
 def test_a_mark_that_a_prompt_does_not_hold_is_refused():
-    with pytest.raises(DataError, match="row 1 has no such token in its prompt"):
+    with pytest.raises(DataError, match="the prompt of row 1 lacks it"):
         Positions.parse("after 9").spans(PROMPTS, 1)
 
 
 def test_a_mark_among_the_padding_does_not_count():
     prompts = Prompts((2,), (4,), torch.tensor([[7, 7, 1, 1]]))
-    with pytest.raises(DataError, match="no such token"):
+    with pytest.raises(DataError, match="lacks it"):
         Positions.parse("after 7").spans(prompts, 0)
 
 

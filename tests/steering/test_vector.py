@@ -72,16 +72,6 @@ def test_norm_and_cosine():
     assert a.cosine(b, 0) == pytest.approx(float(torch.cosine_similarity(a[0], b[0], dim=0)), 1e-5)
 
 
-def test_similarity_is_the_cosine_at_each_common_layer():
-    a, b = vector("a", layers=(0, 2, 3)), vector("b", layers=(2, 3, 5))
-    assert a.similarity(b) == {2: a.cosine(b, 2), 3: a.cosine(b, 3)}
-    assert a.similarity(0.5 * a) == pytest.approx({0: 1.0, 2: 1.0, 3: 1.0})
-    with pytest.raises(TensorMismatchError, match="none to compare"):
-        a.similarity(vector("b", layers=(1, 4)))
-    with pytest.raises(BaseMismatchError):
-        a.similarity(vector("b", model="def"))
-
-
 def test_a_unit_vector_points_where_it_pointed_and_has_length_1():
     a = vector("a")
     for layer in a.layers:
@@ -90,23 +80,6 @@ def test_a_unit_vector_points_where_it_pointed_and_has_length_1():
     assert same((8.0 * a).unit(), a.unit())
     assert same((-a).unit(), -a.unit())
     assert (a.unit().label, a.unit().pole) == ("unit(a)", HIGH)
-
-
-def test_rescaling_to_its_own_norms_is_the_identity():
-    a = vector("a")
-    assert same(a.rescaled({layer: a.norm(layer) for layer in a.layers}), a)
-    longer = a.rescaled({0: 3.0, 2: 0.5})
-    assert [longer.norm(layer) for layer in (0, 2)] == pytest.approx([3.0, 0.5], rel=1e-6)
-    assert longer.cosine(a, 2) == pytest.approx(1.0)
-
-
-def test_wrong_norms_are_refused():
-    for norms in ({0: 1.0}, {0: 1.0, 2: 1.0, 3: 1.0}):
-        with pytest.raises(TensorMismatchError, match=r"wrong are \[[23]\]"):
-            vector("a").rescaled(norms)
-    for norm in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(NonFiniteError, match="layer 2: a direction cannot be given the norm"):
-            vector("a").rescaled({0: 1.0, 2: norm})
 
 
 def test_increments_add_up_to_the_vector():

@@ -262,7 +262,7 @@ def test_an_earlier_format_is_refused_by_name_and_replaced_by_force(base, log, t
             old.execute(f"CREATE TABLE {table} (key TEXT, value TEXT)")
     old.close()
     study = pv.study(base, [Shifted("small")], [1.0], [Counted(log)])
-    with pytest.raises(CheckpointError, match="holds results of format 1, and this version"):
+    with pytest.raises(CheckpointError, match="holds results of format 1, but this version"):
         study.run(tmp_path / "run")
     assert len(study.run(tmp_path / "run", force=True).readings()) == 2
 
@@ -271,21 +271,21 @@ def test_an_earlier_format_is_refused_by_name_and_replaced_by_force(base, log, t
     ("given", "error", "says"),
     [
         ({"strengths": []}, RecipeError, "small: give at least one strength"),
-        ({"strengths": [1.0, 1.0]}, RecipeError, "none of them twice"),
+        ({"strengths": [1.0, 1.0]}, RecipeError, "each only once"),
         ({"strengths": [float("nan")]}, NonFiniteError, "must be a finite number"),
         ({"strengths": {"large": [1.0]}}, RecipeError, "small: has no strengths"),
         ({"interventions": [Shifted("base")]}, RecipeError, "the label 'base' is taken"),
         ({"interventions": [Shifted("a"), Shifted("a", 2.0)]}, RecipeError, "interventions are"),
         ({"interventions": [Shifted("a", steps=(0, 1))], "strengths": [2]}, RecipeError, "a: "),
-        ({"measures": []}, RecipeError, "needs a measure"),
-        ({"seeds": [0, 0]}, RecipeError, "no seed twice"),
+        ({"measures": []}, RecipeError, "needs at least one measure"),
+        ({"seeds": [0, 0]}, RecipeError, "each seed only once"),
         ({"seeds": [0, True]}, RecipeError, "seeds are whole numbers below"),
         ({"seeds": [2**63]}, RecipeError, "seeds are whole numbers below"),
         ({"strengths": {"small": [1.0], "tiny": [1.0]}}, RecipeError, "given for tiny, which is"),
         (
             {"interventions": [Arm({1: Shifted("a")}, [1.0])]},
             RecipeError,
-            "no intervention for seed 0",
+            "lacks an intervention for seed 0",
         ),
     ],
 )
@@ -304,7 +304,7 @@ def test_what_cannot_be_studied_is_refused_before_anything_is_written(
 
 def test_an_arm_has_one_label():
     for by_seed in ({}, {0: Shifted("a"), 1: Shifted("b")}):
-        with pytest.raises(RecipeError, match="an arm needs an intervention"):
+        with pytest.raises(RecipeError, match="an arm needs one intervention"):
             Arm(by_seed, [1.0])
 
 
@@ -367,7 +367,7 @@ def test_a_recipe_that_was_replaced_meanwhile_stops_and_leaves_the_tables(base, 
             return super().collect(subject, seed)
 
     older = pv.study(base, [Shifted("older")], [1.0], [Slow(log, options=1)])
-    with pytest.raises(RecipeError, match="another recipe was begun there meanwhile"):
+    with pytest.raises(RecipeError, match="another recipe was started there"):
         older.run(tmp_path / "run")
     assert set(Run(tmp_path / "run").readings()["intervention"]) == {BASE, "newer"}
     older.run(tmp_path / "run")
@@ -433,6 +433,6 @@ def test_a_study_that_measured_nothing_leaves_nothing(base, log, tmp_path):
     assert not (tmp_path / "run").exists()
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputExistsError, match="holds no results of ours"):
+    with pytest.raises(OutputExistsError, match="is not a results folder"):
         pv.study(base, measures=[Counted(log)]).run(tmp_path / "theirs")
     assert (tmp_path / "theirs" / "thesis.txt").read_text() == "mine"

@@ -4,18 +4,11 @@ import pytest
 import torch
 
 from personality_vector.errors import DataError
-from personality_vector.subject.chat import (
-    EncodedChats,
-    answered,
-    batched,
-    encode_chats,
-    mean_log_likelihood,
-    question,
-    render,
-)
+from personality_vector.subject.chat import answered, batched, question, render
+from personality_vector.subject.encoding import EncodedChats, encode_chats
 from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.subject.spec import Sampling
-from personality_vector.subject.subject import generate_replies
+from personality_vector.subject.subject import Subject, generate_replies
 
 REPLIES = ["I am quiet.", "yes", "I love people, and Ünïcode 🦆 too", "two\nlines"]
 TRAILING = (
@@ -142,7 +135,7 @@ def by_hand(model, tokenizer, one):
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
 def test_the_likelihood_is_that_of_a_loop_whatever_the_batch(model, tokenizer, batch_size):
     chats = [chat(reply) for reply in REPLIES]
-    means = mean_log_likelihood(model, tokenizer, chats, batch_size)
+    means = Subject(model, tokenizer).log_likelihood(chats, batch_size)
     assert means.dtype == torch.float32
     assert means.shape == (len(chats),)
     expected = [by_hand(model, tokenizer, one) for one in chats]
@@ -151,8 +144,8 @@ def test_the_likelihood_is_that_of_a_loop_whatever_the_batch(model, tokenizer, b
 
 def test_the_order_of_chats_does_not_matter_to_each(model, tokenizer):
     chats = [chat(reply) for reply in REPLIES]
-    forward = mean_log_likelihood(model, tokenizer, chats)
-    backward = mean_log_likelihood(model, tokenizer, chats[::-1])
+    forward = Subject(model, tokenizer).log_likelihood(chats)
+    backward = Subject(model, tokenizer).log_likelihood(chats[::-1])
     assert torch.allclose(forward, backward.flip(0), atol=2e-5)
 
 

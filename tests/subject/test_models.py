@@ -147,7 +147,7 @@ def test_a_tokenizer_pads_on_the_left_with_some_token(copy):
 def test_a_folder_without_a_tokenizer_is_refused(copy):
     for file in copy.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(CheckpointError, match="no tokenizer can be read there"):
+    with pytest.raises(CheckpointError, match="the tokenizer cannot be read"):
         load_tokenizer(copy)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from personality_vector.errors import DataError
 from personality_vector.subject.models import load_model
-from personality_vector.subject.prompts import Prompts, announcing, current_prompts, reading
+from personality_vector.subject.prompts import CURRENT, Prompts, reading, tracking_generate
 
 
 def test_padding_on_the_left_is_no_prompt():
@@ -19,15 +19,15 @@ def test_what_was_said_is_forgotten_also_after_an_error():
     heard = []
 
     def fail() -> None:
-        heard.append(current_prompts())
+        heard.append(CURRENT.get())
         raise KeyError
 
     with reading(outer):
         with pytest.raises(KeyError), reading(inner):
             fail()
-        heard.append(current_prompts())
+        heard.append(CURRENT.get())
     assert heard == [inner, outer]
-    assert current_prompts() is None
+    assert CURRENT.get() is None
 
 
 @pytest.mark.parametrize(
@@ -53,10 +53,8 @@ def model(pico):
 def heard_by(model, *args, **given):
     """Return the prompts that a block hears of during ``generate``."""
     heard = []
-    handle = model.model.layers[0].register_forward_pre_hook(
-        lambda *_: heard.append(current_prompts())
-    )
-    with announcing(model):
+    handle = model.model.layers[0].register_forward_pre_hook(lambda *_: heard.append(CURRENT.get()))
+    with tracking_generate(model):
         model.generate(*args, max_new_tokens=3, min_new_tokens=3, do_sample=False, **given)
     handle.remove()
     assert len(heard) == 3
@@ -91,8 +89,8 @@ def test_what_the_caller_of_generate_said_counts(model):
 
 
 def test_generate_is_itself_again(model):
-    with announcing(model):
-        with announcing(model):
+    with tracking_generate(model):
+        with tracking_generate(model):
             assert "generate" in vars(model)
         assert "generate" in vars(model)
     assert "generate" not in vars(model)
@@ -100,5 +98,8 @@ def test_generate_is_itself_again(model):
 
 
 def test_a_generate_without_a_prompt_is_refused(model):
-    with announcing(model), pytest.raises(DataError, match="neither input_ids nor inputs_embeds"):
+    with (
+        tracking_generate(model),
+        pytest.raises(DataError, match="neither input_ids nor inputs_embeds"),
+    ):
         model.generate(max_new_tokens=1)

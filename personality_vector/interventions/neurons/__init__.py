@@ -1,1 +1,1 @@
-"""Neurons of the MLPs that tell two poles apart: found, kept on disk, and steered."""
+"""Neurons of the MLPs that tell two poles apart: finding, storing and steering them."""

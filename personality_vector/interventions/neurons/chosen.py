@@ -1,4 +1,4 @@
-"""The neurons of a pole and of its opposite: which ones, by how much, and how strong they are."""
+"""The neurons of a pole and of its opposite, with how they differ and how strong they get."""
 
 import re
 from collections import defaultdict
@@ -27,7 +27,7 @@ _NAME = re.compile(rf"({'|'.join(_SIDES)})\.layer\.(\d+)\.({'|'.join(_COLUMNS)})
 
 
 class NeuronRecord(Record):
-    """What ``neurons.json`` holds: all of a set of neurons but its numbers, and how many."""
+    """The content of ``neurons.json``: a set of neurons with counts instead of numbers."""
 
     what = "set of neurons"
     stem = "neurons"
@@ -50,7 +50,7 @@ class Neurons:
         a95: 95th percentile of the activation over the responses of their own pole; float32.
 
     Raises:
-        DataError: The three do not agree, there is no neuron, or a number is out of range.
+        DataError: There is no neuron, the index is not ascending, or a number is out of range.
         NonFiniteError: A number is NaN or infinite.
     """
 
@@ -75,7 +75,7 @@ class NeuronSet:
         positive: 0-based decoder block to the neurons of ``pole``.
         negative: The same for its opposite; no neuron is in both.
         model: Hex digest of the fingerprint of the model; "" where that is unknown.
-        pole: What the positive ones stand for, if anything.
+        pole: The pole of the positive neurons, if any.
         label: For messages and reports.
         counts: Number of positive and of negative chats behind it.
 
@@ -93,7 +93,9 @@ class NeuronSet:
     def __post_init__(self) -> None:
         for name, side in (("positive", self.positive), ("negative", self.negative)):
             if not side:
-                raise DataError(f"{self.label}: no neuron is {name}")
+                raise DataError(
+                    f"{self.label}: the {name} side has no neurons; it needs at least one"
+                )
         for layer in self.positive.keys() & self.negative.keys():
             if torch.isin(self.positive[layer].index, self.negative[layer].index).any():
                 raise DataError(f"{self.label}: layer {layer} has a neuron on both sides")
@@ -111,7 +113,7 @@ class NeuronSet:
         """Write ``neurons.safetensors``, ``neurons.json`` and a manifest; it appears whole.
 
         Raises:
-            OutputExistsError: The directory exists, and ``force`` is off or it is not ours.
+            OutputExistsError: The directory exists, without ``force`` or not written by this tool.
         """
         record = NeuronRecord(
             model=self.model,
@@ -134,7 +136,7 @@ class NeuronSet:
 
         Raises:
             CheckpointError: A file is missing or damaged, or the two disagree.
-            DataError: The numbers are not neurons.
+            DataError: The stored numbers do not describe neurons.
         """
         record, stored = NeuronRecord.read(Path(directory))
         found = cls(

@@ -13,16 +13,17 @@ from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.interventions.neurons.chosen import Neurons, NeuronSet
 from personality_vector.interventions.neurons.hooks import Site, activations, neuron_sites
 from personality_vector.progress import progress
-from personality_vector.subject.chat import Chat, batched, encode_chats
+from personality_vector.subject import Chat, batched
+from personality_vector.subject.encoding import encode_chats
 from personality_vector.subject.models import decoder_of, device_of
 from personality_vector.traits import Pole
 
+# Bits of the mantissa of a float32 after its 5 most significant ones (the first is implicit).
 _DROPPED = 23 - 4
-"""Bits of a float32's mantissa beyond 5 significant ones, of which the first is implicit."""
 
 _FIRST, _LAST = ((127 + exponent) << 4 for exponent in (-12, 8))
 BINS = _LAST - _FIRST + 2
-"""Bin 0 holds whatever is below 2**-12, the last one whatever is above 2**8."""
+"""Bin 0 counts what is below 2**-12, the last bin what is above 2**8."""
 
 
 def bin_of(activation: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
@@ -128,9 +129,9 @@ def find_neurons(  # noqa: PLR0913  (two sides, how to read them, and what they 
         tokenizer: With a chat template.
         positive: Chats that end with an assistant message which shows the pole.
         negative: Chats that end with one which shows the opposite.
-        at_least: Neurons that each side has, if as many differ at all; by default 2000, but no
-            more than one in 20 of the model's neurons.
-        threshold: Of the difference in probability; all neurons from there on are kept.
+        at_least: Fewest neurons to keep on each side, if that many differ; by default 2000, but at
+            most one in 20 of the model's neurons.
+        threshold: Difference in probability from which every neuron is kept.
         batch_size: Chats per forward pass; it changes speed and memory only.
         pole: What the positive responses show.
         label: Defaults to the pole.
@@ -149,7 +150,7 @@ def find_neurons(  # noqa: PLR0913  (two sides, how to read them, and what they 
     """
     for side, chats in (("positive", positive), ("negative", negative)):
         if not chats:
-            raise DataError(f"no {side} chats: both sides of the neurons need at least 1")
+            raise DataError(f"no {side} chats: each side needs at least 1")
     sites = neuron_sites(model)
     plus, minus = (
         tally_responses(model, tokenizer, sites, chats, batch_size)
@@ -157,7 +158,7 @@ def find_neurons(  # noqa: PLR0913  (two sides, how to read them, and what they 
     )
     differences = [_difference(one, other) for one, other in zip(plus, minus, strict=True)]
     if at_least is None:
-        # 2000 as in the paper, whose lists for Llama-3-8B are of 2 to 6 % of its neurons.
+        # 2000 as in the paper, whose lists for Llama-3-8B hold 2 to 6 % of its neurons.
         at_least = min(2000, max(1, sum(site.width for site in sites) // 20))
     return NeuronSet(
         _kept(differences, plus, threshold, at_least),

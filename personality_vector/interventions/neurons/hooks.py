@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from personality_vector.errors import BaseMismatchError, ModelError
 from personality_vector.interventions.neurons.chosen import NeuronSet
 from personality_vector.numeric.random import generator_for
-from personality_vector.steering import Positions
-from personality_vector.steering.apply import require_no_strangers
-from personality_vector.steering.where import Where
+from personality_vector.steering import Hook, Positions, Where, require_no_foreign_hooks
 from personality_vector.subject.models import decoder_blocks, device_of, hidden_size
 
+# The names that transformers gives the activation module.
 _NAMES = ("act_fn", "act", "activation_fn", "activation")
-"""What transformers calls the module."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,8 +26,8 @@ class Site:
     Attributes:
         activation: The module whose output is their activations ``(rows, seq, width)``: of the
             gate where the MLP has one, ``act(gate(x))``, else of its first layer.
-        width: Their number.
-        device: Of the block.
+        width: Number of neurons.
+        device: Device of the block.
     """
 
     activation: nn.Module
@@ -41,8 +39,8 @@ def neuron_sites(model: nn.Module) -> list[Site]:
     """Return the neurons of every decoder block.
 
     Raises:
-        ModelError: A block has not exactly one MLP with an activation module and a projection
-            back to the residual stream, as in a mixture of experts; or blocks share a module.
+        ModelError: A block does not have exactly one MLP with an activation module and a projection
+            back to the residual stream (a mixture of experts has several), or blocks share one.
     """
     hidden = hidden_size(model)
     sites = [_site(block, layer, hidden) for layer, block in enumerate(decoder_blocks(model))]
@@ -54,14 +52,14 @@ def neuron_sites(model: nn.Module) -> list[Site]:
 
 
 def activations(output: Any, width: int) -> Float[Tensor, "rows seq width"]:
-    """Return the output of a site's module, which must be one vector for each token.
+    """Return the output of an activation module, checked to be one vector for each token.
 
     Raises:
         ModelError: It has another shape.
     """
     if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[-1] != width:
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ModelError(f"an activation module puts out {shape}, not [rows, tokens, {width}]")
+        raise ModelError(f"an activation module returns {shape}, not [rows, tokens, {width}]")
     return output
 
 
@@ -76,7 +74,7 @@ def _site(block: nn.Module, layer: int, hidden: int) -> Site:
         raise ModelError(
             f"block {layer} is a {type(block).__name__}, in which {len(found)} MLPs with a module "
             f"named {', '.join(_NAMES[:-1])} or {_NAMES[-1]} were found; neurons need exactly one, "
-            "and experts have none of their own"
+            "so a mixture of experts has none"
         )
     activation, (width,) = found[0]
     return Site(activation, width, device_of(block))
@@ -105,17 +103,17 @@ def steered_neurons(
 ) -> Generator[None]:
     """Steer by forward hooks on the activation modules; gamma 0 registers none.
 
-    Below 1, ``keep`` is the probability that a neuron is raised, drawn anew in every forward pass
-    by the seed.
+    Below 1, ``keep`` is the probability that a neuron is raised, drawn again in every forward
+    pass.
 
     Cost: that of the chosen neurons, and one copy of the activations of steered passes.
 
     Raises:
         ModelError: The model's neurons cannot be found, or another tool left a hook on it.
-        BaseMismatchError: It has not these neurons.
+        BaseMismatchError: It does not have these neurons.
     """
     sites = neuron_sites(model)
-    require_no_strangers(model)
+    require_no_foreign_hooks(model)
     _require_fit(neurons, sites)
     raised, silenced = neurons.positive, neurons.negative
     if gamma < 0:
@@ -133,7 +131,7 @@ def steered_neurons(
                     else torch.zeros(0)
                 )
                 site, draws = sites[layer], generator_for(seed, f"neurons of layer {layer}")
-                edit = _Edit(site.width, where, index, boost, keep, draws)
+                edit = _hook(site.width, where, index, boost, keep, draws)
                 hooks.callback(site.activation.register_forward_hook(edit).remove)
         yield
 
@@ -148,41 +146,41 @@ def _require_fit(neurons: NeuronSet, sites: Sequence[Site]) -> None:
             )
 
 
-@dataclass(slots=True, eq=False)
-class _Edit:
-    """A hook on the activation module of one block, which edits the chosen neurons there.
+def _hook(
+    width: int,
+    where: Where,
+    index: Tensor,
+    boost: Tensor,
+    keep: float,
+    generator: torch.Generator,
+) -> Hook:
+    """Return the hook on the activation module of one block.
 
-    Attributes:
+    Args:
         width: Number of all neurons of the block.
         where: Which tokens are edited.
-        index: Which neurons, those that are raised first; moved to where the activations are.
-        boost: What is added to each of the raised, likewise moved, and in their dtype.
+        index: Which neurons, those that are raised first.
+        boost: What is added to each of the raised.
         keep: Probability that one is raised in a pass.
         generator: Draws which.
     """
 
-    width: int
-    where: Where
-    index: Tensor
-    boost: Tensor
-    keep: float
-    generator: torch.Generator
-
-    def __call__(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Tensor | None:
-        act = activations(output, self.width)
-        chosen = self.where.selected(act)
+    def edit(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Tensor | None:
+        nonlocal index, boost
+        act = activations(output, width)
+        chosen = where.selected(act)
         if chosen is False:
             return None
-        if self.boost.dtype != act.dtype or self.boost.device != act.device:
-            self.boost = self.boost.to(act.device, act.dtype)
-            self.index = self.index.to(act.device)
-        boost, raised = self.boost, len(self.boost)
-        if self.keep < 1.0:
-            drawn = torch.rand(raised, generator=self.generator) < self.keep
-            boost = boost * drawn.to(boost.device)
-        part = act.index_select(-1, self.index)
-        up, down = part[..., :raised], part[..., raised:]
-        moved = torch.cat([up + boost, down.clamp(max=0.0)], dim=-1)
+        if boost.dtype != act.dtype or boost.device != act.device:
+            boost, index = boost.to(act.device, act.dtype), index.to(act.device)
+        raised, added = len(boost), boost
+        if keep < 1.0:
+            drawn = torch.rand(raised, generator=generator) < keep
+            added = boost * drawn.to(boost.device)
+        part = act.index_select(-1, index)
+        moved = torch.cat([part[..., :raised] + added, part[..., raised:].clamp(max=0.0)], dim=-1)
         if chosen is not True:
             moved = torch.where(chosen, moved, part)
-        return act.index_copy(-1, self.index, moved)
+        return act.index_copy(-1, index, moved)
+
+    return edit

@@ -11,7 +11,7 @@ from personality_vector.checkpoint import AtomicDirectory, Checkpoint
 from personality_vector.checkpoint.cards import LOADING, fenced, metadata, shown
 from personality_vector.errors import RecipeError
 from personality_vector.manifest import write_manifest
-from personality_vector.steering.bake.base import Base, asked_shifts, read_config
+from personality_vector.steering.bake.base import Base, read_config, scaled_directions
 from personality_vector.steering.bake.exports import EXPORTS, ablation_export
 from personality_vector.steering.bake.proof import Export, Proof, prove
 from personality_vector.steering.bake.routes import RouteName, route_for
@@ -69,28 +69,28 @@ def bake(  # noqa: PLR0913  (a vector, where it goes, how strong, and where to w
     tensor; the proof loads the whole model in float32.
 
     Args:
-        vector: Of this model.
+        vector: A vector of this model.
         model_path: Directory, Hub id or ``builtin:demo``.
         layers: 0-based decoder blocks; ``-1`` is the last.
-        coefficient: In the unit of the vector; not 0.
+        coefficient: Factor on the vector; not 0.
         out: Directory to write; it appears whole or not at all.
         route: ``auto``, ``bias``, ``convert`` or ``adapter``; see :func:`route_for`.
         force: Replace an output that this tool wrote.
 
     Raises:
-        ModelError: No exact route exists for this model, or no such layer.
+        ModelError: No exact route exists for this model, or it does not have this layer.
         BaseMismatchError: The vector is of another model.
         VerificationError: The export is not the steered model; nothing is published.
-        PersonalityVectorError: Whatever else is refused.
+        PersonalityVectorError: Anything else is refused.
 
     Source:
         A bias of the MLP's output projection is prior art; that a reloaded model must be compared,
         since transformers drops tensors that its config does not announce, is ours.
     """
     if route == "ablate":
-        raise RecipeError("route ablate has no coefficient; use bake_ablation, or --ablate")
+        raise RecipeError("route ablate takes no coefficient; use bake_ablation, or --ablate")
     base, name = _opened(model_path, route, vector)
-    shifts = asked_shifts(base, vector, layers, coefficient)
+    shifts = scaled_directions(base, vector, layers, coefficient)
     asked = {
         "layers": sorted(shifts),
         "coefficient": coefficient,
@@ -114,16 +114,17 @@ def bake_ablation(
     and of every block; see :func:`~personality_vector.steering.bake.exports.ablation_export`.
 
     Args:
-        vector: Of this model.
+        vector: A vector of this model.
         model_path: Directory, Hub id or ``builtin:demo``.
-        layer: Whose direction is ablated; ``-1`` is the last.
+        layer: The layer whose direction is ablated; ``-1`` is the last.
         out: Directory to write; it appears whole or not at all.
         force: Replace an output that this tool wrote.
 
     Raises:
-        ModelError: The architecture has writers that cannot be made orthogonal, or no such layer.
+        ModelError: The architecture has writers that cannot be made orthogonal, or the model does
+            not have this layer.
         VerificationError: The export is not the ablated model; nothing is published.
-        PersonalityVectorError: Whatever else is refused.
+        PersonalityVectorError: Anything else is refused.
     """
     base, name = _opened(model_path, "ablate", vector)
     (place,) = resolved([layer], base.layers)

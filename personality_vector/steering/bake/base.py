@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint, ShardWriter, TensorPlan
-from personality_vector.checkpoint.header import TensorEntry
 from personality_vector.checkpoint.writer import shard_names, write_index
 from personality_vector.errors import (
     CheckpointError,
     DataError,
     ModelError,
     NonFiniteError,
-    TensorMismatchError,
     blame,
 )
 from personality_vector.steering.bake.routes import Family
@@ -36,7 +33,7 @@ class Base:
     Attributes:
         checkpoint: On disk.
         config: As transformers reads it, with every default filled in.
-        family: Of the architecture.
+        family: The family of its architecture.
     """
 
     checkpoint: Checkpoint
@@ -45,7 +42,7 @@ class Base:
 
     @property
     def prefix(self) -> str:
-        """Of the names on disk: the family's root and a dot, or "" where that is left out."""
+        """Prefix of the names on disk: the family's root and a dot, or "" if they lack it."""
         root = f"{self.family.root}."
         return root if any(name.startswith(root) for name in self.checkpoint.names) else ""
 
@@ -72,7 +69,7 @@ class Base:
         """Return the name on disk of the weight of a module below the root.
 
         Raises:
-            CheckpointError: The checkpoint has no such tensor.
+            CheckpointError: The checkpoint does not have this tensor.
         """
         name = f"{self.prefix}{module}.weight"
         if name not in self.checkpoint.entries:
@@ -99,21 +96,21 @@ def read_config(checkpoint: Checkpoint) -> Any:
         )
 
 
-def asked_shifts(
+def scaled_directions(
     base: Base, vector: SteeringVector, layers: Sequence[int], coefficient: float
 ) -> dict[int, Float[Tensor, " hidden"]]:
     """Return ``coefficient * v_l`` for each layer ``l``, ``-1`` being the last block.
 
     Raises:
-        ModelError: The model has no such block.
+        ModelError: The model does not have one of these blocks.
         TensorMismatchError: The vector has no direction for it.
-        DataError: No layer is given, or one twice; or the coefficient is 0.
+        DataError: No layer is given, one is given twice, or the coefficient is 0.
         NonFiniteError: The coefficient is NaN or infinite, or the product is.
     """
     if not math.isfinite(coefficient):
         raise NonFiniteError(f"the coefficient must be a finite number, got {coefficient}")
     if coefficient == 0:
-        raise DataError("coefficient 0 is the model itself: there is nothing to bake")
+        raise DataError("coefficient 0 leaves the model as it is, so there is nothing to bake")
     shifts = {layer: coefficient * vector[layer] for layer in resolved(layers, base.layers)}
     for layer, shift in shifts.items():
         if not torch.isfinite(shift).all():
@@ -123,7 +120,7 @@ def asked_shifts(
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A tensor of the export that the base has otherwise or not at all.
+    """A tensor of the export that the base lacks or stores with other values.
 
     Attributes:
         plan: Its name, dtype and shape.
@@ -171,7 +168,10 @@ def write_checkpoint(
         shutil.copyfile(file, directory / name)
     for name in edits.keys() & entries.keys():
         with blame(tensor=name):
-            _overwrite(directory / copies[entries[name].file], entries[name], edits[name].values())
+            values = edits[name].values().contiguous().reshape(-1).view(torch.uint8)
+            with (directory / copies[entries[name].file]).open("r+b") as stream:
+                stream.seek(entries[name].start)
+                stream.write(values.numpy().data)
     if plans:
         with ShardWriter(directory, plans, max(1, added), Path(names[-1]).stem) as writer:
             for plan in plans:
@@ -187,14 +187,3 @@ def write_checkpoint(
 
 def _files(checkpoint: Checkpoint) -> list[Path]:
     return sorted({entry.file for entry in checkpoint.entries.values()})
-
-
-def _overwrite(file: Path, entry: TensorEntry, values: Tensor) -> None:
-    if (values.dtype, tuple(values.shape)) != (entry.dtype, entry.shape):
-        raise TensorMismatchError(
-            f"{entry.name}: is {entry.dtype} {list(entry.shape)} and was to become "
-            f"{values.dtype} {list(values.shape)}"
-        )
-    with file.open("r+b") as stream:
-        stream.seek(entry.start, os.SEEK_SET)
-        stream.write(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,4 +1,4 @@
-"""What each route writes: a bias of the map that writes to the stream, or no such writes."""
+"""What each route writes: a bias, an equivalent Llama, an adapter, or orthogonal weights."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -258,7 +258,7 @@ def ablated_everywhere(
 def with_writers(
     model: nn.Module, base: Base, edits: Edits, *, is_rounded: bool
 ) -> Generator[None]:
-    """Give a model in memory other writers, by their names on disk; restored on leaving.
+    """Replace the writers of a model in memory, named as on disk, and restore them on leaving.
 
     A tied head is untied and keeps its weights.
     """

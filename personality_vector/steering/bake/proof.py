@@ -1,8 +1,8 @@
-"""The proof of an export: loaded in a new process, it says what the steered model says.
+"""The proof of an export: loaded in a new process, it gives the outputs of the steered model.
 
 ``python -m personality_vector.steering.bake.proof MODEL ADAPTER OUT DTYPE...`` is that process. It
-knows nothing of how an export was made: it loads what lies on disk as any user would, and writes
-down what it sees.
+knows nothing of how an export was made: it loads the files as any user would, and writes down what
+they give.
 """
 
 import gc
@@ -42,7 +42,7 @@ TEXTS = (
 _LONGEST = 16
 
 TOLERANCE = 1e-5
-"""Of a logit in float32, for logits up to 1 in size; in proportion to the largest above."""
+"""Largest error of a logit in float32; for logits above 1, relative to the largest."""
 
 TOKENS = 64
 
@@ -56,10 +56,10 @@ class Export:
 
     Attributes:
         write: Writes it into an empty directory.
-        asked: The hooks that were asked for.
-        realised: The same with the numbers that the export's dtype could hold.
-        unrounded: What the export would be without rounding, if that is not ``asked`` by itself.
-        size: Bytes that it will take, as far as known.
+        asked: Steers by the requested hooks.
+        realised: Steers by the same hooks, with the numbers rounded to the dtype of the export.
+        unrounded: Makes the export without rounding, if that differs from ``asked``.
+        size: Bytes that it will take, if known.
     """
 
     write: Callable[[Path], None]
@@ -104,8 +104,8 @@ def prove(model: Path, export: Export, dtype: torch.dtype, folder: Path) -> Proo
     Args:
         model: The base's directory.
         export: What was written, and what it should be.
-        dtype: Of the stored weights.
-        folder: Where it lies: a checkpoint, or a PEFT adapter for ``model``.
+        dtype: Dtype of the stored weights.
+        folder: The export: a checkpoint, or a PEFT adapter for ``model``.
 
     Raises:
         VerificationError: The export does not load whole, or differs by more than the tolerance,
@@ -125,7 +125,7 @@ def prove(model: Path, export: Export, dtype: torch.dtype, folder: Path) -> Proo
     effect = _largest(expected["asked"], expected["plain"])
     if effect <= tolerance:
         raise DataError(
-            f"the steering changes logits by at most {effect:.1e}, which no proof tells from "
+            f"the steering changes logits by at most {effect:.1e}, which cannot be told from "
             "rounding; use a larger coefficient"
         )
     seen = _seen(model, folder, dtypes)
@@ -143,7 +143,7 @@ def prove(model: Path, export: Export, dtype: torch.dtype, folder: Path) -> Proo
 
 
 def _expected(path: Path, export: Export, dtypes: tuple[str, ...]) -> dict[str, Tensor]:
-    """Return what the base says under its hooks: tokens, and logits by name."""
+    """Return the outputs of the base under its hooks: tokens, and logits by name."""
     ids = encoded(path)
     model = load_model(path, dtype=dtypes[0])
     with export.realised(model):
@@ -172,7 +172,7 @@ def _expected(path: Path, export: Export, dtypes: tuple[str, ...]) -> dict[str, 
 
 
 def _seen(model: Path, export: Path, dtypes: tuple[str, ...]) -> dict[str, Tensor]:
-    """Return what a new process sees of an export."""
+    """Return the outputs of an export in a new process."""
     is_adapter = (export / "adapter_config.json").is_file()
     whole, adapter = (model, str(export)) if is_adapter else (export, "")
     with tempfile.TemporaryDirectory() as folder:
@@ -206,14 +206,14 @@ def _require_equal(
 ) -> None:
     if not torch.equal(seen["prompts"], expected["prompts"]):
         raise VerificationError(
-            f"{export}: its tokenizer reads the prompts otherwise than that of the base"
+            f"{export}: its tokenizer reads the prompts differently from that of the base"
         )
     differ = (seen["sequences"] != expected["sequences"]).any(0)
     # Up to the first token that differs both have read the same, and logits can be compared.
     same = int(differ.int().argmax()) if differ.any() else len(differ)
     error = _largest(seen["logits.float32"][:, :same], expected["realised"][:, :same])
     if not error <= tolerance or same < len(differ):
-        token = "" if same == len(differ) else f", and greedy token {same} is another"
+        token = "" if same == len(differ) else f", and greedy token {same} differs"
         raise VerificationError(
             f"{export}: differs from the hooks by {error:.1e} in a logit "
             f"(at most {tolerance:.1e}){token}; nothing was published"
@@ -230,8 +230,8 @@ def encoded(path: str | Path) -> Int[Tensor, "texts seq"]:
     length = min(_LONGEST, *map(len, rows))
     if length < 1:
         raise CheckpointError(
-            f"{path}: its tokenizer reads no token from {TEXTS[0]!r}, so nothing can be proved; "
-            "put the tokenizer's files there"
+            f"{path}: its tokenizer finds no token in {TEXTS[0]!r}, so nothing can be proved; "
+            "add the files of the tokenizer"
         )
     return torch.tensor([row[:length] for row in rows])
 
@@ -240,7 +240,7 @@ def encoded(path: str | Path) -> Int[Tensor, "texts seq"]:
 def continued(model: Any, ids: Int[Tensor, "texts seq"]) -> Int[Tensor, "texts more"]:
     """Return ``ids`` and :data:`TOKENS` greedy tokens, decoded with a cache.
 
-    An end mark ends nothing. Of equal logits the first one wins.
+    Generation continues after an end mark. Of equal logits the first one wins.
     """
     chunk, cache = ids, None
     for _ in range(TOKENS):
@@ -261,7 +261,7 @@ def load_export(model: str, adapter: str, dtype: str) -> Any:
     """Return a model by ``AutoModelForCausalLM``, and PEFT where there is an adapter.
 
     Raises:
-        ModelError: A tensor on disk has no place in the model, or a parameter no tensor on disk.
+        ModelError: A tensor on disk has no parameter in the model, or the reverse.
     """
     loaded = load_model(model, dtype=dtype)
     if not adapter:
@@ -275,15 +275,15 @@ def load_export(model: str, adapter: str, dtype: str) -> Any:
         for name, parameter in adapted.named_parameters()
         if ".lora_" in name
     }
-    odd = stored.keys() ^ found.keys()
-    odd |= {name for name in stored.keys() - odd if not torch.equal(stored[name], found[name])}
-    if odd:
-        raise ModelError(f"{adapter}: PEFT does not load what is on disk: {some(odd)}")
+    lost = stored.keys() ^ found.keys()
+    lost |= {name for name in stored.keys() - lost if not torch.equal(stored[name], found[name])}
+    if lost:
+        raise ModelError(f"{adapter}: PEFT does not load what is on disk: {some(lost)}")
     return adapted
 
 
 def main(model: str, adapter: str, out: str, *dtypes: str) -> int:
-    """Write what an export says, of which the first dtype generates; on stderr, why it cannot.
+    """Write the outputs of an export, generated in the first dtype; on failure say why on stderr.
 
     Args:
         model: A checkpoint directory.

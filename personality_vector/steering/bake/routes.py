@@ -1,9 +1,9 @@
-"""Which exact way there is to write a constant steering vector into a checkpoint.
+"""The exact ways to write a constant steering vector into a checkpoint.
 
 A block that ends with ``h + mlp(norm(h))`` adds what its last linear map puts out, so a bias of
 that map is an addition to the block's output. A block that normalises what it adds has no such
-place. Which is which no name tells, so the families are read from the sources of transformers, and
-an architecture that is not listed here is refused.
+place. The name of an architecture does not tell which it is, so the families below were read from
+the sources of transformers, and any other architecture is refused.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class Family:
         mlp: The last linear map of a block's MLP, below the block.
         attention: That of its attention.
         embeddings: What starts the stream, below the root; empty where it is followed by a norm.
-        has_bias: Its MLP's last map has a bias, whatever the config says.
+        has_bias: The last map of its MLP always has a bias.
         flag: Name of the config's switch for a bias there; "" if there is none.
         flagged: Maps of a block that the switch gives a bias.
         multiplier: Config's name of a factor on what a block adds; "" for 1.
@@ -106,7 +106,7 @@ FAMILIES: Mapping[str, Family] = {
     "phi": Family(mlp="mlp.fc2", attention="self_attn.dense", has_bias=True),
 }
 
-_EXPERTS = "its MLP is a mixture of experts, which has no one output projection to hold a vector"
+_EXPERTS = "its MLP is a mixture of experts, so no single output projection can hold a vector"
 _REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
         ("gemma2", "gemma3_text", "gemma3n_text", "olmo2", "olmo3", "glm4", "exaone4"),
@@ -134,17 +134,17 @@ def family_of(config: Any) -> Family:
         raise ModelError(f"{kind}: {_REFUSED[kind]}; steer it with a hook")
     if kind not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
-        raise ModelError(f"{kind}: no exact place for a vector is known; there is for {known}")
+        raise ModelError(f"{kind}: no exact place for a vector is known; it is known for {known}")
     return FAMILIES[kind]
 
 
 RouteName = Literal["bias", "convert", "adapter", "ablate"]
 
 ROUTES: tuple[RouteName, ...] = get_args(RouteName)
-"""Those that add a vector, in the order in which they are tried, and ``ablate``, which does not."""
+"""First the routes that add a vector, in the order they are tried; then ``ablate``."""
 
+# Rotary embeddings that Qwen2, Mistral and Llama compute by one shared function.
 _ROPES = ("default", "linear", "dynamic", "yarn", "llama3")
-"""Rotary embeddings that Qwen2, Mistral and Llama take from one shared function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +172,10 @@ def route_for(config: Any, wanted: str = "auto") -> Route:
 
     Raises:
         ModelError: No route, or not the wanted one, is exact for this model; it says why.
-        RecipeError: There is no route of that name.
+        RecipeError: No route has that name.
     """
     if wanted not in ("auto", *ROUTES):
-        raise RecipeError(f"route {wanted!r} is unknown; there are auto, {', '.join(ROUTES[:-1])}")
+        raise RecipeError(f"route {wanted!r} is unknown; use auto, {', '.join(ROUTES[:-1])}")
     family = family_of(config)
     names = ROUTES[:-1] if wanted == "auto" else [name for name in ROUTES if name == wanted]
     obstacles = _obstacles(family, config)
@@ -187,24 +187,24 @@ def route_for(config: Any, wanted: str = "auto") -> Route:
 
 
 def _obstacles(family: Family, config: Any) -> dict[RouteName, str]:
-    """Return what speaks against each route for a model; "" if nothing does."""
+    """Return the obstacle to each route for a model; "" if there is none."""
     no_bias = "the MLP's output projection has no bias, and the config cannot give it one"
     turned = "its weights are transposed, and it has a bias of its own"
     return {
         "bias": "" if family.has_bias or family.flag else no_bias,
-        "convert": _against_convert(family, config),
+        "convert": _convert_obstacle(family, config),
         "adapter": turned if family.transposed else "",
         "ablate": "" if family.embeddings else "it normalises its embeddings",
     }
 
 
-def _against_convert(family: Family, config: Any) -> str:
+def _convert_obstacle(family: Family, config: Any) -> str:
     if not family.to_llama:
         return "only Qwen2 and Mistral have an equivalent Llama"
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if getattr(config, "sliding_window", None) is not None or kinds != {"full_attention"}:
-        return "it has a sliding window, which Llama has not"
+        return "it has a sliding window, which Llama does not have"
     rope = (config.rope_parameters or {}).get("rope_type", "default")
     if rope not in _ROPES:
-        return f"its rotary embedding {rope!r} is not known to be that of Llama"
+        return f"its rotary embedding {rope!r} may differ from that of Llama"
     return ""

@@ -1,4 +1,4 @@
-"""A choice of layer and strengths with everything that it rests on, and its files."""
+"""A choice of layer and strengths, the evidence for it, and its files."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +26,10 @@ class Choice:
         pole: What the vector points to.
         label: Of the vector.
         floor: Lowest coherence that was accepted.
-        layers: The evidence of every layer that was looked at.
+        layers: The evidence of every layer that was examined.
         verified: Layers in the order in which the evidence ranks them; each has a curve.
         curves: What was measured by generation, layer after layer, each by share.
-        part: Of the statements that decided; the vector may have been extracted from it.
+        part: The part of the statements that decided; the vector may have been extracted from it.
         made_from: The recipe, and the content of its inputs.
     """
 
@@ -45,14 +45,14 @@ class Choice:
     def __post_init__(self) -> None:
         if not any(swing(self.curve(layer), self.floor) for layer in self.verified):
             raise DataError(
-                f"{self.label}: no strength at layers {list(self.verified)} moves the probe and "
-                f"stays above the coherence floor {self.floor:g}; give smaller shares, or a lower "
+                f"{self.label}: no strength at layers {list(self.verified)} moves the trait and "
+                f"keeps coherence above the floor {self.floor:g}; use smaller shares, or a lower "
                 "floor"
             )
 
     @property
     def layer(self) -> int:
-        """The layer whose usable curve moves the probe furthest; among equals the best ranked."""
+        """The layer whose usable curve moves the trait furthest; of equals, the best ranked."""
         return max(self.verified, key=lambda layer: swing(self.curve(layer), self.floor))
 
     @property
@@ -67,7 +67,7 @@ class Choice:
 
     @property
     def evidence(self) -> Evidence:
-        """What is known of the chosen layer."""
+        """The evidence of the chosen layer."""
         return next(found for found in self.layers if found.layer == self.layer)
 
     @property
@@ -90,7 +90,7 @@ class Choice:
         )
 
     def layer_table(self) -> pd.DataFrame:
-        """Return one row for each layer that was looked at."""
+        """Return one row for each layer that was examined."""
         ranks = {layer: rank for rank, layer in enumerate(self.verified, start=1)}
         swings = {layer: swing(self.curve(layer), self.floor) for layer in self.verified}
         table = pd.DataFrame(
@@ -152,5 +152,5 @@ class Choice:
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a table, ``None`` where there is nothing."""
+    """Return the rows of a table, with ``None`` for missing values."""
     return list(json.loads(table.to_json(orient="records", double_precision=15)))

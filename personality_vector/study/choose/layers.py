@@ -1,4 +1,4 @@
-"""What one forward and backward pass says of every layer, before anything is generated."""
+"""Evidence about every layer from one forward and backward pass, before anything is generated."""
 
 import math
 from collections.abc import Sequence
@@ -14,19 +14,14 @@ from torch import Tensor
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.measures.likelihood import Z95
 from personality_vector.progress import progress
-from personality_vector.steering import Positions, SteeringVector
-from personality_vector.steering.apply import Hook, hidden_states
-from personality_vector.subject.chat import (
-    Chat,
-    batched,
-    encode_chats,
-    mean_log_probs,
-)
+from personality_vector.steering import Hook, Positions, SteeringVector, hidden_states
+from personality_vector.subject import Chat, batched
+from personality_vector.subject.encoding import encode_chats, mean_log_probs
 from personality_vector.subject.models import decoder_blocks, device_of
 from personality_vector.subject.subject import Subject
 
-_NEAR = 0.5
-"""A layer is a candidate if its d' is at least this share of the best one."""
+# A layer is a candidate if its d' is at least this share of the best one.
+_CANDIDATE_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +44,16 @@ class Separation:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known of one layer.
+    """The evidence about one layer.
 
     Attributes:
         layer: 0-based decoder block.
-        separation: Of statements of the pole and of the opposite one, by the projection of the
-            mean activation over their tokens on the vector.
+        separation: How well the projection on the vector separates statements of the two poles.
+            It is that of the mean activation over their tokens.
         residual_norm: Median over these tokens of the norm of the block's output.
-        vector_norm: Of the direction, in the same unit.
-        slope: First-order effect: by how many nats per token the probe would move to the pole if
-            the vector were added at the length of a whole residual norm.
+        vector_norm: Norm of the direction, in the same unit.
+        slope: First-order effect: how far the likelihood would move towards the pole, in nats per
+            token, if the vector were added at the length of a whole residual norm.
     """
 
     layer: int
@@ -69,7 +64,7 @@ class Evidence:
 
     @property
     def unit(self) -> float:
-        """The coefficient that adds as much as the residual stream is long."""
+        """The coefficient that adds a vector as long as the residual stream."""
         return self.residual_norm / self.vector_norm
 
 
@@ -113,7 +108,7 @@ def examine(  # noqa: PLR0913  (a model, a vector, two sides, and how they are r
     for batch in progress(list(batched(sides, batch_size)), "rank layers"):
         encoded = encode_chats(subject.tokenizer, [chat for chat, _ in batch]).to(device)
         weights = torch.tensor([weight for _, weight in batch], device=device)
-        # What stands at padding has no effect, wherever it is.
+        # Padding has no effect, wherever it is.
         columns = torch.arange(encoded.input_ids.shape[1], device=device)
         steered = positions.mask(encoded.prompts, columns)
         with torch.enable_grad(), ExitStack() as undo:
@@ -142,22 +137,22 @@ def ranked(found: Sequence[Evidence]) -> list[Evidence]:
     candidates = [
         evidence
         for evidence in found
-        if evidence.separation.d_prime >= _NEAR * best > 0 and evidence.slope > 0
+        if evidence.separation.d_prime >= _CANDIDATE_SHARE * best > 0 and evidence.slope > 0
     ]
     if not candidates:
         raise DataError(
             f"none of the layers {[evidence.layer for evidence in found]} both separates the "
-            f"statements of the two poles (best d' {best:.2f}) and moves the probe to the pole; "
-            "the vector does not point there, or the pole is the wrong one"
+            f"statements of the two poles (best d' {best:.2f}) and moves the trait to the pole; "
+            "check that the pole is the one of this vector"
         )
     return sorted(candidates, key=lambda evidence: (-evidence.slope, evidence.layer))
 
 
 @dataclass(slots=True, eq=False)
 class _Probe:
-    """What the chats show of one layer: projections and norms, chat by chat, and the slope.
+    """What the chats show about one layer: projections and norms by chat, and the slope.
 
-    Zero times the direction is added to what the block puts out, for the sake of its gradient.
+    Zero times the direction is added to the output of the block, for the sake of its gradient.
     """
 
     layer: int
@@ -205,7 +200,9 @@ def separation(higher: Sequence[float], lower: Sequence[float]) -> Separation:
         Where the groups do not overlap at all there is no variance, and it has no width.
     """
     if min(len(higher), len(lower)) < 2:
-        raise DataError(f"separation needs two of each, got {len(higher)} and {len(lower)}")
+        raise DataError(
+            f"separation needs at least two of each, got {len(higher)} and {len(lower)}"
+        )
     above, below = np.asarray(higher, np.float64), np.asarray(lower, np.float64)
     wins = (above[:, None] > below) + 0.5 * (above[:, None] == below)
     auc = float(wins.mean())

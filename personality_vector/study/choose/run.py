@@ -18,15 +18,20 @@ from personality_vector.measures.interview import Interview
 from personality_vector.measures.likelihood import Likelihood
 from personality_vector.measures.spec import Asking
 from personality_vector.numeric.random import key_for
-from personality_vector.steering import Positions, SteeringVector, resolve_layers
-from personality_vector.steering.fit import require_made_from, require_width
+from personality_vector.steering import (
+    Positions,
+    SteeringVector,
+    require_made_from,
+    require_width,
+    resolve_layers,
+)
 from personality_vector.study.choose.choice import Choice
 from personality_vector.study.choose.layers import Evidence, examine, ranked
 from personality_vector.study.choose.scan import Scan, arm_of
 from personality_vector.study.design import Arm
 from personality_vector.study.recipe import ChooseRecipe
 from personality_vector.study.study import Study
-from personality_vector.subject.chat import answered, question
+from personality_vector.subject import answered, question
 from personality_vector.subject.models import decoder_blocks
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Level, Pole
@@ -59,8 +64,8 @@ class Inputs:
 
         Raises:
             BaseMismatchError: The vector is of another model.
-            RecipeError: Neither recipe nor vector name a pole.
-            DataError: A pole has no statements, or too few.
+            RecipeError: Neither the recipe nor the vector names a pole.
+            DataError: A pole has too few statements.
             TensorMismatchError: The vector has no direction for a layer.
         """
         base, vector = Checkpoint.open(recipe.model), SteeringVector.load(recipe.vector)
@@ -68,7 +73,9 @@ class Inputs:
         require_width(recipe.vector, vector.hidden, base)
         pole = recipe.pole or vector.pole
         if pole is None:
-            raise RecipeError(f"{recipe.vector}: has no pole; give one: pole: trait:high")
+            raise RecipeError(
+                f"{recipe.vector}: has no pole; give one, such as pole: extraversion:high"
+            )
         halves = _halves(recipe)
         deciding = [
             statement
@@ -108,13 +115,12 @@ def choose(recipe: ChooseRecipe, folder: Path | None = None) -> Choice:
 
     Args:
         recipe: What to choose.
-        folder: Keeps what is measured, so that a choice which was interrupted resumes, and one
-            with another floor or other shares measures only what is missing. Without it, nothing
-            is kept.
+        folder: Keeps what is measured, so that an interrupted choice resumes, and one with another
+            floor or other shares measures only what is missing. By default nothing is kept.
 
     Raises:
         PersonalityVectorError: An input is missing, unreadable or of another model.
-        ModelError: The model cannot be loaded, or has no such layer.
+        ModelError: The model cannot be loaded, or does not have a layer.
         DataError: No layer is a candidate, or none has a usable strength.
     """
     if folder is None:
@@ -137,7 +143,7 @@ def choose(recipe: ChooseRecipe, folder: Path | None = None) -> Choice:
 
 
 def _examined(recipe: ChooseRecipe, inputs: Inputs) -> list[Evidence]:
-    """Return the evidence of every layer that is looked at."""
+    """Return the evidence of every layer to examine."""
     subject = Subject.load(inputs.base, dtype=recipe.dtype, device=recipe.device)
     # What is added to the last block's output acts on one token's logits alone.
     every = range(max(1, len(decoder_blocks(subject.model)) - 1))
@@ -151,7 +157,7 @@ def _examined(recipe: ChooseRecipe, inputs: Inputs) -> list[Evidence]:
 
 
 def _study(recipe: ChooseRecipe, inputs: Inputs, scan: Scan) -> Study:
-    """Return the study of the layers that are verified: each is an arm."""
+    """Return the study that verifies the best layers, each of which is an arm."""
     asking, deciding, teaching = inputs.asking, *inputs.halves
     rubric, judge = rubric_of(inputs.pole.trait), StatementJudge(tuple(teaching), tuple(deciding))
     arms = [
@@ -197,8 +203,8 @@ def _halves(recipe: ChooseRecipe) -> tuple[list[Statement], list[Statement]]:
     clear, and its beginning would then say little of the rest.
     """
     found = read_statements(recipe.statements, part=recipe.part, held_out=recipe.held_out)
-    keyed = [(key_for(0, f"half {normalised(s.text)}"), s) for s in found]
-    keyed.sort(key=lambda pair: pair[0])
+    pairs = ((key_for(0, f"half {normalised(s.text)}"), s) for s in found)
+    keyed = sorted(pairs, key=lambda pair: pair[0])
     return [s for key, s in keyed if key % 2 == 0], [s for key, s in keyed if key % 2 == 1]
 
 
@@ -207,6 +213,6 @@ def _of(statements: Sequence[Statement], pole: Pole, recipe: ChooseRecipe) -> li
     if len(found) < 2:
         raise DataError(
             f"{recipe.statements}: half of its {recipe.part} part has {len(found)} statements of "
-            f"{pole}; a choice needs two at least, of this pole and of the opposite one"
+            f"{pole}; a choice needs at least two of each pole"
         )
     return found

@@ -1,6 +1,6 @@
 """The scan of strengths, as the design of a study: outwards at every layer until its curve ends.
 
-The curve of a layer is what a vector does there at growing strengths.
+The curve of a layer is the effect of a vector there at growing strengths.
 """
 
 import math
@@ -34,9 +34,9 @@ class CurvePoint:
         layer: 0-based decoder block.
         share: Length of what is added, as a share of the residual norm at this layer.
         coefficient: The same as a factor on the vector.
-        shift: Of the likelihood, towards the pole, nats per token.
-        judge: Shift of the judge's mean, towards the pole, on the 1-5 scale; ``None`` if it could
-            not read a single reply.
+        shift: Shift of the likelihood towards the pole, in nats per token.
+        judge: Shift of the judge's mean towards the pole, on the 1-5 scale; ``None`` if it could
+            not read any reply.
         kl_to_base: KL(base || steered) on the unsteered model's own replies, nats per token.
         fluency: Perplexity of the unsteered model's own replies over that of these, both under
             the unsteered model, at most 1.
@@ -56,10 +56,10 @@ class CurvePoint:
 
     @property
     def coherence(self) -> float:
-        """The least of fluency, readability and variety, in [0, 1]; 1 is as the model was.
+        """The least of fluency, readability and variety, in [0, 1]; 1 is the unsteered model.
 
-        The least, because each is blind to what another sees: a loop is likely, and word salad
-        is varied.
+        The least, because each misses what another shows: a loop is likely, and word salad is
+        varied.
         """
         return min(self.fluency, self.readable, self.variety)
 
@@ -82,7 +82,7 @@ def usable(curve: Sequence[CurvePoint], floor: float) -> list[CurvePoint]:
     return sorted(kept, key=lambda point: point.share)
 
 
-def following(curve: Sequence[CurvePoint], shares: Sequence[float], floor: float) -> list[float]:
+def next_shares(curve: Sequence[CurvePoint], shares: Sequence[float], floor: float) -> list[float]:
     """Return the shares to measure next: one for each direction that has not ended.
 
     A direction ends with its first point that is not usable; that point is part of the curve.
@@ -131,20 +131,18 @@ class Scan:
     def batches(self, worker: "Worker") -> Iterator[Sequence[Point]]:
         """Yield the base, and then the next point of each direction that has not ended."""
         (seed,) = worker.study.seeds
-        yield [Point(BASE, 0.0, seed)]
         run = Run(worker.store.path.parent)
-        while batch := self._next(run):
-            yield [Point(label, strength, seed) for label, strength in batch]
-
-    def _next(self, run: Run) -> list[tuple[str, float]]:
-        points = self.points(run)
-        return [
-            (arm_of(found.layer), share * found.unit)
-            for found in self.layers
-            for share in following(
-                [point for point in points if point.layer == found.layer], self.shares, self.floor
-            )
-        ]
+        batch = [Point(BASE, 0.0, seed)]
+        while batch:
+            yield batch
+            points = self.points(run)
+            batch = [
+                Point(arm_of(found.layer), share * found.unit, seed)
+                for found in self.layers
+                for share in next_shares(
+                    [p for p in points if p.layer == found.layer], self.shares, self.floor
+                )
+            ]
 
     def strengths(self, found: Evidence) -> list[float]:
         """Return every coefficient that may be tried at a layer, in rising order."""
@@ -156,7 +154,13 @@ class Scan:
         Raises:
             DataError: The judge cannot read a single reply of the unsteered model.
         """
-        cells = _by_cell(run.readings())
+        found = run.readings()
+        ours = found[found["judge"].isin(["", StatementJudge.name])]
+        cells: dict[tuple[str, float], pd.DataFrame] = {
+            (label, strength): rows.set_index("measure")
+            for (label, strength), rows in ours.groupby(["intervention", "strength"])
+            if set(rows["measure"]) >= _NUMBERS
+        }
         base = cells[BASE, 0.0]
         if math.isnan(base.at[JUDGED, "value"]):
             raise DataError(
@@ -185,7 +189,7 @@ class Scan:
             shift=float(moved[LIKELIHOOD]),
             judge=None if math.isnan(moved[JUDGED]) else float(moved[JUDGED]),
             kl_to_base=float(cell.at[KL, "value"]),
-            # Where nothing is said, nothing is fluent or varied.
+            # An empty reply is neither fluent nor varied.
             fluency=float(cell["value"].fillna(0.0)[FLUENCY]),
             readable=float(scored / (scored + unscored)),
             variety=float(cell["value"].fillna(0.0)[VARIETY]),
@@ -195,13 +199,3 @@ class Scan:
 def arm_of(layer: int) -> str:
     """Return the label of a layer in the results."""
     return f"layer {layer}"
-
-
-def _by_cell(readings: pd.DataFrame) -> dict[tuple[str, float], pd.DataFrame]:
-    """Return the numbers of each label and strength that has all of them, by their names."""
-    ours = readings[readings["judge"].isin(["", StatementJudge.name])]
-    return {
-        (str(label), float(strength)): rows.set_index("measure")
-        for (label, strength), rows in ours.groupby(["intervention", "strength"])
-        if set(rows["measure"]) >= _NUMBERS
-    }

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import ModelError
 from personality_vector.steering.bake import route_for
-from personality_vector.steering.bake.base import Base, asked_shifts, read_config
+from personality_vector.steering.bake.base import Base, read_config, scaled_directions
 from personality_vector.steering.bake.exports import EXPORTS, ablation_export
 from personality_vector.steering.bake.proof import load_export
 from personality_vector.steering.bake.routes import FAMILIES
@@ -51,7 +51,7 @@ def _written(path, vector, route, folder):
     if route.name == "ablate":
         export = ablation_export(base, vector[1])
     else:
-        shifts = asked_shifts(base, vector, [0, 1], COEFFICIENT)
+        shifts = scaled_directions(base, vector, [0, 1], COEFFICIENT)
         export = EXPORTS[route.name](base, shifts)
     folder.mkdir()
     export.write(folder)
@@ -169,20 +169,22 @@ def test_biases_that_are_there_already_are_added_to(family, small, vector_of, ho
     assert [file.name for file in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
 
 
+YARN = {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 5000.0}}
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("family", "settings"),
     [
-        {"rope_theta": 123456.0},
-        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}},
-        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 5000.0}},
-        {"tie_word_embeddings": True},
-        {"rms_norm_eps": 1e-3},
-        {"hidden_act": "gelu"},
-        {"num_key_value_heads": 4},
+        ("qwen2", {"rope_theta": 123456.0}),
+        ("qwen2", {"rope_parameters": {**YARN["rope_parameters"], "rope_type": "linear"}}),
+        ("qwen2", YARN),
+        ("qwen2", {"tie_word_embeddings": True}),
+        ("qwen2", {"rms_norm_eps": 1e-3}),
+        ("qwen2", {"hidden_act": "gelu"}),
+        ("mistral", {"num_key_value_heads": 4, "rms_norm_eps": 1e-3, **YARN}),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("family", ["qwen2", "mistral"])
 def test_a_converted_model_is_the_same_function(
     family, settings, small, vector_of, hooked, tmp_path
 ):
