@@ -4,7 +4,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
@@ -14,6 +14,8 @@ from personality_vector.subject.identity import identity_of
 from personality_vector.subject.protocols import Intervention, require_finite
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from personality_vector.checkpoint import Checkpoint
 
 KINDS: Mapping[str, str] = {
@@ -74,7 +76,7 @@ class InterventionSpec(Recipe):
             PersonalityVectorError: What it names is missing or damaged.
         """
 
-    def at_seed(self, seed: int) -> Self:
+    def at_seed(self, seed: int) -> "Self":
         """Return it with ``seed`` in place of ``{seed}`` in its paths."""
         text = self.model_dump_json(exclude_unset=True)
         return type(self).model_validate(json.loads(text.replace(SEED, str(seed))))

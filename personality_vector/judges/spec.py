@@ -7,7 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny, model_serializer
 
@@ -17,6 +17,8 @@ from personality_vector.subject.identity import digest_of
 from personality_vector.subject.protocols import Answer, Judge, Rubric, Score
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from pydantic import SerializerFunctionWrapHandler
 
     from personality_vector.subject.chat import Chat
@@ -43,7 +45,7 @@ class BaseJudge:
 
     __slots__ = ()
 
-    def prepare(self, _base: "Subject", /) -> Self:
+    def prepare(self, _base: "Subject", /) -> "Self":
         """Return it as it is."""
         return self
 

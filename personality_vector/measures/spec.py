@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny, model_serializer, model_validator
 
@@ -18,6 +18,8 @@ from personality_vector.subject.protocols import Better, Findings
 from personality_vector.subject.spec import GenerationSpec
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from pydantic import SerializerFunctionWrapHandler
 
     from personality_vector.subject.protocols import Measure
@@ -69,7 +71,7 @@ class BaseMeasure:
         """Return a digest of all fields, but for those that change speed and memory only."""
         return identity_of(self)
 
-    def prepare(self, base: "Subject", /) -> Self:  # noqa: ARG002
+    def prepare(self, base: "Subject", /) -> "Self":  # noqa: ARG002
         """Return it as it is."""
         return self
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
@@ -27,6 +27,8 @@ from personality_vector.recipes.schema import PoleField
 from personality_vector.steering.fit import require_distinct
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from personality_vector.steering.vector import SteeringVector
 
 _CONTROL_VECTOR = "controlvector"
@@ -69,7 +71,7 @@ class Record(BaseModel):
         return directory
 
     @classmethod
-    def read(cls, directory: Path) -> tuple[Self, Checkpoint]:
+    def read(cls, directory: Path) -> "tuple[Self, Checkpoint]":
         """Return the record and the tensors.
 
         Raises:
