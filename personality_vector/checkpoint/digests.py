@@ -120,18 +120,15 @@ def content_of(path: Path) -> str:
     try:
         inside = path.rglob("*") if path.is_dir() else ()
         files = sorted(found for found in inside if found.is_file())
-        return _of_folder(path, files) if files else _of_file(path)
+        if not files:
+            return _of_file(path)
+        whole = xxhash.xxh3_128()
+        for file, digest in zip(files, in_parallel(_of_file, files), strict=True):
+            row = f"{digest} {file.relative_to(path).as_posix()}\0"
+            whole.update(row.encode(errors="surrogateescape"))
+        return str(whole.hexdigest())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _of_folder(folder: Path, files: list[Path]) -> str:
-    whole = xxhash.xxh3_128()
-    for file, digest in zip(files, in_parallel(_of_file, files), strict=True):
-        whole.update(
-            f"{digest} {file.relative_to(folder).as_posix()}\0".encode(errors="surrogateescape")
-        )
-    return str(whole.hexdigest())
 
 
 def _of_file(file: Path) -> str:
@@ -186,18 +183,14 @@ def sampled(entries: Iterable[TensorEntry], descriptor: Callable[[Path], int]) -
     digest = hashlib.blake2b(digest_size=16)
     for entry in sorted(entries, key=lambda entry: entry.name):
         digest.update(f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}|".encode())
-        for start, size in _windows(entry):
+        # All of a small tensor, eight windows of a larger one.
+        size = entry.size if entry.size <= _WINDOWS * _WINDOW_BYTES else _WINDOW_BYTES
+        stride = (entry.size - size) / (_WINDOWS - 1)
+        for index in range(_WINDOWS if stride else 1):
+            start = entry.start + int(index * stride)
             for piece in read(descriptor(entry.file), entry.file, start, start + size):
                 digest.update(piece)
     return digest.hexdigest()
-
-
-def _windows(entry: TensorEntry) -> Iterable[tuple[int, int]]:
-    """Return ``(start, size)`` of the sampled bytes: all of a small tensor, else eight windows."""
-    if entry.size <= _WINDOWS * _WINDOW_BYTES:
-        return [(entry.start, entry.size)]
-    stride = (entry.size - _WINDOW_BYTES) / (_WINDOWS - 1)
-    return [(entry.start + int(index * stride), _WINDOW_BYTES) for index in range(_WINDOWS)]
 
 
 def cache_folder() -> Path:
@@ -240,15 +233,11 @@ def _keep(
         target.parent.mkdir(parents=True, exist_ok=True)
         # Whoever reads while this is written finds a damaged entry, and hashes the file itself.
         target.write_text(f"{_check(text)}\n{text}", encoding="ascii")
-        _forget_old(target.parent)
-
-
-def _forget_old(where: Path) -> None:
-    entries = list(where.iterdir())
-    if len(entries) > _MOST:
-        entries.sort(key=lambda entry: entry.stat().st_mtime)
-        for entry in entries[: len(entries) // 2]:
-            entry.unlink(missing_ok=True)
+        entries = list(target.parent.iterdir())
+        if len(entries) > _MOST:
+            entries.sort(key=lambda entry: entry.stat().st_mtime)
+            for entry in entries[: len(entries) // 2]:
+                entry.unlink(missing_ok=True)
 
 
 def _of(file: Path, stamp: Stamp) -> list[object]:

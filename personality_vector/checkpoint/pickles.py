@@ -9,7 +9,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,11 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
         )
     path = locate(Path(source))
     files = weight_files(path, _SINGLE, _INDEX)
-    _require_there(path, files)
+    if not files:
+        raise CheckpointError(f"{path}: has neither {_SINGLE} nor {_INDEX}: nothing to convert")
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{file}: is missing; {_INDEX} lists it")
     start = Checkpoint(path, {})
     tied = start.config.get("tie_word_embeddings") is True
     left_out: list[str] = []
@@ -71,7 +75,10 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
         for file, name in shards:
             left_out += _in_a_child(file, partial / name, files[file], tied=tied)
         if len(files) > 1:
-            _write_index(partial)
+            headers = [read_header(file) for file in sorted(partial.glob("*.safetensors"))]
+            entries = [entry for header in headers for entry in header.values()]
+            weight_map = {entry.name: entry.file.name for entry in entries}
+            write_index(partial, sum(entry.size for entry in entries), weight_map)
         start.copy_side_files(partial)
         (partial / _INDEX).unlink(missing_ok=True)
         written = Checkpoint.open(partial)
@@ -101,14 +108,6 @@ def write_safetensors(file: Path, target: Path, *, tied: bool) -> list[str]:
         for name, tensor in kept.items():
             writer.write(name, tensor)
     return left_out
-
-
-def _require_there(path: Path, files: Collection[Path]) -> None:
-    if not files:
-        raise CheckpointError(f"{path}: has neither {_SINGLE} nor {_INDEX}: nothing to convert")
-    for file in files:
-        if not file.is_file():
-            raise CheckpointError(f"{file}: is missing; {_INDEX} lists it")
 
 
 def _in_a_child(file: Path, target: Path, listed: set[str] | None, *, tied: bool) -> list[str]:
@@ -172,16 +171,6 @@ def _shares_memory(state: Mapping[str, Tensor], name: str) -> bool:
 
     others = [tensor for other, tensor in state.items() if other != name]
     return name in state and place(state[name]) in map(place, others)
-
-
-def _write_index(directory: Path) -> None:
-    entries = [
-        entry
-        for file in sorted(directory.glob("*.safetensors"))
-        for entry in read_header(file).values()
-    ]
-    size = sum(entry.size for entry in entries)
-    write_index(directory, size, {entry.name: entry.file.name for entry in entries})
 
 
 def _size(file: Path) -> int:

@@ -158,9 +158,14 @@ class Checkpoint:
         found = torch.empty(count, dtype=entry.dtype) if out is None else out
         if (found.dtype, found.numel()) != (entry.dtype, count):
             raise ValueError(f"{name}: {count} of {entry.dtype} do not fit {out}")
-        if found.numel():
-            raw = found.view(torch.uint8).numpy().data
-            self._read(entry, raw, entry.start + start * width)
+        descriptor, at = self._descriptor(entry.file), entry.start + start * width
+        raw = found.view(torch.uint8).numpy().data if count else memoryview(b"")
+        while raw:
+            # One read returns at most 2 GiB.
+            size = os.preadv(descriptor, [raw], at)
+            if size == 0:
+                raise CheckpointError(f"{entry.file}: ends inside {name}; was it changed?")
+            raw, at = raw[size:], at + size
         return found
 
     def _entry(self, name: str) -> TensorEntry:
@@ -168,15 +173,6 @@ class Checkpoint:
         if entry is None:
             raise CheckpointError(f"{self.path}: has no tensor {name}")
         return entry
-
-    def _read(self, entry: TensorEntry, buffer: memoryview, at: int) -> None:
-        descriptor = self._descriptor(entry.file)
-        while buffer:
-            # One read returns at most 2 GiB.
-            count = os.preadv(descriptor, [buffer], at)
-            if count == 0:
-                raise CheckpointError(f"{entry.file}: ends inside {entry.name}; was it changed?")
-            buffer, at = buffer[count:], at + count
 
     def _descriptor(self, file: Path) -> int:
         if file not in self._files:
@@ -239,19 +235,15 @@ def locate(where: str | Path) -> Path:
         raise CheckpointError(f"{path}: is a file; give the directory of the checkpoint")
     if isinstance(where, Path) or text.count("/") > 1 or text.startswith((".", "~", BUILTIN)):
         raise CheckpointError(f"{path}: no such directory")
-    return _from_hub(text)
-
-
-def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_FROM_HUB))
+        return Path(snapshot_download(text, allow_patterns=_FROM_HUB))
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"{name}: no such directory, and the Hub cannot provide it: {reason}"
+            f"{text}: no such directory, and the Hub cannot provide it: {reason}"
         ) from error
 
 

@@ -13,15 +13,13 @@ from personality_vector.recipes.reading import override, parse_value, read_recip
 from personality_vector.recipes.schema import Given
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from personality_vector.merging.engine import MergeReport
     from personality_vector.merging.mergekit.bridge import BridgePlan
     from personality_vector.merging.plan import MergePlan
 
 _MINUS = " - "
 _MUCH = 0.95
-"""Of a change: where rounding keeps less, it is said what helps."""
+"""If rounding keeps a smaller share of the change than this, the result says what helps."""
 Terms = Annotated[
     list[str],
     typer.Option(
@@ -69,21 +67,32 @@ def merge(
     """
     if recipe is not None and (base or term or method or option or exclude):
         raise RecipeError(
-            "a RECIPE goes with --set; --base, --term, --method, --option, --exclude are without"
+            "a RECIPE goes with --set; --base, --term, --method, --option and --exclude replace it"
         )
     if recipe is None and settings:
         raise RecipeError("--set changes a RECIPE; the short form has --method and --option")
-    if recipe is not None:
-        folder = options.out_or_default(out, recipe)
-        plan = _plan_file(recipe, settings, seed, device)
-    else:
-        folder = out or Path("runs/merged")
-        plan = _plan_short(base, term, method, option, exclude, seed, device)
+    folder = out or (options.out_or_default(out, recipe) if recipe else Path("runs/merged"))
+    asked = (
+        _from_file(recipe, settings, seed, device)
+        if recipe is not None
+        else _short_form(base, term, method, option, exclude, seed, device)
+    )
+    from personality_vector.merging.plan import MergePlan, foresight, plan_recipe
+
+    plan = plan_recipe(asked) if isinstance(asked, MergeRecipe) else asked
     if dry_run:
-        described = _foreseen(plan, folder, force=force)
-        options.show(described, as_json=as_json, text=lambda: options.yaml_text(described))
+        ahead = foresight(plan, folder) if isinstance(plan, MergePlan) else {}
+        found = {**plan.describe(), **ahead}
+        options.show_plan(found, folder, plan.inputs, force=force, as_json=as_json)
         return
-    done = _writer(plan)(plan, folder, force=force)
+    if isinstance(plan, MergePlan):
+        from personality_vector.merging.engine import write_merge
+
+        done = write_merge(plan, folder, force=force)
+    else:
+        from personality_vector.merging.mergekit.bridge import write_bridge
+
+        done = write_bridge(plan, folder, force=force)
     result = {key: value for key, value in done.manifest.items() if key not in ("tensors", "files")}
     options.show({"out": str(folder), **result}, as_json=as_json, text=lambda: _said(plan, done))
 
@@ -107,28 +116,6 @@ def export_mergekit(
         out.write_text(text, encoding="utf-8")
 
 
-def _writer(plan: "MergePlan | BridgePlan") -> "Callable[..., MergeReport]":
-    """Return what carries out a plan: a merge of ours, or one through mergekit."""
-    from personality_vector.merging.plan import MergePlan
-
-    if isinstance(plan, MergePlan):
-        from personality_vector.merging.engine import write_merge
-
-        return write_merge
-    from personality_vector.merging.mergekit.bridge import write_bridge
-
-    return write_bridge
-
-
-def _foreseen(plan: "MergePlan | BridgePlan", folder: Path, *, force: bool) -> dict[str, Any]:
-    from personality_vector.checkpoint import AtomicDirectory
-    from personality_vector.merging.plan import MergePlan, foresight
-
-    AtomicDirectory(folder, force=force, inputs=plan.inputs)  # refuses what cannot be written
-    ahead = foresight(plan, folder) if isinstance(plan, MergePlan) else {"out": str(folder)}
-    return {**plan.describe(), **ahead}
-
-
 def _said(plan: "MergePlan | BridgePlan", done: "MergeReport") -> str:
     """Return one line about what was written, and the notes on the recipe."""
     terms = len(done.manifest["terms"])
@@ -139,29 +126,27 @@ def _said(plan: "MergePlan | BridgePlan", done: "MergeReport") -> str:
     return f"{done.path}: {plan.method} of {terms} terms{kept}{notes}"
 
 
-def _plan_file(
+def _from_file(
     recipe: str, settings: list[str], seed: int | None, device: str
-) -> "MergePlan | BridgePlan":
+) -> "MergeRecipe | MergePlan | BridgePlan":
     file, folder = find_recipe(recipe), folder_of(recipe)
     data = read_yaml(file)
-    if is_mergekit(data):
-        from personality_vector.merging.mergekit.plan import plan_mergekit
+    if not is_mergekit(data):
+        if seed is not None:
+            raise RecipeError(f"{file}: has its own seed; change it with --set seed={seed}")
+        read = read_recipe(file, MergeRecipe, settings, folder)
+        return read if device == "auto" else read.model_copy(update={"device": device})
+    from personality_vector.merging.mergekit.plan import plan_mergekit
 
-        for setting in settings:
-            override(data, setting)
-        if device not in ("auto", "cpu"):
-            raise RecipeError(f"{file}: a YAML of mergekit is merged on the cpu, not on {device}")
-        where = folder or file.resolve().parent
-        return plan_mergekit(data, origin=str(file), folder=where, seed=seed or 0)
-    if seed is not None:
-        raise RecipeError(f"{file}: has its own seed; change it with --set seed={seed}")
-    from personality_vector.merging.plan import plan_recipe
-
-    read = read_recipe(file, MergeRecipe, settings, folder)
-    return plan_recipe(read if device == "auto" else read.model_copy(update={"device": device}))
+    for setting in settings:
+        override(data, setting)
+    if device not in ("auto", "cpu"):
+        raise RecipeError(f"{file}: a YAML of mergekit is merged on the cpu, not on {device}")
+    where = folder or file.resolve().parent
+    return plan_mergekit(data, origin=str(file), folder=where, seed=seed or 0)
 
 
-def _plan_short(
+def _short_form(
     base: str | None,
     terms: list[str],
     method: str | None,
@@ -169,8 +154,8 @@ def _plan_short(
     exclude: list[str],
     seed: int | None,
     device: str,
-) -> "MergePlan":
-    """Return the plan that ``--base B --term V=0.8 --option k=v`` means."""
+) -> MergeRecipe:
+    """Return the recipe that ``--base B --term V=0.8 --option k=v`` means."""
     if base is None or not terms:
         raise RecipeError("give a RECIPE, or --base B and at least one --term VECTOR=ALPHA")
     data: dict[str, Any] = {
@@ -179,14 +164,11 @@ def _plan_short(
         "exclude": exclude,
         "seed": seed or 0,
         "device": device,
+        **({"method": method} if method else {}),
     }
-    if method:
-        data["method"] = method
     for setting in given:
         override(data, f"options.{setting}")
-    from personality_vector.merging.plan import plan_recipe
-
-    return plan_recipe(MergeRecipe.parse(data, origin="merge", folder=Path.cwd()))
+    return MergeRecipe.parse(data, origin="merge", folder=Path.cwd())
 
 
 def _term(text: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,7 +16,7 @@ from personality_vector.progress import silence
 from personality_vector.recipes.reading import read_recipe
 
 if TYPE_CHECKING:
-    from personality_vector.steering import SteeringVector
+    import personality_vector as pv
 
 
 def silenced(on: bool) -> bool:
@@ -102,7 +102,24 @@ def show(result: Any, *, as_json: bool, text: Callable[[], str]) -> None:
         sys.stdout.write(text().rstrip("\n") + "\n")
 
 
-def save_vector(vector: "SteeringVector", out: Path, *, force: bool, as_json: bool) -> None:
+def show_plan(
+    plan: Mapping[str, Any],
+    out: Path | None,
+    inputs: Sequence[Path] = (),
+    *,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Print the plan of a dry run, once it is known that ``out`` could be written."""
+    from personality_vector.checkpoint import AtomicDirectory
+
+    if out is not None:
+        AtomicDirectory(out, force=force, inputs=inputs)  # refuses what cannot be written
+        plan = {**plan, "out": str(out)}
+    show(plan, as_json=as_json, text=lambda: yaml_text(plan))
+
+
+def save_vector(vector: "pv.SteeringVector", out: Path, *, force: bool, as_json: bool) -> None:
     """Save a steering vector, and print where it is and how long it is at each layer."""
     vector.save(out, force=force)
     norms = {layer: vector.norm(layer) for layer in vector.layers}

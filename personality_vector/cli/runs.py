@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import personality_vector as pv
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
 
 if TYPE_CHECKING:
     from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe
-    from personality_vector.study.run import Run
     from personality_vector.subject.protocols import Judge
 
 RunArgument = Annotated[
@@ -75,12 +75,11 @@ def judge(
     Nothing is generated again, and what this judge has rated before is not rated twice.
     """
     from personality_vector.report.page import write_report
-    from personality_vector.study.run import Run
     from personality_vector.study.worker import judge_run
 
     opened = _open_judge(judge)
     cells = judge_run(run, opened)
-    page, readings = write_report(run), Run(run).readings()
+    page, readings = write_report(run), pv.Run(run).readings()
     rows = readings[readings["judge"] == opened.name].to_dict("records")
     result = options.without_nan({"judge": opened.name, "cells": cells, "readings": rows})
     options.show(
@@ -137,7 +136,7 @@ def _measure(
     typer.echo("\n".join([*notes, f"report: {page}"]))
 
 
-def tables_of(run: "Run") -> dict[str, Any]:
+def tables_of(run: "pv.Run") -> dict[str, Any]:
     """Return the tables of a run that its verb prints, by title."""
     from personality_vector.study import tables
 

@@ -18,12 +18,20 @@ def recipes(
     as_json: options.Json = False,
 ) -> None:
     """List the shipped recipes, or copy one."""
-    if words:
-        target = _copy(words)
-        options.show({"copied": str(target)}, as_json=as_json, text=lambda: str(target))
-    else:
+    if not words:
         shipped = {name: str(path) for name, path in shipped_recipes().items()}
         options.show(shipped, as_json=as_json, text=lambda: "\n".join(shipped))
+        return
+    if len(words) != 3 or words[0] != "copy":
+        raise RecipeError("write `pvec recipes`, or `pvec recipes copy NAME DEST`")
+    source, destination = find_recipe(words[1]), Path(words[2])
+    is_folder = destination.is_dir() or words[2].endswith("/")
+    target = destination / source.name if is_folder else destination
+    if target.exists():
+        raise OutputExistsError(f"{target}: exists; choose another destination")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(source.read_bytes())
+    options.show({"copied": str(target)}, as_json=as_json, text=lambda: str(target))
 
 
 def demo(
@@ -38,16 +46,3 @@ def demo(
     from personality_vector.demo.run import run
 
     run(out, force=force)
-
-
-def _copy(words: list[str]) -> Path:
-    if len(words) != 3 or words[0] != "copy":
-        raise RecipeError("write `pvec recipes`, or `pvec recipes copy NAME DEST`")
-    source, destination = find_recipe(words[1]), Path(words[2])
-    is_folder = destination.is_dir() or words[2].endswith("/")
-    target = destination / source.name if is_folder else destination
-    if target.exists():
-        raise OutputExistsError(f"{target}: exists; choose another destination")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(source.read_bytes())
-    return target

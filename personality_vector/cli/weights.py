@@ -5,22 +5,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+import personality_vector as pv
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
 
 if TYPE_CHECKING:
-    from personality_vector.delta import Delta
     from personality_vector.delta.record import DeltaRecord
     from personality_vector.finetuning.recipe import TrainRecipe
 
 
 def check(recipe: "TrainRecipe") -> dict[str, Any]:
     """Open the base and read the data."""
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.data.chats import read_chats
 
     return {
-        "base": str(Checkpoint.open(recipe.base).fingerprint),
+        "base": str(pv.Checkpoint.open(recipe.base).fingerprint),
         "examples": len(read_chats(recipe.data.narrowed(recipe.pole))),
     }
 
@@ -71,41 +70,17 @@ def diff(
     """Save the delta TUNED - BASE."""
     if storage is not None and rank is not None:
         raise RecipeError(f"--as {storage} and --low-rank {rank}: give one of the two")
-    from personality_vector.delta.record import read_record
+    from personality_vector.delta import open_fine_tune, read_record, require_not_swapped
     from personality_vector.merging.summands import require_nonzero
 
-    delta = _open(base, tuned, pole)
+    delta = open_fine_tune(tuned, pv.Checkpoint.open(base), require_not_swapped, pole=pole)
     require_nonzero(delta)
     chosen = "low-rank" if rank is not None else storage or "float32"
     delta.save(out, storage=chosen, rank=rank, force=force)
     record = read_record(out)
-    options.show(
-        {"out": str(out), **_result(record)}, as_json=as_json, text=lambda: _sentence(out, record)
-    )
-
-
-def _open(base: str, tuned: str, pole: str | None) -> "Delta":
-    from personality_vector.checkpoint import Checkpoint
-    from personality_vector.delta import Delta
-    from personality_vector.delta.lora import is_adapter
-    from personality_vector.delta.provenance import (
-        require_not_swapped,
-        require_trained_on,
-        trained_pole,
-    )
-
-    start, pole = Checkpoint.open(base), pole or trained_pole(Path(tuned))
-    if is_adapter(Path(tuned)):
-        return Delta.from_lora(tuned, start, pole=pole)
-    end = Checkpoint.open(tuned)
-    require_not_swapped(start, end)
-    require_trained_on(end.path, start)
-    return Delta.between(start, end, pole=pole)
-
-
-def _result(record: "DeltaRecord") -> dict[str, Any]:
     total = record.total
-    return {
+    result = {
+        "out": str(out),
         "label": record.label,
         "pole": record.pole,
         "storage": record.storage,
@@ -115,6 +90,7 @@ def _result(record: "DeltaRecord") -> dict[str, Any]:
         "base": record.base.digest,
         **({"rank": record.rank, "kept": total.kept} if record.rank else {}),
     }
+    options.show(result, as_json=as_json, text=lambda: _sentence(out, record))
 
 
 def _sentence(out: Path, record: "DeltaRecord") -> str:

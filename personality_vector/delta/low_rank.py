@@ -38,22 +38,17 @@ def truncated(
         Musco and Musco 2015, arXiv:1504.05477, algorithm 2 (block Krylov iteration), which needs
         no gap between singular values; oversampled as by Halko et al. 2011, arXiv:0909.4061.
     """
-    left, values, right = _decomposed(source, name, rank)
-    scale = values[:rank].sqrt()
-    return (left[:, :rank] * scale).float(), (scale[:, None] * right[:rank]).float()
-
-
-def _decomposed(source: TensorSource, name: str, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     shape = source.shape(name)
     if math.prod(shape) <= _MOST_EXACT:
         matrix = source.part(name, whole(source, name)).reshape(shape)
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        return left, values, right
-    basis = _range(source, name, min(rank + _OVERSAMPLING, *shape))
-    left, values, right = torch.linalg.svd(
-        _transposed_times(source, name, basis).T, full_matrices=False
-    )
-    return basis @ left, values, right
+    else:
+        basis = _range(source, name, min(rank + _OVERSAMPLING, *shape))
+        inside = _transposed_times(source, name, basis).T
+        left, values, right = torch.linalg.svd(inside, full_matrices=False)
+        left = basis @ left
+    scale = values[:rank].sqrt()
+    return (left[:, :rank] * scale).float(), (scale[:, None] * right[:rank]).float()
 
 
 def _range(source: TensorSource, name: str, width: int) -> Float64[Tensor, "rows width"]:

@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.names import kind
-from personality_vector.checkpoint.reader import read_manifest
+from personality_vector.checkpoint import Checkpoint, kind, read_manifest
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import BaseMismatchError, TensorMismatchError, some
 from personality_vector.numeric.parallel import pieces
@@ -54,7 +52,7 @@ def require_not_swapped(base: Checkpoint, tuned: Checkpoint) -> None:
         )
 
 
-def require_related(tuned: Checkpoint, base: Checkpoint) -> None:
+def require_related(base: Checkpoint, tuned: Checkpoint) -> None:
     """Check on a few matrices that ``tuned`` can be a fine-tune of ``base`` at all.
 
     Raises:
@@ -62,7 +60,12 @@ def require_related(tuned: Checkpoint, base: Checkpoint) -> None:
     """
     matrices = [name for name in base.names if len(base.entries[name].shape) == 2]
     chosen = matrices[:: max(1, len(matrices) // _SAMPLED)]
-    ratios = [_ratio(base, tuned, name) for name in chosen]
+    starts = [require_finite(base, name, _READ).float() for name in chosen]
+    ends = [require_finite(tuned, name, _READ).float() for name in chosen]
+    ratios = [
+        float((end - start).norm()) / float(start.norm()) if start.any() else 0.0
+        for start, end in zip(starts, ends, strict=True)
+    ]
     if ratios and statistics.median(ratios) > _MOST_RATIO:
         raise BaseMismatchError(
             f"{tuned.path}: is not a fine-tune of {base.path}: the norm of their difference is "
@@ -124,13 +127,6 @@ def _require_same_tensor(base: Checkpoint, tuned: Checkpoint, name: str) -> None
         raise TensorMismatchError(f"{tuned.path}: {name} is {theirs.dtype}, not {ours.dtype}")
     if not ours.dtype.is_floating_point and not torch.equal(base[name], tuned[name]):
         raise TensorMismatchError(f"{tuned.path}: the integer tensor {name} differs from the base")
-
-
-def _ratio(base: Checkpoint, tuned: Checkpoint, name: str) -> float:
-    start = require_finite(base, name, _READ).float()
-    length = float(start.norm())
-    change = require_finite(tuned, name, _READ).float() - start
-    return float(change.norm()) / length if length else 0.0
 
 
 def _recorded_base(path: Path) -> str | None:

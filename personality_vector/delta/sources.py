@@ -138,10 +138,16 @@ class Stored(TensorSource):
             return None
         delta = self.tensors.part(name, part)
         restored = self.sum_of(base, delta, DTYPES[self.tuned_dtypes[name]])
-        if self.exact is not None and f"{name}.index" in self.exact.entries:
-            listed = self._listed(self.exact, name, part)
-            index = self.exact.part(f"{name}.index", listed)
-            restored[index - part.start] = self.exact.part(f"{name}.value", listed)
+        exact, index = self.exact, f"{name}.index"
+        if exact is not None and index in exact.entries:
+            # The list ascends: bisection finds what of it lies in this part.
+            places = range(math.prod(exact.entries[index].shape))
+            first, last = (
+                bisect_left(places, end, key=lambda at: int(exact.part(index, slice(at, at + 1))))
+                for end in (part.start, part.stop)
+            )
+            found = exact.part(index, slice(first, last))
+            restored[found - part.start] = exact.part(f"{name}.value", slice(first, last))
         return restored
 
     @staticmethod
@@ -149,40 +155,29 @@ class Stored(TensorSource):
         """Return ``base + delta``, added in float32: the tuned tensor but for a few entries."""
         return (base.float() + delta).to(dtype)
 
-    @staticmethod
-    def _listed(exact: Checkpoint, name: str, part: slice) -> slice:
-        """Return where the ascending list of exact values speaks of ``part``, by bisection."""
 
-        def index_at(place: int) -> int:
-            return int(exact.part(f"{name}.index", slice(place, place + 1)))
-
-        places = range(math.prod(exact.entries[f"{name}.index"].shape))
-        first, last = (bisect_left(places, end, key=index_at) for end in (part.start, part.stop))
-        return slice(first, last)
-
-
-Summand = tuple[float, TensorSource]
+Scaled = tuple[float, TensorSource]
 
 
 @dataclass(frozen=True)
 class Combination(TensorSource):
     """``sum of coefficient * source``, in float64, summed in the order given."""
 
-    terms: tuple[Summand, ...]
+    terms: tuple[Scaled, ...]
 
     @classmethod
-    def of(cls, *terms: Summand) -> "Combination":
+    def of(cls, *terms: Scaled) -> "Combination":
         """Return the sum, with the terms of the sums in it in place of those sums."""
-        flat: list[Summand] = []
+        flat: list[Scaled] = []
         for factor, source in terms:
             inner = source.terms if isinstance(source, Combination) else ((1.0, source),)
             flat += [(factor * coefficient, part) for coefficient, part in inner]
         return cls(tuple(flat))
 
     @cached_property
-    def _holders(self) -> dict[str, tuple[Summand, ...]]:
+    def _holders(self) -> dict[str, tuple[Scaled, ...]]:
         """The terms that name each tensor."""
-        holders: dict[str, tuple[Summand, ...]] = {}
+        holders: dict[str, tuple[Scaled, ...]] = {}
         for term in self.terms:
             for name in term[1].names:
                 holders[name] = (*holders.get(name, ()), term)

@@ -15,8 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from personality_vector.checkpoint import Checkpoint, read_json
-from personality_vector.checkpoint.names import beginning, canonical, canonical_names, kind
+from personality_vector.checkpoint import (
+    Checkpoint,
+    beginning,
+    canonical,
+    canonical_names,
+    kind,
+    read_json,
+)
 from personality_vector.delta.delta import Delta, digest
 from personality_vector.delta.sources import Renamed
 from personality_vector.errors import (
@@ -123,20 +129,17 @@ class _Move:
         by_vocabulary = any(kind(name) in _BY_VOCABULARY for name in kept)
         if by_vocabulary:
             self._require_one_head(excluded)
-        theirs = self._counterparts()
-        places = {self._place(name, theirs): name for name in kept}
+        if self.of.names == self.target.names:
+            counterparts = {name: name for name in self.of.names}
+        else:
+            ours, theirs = canonical_names(self.of), canonical_names(self.target)
+            counterparts = {own: theirs[name] for name, own in ours.items() if name in theirs}
+        places = {self._place(name, counterparts): name for name in kept}
         if self._odd_sizes:
             self._refuse(f"{self.of.path} and {self.target.path} differ in {self._odd_sizes}")
         if by_vocabulary:
             self._require_same_tokens()
         return places
-
-    def _counterparts(self) -> dict[str, str]:
-        """Return ``{name in the base of the delta: name in the target}``."""
-        if self.of.names == self.target.names:
-            return {name: name for name in self.of.names}
-        ours, theirs = canonical_names(self.of), canonical_names(self.target)
-        return {name: theirs[given] for given, name in ours.items() if given in theirs}
 
     def _place(self, name: str, counterparts: Mapping[str, str]) -> str:
         place = counterparts.get(name)

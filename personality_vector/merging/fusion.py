@@ -10,9 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from personality_vector.checkpoint import Fingerprint
-from personality_vector.delta import Delta
-from personality_vector.delta.delta import digest
-from personality_vector.delta.sources import TensorSource, whole
+from personality_vector.delta import Delta, TensorSource, digest, whole
 from personality_vector.errors import DataError, NonFiniteError, RecipeError
 from personality_vector.merging.formula import Formula, Options
 from personality_vector.merging.merged import Merged

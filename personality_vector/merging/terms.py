@@ -14,8 +14,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.delta import Delta
-from personality_vector.delta.sources import Difference, Restricted, require_finite
+from personality_vector.delta import Delta, Difference, Restricted, require_finite
 from personality_vector.errors import blame
 from personality_vector.numeric.kernels import count_magnitudes, difference
 from personality_vector.numeric.parallel import cores, in_parallel

@@ -1,21 +1,21 @@
 """``pvec steer choose`` and ``pvec steer monitor``: what a steering vector does to a model."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import personality_vector as pv
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
 
 if TYPE_CHECKING:
-    from personality_vector.steering import SteeringVector
+    from collections.abc import Sequence
+
     from personality_vector.study.choose.choice import Choice
     from personality_vector.study.recipe import ChooseRecipe
     from personality_vector.subject.chat import Chat
-    from personality_vector.subject.subject import Subject
 
 _SHOWN = 48
 """Characters of a text in the table."""
@@ -78,19 +78,21 @@ def monitor(
     Also two cosines with VECTOR: of the mean over the prompt, which a gate compares with its
     threshold, and over the tokens of the reply, which is the creativity score of Olson et al.
     """
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.data.chats import read_prompts
-    from personality_vector.steering import SteeringVector, resolve_layers
+    from personality_vector.steering import resolve_layers
     from personality_vector.steering.fit import require_made_from
     from personality_vector.subject.chat import question
-    from personality_vector.subject.subject import Subject
 
     texts = read_prompts(prompts)
-    found, checkpoint = SteeringVector.load(vector), Checkpoint.open(model)
-    named = _layer(found, layer)
+    found, checkpoint = pv.SteeringVector.load(vector), pv.Checkpoint.open(model)
+    if layer is None and len(found.layers) > 1:
+        raise RecipeError(
+            f"{found.label} has directions for layers {list(found.layers)}; choose one by --layer"
+        )
+    named = found.layers[0] if layer is None else layer
     if not another_model:
         require_made_from(found.label, found.model, checkpoint, _REMEDY)
-    subject = Subject.load(checkpoint, dtype=dtype, device=device)
+    subject = pv.Subject.load(checkpoint, dtype=dtype, device=device)
     (place,) = resolve_layers(subject.model, [named])
     found.norm(place)  # refuses a layer without a direction before anything is read
     chats = [question(text, system=system) for text in texts]
@@ -98,8 +100,15 @@ def monitor(
     if as_json:
         result = {"vector": found.label, "layer": place, "model": str(checkpoint.path)}
         options.show({**result, "prompts": rows}, as_json=True, text=str)
-    else:
-        _print_projections(f"projection on {found.label}, layer {place}", rows)
+        return
+    import pandas as pd
+
+    from personality_vector.report.tables import print_frame
+
+    frame = pd.DataFrame(rows).astype(dict.fromkeys(("before", "response", "reply_cosine"), float))
+    for column in ("prompt", "reply"):
+        frame[column] = [shorten(text, _SHOWN, placeholder="...") for text in frame[column]]
+    print_frame(f"projection on {found.label}, layer {place}", frame)
 
 
 def _print_choice(choice: "Choice", recipe: "ChooseRecipe", out: Path) -> None:
@@ -125,9 +134,9 @@ def _print_choice(choice: "Choice", recipe: "ChooseRecipe", out: Path) -> None:
 
 
 def _measured(
-    subject: "Subject",
+    subject: "pv.Subject",
     chats: "Sequence[Chat]",
-    along: "tuple[SteeringVector, int]",
+    along: "tuple[pv.SteeringVector, int]",
     sizes: tuple[int, int],
 ) -> list[dict[str, Any]]:
     """Return a row of each chat: what was asked and said, its projections and cosines."""
@@ -136,7 +145,6 @@ def _measured(
     from personality_vector.steering.activations import Reader
     from personality_vector.steering.monitor import creativity_scores, projections
     from personality_vector.subject.chat import answered
-    from personality_vector.subject.spec import Sampling
     from personality_vector.subject.subject import generate_replies
 
     (vector, layer), (longest, batch_size) = along, sizes
@@ -144,7 +152,7 @@ def _measured(
     before = projections(model, tokenizer, chats, *along, "prompt_last", batch_size)
     means = Reader(model, tokenizer, [layer], "prompt_mean", batch_size).pooled(chats)
     gates = cosine_similarity(means[layer], vector[layer][None], dim=-1)
-    greedy = Sampling(max_new_tokens=longest, temperature=0.0, batch_size=batch_size)
+    greedy = pv.Sampling(max_new_tokens=longest, temperature=0.0, batch_size=batch_size)
     drawn = generate_replies(model, tokenizer, chats, greedy, seed=0)
     replies = [reply.text for reply in drawn]
     said = [i for i, reply in enumerate(replies) if reply]
@@ -166,24 +174,3 @@ def _measured(
         }
         for i, chat in enumerate(chats)
     ]
-
-
-def _layer(vector: "SteeringVector", layer: int | None) -> int:
-    if layer is not None:
-        return layer
-    if len(vector.layers) > 1:
-        raise RecipeError(
-            f"{vector.label} has directions for layers {list(vector.layers)}; choose one by --layer"
-        )
-    return vector.layers[0]
-
-
-def _print_projections(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    import pandas as pd
-
-    from personality_vector.report.tables import print_frame
-
-    frame = pd.DataFrame(rows).astype(dict.fromkeys(("before", "response", "reply_cosine"), float))
-    for column in ("prompt", "reply"):
-        frame[column] = [shorten(text, _SHOWN, placeholder="...") for text in frame[column]]
-    print_frame(title, frame)

@@ -2,15 +2,13 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+import personality_vector as pv
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
-
-if TYPE_CHECKING:
-    from personality_vector.steering.bake import BakeResult
 
 Vector = Annotated[Path, typer.Argument(metavar="VECTOR", help="A saved steering vector.")]
 
@@ -43,17 +41,29 @@ def bake(
     write along the direction: it is compared with hooks on the embedding, every attention and
     every block.
     """
-    from personality_vector.steering import SteeringVector
-    from personality_vector.steering import bake as baking
+    if ablate and (coefficient is not None or route != "auto"):
+        raise RecipeError("--ablate removes the whole direction: without --coefficient or --route")
+    if ablate and len(layer) != 1:
+        raise RecipeError("--ablate takes the direction of one --layer and removes it everywhere")
+    if not ablate and coefficient is None:
+        raise RecipeError("give --coefficient, or --ablate")
+    from personality_vector.steering.bake import bake_ablation
 
-    _require_consistent(layer, coefficient, route, ablate=ablate)
-    read = SteeringVector.load(vector)
+    read = pv.SteeringVector.load(vector)
     if coefficient is None:
-        done = baking.bake_ablation(read, model, layer[0], out, force=force)
+        done = bake_ablation(read, model, layer[0], out, force=force)
     else:
-        done = baking.bake(read, model, layer, coefficient, out, route=route, force=force)
-    result = {"out": str(out), "route": done.route, "proof": asdict(done.proof)}
-    options.show(result, as_json=as_json, text=lambda: _said(done))
+        done = pv.bake(read, model, layer, coefficient, out, route=route, force=force)
+    proof = done.proof
+    rounding = "" if proof.dtype == "float32" else f" ({proof.error_asked:.1e} with rounding)"
+    options.show(
+        {"out": str(out), "route": done.route, "proof": asdict(proof)},
+        as_json=as_json,
+        text=lambda: (
+            f"{done.path}: route {done.route}; in a new process within {proof.error:.1e} of the "
+            f"hooks' logits{rounding}, same {proof.greedy_tokens} greedy tokens"
+        ),
+    )
 
 
 def export_gguf(
@@ -73,34 +83,12 @@ def export_gguf(
     as_json: options.Json = False,
 ) -> None:
     """Write a control vector for llama.cpp, which steers all positions; it has no layer 0."""
-    from personality_vector.steering import SteeringVector
     from personality_vector.steering.storage import export_gguf as export
 
-    read = SteeringVector.load(vector)
+    read = pv.SteeringVector.load(vector)
     layers = layer or list(read.layers)
     export(read, out, layers=layers, coefficient=coefficient, model_hint=model_hint, force=force)
     result = {"out": str(out), "layers": layers, "coefficient": coefficient}
     options.show(
         result, as_json=as_json, text=lambda: f"{out}: {len(layers)} directions for llama.cpp"
-    )
-
-
-def _require_consistent(
-    layers: list[int], coefficient: float | None, route: str, *, ablate: bool
-) -> None:
-    if ablate and (coefficient is not None or route != "auto"):
-        raise RecipeError("--ablate removes the whole direction: without --coefficient or --route")
-    if ablate and len(layers) != 1:
-        raise RecipeError("--ablate takes the direction of one --layer and removes it everywhere")
-    if not ablate and coefficient is None:
-        raise RecipeError("give --coefficient, or --ablate")
-
-
-def _said(done: "BakeResult") -> str:
-    """Return one line about what was written and how it was proved."""
-    proof = done.proof
-    rounding = "" if proof.dtype == "float32" else f" ({proof.error_asked:.1e} with rounding)"
-    return (
-        f"{done.path}: route {done.route}; in a new process within {proof.error:.1e} of the "
-        f"hooks' logits{rounding}, same {proof.greedy_tokens} greedy tokens"
     )

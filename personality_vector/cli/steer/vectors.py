@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+import personality_vector as pv
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
 from personality_vector.lab import BUILTIN, builtin
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from personality_vector.merging.fusion import Fused, Share
-    from personality_vector.steering import SteeringVector
+    from personality_vector.merging.fusion import Share
 
 
 def between(
@@ -45,20 +45,18 @@ def between(
     It is the steering vector that corresponds to the weight vector TUNED - BASE, and it belongs to
     BASE. Layers before the first tuned one do not move; leave them out by --layer.
     """
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.data.chats import read_prompts
-    from personality_vector.steering import SteeringVector
     from personality_vector.subject.chat import question
-    from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
+    from personality_vector.subject.models import resolve_device
 
     chats = [question(text) for text in read_prompts(prompts)]
-    ends = [Checkpoint.open(base), Checkpoint.open(tuned)]
+    ends = [pv.Checkpoint.open(base), pv.Checkpoint.open(tuned)]
     place = resolve_device(device)
-    plain, moved = (load_model(end.path, dtype=dtype, device=place) for end in ends)
-    vector = SteeringVector.between(
+    plain, moved = (pv.load_model(end.path, dtype=dtype, device=place) for end in ends)
+    vector = pv.SteeringVector.between(
         plain,
         moved,
-        load_tokenizer(ends[0].path),
+        pv.load_tokenizer(ends[0].path),
         chats,
         layers=layer or None,
         pooling=pooling,
@@ -85,13 +83,11 @@ def creativity(
     quiet: options.Quiet = False,
 ) -> None:
     """Save the creativity direction of Olson et al., of unit length at every layer."""
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.elicitation.extract import creativity_direction, read_creativity_pairs
-    from personality_vector.subject.subject import Subject
 
     read = read_creativity_pairs(builtin(pairs) if pairs.startswith(BUILTIN) else Path(pairs))
-    checkpoint = Checkpoint.open(model)
-    subject = Subject.load(checkpoint, dtype=dtype, device=device)
+    checkpoint = pv.Checkpoint.open(model)
+    subject = pv.Subject.load(checkpoint, dtype=dtype, device=device)
     vector = creativity_direction(subject.model, subject.tokenizer, read, batch_size=batch_size)
     options.save_vector(
         replace(vector, model=checkpoint.fingerprint.digest), out, force=force, as_json=as_json
@@ -130,11 +126,8 @@ def fuse(
     for setting in option:
         override(given, f"options.{setting}")
     numbers = _numbers(weights) if weights is not None else None
-    from personality_vector.merging.fusion import fuse
-    from personality_vector.steering import SteeringVector
-
-    fused = fuse(
-        [SteeringVector.load(path) for path in vectors],
+    fused = pv.fuse(
+        [pv.SteeringVector.load(path) for path in vectors],
         numbers,
         scale=scale,
         method=method,
@@ -142,11 +135,29 @@ def fuse(
         seed=seed,
         label=label,
     )
-    fused.vector.save(out, force=force)
-    if as_json:
-        options.show(_result(fused, vectors, out), as_json=True, text=str)
-    else:
-        _print(fused, out, per_layer=per_layer)
+    vector, norms = fused.vector, {at: fused.vector.norm(at) for at in fused.vector.layers}
+    vector.save(out, force=force)
+    result = {
+        "out": str(out),
+        "label": vector.label,
+        "vectors": [str(path) for path in vectors],
+        "norms": norms,
+        "shares": [asdict(share) for share in fused.shares],
+    }
+    lengths = ", ".join(f"{norm:.3g}" for norm in norms.values())
+    options.show(
+        result,
+        as_json=as_json,
+        text=lambda: f"{out}: {vector.label}, {len(norms)} layers, norm {lengths}",
+    )
+    if not as_json:
+        from personality_vector.report.tables import print_frame
+
+        title = "share of the fused vector"
+        print_frame(title, _frame(fused.overall, len(vectors)).drop(columns="layer"))
+        if per_layer:
+            layers = [share for share in fused.shares if share.layer is not None]
+            print_frame(f"{title}, by layer", _frame(layers, len(vectors)))
 
 
 def _numbers(text: str) -> list[float]:
@@ -159,31 +170,6 @@ def _numbers(text: str) -> list[float]:
     if not all(map(math.isfinite, numbers)):
         raise RecipeError(f"--weights {text}: weights must be finite, such as 1,1,2")
     return numbers
-
-
-def _result(fused: "Fused[SteeringVector]", vectors: "Sequence[Path]", out: Path) -> dict[str, Any]:
-    vector = fused.vector
-    return {
-        "out": str(out),
-        "label": vector.label,
-        "vectors": [str(path) for path in vectors],
-        "norms": {layer: vector.norm(layer) for layer in vector.layers},
-        "shares": [asdict(share) for share in fused.shares],
-    }
-
-
-def _print(fused: "Fused[SteeringVector]", out: Path, *, per_layer: bool) -> None:
-    from personality_vector.report.tables import print_frame
-
-    vector = fused.vector
-    norms = ", ".join(f"{vector.norm(layer):.3g}" for layer in vector.layers)
-    text = f"{out}: {vector.label}, {len(vector.layers)} layers, norm {norms}"
-    typer.echo(text)
-    count = len(fused.overall)
-    print_frame("share of the fused vector", _frame(fused.overall, count).drop(columns="layer"))
-    if per_layer:
-        layers = [share for share in fused.shares if share.layer is not None]
-        print_frame("share of the fused vector, by layer", _frame(layers, count))
 
 
 def _frame(shares: "Sequence[Share]", vectors: int) -> "pd.DataFrame":

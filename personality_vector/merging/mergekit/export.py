@@ -13,13 +13,12 @@ from typing import Any
 import yaml
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.delta.lora import is_adapter
-from personality_vector.delta.storage import is_saved_delta
+from personality_vector.delta import block_of, is_adapter, is_saved_delta
 from personality_vector.errors import RecipeError
 from personality_vector.merging.formula import Options
 from personality_vector.merging.methods import find_method
 from personality_vector.merging.recipe import MergeRecipe, TermSpec
-from personality_vector.merging.summands import alpha_by_tensor, layer_of, selected
+from personality_vector.merging.summands import alpha_by_tensor, selected
 from personality_vector.subject.models import DTYPES
 
 _TIES = "where the terms cancel exactly, mergekit adds the positive ones and this tool nothing"
@@ -207,8 +206,8 @@ def _parts(table: Mapping[str, float]) -> dict[str, float]:
 
 
 def _layer(name: str) -> str:
-    place = layer_of(name)
-    return f"{place[0]}.{place[1]}." if place else name
+    block = block_of(name)
+    return f"{block[0]}.{block[1]}." if block else name
 
 
 def _written(recipe: MergeRecipe, base: Checkpoint) -> str:

@@ -13,14 +13,11 @@ from typing import Any
 
 import torch
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.names import kind
-from personality_vector.checkpoint.reader import read_json
-from personality_vector.delta.lora import is_adapter
-from personality_vector.delta.storage import is_saved_delta
+from personality_vector.checkpoint import Checkpoint, kind, read_json
+from personality_vector.delta import block_of, is_adapter, is_saved_delta
 from personality_vector.errors import RecipeError, TensorMismatchError
 from personality_vector.merging.mergekit.recipe import MergekitRecipe, Rule, SliceSpec
-from personality_vector.merging.summands import depths_of, layer_of
+from personality_vector.merging.summands import depths_of
 from personality_vector.subject.models import DTYPES
 
 Level = Mapping[str, tuple[Rule, ...]]
@@ -166,10 +163,10 @@ def _require_in_place(where: str, part: SliceSpec, at: int) -> None:
 
 def place(name: str, regions: Sequence[Region], depths: Mapping[str, int]) -> tuple[Region, float]:
     """Return the region of a tensor, and where it lies there: 0 the first layer, 1 the last."""
-    found = layer_of(name)
-    if found is None:
+    block = block_of(name)
+    if block is None:
         return regions[0 if kind(name) == "embeddings" else -1], 0.0
-    stack, layer = found
+    stack, layer, _ = block
     for region in regions:
         first, end = region.layers or (0, depths[stack])
         if first <= layer < end:

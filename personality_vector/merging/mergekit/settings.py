@@ -102,27 +102,17 @@ def resolve(
             parameter = _known(method, name, known, of_model=of_model)
             for rule in rules:
                 _check_rule(f"{where}.{name}", parameter, rule, names)
-    depths = depths_of(names)
-    return {
-        name: _values(recipe, *place(name, regions, depths), parameters, name) for name in names
-    }
-
-
-def _values(
-    recipe: MergekitRecipe,
-    region: Region,
-    share: float,
-    parameters: Sequence[Parameter],
-    name: str,
-) -> Values:
-    common = (region.parameters, recipe.parameters)
-    of = {}
-    for model, own in region.models.items():
-        scopes = ("model",) if model == recipe.base_model else ("model", "tuned")
-        its = [parameter for parameter in parameters if parameter.scope in scopes]
-        of[model] = _found(its, (own, *common), name, share, model)
+    depths, found = depths_of(names), {}
     shared = [parameter for parameter in parameters if parameter.scope == "shared"]
-    return Values(_found(shared, common, name, share, region.where), of)
+    for name in names:
+        region, share = place(name, regions, depths)
+        common, of = (region.parameters, recipe.parameters), {}
+        for model, own in region.models.items():
+            scopes = ("model",) if model == recipe.base_model else ("model", "tuned")
+            its = [parameter for parameter in parameters if parameter.scope in scopes]
+            of[model] = _found(its, (own, *common), name, share, model)
+        found[name] = Values(_found(shared, common, name, share, region.where), of)
+    return found
 
 
 def _found(
