@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from personality_vector.delta.similarity import Similarity
 
 _BULKY = ("tensors", "files", "losses", "manifest")
+_VECTOR = "steering_vector"
 _TABLES = ("layers", "modules")
 _OF_ADAPTERS = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules")
 
@@ -102,11 +103,19 @@ def _delta(path: Path) -> dict[str, Any]:
 
 def similarity(
     vectors: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            metavar="V1 V2 ...", help="Saved deltas of one base, or steering vectors of one model."
+            metavar="V1 V2 ...",
+            help="Steering vectors of one model; or saved deltas of one base; or, with --base, "
+            "also checkpoints and adapters that were fine-tuned from it.",
         ),
     ],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", metavar="BASE", help="Where V1, V2, ... come from: a directory or Hub id."
+        ),
+    ] = None,
     centred: Annotated[
         bool,
         typer.Option(
@@ -124,7 +133,7 @@ def similarity(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Print the cosines between saved vectors."""
+    """Print the cosines between vectors: deltas of weights, or steering vectors."""
     if len(vectors) < 2:
         raise RecipeError("similarity needs at least two vectors")
     if figure is not None:
@@ -133,7 +142,7 @@ def similarity(
         require_new(figure, force=force, option="--figure")
     import pandas as pd
 
-    found = _compare(vectors)
+    found = _compare(vectors, base)
     cosine = found.cosine(centred=centred)
     by_layer = {name: found.cosine(name, centred=centred) for name in found.layers if per_layer}
     labels = [f"{number} {label}" for number, label in enumerate(found.labels, start=1)]
@@ -160,24 +169,34 @@ def similarity(
         print_frame(f"{title}, by layer", _pairs(by_layer, numbers).reset_index(names=""))
 
 
-def _compare(paths: Sequence[Path]) -> "Similarity":
+def _compare(paths: Sequence[str], base: str | None) -> "Similarity":
     """Return the similarity of deltas or of steering vectors, all of one kind."""
-    from personality_vector.checkpoint.reader import read_manifest
-    from personality_vector.delta import is_saved_delta
+    from personality_vector.checkpoint import read_manifest
+    from personality_vector.delta import is_saved_delta, open_delta
     from personality_vector.delta.similarity import similarity
 
-    deltas = [path for path in paths if is_saved_delta(path)]
-    steering = [path for path in paths if read_manifest(path).get("kind") == "steering_vector"]
-    if steering and deltas:
+    steering = [path for path in paths if read_manifest(Path(path)).get("kind") == _VECTOR]
+    if steering:
+        if others := [path for path in paths if path not in steering]:
+            raise RecipeError(
+                f"{steering[0]} is a steering vector and {others[0]} is not; compare one kind"
+            )
+        if base is not None:
+            raise RecipeError(f"--base {base}: steering vectors are compared without a base")
+        return _of_directions(paths)
+    unsaved = [path for path in paths if not is_saved_delta(Path(path))]
+    if unsaved and base is None:
         raise RecipeError(
-            f"{steering[0]} is a steering vector and {deltas[0]} a delta; compare one kind"
+            f"{unsaved[0]}: is not a saved delta; of a checkpoint or adapter, give the model that "
+            "it was fine-tuned from as --base"
         )
-    return (
-        _of_directions(paths) if steering else similarity([pv.Delta.load(path) for path in paths])
-    )
+    if base is None:
+        return similarity([pv.Delta.load(path) for path in paths])
+    start = pv.Checkpoint.open(base)
+    return similarity([open_delta(path, start) for path in paths])
 
 
-def _of_directions(paths: Sequence[Path]) -> "Similarity":
+def _of_directions(paths: Sequence[str]) -> "Similarity":
     import torch
 
     from personality_vector.delta.similarity import Similarity, inner_products
