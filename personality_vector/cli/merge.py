@@ -80,10 +80,13 @@ def merge(
     from personality_vector.merging.plan import MergePlan, foresight, plan_recipe
 
     plan = plan_recipe(asked) if isinstance(asked, MergeRecipe) else asked
-    if dry_run:
+
+    def planned() -> dict[str, Any]:
         ahead = foresight(plan, folder) if isinstance(plan, MergePlan) else {}
-        found = {**plan.describe(), **ahead}
-        options.show_plan(found, folder, plan.inputs, force=force, as_json=as_json)
+        return {**plan.describe(), **ahead}
+
+    how = {"dry_run": dry_run, "force": force, "as_json": as_json}
+    if options.is_dry(planned, folder, inputs=plan.inputs, **how):
         return
     if isinstance(plan, MergePlan):
         from personality_vector.merging.engine import write_merge

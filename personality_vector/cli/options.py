@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -102,21 +102,33 @@ def show(result: Any, *, as_json: bool, text: Callable[[], str]) -> None:
         sys.stdout.write(text().rstrip("\n") + "\n")
 
 
-def show_plan(
-    plan: Mapping[str, Any],
+def is_dry(
+    plan: Callable[[], dict[str, Any]],
     out: Path | None,
-    inputs: Sequence[Path] = (),
     *,
+    dry_run: bool,
     force: bool,
     as_json: bool,
-) -> None:
-    """Print the plan of a dry run, once it is known that ``out`` could be written."""
-    from personality_vector.checkpoint import AtomicDirectory
+    inputs: Sequence[Path] = (),
+) -> bool:
+    """Print the plan if that is all that is asked for, and return whether it is.
 
+    Args:
+        plan: Returns what the verb is going to do, as JSON-like data.
+        out: What it will write, which is refused now rather than after the work.
+        dry_run: Whether to print the plan.
+        force: Whether an output of ours may be replaced.
+        as_json: Whether to print JSON.
+        inputs: Directories that the output must not lie in.
+    """
     if out is not None:
-        AtomicDirectory(out, force=force, inputs=inputs)  # refuses what cannot be written
-        plan = {**plan, "out": str(out)}
-    show(plan, as_json=as_json, text=lambda: yaml_text(plan))
+        from personality_vector.checkpoint import AtomicDirectory
+
+        AtomicDirectory(out, force=force, inputs=inputs)
+    if dry_run:
+        found = plan() | ({"out": str(out)} if out is not None else {})
+        show(found, as_json=as_json, text=lambda: yaml_text(found))
+    return dry_run
 
 
 def save_vector(vector: "pv.SteeringVector", out: Path, *, force: bool, as_json: bool) -> None:

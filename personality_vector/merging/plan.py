@@ -141,7 +141,6 @@ def foresight(plan: MergePlan, out: Path) -> dict[str, Any]:
         "peak_memory": _PROCESS_BYTES + chunks * chunk * 8,  # an estimate, beyond the page cache
         "threads": cores(),
         "device": plan.device,
-        "out": str(out),
     }
 
 

@@ -70,6 +70,7 @@ def monitor(
     ] = False,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -92,6 +93,15 @@ def monitor(
     named = found.layers[0] if layer is None else layer
     if not another_model:
         require_made_from(found.label, found.model, checkpoint, _REMEDY)
+
+    def plan() -> dict[str, Any]:
+        if named >= 0:
+            found.norm(named)  # refuses a layer that the vector has no direction for
+        model = {"model": str(checkpoint.fingerprint), "prompts": len(texts)}
+        return {"vector": found.label, "layer": named, **model, "max_new_tokens": max_new_tokens}
+
+    if options.is_dry(plan, None, dry_run=dry_run, force=False, as_json=as_json):
+        return
     subject = pv.Subject.load(checkpoint, dtype=dtype, device=device)
     (place,) = resolve_layers(subject.model, [named])
     found.norm(place)  # refuses a layer without a direction before anything is read

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,6 +30,7 @@ def bake(
     ablate: Annotated[
         bool, typer.Option("--ablate", help="Remove the direction of one --layer from all layers.")
     ] = False,
+    dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -47,9 +48,25 @@ def bake(
         raise RecipeError("--ablate takes the direction of one --layer and removes it everywhere")
     if not ablate and coefficient is None:
         raise RecipeError("give --coefficient, or --ablate")
-    from personality_vector.steering.bake import bake_ablation
+    from personality_vector.steering.bake import bake_ablation, route_for
+    from personality_vector.steering.bake.base import read_config
+    from personality_vector.steering.fit import require_made_from, resolved
 
     read = pv.SteeringVector.load(vector)
+
+    def plan() -> dict[str, Any]:
+        checkpoint = pv.Checkpoint.open(model)
+        config = read_config(checkpoint)
+        name = route_for(config, "ablate" if ablate else route).name
+        require_made_from(read.label, read.model, checkpoint)
+        layers = resolved(layer, config.num_hidden_layers)
+        for place in layers:
+            read.norm(place)  # refuses a layer that the vector has no direction for
+        given = {"vector": read.label, "model": str(checkpoint.fingerprint), "layers": layers}
+        return {**given, "coefficient": coefficient, "route": name}
+
+    if options.is_dry(plan, out, dry_run=dry_run, force=force, as_json=as_json):
+        return
     if coefficient is None:
         done = bake_ablation(read, model, layer[0], out, force=force)
     else:

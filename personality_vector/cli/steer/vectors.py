@@ -36,6 +36,7 @@ def between(
     batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
+    dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -52,6 +53,14 @@ def between(
     chats = [question(text) for text in read_prompts(prompts)]
     ends = [pv.Checkpoint.open(base), pv.Checkpoint.open(tuned)]
     place = resolve_device(device)
+
+    def plan() -> dict[str, Any]:
+        start, end = (str(end.fingerprint) for end in ends)
+        sizes = {"prompts": len(chats), "layers": layer or "all", "pooling": pooling}
+        return {"base": start, "tuned": end, **sizes}
+
+    if options.is_dry(plan, out, dry_run=dry_run, force=force, as_json=as_json):
+        return
     plain, moved = (pv.load_model(end.path, dtype=dtype, device=place) for end in ends)
     vector = pv.SteeringVector.between(
         plain,
@@ -78,6 +87,7 @@ def creativity(
     batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
+    dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -87,6 +97,12 @@ def creativity(
 
     read = read_creativity_pairs(builtin(pairs) if pairs.startswith(BUILTIN) else Path(pairs))
     checkpoint = pv.Checkpoint.open(model)
+
+    def plan() -> dict[str, Any]:
+        return {"model": str(checkpoint.fingerprint), "pairs": len(read)}
+
+    if options.is_dry(plan, out, dry_run=dry_run, force=force, as_json=as_json):
+        return
     subject = pv.Subject.load(checkpoint, dtype=dtype, device=device)
     vector = creativity_direction(subject.model, subject.tokenizer, read, batch_size=batch_size)
     options.save_vector(
@@ -117,6 +133,7 @@ def fuse(
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Also print the shares layer by layer.")
     ] = False,
+    dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -136,7 +153,6 @@ def fuse(
         label=label,
     )
     vector, norms = fused.vector, {at: fused.vector.norm(at) for at in fused.vector.layers}
-    vector.save(out, force=force)
     result = {
         "out": str(out),
         "label": vector.label,
@@ -144,6 +160,9 @@ def fuse(
         "norms": norms,
         "shares": [asdict(share) for share in fused.shares],
     }
+    if options.is_dry(lambda: result, out, dry_run=dry_run, force=force, as_json=as_json):
+        return
+    vector.save(out, force=force)
     lengths = ", ".join(f"{norm:.3g}" for norm in norms.values())
     options.show(
         result,
