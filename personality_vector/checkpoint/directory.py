@@ -29,7 +29,7 @@ class AtomicDirectory:
         path: The output. It must not exist, unless ``force``.
         force: Replace an existing output that carries our manifest, in one atomic exchange.
         inputs: Directories being read; an output that is or lies in one of them is refused.
-        size: Bytes that will be written, as far as known; refused where there is no room for them.
+        size: Number of bytes to write, as far as known; more than the disk has free is refused.
 
     Raises:
         OutputExistsError: ``path`` exists, or is an input.

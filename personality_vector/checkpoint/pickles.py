@@ -1,8 +1,8 @@
-"""Pickled checkpoints (``pytorch_model.bin``) become safetensors; what they hold is never run.
+"""Converting pickled checkpoints (``pytorch_model.bin``) to safetensors without running them.
 
-A pickle is a program. torch's weights-only reader carries out nothing of it but the building of
-tensors. It was broken twice (CVE-2025-32434, CVE-2026-24747), so torch before 2.10 is refused and
-every file is read by a child process, of which nothing but a safetensors file is taken.
+A pickle is a program. torch's weights-only reader runs only what builds tensors. It was broken
+twice (CVE-2025-32434, CVE-2026-24747), so torch before 2.10 is refused, and every file is read by a
+child process that passes on nothing but a safetensors file.
 """
 
 import json
@@ -95,7 +95,7 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
 def write_safetensors(file: Path, target: Path, *, tied: bool) -> list[str]:
     """Write the tensors of one pickle into ``target``; return the names that were left out.
 
-    Called in a child process: a pickle made to break the reader breaks nothing else.
+    It is called in a child process, so that a malicious pickle can break nothing else.
 
     Raises:
         CheckpointError: The pickle holds something that is not a tensor, or cannot be read.
@@ -123,9 +123,9 @@ def _in_a_child(file: Path, target: Path, listed: set[str] | None, *, tied: bool
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise CheckpointError(f"{file}: the process that reads it failed: {last}")
     left_out: list[str] = json.loads(done.stdout)
-    odd = set(read_header(target)) ^ (listed - set(left_out)) if listed is not None else set()
-    if odd:
-        raise CheckpointError(f"{file}: index and shard disagree on {some(odd)}")
+    differing = set(read_header(target)) ^ (listed - set(left_out)) if listed is not None else set()
+    if differing:
+        raise CheckpointError(f"{file}: index and shard disagree on {some(differing)}")
     return left_out
 
 
@@ -135,7 +135,7 @@ def _load(file: Path) -> dict[str, Tensor]:
     except Exception as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = (
-            f"asks for {asked[1]}, which is not weights" if asked else "is no pickle of tensors"
+            f"asks for {asked[1]}, which is not weights" if asked else "is not a pickle of tensors"
         )
         raise CheckpointError(f"{file}: {reason}; refused, and nothing in it was run") from error
     if not isinstance(state, Mapping) or not state:

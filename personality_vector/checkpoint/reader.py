@@ -42,12 +42,12 @@ class Checkpoint:
     ) -> None:
         self.path = path
         self.reference = reference or path.name
-        """What it was asked for by: the Hub id, or else the name of the directory."""
+        """The name that it was opened by: the Hub id, or else the name of the directory."""
         self.entries = dict(entries)
         self._files: dict[Path, tuple[int, Stamp]] = {}
         self._opening = Lock()
         self.last_read = local()
-        """For each thread, whatever its reader likes to keep of the part that it read last."""
+        """What the reader of each thread keeps of the part that it read last."""
 
     @classmethod
     def open(cls, where: "str | Path | Checkpoint") -> "Checkpoint":
@@ -144,7 +144,7 @@ class Checkpoint:
         """Return some entries of a tensor, flat and row-major, in its stored dtype.
 
         Args:
-            name: Of the tensor.
+            name: Name of the tensor.
             part: Which entries, such as ``slice(0, 4096)``; without a step.
             out: Where to put them: contiguous, in the stored dtype; by default in new memory.
 
@@ -319,21 +319,21 @@ def _read_entries(path: Path) -> dict[str, TensorEntry]:
     for file, listed in files.items():
         found = read_header(file)
         if listed is not None and set(found) != listed:
-            odd = some(set(found) ^ listed)
-            raise CheckpointError(f"{file}: index and shard disagree on {odd}")
+            differing = some(set(found) ^ listed)
+            raise CheckpointError(f"{file}: index and shard disagree on {differing}")
         entries |= found
     return entries
 
 
 def _why_unreadable(path: Path) -> str:
-    """Return what a directory without weights is instead, and what to do with it."""
+    """Say what a directory without weights is, and what to do with it."""
     if (path / "adapter_config.json").is_file():
         return (
-            f"{path}: is a LoRA adapter and no whole model; merge it into its base first, with "
+            f"{path}: is a LoRA adapter, not a whole model; merge it into its base first, with "
             f"`pvec merge --base BASE --term {path}=1 --out DIR`"
         )
     if (path / "results.sqlite").is_file():
-        return f"{path}: is a run and no model; see `pvec report {path}`"
+        return f"{path}: is a run, not a model; see `pvec report {path}`"
     pickles = sorted(file.name for file in path.glob("*.bin"))
     if pickles:
         return (

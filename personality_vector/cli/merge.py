@@ -10,7 +10,7 @@ from personality_vector.errors import RecipeError
 from personality_vector.lab import find_recipe, folder_of
 from personality_vector.merging.recipe import MergeRecipe, is_mergekit
 from personality_vector.recipes.reading import override, parse_value, read_recipe, read_yaml
-from personality_vector.recipes.schema import Given
+from personality_vector.recipes.schema import Typed
 
 if TYPE_CHECKING:
     from personality_vector.merging.engine import MergeReport
@@ -25,7 +25,8 @@ Terms = Annotated[
     typer.Option(
         "--term",
         metavar="VECTOR=ALPHA",
-        help="Repeatable. 'TUNED - ITS_BASE=ALPHA' is a delta of another base.",
+        help="What to add and its factor; repeatable. 'TUNED - ITS_BASE=ALPHA' is a delta of "
+        "another base.",
     ),
 ]
 Exclude = Annotated[
@@ -33,7 +34,7 @@ Exclude = Annotated[
     typer.Option(
         "--exclude",
         metavar="WORD",
-        help="Leave as they are: embeddings, head, norms, vision, or a pattern over names.",
+        help="Tensors to leave alone: embeddings, head, norms, vision, or a pattern over names.",
     ),
 ]
 
@@ -44,15 +45,20 @@ def merge(
         typer.Argument(metavar="[RECIPE]", help="A merge recipe, or a YAML of mergekit."),
     ] = None,
     settings: options.Settings = [],
-    base: Annotated[str | None, typer.Option("--base", help="Short form: the base.")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="The base model, where there is no RECIPE.")
+    ] = None,
     term: Terms = [],
-    method: Annotated[str | None, typer.Option("--method")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Merge method. Default: task_arithmetic.")
+    ] = None,
     option: Annotated[
-        list[str], typer.Option("--option", metavar="NAME=VALUE", help="Of the method.")
+        list[str],
+        typer.Option("--option", metavar="NAME=VALUE", help="Option of --method; repeatable."),
     ] = [],
     exclude: Exclude = [],
     seed: Annotated[
-        int | None, typer.Option("--seed", help="Of random masks; a RECIPE has its own.")
+        int | None, typer.Option("--seed", help="Seed of random masks; a RECIPE has its own.")
     ] = None,
     device: options.Device = "auto",
     out: options.Out = None,
@@ -63,7 +69,7 @@ def merge(
 ) -> None:
     """Write a merged checkpoint: base + method(alpha * delta, ...).
 
-    By RECIPE, or by --base, --term and --out.
+    Give a RECIPE, or --base, --term and --out.
     """
     if recipe is not None and (base or term or method or option or exclude):
         raise RecipeError(
@@ -77,12 +83,12 @@ def merge(
         if recipe is not None
         else _short_form(base, term, method, option, exclude, seed, device)
     )
-    from personality_vector.merging.plan import MergePlan, foresight, plan_recipe
+    from personality_vector.merging.plan import MergePlan, forecast, plan_recipe
 
     plan = plan_recipe(asked) if isinstance(asked, MergeRecipe) else asked
 
     def planned() -> dict[str, Any]:
-        ahead = foresight(plan, folder) if isinstance(plan, MergePlan) else {}
+        ahead = forecast(plan, folder) if isinstance(plan, MergePlan) else {}
         return {**plan.describe(), **ahead}
 
     how = {"dry_run": dry_run, "force": force, "as_json": as_json}
@@ -97,14 +103,14 @@ def merge(
 
         done = write_bridge(plan, folder, force=force)
     result = {key: value for key, value in done.manifest.items() if key not in ("tensors", "files")}
-    options.show({"out": str(folder), **result}, as_json=as_json, text=lambda: _said(plan, done))
+    options.show({"out": str(folder), **result}, as_json=as_json, text=lambda: _summary(plan, done))
 
 
 def export_mergekit(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A merge recipe.")],
     settings: options.Settings = [],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="By default it is printed.")
+        Path | None, typer.Option("--out", metavar="FILE", help="File to write. Default: print it.")
     ] = None,
 ) -> None:
     """Write the mergekit YAML that does what RECIPE does, or say what it cannot express."""
@@ -119,7 +125,7 @@ def export_mergekit(
         out.write_text(text, encoding="utf-8")
 
 
-def _said(plan: "MergePlan | BridgePlan", done: "MergeReport") -> str:
+def _summary(plan: "MergePlan | BridgePlan", done: "MergeReport") -> str:
     """Return one line about what was written, and the notes on the recipe."""
     terms = len(done.manifest["terms"])
     kept = "" if done.realised is None else f"; rounding kept {done.realised:.1%} of the change"
@@ -162,7 +168,7 @@ def _short_form(
     if base is None or not terms:
         raise RecipeError("give a RECIPE, or --base B and at least one --term VECTOR=ALPHA")
     data: dict[str, Any] = {
-        "base": Given(base),
+        "base": Typed(base),
         "terms": [_term(text) for text in terms],
         "exclude": exclude,
         "seed": seed or 0,
@@ -183,7 +189,7 @@ def _term(text: str) -> dict[str, Any]:
         raise RecipeError(f"--term {text}: alpha must be a number, such as 0.8, not {number!r}")
     tuned, minus, of = vector.partition(_MINUS)
     if not minus:
-        return {"tuned": Given(vector), "alpha": alpha}
+        return {"tuned": Typed(vector), "alpha": alpha}
     if not tuned.strip() or not of.strip():
         raise RecipeError(f"--term {text}: write 'TUNED - ITS_BASE=ALPHA'")
-    return {"tuned": Given(tuned.strip()), "of": Given(of.strip()), "alpha": alpha}
+    return {"tuned": Typed(tuned.strip()), "of": Typed(of.strip()), "alpha": alpha}

@@ -37,8 +37,8 @@ def check(recipe: "SweepRecipe | EvalRecipe") -> dict[str, Any]:
 def sweep(recipe: "SweepRecipe", out: Path, force: bool, as_json: bool) -> None:
     """Measure interventions at many strengths.
 
-    Resumes where it stopped, and measures only what is missing after a change of RECIPE. Several
-    processes may work on one --out. No checkpoint is written.
+    An interrupted sweep resumes, and after a change of RECIPE only what is missing is measured.
+    Several processes may work on one --out. No checkpoint is written.
     """
     _measure(recipe, out, "sweep", force, as_json)
 
@@ -72,7 +72,7 @@ def judge(
 ) -> None:
     """Let one more judge rate the stored answers of RUN.
 
-    Nothing is generated again, and what this judge has rated before is not rated twice.
+    Nothing is generated again, and no answer is rated twice by the same judge.
     """
     from personality_vector.report.page import write_report
     from personality_vector.study.worker import judge_run

@@ -1,4 +1,4 @@
-"""``pvec recipes`` and ``pvec demo``: the shipped recipes, and the whole job by some of them."""
+"""``pvec recipes`` lists the shipped recipes, ``pvec demo`` does the whole job with some."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,8 @@ from personality_vector.lab import recipes as shipped_recipes
 
 def recipes(
     words: Annotated[
-        list[str], typer.Argument(metavar="[copy NAME DEST]", help="Copy one to a file or folder.")
+        list[str],
+        typer.Argument(metavar="[copy NAME DEST]", help="Copy a recipe to a file or folder."),
     ] = [],
     as_json: options.Json = False,
 ) -> None:
@@ -39,9 +40,9 @@ def demo(
     force: options.Force = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """The whole job on the embedded model.
+    """Do the whole job on the embedded model.
 
-    Train, diff, merge, sweep, steer and compare: no network, two minutes.
+    Train, diff, merge, sweep, steer and compare: this takes two minutes and no network.
     """
     from personality_vector.demo.run import run
 

@@ -1,4 +1,4 @@
-"""``pvec show`` and ``pvec similarity``: what a directory is, and how alike vectors are."""
+"""``pvec show`` says what a directory is, ``pvec similarity`` how alike vectors are."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -120,14 +120,15 @@ def similarity(
         bool,
         typer.Option(
             "--centred",
-            help="First remove the mean direction of all N; unrelated ones then have -1/(N-1).",
+            help="Remove the mean direction of all N first; unrelated vectors then have -1/(N-1).",
         ),
     ] = False,
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Also compare them layer by layer.")
     ] = False,
     figure: Annotated[
-        Path | None, typer.Option("--figure", metavar="FILE", help="Draw it: .svg or .png.")
+        Path | None,
+        typer.Option("--figure", metavar="FILE", help="Draw them into a .svg or .png file."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
     as_json: options.Json = False,

@@ -47,20 +47,25 @@ def diff(
         str, typer.Argument(metavar="TUNED", help="A fine-tune of BASE, or an adapter.")
     ],
     out: options.OutDir,
-    pole: Annotated[str | None, typer.Option("--pole", metavar="TRAIT:LEVEL")] = None,
+    pole: Annotated[
+        str | None, typer.Option("--pole", metavar="TRAIT:LEVEL", help="What it expresses.")
+    ] = None,
     storage: Annotated[
         Literal["float32", "bfloat16", "lora", "reference"] | None,
         typer.Option(
             "--as",
             "--dtype",
-            help="float32 is exact and the default, bfloat16 half as large; lora keeps the factors "
-            "of an adapter, reference only the paths of BASE and TUNED.",
+            help="How to store it. float32, the default, is exact; bfloat16 is half as large; lora "
+            "keeps the factors of an adapter, and reference only the paths of BASE and TUNED.",
         ),
     ] = None,
     rank: Annotated[
         int | None,
         typer.Option(
-            "--low-rank", min=1, metavar="R", help="Keep R singular values of every matrix."
+            "--low-rank",
+            min=1,
+            metavar="R",
+            help="Keep the R largest singular values of every matrix.",
         ),
     ] = None,
     force: options.Force = False,
@@ -116,16 +121,20 @@ def _sentence(out: Path, record: "DeltaRecord") -> str:
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Directory with pytorch_model.bin.")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A directory with pytorch_model.bin, or with shards and their index.",
+        ),
     ],
     out: options.OutDir,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write a checkpoint of pickled weights (.bin) again as safetensors.
+    """Rewrite a checkpoint of pickled weights (.bin) as safetensors.
 
-    Nothing in a pickle is run; one that holds more than tensors is refused.
+    Nothing in a pickle is run, and a pickle that holds more than tensors is refused.
     """
     from personality_vector.checkpoint.pickles import convert
 

@@ -76,7 +76,7 @@ def _is_any(words: Iterable[str], kinds: tuple[str, ...]) -> bool:
 
 
 def _place(group: str) -> tuple[int, str, int]:
-    """Return where a group stands: embedding, blocks by number, final norm, head, others."""
+    """Return the sorting key of a group: embedding, blocks by number, final norm, head, others."""
     stem, _, index = group.rpartition(" ")
     if index.isdigit():
         return 1, stem, int(index)

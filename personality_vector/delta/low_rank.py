@@ -1,4 +1,4 @@
-"""The nearest matrix of low rank: the largest singular values, of matrices of any size."""
+"""The nearest matrix of low rank, from the largest singular values, for matrices of any size."""
 
 import math
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ def truncated(
     """Return the factors of the nearest matrix of this rank; their product is it.
 
     Args:
-        source: Of the delta.
-        name: Of a matrix in it, with at least ``rank`` rows and columns.
+        source: The source of the delta.
+        name: Name of a matrix in it, with at least ``rank`` rows and columns.
         rank: Number of singular values to keep. Each factor carries the square root of them.
 
     Returns:
@@ -52,7 +52,7 @@ def truncated(
 
 
 def _range(source: TensorSource, name: str, width: int) -> Float64[Tensor, "rows width"]:
-    """Return an orthonormal basis of about the space that the matrix stretches most."""
+    """Return an orthonormal basis of approximately the space that the matrix stretches most."""
     generator = generator_for(0, f"low rank of {name}")
     start = torch.randn(source.shape(name)[1], width, dtype=torch.float64, generator=generator)
     spaces = [torch.linalg.qr(_times(source, name, start)).Q]
@@ -80,7 +80,7 @@ def _transposed_times(
 
 
 def _blocks(source: TensorSource, name: str) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the matrix in blocks of whole rows, each with the rows that it is."""
+    """Yield the matrix in blocks of whole rows, each with the range of its rows."""
     rows, columns = source.shape(name)
     height = max(1, _BLOCK // columns)
     for first in range(0, rows, height):

@@ -1,4 +1,4 @@
-"""How alike vectors are: one pass for their inner products, and every cosine from those."""
+"""Cosines between vectors, all of them from inner products that one pass over the data gives."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ _NO_DIRECTION = 1e-7
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Similarity:
-    """The inner products of some vectors, by layer, and the cosines that follow from them.
+    """Holds inner products of vectors by layer, and computes cosines from them.
 
     Attributes:
-        labels: Of the ``n`` vectors.
-        grams: Layer to the inner products of the vectors there, float64; together, the layers are
+        labels: The labels of the ``n`` vectors.
+        grams: Layer to the inner products of the vectors there, float64; all layers together are
             the vectors.
 
     Raises:

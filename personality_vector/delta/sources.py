@@ -1,4 +1,4 @@
-"""Where the tensors of a delta come from. Each source is lazy and read in parts.
+"""The sources of the tensors of a delta. Each source is lazy and is read in parts.
 
 A source holds the tensors that it changes; a base tensor that it does not name has a delta of
 zero. A part is a run of entries of one tensor, row-major; arithmetic is float64, in which the
@@ -24,9 +24,9 @@ from personality_vector.numeric.kernels import difference, is_finite
 
 
 class TensorSource(ABC):
-    """Anything that yields delta tensors by name, a part at a time.
+    """The base of whatever yields delta tensors by name, one part at a time.
 
-    A subclass knows the shapes of its tensors and the checkpoints or other sources that it reads.
+    A subclass knows the shapes of its tensors, and the checkpoints or other sources that it reads.
     """
 
     @property
@@ -193,7 +193,7 @@ class Combination(TensorSource):
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """Those of every term, each once."""
+        """The directories of every term, each once."""
         return tuple(dict.fromkeys(super().inputs))
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
@@ -206,11 +206,11 @@ class Combination(TensorSource):
 
 @dataclass(frozen=True)
 class Renamed(TensorSource):
-    """Some of the tensors of another source, by other names; the others have a delta of zero."""
+    """Some tensors of another source under other names; all other tensors have a delta of zero."""
 
     source: TensorSource
     own: Mapping[str, str]
-    """What the source calls the tensor that has a name here."""
+    """From a name here to the name of the same tensor in the source."""
 
     @cached_property
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -226,10 +226,10 @@ class Renamed(TensorSource):
 
 
 class Restricted(Renamed):
-    """Some of the tensors of another source, by their own names, and so of the same base."""
+    """Some tensors of another source under their own names, and so of the same base."""
 
     def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:
-        """Return what the source has there."""
+        """Return the entries that the source returns."""
         return self.source.tuned_part(self.own[name], part, base)
 
 

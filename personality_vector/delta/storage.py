@@ -151,19 +151,21 @@ def _unmoved(directory: Path, where: str, digest: str) -> Checkpoint:
 
 def _require_agreement(tensors: Checkpoint, exact: Checkpoint | None, record: DeltaRecord) -> None:
     stored = set(tensors.entries) | set(exact.entries if exact else ())
-    odd = stored ^ set(record.hashes)
+    differing = stored ^ set(record.hashes)
     halves = {name + end: name for name in record.tensors for end in (LEFT, RIGHT)}
     if record.adapter is not None:
         weights = [name for name in record.tensors if name.endswith(".weight")]
         halves = {half: name for name in weights for half in factors_of(name)}
-    odd |= {halves.get(name, name) for name in tensors.entries} ^ set(record.tensors)
-    odd |= {
+    differing |= {halves.get(name, name) for name in tensors.entries} ^ set(record.tensors)
+    differing |= {
         name
         for name in set(tensors.entries) & set(record.tensors)
         if tensors.entries[name].shape != record.tensors[name].shape
     }
-    if odd:
-        raise CheckpointError(f"{tensors.path}: {_TENSORS} and {RECORD} disagree on {some(odd)}")
+    if differing:
+        raise CheckpointError(
+            f"{tensors.path}: {_TENSORS} and {RECORD} disagree on {some(differing)}"
+        )
 
 
 def verify(directory: Path) -> int:
@@ -179,10 +181,11 @@ def verify(directory: Path) -> int:
         exact = read_header(directory / _EXACT) if record.exact else {}
         stored = Checkpoint(directory, read_header(directory / _TENSORS) | exact)
         found = {name: _hash(stored.part, name, one.shape) for name, one in stored.entries.items()}
-    odd = [name for name, digest in record.hashes.items() if found.get(name) != digest]
-    if odd:
+    differing = [name for name, digest in record.hashes.items() if found.get(name) != digest]
+    if differing:
         raise VerificationError(
-            f"{directory}: {some(odd)}: the content is not what was saved; take the delta again"
+            f"{directory}: {some(differing)}: the content is not what was saved; "
+            "take the delta again"
         )
     return len(found)
 

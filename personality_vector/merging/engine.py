@@ -87,7 +87,7 @@ def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
         seed: Seed of random masks and stochastic rounding.
         output: dtype, rounding and shard size.
         include: Tensors to change, by word (``embeddings``, ``head``, ``norms``) or by pattern.
-        exclude: Tensors to leave as they are, likewise.
+        exclude: Tensors to leave as they are, by word or by pattern as well.
         device: ``auto``, ``cpu`` or ``cuda``.
         force: Replace an output that this tool wrote.
 

@@ -1,4 +1,4 @@
-"""A merge is a delta: lazy, and added to live weights or written to a checkpoint like any other."""
+"""A merge as a delta: lazy, and added to live weights or written to a checkpoint like any other."""
 
 import threading
 from collections import Counter
@@ -37,8 +37,8 @@ def merged(  # noqa: PLR0913  (the whole of a merge recipe, by name)
     """Return ``method(alpha_1 * delta_1, ...)`` as a delta; nothing is computed yet.
 
     Its entries are those of float64 arithmetic on the runs of whole rows that a merge computes at
-    once, whichever part of a tensor is asked for. The order of the terms does not change a bit, nor
-    its identity. A term with ``alpha = 0`` is no part of it.
+    once, whichever part of a tensor is asked for. The order of the terms changes neither a bit nor
+    the identity. A term with ``alpha = 0`` has no influence.
 
     Args:
         base: Directory, Hub id or ``builtin:demo``.
@@ -49,7 +49,7 @@ def merged(  # noqa: PLR0913  (the whole of a merge recipe, by name)
         seed: Seed of random masks.
         label: By default what is done, such as ``ties(0.5 * a, -1 * b)``.
         include: Tensors to change, by word (``embeddings``, ``head``, ``norms``) or by pattern.
-        exclude: Tensors to leave as they are, likewise.
+        exclude: Tensors to leave as they are, by word or by pattern as well.
 
     Raises:
         PersonalityVectorError: The base, a term or an option is refused.
@@ -97,9 +97,10 @@ class Merged(TensorSource):
 
     @classmethod
     def of(cls, delta: Delta, alpha: float = 1.0) -> "Merged":
-        """Return ``alpha * delta`` as a merge; of a merge, that merge with a scaled lambda.
+        """Return ``alpha * delta`` as a merge; a delta that is a merge gets its lambda scaled.
 
-        It is what ``merge(base, [(delta, alpha)])`` writes, or the merge with ``lambda = alpha``.
+        The result is what ``merge(base, [(delta, alpha)])`` writes, or that merge with
+        ``lambda = alpha``.
         """
         source = delta.source
         if isinstance(source, Merged) and isinstance(source.combine, Formula):
@@ -134,7 +135,7 @@ class Merged(TensorSource):
     def _acting(self) -> dict[str, list[tuple[Term, int]]]:
         """The terms that change each tensor, and the keys of their random streams there.
 
-        A delta that is given twice gets a second stream.
+        A delta that is given twice gets a second stream of random numbers.
         """
         acting: dict[str, list[tuple[Term, int]]] = {}
         seen: Counter[str] = Counter()
@@ -157,7 +158,7 @@ class Merged(TensorSource):
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """Every directory that a term is read from."""
+        """Every directory that is read for a term."""
         return tuple(
             path for term in self.terms for path in (*term.delta.source.inputs, *term.inputs)
         )
@@ -181,14 +182,14 @@ class Merged(TensorSource):
         return parts[0] if len(parts) == 1 else torch.cat(parts or [torch.empty(0).double()])
 
     def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:
-        """Return fine-tuned entries themselves, where the change is exactly that of one delta."""
+        """Return the fine-tuned entries, where the change is exactly that of one delta."""
         slices = self.slices(name, part)
         if not all(is_one_delta(found, change) for _, found, change in self._runs(name, part)):
             return None
         return slices[0].term.delta.source.tuned_part(name, part, base) if slices else None
 
     def _runs(self, name: str, part: slice) -> Iterator[tuple[slice, list[Slice], Tensor]]:
-        """Yield the runs that hold a part: their slices, and their change."""
+        """Yield every run that overlaps a part, with its slices and its change."""
         for run in runs_over(self.shape(name), part):
             asked = (name, run.start, run.stop)
             last = getattr(self._last, "run", None)

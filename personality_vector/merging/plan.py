@@ -128,7 +128,7 @@ def _described(term: Term, plan: MergePlan) -> dict[str, Any]:
     return {**row, **term.remarks}
 
 
-def foresight(plan: MergePlan, out: Path) -> dict[str, Any]:
+def forecast(plan: MergePlan, out: Path) -> dict[str, Any]:
     """Return what a dry run adds to the plan: norms, disk and memory; reads every term once."""
     parent = next(path for path in out.absolute().parents if path.exists())
     rows = [runs(tensor.shape, CHUNK)[:1] for tensor in plan.tensors]

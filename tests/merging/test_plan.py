@@ -19,7 +19,7 @@ from personality_vector.errors import (
 )
 from personality_vector.merging.methods import METHODS
 from personality_vector.merging.plan import (
-    foresight,
+    forecast,
     plan_merge,
     plan_recipe,
     resolve_device,
@@ -281,10 +281,10 @@ def test_the_description_of_a_recipe_is_that_of_the_call(pair):
 def test_a_dry_run_foresees_and_writes_nothing(pair, tmp_path):
     base, tuned = pair
     plan = planned(base, [(tuned, 0.5)])
-    seen = foresight(plan, tmp_path / "deep" / "out")
+    seen = forecast(plan, tmp_path / "deep" / "out")
     assert json.loads(json.dumps(seen)) == seen
     assert seen["norms"] == [6.0]
-    assert seen["peak_memory"] == plan.peak_memory
+    assert 3e8 < seen["peak_memory"] < 4e8
     assert seen["device"] == plan.device
     assert not (tmp_path / "deep").exists()
 
@@ -321,4 +321,5 @@ def test_a_merge_stays_within_the_memory_that_was_foreseen(toy, tmp_path):
     plan = planned(paths[0], [(path, 0.3) for path in paths[1:]], method="della")
     given = [sys.executable, "-c", PEAK, paths[0], tmp_path / "out", *paths[1:]]
     done = subprocess.run(list(map(str, given)), capture_output=True, text=True, check=True)
-    assert 1e8 < int(done.stdout) < plan.peak_memory < 5e8
+    foreseen = forecast(plan, tmp_path / "out")["peak_memory"]
+    assert 1e8 < int(done.stdout) < foreseen < 5e8

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from personality_vector.subject.chat import Chat
 
 _SHOWN = 48
-"""Characters of a text in the table."""
+"""Number of characters that a table shows of a text."""
 _REMEDY = "if one is fine-tuned from the other, add --another-model"
 
 
@@ -33,10 +33,10 @@ def check(recipe: "ChooseRecipe") -> dict[str, Any]:
 def choose(recipe: "ChooseRecipe", out: Path, force: bool, as_json: bool) -> None:
     """Choose the layer and the range of strengths of a steering vector.
 
-    One pass ranks the layers; the best few are verified by generation, at growing strengths until
-    coherence falls below the floor. What is measured is kept in --out with .run behind it: the same
-    command resumes after an interruption, and another floor or other shares measure only what is
-    missing. --force replaces the choice and keeps the measurements.
+    One pass ranks the layers. The best few are then verified by generation, at growing strengths
+    until coherence falls below the floor. Measurements are kept in OUT.run, so that the same
+    command resumes after an interruption, and a change of the floor or the shares measures only
+    what is missing. --force replaces the choice and keeps the measurements.
     """
     from personality_vector.checkpoint import AtomicDirectory
     from personality_vector.report.choice import draw_choice
@@ -53,20 +53,24 @@ def choose(recipe: "ChooseRecipe", out: Path, force: bool, as_json: bool) -> Non
 
 def monitor(
     vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="A steering vector.")],
-    model: Annotated[str, typer.Option("--model", help="Directory, Hub id or builtin:demo.")],
+    model: Annotated[
+        str, typer.Option("--model", help="The model: a directory, Hub id or builtin:demo.")
+    ],
     prompts: options.Prompts,
     layer: Annotated[
         int | None,
-        typer.Option("--layer", help="0-based block, -1 the last; needed if VECTOR has several."),
+        typer.Option(
+            "--layer", help="0-based decoder block, -1 for the last; needed if VECTOR has several."
+        ),
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Longest reply.")
+        int, typer.Option("--max-new-tokens", min=1, help="Most tokens of a reply.")
     ] = 64,
     batch_size: options.BatchSize = 16,
     another_model: Annotated[
         bool,
-        typer.Option("--another-model", help="VECTOR is of another model, such as its base."),
+        typer.Option("--another-model", help="Accept a VECTOR of another model, such as the base."),
     ] = False,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
@@ -74,10 +78,11 @@ def monitor(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Print the projection of each prompt, before generation, and of a greedy reply.
+    """Print how far each prompt, before generation, and a greedy reply lie along VECTOR.
 
-    Also two cosines with VECTOR: of the mean over the prompt, which a gate compares with its
-    threshold, and over the tokens of the reply, which is the creativity score of Olson et al.
+    Two cosines with VECTOR are printed as well: that of the mean over the prompt, which a gate
+    compares with its threshold, and the mean over the tokens of the reply, which is the creativity
+    score of Olson et al.
     """
     from personality_vector.data.chats import read_prompts
     from personality_vector.steering import resolve_layers
@@ -88,7 +93,7 @@ def monitor(
     found, checkpoint = pv.SteeringVector.load(vector), pv.Checkpoint.open(model)
     if layer is None and len(found.layers) > 1:
         raise RecipeError(
-            f"{found.label} has directions for layers {list(found.layers)}; choose one by --layer"
+            f"{found.label} has directions for layers {list(found.layers)}; choose one with --layer"
         )
     named = found.layers[0] if layer is None else layer
     if not another_model:

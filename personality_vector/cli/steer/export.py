@@ -1,4 +1,4 @@
-"""``pvec steer bake`` and ``export-gguf``: a steering vector for those who have no hooks."""
+"""``pvec steer bake`` and ``export-gguf``: steering for programs that have no hooks."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -18,32 +18,41 @@ def bake(
     model: Annotated[str, typer.Option("--model", help="The model that it was extracted from.")],
     layer: Annotated[
         list[int],
-        typer.Option("--layer", help="0-based decoder block; -1 is the last. Repeatable."),
+        typer.Option("--layer", help="0-based decoder block, -1 for the last; repeatable."),
     ],
     out: options.OutDir,
     coefficient: Annotated[
-        float | None, typer.Option("--coefficient", help="Factor on the vector; not with --ablate.")
+        float | None,
+        typer.Option("--coefficient", help="Factor on the vector; cannot go with --ablate."),
     ] = None,
     route: Annotated[
-        str, typer.Option("--route", help="auto, bias, convert (to Llama) or adapter (PEFT).")
+        str,
+        typer.Option(
+            "--route", help="How to write it: auto, bias, convert (to Llama) or adapter (PEFT)."
+        ),
     ] = "auto",
     ablate: Annotated[
-        bool, typer.Option("--ablate", help="Remove the direction of one --layer from all layers.")
+        bool,
+        typer.Option(
+            "--ablate", help="Remove the direction of one --layer from every layer instead."
+        ),
     ] = False,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write a checkpoint that is steered by itself: at all positions, always, by a constant.
+    """Write a checkpoint that steers itself: at all positions, always, by a constant.
 
-    Positions, gates and kept norms cannot be baked. What is written is loaded in a new process and
-    must give the logits of the hooks, or it is not published. With --ablate the weights no longer
-    write along the direction: it is compared with hooks on the embedding, every attention and
+    Positions, gates and kept norms cannot be baked. The result is loaded in a new process and is
+    published only if it gives the logits of the hooks. With --ablate no weight writes along the
+    direction any more; the result is compared with hooks on the embedding, every attention and
     every block.
     """
     if ablate and (coefficient is not None or route != "auto"):
-        raise RecipeError("--ablate removes the whole direction: without --coefficient or --route")
+        raise RecipeError(
+            "--ablate removes the whole direction; leave out --coefficient and --route"
+        )
     if ablate and len(layer) != 1:
         raise RecipeError("--ablate takes the direction of one --layer and removes it everywhere")
     if not ablate and coefficient is None:
@@ -88,18 +97,21 @@ def export_gguf(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write.")],
     layer: Annotated[
         list[int],
-        typer.Option("--layer", help="0-based block, not 0; repeatable. Default: all of VECTOR."),
+        typer.Option(
+            "--layer", help="0-based decoder block, not 0; repeatable. Default: all of VECTOR."
+        ),
     ] = [],
     coefficient: Annotated[
         float, typer.Option("--coefficient", help="Factor on the vector.")
     ] = 1.0,
     model_hint: Annotated[
-        str, typer.Option("--model-hint", help="Architecture by llama.cpp's name, such as llama.")
+        str,
+        typer.Option("--model-hint", help="Name of the architecture in llama.cpp, such as llama."),
     ] = "",
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a control vector for llama.cpp, which steers all positions; it has no layer 0."""
+    """Write a control vector for llama.cpp, which steers all positions but cannot steer layer 0."""
     from personality_vector.steering.storage import export_gguf as export
 
     read = pv.SteeringVector.load(vector)

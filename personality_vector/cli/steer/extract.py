@@ -23,26 +23,35 @@ _OF_VECTORS = ("persona", "layers", "pooling", "estimator")
 
 
 def write_persona(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower case, such as stoicism.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A name in lower case, such as stoicism.")
+    ],
     description: Annotated[str, typer.Option("--description", help="What positive answers show.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE.yaml", help="The file to write.")],
     opposite: Annotated[
-        str | None, typer.Option("--opposite", help="What negative answers show. Default: neutral.")
+        str | None,
+        typer.Option("--opposite", help="What negative answers show. Default: neutral answers."),
     ] = None,
     pole: Annotated[
-        str | None, typer.Option("--pole", metavar="TRAIT:LEVEL", help="Of a trait, if it is one.")
+        str | None,
+        typer.Option(
+            "--pole", metavar="TRAIT:LEVEL", help="The pole, if the persona is one of a trait."
+        ),
     ] = None,
     endpoint: Annotated[
         str | None, typer.Option("--endpoint", metavar="URL", help="OpenAI-compatible server.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Name of the model there.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Name of the model on that server.")
+    ] = None,
     api_key_env: Annotated[
         str, typer.Option("--api-key-env", help="Environment variable with the key.")
     ] = "OPENAI_API_KEY",
     local: Annotated[
-        str | None, typer.Option("--local", metavar="PATH", help="A checkpoint, not a server.")
+        str | None,
+        typer.Option("--local", metavar="PATH", help="A checkpoint to use in place of a server."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the local model's sampling.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the local model's sampling.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.yaml.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -55,7 +64,9 @@ def write_persona(
 
     require_new(out, force=force)
     if (local is None) == (model is None):
-        raise RecipeError("give either --model (with --endpoint, or OpenAI's own) or --local")
+        raise RecipeError(
+            "give either --model (and --endpoint, unless it is OpenAI's own) or --local"
+        )
     generator: writing.Generator
     if local is not None:
         generator = writing.local_generator(pv.Subject.load(local), seed=seed)
@@ -160,7 +171,7 @@ def neurons(recipe: "SteerRecipe", out: Path, force: bool, as_json: bool) -> Non
 def _extract_persona(
     recipe: "SteerRecipe", out: Path, *, force: bool
 ) -> "tuple[pv.SteeringVector, Elicited]":
-    """Extract and save; every reply goes into ``OUT.rollouts.jsonl`` as soon as it is there."""
+    """Extract and save; every reply is written to ``OUT.rollouts.jsonl`` as soon as it exists."""
     from personality_vector.elicitation.extract import extract_persona
     from personality_vector.elicitation.rollouts import ROLLOUTS, to_jsonl
 
@@ -217,15 +228,15 @@ def find_recipe_neurons(recipe: "SteerRecipe") -> "NeuronSet":
 
 
 def require_for_neurons(recipe: "SteerRecipe") -> None:
-    """Refuse the keys of a steer recipe that would change nothing here.
+    """Refuse the keys of a steer recipe that have no effect on neurons.
 
     Raises:
-        RecipeError: One is given.
+        RecipeError: The recipe has such a key.
     """
     fields = type(recipe).model_fields
-    odd = [key for key in _OF_VECTORS if getattr(recipe, key) != fields[key].default]
-    if odd:
+    unused = [key for key in _OF_VECTORS if getattr(recipe, key) != fields[key].default]
+    if unused:
         raise RecipeError(
             f"neurons are counted in two sides of data, in all layers and over whole responses; "
-            f"leave out {some(odd)}"
+            f"leave out {some(unused)}"
         )

@@ -27,11 +27,14 @@ def between(
     prompts: options.Prompts,
     out: options.OutDir,
     pooling: Annotated[
-        Literal["prompt_last", "prompt_mean"], typer.Option(help="Which tokens are averaged.")
+        Literal["prompt_last", "prompt_mean"],
+        typer.Option(help="Tokens whose activations are averaged."),
     ] = "prompt_last",
     layer: Annotated[
         list[int],
-        typer.Option("--layer", help="0-based block, -1 the last; repeatable. Default: all."),
+        typer.Option(
+            "--layer", help="0-based decoder block, -1 for the last; repeatable. Default: all."
+        ),
     ] = [],
     batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",
@@ -43,8 +46,8 @@ def between(
 ) -> None:
     """Save the mean activation of TUNED minus that of BASE over the same prompts.
 
-    It is the steering vector that corresponds to the weight vector TUNED - BASE, and it belongs to
-    BASE. Layers before the first tuned one do not move; leave them out by --layer.
+    This steering vector corresponds to the weight vector TUNED - BASE, and it belongs to BASE.
+    Layers before the first tuned one do not move; leave them out with --layer.
     """
     from personality_vector.data.chats import read_prompts
     from personality_vector.subject.chat import question
@@ -82,7 +85,10 @@ def creativity(
     ],
     out: options.OutDir,
     pairs: Annotated[
-        str, typer.Option("--pairs", metavar="FILE", help="JSONL rows {creative, uncreative}.")
+        str,
+        typer.Option(
+            "--pairs", metavar="FILE", help="JSONL file with rows {creative, uncreative}."
+        ),
     ] = f"{BUILTIN}training/steering/creativity.jsonl",
     batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",
@@ -116,22 +122,30 @@ def fuse(
     ],
     out: options.OutDir,
     weights: Annotated[
-        str | None, typer.Option("--weights", metavar="1,1,2", help="One for each; by default 1.")
+        str | None,
+        typer.Option(
+            "--weights", metavar="1,1,2", help="A weight for each vector. Default: 1 for each."
+        ),
     ] = None,
     scale: Annotated[
         Literal["raw", "unit", "equal"],
-        typer.Option(help="raw: the longest dominates; unit: norm 1; equal: the mean norm."),
+        typer.Option(
+            help="raw: the longest vector dominates; unit: each has norm 1; equal: the mean norm."
+        ),
     ] = "raw",
     method: Annotated[
         str, typer.Option("--method", help="mean, or a method of a merge, such as ties.")
     ] = "mean",
     option: Annotated[
-        list[str], typer.Option("--option", metavar="NAME=VALUE", help="Of --method; repeatable.")
+        list[str],
+        typer.Option("--option", metavar="NAME=VALUE", help="Option of --method; repeatable."),
     ] = [],
-    seed: Annotated[int, typer.Option("--seed", help="Of random masks.")] = 0,
-    label: Annotated[str, typer.Option("--label", help="Default: the formula.")] = "",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of random masks.")] = 0,
+    label: Annotated[
+        str, typer.Option("--label", help="Label of the result. Default: the formula.")
+    ] = "",
     per_layer: Annotated[
-        bool, typer.Option("--per-layer", help="Also print the shares layer by layer.")
+        bool, typer.Option("--per-layer", help="Print the shares of each layer as well.")
     ] = False,
     dry_run: options.DryRun = False,
     force: options.Force = False,
@@ -184,7 +198,7 @@ def _numbers(text: str) -> list[float]:
         numbers = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise RecipeError(
-            f"--weights {text}: give numbers with commas between, such as 1,1,2"
+            f"--weights {text}: give numbers separated by commas, such as 1,1,2"
         ) from error
     if not all(map(math.isfinite, numbers)):
         raise RecipeError(f"--weights {text}: weights must be finite, such as 1,1,2")

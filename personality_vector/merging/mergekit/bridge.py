@@ -1,8 +1,8 @@
 """mergekit's other methods, tensor by tensor through its in-memory interface.
 
-That interface knows nothing of architectures or names; reading, checking and writing are ours. So
-is the dtype that is written: without out_dtype, some of mergekit's methods write float32 whatever
-the inputs and ``dtype`` are (its issue #604).
+That interface knows nothing of architectures or names: this tool reads, checks and writes. It also
+sets the dtype that is written, because without out_dtype some of mergekit's methods write float32
+whatever the inputs and ``dtype`` are (its issue #604).
 Memory: one tensor of every model, and what the method needs. mergekit is imported when it is used.
 """
 
@@ -47,16 +47,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BridgePlan:
-    """A merge by a method of mergekit's own, checked and not yet begun.
+    """A plan to merge by a method of mergekit's own: checked, and not yet begun.
 
     Attributes:
-        recipe: The YAML, checked.
-        base: The model that gives config and tokenizer: the base, or else the first.
-        models: By reference.
-        values: Parameters by tensor.
+        recipe: The checked YAML.
+        base: The model that config and tokenizer come from: the base, or else the first model.
+        models: The models by reference.
+        values: The parameters by tensor.
         tensors: What will be written.
-        seed: Of methods that draw at random.
-        given: The YAML as it was given.
+        seed: Seed of methods that draw at random.
+        given: The YAML as it was read.
     """
 
     recipe: MergekitRecipe
@@ -80,12 +80,12 @@ class BridgePlan:
 
     @property
     def output_dtype(self) -> str:
-        """Of the floating-point tensors, or ``same`` as the base."""
+        """Dtype of the floating-point tensors, or ``same`` as the base."""
         return self.recipe.out_dtype or self.recipe.dtype or "same"
 
     @property
     def size(self) -> int:
-        """Bytes that will be written."""
+        """Number of bytes that will be written."""
         return sum(tensor.size for tensor in self.tensors)
 
     def describe(self) -> dict[str, Any]:

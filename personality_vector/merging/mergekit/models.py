@@ -47,7 +47,7 @@ def require_vocabulary(recipe: MergekitRecipe, checkpoints: Sequence[Checkpoint]
     """Check that a tokenizer that is asked for changes nothing: all models have the same tokens.
 
     Raises:
-        TensorMismatchError: Two have not.
+        TensorMismatchError: Two models have different tokens.
     """
     if recipe.vocabulary is None:
         return
@@ -56,7 +56,7 @@ def require_vocabulary(recipe: MergekitRecipe, checkpoints: Sequence[Checkpoint]
         if _tokens(other) != _tokens(first):
             raise TensorMismatchError(
                 f"{other.path}: has other tokens than {first.path}; rows of embeddings are not "
-                "moved here: use mergekit, or leave the tokenizer out"
+                "moved by this tool: use mergekit, or leave the tokenizer out"
             )
 
 
@@ -99,13 +99,13 @@ def output_dtype(
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A run of layers of the output.
+    """Some consecutive layers of the output.
 
     Attributes:
-        where: In the YAML, for messages.
-        models: Of which it is made, in order, with the parameters of each.
-        parameters: Of the slice.
-        layers: First layer and the one after the last; ``None``: all.
+        where: Its place in the YAML, for messages.
+        models: The models that it is made of, in order, with the parameters of each.
+        parameters: The parameters of the slice.
+        layers: The first layer and the one after the last; ``None`` stands for all layers.
     """
 
     where: str
@@ -132,7 +132,9 @@ def regions_of(recipe: MergekitRecipe, names: Sequence[str]) -> list[Region]:
 
 def _slices(recipe: MergekitRecipe, depths: Mapping[str, int]) -> list[Region]:
     if len(depths) != 1:
-        raise RecipeError("slices: the model has no layers, or several stacks of them; give models")
+        raise RecipeError(
+            "slices: the model has no layers, or several stacks of them; give models instead"
+        )
     (depth,) = depths.values()
     at, found = 0, []
     for number, part in enumerate(recipe.slices):

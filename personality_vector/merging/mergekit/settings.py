@@ -92,8 +92,8 @@ def resolve(
     """Return the values for every tensor, after checking every parameter that is given.
 
     Raises:
-        RecipeError: A parameter is unknown, missing, of the wrong kind, at a level where mergekit
-            would ignore it, or a filter is in no tensor name.
+        RecipeError: A parameter is unknown, missing, of the wrong kind, or at a level where
+            mergekit would ignore it; or no tensor name contains a filter.
     """
     known = {parameter.name: parameter for parameter in parameters}
     for where, level, of_model in levels_of(recipe, regions):
@@ -179,7 +179,8 @@ def _check_rule(where: str, parameter: Parameter, rule: Rule, names: Sequence[st
             raise RecipeError(f"{where}: a share lies in [0, 1], {point!r} does not")
     if not any(rule.matches(name) for name in names):
         raise RecipeError(
-            f"{where}: the filter {rule.filter!r} is in no tensor name, such as {some(names, 2)}"
+            f"{where}: no tensor name contains the filter {rule.filter!r}; there are names such as "
+            f"{some(names, 2)}"
         )
 
 
