@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from personality_vector.merging.fusion import fuse
     from personality_vector.merging.merged import merged
     from personality_vector.merging.plan import Output
-    from personality_vector.merging.summands import Summand
     from personality_vector.steering import Gate, Positions, SteeringVector, steered
     from personality_vector.steering.bake import bake
     from personality_vector.study.design import Arm
@@ -64,7 +63,6 @@ _HOMES = {
     "SteeringVector": "steering",
     "Study": "study.study",
     "Subject": "subject.subject",
-    "Summand": "merging.summands",
     "SystemPrompt": "interventions.prompts",
     "WeightEdit": "interventions.weights",
     "bake": "steering.bake",
@@ -104,7 +102,6 @@ __all__ = [
     "SteeringVector",
     "Study",
     "Subject",
-    "Summand",
     "SystemPrompt",
     "WeightEdit",
     "bake",

@@ -1,4 +1,4 @@
-"""One tree of errors: each says which thing, what is wrong and what would be right.
+"""One tree of errors: each message says what is wrong with which thing, and what would be right.
 
 The command line prints the message and exits with ``exit_code``:
 1 a refused input, 3 locked by another process, 4 disk or input/output, 5 verification failed.
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 
 class PersonalityVectorError(Exception):
-    """Anything that this package refuses to do."""
+    """The base of every error that this package raises on purpose."""
 
     exit_code: ClassVar[int] = 1
 
@@ -47,7 +47,7 @@ class NonFiniteError(PersonalityVectorError):
 
 
 class OutputExistsError(PersonalityVectorError):
-    """An output that would overwrite something."""
+    """An output that would overwrite something or lie in an input."""
 
 
 class LockedError(PersonalityVectorError):
@@ -75,17 +75,17 @@ class TrainingError(PersonalityVectorError):
 
 
 def require_new(path: Path, *, force: bool, option: str = "--out") -> None:
-    """Refuse to write over what is there, unless it was asked for by ``--force``.
+    """Refuse to overwrite a path, unless ``force`` is on.
 
     Raises:
-        OutputExistsError: ``option`` has to name something else.
+        OutputExistsError: The path exists; the message names the option that chooses another.
     """
     if path.exists() and not force:
         raise OutputExistsError(f"{path}: exists; choose another {option}, or add --force")
 
 
 def some(names: Iterable[str], most: int = 3) -> str:
-    """Return ``a, b, c and 4 more``: names for a message, sorted, at most ``most`` of them."""
+    """Return sorted names for a message, at most ``most`` of them: ``a, b, c and 4 more``."""
     ordered = sorted(names)
     shown = ", ".join(ordered[:most])
     return shown if len(ordered) <= most else f"{shown} and {len(ordered) - most} more"
@@ -93,7 +93,7 @@ def some(names: Iterable[str], most: int = 3) -> str:
 
 @contextmanager
 def blame(**where: object) -> Generator[None]:
-    """Note where we were on any error that passes through."""
+    """Add a note about the place of work to any error that passes through."""
     try:
         yield
     except Exception as error:

@@ -40,7 +40,7 @@ def recipes() -> dict[str, Path]:
 
 
 def folder_of(name: str) -> Path | None:
-    """Return where the relative paths of a recipe start, if not in its own folder.
+    """Return the folder in which the relative paths of a recipe start, unless it is its own.
 
     A shipped recipe that is called by name acts as if its folder lay in the working directory.
     """
@@ -59,5 +59,7 @@ def find_recipe(name: str) -> Path:
     if shipped is None:
         close = [known for known in recipes() if Path(name).stem in known]
         hint = f"; shipped recipes like it: {some(close)}" if close else ""
-        raise RecipeError(f"{name}: no such recipe, here or shipped (`pvec recipes` lists){hint}")
+        raise RecipeError(
+            f"{name}: there is no such file or shipped recipe (see `pvec recipes`){hint}"
+        )
     return shipped

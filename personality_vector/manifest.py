@@ -1,4 +1,4 @@
-"""Manifests: what made this directory. Written last, so its presence means complete."""
+"""Manifests say what made a directory. They are written last: one that is there is complete."""
 
 import json
 import platform
@@ -34,9 +34,9 @@ def write_manifest(directory: Path, kind: str, content: Mapping[str, Any]) -> di
 
 
 def rounded(data: Any) -> Any:
-    """Return JSON-like data with nine digits of every number.
+    """Return JSON-like data with every number rounded to nine digits.
 
-    The last digits of a sum depend on how many threads took part in it.
+    The last digits of a sum depend on how many threads computed it.
     """
     if isinstance(data, Mapping):
         return {key: rounded(value) for key, value in data.items()}

@@ -1,4 +1,4 @@
-"""Traits, levels and poles: the words in which a personality is measured."""
+"""Traits, levels and poles: the terms in which a personality is measured."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What model cards are made of: the Hub's metadata, and texts that show what they hold as it is."""
+"""Parts of model cards: the Hub's metadata, and text that is shown as it is."""
 
 import re
 from typing import Any
@@ -18,7 +18,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)"""
 def metadata(base: str, relation: str, tags: list[str], library: str = "transformers") -> str:
     """Return the front matter of a card.
 
-    The Hub takes a ``base_model`` only by its name there, so a path of this machine is left out.
+    A ``base_model`` has to be a Hub id, so a path on this machine is left out.
     """
     from huggingface_hub import ModelCardData
 

@@ -1,9 +1,8 @@
 """Digests of every byte of files, folders and models: XXH3-128, on all cores, kept between runs.
 
 XXH3 is not cryptographic: it tells whether bytes are the same, not whether somebody forged them.
-Kept digests lie in one small file for each file that was hashed. A folder that cannot be written
-and an entry that is damaged, or of a file as it was before, cost the time of hashing again and
-nothing else.
+Kept digests lie in one small file for each file that was hashed. A folder that cannot be written,
+or an entry that is damaged or out of date, only costs the time of hashing again.
 """
 
 import hashlib
@@ -30,14 +29,14 @@ _SETTLED_NS = 3 * 10**9
 carry the same time stamp, since some file systems count in steps of two seconds."""
 
 _WORTH_KEEPING = 1 << 22
-"""Bytes of a file from which its digests are kept: a smaller one is read as fast as its entry."""
+"""Size of a file from which its digests are kept; a smaller file is read as fast as its entry."""
 
 _ENTRY_VERSION = 1
 _MOST = 4096
-"""Entries in the folder; beyond that the older half goes."""
+"""Number of entries in the folder; beyond it the older half is deleted."""
 
 _MODEL_VERSION = "v2"
-"""Begins the digest of a model. Earlier versions saw a sample of the bytes, and wrote bare hex."""
+"""Prefix of the digest of a model. Earlier versions wrote bare hex, of a sample of the bytes."""
 
 _WINDOWS = 8
 _WINDOW_BYTES = 512
@@ -45,7 +44,7 @@ _SAMPLED = re.compile(r"[0-9a-f]{32}")
 
 
 class Range(NamedTuple):
-    """Some bytes of an open file; their place is the first, and the one after the last."""
+    """Some bytes of an open file, from the first byte of the place to the one after the last."""
 
     file: Path
     descriptor: int
@@ -55,9 +54,9 @@ class Range(NamedTuple):
 def digests(ranges: Sequence[Range]) -> list[str]:
     """Return the digest of every range, in hex.
 
-    One that was computed before is not computed again while size, inode and time stamps of the
-    file are what they were. A program that writes through a memory map can evade that, as it does
-    that of git and make: the kernel stamps such writes late.
+    A digest that was computed before is not computed again while size, inode and time stamps of
+    the file stay the same. A program that writes through a memory map can evade that check, as it
+    evades those of git and make, because the kernel stamps such writes late.
 
     Raises:
         CheckpointError: A file is changed while it is being read, or ends before a range does.
@@ -81,13 +80,13 @@ def digests(ranges: Sequence[Range]) -> list[str]:
 
 
 def _spans(ranges: Iterable[Range]) -> list[list[Range]]:
-    """Return ranges that follow each other in a file together, as many as are mapped at once."""
+    """Group ranges that follow each other in a file, as many as are mapped at once."""
     spans: list[list[Range]] = []
     for one in sorted(ranges):
-        last = spans[-1] if spans else [one]
-        follows = (last[-1].file, last[-1].place[1]) == (one.file, one.place[0])
-        if follows and one.place[1] - last[0].place[0] <= MAPPED:
-            last.append(one)
+        last = spans[-1][-1] if spans else None
+        follows = last and (last.file, last.place[1]) == (one.file, one.place[0])
+        if follows and one.place[1] - spans[-1][0].place[0] <= MAPPED:
+            spans[-1].append(one)
         else:
             spans.append([one])
     # The largest first, so that no core is left alone with one at the end.
@@ -120,18 +119,15 @@ def content_of(path: Path) -> str:
     try:
         inside = path.rglob("*") if path.is_dir() else ()
         files = sorted(found for found in inside if found.is_file())
-        return _of_folder(path, files) if files else _of_file(path)
+        if not files:
+            return _of_file(path)
+        whole = xxhash.xxh3_128()
+        for file, digest in zip(files, in_parallel(_of_file, files), strict=True):
+            row = f"{digest} {file.relative_to(path).as_posix()}\0"
+            whole.update(row.encode(errors="surrogateescape"))
+        return str(whole.hexdigest())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _of_folder(folder: Path, files: list[Path]) -> str:
-    whole = xxhash.xxh3_128()
-    for file, digest in zip(files, in_parallel(_of_file, files), strict=True):
-        whole.update(
-            f"{digest} {file.relative_to(folder).as_posix()}\0".encode(errors="surrogateescape")
-        )
-    return str(whole.hexdigest())
 
 
 def _of_file(file: Path) -> str:
@@ -182,22 +178,18 @@ def is_sampled(digest: str) -> bool:
 
 
 def sampled(entries: Iterable[TensorEntry], descriptor: Callable[[Path], int]) -> str:
-    """Return what an earlier version would have recorded: it reads at most 4 KiB of a tensor."""
+    """Return the digest that an earlier version recorded, of at most 4 KiB of each tensor."""
     digest = hashlib.blake2b(digest_size=16)
     for entry in sorted(entries, key=lambda entry: entry.name):
         digest.update(f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}|".encode())
-        for start, size in _windows(entry):
+        # All of a small tensor, eight windows of a larger one.
+        size = entry.size if entry.size <= _WINDOWS * _WINDOW_BYTES else _WINDOW_BYTES
+        stride = (entry.size - size) / (_WINDOWS - 1)
+        for index in range(_WINDOWS if stride else 1):
+            start = entry.start + int(index * stride)
             for piece in read(descriptor(entry.file), entry.file, start, start + size):
                 digest.update(piece)
     return digest.hexdigest()
-
-
-def _windows(entry: TensorEntry) -> Iterable[tuple[int, int]]:
-    """Return ``(start, size)`` of the sampled bytes: all of a small tensor, else eight windows."""
-    if entry.size <= _WINDOWS * _WINDOW_BYTES:
-        return [(entry.start, entry.size)]
-    stride = (entry.size - _WINDOW_BYTES) / (_WINDOWS - 1)
-    return [(entry.start + int(index * stride), _WINDOW_BYTES) for index in range(_WINDOWS)]
 
 
 def cache_folder() -> Path:
@@ -227,7 +219,7 @@ def _kept(file: Path, stamp: Stamp) -> dict[tuple[int, int], str]:
 def _keep(
     file: Path, before: Stamp, after: Stamp, begun: int, found: Mapping[tuple[int, int], str]
 ) -> None:
-    """Keep the digests of ranges of a file, in place of all that was kept of it."""
+    """Keep the digests of ranges of a file, and replace what was kept for it before."""
     if before.content != after.content:
         raise CheckpointError(f"{file}: was changed while it was being read")
     is_settled = max(before.mtime_ns, before.ctime_ns) + _SETTLED_NS < begun
@@ -238,17 +230,13 @@ def _keep(
     with suppress(OSError, RuntimeError):
         target = _entry(file)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Whoever reads while this is written finds a damaged entry, and hashes the file itself.
+        # A process that reads during this write finds a damaged entry and hashes the file itself.
         target.write_text(f"{_check(text)}\n{text}", encoding="ascii")
-        _forget_old(target.parent)
-
-
-def _forget_old(where: Path) -> None:
-    entries = list(where.iterdir())
-    if len(entries) > _MOST:
-        entries.sort(key=lambda entry: entry.stat().st_mtime)
-        for entry in entries[: len(entries) // 2]:
-            entry.unlink(missing_ok=True)
+        entries = list(target.parent.iterdir())
+        if len(entries) > _MOST:
+            entries.sort(key=lambda entry: entry.stat().st_mtime)
+            for entry in entries[: len(entries) // 2]:
+                entry.unlink(missing_ok=True)
 
 
 def _of(file: Path, stamp: Stamp) -> list[object]:

@@ -6,15 +6,12 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
 from personality_vector.errors import LockedError, OutputExistsError, StorageError, require_new
 from personality_vector.manifest import MANIFEST
-
-LOCK = ".lock"
-"""File in a run's folder that its process holds locked; never deleted, since that is a race."""
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
 _RENAME_EXCHANGE = 2
@@ -32,7 +29,7 @@ class AtomicDirectory:
         path: The output. It must not exist, unless ``force``.
         force: Replace an existing output that carries our manifest, in one atomic exchange.
         inputs: Directories being read; an output that is or lies in one of them is refused.
-        size: Bytes that will be written, as far as known; refused where there is no room for them.
+        size: Number of bytes to write, as far as known; more than the disk has free is refused.
 
     Raises:
         OutputExistsError: ``path`` exists, or is an input.
@@ -52,13 +49,19 @@ class AtomicDirectory:
         self._force = force
         self._size = size
         self._partial = self.path.parent / f".{self.path.name}.partial"
-        _refuse_inputs(self.path, inputs)
+        for source in inputs:
+            real = source.resolve()
+            if self.path.is_relative_to(real) or real.is_relative_to(self.path):
+                raise OutputExistsError(f"{self.path}: is, holds or lies in the input {source}")
         _refuse_existing(self.path, force=force)
 
     def __enter__(self) -> Path:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _require_room(self.path.parent, self._size)
+            free = shutil.disk_usage(self.path.parent).free
+            if free < 1.05 * self._size:
+                wanted = f"needs {self._size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free there"
+                raise OSError(errno.ENOSPC, wanted)
             self._lock = _create_locked(self._partial)
         except OSError as error:
             raise StorageError(
@@ -87,8 +90,11 @@ class AtomicDirectory:
             ) from error
 
     def _publish(self) -> None:
+        umask = os.umask(0)
+        os.umask(umask)
         for file in sorted(self._partial.rglob("*")):
-            _make_readable(file)
+            if file.is_file():  # safetensors' own writer leaves a mode of 0600 (safetensors #782)
+                file.chmod(0o666 & ~umask)
             _sync(file)
         _sync(self._partial)
         _refuse_existing(self.path, force=self._force)
@@ -99,47 +105,11 @@ class AtomicDirectory:
         _sync(self.path.parent)
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Generator[None]:
-    """Hold a folder that is filled over time, such as that of a sweep, for this process alone.
-
-    Raises:
-        LockedError: Another process holds it.
-        StorageError: It cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / LOCK).open("a")
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written: {error}") from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LockedError(f"{folder}: is being written by another process") from error
-        yield
-
-
-def _refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
-    for source in inputs:
-        resolved, real = source.resolve(), path.resolve()
-        if real == resolved or real.is_relative_to(resolved) or resolved.is_relative_to(real):
-            raise OutputExistsError(f"{path}: is, holds or lies in the input {source}")
-
-
 def _refuse_existing(path: Path, *, force: bool) -> None:
     require_new(path, force=force)
     if path.exists() and not (path / MANIFEST).is_file():
         raise OutputExistsError(
             f"{path}: was not written by this tool (it has no {MANIFEST}), so it is never replaced"
-        )
-
-
-def _require_room(directory: Path, size: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if free < 1.05 * size:
-        raise OSError(
-            errno.ENOSPC, f"needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free there"
         )
 
 
@@ -170,14 +140,6 @@ def _exchange(one: Path, other: Path) -> None:
     other.rename(aside)
     one.rename(other)
     aside.rename(one)
-
-
-def _make_readable(path: Path) -> None:
-    """Give a file the usual mode; safetensors' own writer leaves 0600 (safetensors #782)."""
-    umask = os.umask(0)
-    os.umask(umask)
-    if path.is_file():
-        path.chmod(0o666 & ~umask)
 
 
 def _sync(path: Path) -> None:

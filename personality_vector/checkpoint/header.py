@@ -77,9 +77,14 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             text = stream.read(length)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-    table = _parse(file, text)
-    entries = {name: _entry(file, name, row, 8 + length) for name, row in table.items()}
-    _check_coverage(file, entries, size, 8 + length)
+    at, table = 8 + length, _parse(file, text)
+    entries = {name: _entry(file, name, row, at) for name, row in table.items()}
+    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
+        if entry.start != at:
+            raise CheckpointError(f"{file}: tensor {entry.name} overlaps another or leaves a hole")
+        at = entry.end
+    if at != size:
+        raise CheckpointError(f"{file}: should have {at} bytes and has {size}; is it truncated?")
     return entries
 
 
@@ -127,13 +132,3 @@ def _entry(file: Path, name: str, row: Any, data: int) -> TensorEntry:
             f"the header gives {last - first}"
         )
     return entry
-
-
-def _check_coverage(file: Path, entries: Mapping[str, TensorEntry], size: int, data: int) -> None:
-    at = data
-    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
-        if entry.start != at:
-            raise CheckpointError(f"{file}: tensor {entry.name} overlaps another or leaves a hole")
-        at = entry.end
-    if at != size:
-        raise CheckpointError(f"{file}: should have {at} bytes and has {size}; is it truncated?")

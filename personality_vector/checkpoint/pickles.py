@@ -1,15 +1,15 @@
-"""Pickled checkpoints (``pytorch_model.bin``) become safetensors; what they hold is never run.
+"""Converting pickled checkpoints (``pytorch_model.bin``) to safetensors without running them.
 
-A pickle is a program. torch's weights-only reader carries out nothing of it but the building of
-tensors. It was broken twice (CVE-2025-32434, CVE-2026-24747), so torch before 2.10 is refused and
-every file is read by a child process, of which nothing but a safetensors file is taken.
+A pickle is a program. torch's weights-only reader runs only what builds tensors. It was broken
+twice (CVE-2025-32434, CVE-2026-24747), so torch before 2.10 is refused, and every file is read by a
+child process that passes on nothing but a safetensors file.
 """
 
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,11 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
         )
     path = locate(Path(source))
     files = weight_files(path, _SINGLE, _INDEX)
-    _require_there(path, files)
+    if not files:
+        raise CheckpointError(f"{path}: has neither {_SINGLE} nor {_INDEX}: nothing to convert")
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{file}: is missing; {_INDEX} lists it")
     start = Checkpoint(path, {})
     tied = start.config.get("tie_word_embeddings") is True
     left_out: list[str] = []
@@ -71,7 +75,10 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
         for file, name in shards:
             left_out += _in_a_child(file, partial / name, files[file], tied=tied)
         if len(files) > 1:
-            _write_index(partial)
+            headers = [read_header(file) for file in sorted(partial.glob("*.safetensors"))]
+            entries = [entry for header in headers for entry in header.values()]
+            weight_map = {entry.name: entry.file.name for entry in entries}
+            write_index(partial, sum(entry.size for entry in entries), weight_map)
         start.copy_side_files(partial)
         (partial / _INDEX).unlink(missing_ok=True)
         written = Checkpoint.open(partial)
@@ -88,7 +95,7 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
 def write_safetensors(file: Path, target: Path, *, tied: bool) -> list[str]:
     """Write the tensors of one pickle into ``target``; return the names that were left out.
 
-    Called in a child process: a pickle made to break the reader breaks nothing else.
+    It is called in a child process, so that a malicious pickle can break nothing else.
 
     Raises:
         CheckpointError: The pickle holds something that is not a tensor, or cannot be read.
@@ -101,14 +108,6 @@ def write_safetensors(file: Path, target: Path, *, tied: bool) -> list[str]:
         for name, tensor in kept.items():
             writer.write(name, tensor)
     return left_out
-
-
-def _require_there(path: Path, files: Collection[Path]) -> None:
-    if not files:
-        raise CheckpointError(f"{path}: has neither {_SINGLE} nor {_INDEX}: nothing to convert")
-    for file in files:
-        if not file.is_file():
-            raise CheckpointError(f"{file}: is missing; {_INDEX} lists it")
 
 
 def _in_a_child(file: Path, target: Path, listed: set[str] | None, *, tied: bool) -> list[str]:
@@ -124,9 +123,9 @@ def _in_a_child(file: Path, target: Path, listed: set[str] | None, *, tied: bool
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise CheckpointError(f"{file}: the process that reads it failed: {last}")
     left_out: list[str] = json.loads(done.stdout)
-    odd = set(read_header(target)) ^ (listed - set(left_out)) if listed is not None else set()
-    if odd:
-        raise CheckpointError(f"{file}: index and shard disagree on {some(odd)}")
+    differing = set(read_header(target)) ^ (listed - set(left_out)) if listed is not None else set()
+    if differing:
+        raise CheckpointError(f"{file}: index and shard disagree on {some(differing)}")
     return left_out
 
 
@@ -136,7 +135,7 @@ def _load(file: Path) -> dict[str, Tensor]:
     except Exception as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = (
-            f"asks for {asked[1]}, which is not weights" if asked else "is no pickle of tensors"
+            f"asks for {asked[1]}, which is not weights" if asked else "is not a pickle of tensors"
         )
         raise CheckpointError(f"{file}: {reason}; refused, and nothing in it was run") from error
     if not isinstance(state, Mapping) or not state:
@@ -172,16 +171,6 @@ def _shares_memory(state: Mapping[str, Tensor], name: str) -> bool:
 
     others = [tensor for other, tensor in state.items() if other != name]
     return name in state and place(state[name]) in map(place, others)
-
-
-def _write_index(directory: Path) -> None:
-    entries = [
-        entry
-        for file in sorted(directory.glob("*.safetensors"))
-        for entry in read_header(file).values()
-    ]
-    size = sum(entry.size for entry in entries)
-    write_index(directory, size, {entry.name: entry.file.name for entry in entries})
 
 
 def _size(file: Path) -> int:

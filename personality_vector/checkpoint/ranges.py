@@ -1,4 +1,4 @@
-"""Reading ranges of files, and what a file looks like from outside: its stamp."""
+"""Reading ranges of files, and stamps that show whether a file has changed."""
 
 import contextlib
 import fcntl
@@ -14,11 +14,11 @@ from typing import NamedTuple
 from personality_vector.errors import CheckpointError
 
 _BUFFER = 1 << 19
-"""Bytes copied at a time. They are still in a core's own cache when they are looked at: half of
-this or twice as much is slower by a tenth, 16 MiB by a quarter."""
+"""Number of bytes copied at a time. They are still in a core's own cache when they are hashed: half
+or twice as many bytes are slower by a tenth, 16 MiB by a quarter."""
 
 MAPPED = 1 << 25
-"""Bytes that are mapped at a time: cores wait for each other while they change what is mapped."""
+"""Number of bytes mapped at a time; cores wait for each other while they change what is mapped."""
 
 _WORTH_MAPPING = 1 << 20
 _POPULATE_READ = 22
@@ -28,7 +28,7 @@ _here = threading.local()
 
 
 class Stamp(NamedTuple):
-    """What changes when a file is written to or replaced."""
+    """Changes when a file is written to or replaced."""
 
     size: int
     mtime_ns: int
@@ -94,7 +94,7 @@ def leased(descriptors: Iterable[int]) -> Generator[None]:
 
 
 def _is_leased(descriptor: int) -> bool:
-    """Return whether there is a lease that nobody waits for: after 45 s it would be taken."""
+    """Return whether there is a lease that nobody waits for; others are broken after 45 s."""
     try:
         return fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK
     except (OSError, AttributeError):  # the latter on another system

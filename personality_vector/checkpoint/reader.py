@@ -42,12 +42,12 @@ class Checkpoint:
     ) -> None:
         self.path = path
         self.reference = reference or path.name
-        """What it was asked for by: the Hub id, or else the name of the directory."""
+        """The name that it was opened by: the Hub id, or else the name of the directory."""
         self.entries = dict(entries)
         self._files: dict[Path, tuple[int, Stamp]] = {}
         self._opening = Lock()
         self.last_read = local()
-        """For each thread, whatever its reader likes to keep of the part that it read last."""
+        """What the reader of each thread keeps of the part that it read last."""
 
     @classmethod
     def open(cls, where: "str | Path | Checkpoint") -> "Checkpoint":
@@ -144,7 +144,7 @@ class Checkpoint:
         """Return some entries of a tensor, flat and row-major, in its stored dtype.
 
         Args:
-            name: Of the tensor.
+            name: Name of the tensor.
             part: Which entries, such as ``slice(0, 4096)``; without a step.
             out: Where to put them: contiguous, in the stored dtype; by default in new memory.
 
@@ -158,9 +158,14 @@ class Checkpoint:
         found = torch.empty(count, dtype=entry.dtype) if out is None else out
         if (found.dtype, found.numel()) != (entry.dtype, count):
             raise ValueError(f"{name}: {count} of {entry.dtype} do not fit {out}")
-        if found.numel():
-            raw = found.view(torch.uint8).numpy().data
-            self._read(entry, raw, entry.start + start * width)
+        descriptor, at = self._descriptor(entry.file), entry.start + start * width
+        raw = found.view(torch.uint8).numpy().data if count else memoryview(b"")
+        while raw:
+            # One read returns at most 2 GiB.
+            size = os.preadv(descriptor, [raw], at)
+            if size == 0:
+                raise CheckpointError(f"{entry.file}: ends inside {name}; was it changed?")
+            raw, at = raw[size:], at + size
         return found
 
     def _entry(self, name: str) -> TensorEntry:
@@ -168,15 +173,6 @@ class Checkpoint:
         if entry is None:
             raise CheckpointError(f"{self.path}: has no tensor {name}")
         return entry
-
-    def _read(self, entry: TensorEntry, buffer: memoryview, at: int) -> None:
-        descriptor = self._descriptor(entry.file)
-        while buffer:
-            # One read returns at most 2 GiB.
-            count = os.preadv(descriptor, [buffer], at)
-            if count == 0:
-                raise CheckpointError(f"{entry.file}: ends inside {entry.name}; was it changed?")
-            buffer, at = buffer[count:], at + count
 
     def _descriptor(self, file: Path) -> int:
         if file not in self._files:
@@ -239,19 +235,15 @@ def locate(where: str | Path) -> Path:
         raise CheckpointError(f"{path}: is a file; give the directory of the checkpoint")
     if isinstance(where, Path) or text.count("/") > 1 or text.startswith((".", "~", BUILTIN)):
         raise CheckpointError(f"{path}: no such directory")
-    return _from_hub(text)
-
-
-def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_FROM_HUB))
+        return Path(snapshot_download(text, allow_patterns=_FROM_HUB))
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"{name}: no such directory, and the Hub cannot provide it: {reason}"
+            f"{text}: no such directory, and the Hub cannot provide it: {reason}"
         ) from error
 
 
@@ -327,21 +319,21 @@ def _read_entries(path: Path) -> dict[str, TensorEntry]:
     for file, listed in files.items():
         found = read_header(file)
         if listed is not None and set(found) != listed:
-            odd = some(set(found) ^ listed)
-            raise CheckpointError(f"{file}: index and shard disagree on {odd}")
+            differing = some(set(found) ^ listed)
+            raise CheckpointError(f"{file}: index and shard disagree on {differing}")
         entries |= found
     return entries
 
 
 def _why_unreadable(path: Path) -> str:
-    """Return what a directory without weights is instead, and what to do with it."""
+    """Say what a directory without weights is, and what to do with it."""
     if (path / "adapter_config.json").is_file():
         return (
-            f"{path}: is a LoRA adapter and no whole model; merge it into its base first, with "
+            f"{path}: is a LoRA adapter, not a whole model; merge it into its base first, with "
             f"`pvec merge --base BASE --term {path}=1 --out DIR`"
         )
     if (path / "results.sqlite").is_file():
-        return f"{path}: is a run and no model; see `pvec report {path}`"
+        return f"{path}: is a run, not a model; see `pvec report {path}`"
     pickles = sorted(file.name for file in path.glob("*.bin"))
     if pickles:
         return (

@@ -93,7 +93,7 @@ class ShardWriter:
         """Write some entries of a tensor at their place, from any thread; each entry once.
 
         Args:
-            name: Of a planned tensor.
+            name: Name of a planned tensor.
             start: Index of the first entry, row-major.
             entries: Flat, contiguous, on the CPU, in the planned dtype.
 

@@ -20,7 +20,7 @@ from personality_vector.errors import PersonalityVectorError
 app = typer.Typer(
     name="pvec",
     help="Give a language model a personality by arithmetic on its weights.",
-    epilog="All take --traceback. "
+    epilog="Every command takes --traceback. "
     "Exit codes: 0 done, 1 refused, 2 usage, 3 locked, 4 disk, 5 damaged.",
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 
 
-def _say_version(wanted: bool) -> bool:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"pvec {version('personality-vector')}")
         raise typer.Exit
@@ -38,7 +38,10 @@ def _say_version(wanted: bool) -> bool:
 @app.callback()
 def _pvec(
     show_version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say it.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Give a language model a personality by arithmetic on its weights."""
@@ -80,7 +83,7 @@ _VERBS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
         ),
     },
 }
-"""Every verb, in the order of the help."""
+"""Every verb, in the order in which the help lists them."""
 for group, verbs in _VERBS.items():
     for name, verb in verbs.items():
         group.command(name)(verb)
@@ -88,15 +91,15 @@ for group, verbs in _VERBS.items():
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    # What torch makes as it is imported stays: to look for garbage in it every 700 objects, as
-    # Python does, is a tenth of a merge's time.
+    # What torch creates during its import stays alive. Looking for garbage in it every 700 objects,
+    # as Python does by default, takes a tenth of a merge's time.
     given = sys.argv[1:] if arguments is None else arguments
     gc.set_threshold(0 if given[:1] == ["merge"] else 100_000)
     with_traceback = "--traceback" in given
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     code = run([word for word in given if word != "--traceback"], with_traceback=with_traceback)
     if given[:1] == ["merge"]:
-        # Everything is on disk; to take torch apart again would last half a second.
+        # Everything is on disk, and an orderly shutdown of torch would take half a second.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -10,24 +10,23 @@ from personality_vector.errors import RecipeError
 from personality_vector.lab import find_recipe, folder_of
 from personality_vector.merging.recipe import MergeRecipe, is_mergekit
 from personality_vector.recipes.reading import override, parse_value, read_recipe, read_yaml
-from personality_vector.recipes.schema import Given
+from personality_vector.recipes.schema import Typed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from personality_vector.merging.engine import MergeReport
     from personality_vector.merging.mergekit.bridge import BridgePlan
     from personality_vector.merging.plan import MergePlan
 
 _MINUS = " - "
 _MUCH = 0.95
-"""Of a change: where rounding keeps less, it is said what helps."""
+"""If rounding keeps a smaller share of the change than this, the result says what helps."""
 Terms = Annotated[
     list[str],
     typer.Option(
         "--term",
         metavar="VECTOR=ALPHA",
-        help="Repeatable. 'TUNED - ITS_BASE=ALPHA' is a delta of another base.",
+        help="What to add and its factor; repeatable. 'TUNED - ITS_BASE=ALPHA' is a delta of "
+        "another base.",
     ),
 ]
 Exclude = Annotated[
@@ -35,7 +34,7 @@ Exclude = Annotated[
     typer.Option(
         "--exclude",
         metavar="WORD",
-        help="Leave as they are: embeddings, head, norms, vision, or a pattern over names.",
+        help="Tensors to leave alone: embeddings, head, norms, vision, or a pattern over names.",
     ),
 ]
 
@@ -46,15 +45,20 @@ def merge(
         typer.Argument(metavar="[RECIPE]", help="A merge recipe, or a YAML of mergekit."),
     ] = None,
     settings: options.Settings = [],
-    base: Annotated[str | None, typer.Option("--base", help="Short form: the base.")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="The base model, where there is no RECIPE.")
+    ] = None,
     term: Terms = [],
-    method: Annotated[str | None, typer.Option("--method")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Merge method. Default: task_arithmetic.")
+    ] = None,
     option: Annotated[
-        list[str], typer.Option("--option", metavar="NAME=VALUE", help="Of the method.")
+        list[str],
+        typer.Option("--option", metavar="NAME=VALUE", help="Option of --method; repeatable."),
     ] = [],
     exclude: Exclude = [],
     seed: Annotated[
-        int | None, typer.Option("--seed", help="Of random masks; a RECIPE has its own.")
+        int | None, typer.Option("--seed", help="Seed of random masks; a RECIPE has its own.")
     ] = None,
     device: options.Device = "auto",
     out: options.Out = None,
@@ -65,34 +69,48 @@ def merge(
 ) -> None:
     """Write a merged checkpoint: base + method(alpha * delta, ...).
 
-    By RECIPE, or by --base, --term and --out.
+    Give a RECIPE, or --base, --term and --out.
     """
     if recipe is not None and (base or term or method or option or exclude):
         raise RecipeError(
-            "a RECIPE goes with --set; --base, --term, --method, --option, --exclude are without"
+            "a RECIPE goes with --set; --base, --term, --method, --option and --exclude replace it"
         )
     if recipe is None and settings:
         raise RecipeError("--set changes a RECIPE; the short form has --method and --option")
-    if recipe is not None:
-        folder = options.out_or_default(out, recipe)
-        plan = _plan_file(recipe, settings, seed, device)
-    else:
-        folder = out or Path("runs/merged")
-        plan = _plan_short(base, term, method, option, exclude, seed, device)
-    if dry_run:
-        described = _foreseen(plan, folder, force=force)
-        options.show(described, as_json=as_json, text=lambda: options.yaml_text(described))
+    folder = out or (options.out_or_default(out, recipe) if recipe else Path("runs/merged"))
+    asked = (
+        _from_file(recipe, settings, seed, device)
+        if recipe is not None
+        else _short_form(base, term, method, option, exclude, seed, device)
+    )
+    from personality_vector.merging.plan import MergePlan, forecast, plan_recipe
+
+    plan = plan_recipe(asked) if isinstance(asked, MergeRecipe) else asked
+
+    def planned() -> dict[str, Any]:
+        ahead = forecast(plan, folder) if isinstance(plan, MergePlan) else {}
+        return {**plan.describe(), **ahead}
+
+    how = {"dry_run": dry_run, "force": force, "as_json": as_json}
+    if options.is_dry(planned, folder, inputs=plan.inputs, **how):
         return
-    done = _writer(plan)(plan, folder, force=force)
+    if isinstance(plan, MergePlan):
+        from personality_vector.merging.engine import write_merge
+
+        done = write_merge(plan, folder, force=force)
+    else:
+        from personality_vector.merging.mergekit.bridge import write_bridge
+
+        done = write_bridge(plan, folder, force=force)
     result = {key: value for key, value in done.manifest.items() if key not in ("tensors", "files")}
-    options.show({"out": str(folder), **result}, as_json=as_json, text=lambda: _said(plan, done))
+    options.show({"out": str(folder), **result}, as_json=as_json, text=lambda: _summary(plan, done))
 
 
 def export_mergekit(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A merge recipe.")],
     settings: options.Settings = [],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="By default it is printed.")
+        Path | None, typer.Option("--out", metavar="FILE", help="File to write. Default: print it.")
     ] = None,
 ) -> None:
     """Write the mergekit YAML that does what RECIPE does, or say what it cannot express."""
@@ -107,29 +125,7 @@ def export_mergekit(
         out.write_text(text, encoding="utf-8")
 
 
-def _writer(plan: "MergePlan | BridgePlan") -> "Callable[..., MergeReport]":
-    """Return what carries out a plan: a merge of ours, or one through mergekit."""
-    from personality_vector.merging.plan import MergePlan
-
-    if isinstance(plan, MergePlan):
-        from personality_vector.merging.engine import write_merge
-
-        return write_merge
-    from personality_vector.merging.mergekit.bridge import write_bridge
-
-    return write_bridge
-
-
-def _foreseen(plan: "MergePlan | BridgePlan", folder: Path, *, force: bool) -> dict[str, Any]:
-    from personality_vector.checkpoint import AtomicDirectory
-    from personality_vector.merging.plan import MergePlan, foresight
-
-    AtomicDirectory(folder, force=force, inputs=plan.inputs)  # refuses what cannot be written
-    ahead = foresight(plan, folder) if isinstance(plan, MergePlan) else {"out": str(folder)}
-    return {**plan.describe(), **ahead}
-
-
-def _said(plan: "MergePlan | BridgePlan", done: "MergeReport") -> str:
+def _summary(plan: "MergePlan | BridgePlan", done: "MergeReport") -> str:
     """Return one line about what was written, and the notes on the recipe."""
     terms = len(done.manifest["terms"])
     kept = "" if done.realised is None else f"; rounding kept {done.realised:.1%} of the change"
@@ -139,29 +135,27 @@ def _said(plan: "MergePlan | BridgePlan", done: "MergeReport") -> str:
     return f"{done.path}: {plan.method} of {terms} terms{kept}{notes}"
 
 
-def _plan_file(
+def _from_file(
     recipe: str, settings: list[str], seed: int | None, device: str
-) -> "MergePlan | BridgePlan":
+) -> "MergeRecipe | MergePlan | BridgePlan":
     file, folder = find_recipe(recipe), folder_of(recipe)
     data = read_yaml(file)
-    if is_mergekit(data):
-        from personality_vector.merging.mergekit.plan import plan_mergekit
+    if not is_mergekit(data):
+        if seed is not None:
+            raise RecipeError(f"{file}: has its own seed; change it with --set seed={seed}")
+        read = read_recipe(file, MergeRecipe, settings, folder)
+        return read if device == "auto" else read.model_copy(update={"device": device})
+    from personality_vector.merging.mergekit.plan import plan_mergekit
 
-        for setting in settings:
-            override(data, setting)
-        if device not in ("auto", "cpu"):
-            raise RecipeError(f"{file}: a YAML of mergekit is merged on the cpu, not on {device}")
-        where = folder or file.resolve().parent
-        return plan_mergekit(data, origin=str(file), folder=where, seed=seed or 0)
-    if seed is not None:
-        raise RecipeError(f"{file}: has its own seed; change it with --set seed={seed}")
-    from personality_vector.merging.plan import plan_recipe
-
-    read = read_recipe(file, MergeRecipe, settings, folder)
-    return plan_recipe(read if device == "auto" else read.model_copy(update={"device": device}))
+    for setting in settings:
+        override(data, setting)
+    if device not in ("auto", "cpu"):
+        raise RecipeError(f"{file}: a YAML of mergekit is merged on the cpu, not on {device}")
+    where = folder or file.resolve().parent
+    return plan_mergekit(data, origin=str(file), folder=where, seed=seed or 0)
 
 
-def _plan_short(
+def _short_form(
     base: str | None,
     terms: list[str],
     method: str | None,
@@ -169,24 +163,21 @@ def _plan_short(
     exclude: list[str],
     seed: int | None,
     device: str,
-) -> "MergePlan":
-    """Return the plan that ``--base B --term V=0.8 --option k=v`` means."""
+) -> MergeRecipe:
+    """Return the recipe that ``--base B --term V=0.8 --option k=v`` means."""
     if base is None or not terms:
         raise RecipeError("give a RECIPE, or --base B and at least one --term VECTOR=ALPHA")
     data: dict[str, Any] = {
-        "base": Given(base),
+        "base": Typed(base),
         "terms": [_term(text) for text in terms],
         "exclude": exclude,
         "seed": seed or 0,
         "device": device,
+        **({"method": method} if method else {}),
     }
-    if method:
-        data["method"] = method
     for setting in given:
         override(data, f"options.{setting}")
-    from personality_vector.merging.plan import plan_recipe
-
-    return plan_recipe(MergeRecipe.parse(data, origin="merge", folder=Path.cwd()))
+    return MergeRecipe.parse(data, origin="merge", folder=Path.cwd())
 
 
 def _term(text: str) -> dict[str, Any]:
@@ -198,7 +189,7 @@ def _term(text: str) -> dict[str, Any]:
         raise RecipeError(f"--term {text}: alpha must be a number, such as 0.8, not {number!r}")
     tuned, minus, of = vector.partition(_MINUS)
     if not minus:
-        return {"tuned": Given(vector), "alpha": alpha}
+        return {"tuned": Typed(vector), "alpha": alpha}
     if not tuned.strip() or not of.strip():
         raise RecipeError(f"--term {text}: write 'TUNED - ITS_BASE=ALPHA'")
-    return {"tuned": Given(tuned.strip()), "of": Given(of.strip()), "alpha": alpha}
+    return {"tuned": Typed(tuned.strip()), "of": Typed(of.strip()), "alpha": alpha}

@@ -1,9 +1,9 @@
-"""What verbs share: options, the command line of a recipe, how the result is said."""
+"""What verbs share: options, the command line of a recipe, and printing plans and results."""
 
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,11 +16,11 @@ from personality_vector.progress import silence
 from personality_vector.recipes.reading import read_recipe
 
 if TYPE_CHECKING:
-    from personality_vector.steering import SteeringVector
+    import personality_vector as pv
 
 
 def silenced(on: bool) -> bool:
-    """Draw no progress bars if ``--quiet`` was given."""
+    """Turn off progress bars if ``--quiet`` is on."""
     if on:
         silence()
     return on
@@ -34,21 +34,23 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change the recipe; repeatable."),
 ]
 Out = Annotated[
-    Path | None, typer.Option("--out", help="Directory to write. Default: under runs/.")
+    Path | None, typer.Option("--out", help="Directory to write. Default: a folder under runs/.")
 ]
 OutDir = Annotated[Path, typer.Option("--out", help="Directory to write.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that this tool wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu or cuda.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts in one forward pass.")]
 Dtype = Annotated[
-    Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="Of the loaded model.")
+    Literal["float32", "bfloat16", "float16"],
+    typer.Option("--dtype", help="Dtype to load the model in."),
 ]
 Prompts = Annotated[
-    Path, typer.Option("--prompts", metavar="FILE", help="A text file, a prompt on each line.")
+    Path,
+    typer.Option("--prompts", metavar="FILE", help="A text file with one prompt on each line."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.", callback=silenced)]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Draw no progress bars.", callback=silenced)]
 
 
 def recipe_verb(
@@ -58,11 +60,11 @@ def recipe_verb(
 ) -> Callable[..., None]:
     """Return the command that reads a recipe of ``kind`` and carries it out.
 
-    ``kind`` is the place of its class, such as ``study.recipe.SweepRecipe``: none is imported but
-    that of the verb that runs.
+    ``kind`` says where the class of the recipe lies, such as ``study.recipe.SweepRecipe``; only the
+    class of the verb that runs is imported.
     ``carry_out`` writes a directory and prints the result; it is given the recipe, the directory,
-    and whether there was ``--force`` and ``--json``. ``check`` opens every input without using it;
-    its findings are the plan of ``--dry-run``.
+    and whether ``--force`` and ``--json`` are on. ``check`` opens every input without using it;
+    what it finds is the plan of ``--dry-run``.
     """
 
     def verb(
@@ -89,21 +91,50 @@ def recipe_verb(
 
 
 def out_or_default(out: Path | None, recipe: str) -> Path:
-    """Return ``--out``, or ``runs/`` and the recipe's folder and name."""
+    """Return ``--out``, or by default a folder under ``runs/`` named after the recipe."""
     path = Path(recipe).resolve()
     return out if out is not None else Path("runs") / f"{path.parent.name}-{path.stem}"
 
 
 def show(result: Any, *, as_json: bool, text: Callable[[], str]) -> None:
-    """Print a result on stdout: as JSON, or as text."""
+    """Print a result on stdout, as JSON or as text."""
     if as_json:
         sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False, default=str) + "\n")
     else:
         sys.stdout.write(text().rstrip("\n") + "\n")
 
 
-def save_vector(vector: "SteeringVector", out: Path, *, force: bool, as_json: bool) -> None:
-    """Save a steering vector, and print where it is and how long it is at each layer."""
+def is_dry(
+    plan: Callable[[], dict[str, Any]],
+    out: Path | None,
+    *,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+    inputs: Sequence[Path] = (),
+) -> bool:
+    """Print the plan if that is all that is asked for, and return whether it is.
+
+    Args:
+        plan: Returns what the verb is going to do, as JSON-like data.
+        out: What it will write, which is refused now rather than after the work.
+        dry_run: Whether to print the plan.
+        force: Whether an output of ours may be replaced.
+        as_json: Whether to print JSON.
+        inputs: Directories that the output must not lie in.
+    """
+    if out is not None:
+        from personality_vector.checkpoint import AtomicDirectory
+
+        AtomicDirectory(out, force=force, inputs=inputs)
+    if dry_run:
+        found = plan() | ({"out": str(out)} if out is not None else {})
+        show(found, as_json=as_json, text=lambda: yaml_text(found))
+    return dry_run
+
+
+def save_vector(vector: "pv.SteeringVector", out: Path, *, force: bool, as_json: bool) -> None:
+    """Save a steering vector, and print its path and its norm at each layer."""
     vector.save(out, force=force)
     norms = {layer: vector.norm(layer) for layer in vector.layers}
     shown = ", ".join(f"{layer}: {norm:.3g}" for layer, norm in norms.items())

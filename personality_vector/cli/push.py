@@ -23,7 +23,7 @@ def push(
         bool, typer.Option("--private", help="Make the repository private.")
     ] = False,
     message: Annotated[
-        str | None, typer.Option("--message", metavar="TEXT", help="Of the commit.")
+        str | None, typer.Option("--message", metavar="TEXT", help="Commit message.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check DIR and list what would be uploaded.")
@@ -37,7 +37,7 @@ def push(
     """
     manifest, files = read_pushable(directory)
     if not _REPO.fullmatch(repo):
-        raise CheckpointError(f"{repo!r}: is no name on the Hub; write OWNER/NAME")
+        raise CheckpointError(f"{repo!r}: is not a name on the Hub; write OWNER/NAME")
     kind = manifest["kind"]
     result: dict[str, Any] = {"repo": repo, "kind": kind, "files": files}
     if dry_run:

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import personality_vector as pv
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
 
 if TYPE_CHECKING:
     from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe
-    from personality_vector.study.run import Run
     from personality_vector.subject.protocols import Judge
 
 RunArgument = Annotated[
@@ -37,8 +37,8 @@ def check(recipe: "SweepRecipe | EvalRecipe") -> dict[str, Any]:
 def sweep(recipe: "SweepRecipe", out: Path, force: bool, as_json: bool) -> None:
     """Measure interventions at many strengths.
 
-    Resumes where it stopped, and measures only what is missing after a change of RECIPE. Several
-    processes may work on one --out. No checkpoint is written.
+    An interrupted sweep resumes, and after a change of RECIPE only what is missing is measured.
+    Several processes may work on one --out. No checkpoint is written.
     """
     _measure(recipe, out, "sweep", force, as_json)
 
@@ -72,15 +72,14 @@ def judge(
 ) -> None:
     """Let one more judge rate the stored answers of RUN.
 
-    Nothing is generated again, and what this judge has rated before is not rated twice.
+    Nothing is generated again, and no answer is rated twice by the same judge.
     """
     from personality_vector.report.page import write_report
-    from personality_vector.study.run import Run
     from personality_vector.study.worker import judge_run
 
     opened = _open_judge(judge)
     cells = judge_run(run, opened)
-    page, readings = write_report(run), Run(run).readings()
+    page, readings = write_report(run), pv.Run(run).readings()
     rows = readings[readings["judge"] == opened.name].to_dict("records")
     result = options.without_nan({"judge": opened.name, "cells": cells, "readings": rows})
     options.show(
@@ -137,7 +136,7 @@ def _measure(
     typer.echo("\n".join([*notes, f"report: {page}"]))
 
 
-def tables_of(run: "Run") -> dict[str, Any]:
+def tables_of(run: "pv.Run") -> dict[str, Any]:
     """Return the tables of a run that its verb prints, by title."""
     from personality_vector.study import tables
 

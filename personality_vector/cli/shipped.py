@@ -1,4 +1,4 @@
-"""``pvec recipes`` and ``pvec demo``: the shipped recipes, and the whole job by some of them."""
+"""``pvec recipes`` lists the shipped recipes, ``pvec demo`` does the whole job with some."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,34 +13,16 @@ from personality_vector.lab import recipes as shipped_recipes
 
 def recipes(
     words: Annotated[
-        list[str], typer.Argument(metavar="[copy NAME DEST]", help="Copy one to a file or folder.")
+        list[str],
+        typer.Argument(metavar="[copy NAME DEST]", help="Copy a recipe to a file or folder."),
     ] = [],
     as_json: options.Json = False,
 ) -> None:
     """List the shipped recipes, or copy one."""
-    if words:
-        target = _copy(words)
-        options.show({"copied": str(target)}, as_json=as_json, text=lambda: str(target))
-    else:
+    if not words:
         shipped = {name: str(path) for name, path in shipped_recipes().items()}
         options.show(shipped, as_json=as_json, text=lambda: "\n".join(shipped))
-
-
-def demo(
-    out: options.OutDir = Path("runs/demo"),
-    force: options.Force = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """The whole job on the embedded model.
-
-    Train, diff, merge, sweep, steer and compare: no network, two minutes.
-    """
-    from personality_vector.demo.run import run
-
-    run(out, force=force)
-
-
-def _copy(words: list[str]) -> Path:
+        return
     if len(words) != 3 or words[0] != "copy":
         raise RecipeError("write `pvec recipes`, or `pvec recipes copy NAME DEST`")
     source, destination = find_recipe(words[1]), Path(words[2])
@@ -50,4 +32,18 @@ def _copy(words: list[str]) -> Path:
         raise OutputExistsError(f"{target}: exists; choose another destination")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(source.read_bytes())
-    return target
+    options.show({"copied": str(target)}, as_json=as_json, text=lambda: str(target))
+
+
+def demo(
+    out: options.OutDir = Path("runs/demo"),
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Do the whole job on the embedded model.
+
+    Train, diff, merge, sweep, steer and compare: this takes two minutes and no network.
+    """
+    from personality_vector.demo.run import run
+
+    run(out, force=force)

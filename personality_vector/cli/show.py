@@ -1,4 +1,4 @@
-"""``pvec show`` and ``pvec similarity``: what a directory is, and how alike vectors are."""
+"""``pvec show`` says what a directory is, ``pvec similarity`` how alike vectors are."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import personality_vector as pv
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError, require_new
 
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-    from personality_vector.delta.record import DeltaRecord
+    from personality_vector.delta import Total
     from personality_vector.delta.similarity import Similarity
 
 _BULKY = ("tensors", "files", "losses", "manifest")
+_VECTOR = "steering_vector"
 _TABLES = ("layers", "modules")
 _OF_ADAPTERS = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules")
 
@@ -34,27 +36,29 @@ def show(
     quiet: options.Quiet = False,
 ) -> None:
     """Say what a directory is, and what made it."""
-    from personality_vector.delta import Delta
     from personality_vector.delta.storage import is_saved_delta
 
     found = describe(path)
     if verify:
         if not is_saved_delta(path):
             raise RecipeError(f"--verify {path}: only a saved delta has hashes to compare")
-        found["verified"] = f"{Delta.load(path).verify()} tensors are as they were written"
+        found["verified"] = f"{pv.Delta.load(path).verify()} tensors are as they were written"
     known = [name for name in (*_TABLES, "by_tensor") if isinstance(found.get(name), dict)]
     tables = {} if as_json else {name: found.pop(name) for name in known}
     options.show(found, as_json=as_json, text=lambda: options.yaml_text(found))
-    for name in _TABLES:
-        if tables.get(name):
-            _print_totals(name, tables[name])
+    for name in _TABLES if tables else ():
+        import pandas as pd
+
+        from personality_vector.report.tables import print_frame
+
+        rows = [{"": group, **total} for group, total in tables[name].items()]
+        print_frame(f"norms of {name}", pd.DataFrame(rows))
 
 
 def describe(path: Path) -> dict[str, Any]:
     """Return what a directory is, as JSON-like data."""
-    from personality_vector.checkpoint.reader import Checkpoint, read_json, read_manifest
-    from personality_vector.delta.lora import is_adapter
-    from personality_vector.delta.storage import is_saved_delta
+    from personality_vector.checkpoint.reader import read_json, read_manifest
+    from personality_vector.delta import is_adapter, is_saved_delta
 
     manifest = read_manifest(path)
     summary = {key: value for key, value in manifest.items() if key not in _BULKY}
@@ -66,7 +70,7 @@ def describe(path: Path) -> dict[str, Any]:
         return {"path": str(path), "kind": "adapter", **summary, "adapter": adapter}
     if manifest.get("kind") not in (None, "merge", "train"):
         return {"path": str(path), **summary}
-    checkpoint = Checkpoint.open(path)
+    checkpoint = pv.Checkpoint.open(path)
     return {
         "path": str(path),
         "kind": "checkpoint",
@@ -80,65 +84,66 @@ def describe(path: Path) -> dict[str, Any]:
 
 def _delta(path: Path) -> dict[str, Any]:
     """Return what the record says; no tensor is read."""
-    from personality_vector.delta.layers import layer_of, module_of
-    from personality_vector.delta.record import read_record
+    from personality_vector.delta import layer_of, module_of, read_record
 
     record = read_record(path)
+
+    def shown(total: "Total") -> dict[str, Any]:
+        return asdict(total) | ({"kept": total.kept} if record.rank else {})
+
     return {
         "restores_the_fine_tune": bool(record.tuned_dtypes or record.reference),
         **({"reference": record.reference.model_dump()} if record.reference else {}),
-        **_total(record, record.total),
-        "layers": {k: _total(record, total) for k, total in record.totals(layer_of).items()},
-        "modules": {k: _total(record, total) for k, total in record.totals(module_of).items()},
+        **shown(record.total),
+        "layers": {k: shown(total) for k, total in record.totals(layer_of).items()},
+        "modules": {k: shown(total) for k, total in record.totals(module_of).items()},
         "by_tensor": {name: row.model_dump(mode="json") for name, row in record.tensors.items()},
     }
 
 
-def _total(record: "DeltaRecord", total: Any) -> dict[str, Any]:
-    return asdict(total) | ({"kept": total.kept} if record.rank else {})
-
-
-def _print_totals(title: str, totals: dict[str, dict[str, Any]]) -> None:
-    import pandas as pd
-
-    from personality_vector.report.tables import print_frame
-
-    rows = [{"": name, **total} for name, total in totals.items()]
-    print_frame(f"norms of {title}", pd.DataFrame(rows))
-
-
 def similarity(
     vectors: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            metavar="V1 V2 ...", help="Saved deltas of one base, or steering vectors of one model."
+            metavar="V1 V2 ...",
+            help="Steering vectors of one model; or saved deltas of one base; or, with --base, "
+            "also checkpoints and adapters that were fine-tuned from it.",
         ),
     ],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", metavar="BASE", help="Where V1, V2, ... come from: a directory or Hub id."
+        ),
+    ] = None,
     centred: Annotated[
         bool,
         typer.Option(
             "--centred",
-            help="First remove the mean direction of all N; unrelated ones then have -1/(N-1).",
+            help="Remove the mean direction of all N first; unrelated vectors then have -1/(N-1).",
         ),
     ] = False,
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Also compare them layer by layer.")
     ] = False,
     figure: Annotated[
-        Path | None, typer.Option("--figure", metavar="FILE", help="Draw it: .svg or .png.")
+        Path | None,
+        typer.Option("--figure", metavar="FILE", help="Draw them into a .svg or .png file."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Print the cosines between saved vectors."""
+    """Print the cosines between vectors: deltas of weights, or steering vectors."""
     if len(vectors) < 2:
         raise RecipeError("similarity needs at least two vectors")
     if figure is not None:
-        _require_writable(figure, force=force)
+        if figure.suffix not in (".svg", ".png"):
+            raise RecipeError(f"--figure {figure}: draw into a file that ends with .svg or .png")
+        require_new(figure, force=force, option="--figure")
     import pandas as pd
 
-    found = _compare(vectors)
+    found = _compare(vectors, base)
     cosine = found.cosine(centred=centred)
     by_layer = {name: found.cosine(name, centred=centred) for name in found.layers if per_layer}
     labels = [f"{number} {label}" for number, label in enumerate(found.labels, start=1)]
@@ -156,33 +161,49 @@ def similarity(
             result["layers"] = {layer: cosines.tolist() for layer, cosines in by_layer.items()}
         options.show(options.without_nan(result), as_json=True, text=str)
         return
-    _print_cosines(whole, by_layer, centred=centred)
+    from personality_vector.report.tables import print_frame
+
+    title = "cosine, centred" if centred else "cosine"
+    print_frame(title, whole.reset_index(names=""))
+    if by_layer:
+        numbers = [str(number) for number in range(1, len(whole) + 1)]
+        print_frame(f"{title}, by layer", _pairs(by_layer, numbers).reset_index(names=""))
 
 
-def _compare(paths: Sequence[Path]) -> "Similarity":
+def _compare(paths: Sequence[str], base: str | None) -> "Similarity":
     """Return the similarity of deltas or of steering vectors, all of one kind."""
-    from personality_vector.checkpoint.reader import read_manifest
-    from personality_vector.delta import Delta
+    from personality_vector.checkpoint import read_manifest
+    from personality_vector.delta import is_saved_delta, open_delta
     from personality_vector.delta.similarity import similarity
-    from personality_vector.delta.storage import is_saved_delta
 
-    deltas = [path for path in paths if is_saved_delta(path)]
-    steering = [path for path in paths if read_manifest(path).get("kind") == "steering_vector"]
-    if steering and deltas:
+    steering = [path for path in paths if read_manifest(Path(path)).get("kind") == _VECTOR]
+    if steering:
+        if others := [path for path in paths if path not in steering]:
+            raise RecipeError(
+                f"{steering[0]} is a steering vector and {others[0]} is not; compare one kind"
+            )
+        if base is not None:
+            raise RecipeError(f"--base {base}: steering vectors are compared without a base")
+        return _of_directions(paths)
+    unsaved = [path for path in paths if not is_saved_delta(Path(path))]
+    if unsaved and base is None:
         raise RecipeError(
-            f"{steering[0]} is a steering vector and {deltas[0]} a delta; compare one kind"
+            f"{unsaved[0]}: is not a saved delta; of a checkpoint or adapter, give the model that "
+            "it was fine-tuned from as --base"
         )
-    return _of_directions(paths) if steering else similarity([Delta.load(path) for path in paths])
+    if base is None:
+        return similarity([pv.Delta.load(path) for path in paths])
+    start = pv.Checkpoint.open(base)
+    return similarity([open_delta(path, start) for path in paths])
 
 
-def _of_directions(paths: Sequence[Path]) -> "Similarity":
+def _of_directions(paths: Sequence[str]) -> "Similarity":
     import torch
 
     from personality_vector.delta.similarity import Similarity, inner_products
     from personality_vector.merging.fusion import require_one_space
-    from personality_vector.steering import SteeringVector
 
-    vectors = [SteeringVector.load(path) for path in paths]
+    vectors = [pv.SteeringVector.load(path) for path in paths]
     require_one_space(vectors)
     rows = {layer: torch.stack([v[layer] for v in vectors]) for layer in vectors[0].layers}
     grams = {f"layer {layer}": inner_products(row) for layer, row in rows.items()}
@@ -197,21 +218,3 @@ def _pairs(by_layer: "Mapping[str, Tensor]", labels: Sequence[str]) -> "pd.DataF
     rows = {layer: [float(cosine[pair]) for pair in pairs] for layer, cosine in by_layer.items()}
     columns = [" and ".join(pair) for pair in combinations(labels, 2)]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-
-
-def _print_cosines(
-    whole: "pd.DataFrame", by_layer: "Mapping[str, Tensor]", *, centred: bool
-) -> None:
-    from personality_vector.report.tables import print_frame
-
-    title = "cosine, centred" if centred else "cosine"
-    print_frame(title, whole.reset_index(names=""))
-    if by_layer:
-        numbers = [str(number) for number in range(1, len(whole) + 1)]
-        print_frame(f"{title}, by layer", _pairs(by_layer, numbers).reset_index(names=""))
-
-
-def _require_writable(figure: Path, *, force: bool) -> None:
-    if figure.suffix not in (".svg", ".png"):
-        raise RecipeError(f"--figure {figure}: draw into a file that ends with .svg or .png")
-    require_new(figure, force=force, option="--figure")

@@ -5,22 +5,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+import personality_vector as pv
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
 
 if TYPE_CHECKING:
-    from personality_vector.delta import Delta
     from personality_vector.delta.record import DeltaRecord
     from personality_vector.finetuning.recipe import TrainRecipe
 
 
 def check(recipe: "TrainRecipe") -> dict[str, Any]:
     """Open the base and read the data."""
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.data.chats import read_chats
 
     return {
-        "base": str(Checkpoint.open(recipe.base).fingerprint),
+        "base": str(pv.Checkpoint.open(recipe.base).fingerprint),
         "examples": len(read_chats(recipe.data.narrowed(recipe.pole))),
     }
 
@@ -48,20 +47,25 @@ def diff(
         str, typer.Argument(metavar="TUNED", help="A fine-tune of BASE, or an adapter.")
     ],
     out: options.OutDir,
-    pole: Annotated[str | None, typer.Option("--pole", metavar="TRAIT:LEVEL")] = None,
+    pole: Annotated[
+        str | None, typer.Option("--pole", metavar="TRAIT:LEVEL", help="What it expresses.")
+    ] = None,
     storage: Annotated[
         Literal["float32", "bfloat16", "lora", "reference"] | None,
         typer.Option(
             "--as",
             "--dtype",
-            help="float32 is exact and the default, bfloat16 half as large; lora keeps the factors "
-            "of an adapter, reference only the paths of BASE and TUNED.",
+            help="How to store it. float32, the default, is exact; bfloat16 is half as large; lora "
+            "keeps the factors of an adapter, and reference only the paths of BASE and TUNED.",
         ),
     ] = None,
     rank: Annotated[
         int | None,
         typer.Option(
-            "--low-rank", min=1, metavar="R", help="Keep R singular values of every matrix."
+            "--low-rank",
+            min=1,
+            metavar="R",
+            help="Keep the R largest singular values of every matrix.",
         ),
     ] = None,
     force: options.Force = False,
@@ -71,41 +75,17 @@ def diff(
     """Save the delta TUNED - BASE."""
     if storage is not None and rank is not None:
         raise RecipeError(f"--as {storage} and --low-rank {rank}: give one of the two")
-    from personality_vector.delta.record import read_record
+    from personality_vector.delta import open_fine_tune, read_record, require_not_swapped
     from personality_vector.merging.summands import require_nonzero
 
-    delta = _open(base, tuned, pole)
+    delta = open_fine_tune(tuned, pv.Checkpoint.open(base), require_not_swapped, pole=pole)
     require_nonzero(delta)
     chosen = "low-rank" if rank is not None else storage or "float32"
     delta.save(out, storage=chosen, rank=rank, force=force)
     record = read_record(out)
-    options.show(
-        {"out": str(out), **_result(record)}, as_json=as_json, text=lambda: _sentence(out, record)
-    )
-
-
-def _open(base: str, tuned: str, pole: str | None) -> "Delta":
-    from personality_vector.checkpoint import Checkpoint
-    from personality_vector.delta import Delta
-    from personality_vector.delta.lora import is_adapter
-    from personality_vector.delta.provenance import (
-        require_not_swapped,
-        require_trained_on,
-        trained_pole,
-    )
-
-    start, pole = Checkpoint.open(base), pole or trained_pole(Path(tuned))
-    if is_adapter(Path(tuned)):
-        return Delta.from_lora(tuned, start, pole=pole)
-    end = Checkpoint.open(tuned)
-    require_not_swapped(start, end)
-    require_trained_on(end.path, start)
-    return Delta.between(start, end, pole=pole)
-
-
-def _result(record: "DeltaRecord") -> dict[str, Any]:
     total = record.total
-    return {
+    result = {
+        "out": str(out),
         "label": record.label,
         "pole": record.pole,
         "storage": record.storage,
@@ -115,6 +95,7 @@ def _result(record: "DeltaRecord") -> dict[str, Any]:
         "base": record.base.digest,
         **({"rank": record.rank, "kept": total.kept} if record.rank else {}),
     }
+    options.show(result, as_json=as_json, text=lambda: _sentence(out, record))
 
 
 def _sentence(out: Path, record: "DeltaRecord") -> str:
@@ -140,16 +121,20 @@ def _sentence(out: Path, record: "DeltaRecord") -> str:
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Directory with pytorch_model.bin.")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A directory with pytorch_model.bin, or with shards and their index.",
+        ),
     ],
     out: options.OutDir,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write a checkpoint of pickled weights (.bin) again as safetensors.
+    """Rewrite a checkpoint of pickled weights (.bin) as safetensors.
 
-    Nothing in a pickle is run; one that holds more than tensors is refused.
+    Nothing in a pickle is run, and a pickle that holds more than tensors is refused.
     """
     from personality_vector.checkpoint.pickles import convert
 

@@ -37,17 +37,18 @@ from personality_vector.traits import Pole
 class Delta:
     """``fine-tuned - base``, tensor by tensor; with a ``pole`` it is a personality vector.
 
-    Lazy: holds references and coefficients, and reads one float32 tensor when asked. Sums, norms
-    and products are of float64 parts. A base tensor that it does not name has a delta of zero.
+    It is lazy: it holds references and coefficients, and reads one float32 tensor when asked. Sums,
+    norms and products are computed from float64 parts. A base tensor that it does not name has a
+    delta of zero.
 
     Attributes:
         source: Where the tensors come from.
-        base: Which model it was taken from; it can be added to no other.
-        identity: Hex digest of what it is, whatever its storage: the same delta saved and by
-            reference have the same one. Orders terms and seeds their random masks.
-        label: For messages and reports.
-        pole: What it expresses, if anything.
-        directory: Where it was loaded from, if it was saved.
+        base: The model that it was taken from, and the only one that it can be added to.
+        identity: Hex digest of its content, whatever its storage: a delta has the same one saved
+            and by reference. It orders terms and seeds their random masks.
+        label: Name for messages and reports.
+        pole: The pole that it expresses, if any.
+        directory: The directory that it was loaded from, if it was saved.
 
     Source:
         Task vectors, Ilharco et al. 2022, arXiv:2212.04089: ``tau = theta_ft - theta_pre``.
@@ -73,7 +74,7 @@ class Delta:
 
         Args:
             base: Directory, Hub id or ``builtin:demo``.
-            tuned: Likewise; a fine-tune of ``base`` with the same tensor names and shapes.
+            tuned: A fine-tune of ``base``, given in the same way, with the same names and shapes.
             pole: What it expresses, such as ``extraversion:high``.
             label: Defaults to the pole or the name of the directory.
 
@@ -146,11 +147,11 @@ class Delta:
                 singular values of every matrix; ``reference`` keeps the paths of two checkpoints.
                 What ``bfloat16`` and ``low-rank`` lose is in the record, and they are another
                 delta, with another identity.
-            rank: Of ``low-rank``, and of no other.
+            rank: Rank of the factors, for ``low-rank`` and nothing else.
             force: Replace a delta that this tool wrote.
 
         Raises:
-            RecipeError: There is no such storage, or not for this delta.
+            RecipeError: There is no such storage, or this delta cannot be stored so.
             OutputExistsError: The directory exists.
             NonFiniteError: A tensor holds NaN or infinity, or does not fit the dtype.
         """
@@ -202,7 +203,7 @@ class Delta:
     def _named(self) -> frozenset[str]:
         return frozenset(self.source.names)
 
-    # Anything else than a delta may know how it is added to one, as a steering vector does.
+    # Another object may know how it is added to a delta, as a steering vector does.
     @overload
     def __add__(self, other: "Delta") -> "Delta": ...
     @overload

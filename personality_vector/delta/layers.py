@@ -5,11 +5,21 @@ from collections.abc import Callable, Iterable
 
 EMBEDDING, FINAL_NORM, HEAD = "embedding", "final norm", "head"
 
-_BLOCK = re.compile(r"^(?P<stem>.*?)\.?\b(?P<index>\d+)\.(?P<module>.+)$")
+_BLOCK = re.compile(r"^(.*?\b(?:layers|layer|h|blocks|block))\.(\d+)\.(.+)$")
 _TOWERS = ("vision", "visual", "audio")
 _HEADS = ("lm_head", "embed_out", "score")
 _EMBEDDINGS = ("emb", "wte", "wpe")
 _NORMS = ("norm", "ln")
+
+
+def block_of(name: str) -> tuple[str, int, str] | None:
+    """Return the stack, the number and the module of a tensor that lies in a numbered layer.
+
+    >>> block_of("model.layers.3.mlp.up_proj.weight")
+    ('model.layers', 3, 'mlp.up_proj.weight')
+    """
+    match = _BLOCK.match(name)
+    return (match[1], int(match[2]), match[3]) if match else None
 
 
 def layer_of(name: str) -> str:
@@ -18,11 +28,11 @@ def layer_of(name: str) -> str:
     >>> layer_of("model.layers.3.mlp.up_proj.weight"), layer_of("model.norm.weight")
     ('layer 3', 'final norm')
     """
-    block = _BLOCK.match(name)
+    block = block_of(name)
     if block is None:
         return _outside(name)
-    tower = next((word for word in _TOWERS if word in block["stem"]), "")
-    return f"{tower} layer {block['index']}".strip()
+    tower = next((word for word in _TOWERS if word in block[0]), "")
+    return f"{tower} layer {block[1]}".strip()
 
 
 def module_of(name: str) -> str:
@@ -31,10 +41,10 @@ def module_of(name: str) -> str:
     >>> module_of("model.layers.3.mlp.up_proj.weight"), module_of("gpt_neox.embed_in.weight")
     ('mlp.up_proj', 'embedding')
     """
-    block = _BLOCK.match(name)
+    block = block_of(name)
     if block is None:
         return _outside(name)
-    words = [word for word in _words(block["module"]) if not word.isdigit()]
+    words = [word for word in _words(block[2]) if not word.isdigit()]
     return "norm" if _is_any(words[-1:], _NORMS) else ".".join(words)
 
 
@@ -66,7 +76,7 @@ def _is_any(words: Iterable[str], kinds: tuple[str, ...]) -> bool:
 
 
 def _place(group: str) -> tuple[int, str, int]:
-    """Return where a group stands: embedding, blocks by number, final norm, head, others."""
+    """Return the sorting key of a group: embedding, blocks by number, final norm, head, others."""
     stem, _, index = group.rpartition(" ")
     if index.isdigit():
         return 1, stem, int(index)

@@ -1,4 +1,4 @@
-"""Deltas that are kept factored, and multiplied when used: LoRA adapters, and cut-down matrices."""
+"""Deltas kept as factors and multiplied when used: LoRA adapters, and matrices of low rank."""
 
 import math
 import re
@@ -22,12 +22,12 @@ from personality_vector.errors import (
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 LEFT, RIGHT = ".left", ".right"
-"""End the names of the factors of a matrix that was cut down."""
+"""Endings of the names of the two factors of a matrix of low rank."""
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_[AB]\.weight")
-# Keys of PEFT's config that do not change what the two factors mean. Any other key that is set is
-# refused, so that a variant of LoRA which we do not know cannot be taken for a plain one.
+# Keys of PEFT's config that do not change the meaning of the two factors. Any other key that is set
+# is refused, so that an unknown variant of LoRA is not mistaken for plain LoRA.
 _HARMLESS = {
     *("auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out"),
     *("inference_mode", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout"),
@@ -46,7 +46,7 @@ def is_adapter(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """How the product of two factors becomes a delta."""
+    """Says how the product of two factors becomes a delta."""
 
     alpha: float
     rank_stabilised: bool
@@ -65,7 +65,7 @@ class Adapter(TensorSource):
     factors: Checkpoint
     scaling: Scaling
     shapes: Mapping[str, tuple[int, ...]]
-    """Those of the weights of the adapted modules, as the base names them."""
+    """Shapes of the adapted weights, by their names in the base."""
 
     @property
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -126,7 +126,7 @@ def _matrix(factors: Checkpoint, name: str) -> Tensor:
 
 @dataclass(frozen=True)
 class LowRank(TensorSource):
-    """A saved delta whose matrices are ``left @ right``, float32; what is no matrix is whole."""
+    """A saved delta whose matrices are stored as ``left @ right``, float32; other tensors whole."""
 
     tensors: Checkpoint
     shapes: Mapping[str, tuple[int, ...]]
@@ -201,20 +201,20 @@ def _require_plain(path: Path, config: dict[str, Any]) -> None:
         "bias": config.get("bias") not in (None, "none"),
         "init_lora_weights": config.get("init_lora_weights", True) not in _HARMLESS_INITS,
     }
-    odd = [key for key, value in settings.items() if key not in _HARMLESS and value]
-    if odd:
+    unknown = [key for key, value in settings.items() if key not in _HARMLESS and value]
+    if unknown:
         raise CheckpointError(
-            f"{path / _CONFIG}: is not plain LoRA: it sets {some(odd)}; merge the adapter into its "
-            "base with PEFT and use that checkpoint"
+            f"{path / _CONFIG}: is not plain LoRA: it sets {some(unknown)}; merge the adapter into "
+            "its base with PEFT and use that checkpoint"
         )
 
 
 def _adapted(path: Path, factors: Checkpoint) -> list[str]:
     """Return the names of the weights that have both factors."""
     matches = {name: _FACTOR.fullmatch(name) for name in factors.names}
-    odd = [name for name, match in matches.items() if match is None]
-    if odd:
-        raise CheckpointError(f"{path / _WEIGHTS}: not plain LoRA factors: {some(odd)}")
+    unknown = [name for name, match in matches.items() if match is None]
+    if unknown:
+        raise CheckpointError(f"{path / _WEIGHTS}: not plain LoRA factors: {some(unknown)}")
     names = sorted({f"{match['module']}.weight" for match in matches.values() if match})
     halves = {factor for name in names for factor in factors_of(name)} - set(factors.names)
     if halves:

@@ -1,4 +1,4 @@
-"""The nearest matrix of low rank: the largest singular values, of matrices of any size."""
+"""The nearest matrix of low rank, from the largest singular values, for matrices of any size."""
 
 import math
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ def truncated(
     """Return the factors of the nearest matrix of this rank; their product is it.
 
     Args:
-        source: Of the delta.
-        name: Of a matrix in it, with at least ``rank`` rows and columns.
+        source: The source of the delta.
+        name: Name of a matrix in it, with at least ``rank`` rows and columns.
         rank: Number of singular values to keep. Each factor carries the square root of them.
 
     Returns:
@@ -38,26 +38,21 @@ def truncated(
         Musco and Musco 2015, arXiv:1504.05477, algorithm 2 (block Krylov iteration), which needs
         no gap between singular values; oversampled as by Halko et al. 2011, arXiv:0909.4061.
     """
-    left, values, right = _decomposed(source, name, rank)
-    scale = values[:rank].sqrt()
-    return (left[:, :rank] * scale).float(), (scale[:, None] * right[:rank]).float()
-
-
-def _decomposed(source: TensorSource, name: str, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     shape = source.shape(name)
     if math.prod(shape) <= _MOST_EXACT:
         matrix = source.part(name, whole(source, name)).reshape(shape)
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        return left, values, right
-    basis = _range(source, name, min(rank + _OVERSAMPLING, *shape))
-    left, values, right = torch.linalg.svd(
-        _transposed_times(source, name, basis).T, full_matrices=False
-    )
-    return basis @ left, values, right
+    else:
+        basis = _range(source, name, min(rank + _OVERSAMPLING, *shape))
+        inside = _transposed_times(source, name, basis).T
+        left, values, right = torch.linalg.svd(inside, full_matrices=False)
+        left = basis @ left
+    scale = values[:rank].sqrt()
+    return (left[:, :rank] * scale).float(), (scale[:, None] * right[:rank]).float()
 
 
 def _range(source: TensorSource, name: str, width: int) -> Float64[Tensor, "rows width"]:
-    """Return an orthonormal basis of about the space that the matrix stretches most."""
+    """Return an orthonormal basis of approximately the space that the matrix stretches most."""
     generator = generator_for(0, f"low rank of {name}")
     start = torch.randn(source.shape(name)[1], width, dtype=torch.float64, generator=generator)
     spaces = [torch.linalg.qr(_times(source, name, start)).Q]
@@ -85,7 +80,7 @@ def _transposed_times(
 
 
 def _blocks(source: TensorSource, name: str) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the matrix in blocks of whole rows, each with the rows that it is."""
+    """Yield the matrix in blocks of whole rows, each with the range of its rows."""
     rows, columns = source.shape(name)
     height = max(1, _BLOCK // columns)
     for first in range(0, rows, height):

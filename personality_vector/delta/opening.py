@@ -1,16 +1,13 @@
 """Opening whatever holds a delta: a saved delta, a fine-tuned checkpoint or a LoRA adapter."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta.delta import Delta
 from personality_vector.delta.lora import is_adapter
-from personality_vector.delta.provenance import (
-    require_related,
-    require_trained_on,
-    trained_pole,
-)
+from personality_vector.delta.provenance import require_related, require_trained_on, trained_pole
 from personality_vector.delta.storage import is_saved_delta
 from personality_vector.errors import BaseMismatchError, TensorMismatchError
 
@@ -23,7 +20,12 @@ def open_delta(where: str | Path | Delta, base: Checkpoint, *, label: str = "") 
         BaseMismatchError: It is a delta of another model, even one of the same shapes.
         TensorMismatchError: Names or shapes do not fit ``base``.
     """
-    delta = where if isinstance(where, Delta) else _open(where, base)
+    if isinstance(where, Delta):
+        delta = where
+    elif is_saved_delta(Path(where)):
+        delta = Delta.load(where)
+    else:
+        delta = open_fine_tune(where, base, require_related)
     if delta.base != base.fingerprint:
         raise BaseMismatchError(
             f"{where if not isinstance(where, Delta) else delta.label}: is a delta of base "
@@ -41,14 +43,28 @@ def open_delta(where: str | Path | Delta, base: Checkpoint, *, label: str = "") 
     return replace(delta, label=label) if label else delta
 
 
-def _open(where: str | Path, base: Checkpoint) -> Delta:
-    path = Path(where)
-    if is_saved_delta(path):
-        return Delta.load(path)
-    if is_adapter(path):
-        return Delta.from_lora(path, base, pole=trained_pole(path))
+def open_fine_tune(
+    where: str | Path,
+    base: Checkpoint,
+    require: Callable[[Checkpoint, Checkpoint], None],
+    *,
+    pole: str | None = None,
+) -> Delta:
+    """Return the delta of a fine-tuned checkpoint or a LoRA adapter.
+
+    Args:
+        where: Its directory, or the Hub id of a checkpoint.
+        base: The model that it was fine-tuned from, as far as its manifest knows.
+        require: A check of base and checkpoint.
+        pole: What it expresses; by default what it was trained on.
+
+    Raises:
+        PersonalityVectorError: It cannot be read, or it is of another base.
+    """
+    if is_adapter(path := Path(where)):
+        return Delta.from_lora(path, base, pole=pole or trained_pole(path))
     tuned = Checkpoint.open(where)
     require_trained_on(tuned.path, base)
-    delta = Delta.between(base, tuned, pole=trained_pole(tuned.path))
-    require_related(tuned, base)
+    delta = Delta.between(base, tuned, pole=pole or trained_pole(tuned.path))
+    require(base, tuned)
     return delta

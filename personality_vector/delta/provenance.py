@@ -1,4 +1,4 @@
-"""What our own manifest says about a fine-tune, and whether a model can be one of this base."""
+"""Whether a model can be a fine-tune of a base, by its manifest and by its weights."""
 
 import math
 import statistics
@@ -7,34 +7,33 @@ from typing import Any
 
 import torch
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.names import kind
-from personality_vector.checkpoint.reader import read_manifest
+from personality_vector.checkpoint import Checkpoint, kind, read_manifest
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import BaseMismatchError, TensorMismatchError, some
 from personality_vector.numeric.parallel import pieces
 
 _MOST_RATIO = 1.2
-"""Of the norms of delta and base. A fine-tune has 0.001 to 0.3, two unrelated models 1.4."""
+"""Largest ratio of the norms of delta and base: a fine-tune has 0.001 to 0.3, two unrelated
+models 1.4."""
 
 _SAMPLED = 8
 _READ = slice(0, 1 << 16)
 
 
 def trained_pole(path: Path) -> str | None:
-    """Return the pole that a model of ours was fine-tuned on."""
+    """Return the pole that a model was fine-tuned on by this tool."""
     pole = _trained(path).get("pole")
     return pole if isinstance(pole, str) else None
 
 
 def require_trained_on(path: Path, base: Checkpoint) -> None:
-    """Check the base that our manifest recorded by content, where there is one.
+    """Check that a model was trained on this base, if its manifest says what it was trained on.
 
     A model that was trained by an earlier version is not refused for that, since training it again
     takes hours: see :meth:`Checkpoint.require_recorded`.
 
     Raises:
-        BaseMismatchError: It is another one.
+        BaseMismatchError: It was trained on another base.
     """
     trained_on = _recorded_base(path)
     if trained_on is not None:
@@ -42,10 +41,10 @@ def require_trained_on(path: Path, base: Checkpoint) -> None:
 
 
 def require_not_swapped(base: Checkpoint, tuned: Checkpoint) -> None:
-    """Check that ``base`` is not a fine-tune of ``tuned``, as our manifest would know.
+    """Check that ``base`` is not a fine-tune of ``tuned``, as far as its manifest knows.
 
     Raises:
-        BaseMismatchError: The two are the wrong way round.
+        BaseMismatchError: The two are swapped.
     """
     trained_on = _recorded_base(base.path)
     if trained_on is not None and trained_on == tuned.digest_like(trained_on):
@@ -54,7 +53,7 @@ def require_not_swapped(base: Checkpoint, tuned: Checkpoint) -> None:
         )
 
 
-def require_related(tuned: Checkpoint, base: Checkpoint) -> None:
+def require_related(base: Checkpoint, tuned: Checkpoint) -> None:
     """Check on a few matrices that ``tuned`` can be a fine-tune of ``base`` at all.
 
     Raises:
@@ -62,7 +61,12 @@ def require_related(tuned: Checkpoint, base: Checkpoint) -> None:
     """
     matrices = [name for name in base.names if len(base.entries[name].shape) == 2]
     chosen = matrices[:: max(1, len(matrices) // _SAMPLED)]
-    ratios = [_ratio(base, tuned, name) for name in chosen]
+    starts = [require_finite(base, name, _READ).float() for name in chosen]
+    ends = [require_finite(tuned, name, _READ).float() for name in chosen]
+    ratios = [
+        float((end - start).norm()) / float(start.norm()) if start.any() else 0.0
+        for start, end in zip(starts, ends, strict=True)
+    ]
     if ratios and statistics.median(ratios) > _MOST_RATIO:
         raise BaseMismatchError(
             f"{tuned.path}: is not a fine-tune of {base.path}: the norm of their difference is "
@@ -74,11 +78,11 @@ def require_related(tuned: Checkpoint, base: Checkpoint) -> None:
 def require_same_tensors(base: Checkpoint, tuned: Checkpoint) -> None:
     """Check that two checkpoints have the same names and shapes, and equal integer tensors.
 
-    A head that only the fine-tuned model has, and that is nothing but a copy of its embeddings, as
-    some trainers store it, is passed over.
+    A head that only the fine-tuned model has is ignored if it is a copy of the embeddings, which
+    some trainers store.
 
     Raises:
-        TensorMismatchError: They do not; names what and which model is odd.
+        TensorMismatchError: They do not agree; the message names the tensors and the model.
     """
     missing = set(base.entries) - set(tuned.entries)
     extra = {name for name in set(tuned.entries) - set(base.entries) if not _is_copy(tuned, name)}
@@ -126,15 +130,8 @@ def _require_same_tensor(base: Checkpoint, tuned: Checkpoint, name: str) -> None
         raise TensorMismatchError(f"{tuned.path}: the integer tensor {name} differs from the base")
 
 
-def _ratio(base: Checkpoint, tuned: Checkpoint, name: str) -> float:
-    start = require_finite(base, name, _READ).float()
-    length = float(start.norm())
-    change = require_finite(tuned, name, _READ).float() - start
-    return float(change.norm()) / length if length else 0.0
-
-
 def _recorded_base(path: Path) -> str | None:
-    """Return the digest of the base that a model of ours was fine-tuned from."""
+    """Return the digest of the base that a model was fine-tuned from by this tool."""
     recorded = _trained(path).get("base")
     digest = recorded.get("fingerprint") if isinstance(recorded, dict) else None
     return digest if isinstance(digest, str) else None

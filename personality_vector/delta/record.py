@@ -1,4 +1,4 @@
-"""``delta.json``: what a saved delta is, and what was learnt of it while it was written."""
+"""``delta.json``: what a saved delta is, and what was measured while it was written."""
 
 import math
 from collections.abc import Callable, Collection
@@ -15,7 +15,7 @@ from personality_vector.errors import CheckpointError
 
 RECORD = "delta.json"
 _FORMAT = 2
-"""The first had no number, and knew its base by a sample of the weights."""
+"""The first format had no number and knew its base by a sample of the weights."""
 
 Storage = Literal["float32", "bfloat16", "lora", "low-rank", "reference"]
 
@@ -29,8 +29,8 @@ class TensorRecord(_Frozen):
 
     Attributes:
         shape: That of the tensor in the base.
-        norm: Euclidean, of the delta before it was stored.
-        stored_norm: Likewise, of what was stored.
+        norm: Euclidean norm of the delta before it was stored.
+        stored_norm: Euclidean norm of what was stored.
         loss: Norm of stored minus delta, divided by that of the delta; 0 where that is 0.
         zeros: Share of entries that are exactly 0 in the delta; 1 of a tensor without entries.
     """
@@ -54,15 +54,15 @@ class DeltaRecord(_Frozen):
     """The content of ``delta.json``.
 
     Attributes:
-        identity: That of :class:`~personality_vector.delta.Delta`.
+        identity: Identity of the :class:`~personality_vector.delta.Delta`.
         storage: What the files hold.
-        rank: Of the factors, for ``low-rank`` alone.
-        adapter: For ``lora`` alone.
-        reference: For ``reference`` alone.
-        tensors: By name.
-        format: Of this record.
+        rank: Rank of the factors, for ``low-rank`` only.
+        adapter: Scaling of the factors, for ``lora`` only.
+        reference: The two checkpoints, for ``reference`` only.
+        tensors: The tensors by name.
+        format: Format of this record.
         hashes: XXH3-128 of every tensor in the files; by reference, of the float64 delta.
-        tuned_dtypes: Of the fine-tuned tensors, where they can be restored bit for bit.
+        tuned_dtypes: Dtypes of the fine-tuned tensors that can be restored bit for bit.
         exact: Whether there is a list of values that base plus delta does not restore.
     """
 
@@ -83,11 +83,11 @@ class DeltaRecord(_Frozen):
     @model_validator(mode="after")
     def _has_what_its_storage_needs(self) -> "DeltaRecord":
         needed = {"low-rank": self.rank, "lora": self.adapter, "reference": self.reference}
-        odd = [
+        wrong = [
             kind for kind, part in needed.items() if (part is not None) != (kind == self.storage)
         ]
-        if odd:
-            raise ValueError(f"storage {self.storage} does not go with the keys of {odd[0]}")
+        if wrong:
+            raise ValueError(f"storage {self.storage} does not go with the keys of {wrong[0]}")
         return self
 
     @property
@@ -105,12 +105,12 @@ class DeltaRecord(_Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """What several tensors of a delta come to.
+    """Sums up several tensors of a delta.
 
     Attributes:
-        tensors: How many.
-        parameters: How many entries they have.
-        norm: Euclidean, over all entries.
+        tensors: Number of tensors.
+        parameters: Number of entries.
+        norm: Euclidean norm over all entries.
         loss: Norm of stored minus delta, divided by ``norm``.
         zeros: Share of entries that are exactly 0.
     """

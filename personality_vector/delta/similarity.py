@@ -1,4 +1,4 @@
-"""How alike vectors are: one pass for their inner products, and every cosine from those."""
+"""Cosines between vectors, all of them from inner products that one pass over the data gives."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ _NO_DIRECTION = 1e-7
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Similarity:
-    """The inner products of some vectors, by layer, and the cosines that follow from them.
+    """Holds inner products of vectors by layer, and computes cosines from them.
 
     Attributes:
-        labels: Of the ``n`` vectors.
-        grams: Layer to the inner products of the vectors there, float64; together, the layers are
+        labels: The labels of the ``n`` vectors.
+        grams: Layer to the inner products of the vectors there, float64; all layers together are
             the vectors.
 
     Raises:
@@ -104,8 +104,14 @@ def similarity(deltas: Sequence[Delta]) -> Similarity:
     layers = {name: layer for layer, names in groups.items() for name in names}
     grams = {layer: torch.zeros(len(deltas), len(deltas), dtype=torch.float64) for layer in groups}
     for name in progress(list(layers), "similarity"):
-        with blame(tensor=name):
-            _add_products(deltas, name, grams[layers[name]])
+        # A delta that does not name a tensor is zero there.
+        holders = [index for index, delta in enumerate(deltas) if name in delta]
+        count, where = whole(deltas[holders[0]].source, name).stop, torch.tensor(holders)
+        for start in range(0, count, _PART):
+            part = slice(start, min(start + _PART, count))
+            with blame(tensor=name):
+                rows = torch.stack([deltas[index].source.part(name, part) for index in holders])
+            grams[layers[name]][where[:, None], where] += inner_products(rows)
     return Similarity(tuple(delta.label for delta in deltas), grams)
 
 
@@ -114,17 +120,6 @@ def inner_products(rows: Float[Tensor, "n entries"]) -> Float64[Tensor, "n n"]:
     rows = rows.double()
     products = rows @ rows.T
     return (products + products.T) / 2
-
-
-def _add_products(deltas: Sequence[Delta], name: str, gram: Tensor) -> None:
-    """Add the inner products of one tensor; a delta that does not name it is zero there."""
-    holders = [index for index, delta in enumerate(deltas) if name in delta]
-    count = whole(deltas[holders[0]].source, name).stop
-    where = torch.tensor(holders)
-    for start in range(0, count, _PART):
-        part = slice(start, min(start + _PART, count))
-        rows = torch.stack([deltas[index].source.part(name, part) for index in holders])
-        gram[where[:, None], where] += inner_products(rows)
 
 
 def _cosine(gram: Tensor, least: float) -> Tensor:

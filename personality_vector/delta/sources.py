@@ -1,4 +1,4 @@
-"""Where the tensors of a delta come from. Each source is lazy and read in parts.
+"""The sources of the tensors of a delta. Each source is lazy and is read in parts.
 
 A source holds the tensors that it changes; a base tensor that it does not name has a delta of
 zero. A part is a run of entries of one tensor, row-major; arithmetic is float64, in which the
@@ -24,9 +24,9 @@ from personality_vector.numeric.kernels import difference, is_finite
 
 
 class TensorSource(ABC):
-    """Anything that yields delta tensors by name, a part at a time.
+    """The base of whatever yields delta tensors by name, one part at a time.
 
-    A subclass knows the shapes of its tensors and the checkpoints or other sources that it reads.
+    A subclass knows the shapes of its tensors, and the checkpoints or other sources that it reads.
     """
 
     @property
@@ -138,10 +138,16 @@ class Stored(TensorSource):
             return None
         delta = self.tensors.part(name, part)
         restored = self.sum_of(base, delta, DTYPES[self.tuned_dtypes[name]])
-        if self.exact is not None and f"{name}.index" in self.exact.entries:
-            listed = self._listed(self.exact, name, part)
-            index = self.exact.part(f"{name}.index", listed)
-            restored[index - part.start] = self.exact.part(f"{name}.value", listed)
+        exact, index = self.exact, f"{name}.index"
+        if exact is not None and index in exact.entries:
+            # The list ascends: bisection finds what of it lies in this part.
+            places = range(math.prod(exact.entries[index].shape))
+            first, last = (
+                bisect_left(places, end, key=lambda at: int(exact.part(index, slice(at, at + 1))))
+                for end in (part.start, part.stop)
+            )
+            found = exact.part(index, slice(first, last))
+            restored[found - part.start] = exact.part(f"{name}.value", slice(first, last))
         return restored
 
     @staticmethod
@@ -149,40 +155,29 @@ class Stored(TensorSource):
         """Return ``base + delta``, added in float32: the tuned tensor but for a few entries."""
         return (base.float() + delta).to(dtype)
 
-    @staticmethod
-    def _listed(exact: Checkpoint, name: str, part: slice) -> slice:
-        """Return where the ascending list of exact values speaks of ``part``, by bisection."""
 
-        def index_at(place: int) -> int:
-            return int(exact.part(f"{name}.index", slice(place, place + 1)))
-
-        places = range(math.prod(exact.entries[f"{name}.index"].shape))
-        first, last = (bisect_left(places, end, key=index_at) for end in (part.start, part.stop))
-        return slice(first, last)
-
-
-Summand = tuple[float, TensorSource]
+Scaled = tuple[float, TensorSource]
 
 
 @dataclass(frozen=True)
 class Combination(TensorSource):
     """``sum of coefficient * source``, in float64, summed in the order given."""
 
-    terms: tuple[Summand, ...]
+    terms: tuple[Scaled, ...]
 
     @classmethod
-    def of(cls, *terms: Summand) -> "Combination":
+    def of(cls, *terms: Scaled) -> "Combination":
         """Return the sum, with the terms of the sums in it in place of those sums."""
-        flat: list[Summand] = []
+        flat: list[Scaled] = []
         for factor, source in terms:
             inner = source.terms if isinstance(source, Combination) else ((1.0, source),)
             flat += [(factor * coefficient, part) for coefficient, part in inner]
         return cls(tuple(flat))
 
     @cached_property
-    def _holders(self) -> dict[str, tuple[Summand, ...]]:
+    def _holders(self) -> dict[str, tuple[Scaled, ...]]:
         """The terms that name each tensor."""
-        holders: dict[str, tuple[Summand, ...]] = {}
+        holders: dict[str, tuple[Scaled, ...]] = {}
         for term in self.terms:
             for name in term[1].names:
                 holders[name] = (*holders.get(name, ()), term)
@@ -198,7 +193,7 @@ class Combination(TensorSource):
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """Those of every term, each once."""
+        """The directories of every term, each once."""
         return tuple(dict.fromkeys(super().inputs))
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
@@ -211,11 +206,11 @@ class Combination(TensorSource):
 
 @dataclass(frozen=True)
 class Renamed(TensorSource):
-    """Some of the tensors of another source, by other names; the others have a delta of zero."""
+    """Some tensors of another source under other names; all other tensors have a delta of zero."""
 
     source: TensorSource
     own: Mapping[str, str]
-    """What the source calls the tensor that has a name here."""
+    """From a name here to the name of the same tensor in the source."""
 
     @cached_property
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -231,10 +226,10 @@ class Renamed(TensorSource):
 
 
 class Restricted(Renamed):
-    """Some of the tensors of another source, by their own names, and so of the same base."""
+    """Some tensors of another source under their own names, and so of the same base."""
 
     def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:
-        """Return what the source has there."""
+        """Return the entries that the source returns."""
         return self.source.tuned_part(self.own[name], part, base)
 
 

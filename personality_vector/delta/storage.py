@@ -14,7 +14,13 @@ from personality_vector.checkpoint import AtomicDirectory, Checkpoint, read_head
 from personality_vector.delta import writing
 from personality_vector.delta.layers import layer_of
 from personality_vector.delta.lora import LEFT, RIGHT, Adapter, LowRank, factors_of
-from personality_vector.delta.record import RECORD, DeltaRecord, Storage, read_record
+from personality_vector.delta.record import (
+    RECORD,
+    DeltaRecord,
+    ReferenceRecord,
+    Storage,
+    read_record,
+)
 from personality_vector.delta.sources import Difference, Stored, TensorSource
 from personality_vector.errors import CheckpointError, RecipeError, VerificationError, some
 from personality_vector.manifest import rounded, write_manifest
@@ -44,48 +50,43 @@ def save_stored(
     ``record`` has the keys of :class:`DeltaRecord` that do not depend on the storage.
     """
     _require_storable(source, str(record["label"]), storage, rank)
-    how = {"storage": storage} | ({"rank": rank} if rank else {})
+    how: dict[str, Any] = {"storage": storage, "rank": rank}
+    found = writing.Findings()
     with AtomicDirectory(directory, force=force, inputs=source.inputs) as partial:
-        learnt = _write(source, partial, storage, rank)
+        if isinstance(source, Adapter) and storage == "lora":
+            writing.write_adapter(source, partial, found)
+            how["adapter"] = source.scaling
+        elif isinstance(source, Difference) and storage == "reference":
+            writing.measure(source, found)
+            how["reference"] = ReferenceRecord(
+                base=str(source.base.path),
+                tuned=str(source.tuned.path),
+                tuned_digest=source.tuned.fingerprint.digest,
+            )
+        elif rank is not None:
+            writing.write_low_rank(source, partial, rank, found)
+        else:
+            writing.write_entries(source, partial, _DTYPES[storage], found)
+        if found.exact:
+            save_file(found.exact, partial / _EXACT)
         source.require_unchanged()
-        hashes = {name: digest.hexdigest() for name, digest in learnt.digests.items()}
-        exact = {name: writing.hash_of([part]) for name, part in learnt.exact.items()}
-        found = {
-            "adapter": learnt.adapter,
-            "reference": learnt.reference,
-            "tensors": {name: rounded(row.model_dump()) for name, row in learnt.tensors.items()},
+        hashes = {name: digest.hexdigest() for name, digest in found.digests.items()}
+        exact = {name: writing.hash_of([part]) for name, part in found.exact.items()}
+        how |= {
+            "tensors": {name: rounded(row.model_dump()) for name, row in found.tensors.items()},
             "hashes": hashes | exact,
-            "tuned_dtypes": learnt.tuned_dtypes,
+            "tuned_dtypes": found.tuned_dtypes,
             "exact": bool(exact),
         }
-        content = DeltaRecord.model_validate({**record, **how, **found})
+        content = DeltaRecord.model_validate({**record, **how})
         text = json.dumps(content.model_dump(mode="json"), indent=2)
         (partial / RECORD).write_text(text + "\n", encoding="utf-8")
-        inputs = {str(index): str(path) for index, path in enumerate(source.inputs)}
-        write_manifest(partial, "delta", {**record, **how, "inputs": inputs, **_kept(content)})
-
-
-def _write(source: TensorSource, folder: Path, storage: str, rank: int | None) -> writing.Learnt:
-    learnt = writing.Learnt()
-    if isinstance(source, Adapter) and storage == "lora":
-        writing.write_adapter(source, folder, learnt)
-    elif isinstance(source, Difference) and storage == "reference":
-        writing.measure(source, learnt)
-    elif rank is not None:
-        writing.write_low_rank(source, folder, rank, learnt)
-    else:
-        writing.write_entries(source, folder, _DTYPES[storage], learnt)
-    if learnt.exact:
-        save_file(learnt.exact, folder / _EXACT)
-    return learnt
-
-
-def _kept(record: DeltaRecord) -> dict[str, Any]:
-    """Return the share of the energy that a low-rank delta kept, for its manifest."""
-    if record.rank is None:
-        return {}
-    layers = {layer: total.kept for layer, total in record.totals(layer_of).items()}
-    return {"kept": {"all": record.total.kept, "layers": layers}}
+        manifest = {**record, "storage": storage, **({"rank": rank} if rank else {})}
+        manifest["inputs"] = {str(index): str(path) for index, path in enumerate(source.inputs)}
+        if rank:
+            layers = {layer: total.kept for layer, total in content.totals(layer_of).items()}
+            manifest["kept"] = {"all": content.total.kept, "layers": layers}
+        write_manifest(partial, "delta", manifest)
 
 
 def _require_storable(source: TensorSource, label: str, storage: str, rank: int | None) -> None:
@@ -150,19 +151,21 @@ def _unmoved(directory: Path, where: str, digest: str) -> Checkpoint:
 
 def _require_agreement(tensors: Checkpoint, exact: Checkpoint | None, record: DeltaRecord) -> None:
     stored = set(tensors.entries) | set(exact.entries if exact else ())
-    odd = stored ^ set(record.hashes)
+    differing = stored ^ set(record.hashes)
     halves = {name + end: name for name in record.tensors for end in (LEFT, RIGHT)}
     if record.adapter is not None:
         weights = [name for name in record.tensors if name.endswith(".weight")]
         halves = {half: name for name in weights for half in factors_of(name)}
-    odd |= {halves.get(name, name) for name in tensors.entries} ^ set(record.tensors)
-    odd |= {
+    differing |= {halves.get(name, name) for name in tensors.entries} ^ set(record.tensors)
+    differing |= {
         name
         for name in set(tensors.entries) & set(record.tensors)
         if tensors.entries[name].shape != record.tensors[name].shape
     }
-    if odd:
-        raise CheckpointError(f"{tensors.path}: {_TENSORS} and {RECORD} disagree on {some(odd)}")
+    if differing:
+        raise CheckpointError(
+            f"{tensors.path}: {_TENSORS} and {RECORD} disagree on {some(differing)}"
+        )
 
 
 def verify(directory: Path) -> int:
@@ -178,10 +181,11 @@ def verify(directory: Path) -> int:
         exact = read_header(directory / _EXACT) if record.exact else {}
         stored = Checkpoint(directory, read_header(directory / _TENSORS) | exact)
         found = {name: _hash(stored.part, name, one.shape) for name, one in stored.entries.items()}
-    odd = [name for name, digest in record.hashes.items() if found.get(name) != digest]
-    if odd:
+    differing = [name for name, digest in record.hashes.items() if found.get(name) != digest]
+    if differing:
         raise VerificationError(
-            f"{directory}: {some(odd)}: the content is not what was saved; take the delta again"
+            f"{directory}: {some(differing)}: the content is not what was saved; "
+            "take the delta again"
         )
     return len(found)
 

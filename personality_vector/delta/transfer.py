@@ -1,9 +1,9 @@
 """Moving a delta onto another model: one of the same shapes, or the language part of a VLM.
 
 Chat vectors, Huang et al. 2023, arXiv:2310.04799, add a delta of one model to a relative of it:
-``theta_target + alpha * (theta_tuned - theta_of)``. Only names change on the way, no number. Two
-models agree by name and shape, by the sizes in their configurations, by what the rows of their
-embeddings mean, and by whether they have a head of their own. Weights are not read.
+``theta_target + alpha * (theta_tuned - theta_of)``. Names change on the way, numbers do not. Two
+models have to agree in names and shapes, in the sizes of their configurations, in what the rows of
+their embeddings mean, and in whether they have a head of their own. Weights are not read.
 """
 
 import filecmp
@@ -15,8 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from personality_vector.checkpoint import Checkpoint, read_json
-from personality_vector.checkpoint.names import beginning, canonical, canonical_names, kind
+from personality_vector.checkpoint import (
+    Checkpoint,
+    beginning,
+    canonical,
+    canonical_names,
+    kind,
+    read_json,
+)
 from personality_vector.delta.delta import Delta, digest
 from personality_vector.delta.sources import Renamed
 from personality_vector.errors import (
@@ -34,12 +40,12 @@ _REMEDY = "exclude embeddings and head to leave them alone"
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What a moved delta changes in its target, and what it does not.
+    """Says what a moved delta changes in its target, and what it leaves alone.
 
     Attributes:
         matched: Tensors of the target that it is added to.
         excluded: Tensors of the delta that were left out, as the delta calls them.
-        left_alone: All other tensors of the target: with ``matched``, every one of them.
+        left_alone: All other tensors of the target.
     """
 
     matched: tuple[str, ...]
@@ -123,20 +129,19 @@ class _Move:
         by_vocabulary = any(kind(name) in _BY_VOCABULARY for name in kept)
         if by_vocabulary:
             self._require_one_head(excluded)
-        theirs = self._counterparts()
-        places = {self._place(name, theirs): name for name in kept}
-        if self._odd_sizes:
-            self._refuse(f"{self.of.path} and {self.target.path} differ in {self._odd_sizes}")
+        if self.of.names == self.target.names:
+            counterparts = {name: name for name in self.of.names}
+        else:
+            ours, theirs = canonical_names(self.of), canonical_names(self.target)
+            counterparts = {own: theirs[name] for name, own in ours.items() if name in theirs}
+        places = {self._place(name, counterparts): name for name in kept}
+        if self._size_differences:
+            self._refuse(
+                f"{self.of.path} and {self.target.path} differ in {self._size_differences}"
+            )
         if by_vocabulary:
             self._require_same_tokens()
         return places
-
-    def _counterparts(self) -> dict[str, str]:
-        """Return ``{name in the base of the delta: name in the target}``."""
-        if self.of.names == self.target.names:
-            return {name: name for name in self.of.names}
-        ours, theirs = canonical_names(self.of), canonical_names(self.target)
-        return {name: theirs[given] for given, name in ours.items() if given in theirs}
 
     def _place(self, name: str, counterparts: Mapping[str, str]) -> str:
         place = counterparts.get(name)
@@ -149,7 +154,7 @@ class _Move:
             )
         entry = self.target.entries[place]
         if entry.shape != self.delta.shape(name):
-            self._refuse(self._odd_shape(name, place))
+            self._refuse(self._shape_difference(name, place))
         if not entry.dtype.is_floating_point:
             self._refuse(
                 f"{place} of {self.target.path} is {entry.dtype}; a delta is added to "
@@ -157,7 +162,7 @@ class _Move:
             )
         return place
 
-    def _odd_shape(self, name: str, place: str) -> str:
+    def _shape_difference(self, name: str, place: str) -> str:
         ours, theirs = self.delta.shape(name), self.target.entries[place].shape
         if kind(name) in _BY_VOCABULARY and ours[1:] == theirs[1:]:
             return (
@@ -188,11 +193,12 @@ class _Move:
         if not (one.is_file() and other.is_file()) or filecmp.cmp(one, other, shallow=False):
             return
         ours, theirs = _tokens(one), _tokens(other)
-        odd = sorted(row for row in ours.keys() & theirs.keys() if ours[row] != theirs[row])
-        if odd:
+        differing = sorted(row for row in ours.keys() & theirs.keys() if ours[row] != theirs[row])
+        if differing:
+            row = differing[0]
             self._refuse(
-                f"the vocabularies differ in {len(odd)} tokens: {odd[0]} is {ours[odd[0]]!r} in "
-                f"{self.of.path} and {theirs[odd[0]]!r} in {self.target.path}; {_REMEDY}"
+                f"the vocabularies differ in {len(differing)} tokens: {row} is {ours[row]!r} in "
+                f"{self.of.path} and {theirs[row]!r} in {self.target.path}; {_REMEDY}"
             )
 
     def _refuse(self, why: str) -> NoReturn:
@@ -200,18 +206,18 @@ class _Move:
 
     @property
     def _sizes(self) -> str:
-        return f" (the models differ in {self._odd_sizes})" if self._odd_sizes else ""
+        return f" (the models differ in {self._size_differences})" if self._size_differences else ""
 
     @cached_property
-    def _odd_sizes(self) -> str:
+    def _size_differences(self) -> str:
         """The sizes of the two language models that differ, as far as both are known."""
         ours, theirs = _stated_sizes(self.of), _stated_sizes(self.target)
         layers = _SIZES[0]
         if layers not in ours.keys() & theirs.keys():
             ours[layers], theirs[layers] = _depth(self.of), _depth(self.target)
         both = [key for key in _SIZES if key in ours and key in theirs]
-        odd = [key for key in both if ours[key] != theirs[key]]
-        return ", ".join(f"{key} ({ours[key]} and {theirs[key]})" for key in odd)
+        differing = [key for key in both if ours[key] != theirs[key]]
+        return ", ".join(f"{key} ({ours[key]} and {theirs[key]})" for key in differing)
 
 
 def _stated_sizes(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -240,7 +246,7 @@ def _tokens(file: Path) -> dict[int, str]:
 
 
 def _grouped(names: Iterable[str]) -> dict[str, int]:
-    """Return how many names begin alike: ``{"model.visual.*": 129, "lm_head.weight": 1}``."""
+    """Count names by their beginning: ``{"model.visual.*": 129, "lm_head.weight": 1}``."""
     found = {name: beginning(name) for name in names}
     counts = Counter(found.values())
     return {

@@ -1,4 +1,4 @@
-"""Writing a delta in one pass: every part is stored, hashed and measured as it goes by."""
+"""Writing a delta in one pass: every part is stored, hashed and measured as it is read."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,35 +12,23 @@ import xxhash
 from jaxtyping import Float64
 from torch import Tensor
 
-from personality_vector.checkpoint import ShardWriter, TensorPlan
-from personality_vector.checkpoint.header import NAMES
-from personality_vector.delta.lora import (
-    LEFT,
-    RIGHT,
-    Adapter,
-    Scaling,
-    is_smaller_factored,
-    rows_of_product,
-)
+from personality_vector.checkpoint import NAMES, ShardWriter, TensorPlan
+from personality_vector.delta.lora import LEFT, RIGHT, Adapter, is_smaller_factored, rows_of_product
 from personality_vector.delta.low_rank import truncated
-from personality_vector.delta.record import ReferenceRecord, TensorRecord
+from personality_vector.delta.record import TensorRecord
 from personality_vector.delta.sources import Difference, Stored, TensorSource, whole
 from personality_vector.errors import NonFiniteError, blame
 from personality_vector.numeric.kernels import is_finite, rounded
 from personality_vector.numeric.parallel import pieces
 from personality_vector.progress import progress
 
-Keep = Callable[[slice, Float64[Tensor, " entries"]], Float64[Tensor, " entries"]]
-"""Stores a part of one delta tensor, and returns what will be read back of it."""
-
-
-KeepOf = Callable[[str], Keep]
-"""Returns what stores the tensor of this name."""
+Keep = Callable[[str, slice, Float64[Tensor, " entries"]], Float64[Tensor, " entries"]]
+"""Stores a part of the delta tensor of a name, and returns what will be read back of it."""
 
 
 @dataclass(slots=True)
-class Learnt:
-    """What is learnt while a delta is written; see :class:`DeltaRecord`.
+class Findings:
+    """Collects what is found out while a delta is written; see :class:`DeltaRecord`.
 
     ``digests`` are those that the hashes come from. ``exact`` grows with the entries that base plus
     delta does not restore, which are few: in a float32 fine-tune those whose magnitude changed by a
@@ -51,76 +39,71 @@ class Learnt:
     digests: dict[str, Any] = field(default_factory=dict)
     tuned_dtypes: Mapping[str, str] = field(default_factory=dict)
     exact: dict[str, Tensor] = field(default_factory=dict)
-    adapter: Scaling | None = None
-    reference: ReferenceRecord | None = None
 
 
-def write_entries(source: TensorSource, folder: Path, dtype: torch.dtype, learnt: Learnt) -> None:
+def write_entries(source: TensorSource, folder: Path, dtype: torch.dtype, found: Findings) -> None:
     """Write every entry in ``dtype``; for float32, note what it takes to be exact."""
     plans = [TensorPlan(name, dtype, source.shape(name)) for name in source.names]
-    with _Writer(folder, plans, learnt) as writer:
-        keep_of: KeepOf = partial(_rounding, writer, dtype)
+    with _Writer(folder, plans, found) as writer:
+        keep: Keep = partial(_rounded, writer, dtype)
         if dtype == torch.float32 and isinstance(source, Stored):
-            learnt.tuned_dtypes = source.tuned_dtypes
+            found.tuned_dtypes = source.tuned_dtypes
             if source.exact is not None:
-                learnt.exact = {name: source.exact[name] for name in source.exact.names}
+                found.exact = {name: source.exact[name] for name in source.exact.names}
         if dtype == torch.float32 and isinstance(source, Difference):
             entries = source.tuned.entries
-            learnt.tuned_dtypes = {name: NAMES[entries[name].dtype] for name in source.names}
-            keep_of = partial(_exactly, keep_of, source, learnt)
-        _store(source, learnt, keep_of)
+            found.tuned_dtypes = {name: NAMES[entries[name].dtype] for name in source.names}
+            keep = partial(_exactly, keep, source, found)
+        _store(source, found, keep)
 
 
-def write_adapter(adapter: Adapter, folder: Path, learnt: Learnt) -> None:
+def write_adapter(adapter: Adapter, folder: Path, found: Findings) -> None:
     """Write the factors as they are."""
-    learnt.adapter = adapter.scaling
     plans = list(adapter.factors.entries.values())
-    with _Writer(folder, plans, learnt) as writer:
+    with _Writer(folder, plans, found) as writer:
         for plan in plans:
             writer.write_part(plan.name, 0, adapter.factors.part(plan.name, slice(None)))
-    _store(adapter, learnt, lambda _: lambda _, delta: delta)
+    _store(adapter, found, lambda *part: part[-1])
 
 
-def write_low_rank(source: TensorSource, folder: Path, rank: int, learnt: Learnt) -> None:
-    """Write two factors of every matrix that takes less room so, and every other tensor whole."""
-    plans = [plan for name in source.names for plan in _low_rank_plans(source, name, rank)]
-    with _Writer(folder, plans, learnt) as writer:
-        _store(source, learnt, partial(_factoring, writer, source, rank))
+def write_low_rank(source: TensorSource, folder: Path, rank: int, found: Findings) -> None:
+    """Write two factors of every matrix that is larger than they are; other tensors whole."""
+    plans = []
+    for name in source.names:
+        shapes = {name: source.shape(name)}
+        if is_smaller_factored(shapes[name], rank):
+            rows, columns = shapes[name]
+            shapes = {name + LEFT: (rows, rank), name + RIGHT: (rank, columns)}
+        plans += [TensorPlan(factor, torch.float32, shape) for factor, shape in shapes.items()]
+    with _Writer(folder, plans, found) as writer:
+        _store(source, found, partial(_factored, writer, source, rank, {}))
 
 
-def measure(source: Difference, learnt: Learnt) -> None:
+def measure(source: Difference, found: Findings) -> None:
     """Write nothing; note the statistics and a hash of every float64 delta tensor."""
-    base, tuned = source.base.path, source.tuned
-    learnt.reference = ReferenceRecord(
-        base=str(base), tuned=str(tuned.path), tuned_digest=tuned.fingerprint.digest
-    )
-    learnt.digests = {name: xxhash.xxh3_128() for name in source.names}
-    _store(source, learnt, partial(_hashing, learnt))
+    found.digests = {name: xxhash.xxh3_128() for name in source.names}
+
+    def keep(name: str, _: slice, delta: Tensor) -> Tensor:
+        found.digests[name].update(_raw(delta))
+        return delta
+
+    _store(source, found, keep)
 
 
-def _low_rank_plans(source: TensorSource, name: str, rank: int) -> list[TensorPlan]:
-    shape = source.shape(name)
-    if not is_smaller_factored(shape, rank):
-        return [TensorPlan(name, torch.float32, shape)]
-    rows, columns = shape
-    factors = {name + LEFT: (rows, rank), name + RIGHT: (rank, columns)}
-    return [TensorPlan(factor, torch.float32, size) for factor, size in factors.items()]
-
-
-def _store(source: TensorSource, learnt: Learnt, keep_of: KeepOf) -> None:
-    """Store every tensor, and note what is learnt of it."""
+def _store(source: TensorSource, found: Findings, keep: Keep) -> None:
+    """Store every tensor, and note what is found out about it."""
     for name in progress(source.names, "diff"):
         with blame(tensor=name):
-            learnt.tensors[name] = _measured(source, name, keep_of(name))
+            found.tensors[name] = _measured(source, name, keep)
 
 
 def _measured(source: TensorSource, name: str, keep: Keep) -> TensorRecord:
-    """Store one tensor part by part, and return what was learnt of it."""
+    """Store one tensor part by part, and return its statistics."""
     square = stored_square = lost_square = 0.0
     zeros, count = 0, whole(source, name).stop
     for part in pieces(count):
         delta = source.part(name, part)
-        stored = keep(part, delta)
+        stored = keep(name, part, delta)
         lost = stored - delta
         square += float(delta.dot(delta))
         stored_square += float(stored.dot(stored))
@@ -138,67 +121,63 @@ def _measured(source: TensorSource, name: str, keep: Keep) -> TensorRecord:
 class _Writer(ShardWriter):
     """Writes parts of tensors in order, and hashes them."""
 
-    def __init__(self, folder: Path, plans: Sequence[TensorPlan], learnt: Learnt) -> None:
+    def __init__(self, folder: Path, plans: Sequence[TensorPlan], found: Findings) -> None:
         super().__init__(folder, plans, 2**63, stem="delta")
-        self._digests = learnt.digests = {plan.name: xxhash.xxh3_128() for plan in plans}
+        self._digests = found.digests = {plan.name: xxhash.xxh3_128() for plan in plans}
 
     def write_part(self, name: str, start: int, entries: Tensor) -> None:
         super().write_part(name, start, entries)
         self._digests[name].update(_raw(entries))
 
 
-def _rounding(writer: ShardWriter, dtype: torch.dtype, name: str) -> Keep:
+def _rounded(
+    writer: ShardWriter, dtype: torch.dtype, name: str, part: slice, delta: Tensor
+) -> Tensor:
     """Store the entries, rounded once."""
-
-    def keep(part: slice, delta: Tensor) -> Tensor:
-        stored = rounded(delta, dtype)
-        if not is_finite(stored):
-            raise NonFiniteError(
-                f"{name}: the delta is as large as {float(delta.abs().max()):g}, more than "
-                f"{dtype} holds".replace("torch.", "")
-            )
-        writer.write_part(name, part.start, stored)
-        return stored.double()
-
-    return keep
+    stored = rounded(delta, dtype)
+    if not is_finite(stored):
+        raise NonFiniteError(
+            f"{name}: the delta is as large as {float(delta.abs().max()):g}, more than "
+            f"{dtype} holds".replace("torch.", "")
+        )
+    writer.write_part(name, part.start, stored)
+    return stored.double()
 
 
-def _exactly(keep_of: KeepOf, source: Difference, learnt: Learnt, name: str) -> Keep:
+def _exactly(
+    keep: Keep, source: Difference, found: Findings, name: str, part: slice, delta: Tensor
+) -> Tensor:
     """Store the entries, and note which of them do not restore the fine-tuned value."""
-    keep = keep_of(name)
-
-    def keep_exactly(part: slice, delta: Tensor) -> Tensor:
-        stored = keep(part, delta)
-        tuned = source.tuned.part(name, part)
-        restored = Stored.sum_of(source.base.part(name, part), stored.float(), tuned.dtype)
-        # Compared as bits, so that -0.0 and 0.0 differ.
-        wrong = (_bits(restored) != _bits(tuned)).nonzero()[:, 0]
-        if wrong.numel():
-            _append(learnt.exact, f"{name}.index", wrong + part.start)
-            _append(learnt.exact, f"{name}.value", tuned[wrong])
-        return stored
-
-    return keep_exactly
+    stored = keep(name, part, delta)
+    tuned = source.tuned.part(name, part)
+    restored = Stored.sum_of(source.base.part(name, part), stored.float(), tuned.dtype)
+    # Compared as bits, so that -0.0 and 0.0 differ.
+    wrong = (_bits(restored) != _bits(tuned)).nonzero()[:, 0]
+    if wrong.numel():
+        for end, entries in ((".index", wrong + part.start), (".value", tuned[wrong])):
+            before = [found.exact[name + end]] if name + end in found.exact else []
+            found.exact[name + end] = torch.cat([*before, entries])
+    return stored
 
 
-def _factoring(writer: ShardWriter, source: TensorSource, rank: int, name: str) -> Keep:
-    """Store the two factors of a matrix at once, and read entries back from their product."""
+def _factored(  # noqa: PLR0913  (what is fixed for a delta, and then one part)
+    writer: ShardWriter,
+    source: TensorSource,
+    rank: int,
+    factors: dict[str, tuple[Tensor, Tensor]],
+    name: str,
+    part: slice,
+    delta: Tensor,
+) -> Tensor:
+    """Store both factors of a matrix with its first part; read every part from their product."""
     if not is_smaller_factored(source.shape(name), rank):
-        return _rounding(writer, torch.float32, name)
-    left, right = truncated(source, name, rank)
-    writer.write_part(name + LEFT, 0, left.reshape(-1))
-    writer.write_part(name + RIGHT, 0, right.reshape(-1))
-    return lambda part, _: rows_of_product(left, right, part)
-
-
-def _hashing(learnt: Learnt, name: str) -> Keep:
-    """Store nothing but the hash of the entries."""
-
-    def keep(_: slice, delta: Tensor) -> Tensor:
-        learnt.digests[name].update(_raw(delta))
-        return delta
-
-    return keep
+        return _rounded(writer, torch.float32, name, part, delta)
+    if name not in factors:
+        factors.clear()
+        factors[name] = left, right = truncated(source, name, rank)
+        writer.write_part(name + LEFT, 0, left.reshape(-1))
+        writer.write_part(name + RIGHT, 0, right.reshape(-1))
+    return rows_of_product(*factors[name], part)
 
 
 def hash_of(parts: Iterable[Tensor]) -> str:
@@ -207,10 +186,6 @@ def hash_of(parts: Iterable[Tensor]) -> str:
     for part in parts:
         digest.update(_raw(part))
     return str(digest.hexdigest())
-
-
-def _append(table: dict[str, Tensor], name: str, entries: Tensor) -> None:
-    table[name] = torch.cat([table[name], entries]) if name in table else entries
 
 
 def _bits(entries: Tensor) -> Tensor:

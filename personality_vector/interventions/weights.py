@@ -109,20 +109,9 @@ class MergedSpec(InterventionSpec):
 
     def open(self, base: Checkpoint) -> WeightEdit:
         """Return the edit by the merge."""
-        from personality_vector.merging.merged import merged
-        from personality_vector.merging.summands import Summand
+        from personality_vector.merging.merged import merged_by
 
-        delta = merged(
-            base,
-            [Summand(term.source, term.alpha, term.of, term.label) for term in self.terms],
-            method=self.method,
-            options=self.options,
-            seed=self.seed,
-            label=self.label,
-            include=self.include,
-            exclude=self.exclude,
-        )
-        return WeightEdit(delta, self.label)
+        return WeightEdit(merged_by(self, base, self.label), self.label)
 
 
 @dataclass(frozen=True, slots=True)

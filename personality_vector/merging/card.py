@@ -1,4 +1,4 @@
-"""The README.md of a merged checkpoint: the Hub's metadata, and what the manifest says in words."""
+"""The model card of a merge: the Hub's metadata, and the manifest in words."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -22,11 +22,11 @@ _COLUMNS = {
 def model_card(merge: Mapping[str, Any]) -> str:
     """Return a model card for a merge.
 
-    Whatever a recipe or a label says is shown as it is: it is neither markup nor a link.
+    Text from a recipe or a label is shown as it is, never as markup or as a link.
 
     Args:
-        merge: Content of the manifest: the plan's description; optionally ``realised`` and
-            ``tensors``, and ``recipe`` (JSON-like), by which the merge can be made again.
+        merge: The content of the manifest: the description of the plan; optionally ``realised``,
+            ``tensors``, and the ``recipe`` that makes the merge again.
     """
     base, tags = merge["base"]["reference"], ["merge", "personality-vector", merge["method"]]
     parts = [
@@ -84,7 +84,7 @@ def _method(merge: Mapping[str, Any]) -> str:
 
 
 def _rounding(merge: Mapping[str, Any]) -> str:
-    """Return how it was rounded, and how much of the change that left."""
+    """Return how the merge was rounded, and how much of the change rounding left."""
     output = merge.get("output", {})
     dtype = output.get("dtype", "same")
     dtype = "the dtype of the base" if dtype == "same" else dtype

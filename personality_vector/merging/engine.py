@@ -17,7 +17,6 @@ from personality_vector.checkpoint import (
     TensorPlan,
     parse_size,
 )
-from personality_vector.delta import Delta
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import blame
 from personality_vector.manifest import write_manifest
@@ -26,8 +25,8 @@ from personality_vector.merging.formula import OptionValue
 from personality_vector.merging.loop import Cast, Loop, Squares, added
 from personality_vector.merging.merged import merged
 from personality_vector.merging.plan import MergePlan, Output, plan_merge
-from personality_vector.merging.summands import Summand
-from personality_vector.merging.terms import BATCH, Alpha, runs, runs_over
+from personality_vector.merging.summands import Asked
+from personality_vector.merging.terms import BATCH, runs, runs_over
 from personality_vector.numeric.parallel import in_parallel
 from personality_vector.numeric.random import key_for
 from personality_vector.progress import progress
@@ -37,11 +36,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
-    """What was written.
+    """Says what was written.
 
     Attributes:
         path: The merged checkpoint.
-        realised: Share of the ideal change that survived rounding: projection, 1 = all.
+        realised: Share of the ideal change that survived rounding, as a projection; 1 is all of it.
         manifest: The content of ``MANIFEST.json``.
     """
 
@@ -51,20 +50,15 @@ class MergeReport:
 
 
 class Batch(NamedTuple):
-    """A run of one tensor that one thread merges."""
+    """The entries of one tensor that one thread merges."""
 
     tensor: TensorPlan
     part: slice
 
-    @property
-    def size(self) -> int:
-        """Bytes that will be written."""
-        return int(self.part.stop - self.part.start) * self.tensor.dtype.itemsize
-
 
 def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
     base: str | Path | Checkpoint,
-    terms: Sequence[tuple[Delta | str | Path, Alpha] | Summand],
+    terms: Sequence[Asked],
     *,
     out: str | Path,
     method: str = "task_arithmetic",
@@ -86,14 +80,14 @@ def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
     Args:
         base: Directory, Hub id or ``builtin:demo``.
         terms: Pairs of a delta (or a saved delta, fine-tuned checkpoint or LoRA adapter) and
-            alpha; or :class:`Summand`, for a delta of another base.
+            alpha; for a delta of another base, that base is the third element.
         out: Directory to write; it appears whole or not at all.
         method: A name in :data:`personality_vector.merging.methods.METHODS`.
-        options: Of the method, such as ``{"density": 0.2}``.
-        seed: Of random masks and stochastic rounding.
+        options: Options of the method, such as ``{"density": 0.2}``.
+        seed: Seed of random masks and stochastic rounding.
         output: dtype, rounding and shard size.
         include: Tensors to change, by word (``embeddings``, ``head``, ``norms``) or by pattern.
-        exclude: Tensors to leave as they are, likewise.
+        exclude: Tensors to leave as they are, by word or by pattern as well.
         device: ``auto``, ``cpu`` or ``cuda``.
         force: Replace an output that this tool wrote.
 
@@ -122,7 +116,9 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
         with ShardWriter(directory, plan.tensors, shard_size) as writer:
             plan.merged.survey(plan.device)
             batches = [Batch(t, part) for t in plan.tensors for part in runs(t.shape, BATCH)]
-            shown = progress(batches, "merge", lambda batch: batch.size)
+            shown = progress(
+                batches, "merge", lambda b: (b.part.stop - b.part.start) * b.tensor.dtype.itemsize
+            )
             # Closed, so that no thread writes on when this loop is left early.
             with closing(in_parallel(partial(_merge_batch, plan, writer), batches)) as done:
                 for batch, squares in zip(shown, done, strict=True):
@@ -130,7 +126,16 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
                         measured.setdefault(batch.tensor.name, []).append(squares)
         plan.base.require_unchanged()
         plan.merged.require_unchanged()
-        realised, statistics = _statistics(measured)
+        totals = {name: Squares.total(parts) for name, parts in measured.items()}
+        statistics = {
+            name: {
+                "change_norm": math.sqrt(total.change),
+                "base_norm": math.sqrt(total.base),
+                "realised": total.share,
+            }
+            for name, total in totals.items()
+        }
+        realised = reduce(Squares.plus, totals.values(), Squares()).share
         content = {**plan.describe(), "realised": realised, "tensors": statistics}
         manifest = complete(directory, plan.base, plan.output.dtype, content)
     log.info("merged %d terms into %s", len(plan.merged.terms), out)
@@ -157,31 +162,16 @@ def _merge_batch(plan: MergePlan, writer: ShardWriter, batch: Batch) -> Squares:
     return total
 
 
-def _statistics(
-    measured: Mapping[str, list[Squares]],
-) -> tuple[float | None, dict[str, dict[str, float | None]]]:
-    totals = {name: Squares.total(parts) for name, parts in measured.items()}
-    rows = {
-        name: {
-            "change_norm": math.sqrt(total.change),
-            "base_norm": math.sqrt(total.base),
-            "realised": total.share,
-        }
-        for name, total in totals.items()
-    }
-    return reduce(Squares.plus, totals.values(), Squares()).share, rows
-
-
 def complete(
     directory: Path, base: Checkpoint, dtype: str, content: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Add to merged weights what makes them a checkpoint; return the manifest, written last.
 
     Args:
-        directory: With the weights.
-        base: Whose config, tokenizer and the like are copied.
-        dtype: That the config is to name, or ``same``.
-        content: Of the manifest, from which the card is made.
+        directory: The folder with the weights.
+        base: The model whose config, tokenizer and other side files are copied.
+        dtype: The dtype that the config is to name, or ``same``.
+        content: The content of the manifest, from which the card is made as well.
     """
     base.copy_side_files(directory)
     if dtype != "same":
@@ -192,7 +182,7 @@ def complete(
 
 
 def _with_dtype(config: Any, dtype: str) -> Any:
-    """Return a config whose dtype is another, also in the parts of a vision-language model."""
+    """Return a config that names another dtype, also in the parts of a vision-language model."""
     if not isinstance(config, dict):
         return config
     return {

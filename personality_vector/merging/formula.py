@@ -1,7 +1,7 @@
-"""What a merge method is made of: what is kept of each delta, and how what is kept becomes one.
+"""The parts of a merge method: what is kept of each delta, and how the kept parts are combined.
 
-What a method says, it says once: from :class:`Kept` and :class:`Vote` follow both the operations of
-torch below, on any device, and the loop that :mod:`personality_vector.merging.loop` compiles for
+A method is written once. Both its forms follow from :class:`Kept` and :class:`Vote`: the operations
+of torch below, for any device, and the loop of :mod:`personality_vector.merging.loop`, compiled for
 the CPU. The methods themselves are the rows of :mod:`personality_vector.merging.methods`.
 """
 
@@ -28,11 +28,11 @@ Entries = Float64[Tensor, " entries"]
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Which entries of a slice stay: those of some magnitudes that chance spares.
+    """Says which entries of a slice stay: by magnitude, and then by chance.
 
     Attributes:
-        low: The float32 magnitude below which an entry is left out.
-        high: The float32 magnitude from which on it is left out.
+        low: Entries of a smaller float32 magnitude are left out.
+        high: Entries of this float32 magnitude or a larger one are left out.
         drop_rate: The probability that an entry is left out; the others are divided by its
             complement. Or a function that returns one for each entry, which has no compiled form.
     """
@@ -53,11 +53,11 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """How terms that are scaled by alpha become one delta, entry by entry.
+    """Combines terms that are scaled by alpha into one delta, entry by entry.
 
     Attributes:
-        over: The sum of ``all`` terms; or the ``mean`` or ``sum`` of those that have the elected
-            sign, and 0 where none has it or where the vote ends in a tie.
+        over: ``all`` adds up all terms; ``mean`` and ``sum`` take those that have the elected
+            sign, and give 0 where none has it or where the vote ends in a tie.
         by_count: Whether the sign is elected by the number of terms, not by their mass.
     """
 
@@ -78,7 +78,7 @@ class Combine(ABC):
     """A method with its options fixed: a pure function from the slices of all terms to a delta.
 
     Attributes:
-        name: Of the method.
+        name: Name of the method.
         source: Its citation.
         options: Every option with its value.
     """
@@ -101,9 +101,9 @@ class Formula(Combine):
     """``lambda * consensus(alpha_1 * kept(delta_1), ...)``: a row of the table, options fixed.
 
     Attributes:
-        keep: From a slice to what stays of it; looks at no entry.
-        consensus: What becomes of the terms.
-        lambda_: Factor of the result.
+        keep: From a slice to what stays of it; it looks at no entry.
+        consensus: How the terms are combined.
+        lambda_: Factor on the result.
     """
 
     keep: Callable[[Slice], Kept]
@@ -119,7 +119,7 @@ class Formula(Combine):
 
 @dataclass(frozen=True, slots=True)
 class Sparsification:
-    """What is kept of each delta.
+    """Says what is kept of each delta.
 
     Attributes:
         keep: From a slice and the options, its keyword-only parameters, to what stays of it.
@@ -139,10 +139,10 @@ class MergeMethod:
     """A row of the table: ``lambda * consensus(alpha_i * kept(delta_i))``.
 
     Attributes:
-        name: In a recipe.
+        name: Its name in a recipe.
         source: Its citation.
         sparsify: What is kept of each delta.
-        consensus: From the options, its keyword-only parameters, to how the terms become one. Of
+        consensus: From the options, its keyword-only parameters, to how the terms are combined. Of
             one term it returns that term.
     """
 
@@ -153,7 +153,7 @@ class MergeMethod:
 
     @cached_property
     def options(self) -> dict[str, inspect.Parameter]:
-        """Every option: the parameter that it is, with its default and its type."""
+        """Every option by name: the parameter behind it, with its default and its type."""
         return _options(self.sparsify.keep) | _options(self.consensus) | _options(scaled)
 
     def bind(self, given: Options) -> Formula:
@@ -164,7 +164,9 @@ class MergeMethod:
         """
         for name in given:
             if name not in self.options:
-                raise RecipeError(self._unknown(name))
+                other = {"density": "drop_rate", "drop_rate": "density"}.get(name)
+                hint = f" ({other} = 1 - {name})" if other in self.options else ""
+                raise RecipeError(f"{self.name} takes {', '.join(self.options)}; got {name}{hint}")
         values = {
             name: _checked(self.name, name, given.get(name, option.default), option.annotation)
             for name, option in self.options.items()
@@ -180,11 +182,6 @@ class MergeMethod:
             consensus(**_arguments(consensus, values)),
             float(values["lambda"]),
         )
-
-    def _unknown(self, name: str) -> str:
-        other = {"density": "drop_rate", "drop_rate": "density"}.get(name)
-        hint = f" ({other} = 1 - {name})" if other in self.options else ""
-        return f"{self.name} takes {', '.join(self.options)}; got {name}{hint}"
 
 
 class Range(NamedTuple):

@@ -1,4 +1,4 @@
-"""Fusion: some steering vectors become one, by the methods of a merge."""
+"""Fusion: combining steering vectors into one, by the methods of a merge."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from personality_vector.checkpoint import Fingerprint
-from personality_vector.delta import Delta
-from personality_vector.delta.delta import digest
-from personality_vector.delta.sources import TensorSource, whole
+from personality_vector.delta import Delta, TensorSource, digest, whole
 from personality_vector.errors import DataError, NonFiniteError, RecipeError
 from personality_vector.merging.formula import Formula, Options
 from personality_vector.merging.merged import Merged
@@ -21,17 +19,17 @@ from personality_vector.merging.summands import alpha_by_tensor
 from personality_vector.merging.terms import Term
 
 Scale = Literal["raw", "unit", "equal"]
-"""How long the vectors are made before they are fused: see :func:`fuse`."""
+"""How the vectors are scaled before they are fused; see :func:`fuse`."""
 
 Rows = Float64[Tensor, "vectors hidden"]
 
 _ROUNDING = 1e-12
-"""A sum of weights that is smaller, relative to their size, is 0 but for rounding."""
+"""A sum of weights that is smaller than this, relative to their size, counts as 0."""
 
 
 @runtime_checkable
 class Vector(Protocol):
-    """A steering vector, as far as a fusion needs it: a dataclass of directions and origins."""
+    """Describes what a fusion needs of a steering vector, which is a dataclass."""
 
     @property
     def model(self) -> str:
@@ -39,19 +37,19 @@ class Vector(Protocol):
 
     @property
     def label(self) -> str:
-        """For messages."""
+        """Name for messages."""
 
     @property
     def layers(self) -> tuple[int, ...]:
         """0-based decoder blocks, ascending."""
 
     def cosine(self, other: Any, layer: int, /) -> float:
-        """Return the cosine to another vector; refuses another model, width or set of layers."""
+        """Return the cosine to another vector; refuse another model, width or set of layers."""
 
     def combined(
         self, others: Sequence[Any], directions: Mapping[int, Tensor], label: str, /
     ) -> "Vector":
-        """Return directions that were made of this vector and others, with the origins of all."""
+        """Return new directions as a vector that names the origins of this one and the others."""
 
     def __getitem__(self, layer: int, /) -> Tensor:
         """Return the direction at a layer, float32."""
@@ -62,17 +60,17 @@ V = TypeVar("V", bound=Vector)
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How much of the fused direction comes from one vector.
+    """Says how much of the fused direction comes from one vector.
 
     Attributes:
-        label: Of the vector.
-        weight: That it was given.
-        layer: 0-based decoder block; ``None`` is all layers as one long vector.
-        norm: Of the vector as it was given, in the unit of the activation.
+        label: Label of the vector.
+        weight: Its weight.
+        layer: 0-based decoder block; ``None`` stands for all layers as one long vector.
+        norm: Norm of the vector before scaling, in the unit of the activation.
         share: ``<w_i v_i, f> / sum_j <w_j v_j, f>`` with ``f`` the fused direction and ``v_i``
             after scaling. The shares of all vectors sum to 1; for a sum or a mean the denominator
             is a multiple of ``<f, f>``.
-        cosine: Of the angle between the vector, after scaling, and the fused direction.
+        cosine: Cosine of the angle between the scaled vector and the fused direction.
     """
 
     label: str
@@ -85,11 +83,11 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Fused(Generic[V]):
-    """A fused vector and where it comes from.
+    """Holds a fused vector and the share that each vector has in it.
 
     Attributes:
         vector: The fused vector.
-        shares: One for each vector, in the order given, for each layer and at last overall.
+        shares: A share of each vector, in the order given, for each layer and finally overall.
     """
 
     vector: V
@@ -97,7 +95,7 @@ class Fused(Generic[V]):
 
     @property
     def overall(self) -> tuple[Share, ...]:
-        """The shares of all layers as one vector."""
+        """The shares over all layers together."""
         return tuple(share for share in self.shares if share.layer is None)
 
 
@@ -117,8 +115,8 @@ def fuse(  # noqa: PLR0913  (what is fused, how long, by which method, and its n
     not change a bit. A vector of weight 0 changes nothing.
 
     Args:
-        vectors: Of one model, with directions for the same layers.
-        weights: One for each vector; by default 1.
+        vectors: Vectors of one model, with directions for the same layers.
+        weights: A weight for each vector; by default 1.
         scale: ``raw`` takes vectors as they are, so that the longest one dominates a mean;
             ``unit`` gives each direction the norm 1; ``equal`` gives the directions of a layer the
             mean of their norms, weighted by ``|w_i|``, so that the result keeps the unit of the
@@ -127,8 +125,8 @@ def fuse(  # noqa: PLR0913  (what is fused, how long, by which method, and its n
             the weights: ``task_arithmetic`` is the plain sum, ``ties`` a mean over the vectors
             that agree in sign, ``dare`` a sum. What such a method calls a tensor is the direction
             of a layer, and ``trim: global`` of TIES trims over all layers at once.
-        options: Of the method, such as ``{"density": 0.2}``.
-        seed: Of random masks, which depend on it, the vector as given, its layer and the entry.
+        options: Options of the method, such as ``{"density": 0.2}``.
+        seed: Seed of random masks, which depend on it, the vector, its layer and the entry.
         label: By default a formula of what was done.
 
     Raises:
@@ -150,7 +148,7 @@ def fuse(  # noqa: PLR0913  (what is fused, how long, by which method, and its n
     given = _checked(weights if weights is not None else [1.0] * len(vectors), vectors)
     formula, alphas = _bound(method, options or {}, given)
     rows = {layer: _scaled(vectors, layer, given, scale) for layer in vectors[0].layers}
-    called = label or _formula(vectors, given, method, _said(scale, options or {}, seed))
+    called = label or _formula(vectors, given, method, _unusual(scale, options or {}, seed))
     fused = _combined(vectors, rows, alphas, formula, seed)
     shown = {} if method == "mean" else formula.options
     how = _formula(vectors, given, method, {"scale": scale, **shown, "seed": seed})
@@ -162,7 +160,7 @@ def fuse(  # noqa: PLR0913  (what is fused, how long, by which method, and its n
 
 @dataclass(frozen=True)
 class _Directions(TensorSource):
-    """Directions as the tensors of a delta, named by their layer, so that a merge can read them."""
+    """Presents directions as the tensors of a delta, named by layer, so that a merge reads them."""
 
     directions: Mapping[str, Float64[Tensor, " hidden"]]
 
@@ -202,7 +200,7 @@ def _checked(weights: Sequence[float], vectors: Sequence[Vector]) -> Float64[Ten
 def _bound(
     method: str, options: Options, weights: Float64[Tensor, " vectors"]
 ) -> tuple[Formula, Float64[Tensor, " vectors"]]:
-    """Return a method with its options fixed, and the alphas that it is to see."""
+    """Return a method with its options fixed, and the alphas to give it."""
     if method != "mean":
         if method not in METHODS:
             raise RecipeError(f"unknown method {method!r}; known are mean, {', '.join(METHODS)}")
@@ -224,7 +222,7 @@ def _scaled(
     weights: Float64[Tensor, " vectors"],
     scale: Scale,
 ) -> Rows:
-    """Return the directions of a layer, float64, as long as ``scale`` says."""
+    """Return the directions of a layer, float64, scaled as ``scale`` says."""
     rows = torch.stack([vector[layer] for vector in vectors]).double()
     norms = rows.norm(dim=1)
     if scale == "raw":
@@ -241,7 +239,7 @@ def _combined(
     formula: Formula,
     seed: int,
 ) -> dict[int, Float64[Tensor, " hidden"]]:
-    """Return what the merge of the vectors, as the deltas of one base, amounts to at each layer."""
+    """Return the merge of the vectors at each layer, with the vectors as deltas of one base."""
     terms = []
     for place, (vector, alpha) in enumerate(zip(vectors, alphas.tolist(), strict=True)):
         source = _Directions({str(layer): row[place] for layer, row in rows.items()})
@@ -285,8 +283,8 @@ def _shares(
             yield Share(vector.label, float(weights[index]), place, *numbers)
 
 
-def _said(scale: Scale, options: Options, seed: int) -> Options:
-    """Return the settings that are worth a word in a label: those that are not by default."""
+def _unusual(scale: Scale, options: Options, seed: int) -> Options:
+    """Return the settings that differ from their defaults, for a label."""
     settings: Options = {"scale": scale, **options, "seed": seed}
     usual = {"scale": "raw", "seed": 0}
     return {name: value for name, value in settings.items() if usual.get(name) != value}

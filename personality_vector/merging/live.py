@@ -1,4 +1,4 @@
-"""A delta added to the live weights of a model, and taken back bit for bit."""
+"""Adding a delta to the live weights of a model, and restoring them bit for bit."""
 
 import math
 from collections.abc import Generator, Mapping
@@ -26,16 +26,16 @@ def live_edit(model: nn.Module, delta: Delta, strength: float = 1.0) -> Generato
 
     Args:
         model: Anything with parameters; those of transformers may be renamed or tied.
-        delta: Of this very base: the caller checks its fingerprint
-            (:func:`personality_vector.delta.open_delta`), which a model in memory has not.
+        delta: A delta of this very base. The caller checks the fingerprint with
+            :func:`personality_vector.delta.open_delta`, since a model in memory has none.
         strength: Any finite number.
 
     Yields:
         How much of the ideal change survives the dtype of the parameters.
 
     Raises:
-        TensorMismatchError: The delta names a tensor that the model has not, that has another
-            shape there, or that is tied to another one that it changes differently.
+        TensorMismatchError: The delta names a tensor that the model does not have, that has
+            another shape there, or that is tied to a tensor that the delta changes differently.
         NonFiniteError: The strength is not finite, or a weight would not be.
     """
     if not math.isfinite(strength):
@@ -72,7 +72,7 @@ def _add(parameter: Tensor, source: Merged, name: str) -> Squares:
 
 
 def _edited_parameters(model: nn.Module, delta: Delta) -> dict[str, Tensor]:
-    """Return the live parameter of each tensor that ``delta`` names, after checking them all."""
+    """Check that the model has every tensor of ``delta``, and return its live parameters."""
     live = parameters_on_disk(model)
     absent = set(delta.names) - set(live)
     if absent:

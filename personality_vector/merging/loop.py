@@ -1,8 +1,8 @@
-"""Everything that a merge does to a run of entries: base plus change, rounded once, and measured.
+"""What a merge does to a run of entries: add the change to the base, round once, and measure.
 
-What a formula keeps of each term and how its terms vote, :class:`Kept` and :class:`Vote` say; from
-them this loop computes the bits of the formula on the CPU without a single intermediate tensor in
-memory, which is several times faster. What it fuses: the difference, the sparsification (by
+:class:`Kept` and :class:`Vote` say what a formula keeps of each term and how its terms vote. From
+them this loop computes the same bits as the formula, on the CPU and without a single intermediate
+tensor in memory, which is several times faster. It fuses the difference, the sparsification (by
 magnitude or by chance), the consensus, the sum, the rounding to bfloat16 and the statistics.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import NonFiniteError, RecipeError, blame
-from personality_vector.merging.formula import Combine, Formula, Kept, Vote
+from personality_vector.merging.formula import Combine, Formula, Vote
 from personality_vector.merging.terms import Slice
 from personality_vector.numeric.compiled import change_all, merge_all
 from personality_vector.numeric.kernels import difference, is_finite, projection, rounded
@@ -37,7 +37,7 @@ class Cast:
         dtype: Any floating dtype.
         rounding: ``nearest`` (ties to even) or ``stochastic``: up or down with the probability
             that makes the expectation exact. Only bfloat16 has the latter.
-        key: Of the random stream of the tensor.
+        key: Key of the random stream of the tensor.
     """
 
     dtype: torch.dtype
@@ -57,13 +57,17 @@ class Cast:
             near = rounded(values, self.dtype)
         else:
             require_stochastic(self.dtype)
-            near = _stochastic(values, self.key, start)
+            # bfloat16 is the upper half of float32: adding 16 random bits below carries with the
+            # right probability, also for negative numbers, whose magnitude is what the bits hold.
+            noise = uniform(self.key, start, values.numel(), values.device) * (1 << 16)
+            bits = values.float().view(torch.int32) + noise.int()
+            near = (bits & ~0xFFFF).view(torch.float32).bfloat16()
         require_fit(near, lambda: values)
         return near
 
     def copied(self, stored: Shaped[Tensor, " entries"], start: int = 0) -> Tensor:
-        """Return entries that nothing is added to: as they are, unless they have another dtype."""
-        # Adding a zero makes -0.0 one, as in any other sum.
+        """Return entries that nothing is added to: as they are, unless the dtype changes."""
+        # Adding zero turns -0.0 into 0.0, as in any other sum.
         return stored if stored.dtype == self.dtype else self.rounded(stored.double() + 0.0, start)
 
 
@@ -115,14 +119,6 @@ def require_stochastic(dtype: torch.dtype) -> None:
         raise RecipeError(f"rounding: stochastic is for bfloat16 outputs, this one is {dtype}")
 
 
-def _stochastic(values: Tensor, key: int, start: int) -> Tensor:
-    # bfloat16 is the upper half of float32: adding 16 random bits below carries with the right
-    # probability, also for negative numbers, whose magnitude is what the bits hold.
-    noise = uniform(key, start, values.numel(), values.device) * (1 << 16)
-    bits = values.float().view(torch.int32) + noise.int()
-    return (bits & ~0xFFFF).view(torch.float32).bfloat16()
-
-
 def changed(combine: Combine, slices: Sequence[Slice]) -> Float64[Tensor, " entries"]:
     """Return the change that the slices of all terms make, compiled where that is possible.
 
@@ -146,8 +142,8 @@ class Loop:
         if not isinstance(combine, Formula) or not isinstance(combine.consensus, Vote):
             return None
         kept = list(map(combine.keep, slices))
-        drop_rate = _one_rate(kept)
-        if drop_rate is None or slices[0].device != "cpu":
+        drop_rate, *others = {k.drop_rate for k in kept}
+        if others or callable(drop_rate) or slices[0].device != "cpu":
             return None
         rate = np.uint64(math.ceil(float(np.float32(drop_rate)) * 2**24))
         numbers = (
@@ -198,26 +194,19 @@ class Loop:
             return None
         out = torch.empty_like(base)
         arrays, bits = _arrays(self.slices, base), out.view(torch.uint16).numpy()
-        *squares, odd = merge_all(*arrays, self.numbers, bits)
-        self._require_finite(odd)
+        *squares, bad = merge_all(*arrays, self.numbers, bits)
+        self._require_finite(bad)
         require_fit(out, lambda: base.double() + self.changed())
         return out, Squares(*squares)
 
-    def _require_finite(self, odd: int) -> None:
-        """Raise NonFiniteError for the term of this number, if it is one."""
-        if odd < 0:
+    def _require_finite(self, bad: int) -> None:
+        """Raise NonFiniteError for the term of number ``bad``; -1 stands for none."""
+        if bad < 0:
             return
-        culprit = self.slices[odd]
+        culprit = self.slices[bad]
         with blame(delta=culprit.term.delta.label):
             for end in culprit.term.ends(culprit.name) or ():
                 require_finite(end, culprit.name, culprit.part)
-
-
-def _one_rate(kept: Sequence[Kept]) -> float | None:
-    """Return the drop rate that all terms have, if it is one number."""
-    rate = kept[0].drop_rate
-    same = not callable(rate) and all(k.drop_rate == rate for k in kept)
-    return float(rate) if same and not callable(rate) else None
 
 
 def _arrays(slices: Sequence[Slice], base: Tensor | None) -> tuple[Any, Any]:
@@ -279,17 +268,13 @@ def _restored(
     if not is_one_delta(slices, change):
         return None
     (only,) = slices
-    start = base.cpu()
+    start, ends = base.cpu(), only.term.difference
     tuned = only.term.delta.source.tuned_part(only.name, only.part, start)
-    if tuned is None or not _is_base_of(only, start, tuned):
+    if tuned is None:
         return None
-    return tuned.to(change.device)
-
-
-def _is_base_of(only: Slice, base: Tensor, tuned: Tensor) -> bool:
-    """Return whether entries are those that a delta was taken from."""
-    ends = only.term.difference
-    if ends is None:  # A delta that was saved is rounded to float32.
-        return torch.equal(difference(tuned, base).float(), only.delta.cpu().float())
-    stored = require_finite(ends.base, only.name, only.part)
-    return stored.dtype == base.dtype and torch.equal(stored, base)
+    if ends is not None:
+        stored = require_finite(ends.base, only.name, only.part)
+        same = stored.dtype == start.dtype and torch.equal(stored, start)
+    else:  # A delta that was saved is rounded to float32.
+        same = torch.equal(difference(tuned, start).float(), only.delta.cpu().float())
+    return tuned.to(change.device) if same else None

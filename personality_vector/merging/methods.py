@@ -1,7 +1,7 @@
-"""The merge methods: a table of what is kept of each delta, and of how what is kept becomes one.
+"""The merge methods: a table of what is kept of each delta, and of how the kept parts are combined.
 
 A row of :data:`METHODS` names a sparsification and a consensus; the keyword-only parameters of the
-two are its options in a recipe. To add a method, write a row. Arithmetic is float64.
+two are its options in a recipe. To add a method, add a row. Arithmetic is float64.
 """
 
 from math import inf
@@ -66,7 +66,7 @@ def by_rank(s: Slice, *, drop_rate: Rate = 0.5, epsilon: Share = 0.2) -> Kept:
 def between(s: Slice, *, beta: Share = 0.85, gamma: Share = 0.01) -> Kept:
     """Leave out the smallest share ``beta`` and the largest share ``gamma`` of each tensor.
 
-    Of the largest at least one, unless ``gamma`` is 0. mergekit's ``density`` is
+    At least one of the largest is left out, unless ``gamma`` is 0. mergekit's ``density`` is
     ``1 - beta - gamma``.
     """
     low = s.threshold(round(1.0 - beta, 12), "per_tensor")  # of 0.9 it is 0.1
@@ -160,7 +160,7 @@ def find_method(name: str) -> MergeMethod:
     """Return the row of a method.
 
     Raises:
-        RecipeError: There is none of that name.
+        RecipeError: No method has that name.
     """
     if name not in METHODS:
         raise RecipeError(f"unknown merge method {name!r}; known are {', '.join(METHODS)}")

@@ -14,20 +14,19 @@ from personality_vector.checkpoint import Checkpoint, TensorPlan, parse_size
 from personality_vector.delta import Delta, open_delta
 from personality_vector.errors import ModelError, RecipeError
 from personality_vector.merging.loop import Rounding, require_stochastic
-from personality_vector.merging.merged import Merged, merged
+from personality_vector.merging.merged import Merged, merged_by
 from personality_vector.merging.recipe import MergeRecipe
-from personality_vector.merging.summands import Summand
 from personality_vector.merging.terms import CHUNK, Term, runs
 from personality_vector.numeric.parallel import cores
 from personality_vector.subject.models import DTYPES
 
 _PROCESS_BYTES = 300_000_000
-"""Of Python, torch and the compiled loops; the rest of a merge's memory are its chunks."""
+"""Memory of Python, torch and the compiled loops; the rest of what a merge takes is its chunks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """How merged tensors are written: dtype (``same`` as the base), rounding, shard size."""
+    """Says how merged tensors are written: dtype (``same`` as the base), rounding, shard size."""
 
     dtype: str = "same"
     rounding: Rounding = "nearest"
@@ -44,15 +43,15 @@ class Output:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """``base + delta`` that is to be written: checked, and not yet begun.
+    """A plan to write ``base + delta``: checked, and not yet begun.
 
     Attributes:
         base: The base.
-        delta: Whose source is a :class:`Merged`.
-        output: How it is written.
+        delta: What is added to it; its source is a :class:`Merged`.
+        output: How the result is written.
         device: Where it is computed.
         notes: What the author of the recipe may not expect.
-        recipe: As it was read, for the manifest; empty for a merge by Python.
+        recipe: The recipe as it was read, for the manifest; empty for a merge in Python.
     """
 
     base: Checkpoint
@@ -64,7 +63,7 @@ class MergePlan:
 
     @property
     def merged(self) -> Merged:
-        """The terms of the delta, and the method that makes one of them."""
+        """The terms of the merge, and the method that combines them."""
         return cast("Merged", self.delta.source)
 
     @property
@@ -88,16 +87,8 @@ class MergePlan:
 
     @property
     def size(self) -> int:
-        """Bytes that will be written."""
+        """Number of bytes that will be written."""
         return sum(tensor.size for tensor in self.tensors)
-
-    @property
-    def peak_memory(self) -> int:
-        """Estimate of the bytes of memory in use, beyond the page cache."""
-        rows = [runs(tensor.shape, CHUNK)[:1] for tensor in self.tensors]
-        chunk = max((part.stop for parts in rows for part in parts), default=0)
-        # A chunk of each term is held up to three times, the base and the sums a few times more.
-        return _PROCESS_BYTES + cores() * chunk * 8 * (3 * len(self.merged.terms) + 8)
 
     def describe(self) -> dict[str, Any]:
         """Return the plan as JSON-like data: every option with its value, every term."""
@@ -137,16 +128,19 @@ def _described(term: Term, plan: MergePlan) -> dict[str, Any]:
     return {**row, **term.remarks}
 
 
-def foresight(plan: MergePlan, out: Path) -> dict[str, Any]:
+def forecast(plan: MergePlan, out: Path) -> dict[str, Any]:
     """Return what a dry run adds to the plan: norms, disk and memory; reads every term once."""
     parent = next(path for path in out.absolute().parents if path.exists())
+    rows = [runs(tensor.shape, CHUNK)[:1] for tensor in plan.tensors]
+    chunk = max((part.stop for parts in rows for part in parts), default=0)
+    # A chunk of each term is held up to three times, the base and the sums a few times more.
+    chunks = cores() * (3 * len(plan.merged.terms) + 8)
     return {
         "norms": [float(f"{term.delta.norm():.6g}") for term in plan.merged.terms],
         "free_disk": shutil.disk_usage(parent).free,
-        "peak_memory": plan.peak_memory,
+        "peak_memory": _PROCESS_BYTES + chunks * chunk * 8,  # an estimate, beyond the page cache
         "threads": cores(),
         "device": plan.device,
-        "out": str(out),
     }
 
 
@@ -161,7 +155,7 @@ def plan_merge(
 
     Args:
         base: Directory, Hub id or ``builtin:demo``.
-        delta: Such as :func:`personality_vector.merging.merged.merged` returns.
+        delta: What :func:`personality_vector.merging.merged.merged` returns, or any other delta.
         output: dtype, rounding and shard size.
         device: ``auto``, ``cpu`` or ``cuda``.
 
@@ -184,25 +178,16 @@ def plan_merge(
 def plan_recipe(recipe: MergeRecipe) -> MergePlan:
     """Return the checked plan of a recipe."""
     base = Checkpoint.open(recipe.base)
-    delta = merged(
-        base,
-        [Summand(term.source, term.alpha, term.of, term.label) for term in recipe.terms],
-        method=recipe.method,
-        options=recipe.options,
-        seed=recipe.seed,
-        include=recipe.include,
-        exclude=recipe.exclude,
-    )
     output = Output(**dict(recipe.output))
-    plan = plan_merge(base, delta, output=output, device=recipe.device)
+    plan = plan_merge(base, merged_by(recipe, base), output=output, device=recipe.device)
     return replace(plan, recipe=recipe.model_dump(mode="json", exclude_defaults=True))
 
 
 def resolve_device(device: str) -> str:
-    """Return the device to compute on: ``auto`` is CUDA where there is one.
+    """Return the device to compute on: ``auto`` is CUDA where there is such a device.
 
     Raises:
-        ModelError: It is not there, or has no float64.
+        ModelError: The device is not there, or has no float64.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -18,14 +18,14 @@ from personality_vector.recipes.schema import (
 
 
 class DeltaSpec(Recipe):
-    """Where a delta lies: ``delta`` is a saved one, ``tuned`` a fine-tune or an adapter."""
+    """Says where a delta lies: ``delta`` is a saved one, ``tuned`` a fine-tune or an adapter."""
 
     delta: LocalPath | None = None
     tuned: ModelRef | None = None
 
     @property
     def source(self) -> str | Path:
-        """The one of the two that is given."""
+        """Whichever of the two is given."""
         return self.delta if self.delta is not None else str(self.tuned)
 
     @model_validator(mode="after")
@@ -36,7 +36,7 @@ class DeltaSpec(Recipe):
 
 
 class TermSpec(DeltaSpec):
-    """One summand of a merge: a saved delta, or whatever was fine-tuned, and its alpha.
+    """Says what a term of a merge is: a saved delta, or whatever was fine-tuned, and its alpha.
 
     ``alpha`` is a number; or numbers from the first layer to the last, interpolated; or numbers
     by word (``embeddings``, ``head``, ``norms``) or name pattern, of which the first that matches
@@ -53,7 +53,7 @@ class TermSpec(DeltaSpec):
 
 
 class OutputSpec(Recipe):
-    """How merged tensors are written."""
+    """Says how merged tensors are written."""
 
     dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
     rounding: Literal["nearest", "stochastic"] = "nearest"

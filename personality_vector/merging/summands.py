@@ -2,86 +2,61 @@
 
 import fnmatch
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.names import Kind, canonical, kind
-from personality_vector.delta import Delta, open_delta
-from personality_vector.delta.sources import Restricted
+from personality_vector.checkpoint import Checkpoint, Kind, canonical, kind
+from personality_vector.delta import Delta, Restricted, block_of, open_delta
 from personality_vector.delta.transfer import transferred
 from personality_vector.errors import CheckpointError, NonFiniteError, RecipeError
 from personality_vector.merging.terms import CHUNK, Alpha, Term, runs
 
-_LAYER = re.compile(r"^(.*?\b(?:layers|layer|h|blocks|block))\.(\d+)\.")
-
 WORDS: tuple[str, ...] = get_args(Kind)
 """Words for tensors whose names differ between families: embeddings, head, norms, vision."""
 
-
-@dataclass(frozen=True, slots=True)
-class Summand:
-    """A term as it is asked for.
-
-    Attributes:
-        where: A delta, or where a saved delta, fine-tuned checkpoint or LoRA adapter lies.
-        alpha: A number, numbers over depth, or numbers by pattern.
-        of: The base that the delta was taken from, where it is not the base of the merge.
-        label: In messages and reports; by default that of the delta.
-    """
-
-    where: Delta | str | Path
-    alpha: Alpha
-    of: str | Path | Checkpoint | None = None
-    label: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "alpha", _finite_alpha(self.alpha, self.where))
+Where = Delta | str | Path
+Base = str | Path | Checkpoint | None
+Asked = tuple[Where, Alpha] | tuple[Where, Alpha, Base] | tuple[Where, Alpha, Base, str]
+"""A term as it is asked for: a delta, or where a saved delta, fine-tuned checkpoint or LoRA adapter
+lies; its alpha; the base that it was taken from, where that is not the base of the merge; its label
+in messages and reports, by default that of the delta."""
 
 
 def open_terms(
     base: Checkpoint,
-    summands: Sequence[Summand],
+    terms: Sequence[Asked],
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> tuple[Term, ...]:
-    """Return terms as they are asked for, opened, and checked to belong to a base.
+    """Open terms and check that they belong to a base.
 
     Raises:
         PersonalityVectorError: There is none, or one is refused.
     """
-    if not summands:
+    if not terms:
         raise RecipeError("a merge needs at least one term")
-    bases = [None if one.of is None else Checkpoint.open(one.of) for one in summands]
+    rows = [(*asked, *(None, "")[len(asked) - 2 :]) for asked in terms]
+    alphas = [_finite_alpha(alpha, where) for where, alpha, *_ in rows]
+    bases = [None if of is None else Checkpoint.open(of) for _, _, of, _ in rows]
     names = {name for model in (base, *filter(None, bases)) for name in model.names}
     names |= set(map(canonical, names))
     kept = selected(sorted(names), include, exclude)
     left_out = set[str]().union(*(chosen(names, pattern) for pattern in exclude))
-    terms = []
-    for position, (summand, of) in enumerate(zip(summands, bases, strict=True)):
-        delta, remarks = _moved(summand, of, base, left_out)
+    opened: list[Term] = []
+    for (where, _, _, label), alpha, of in zip(rows, alphas, bases, strict=True):
+        delta, remarks = open_delta(where, of or base, label=label), dict[str, Any]()
+        if of is not None:
+            delta, transfer = transferred(delta, of, base, left_out.__contains__)
+            remarks = {"transfer": transfer.describe()}
         delta = _restricted(delta, kept)
         require_nonzero(delta)
-        alpha_at = alpha_by_tensor(summand.alpha, delta.names, base.names)
-        where = summand.where
+        alpha_at = alpha_by_tensor(alpha, delta.names, base.names)
         read = where.directory if isinstance(where, Delta) else Path(where).expanduser()
         inputs = tuple(filter(None, (of.path if of else None, read)))
-        terms.append(Term(delta, summand.alpha, alpha_at, position, remarks, inputs))
-    return tuple(terms)
-
-
-def _moved(
-    summand: Summand, of: Checkpoint | None, base: Checkpoint, left_out: set[str]
-) -> tuple[Delta, Mapping[str, Any]]:
-    """Return the delta of a summand, as one of ``base``, and how it was moved there."""
-    delta = open_delta(summand.where, of or base, label=summand.label)
-    if of is None:
-        return delta, {}
-    delta, transfer = transferred(delta, of, base, left_out.__contains__)
-    return delta, {"transfer": transfer.describe()}
+        opened.append(Term(delta, alpha, alpha_at, len(opened), remarks, inputs))
+    return tuple(opened)
 
 
 def _restricted(delta: Delta, names: set[str]) -> Delta:
@@ -99,13 +74,11 @@ def require_nonzero(delta: Delta) -> None:
     Raises:
         CheckpointError: Every entry is zero.
     """
-    for name in delta.names:
-        for part in runs(delta.shape(name), CHUNK):
-            if bool(delta.source.part(name, part).any()):
-                return
-    raise CheckpointError(
-        f"{delta.label}: is zero in every tensor: the fine-tuned model and the base are the same"
-    )
+    parts = ((name, part) for name in delta.names for part in runs(delta.shape(name), CHUNK))
+    if not any(bool(delta.source.part(name, part).any()) for name, part in parts):
+        raise CheckpointError(
+            f"{delta.label}: is zero in every tensor: the fine-tuned model equals the base"
+        )
 
 
 def _finite_alpha(alpha: Any, where: Any) -> Alpha:
@@ -113,7 +86,7 @@ def _finite_alpha(alpha: Any, where: Any) -> Alpha:
 
     Raises:
         NonFiniteError: A number is NaN or infinite.
-        RecipeError: It is no number, or there is none.
+        RecipeError: It is not a number, or there is none.
     """
     if isinstance(alpha, Mapping | list | tuple) and not alpha:
         raise RecipeError(f"{where}: alpha is empty; give at least one number")
@@ -123,10 +96,9 @@ def _finite_alpha(alpha: Any, where: Any) -> Alpha:
         return tuple(cast("float", _finite_alpha(each, where)) for each in alpha)
     if isinstance(alpha, str | bool) or not hasattr(alpha, "__float__"):
         raise RecipeError(f"{where}: alpha must be a number, got {alpha!r}")
-    value = float(alpha)
-    if not math.isfinite(value):
-        raise NonFiniteError(f"{where}: alpha must be a finite number, got {value}")
-    return value
+    if not math.isfinite(alpha):
+        raise NonFiniteError(f"{where}: alpha must be a finite number, got {float(alpha)}")
+    return float(alpha)
 
 
 def chosen(names: Iterable[str], pattern: str) -> set[str]:
@@ -138,10 +110,12 @@ def chosen(names: Iterable[str], pattern: str) -> set[str]:
     Raises:
         RecipeError: It means none of them.
     """
-    if pattern in WORDS:
-        found = {name for name in names if kind(name) == pattern}
-    else:
-        found = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
+    is_word = pattern in WORDS
+    found = {
+        name
+        for name in names
+        if (kind(name) == pattern if is_word else fnmatch.fnmatchcase(name, pattern))
+    }
     if not found:
         raise RecipeError(
             f"{pattern!r} matches no tensor; write {', '.join(WORDS)}, or a pattern over the "
@@ -157,27 +131,16 @@ def selected(names: Sequence[str], include: Sequence[str], exclude: Sequence[str
         RecipeError: A pattern matches nothing, or nothing is left.
     """
     kept = set(names) if not include else set().union(*(chosen(names, p) for p in include))
-    for pattern in exclude:
-        kept -= chosen(names, pattern)
+    kept = kept.difference(*(chosen(names, pattern) for pattern in exclude))
     if not kept:
         raise RecipeError("include and exclude leave no tensor to merge")
     return kept
 
 
-def layer_of(name: str) -> tuple[str, int] | None:
-    """Return the stack and the number of the layer that a tensor lies in.
-
-    >>> layer_of("model.layers.3.mlp.up_proj.weight")
-    ('model.layers', 3)
-    """
-    match = _LAYER.match(name)
-    return (match[1], int(match[2])) if match else None
-
-
 def depths_of(names: Iterable[str]) -> dict[str, int]:
     """Return the number of layers of each stack."""
-    places = sorted(place for place in map(layer_of, names) if place)
-    return {stack: layer + 1 for stack, layer in places}  # the last one wins
+    blocks = sorted(block[:2] for block in map(block_of, names) if block)
+    return {stack: layer + 1 for stack, layer in blocks}  # the last one wins
 
 
 def alpha_by_tensor(
@@ -191,9 +154,9 @@ def alpha_by_tensor(
     none matches has 0.
 
     Args:
-        alpha: Of a term.
-        names: Of the tensors that the term has.
-        all_names: Of those that the model has, which say how deep it is; by default ``names``.
+        alpha: The alpha of a term.
+        names: The tensors that the term has.
+        all_names: Those that the model has, which say how deep it is; by default ``names``.
 
     Raises:
         RecipeError: A pattern matches none of ``names``, or there are no layers.
@@ -201,8 +164,7 @@ def alpha_by_tensor(
     if isinstance(alpha, Mapping):
         table: dict[str, float] = {}
         for pattern, value in alpha.items():
-            for name in chosen(names, pattern):
-                table.setdefault(name, float(value))
+            table = dict.fromkeys(chosen(names, pattern), float(value)) | table
         return lambda name: table.get(name, 0.0)
     if isinstance(alpha, tuple):
         return _over_depth(alpha, all_names or names)
@@ -216,11 +178,10 @@ def _over_depth(alpha: tuple[float, ...], names: Sequence[str]) -> Callable[[str
         raise RecipeError("alpha is given over depth, but no tensor lies in a numbered layer")
 
     def at(name: str) -> float:
-        place = layer_of(name)
-        if place is None:
-            return alpha[0] if kind(name) == "embeddings" else alpha[-1]
-        stack, layer = place
-        position = layer / max(1, depths[stack] - 1) * (len(alpha) - 1)
+        block = block_of(name)
+        if block is None:
+            return alpha[0 if kind(name) == "embeddings" else -1]
+        position = block[1] / max(1, depths[block[0]] - 1) * (len(alpha) - 1)
         below = min(int(position), len(alpha) - 1)
         above = min(below + 1, len(alpha) - 1)
         return alpha[below] + (position - below) * (alpha[above] - alpha[below])

@@ -14,8 +14,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.delta import Delta
-from personality_vector.delta.sources import Difference, Restricted, require_finite
+from personality_vector.delta import Delta, Difference, Restricted, require_finite
 from personality_vector.errors import blame
 from personality_vector.numeric.kernels import count_magnitudes, difference
 from personality_vector.numeric.parallel import cores, in_parallel
@@ -37,14 +36,15 @@ LONGEST_ROW = 1 << 20
 """A longer one is cut, so that a method that ranks rows cannot have it."""
 
 _SAMPLE = 1 << 20
-"""Entries, at each of four places of a run, that a threshold is guessed from: in all tensors."""
+"""Number of entries, over all tensors, from each of four places of a run, that a threshold is
+guessed from."""
 
 _BINS = 1 << 16
 _AROUND = 2 * _BINS
-"""Numbers around the guess that are told apart: 0.8 % of it to each side, or more."""
+"""How many numbers around the guess are told apart: 0.8 % of it to each side, or more."""
 
 _MANY = 64
-"""Runs whose counting takes long enough for a progress bar."""
+"""Number of runs from which counting them takes long enough for a progress bar."""
 
 Count = Callable[[int, int, Int64[Tensor, " bins"]], int]
 """Adds a run of magnitudes to a histogram, given its lowest bits and the shift of a bin; returns
@@ -53,15 +53,15 @@ how many lie above. See :func:`personality_vector.numeric.kernels.count_magnitud
 
 @dataclass(slots=True)
 class Term:
-    """A delta and its alpha, with what has been measured of it.
+    """Holds a delta and its alpha, and keeps what has been measured of them.
 
     Attributes:
         delta: The delta.
         alpha: As it was given.
         alpha_at: From the name of a tensor to its alpha.
         position: Place of the term in the recipe, from 0.
-        remarks: What a manifest says of it besides.
-        inputs: What is read, or was moved, beside the sources of the delta.
+        remarks: What else a manifest says about it.
+        inputs: What is read in addition to the sources of the delta.
     """
 
     delta: Delta
@@ -113,8 +113,8 @@ class Term:
                     tuned, base = self.delta.source.part(name, part), None
                 else:
                     tuned, base = (end.part(name, part) for end in ends)
-                larger, odd = count_magnitudes(tuned, base, low, shift, counts)
-                for end in ends if ends and odd else ():
+                larger, infinite = count_magnitudes(tuned, base, low, shift, counts)
+                for end in ends if ends and infinite else ():
                     require_finite(end, name, part)
                 above += larger
         return above
@@ -130,13 +130,13 @@ class Term:
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """One term's part of one tensor, as a method sees it.
+    """Holds the part of one tensor of one term, as a method sees it.
 
     Attributes:
         term: The term.
         name: Name of the tensor.
         part: The entries, row-major.
-        key: Of the random stream of the term in this tensor.
+        key: Key of the random stream of the term in this tensor.
         device: Where the merge is computed.
     """
 
@@ -175,7 +175,7 @@ class Slice:
         with blame(delta=delta.label):
             if self.device == "cpu" or ends is None:
                 return delta.source.part(self.name, self.part).to(self.device)
-            # Two weights of two bytes are sooner on a device than one difference of eight.
+            # Two weights of two bytes reach a device faster than one difference of eight.
             raw = (require_finite(end, self.name, self.part).to(self.device) for end in ends)
             return difference(*raw)
 
@@ -210,8 +210,8 @@ def columns_of(shape: Sequence[int]) -> int:
 def runs(shape: Sequence[int], size: int, within: slice | None = None) -> list[slice]:
     """Return slices of about ``size`` entries that cover a tensor, in whole rows.
 
-    The cuts depend on the shape alone, so that the same recipe writes the same bytes. A row longer
-    than a million entries is cut nevertheless.
+    The cuts depend on the shape alone, so that the same recipe writes the same bytes. Only a row of
+    more than a million entries is cut.
 
     >>> runs((5, 3), 6)
     [slice(0, 6, None), slice(6, 12, None), slice(12, 15, None)]
@@ -257,7 +257,7 @@ def magnitude_threshold(
     the threshold are all kept.
 
     Args:
-        counts: Of its runs; made on all cores.
+        counts: Counters of its runs, which are called on all cores.
         size: Number ``n`` of its entries.
         sample: Some of its entries, for a guess that the count then proves or disproves.
         density: In (0, 1]; 1 keeps everything and counts nothing.

@@ -1,8 +1,8 @@
-"""Every loop that numba compiles for the CPU, on its first call; it is kept on disk from then on.
+"""Every loop that numba compiles for the CPU on its first call, and then keeps on disk.
 
-All in one file, since what numba keeps of a function is out of date for it only when the file of
-that function changes, and not when that of a function inlined into it does. The first call after an
-installation takes some seconds more. What the loops mean is said where they are called: in
+They lie in one file, because numba compiles a kept function again only when the file of that
+function changes, and not when the file of a function inlined into it does. The first call after an
+installation takes some seconds longer. The meaning of the loops is explained where they are called:
 :mod:`personality_vector.numeric.random`, :mod:`personality_vector.numeric.kernels` and
 :mod:`personality_vector.merging.loop`.
 """
@@ -21,15 +21,15 @@ MIX_1 = 0xBF58476D1CE4E5B9
 MIX_2 = 0x94D049BB133111EB
 
 BLOCK = 2048
-"""Entries that go through all steps of a merge together: of six terms 100 KB, which the inner
-caches hold."""
+"""Number of entries that go through all steps of a merge together: 100 KB for six terms, which
+the inner caches hold."""
 
 Loop = Callable[..., Any]
 
 
 def compiled(function: Loop, **options: Any) -> Loop:
     """Compile a loop over arrays; while it runs, other threads run too."""
-    # What a checker of annotations has wrapped around the function, as in our tests, is no loop.
+    # A checker of annotations, as in our tests, wraps functions into something that is not a loop.
     loop = inspect.unwrap(function)
     options = {"nogil": True, "error_model": "numpy", **options}
     try:
@@ -85,11 +85,11 @@ def add_agreeing(term: Any, elected: Any, total: Any, count: Any) -> None:
 
 @compiled
 def count_bits(entries: Any, base: Any, low: int, shift: int, counts: Any) -> Any:
-    """Count magnitudes by their bits; return how many lie above, and how many are odd."""
+    """Count magnitudes by their bits; return how many lie above, and how many are not finite."""
     places, found = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.uint32)
     least, by, bins = np.int32(low), np.int32(shift), np.int32(counts.size)
     infinite = (np.int32(0x7F800000) - least) >> by
-    above = odd = 0
+    above = bad = 0
     for first in range(0, entries.size, BLOCK):
         size, number = min(BLOCK, entries.size - first), np.int64(0)
         for i in range(size):
@@ -97,14 +97,14 @@ def count_bits(entries: Any, base: Any, low: int, shift: int, counts: Any) -> An
             places[i] = (magnitude.view(np.int32) - least) >> by
         for i in range(size):
             above += places[i] >= bins
-            odd += places[i] >= infinite
+            bad += places[i] >= infinite
         # Written whether or not it counts: a branch would be guessed wrong half of the time.
         for i in range(size):
             found[number] = places[i]
             number += np.uint32(places[i]) < np.uint32(bins)
         for i in range(number):
             counts[found[i]] += 1
-    return above, odd
+    return above, bad
 
 
 @compiled
@@ -150,12 +150,12 @@ def draw(key: Any, start: int, drawn: Any) -> None:
         drawn[i] = np.float32(mixed(key, start + i)) * np.float32(2.0**-24)
 
 
-def _is_odd(entry: Any) -> Any:
+def _is_infinite(entry: Any) -> Any:
     """Return whether bits are those of NaN or infinity; a float64 has been checked before."""
 
 
-@overload(_is_odd, strict=False)  # type: ignore[untyped-decorator]
-def _is_odd_of(entry: Any) -> Any:
+@overload(_is_infinite, strict=False)  # type: ignore[untyped-decorator]
+def _is_infinite_of(entry: Any) -> Any:
     if isinstance(entry, types.Integer):
         return lambda entry: (entry & np.uint16(0x7F80)) == np.uint16(0x7F80)
     return lambda entry: False  # noqa: ARG005
@@ -163,28 +163,28 @@ def _is_odd_of(entry: Any) -> Any:
 
 @compiled
 def merge_all(base: Any, terms: Any, numbers: Any, written: Any) -> Any:
-    """Write base and terms merged, as bits; return inner products and a term that is odd."""
+    """Write base and terms merged, as bits; return inner products and a term that is not finite."""
     scratch, change = np.empty((len(terms) + 3, BLOCK)), np.empty(BLOCK)
     of_base = of_change = along = 0.0
-    odd = -1
+    bad = -1
     for first in range(0, base.size, BLOCK):
         here = slice(first, min(first + BLOCK, base.size))
         size = here.stop - first
-        odd = max(odd, _block(base, terms, here, numbers, scratch, change[:size]))
+        bad = max(bad, _block(base, terms, here, numbers, scratch, change[:size]))
         _round_block(scratch[-1], change, written[here])
         squares = project(scratch[-1], change, written[here])
         of_base, of_change, along = of_base + squares[0], of_change + squares[1], along + squares[2]
-    return of_base, of_change, along, odd
+    return of_base, of_change, along, bad
 
 
 @compiled
 def change_all(base: Any, terms: Any, numbers: Any, out: Any) -> Any:
-    """Write the change of the terms in float64; return a term that is odd, or -1."""
-    scratch, odd = np.empty((len(terms) + 3, BLOCK)), -1
+    """Write the change of the terms in float64; return a term that is not finite, or -1."""
+    scratch, bad = np.empty((len(terms) + 3, BLOCK)), -1
     for first in range(0, base.size, BLOCK):
         here = slice(first, min(first + BLOCK, base.size))
-        odd = max(odd, _block(base, terms, here, numbers, scratch, out[here]))
-    return odd
+        bad = max(bad, _block(base, terms, here, numbers, scratch, out[here]))
+    return bad
 
 
 @compiled
@@ -195,20 +195,20 @@ def _round_block(weights: Any, change: Any, written: Any) -> None:
 
 @compiled
 def _block(base: Any, terms: Any, here: Any, numbers: Any, scratch: Any, change: Any) -> Any:
-    """Write the base in float64 and the change of some entries; return a term that is odd."""
+    """Write the base in float64 and the change of some entries; return a term not finite, or -1."""
     alphas, low, high, keys, start, rate, kept, consensus, by_count, lambda_ = numbers
-    size, count, odd = here.stop - here.start, len(terms), -1
+    size, count, bad = here.stop - here.start, len(terms), -1
     # Rows of whole arrays, since only those are known to be contiguous, which makes loops fast.
     weights = scratch[-1, :size]
     for j in range(size):
         weights[j] = entry_of(base[here.start + j], 0.0)
     if consensus == 0 and rate == 0 and low.max() <= 0.0 and high.min() == np.inf:
-        odd = _add_scaled(terms, here, weights, alphas, change)
+        bad = _add_scaled(terms, here, weights, alphas, change)
     else:
         for i in range(count):
             out = scratch[i, :size]
             if _widen(terms[i, here], weights, out):
-                odd = i
+                bad = i
             _trim(out, low[i], high[i])
             _drop(out, keys[i], start + here.start, rate, kept)
             _scale(out, alphas[i])
@@ -217,31 +217,31 @@ def _block(base: Any, terms: Any, here: Any, numbers: Any, scratch: Any, change:
         else:
             _agree(scratch, count, consensus == 1, by_count, change)
     _scale(change, lambda_)
-    return odd
+    return bad
 
 
 @compiled
 def _add_scaled(terms: Any, here: Any, weights: Any, alphas: Any, total: Any) -> Any:
     """Write the weighted sum of what nothing is left out of, without a copy of each term."""
-    odd = -1
+    bad = -1
     for i in range(len(terms)):
-        term, alpha, is_odd = terms[i, here], alphas[i], False
+        term, alpha, is_infinite = terms[i, here], alphas[i], False
         for j in range(total.size):
             scaled = alpha * entry_of(term[j], weights[j])
             total[j] = scaled if i == 0 else total[j] + scaled
-            is_odd |= _is_odd(term[j])
-        if is_odd:
-            odd = i
-    return odd
+            is_infinite |= _is_infinite(term[j])
+        if is_infinite:
+            bad = i
+    return bad
 
 
 @compiled
 def _widen(term: Any, weights: Any, out: Any) -> Any:
-    odd = False
+    bad = False
     for j in range(term.size):
         out[j] = entry_of(term[j], weights[j])
-        odd |= _is_odd(term[j])
-    return odd
+        bad |= _is_infinite(term[j])
+    return bad
 
 
 @compiled

@@ -1,8 +1,8 @@
 """The inner loops of a merge, over flat tensors that fit a cache.
 
-Each has one meaning and two forms: a loop that numba compiles for the CPU, and operations of torch
-for any other device. Both give the same bits, but for the sums of :func:`projection`, which are
-added up in another order.
+Each has two forms: a loop that numba compiles for the CPU, and operations of torch for any other
+device. Both give the same bits, except for the sums of :func:`projection`, whose terms are added
+in another order.
 """
 
 from collections.abc import Sequence
@@ -84,19 +84,19 @@ def count_magnitudes(
     The bits of a non-negative float32, read as a whole number, order as the floats do.
 
     Args:
-        entries: Of a delta, float64; or, with ``base``, of a fine-tuned model in bfloat16.
+        entries: Entries of a delta, float64; or, with ``base``, of a fine-tuned bfloat16 model.
         base: What they are to be compared with.
         low: The bits that the first bin begins with; smaller magnitudes are not counted.
         shift: A bin holds ``2 ** shift`` patterns of bits.
         counts: One for each bin.
 
     Returns:
-        How many magnitudes lie above the last bin, and how many of these are no finite float32.
+        How many magnitudes lie above the last bin, and how many of these are not finite.
     """
     pair = (entries, entries) if base is None else (_bits(entries), _bits(base))
     arrays = (part.numpy() if isinstance(part, Tensor) else part for part in pair)
-    above, odd = count_bits(*arrays, low, shift, counts.numpy())
-    return int(above), int(odd)
+    above, infinite = count_bits(*arrays, low, shift, counts.numpy())
+    return int(above), int(infinite)
 
 
 def rounded(values: Float64[Tensor, " entries"], dtype: torch.dtype) -> Float[Tensor, " entries"]:

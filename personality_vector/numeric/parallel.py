@@ -1,4 +1,4 @@
-"""Large work in pieces, on all cores: threads, since every inner loop releases the GIL."""
+"""Large work in pieces on all cores, by threads, since every inner loop releases the GIL."""
 
 import os
 import threading
@@ -39,8 +39,8 @@ def cores() -> int:
 def in_parallel(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
     """Yield ``work(item)`` for every item, in the order of the items.
 
-    After an error, or when the caller stops listening, what was not begun is not begun. Inside
-    another ``in_parallel`` it works alone.
+    After an error, or when the caller stops iterating, no further item is begun. A call inside
+    another ``in_parallel`` uses one thread.
     """
     import torch
 
@@ -50,13 +50,13 @@ def in_parallel(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
         return
     try:
         if len(items) < 2 or cores() == 1:
-            # One thread: the pieces are too small for torch to gain by more.
+            # One thread, since the pieces are too small for torch to gain from more.
             torch.set_num_threads(1)
             yield from map(work, items)
         else:
             yield from _in_pool(work, items)
     finally:
-        # What a thread sets for itself, threads that begin later begin with.
+        # A setting of one thread is the default of threads that start later.
         torch.set_num_threads(threads)
 
 

@@ -1,4 +1,4 @@
-"""Randomness hangs from a name, never from the order of work.
+"""Random numbers that depend on a name, never on the order of work.
 
 :func:`uniform` is counter-based: element ``i`` of stream ``(seed, name)`` is a hash of ``i``, so
 any part of a stream can be drawn alone, in any order, on any device, and is always the same.
@@ -55,7 +55,7 @@ def uniform(
 
 
 def _signed(bits: int) -> int:
-    """Return what 64 bits are as a signed integer, which is the only kind that torch multiplies."""
+    """Return 64 bits as a signed integer, the only kind that torch multiplies."""
     return bits - (1 << 64)
 
 

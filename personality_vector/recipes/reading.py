@@ -1,4 +1,4 @@
-"""Reading YAML strictly: every failure is one sentence that names the file and the key."""
+"""Reading YAML strictly: an error is one sentence that names the file and the key."""
 
 import re
 from collections.abc import Hashable, Sequence
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import yaml
 
 from personality_vector.errors import RecipeError, blame
-from personality_vector.recipes.schema import Given, Recipe
+from personality_vector.recipes.schema import Recipe, Typed
 
 _MOST_BYTES = 1_000_000
 R = TypeVar("R", bound=Recipe)
@@ -108,7 +108,7 @@ def override(data: dict[str, Any], setting: str) -> None:
 
 
 def parse_value(text: str) -> Any:
-    """Return a value typed on the command line, read as YAML; strings are marked as given there."""
+    """Read a value typed on the command line as YAML, and mark its strings as :class:`Typed`."""
     try:
         value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -118,7 +118,7 @@ def parse_value(text: str) -> Any:
 
 def _mark(value: Any) -> Any:
     if isinstance(value, str):
-        return Given(value)
+        return Typed(value)
     if isinstance(value, list):
         return [_mark(element) for element in value]
     if isinstance(value, dict):
@@ -127,7 +127,7 @@ def _mark(value: Any) -> Any:
 
 
 def _place(holder: Any, key: str, setting: str) -> Any:
-    """Return what ``key`` means in a mapping or in a list."""
+    """Return the key or index that ``key`` stands for in a mapping or a list."""
     if isinstance(holder, dict):
         return key
     if not isinstance(holder, list):

@@ -1,8 +1,8 @@
-"""What schemas are made of: a strict mapping, the types of its fields, its complaints.
+"""The parts of schemas: a strict mapping, the types of its fields, and its error messages.
 
-A union goes by key: what a mapping describes is recognised by a key of its own, never by ``kind:``.
-A registry maps the key to the schema, as ``module:Class``; it is imported when it is met, so that
-reading a recipe imports only what the recipe uses.
+A union is told apart by key: a mapping is recognised by a key of its own, never by ``kind:``. A
+registry maps the key to the schema as ``module:Class``, which is imported when it is needed, so
+that reading a recipe imports only what the recipe uses.
 """
 
 import difflib
@@ -45,7 +45,7 @@ class Recipe(BaseModel):
         """Validate ``data``; relative paths in it are resolved against ``folder``.
 
         Raises:
-            RecipeError: One sentence about the first thing that is wrong.
+            RecipeError: It says in one sentence what is wrong first.
         """
         try:
             return cls.model_validate(data, context={"folder": folder})
@@ -53,8 +53,8 @@ class Recipe(BaseModel):
             raise RecipeError(f"{origin}: {sentence(cls, error)}") from error
 
 
-class Given(str):
-    """A value from the command line; a relative path in it counts from the working directory."""
+class Typed(str):
+    """A value typed on the command line: a relative path in it starts in the working directory."""
 
     __slots__ = ()
 
@@ -68,14 +68,14 @@ def _pole(value: Any) -> Any:
 
 PoleField = Annotated[Pole, BeforeValidator(_pole), PlainSerializer(str)]
 Real = Annotated[float, Strict()]
-"""A number, as YAML writes it: neither a text nor a boolean."""
+"""A number as YAML writes it, neither a text nor a boolean."""
 
 Whole = Annotated[int, Strict()]
-"""A whole number, likewise."""
+"""A whole number as YAML writes it."""
 
 _BLANK, _DEVICE = r"\S", r"^(auto|cpu|cuda(:\d+)?|mps)$"
 _PATTERNS = {_BLANK: "needs at least one word", _DEVICE: "must be auto, cpu, cuda, cuda:N or mps"}
-"""What a pattern asks for, in words."""
+"""What a value that does not match a pattern should be, in words."""
 
 Words = Annotated[str, Field(pattern=_BLANK)]
 """A text that is not blank."""
@@ -98,13 +98,13 @@ Layers = Annotated[tuple[Whole, ...], Field(min_length=1), AfterValidator(distin
 
 
 def located(value: Any, info: Any) -> Any:
-    """Return the path that a text in a recipe means, absolute; anything else as it is."""
+    """Return the absolute path that a text in a recipe means, and any other value unchanged."""
     if not isinstance(value, str):
         return value
     if value.startswith(BUILTIN):
         return builtin(value)
     folder = (info.context or {}).get("folder")
-    if folder is None or isinstance(value, Given):
+    if folder is None or isinstance(value, Typed):
         return Path(value).expanduser().absolute()
     return (Path(folder) / Path(value).expanduser()).resolve()
 
@@ -125,7 +125,7 @@ ModelRef = Annotated[str, BeforeValidator(_model)]
 
 
 def sentence(recipe: type[BaseModel], error: ValidationError) -> str:
-    """Return the most telling complaint: unknown keys first, as a typo also makes a key missing."""
+    """Return the most useful complaint: unknown keys first, as a typo also makes a key missing."""
     complaints = sorted(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     first = complaints[0]
     # pydantic adds the member of a union that it tried.
@@ -174,7 +174,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def kinds(room: str, ending: str) -> Registry:
     """Return the registry of a room in which each kind is a file: to add a kind, add a file.
 
-    The key is the name of the file, and its schema is called as the file is, with ``ending``.
+    The key is the name of the file; the schema has the name of the file followed by ``ending``.
     """
     names = [one.name for one in iter_modules([str(Path(__file__).parents[1] / room)])]
     return {

@@ -2,17 +2,19 @@
 
 import json
 import shutil
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.delta import Delta
+from personality_vector.delta import Delta, open_delta
 from personality_vector.delta.layers import layer_of, module_of
 from personality_vector.delta.similarity import similarity
 from personality_vector.manifest import write_manifest
 from personality_vector.steering import SteeringVector
+from personality_vector.subject.models import load_model
 
 EVERY_STORAGE = pytest.mark.parametrize(
     ("words", "storage"),
@@ -297,10 +299,41 @@ def test_similarity_refuses(pvec, lab, words, said):
     assert said in ended.err
 
 
-def test_a_directory_that_is_no_vector_is_named(pvec, lab):
-    ended = pvec("similarity", lab.deltas[0], lab.base)
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_similarity_takes_what_merge_takes(pvec, lab, pico_tuned, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(load_model(Path(lab.base)), config).save_pretrained(tmp_path / "adapter")
+    base, tuned = lab.base, pico_tuned("llama", seed=2)
+    words = ["similarity", lab.deltas[0], tuned, tmp_path / "adapter", "--base", base]
+    found = pvec(*words, "--json", "--per-layer")
+    assert (found.code, found.err) == (0, "")
+    assert found.json["labels"] == ["1 seed 0", f"2 {tuned.name}", "3 adapter"]
+    deltas = [open_delta(path, Checkpoint.open(base)) for path in words[1:4]]
+    expected = similarity(deltas)
+    assert found.json["cosine"] == expected.cosine().tolist()
+    assert found.json["cosine"][0][1] == pytest.approx(deltas[0].cosine(deltas[1]))
+    assert set(found.json["layers"]) == set(expected.layers)
+
+
+def test_a_checkpoint_without_its_base_is_refused(pvec, lab):
+    ended = pvec("similarity", lab.deltas[0], lab.tuned)
     assert ended.code == 1
-    assert f"{lab.base}: is not a saved delta" in ended.err
+    assert f"{lab.tuned}: is not a saved delta; " in ended.err
+    assert ended.err.rstrip().endswith("give the model that it was fine-tuned from as --base")
+
+
+def test_a_delta_of_another_base_is_refused(pvec, lab, pico):
+    ended = pvec("similarity", *lab.deltas, "--base", pico("qwen2"))
+    assert ended.code == 1
+    assert "is a delta of base" in ended.err
+
+
+def test_steering_vectors_have_no_base(pvec, vectors, lab):
+    ended = pvec("similarity", *vectors, "--base", lab.base)
+    assert ended.code == 1
+    assert "steering vectors are compared without a base" in ended.err
 
 
 @pytest.mark.parametrize("words", [[], ["--per-layer"]], ids=["whole", "per layer"])

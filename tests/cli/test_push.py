@@ -115,7 +115,7 @@ def test_what_is_not_as_it_was_written_is_refused(pvec, written, hub, damage, re
 def test_a_name_that_the_hub_does_not_take_is_refused(pvec, written, hub, repo):
     ended = pvec("push", written, repo)
     assert ended.code == 1
-    assert "is no name on the Hub; write OWNER/NAME" in ended.err
+    assert "is not a name on the Hub; write OWNER/NAME" in ended.err
     assert hub.created == []
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.delta.layers import grouped, layer_of, module_of
+from personality_vector.delta.layers import block_of, grouped, layer_of, module_of
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gpt_neox", "phi"])
@@ -43,3 +43,25 @@ def test_layers_stand_in_the_order_of_their_numbers():
     names = [f"h.{i}.w" for i in (10, 9, 100)] + ["lm_head.weight", "wte.weight", "z", "ln_f.bias"]
     order = ["embedding", "layer 9", "layer 10", "layer 100", "final norm", "head", "z"]
     assert list(grouped(names)) == order
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("model.layers.3.mlp.up_proj.weight", ("model.layers", 3)),
+        ("transformer.h.11.attn.weight", ("transformer.h", 11)),
+        ("gpt_neox.layers.0.attention.bias", ("gpt_neox.layers", 0)),
+        ("model.visual.blocks.31.norm1.bias", ("model.visual.blocks", 31)),
+        ("model.layers.2.moe.experts.7.w1.weight", ("model.layers", 2)),
+        ("encoder.layer.4.output.dense.weight", ("encoder.layer", 4)),
+        ("decoder.block.1.layer.0.q.weight", ("decoder.block", 1)),
+        ("model.norm.weight", None),
+        ("lm_head.weight", None),
+        ("model.experts.3.weight", None),
+        ("model.layers.norm.weight", None),
+        ("model.players.3.weight", None),
+    ],
+)
+def test_the_layer_is_read_off_the_name(name, place):
+    block = block_of(name)
+    assert (block and block[:2]) == place

@@ -41,9 +41,7 @@ def test_a_method_in_a_sweep_has_the_bits_of_its_merge(pico, terms, tmp_path, me
     readings = study.run(tmp_path / "run").readings()
     assert readings["value"].nunique() == 4
     assert not list(tmp_path.rglob("*.safetensors"))
-    summands = [
-        pv.Summand(t["tuned"], tuple(a) if isinstance(a := t["alpha"], list) else a) for t in terms
-    ]
+    summands = [(t["tuned"], tuple(a) if isinstance(a := t["alpha"], list) else a) for t in terms]
     written = pv.merge(
         base,
         summands,

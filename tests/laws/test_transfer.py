@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from personality_vector import Summand, merge
+from personality_vector import merge
 from personality_vector.errors import BaseMismatchError, RecipeError, TensorMismatchError
 from tests import vlms
 
@@ -36,7 +36,7 @@ def changed(text, family, names):
 @pytest.mark.parametrize(("family", "layout"), TARGETS)
 def test_the_language_part_gets_the_delta_and_the_rest_stays(text, vlm, tmp_path, family, layout):
     target = vlm(family, layout)
-    summand = Summand(text(family, tuned=1), ALPHA, of=text(family))
+    summand = (text(family, tuned=1), ALPHA, text(family))
     report = merge(target, [summand], out=tmp_path / "out")
     before, after = weights(target), weights(report.path)
     own = {name: vlms.text_name(name) for name in before}
@@ -58,7 +58,7 @@ def test_the_merged_vlm_answers_about_an_image_as_one_edited_in_memory(
     text, vlm, tmp_path, family, layout
 ):
     target, of, tuned = vlm(family, layout), text(family), text(family, tuned=1)
-    merged = merge(target, [Summand(tuned, ALPHA, of=of)], out=tmp_path / "out").path
+    merged = merge(target, [(tuned, ALPHA, of)], out=tmp_path / "out").path
     edited = vlms.with_text_delta(target, of, tuned, ALPHA)
     torch.testing.assert_close(vlms.logits(merged), vlms.logits(edited))
     assert not torch.allclose(vlms.logits(merged), vlms.logits(target))
@@ -69,9 +69,7 @@ def test_side_files_of_the_target_are_kept(text, vlm, tmp_path):
     target = vlm("llava", "legacy")
     (target / "preprocessor_config.json").write_text(json.dumps({"size": 8}))
     (target / "chat_template.jinja").write_text("{{ messages }}")
-    merged = merge(
-        target, [Summand(text("llava", tuned=1), 1.0, of=text("llava"))], out=tmp_path / "o"
-    )
+    merged = merge(target, [(text("llava", tuned=1), 1.0, text("llava"))], out=tmp_path / "o")
     for name in ("config.json", "preprocessor_config.json", "chat_template.jinja"):
         assert (merged.path / name).read_bytes() == (target / name).read_bytes()
 
@@ -80,7 +78,7 @@ def test_two_deltas_of_two_bases_meet_in_one_model(text, vlm, tmp_path):
     """theta = theta_base + alpha * phi_domain + beta * phi_personality, each of its own base."""
     target = vlm("qwen2_vl", "native")
     domain, of_text = vlm("qwen2_vl", "native", tuned=True), text("qwen2_vl")
-    terms = [(domain, 0.5), Summand(text("qwen2_vl", tuned=1), -0.25, of=of_text)]
+    terms = [(domain, 0.5), (text("qwen2_vl", tuned=1), -0.25, of_text)]
     after = weights(merge(target, terms, out=tmp_path / "out").path)
     before, tuned = weights(target), weights(domain)
     for name, old in before.items():
@@ -94,7 +92,7 @@ def test_two_deltas_of_two_bases_meet_in_one_model(text, vlm, tmp_path):
 def test_a_chat_vector_is_a_delta_of_another_base(text, tmp_path):
     """A + alpha (B - C)."""
     a, b, c = (text("llava", tuned=seed) for seed in (1, 2, 3))
-    after = weights(merge(a, [Summand(b, ALPHA, of=c)], out=tmp_path / "out").path)
+    after = weights(merge(a, [(b, ALPHA, c)], out=tmp_path / "out").path)
     theirs = [weights(path) for path in (a, b, c)]
     for name, tensor in after.items():
         base, plus, minus = (table[name].double() for table in theirs)
@@ -114,7 +112,7 @@ def test_without_of_a_delta_of_another_base_is_refused(text, vlm, tmp_path):
 
 def test_another_vocabulary_needs_embeddings_and_head_excluded(text, vlm, tmp_path):
     small = {"vocab_size": 64}
-    summand = Summand(text("llava", tuned=1, **small), 1.0, of=text("llava", **small))
+    summand = (text("llava", tuned=1, **small), 1.0, text("llava", **small))
     target = vlm("llava", "legacy")
     with pytest.raises(TensorMismatchError, match="exclude embeddings and head"):
         merge(target, [summand], out=tmp_path / "out")
@@ -127,6 +125,6 @@ def test_another_vocabulary_needs_embeddings_and_head_excluded(text, vlm, tmp_pa
 
 
 def test_a_word_that_means_nothing_is_refused(text, vlm, tmp_path):
-    summand = Summand(text("llava", tuned=1), 1.0, of=text("llava"))
+    summand = (text("llava", tuned=1), 1.0, text("llava"))
     with pytest.raises(RecipeError, match=r"'\*.mpl.\*' matches no tensor"):
         merge(vlm("llava", "legacy"), [summand], out=tmp_path / "out", exclude=["*.mpl.*"])

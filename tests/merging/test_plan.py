@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import personality_vector as pv
-from personality_vector import Checkpoint, Delta, Output, Summand, merge
+from personality_vector import Checkpoint, Delta, Output, merge
 from personality_vector.errors import (
     CheckpointError,
     ModelError,
@@ -19,7 +19,7 @@ from personality_vector.errors import (
 )
 from personality_vector.merging.methods import METHODS
 from personality_vector.merging.plan import (
-    foresight,
+    forecast,
     plan_merge,
     plan_recipe,
     resolve_device,
@@ -63,7 +63,7 @@ def test_include_and_exclude_choose_what_moves(pair, tmp_path):
     found = changes(merge(base, [(tuned, 1.0)], out=tmp_path / "out", **given).path, base)
     moved = {"model.embed_tokens.weight", "model.layers.0.mlp.weight", "model.layers.2.mlp.weight"}
     assert found == {name: [1.0 if name in moved else 0.0] for name in found}
-    term = planned(base, [Summand(tuned, 1.0)], **given).describe()["terms"][0]
+    term = planned(base, [(tuned, 1.0)], **given).describe()["terms"][0]
     assert (term["tensors"], term["of_tensors"]) == (3, 6)
 
 
@@ -153,27 +153,27 @@ def test_what_cannot_be_done_is_refused_with_what_would_be_right(
 def test_an_alpha_that_is_not_a_number_is_refused(pair, alpha):
     base, tuned = pair
     with pytest.raises(NonFiniteError, match="tuned: alpha must be a finite number"):
-        planned(base, [Summand(tuned, alpha)])
+        planned(base, [(tuned, alpha)])
 
 
 @pytest.mark.parametrize("alpha", [{"*.attn.*": 1.0}, {"*": 1.0, "vision": 0.5}])
 def test_an_alpha_for_no_tensor_is_refused(pair, alpha):
     base, tuned = pair
     with pytest.raises(RecipeError, match="matches no tensor"):
-        planned(base, [Summand(tuned, alpha)])
+        planned(base, [(tuned, alpha)])
 
 
 def test_alpha_over_depth_of_a_model_without_layers_is_refused(toy):
     base, tuned = toy("flat", a=torch.ones(3)), toy("flat-tuned", a=torch.zeros(3))
     with pytest.raises(RecipeError, match="no tensor lies in a numbered layer"):
-        planned(base, [Summand(tuned, (0.0, 1.0))])
+        planned(base, [(tuned, (0.0, 1.0))])
 
 
 def test_a_delta_of_zero_is_refused(pair, toy):
     base, tuned = pair
     same = toy("same", **{name: Checkpoint.open(base)[name] for name in NAMES})
     with pytest.raises(CheckpointError, match="same: is zero in every tensor"):
-        planned(base, [Summand(tuned, 0.5), Summand(same, 0.5)])
+        planned(base, [(tuned, 0.5), (same, 0.5)])
 
 
 def test_a_delta_that_is_zero_where_it_is_included_is_refused(pair, toy):
@@ -181,9 +181,9 @@ def test_a_delta_that_is_zero_where_it_is_included_is_refused(pair, toy):
     start = Checkpoint.open(base)
     moved = {name: start[name] + ("norm" in name) for name in start.names}
     tuned = toy("norms only", **moved)
-    assert planned(base, [Summand(tuned, 0.5)])
+    assert planned(base, [(tuned, 0.5)])
     with pytest.raises(CheckpointError, match="is zero in every tensor"):
-        planned(base, [Summand(tuned, 0.5)], include=["head"])
+        planned(base, [(tuned, 0.5)], include=["head"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -191,8 +191,8 @@ def test_stochastic_rounding_to_another_dtype_is_refused_by_the_plan(pair, dtype
     base, tuned = pair
     for output in (Output(dtype, "stochastic"), Output(rounding="stochastic")):
         with pytest.raises(RecipeError, match="stochastic is for bfloat16 outputs"):
-            planned(base, [Summand(tuned, 0.5)], output=output)
-    assert planned(base, [Summand(tuned, 0.5)], output=Output("bfloat16", "stochastic"))
+            planned(base, [(tuned, 0.5)], output=output)
+    assert planned(base, [(tuned, 0.5)], output=Output("bfloat16", "stochastic"))
 
 
 def test_one_tensor_of_another_dtype_is_enough_to_refuse_stochastic_rounding(toy):
@@ -200,8 +200,8 @@ def test_one_tensor_of_another_dtype_is_enough_to_refuse_stochastic_rounding(toy
     base = toy("mixed", a=ones.bfloat16(), b=ones, count=torch.tensor([1]))
     tuned = toy("mixed-tuned", a=2 * ones.bfloat16(), b=2 * ones, count=torch.tensor([1]))
     with pytest.raises(RecipeError, match=r"this one is torch\.float32"):
-        planned(base, [Summand(tuned, 0.5)], output=Output(rounding="stochastic"))
-    assert planned(base, [Summand(tuned, 0.5)], output=Output("bfloat16", "stochastic"))
+        planned(base, [(tuned, 0.5)], output=Output(rounding="stochastic"))
+    assert planned(base, [(tuned, 0.5)], output=Output("bfloat16", "stochastic"))
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_device_that_cannot_merge_is_refused(device):
 def test_the_description_is_json_and_complete(pair, alpha, method):
     base, tuned = pair
     delta = Delta.between(base, tuned, pole="extraversion:high")
-    plan = planned(base, [Summand(delta, alpha, label="loud")], method=method, seed=3)
+    plan = planned(base, [(delta, alpha, None, "loud")], method=method, seed=3)
     said = plan.describe()
     assert json.loads(json.dumps(said, allow_nan=False)) == said
     assert said["method"] == method
@@ -274,24 +274,24 @@ def test_the_description_of_a_recipe_is_that_of_the_call(pair):
     )
     given = {"include": ["norms", "*.mlp.*"], "options": {"density": 0.5}, "method": "ties"}
     of_recipe = plan_recipe(recipe).describe()
-    of_call = planned(str(base), [Summand(str(tuned), alpha)], **given).describe()
+    of_call = planned(str(base), [(str(tuned), alpha)], **given).describe()
     assert {key: of_recipe[key] for key in of_call} == of_call
 
 
 def test_a_dry_run_foresees_and_writes_nothing(pair, tmp_path):
     base, tuned = pair
-    plan = planned(base, [Summand(tuned, 0.5)])
-    seen = foresight(plan, tmp_path / "deep" / "out")
+    plan = planned(base, [(tuned, 0.5)])
+    seen = forecast(plan, tmp_path / "deep" / "out")
     assert json.loads(json.dumps(seen)) == seen
     assert seen["norms"] == [6.0]
-    assert seen["peak_memory"] == plan.peak_memory
+    assert 3e8 < seen["peak_memory"] < 4e8
     assert seen["device"] == plan.device
     assert not (tmp_path / "deep").exists()
 
 
 def test_the_output_dtype_decides_the_size(pair):
     base, tuned = pair
-    plan = planned(base, [Summand(tuned, 0.5)])
+    plan = planned(base, [(tuned, 0.5)])
     assert replace(plan, output=Output("bfloat16")).size * 2 == plan.size
     assert {tensor.dtype for tensor in plan.tensors} == {torch.float32}
 
@@ -321,4 +321,5 @@ def test_a_merge_stays_within_the_memory_that_was_foreseen(toy, tmp_path):
     plan = planned(paths[0], [(path, 0.3) for path in paths[1:]], method="della")
     given = [sys.executable, "-c", PEAK, paths[0], tmp_path / "out", *paths[1:]]
     done = subprocess.run(list(map(str, given)), capture_output=True, text=True, check=True)
-    assert 1e8 < int(done.stdout) < plan.peak_memory < 5e8
+    foreseen = forecast(plan, tmp_path / "out")["peak_memory"]
+    assert 1e8 < int(done.stdout) < foreseen < 5e8

@@ -7,7 +7,6 @@ from personality_vector.merging.summands import (
     WORDS,
     alpha_by_tensor,
     chosen,
-    layer_of,
     selected,
 )
 
@@ -78,27 +77,6 @@ def test_nothing_left_is_refused():
 
 
 # --- layers ---
-
-
-@pytest.mark.parametrize(
-    ("name", "place"),
-    [
-        ("model.layers.3.mlp.up_proj.weight", ("model.layers", 3)),
-        ("transformer.h.11.attn.weight", ("transformer.h", 11)),
-        ("gpt_neox.layers.0.attention.bias", ("gpt_neox.layers", 0)),
-        ("model.visual.blocks.31.norm1.bias", ("model.visual.blocks", 31)),
-        ("model.layers.2.moe.experts.7.w1.weight", ("model.layers", 2)),
-        ("encoder.layer.4.output.dense.weight", ("encoder.layer", 4)),
-        ("decoder.block.1.layer.0.q.weight", ("decoder.block", 1)),
-        ("model.norm.weight", None),
-        ("lm_head.weight", None),
-        ("model.experts.3.weight", None),
-        ("model.layers.norm.weight", None),
-        ("model.players.3.weight", None),
-    ],
-)
-def test_the_layer_is_read_off_the_name(name, place):
-    assert layer_of(name) == place
 
 
 # --- alpha ---

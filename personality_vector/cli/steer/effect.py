@@ -1,24 +1,24 @@
 """``pvec steer choose`` and ``pvec steer monitor``: what a steering vector does to a model."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import personality_vector as pv
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
 
 if TYPE_CHECKING:
-    from personality_vector.steering import SteeringVector
+    from collections.abc import Sequence
+
     from personality_vector.study.choose.choice import Choice
     from personality_vector.study.recipe import ChooseRecipe
     from personality_vector.subject.chat import Chat
-    from personality_vector.subject.subject import Subject
 
 _SHOWN = 48
-"""Characters of a text in the table."""
+"""Number of characters that a table shows of a text."""
 _REMEDY = "if one is fine-tuned from the other, add --another-model"
 
 
@@ -33,10 +33,10 @@ def check(recipe: "ChooseRecipe") -> dict[str, Any]:
 def choose(recipe: "ChooseRecipe", out: Path, force: bool, as_json: bool) -> None:
     """Choose the layer and the range of strengths of a steering vector.
 
-    One pass ranks the layers; the best few are verified by generation, at growing strengths until
-    coherence falls below the floor. What is measured is kept in --out with .run behind it: the same
-    command resumes after an interruption, and another floor or other shares measure only what is
-    missing. --force replaces the choice and keeps the measurements.
+    One pass ranks the layers. The best few are then verified by generation, at growing strengths
+    until coherence falls below the floor. Measurements are kept in OUT.run, so that the same
+    command resumes after an interruption, and a change of the floor or the shares measures only
+    what is missing. --force replaces the choice and keeps the measurements.
     """
     from personality_vector.checkpoint import AtomicDirectory
     from personality_vector.report.choice import draw_choice
@@ -53,44 +53,61 @@ def choose(recipe: "ChooseRecipe", out: Path, force: bool, as_json: bool) -> Non
 
 def monitor(
     vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="A steering vector.")],
-    model: Annotated[str, typer.Option("--model", help="Directory, Hub id or builtin:demo.")],
+    model: Annotated[
+        str, typer.Option("--model", help="The model: a directory, Hub id or builtin:demo.")
+    ],
     prompts: options.Prompts,
     layer: Annotated[
         int | None,
-        typer.Option("--layer", help="0-based block, -1 the last; needed if VECTOR has several."),
+        typer.Option(
+            "--layer", help="0-based decoder block, -1 for the last; needed if VECTOR has several."
+        ),
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Longest reply.")
+        int, typer.Option("--max-new-tokens", min=1, help="Most tokens of a reply.")
     ] = 64,
     batch_size: options.BatchSize = 16,
     another_model: Annotated[
         bool,
-        typer.Option("--another-model", help="VECTOR is of another model, such as its base."),
+        typer.Option("--another-model", help="Accept a VECTOR of another model, such as the base."),
     ] = False,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Print the projection of each prompt, before generation, and of a greedy reply.
+    """Print how far each prompt, before generation, and a greedy reply lie along VECTOR.
 
-    Also two cosines with VECTOR: of the mean over the prompt, which a gate compares with its
-    threshold, and over the tokens of the reply, which is the creativity score of Olson et al.
+    Two cosines with VECTOR are printed as well: that of the mean over the prompt, which a gate
+    compares with its threshold, and the mean over the tokens of the reply, which is the creativity
+    score of Olson et al.
     """
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.data.chats import read_prompts
-    from personality_vector.steering import SteeringVector, resolve_layers
+    from personality_vector.steering import resolve_layers
     from personality_vector.steering.fit import require_made_from
     from personality_vector.subject.chat import question
-    from personality_vector.subject.subject import Subject
 
     texts = read_prompts(prompts)
-    found, checkpoint = SteeringVector.load(vector), Checkpoint.open(model)
-    named = _layer(found, layer)
+    found, checkpoint = pv.SteeringVector.load(vector), pv.Checkpoint.open(model)
+    if layer is None and len(found.layers) > 1:
+        raise RecipeError(
+            f"{found.label} has directions for layers {list(found.layers)}; choose one with --layer"
+        )
+    named = found.layers[0] if layer is None else layer
     if not another_model:
         require_made_from(found.label, found.model, checkpoint, _REMEDY)
-    subject = Subject.load(checkpoint, dtype=dtype, device=device)
+
+    def plan() -> dict[str, Any]:
+        if named >= 0:
+            found.norm(named)  # refuses a layer that the vector has no direction for
+        model = {"model": str(checkpoint.fingerprint), "prompts": len(texts)}
+        return {"vector": found.label, "layer": named, **model, "max_new_tokens": max_new_tokens}
+
+    if options.is_dry(plan, None, dry_run=dry_run, force=False, as_json=as_json):
+        return
+    subject = pv.Subject.load(checkpoint, dtype=dtype, device=device)
     (place,) = resolve_layers(subject.model, [named])
     found.norm(place)  # refuses a layer without a direction before anything is read
     chats = [question(text, system=system) for text in texts]
@@ -98,8 +115,15 @@ def monitor(
     if as_json:
         result = {"vector": found.label, "layer": place, "model": str(checkpoint.path)}
         options.show({**result, "prompts": rows}, as_json=True, text=str)
-    else:
-        _print_projections(f"projection on {found.label}, layer {place}", rows)
+        return
+    import pandas as pd
+
+    from personality_vector.report.tables import print_frame
+
+    frame = pd.DataFrame(rows).astype(dict.fromkeys(("before", "response", "reply_cosine"), float))
+    for column in ("prompt", "reply"):
+        frame[column] = [shorten(text, _SHOWN, placeholder="...") for text in frame[column]]
+    print_frame(f"projection on {found.label}, layer {place}", frame)
 
 
 def _print_choice(choice: "Choice", recipe: "ChooseRecipe", out: Path) -> None:
@@ -125,9 +149,9 @@ def _print_choice(choice: "Choice", recipe: "ChooseRecipe", out: Path) -> None:
 
 
 def _measured(
-    subject: "Subject",
+    subject: "pv.Subject",
     chats: "Sequence[Chat]",
-    along: "tuple[SteeringVector, int]",
+    along: "tuple[pv.SteeringVector, int]",
     sizes: tuple[int, int],
 ) -> list[dict[str, Any]]:
     """Return a row of each chat: what was asked and said, its projections and cosines."""
@@ -136,7 +160,6 @@ def _measured(
     from personality_vector.steering.activations import Reader
     from personality_vector.steering.monitor import creativity_scores, projections
     from personality_vector.subject.chat import answered
-    from personality_vector.subject.spec import Sampling
     from personality_vector.subject.subject import generate_replies
 
     (vector, layer), (longest, batch_size) = along, sizes
@@ -144,7 +167,7 @@ def _measured(
     before = projections(model, tokenizer, chats, *along, "prompt_last", batch_size)
     means = Reader(model, tokenizer, [layer], "prompt_mean", batch_size).pooled(chats)
     gates = cosine_similarity(means[layer], vector[layer][None], dim=-1)
-    greedy = Sampling(max_new_tokens=longest, temperature=0.0, batch_size=batch_size)
+    greedy = pv.Sampling(max_new_tokens=longest, temperature=0.0, batch_size=batch_size)
     drawn = generate_replies(model, tokenizer, chats, greedy, seed=0)
     replies = [reply.text for reply in drawn]
     said = [i for i, reply in enumerate(replies) if reply]
@@ -166,24 +189,3 @@ def _measured(
         }
         for i, chat in enumerate(chats)
     ]
-
-
-def _layer(vector: "SteeringVector", layer: int | None) -> int:
-    if layer is not None:
-        return layer
-    if len(vector.layers) > 1:
-        raise RecipeError(
-            f"{vector.label} has directions for layers {list(vector.layers)}; choose one by --layer"
-        )
-    return vector.layers[0]
-
-
-def _print_projections(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    import pandas as pd
-
-    from personality_vector.report.tables import print_frame
-
-    frame = pd.DataFrame(rows).astype(dict.fromkeys(("before", "response", "reply_cosine"), float))
-    for column in ("prompt", "reply"):
-        frame[column] = [shorten(text, _SHOWN, placeholder="...") for text in frame[column]]
-    print_frame(title, frame)

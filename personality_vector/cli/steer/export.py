@@ -1,16 +1,14 @@
-"""``pvec steer bake`` and ``export-gguf``: a steering vector for those who have no hooks."""
+"""``pvec steer bake`` and ``export-gguf``: steering for programs that have no hooks."""
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
+import personality_vector as pv
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
-
-if TYPE_CHECKING:
-    from personality_vector.steering.bake import BakeResult
 
 Vector = Annotated[Path, typer.Argument(metavar="VECTOR", help="A saved steering vector.")]
 
@@ -20,40 +18,78 @@ def bake(
     model: Annotated[str, typer.Option("--model", help="The model that it was extracted from.")],
     layer: Annotated[
         list[int],
-        typer.Option("--layer", help="0-based decoder block; -1 is the last. Repeatable."),
+        typer.Option("--layer", help="0-based decoder block, -1 for the last; repeatable."),
     ],
     out: options.OutDir,
     coefficient: Annotated[
-        float | None, typer.Option("--coefficient", help="Factor on the vector; not with --ablate.")
+        float | None,
+        typer.Option("--coefficient", help="Factor on the vector; cannot go with --ablate."),
     ] = None,
     route: Annotated[
-        str, typer.Option("--route", help="auto, bias, convert (to Llama) or adapter (PEFT).")
+        str,
+        typer.Option(
+            "--route", help="How to write it: auto, bias, convert (to Llama) or adapter (PEFT)."
+        ),
     ] = "auto",
     ablate: Annotated[
-        bool, typer.Option("--ablate", help="Remove the direction of one --layer from all layers.")
+        bool,
+        typer.Option(
+            "--ablate", help="Remove the direction of one --layer from every layer instead."
+        ),
     ] = False,
+    dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write a checkpoint that is steered by itself: at all positions, always, by a constant.
+    """Write a checkpoint that steers itself: at all positions, always, by a constant.
 
-    Positions, gates and kept norms cannot be baked. What is written is loaded in a new process and
-    must give the logits of the hooks, or it is not published. With --ablate the weights no longer
-    write along the direction: it is compared with hooks on the embedding, every attention and
+    Positions, gates and kept norms cannot be baked. The result is loaded in a new process and is
+    published only if it gives the logits of the hooks. With --ablate no weight writes along the
+    direction any more; the result is compared with hooks on the embedding, every attention and
     every block.
     """
-    from personality_vector.steering import SteeringVector
-    from personality_vector.steering import bake as baking
+    if ablate and (coefficient is not None or route != "auto"):
+        raise RecipeError(
+            "--ablate removes the whole direction; leave out --coefficient and --route"
+        )
+    if ablate and len(layer) != 1:
+        raise RecipeError("--ablate takes the direction of one --layer and removes it everywhere")
+    if not ablate and coefficient is None:
+        raise RecipeError("give --coefficient, or --ablate")
+    from personality_vector.steering.bake import bake_ablation, route_for
+    from personality_vector.steering.bake.base import read_config
+    from personality_vector.steering.fit import require_made_from, resolved
 
-    _require_consistent(layer, coefficient, route, ablate=ablate)
-    read = SteeringVector.load(vector)
+    read = pv.SteeringVector.load(vector)
+
+    def plan() -> dict[str, Any]:
+        checkpoint = pv.Checkpoint.open(model)
+        config = read_config(checkpoint)
+        name = route_for(config, "ablate" if ablate else route).name
+        require_made_from(read.label, read.model, checkpoint)
+        layers = resolved(layer, config.num_hidden_layers)
+        for place in layers:
+            read.norm(place)  # refuses a layer that the vector has no direction for
+        given = {"vector": read.label, "model": str(checkpoint.fingerprint), "layers": layers}
+        return {**given, "coefficient": coefficient, "route": name}
+
+    if options.is_dry(plan, out, dry_run=dry_run, force=force, as_json=as_json):
+        return
     if coefficient is None:
-        done = baking.bake_ablation(read, model, layer[0], out, force=force)
+        done = bake_ablation(read, model, layer[0], out, force=force)
     else:
-        done = baking.bake(read, model, layer, coefficient, out, route=route, force=force)
-    result = {"out": str(out), "route": done.route, "proof": asdict(done.proof)}
-    options.show(result, as_json=as_json, text=lambda: _said(done))
+        done = pv.bake(read, model, layer, coefficient, out, route=route, force=force)
+    proof = done.proof
+    rounding = "" if proof.dtype == "float32" else f" ({proof.error_asked:.1e} with rounding)"
+    options.show(
+        {"out": str(out), "route": done.route, "proof": asdict(proof)},
+        as_json=as_json,
+        text=lambda: (
+            f"{done.path}: route {done.route}; in a new process within {proof.error:.1e} of the "
+            f"hooks' logits{rounding}, same {proof.greedy_tokens} greedy tokens"
+        ),
+    )
 
 
 def export_gguf(
@@ -61,46 +97,27 @@ def export_gguf(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write.")],
     layer: Annotated[
         list[int],
-        typer.Option("--layer", help="0-based block, not 0; repeatable. Default: all of VECTOR."),
+        typer.Option(
+            "--layer", help="0-based decoder block, not 0; repeatable. Default: all of VECTOR."
+        ),
     ] = [],
     coefficient: Annotated[
         float, typer.Option("--coefficient", help="Factor on the vector.")
     ] = 1.0,
     model_hint: Annotated[
-        str, typer.Option("--model-hint", help="Architecture by llama.cpp's name, such as llama.")
+        str,
+        typer.Option("--model-hint", help="Name of the architecture in llama.cpp, such as llama."),
     ] = "",
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a control vector for llama.cpp, which steers all positions; it has no layer 0."""
-    from personality_vector.steering import SteeringVector
+    """Write a control vector for llama.cpp, which steers all positions but cannot steer layer 0."""
     from personality_vector.steering.storage import export_gguf as export
 
-    read = SteeringVector.load(vector)
+    read = pv.SteeringVector.load(vector)
     layers = layer or list(read.layers)
     export(read, out, layers=layers, coefficient=coefficient, model_hint=model_hint, force=force)
     result = {"out": str(out), "layers": layers, "coefficient": coefficient}
     options.show(
         result, as_json=as_json, text=lambda: f"{out}: {len(layers)} directions for llama.cpp"
-    )
-
-
-def _require_consistent(
-    layers: list[int], coefficient: float | None, route: str, *, ablate: bool
-) -> None:
-    if ablate and (coefficient is not None or route != "auto"):
-        raise RecipeError("--ablate removes the whole direction: without --coefficient or --route")
-    if ablate and len(layers) != 1:
-        raise RecipeError("--ablate takes the direction of one --layer and removes it everywhere")
-    if not ablate and coefficient is None:
-        raise RecipeError("give --coefficient, or --ablate")
-
-
-def _said(done: "BakeResult") -> str:
-    """Return one line about what was written and how it was proved."""
-    proof = done.proof
-    rounding = "" if proof.dtype == "float32" else f" ({proof.error_asked:.1e} with rounding)"
-    return (
-        f"{done.path}: route {done.route}; in a new process within {proof.error:.1e} of the "
-        f"hooks' logits{rounding}, same {proof.greedy_tokens} greedy tokens"
     )

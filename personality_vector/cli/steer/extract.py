@@ -7,43 +7,51 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
+import personality_vector as pv
 from personality_vector.cli import options
 from personality_vector.errors import OutputExistsError, RecipeError, require_new, some
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from personality_vector.data.personas import Persona
     from personality_vector.elicitation.extract import Elicited
     from personality_vector.elicitation.recipe import SteerRecipe
     from personality_vector.elicitation.rollouts import Rollout
     from personality_vector.interventions.neurons.chosen import NeuronSet
-    from personality_vector.steering import SteeringVector
 
 _OF_VECTORS = ("persona", "layers", "pooling", "estimator")
 
 
 def write_persona(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower case, such as stoicism.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A name in lower case, such as stoicism.")
+    ],
     description: Annotated[str, typer.Option("--description", help="What positive answers show.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE.yaml", help="The file to write.")],
     opposite: Annotated[
-        str | None, typer.Option("--opposite", help="What negative answers show. Default: neutral.")
+        str | None,
+        typer.Option("--opposite", help="What negative answers show. Default: neutral answers."),
     ] = None,
     pole: Annotated[
-        str | None, typer.Option("--pole", metavar="TRAIT:LEVEL", help="Of a trait, if it is one.")
+        str | None,
+        typer.Option(
+            "--pole", metavar="TRAIT:LEVEL", help="The pole, if the persona is one of a trait."
+        ),
     ] = None,
     endpoint: Annotated[
         str | None, typer.Option("--endpoint", metavar="URL", help="OpenAI-compatible server.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Name of the model there.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Name of the model on that server.")
+    ] = None,
     api_key_env: Annotated[
         str, typer.Option("--api-key-env", help="Environment variable with the key.")
     ] = "OPENAI_API_KEY",
     local: Annotated[
-        str | None, typer.Option("--local", metavar="PATH", help="A checkpoint, not a server.")
+        str | None,
+        typer.Option("--local", metavar="PATH", help="A checkpoint to use in place of a server."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the local model's sampling.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the local model's sampling.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.yaml.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -53,19 +61,23 @@ def write_persona(
     """
     from personality_vector.elicitation import writing
     from personality_vector.subject.endpoint import Endpoint
-    from personality_vector.subject.subject import Subject
 
     require_new(out, force=force)
     if (local is None) == (model is None):
-        raise RecipeError("give either --model (with --endpoint, or OpenAI's own) or --local")
+        raise RecipeError(
+            "give either --model (and --endpoint, unless it is OpenAI's own) or --local"
+        )
     generator: writing.Generator
     if local is not None:
-        generator = writing.local_generator(Subject.load(local), seed=seed)
+        generator = writing.local_generator(pv.Subject.load(local), seed=seed)
     else:
         generator = writing.endpoint_generator(Endpoint(str(model), endpoint, api_key_env))
     persona = writing.write_persona(name, description, generator, opposite=opposite, pole=pole)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(_yaml(persona, local or str(model)), encoding="utf-8")
+    content = persona.model_dump(mode="json", exclude_none=True)
+    body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=98)
+    writer = " ".join((local or str(model)).split())
+    out.write_text(f"# The persona {name}, written by {writer}.\n{body}", encoding="utf-8")
     counts = len(persona.questions.extract), len(persona.questions.evaluate)
     result = {"out": str(out), "pairs": len(persona.instructions), "questions": counts}
     options.show(
@@ -80,11 +92,10 @@ def write_persona(
 
 def check(recipe: "SteerRecipe") -> dict[str, Any]:
     """Open the model, and read both sides or the persona."""
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.elicitation.extract import open_judge, read_persona, read_sides
     from personality_vector.elicitation.rollouts import planned
 
-    found: dict[str, Any] = {"fingerprint": str(Checkpoint.open(recipe.model).fingerprint)}
+    found: dict[str, Any] = {"fingerprint": str(pv.Checkpoint.open(recipe.model).fingerprint)}
     if recipe.persona is None:
         positive, negative = map(len, read_sides(recipe))
         return {**found, "positive": positive, "negative": negative}
@@ -108,11 +119,23 @@ def extract(recipe: "SteerRecipe", out: Path, force: bool, as_json: bool) -> Non
         vector.save(out, force=force)
     else:
         vector, elicited = _extract_persona(recipe, out, force=force)
-    options.show(
-        _result(out, vector, elicited),
-        as_json=as_json,
-        text=lambda: _text(out, vector, elicited),
+    result: dict[str, Any] = {
+        "out": str(out),
+        "label": vector.label,
+        "pole": str(vector.pole) if vector.pole else None,
+        "counts": vector.counts,
+        "norms": {layer: vector.norm(layer) for layer in vector.layers},
+    }
+    said = (
+        f"{out}: {vector.label}, {len(vector.layers)} layers, "
+        f"from {vector.counts[0]} positive and {vector.counts[1]} negative responses"
     )
+    if elicited is not None:
+        kept, judge = elicited.report, elicited.judge
+        result |= {"judge": judge, "pairs": kept.pairs, "kept": kept.kept}
+        result |= {"dropped": dict(kept.dropped)}
+        said += f"\n{kept} (judge: {judge})"
+    options.show(result, as_json=as_json, text=lambda: said)
 
 
 def check_neurons(recipe: "SteerRecipe") -> dict[str, Any]:
@@ -147,13 +170,20 @@ def neurons(recipe: "SteerRecipe", out: Path, force: bool, as_json: bool) -> Non
 
 def _extract_persona(
     recipe: "SteerRecipe", out: Path, *, force: bool
-) -> "tuple[SteeringVector, Elicited]":
-    """Extract and save; every reply goes into ``OUT.rollouts.jsonl`` as soon as it is there."""
+) -> "tuple[pv.SteeringVector, Elicited]":
+    """Extract and save; every reply is written to ``OUT.rollouts.jsonl`` as soon as it exists."""
     from personality_vector.elicitation.extract import extract_persona
     from personality_vector.elicitation.rollouts import ROLLOUTS, to_jsonl
 
     beside = out.with_name(f"{out.name}.{ROLLOUTS}")
-    _require_free(out, beside, recipe, force=force)
+    require_new(out, force=force)  # before hours of generation, not after them
+    reuse = recipe.rollouts.reuse
+    resumes = reuse is not None and reuse.exists() and reuse.samefile(beside)
+    if beside.exists() and not force and not resumes:
+        raise OutputExistsError(
+            f"{beside}: an earlier run left its replies here; resume from them with "
+            f"--set rollouts.reuse={beside}, or add --force"
+        )
 
     def record(rollouts: "Sequence[Rollout]") -> None:
         beside.parent.mkdir(parents=True, exist_ok=True)
@@ -166,44 +196,9 @@ def _extract_persona(
         vector.save(out, force=force)
     except Exception as error:
         if beside.is_file():
-            error.add_note(f"the replies are kept: --set rollouts.reuse={beside} goes on from them")
+            error.add_note(f"the replies are kept: --set rollouts.reuse={beside} resumes from them")
         raise
     return vector, elicited
-
-
-def _require_free(out: Path, beside: Path, recipe: "SteerRecipe", *, force: bool) -> None:
-    """Refuse before hours of generation what would be refused after them."""
-    require_new(out, force=force)
-    reuse = recipe.rollouts.reuse
-    goes_on = reuse is not None and reuse.exists() and reuse.samefile(beside)
-    if beside.exists() and not force and not goes_on:
-        raise OutputExistsError(
-            f"{beside}: an earlier run left its replies here; go on from them with "
-            f"--set rollouts.reuse={beside}, or add --force"
-        )
-
-
-def _result(out: Path, vector: "SteeringVector", elicited: "Elicited | None") -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "out": str(out),
-        "label": vector.label,
-        "pole": str(vector.pole) if vector.pole else None,
-        "counts": vector.counts,
-        "norms": {layer: vector.norm(layer) for layer in vector.layers},
-    }
-    if elicited is None:
-        return found
-    kept = elicited.report
-    made = {"judge": elicited.judge, "pairs": kept.pairs, "kept": kept.kept}
-    return {**found, **made, "dropped": dict(kept.dropped)}
-
-
-def _text(out: Path, vector: "SteeringVector", elicited: "Elicited | None") -> str:
-    said = (
-        f"{out}: {vector.label}, {len(vector.layers)} layers, "
-        f"from {vector.counts[0]} positive and {vector.counts[1]} negative responses"
-    )
-    return said if elicited is None else f"{said}\n{elicited.report} (judge: {elicited.judge})"
 
 
 def find_recipe_neurons(recipe: "SteerRecipe") -> "NeuronSet":
@@ -214,15 +209,13 @@ def find_recipe_neurons(recipe: "SteerRecipe") -> "NeuronSet":
         DataError: A side cannot be read or selects nothing, or no neuron tells them apart.
         ModelError: The model cannot be loaded, or its neurons cannot be found.
     """
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.elicitation.extract import read_sides
     from personality_vector.interventions.neurons.find import find_neurons
-    from personality_vector.subject.subject import Subject
 
     require_for_neurons(recipe)
     positive, negative = read_sides(recipe)
-    checkpoint = Checkpoint.open(recipe.model)
-    subject = Subject.load(checkpoint, dtype=recipe.dtype, device=recipe.device)
+    checkpoint = pv.Checkpoint.open(recipe.model)
+    subject = pv.Subject.load(checkpoint, dtype=recipe.dtype, device=recipe.device)
     found = find_neurons(
         subject.model,
         subject.tokenizer,
@@ -235,21 +228,15 @@ def find_recipe_neurons(recipe: "SteerRecipe") -> "NeuronSet":
 
 
 def require_for_neurons(recipe: "SteerRecipe") -> None:
-    """Refuse the keys of a steer recipe that would change nothing here.
+    """Refuse the keys of a steer recipe that have no effect on neurons.
 
     Raises:
-        RecipeError: One is given.
+        RecipeError: The recipe has such a key.
     """
     fields = type(recipe).model_fields
-    odd = [key for key in _OF_VECTORS if getattr(recipe, key) != fields[key].default]
-    if odd:
+    unused = [key for key in _OF_VECTORS if getattr(recipe, key) != fields[key].default]
+    if unused:
         raise RecipeError(
             f"neurons are counted in two sides of data, in all layers and over whole responses; "
-            f"leave out {some(odd)}"
+            f"leave out {some(unused)}"
         )
-
-
-def _yaml(persona: "Persona", writer: str) -> str:
-    content = persona.model_dump(mode="json", exclude_none=True)
-    body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=98)
-    return f"# The persona {persona.name}, written by {' '.join(writer.split())}.\n{body}"

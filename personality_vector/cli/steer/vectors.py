@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+import personality_vector as pv
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
 from personality_vector.lab import BUILTIN, builtin
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from personality_vector.merging.fusion import Fused, Share
-    from personality_vector.steering import SteeringVector
+    from personality_vector.merging.fusion import Share
 
 
 def between(
@@ -27,38 +27,48 @@ def between(
     prompts: options.Prompts,
     out: options.OutDir,
     pooling: Annotated[
-        Literal["prompt_last", "prompt_mean"], typer.Option(help="Which tokens are averaged.")
+        Literal["prompt_last", "prompt_mean"],
+        typer.Option(help="Tokens whose activations are averaged."),
     ] = "prompt_last",
     layer: Annotated[
         list[int],
-        typer.Option("--layer", help="0-based block, -1 the last; repeatable. Default: all."),
+        typer.Option(
+            "--layer", help="0-based decoder block, -1 for the last; repeatable. Default: all."
+        ),
     ] = [],
     batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
+    dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Save the mean activation of TUNED minus that of BASE over the same prompts.
 
-    It is the steering vector that corresponds to the weight vector TUNED - BASE, and it belongs to
-    BASE. Layers before the first tuned one do not move; leave them out by --layer.
+    This steering vector corresponds to the weight vector TUNED - BASE, and it belongs to BASE.
+    Layers before the first tuned one do not move; leave them out with --layer.
     """
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.data.chats import read_prompts
-    from personality_vector.steering import SteeringVector
     from personality_vector.subject.chat import question
-    from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
+    from personality_vector.subject.models import resolve_device
 
     chats = [question(text) for text in read_prompts(prompts)]
-    ends = [Checkpoint.open(base), Checkpoint.open(tuned)]
+    ends = [pv.Checkpoint.open(base), pv.Checkpoint.open(tuned)]
     place = resolve_device(device)
-    plain, moved = (load_model(end.path, dtype=dtype, device=place) for end in ends)
-    vector = SteeringVector.between(
+
+    def plan() -> dict[str, Any]:
+        start, end = (str(end.fingerprint) for end in ends)
+        sizes = {"prompts": len(chats), "layers": layer or "all", "pooling": pooling}
+        return {"base": start, "tuned": end, **sizes}
+
+    if options.is_dry(plan, out, dry_run=dry_run, force=force, as_json=as_json):
+        return
+    plain, moved = (pv.load_model(end.path, dtype=dtype, device=place) for end in ends)
+    vector = pv.SteeringVector.between(
         plain,
         moved,
-        load_tokenizer(ends[0].path),
+        pv.load_tokenizer(ends[0].path),
         chats,
         layers=layer or None,
         pooling=pooling,
@@ -75,23 +85,31 @@ def creativity(
     ],
     out: options.OutDir,
     pairs: Annotated[
-        str, typer.Option("--pairs", metavar="FILE", help="JSONL rows {creative, uncreative}.")
+        str,
+        typer.Option(
+            "--pairs", metavar="FILE", help="JSONL file with rows {creative, uncreative}."
+        ),
     ] = f"{BUILTIN}training/steering/creativity.jsonl",
     batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
+    dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Save the creativity direction of Olson et al., of unit length at every layer."""
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.elicitation.extract import creativity_direction, read_creativity_pairs
-    from personality_vector.subject.subject import Subject
 
     read = read_creativity_pairs(builtin(pairs) if pairs.startswith(BUILTIN) else Path(pairs))
-    checkpoint = Checkpoint.open(model)
-    subject = Subject.load(checkpoint, dtype=dtype, device=device)
+    checkpoint = pv.Checkpoint.open(model)
+
+    def plan() -> dict[str, Any]:
+        return {"model": str(checkpoint.fingerprint), "pairs": len(read)}
+
+    if options.is_dry(plan, out, dry_run=dry_run, force=force, as_json=as_json):
+        return
+    subject = pv.Subject.load(checkpoint, dtype=dtype, device=device)
     vector = creativity_direction(subject.model, subject.tokenizer, read, batch_size=batch_size)
     options.save_vector(
         replace(vector, model=checkpoint.fingerprint.digest), out, force=force, as_json=as_json
@@ -104,23 +122,32 @@ def fuse(
     ],
     out: options.OutDir,
     weights: Annotated[
-        str | None, typer.Option("--weights", metavar="1,1,2", help="One for each; by default 1.")
+        str | None,
+        typer.Option(
+            "--weights", metavar="1,1,2", help="A weight for each vector. Default: 1 for each."
+        ),
     ] = None,
     scale: Annotated[
         Literal["raw", "unit", "equal"],
-        typer.Option(help="raw: the longest dominates; unit: norm 1; equal: the mean norm."),
+        typer.Option(
+            help="raw: the longest vector dominates; unit: each has norm 1; equal: the mean norm."
+        ),
     ] = "raw",
     method: Annotated[
         str, typer.Option("--method", help="mean, or a method of a merge, such as ties.")
     ] = "mean",
     option: Annotated[
-        list[str], typer.Option("--option", metavar="NAME=VALUE", help="Of --method; repeatable.")
+        list[str],
+        typer.Option("--option", metavar="NAME=VALUE", help="Option of --method; repeatable."),
     ] = [],
-    seed: Annotated[int, typer.Option("--seed", help="Of random masks.")] = 0,
-    label: Annotated[str, typer.Option("--label", help="Default: the formula.")] = "",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of random masks.")] = 0,
+    label: Annotated[
+        str, typer.Option("--label", help="Label of the result. Default: the formula.")
+    ] = "",
     per_layer: Annotated[
-        bool, typer.Option("--per-layer", help="Also print the shares layer by layer.")
+        bool, typer.Option("--per-layer", help="Print the shares of each layer as well.")
     ] = False,
+    dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -130,11 +157,8 @@ def fuse(
     for setting in option:
         override(given, f"options.{setting}")
     numbers = _numbers(weights) if weights is not None else None
-    from personality_vector.merging.fusion import fuse
-    from personality_vector.steering import SteeringVector
-
-    fused = fuse(
-        [SteeringVector.load(path) for path in vectors],
+    fused = pv.fuse(
+        [pv.SteeringVector.load(path) for path in vectors],
         numbers,
         scale=scale,
         method=method,
@@ -142,11 +166,31 @@ def fuse(
         seed=seed,
         label=label,
     )
-    fused.vector.save(out, force=force)
-    if as_json:
-        options.show(_result(fused, vectors, out), as_json=True, text=str)
-    else:
-        _print(fused, out, per_layer=per_layer)
+    vector, norms = fused.vector, {at: fused.vector.norm(at) for at in fused.vector.layers}
+    result = {
+        "out": str(out),
+        "label": vector.label,
+        "vectors": [str(path) for path in vectors],
+        "norms": norms,
+        "shares": [asdict(share) for share in fused.shares],
+    }
+    if options.is_dry(lambda: result, out, dry_run=dry_run, force=force, as_json=as_json):
+        return
+    vector.save(out, force=force)
+    lengths = ", ".join(f"{norm:.3g}" for norm in norms.values())
+    options.show(
+        result,
+        as_json=as_json,
+        text=lambda: f"{out}: {vector.label}, {len(norms)} layers, norm {lengths}",
+    )
+    if not as_json:
+        from personality_vector.report.tables import print_frame
+
+        title = "share of the fused vector"
+        print_frame(title, _frame(fused.overall, len(vectors)).drop(columns="layer"))
+        if per_layer:
+            layers = [share for share in fused.shares if share.layer is not None]
+            print_frame(f"{title}, by layer", _frame(layers, len(vectors)))
 
 
 def _numbers(text: str) -> list[float]:
@@ -154,36 +198,11 @@ def _numbers(text: str) -> list[float]:
         numbers = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise RecipeError(
-            f"--weights {text}: give numbers with commas between, such as 1,1,2"
+            f"--weights {text}: give numbers separated by commas, such as 1,1,2"
         ) from error
     if not all(map(math.isfinite, numbers)):
         raise RecipeError(f"--weights {text}: weights must be finite, such as 1,1,2")
     return numbers
-
-
-def _result(fused: "Fused[SteeringVector]", vectors: "Sequence[Path]", out: Path) -> dict[str, Any]:
-    vector = fused.vector
-    return {
-        "out": str(out),
-        "label": vector.label,
-        "vectors": [str(path) for path in vectors],
-        "norms": {layer: vector.norm(layer) for layer in vector.layers},
-        "shares": [asdict(share) for share in fused.shares],
-    }
-
-
-def _print(fused: "Fused[SteeringVector]", out: Path, *, per_layer: bool) -> None:
-    from personality_vector.report.tables import print_frame
-
-    vector = fused.vector
-    norms = ", ".join(f"{vector.norm(layer):.3g}" for layer in vector.layers)
-    text = f"{out}: {vector.label}, {len(vector.layers)} layers, norm {norms}"
-    typer.echo(text)
-    count = len(fused.overall)
-    print_frame("share of the fused vector", _frame(fused.overall, count).drop(columns="layer"))
-    if per_layer:
-        layers = [share for share in fused.shares if share.layer is not None]
-        print_frame("share of the fused vector, by layer", _frame(layers, count))
 
 
 def _frame(shares: "Sequence[Share]", vectors: int) -> "pd.DataFrame":

@@ -1,8 +1,8 @@
 """mergekit's other methods, tensor by tensor through its in-memory interface.
 
-That interface knows nothing of architectures or names; reading, checking and writing are ours. So
-is the dtype that is written: without out_dtype, some of mergekit's methods write float32 whatever
-the inputs and ``dtype`` are (its issue #604).
+That interface knows nothing of architectures or names: this tool reads, checks and writes. It also
+sets the dtype that is written, because without out_dtype some of mergekit's methods write float32
+whatever the inputs and ``dtype`` are (its issue #604).
 Memory: one tensor of every model, and what the method needs. mergekit is imported when it is used.
 """
 
@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from personality_vector.checkpoint import AtomicDirectory, Checkpoint, ShardWriter, TensorPlan
-from personality_vector.delta.provenance import require_same_tensors
-from personality_vector.delta.sources import require_finite
+from personality_vector.delta import require_finite, require_same_tensors
 from personality_vector.errors import NonFiniteError, RecipeError, blame
 from personality_vector.merging.engine import MergeReport, complete
 from personality_vector.merging.mergekit.models import (
@@ -29,7 +28,7 @@ from personality_vector.merging.mergekit.models import (
     regions_of,
     require_vocabulary,
 )
-from personality_vector.merging.mergekit.recipe import MergekitRecipe, Scalar
+from personality_vector.merging.mergekit.recipe import MergekitRecipe
 from personality_vector.merging.mergekit.settings import (
     Parameter,
     Values,
@@ -48,16 +47,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BridgePlan:
-    """A merge by a method of mergekit's own, checked and not yet begun.
+    """A plan to merge by a method of mergekit's own: checked, and not yet begun.
 
     Attributes:
-        recipe: The YAML, checked.
-        base: The model that gives config and tokenizer: the base, or else the first.
-        models: By reference.
-        values: Parameters by tensor.
+        recipe: The checked YAML.
+        base: The model that config and tokenizer come from: the base, or else the first model.
+        models: The models by reference.
+        values: The parameters by tensor.
         tensors: What will be written.
-        seed: Of methods that draw at random.
-        given: The YAML as it was given.
+        seed: Seed of methods that draw at random.
+        given: The YAML as it was read.
     """
 
     recipe: MergekitRecipe
@@ -81,12 +80,12 @@ class BridgePlan:
 
     @property
     def output_dtype(self) -> str:
-        """Of the floating-point tensors, or ``same`` as the base."""
+        """Dtype of the floating-point tensors, or ``same`` as the base."""
         return self.recipe.out_dtype or self.recipe.dtype or "same"
 
     @property
     def size(self) -> int:
-        """Bytes that will be written."""
+        """Number of bytes that will be written."""
         return sum(tensor.size for tensor in self.tensors)
 
     def describe(self) -> dict[str, Any]:
@@ -131,7 +130,18 @@ def plan_bridge(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int) -> B
         except ValueError as error:
             raise RecipeError(f"{region.where}: {error}") from error
     stored = promoted([base, *models.values()])
-    values = resolve(recipe, regions, [_parameter(p) for p in method.spec.parameters], list(stored))
+    scopes = {"shared": "shared", "input": "model", "non_base": "tuned"}
+    parameters = [
+        Parameter(
+            spec.name,
+            None if spec.required else spec.default,
+            scopes[spec.scope.value],  # type: ignore[arg-type]
+            "truth" if spec.value_type is bool else "number",
+            optional=not spec.required and spec.default is None,
+        )
+        for spec in method.spec.parameters
+    ]
+    values = resolve(recipe, regions, parameters, list(stored))
     written = output_dtype(recipe, base, stored)
     tensors = [
         TensorPlan(e.name, DTYPES.get(written, e.dtype) if e.name in stored else e.dtype, e.shape)
@@ -162,6 +172,9 @@ def _merged(plan: BridgePlan, tensor: TensorPlan) -> Tensor:
         return plan.base[name]
     values, recipe = plan.values[name], plan.recipe
     ids = list(values.of)
+    own = sorted({key for each in values.of.values() for key in each})
+    # By name and model, as mergekit takes them.
+    of_models = {key: {model: of.get(key) for model, of in values.of.items()} for key in own}
     # Copies, since mergekit may work in place.
     inputs = [require_finite(plan.models[one], name).reshape(tensor.shape).clone() for one in ids]
     with torch.random.fork_rng(devices=[]):
@@ -170,7 +183,7 @@ def _merged(plan: BridgePlan, tensor: TensorPlan) -> Tensor:
             merged: Tensor = _mergekit().merge_tensors(
                 inputs,
                 _method(recipe.merge_method),
-                parameters={**values.shared, **_by_model(values.of)},
+                parameters={**values.shared, **of_models},
                 ids=ids,
                 base_index=ids.index(recipe.base_model) if recipe.base_model in ids else None,
                 name=name,
@@ -182,24 +195,6 @@ def _merged(plan: BridgePlan, tensor: TensorPlan) -> Tensor:
     if not is_finite(merged.reshape(-1)):
         raise NonFiniteError(f"{name}: {recipe.merge_method} of mergekit gives NaN or infinity")
     return merged
-
-
-def _by_model(of: Mapping[str, Mapping[str, Scalar]]) -> dict[str, dict[str, Scalar | None]]:
-    """Return the parameters of the models by name and model, as mergekit takes them."""
-    names = {name for own in of.values() for name in own}
-    return {name: {model: own.get(name) for model, own in of.items()} for name in sorted(names)}
-
-
-def _parameter(spec: Any) -> Parameter:
-    """Return a parameter of mergekit's as one of ours."""
-    scopes = {"shared": "shared", "input": "model", "non_base": "tuned"}
-    return Parameter(
-        spec.name,
-        None if spec.required else spec.default,
-        scopes[spec.scope.value],  # type: ignore[arg-type]
-        "truth" if spec.value_type is bool else "number",
-        optional=not spec.required and spec.default is None,
-    )
 
 
 def _method(name: str) -> Any:

@@ -33,11 +33,11 @@ Mask = Callable[[Slice, Tensor], Bool[Tensor, " entries"]]
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """The entries of one tensor that are kept.
+    """Says which entries of one tensor are kept.
 
     Attributes:
-        mask: Of a slice.
-        dtype: In which mergekit masks and rescales.
+        mask: From a slice to the entries that are kept of it.
+        dtype: The dtype in which mergekit masks and rescales.
     """
 
     mask: Mask
@@ -46,21 +46,21 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An entry in the order by magnitude, of equal ones by index: backwards if ``descending``."""
+    """A place in the order by magnitude, then by index, which runs backwards if ``descending``."""
 
     magnitude: float
     index: int
     descending: bool
 
     def reached(self, magnitude: Tensor, index: Tensor) -> Bool[Tensor, " entries"]:
-        """Return which entries are this one, or larger, or in the order of equal ones beyond it."""
+        """Return which entries lie at this place or beyond it."""
         beyond = index <= self.index if self.descending else index >= self.index
         return (magnitude > self.magnitude) | ((magnitude == self.magnitude) & beyond)
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """The dtypes of one tensor: of all checkpoints, of mergekit's arithmetic, and as written."""
+    """Holds the dtypes of one tensor: in all checkpoints, in mergekit's arithmetic, as written."""
 
     stored: torch.dtype
     dtype: torch.dtype
@@ -77,11 +77,11 @@ class TaskArithmetic(Combine):
     """One of mergekit's conventions with its options fixed.
 
     Attributes:
-        convention: Which.
-        models: Of each term, as :attr:`values` names it.
-        values: Parameters by tensor.
-        precisions: By tensor.
-        base: Read again where the dtype is narrower than that of the checkpoints.
+        convention: The convention.
+        models: The model of each term, by the name that it has in :attr:`values`.
+        values: The parameters by tensor.
+        precisions: The dtypes by tensor.
+        base: The base, read again where the dtype is narrower than that of the checkpoints.
     """
 
     convention: Convention

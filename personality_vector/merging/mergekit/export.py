@@ -1,7 +1,7 @@
-"""A merge recipe of ours as mergekit YAML, or which of its conventions mergekit does not have.
+"""Writing a merge recipe as mergekit YAML, or saying which of its conventions mergekit lacks.
 
 mergekit computes in ``dtype`` and rounds once more to ``out_dtype``; in float32 the two agree but
-for the last bit. What differs for a few entries only is said in a comment of the YAML.
+for the last bit. A comment in the YAML says what differs for a few entries only.
 """
 
 from collections import Counter
@@ -13,13 +13,12 @@ from typing import Any
 import yaml
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.delta.lora import is_adapter
-from personality_vector.delta.storage import is_saved_delta
+from personality_vector.delta import block_of, is_adapter, is_saved_delta
 from personality_vector.errors import RecipeError
 from personality_vector.merging.formula import Options
 from personality_vector.merging.methods import find_method
 from personality_vector.merging.recipe import MergeRecipe, TermSpec
-from personality_vector.merging.summands import alpha_by_tensor, layer_of, selected
+from personality_vector.merging.summands import alpha_by_tensor, selected
 from personality_vector.subject.models import DTYPES
 
 _TIES = "where the terms cancel exactly, mergekit adds the positive ones and this tool nothing"
@@ -28,13 +27,13 @@ _MASKS = "the masks are mergekit's own: give --random-seed, and expect other ent
 
 @dataclass(frozen=True, slots=True)
 class Equivalent:
-    """A method of mergekit that does what one of ours does.
+    """Names the method of mergekit that does what one of ours does.
 
     Attributes:
-        method: Its name there.
-        parameters: Shared by all models, but for lambda.
-        own: Of each model, but for weight.
-        factor: Which lambda is multiplied by.
+        method: Its name in mergekit.
+        parameters: The parameters that all models share, except lambda.
+        own: The parameters of each model, except weight.
+        factor: The factor on lambda.
         remarks: What differs for some entries.
     """
 
@@ -174,7 +173,7 @@ def _require_plain(recipe: MergeRecipe) -> None:
             raise RecipeError(f"terms.{number}: mergekit reads models, {path} is a LoRA adapter")
     for where in (recipe.base, *(str(term.tuned) for term in recipe.terms)):
         if "+" in where or "@" in where:
-            raise RecipeError(f"{where}: mergekit takes + and @ in a path for its own signs")
+            raise RecipeError(f"{where}: mergekit reads + and @ in a path as signs of its own")
 
 
 def _weight(term: TermSpec, names: Sequence[str], recipe: MergeRecipe) -> Any:
@@ -207,8 +206,8 @@ def _parts(table: Mapping[str, float]) -> dict[str, float]:
 
 
 def _layer(name: str) -> str:
-    place = layer_of(name)
-    return f"{place[0]}.{place[1]}." if place else name
+    block = block_of(name)
+    return f"{block[0]}.{block[1]}." if block else name
 
 
 def _written(recipe: MergeRecipe, base: Checkpoint) -> str:

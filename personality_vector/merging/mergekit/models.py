@@ -13,14 +13,11 @@ from typing import Any
 
 import torch
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.checkpoint.names import kind
-from personality_vector.checkpoint.reader import read_json
-from personality_vector.delta.lora import is_adapter
-from personality_vector.delta.storage import is_saved_delta
+from personality_vector.checkpoint import Checkpoint, kind, read_json
+from personality_vector.delta import block_of, is_adapter, is_saved_delta
 from personality_vector.errors import RecipeError, TensorMismatchError
 from personality_vector.merging.mergekit.recipe import MergekitRecipe, Rule, SliceSpec
-from personality_vector.merging.summands import depths_of, layer_of
+from personality_vector.merging.summands import depths_of
 from personality_vector.subject.models import DTYPES
 
 Level = Mapping[str, tuple[Rule, ...]]
@@ -50,7 +47,7 @@ def require_vocabulary(recipe: MergekitRecipe, checkpoints: Sequence[Checkpoint]
     """Check that a tokenizer that is asked for changes nothing: all models have the same tokens.
 
     Raises:
-        TensorMismatchError: Two have not.
+        TensorMismatchError: Two models have different tokens.
     """
     if recipe.vocabulary is None:
         return
@@ -59,7 +56,7 @@ def require_vocabulary(recipe: MergekitRecipe, checkpoints: Sequence[Checkpoint]
         if _tokens(other) != _tokens(first):
             raise TensorMismatchError(
                 f"{other.path}: has other tokens than {first.path}; rows of embeddings are not "
-                "moved here: use mergekit, or leave the tokenizer out"
+                "moved by this tool: use mergekit, or leave the tokenizer out"
             )
 
 
@@ -102,13 +99,13 @@ def output_dtype(
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A run of layers of the output.
+    """Some consecutive layers of the output.
 
     Attributes:
-        where: In the YAML, for messages.
-        models: Of which it is made, in order, with the parameters of each.
-        parameters: Of the slice.
-        layers: First layer and the one after the last; ``None``: all.
+        where: Its place in the YAML, for messages.
+        models: The models that it is made of, in order, with the parameters of each.
+        parameters: The parameters of the slice.
+        layers: The first layer and the one after the last; ``None`` stands for all layers.
     """
 
     where: str
@@ -135,7 +132,9 @@ def regions_of(recipe: MergekitRecipe, names: Sequence[str]) -> list[Region]:
 
 def _slices(recipe: MergekitRecipe, depths: Mapping[str, int]) -> list[Region]:
     if len(depths) != 1:
-        raise RecipeError("slices: the model has no layers, or several stacks of them; give models")
+        raise RecipeError(
+            "slices: the model has no layers, or several stacks of them; give models instead"
+        )
     (depth,) = depths.values()
     at, found = 0, []
     for number, part in enumerate(recipe.slices):
@@ -166,10 +165,10 @@ def _require_in_place(where: str, part: SliceSpec, at: int) -> None:
 
 def place(name: str, regions: Sequence[Region], depths: Mapping[str, int]) -> tuple[Region, float]:
     """Return the region of a tensor, and where it lies there: 0 the first layer, 1 the last."""
-    found = layer_of(name)
-    if found is None:
+    block = block_of(name)
+    if block is None:
         return regions[0 if kind(name) == "embeddings" else -1], 0.0
-    stack, layer = found
+    stack, layer, _ = block
     for region in regions:
         first, end = region.layers or (0, depths[stack])
         if first <= layer < end:

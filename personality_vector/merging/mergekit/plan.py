@@ -1,4 +1,4 @@
-"""From a mergekit YAML to a checked plan: on our engine, or through mergekit where we must."""
+"""From a mergekit YAML to a checked plan: on our engine where possible, or through mergekit."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,10 +48,10 @@ def plan_mergekit(
         data: The content of the YAML.
         origin: The file, for messages.
         folder: Where its relative paths start.
-        seed: Of random masks; a mergekit YAML has none.
+        seed: Seed of random masks, which a mergekit YAML does not have.
 
     Raises:
-        PersonalityVectorError: The YAML or a model is refused, or asks for what is not done here.
+        PersonalityVectorError: The YAML or a model is refused, or asks for something unsupported.
     """
     recipe = MergekitRecipe.parse(data, origin=origin, folder=folder)
     try:
@@ -96,10 +96,10 @@ def _plan_conventions(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int
 
 
 def _require_ranks(base: Checkpoint, values: Mapping[str, Values]) -> None:
-    """Refuse what mergekit would rank along another axis than rows, or draw impossible numbers for.
+    """Refuse tensors that mergekit ranks along another axis than rows, and impossible densities.
 
     Raises:
-        RecipeError: It names the tensor.
+        RecipeError: There is such a tensor; the message names it.
     """
     for name, found in values.items():
         shape = base.entries[name].shape
@@ -125,7 +125,7 @@ def _notes_on(
     regions: Sequence[Region],
     values: Mapping[str, Values],
 ) -> Iterator[str]:
-    """Yield what mergekit does in silence: weights that cancel, parameters without effect."""
+    """Yield what mergekit does without a word: weights that cancel, parameters without effect."""
     yield from _on_normalize(values)
     levels = (level for _, level, _ in levels_of(recipe, regions))
     if convention.trim == "nothing" and any("density" in level for level in levels):

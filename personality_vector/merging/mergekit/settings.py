@@ -92,8 +92,8 @@ def resolve(
     """Return the values for every tensor, after checking every parameter that is given.
 
     Raises:
-        RecipeError: A parameter is unknown, missing, of the wrong kind, at a level where mergekit
-            would ignore it, or a filter is in no tensor name.
+        RecipeError: A parameter is unknown, missing, of the wrong kind, or at a level where
+            mergekit would ignore it; or no tensor name contains a filter.
     """
     known = {parameter.name: parameter for parameter in parameters}
     for where, level, of_model in levels_of(recipe, regions):
@@ -102,27 +102,17 @@ def resolve(
             parameter = _known(method, name, known, of_model=of_model)
             for rule in rules:
                 _check_rule(f"{where}.{name}", parameter, rule, names)
-    depths = depths_of(names)
-    return {
-        name: _values(recipe, *place(name, regions, depths), parameters, name) for name in names
-    }
-
-
-def _values(
-    recipe: MergekitRecipe,
-    region: Region,
-    share: float,
-    parameters: Sequence[Parameter],
-    name: str,
-) -> Values:
-    common = (region.parameters, recipe.parameters)
-    of = {}
-    for model, own in region.models.items():
-        scopes = ("model",) if model == recipe.base_model else ("model", "tuned")
-        its = [parameter for parameter in parameters if parameter.scope in scopes]
-        of[model] = _found(its, (own, *common), name, share, model)
+    depths, found = depths_of(names), {}
     shared = [parameter for parameter in parameters if parameter.scope == "shared"]
-    return Values(_found(shared, common, name, share, region.where), of)
+    for name in names:
+        region, share = place(name, regions, depths)
+        common, of = (region.parameters, recipe.parameters), {}
+        for model, own in region.models.items():
+            scopes = ("model",) if model == recipe.base_model else ("model", "tuned")
+            its = [parameter for parameter in parameters if parameter.scope in scopes]
+            of[model] = _found(its, (own, *common), name, share, model)
+        found[name] = Values(_found(shared, common, name, share, region.where), of)
+    return found
 
 
 def _found(
@@ -189,7 +179,8 @@ def _check_rule(where: str, parameter: Parameter, rule: Rule, names: Sequence[st
             raise RecipeError(f"{where}: a share lies in [0, 1], {point!r} does not")
     if not any(rule.matches(name) for name in names):
         raise RecipeError(
-            f"{where}: the filter {rule.filter!r} is in no tensor name, such as {some(names, 2)}"
+            f"{where}: no tensor name contains the filter {rule.filter!r}; there are names such as "
+            f"{some(names, 2)}"
         )
 
 

@@ -1,0 +1,81 @@
+"""``--dry-run``: every input is opened, the plan is printed, and nothing is written."""
+
+import pytest
+import torch
+
+from personality_vector.checkpoint import Checkpoint
+from personality_vector.steering import SteeringVector
+
+
+@pytest.fixture
+def vector(tmp_path, pico):
+    model = Checkpoint.open(pico("llama")).fingerprint.digest
+    made = SteeringVector({1: torch.ones(48)}, model, None, "v", "response_mean", (1, 1))
+    return made.save(tmp_path / "v")
+
+
+@pytest.fixture
+def verbs(tmp_path, vector, pico, pico_tuned):
+    """Return the words of every verb without a recipe that has a plan, but for --out."""
+    base, tuned, prompts = pico("llama"), pico_tuned("llama"), tmp_path / "prompts.txt"
+    prompts.write_text("What are you like?\nWho are you?\n")
+    return {
+        "between": ["between", base, tuned, "--prompts", prompts, "--layer", 1],
+        "creativity": ["creativity", base],
+        "fuse": ["fuse", vector, vector, "--weights", "1,3"],
+        "bake": ["bake", vector, "--model", base, "--layer", -2, "--coefficient", 2],
+        "monitor": ["monitor", vector, "--model", base, "--prompts", prompts],
+    }
+
+
+PLANS = {
+    "between": {"prompts": 2, "layers": [1], "pooling": "prompt_last"},
+    "creativity": {"pairs": 12},
+    "fuse": {"label": "mean(v, 3 * v)"},
+    "bake": {"vector": "v", "layers": [1], "coefficient": 2.0, "route": "bias"},
+    "monitor": {"vector": "v", "layer": 1, "prompts": 2, "max_new_tokens": 64},
+}
+
+
+@pytest.mark.parametrize("verb", PLANS)
+def test_a_plan_is_printed_and_nothing_is_written(pvec, verbs, tmp_path, verb, monkeypatch):
+    monkeypatch.setattr("personality_vector.subject.models.load_model", pytest.fail)
+    words = ["steer", *verbs[verb], *([] if verb == "monitor" else ["--out", tmp_path / "out"])]
+    before = sorted(tmp_path.rglob("*"))
+    ended = pvec(*words, "--dry-run", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    assert {key: ended.json[key] for key in PLANS[verb]} == PLANS[verb]
+    assert verb == "monitor" or ended.json["out"] == str(tmp_path / "out")
+    said = pvec(*words, "--dry-run")
+    assert said.code == 0
+    assert f"{next(iter(PLANS[verb]))}:" in said.out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", sorted(PLANS.keys() - {"monitor"}))
+def test_an_output_that_is_there_is_refused_before_the_work(pvec, verbs, tmp_path, verb):
+    (tmp_path / "out").mkdir()
+    ended = pvec("steer", *verbs[verb], "--out", tmp_path / "out", "--dry-run")
+    assert ended.code == 1
+    assert "choose another --out" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("verb", "more", "said"),
+    [
+        ("bake", ["--layer", 7], "layer 7 does not exist"),
+        ("bake", ["--layer", 0], "has no direction for layer 0"),
+        ("fuse", ["--method", "mode"], "unknown method 'mode'"),
+        ("monitor", ["--layer", 0], "has no direction for layer 0"),
+    ],
+)
+def test_an_impossible_plan_is_refused(pvec, verbs, tmp_path, verb, more, said):
+    out = [] if verb == "monitor" else ["--out", tmp_path / "out"]
+    ended = pvec("steer", *verbs[verb], *more, *out, "--dry-run")
+    assert ended.code == 1
+    assert said in ended.err
+
+
+def test_the_plan_of_another_model_is_refused(pvec, vector, pico, tmp_path):
+    words = ["steer", "bake", vector, "--model", pico("qwen2"), "--layer", 1, "--coefficient", 1]
+    assert pvec(*words, "--out", tmp_path / "out", "--dry-run").code == 1
