@@ -5,7 +5,8 @@
 
 Fine-tunes both poles of each trait on the ``train`` part of the statements, sweeps alpha over
 -1 and 0.1 .. 2.0, and measures the likelihood on the ``held_out`` part and a classifier's score of
-generated answers. Prints the table of eval/results/alpha.md and writes it, with its figure, under ``--out``.
+generated answers. Prints the table of eval/results/alpha.md, and writes it and its figure under
+``--out``.
 """
 
 import argparse
