@@ -48,7 +48,6 @@ def _pvec(
 
 
 steering = typer.Typer(help="Steering vectors.", no_args_is_help=True)
-steering.callback()(lambda: None)
 app.add_typer(steering, name="steer")
 _VERBS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
     app: {

@@ -145,7 +145,7 @@ def similarity(
 
     found = _compare(vectors, base)
     cosine = found.cosine(centred=centred)
-    by_layer = {name: found.cosine(name, centred=centred) for name in found.layers if per_layer}
+    by_layer = {name: found.cosine(name, centred=centred) for name in found.grams if per_layer}
     labels = [f"{number} {label}" for number, label in enumerate(found.labels, start=1)]
     whole = pd.DataFrame(cosine.numpy(), index=labels, columns=labels)
     if figure is not None:

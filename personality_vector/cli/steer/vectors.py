@@ -1,6 +1,5 @@
 """``pvec steer between``, ``creativity`` and ``fuse``: steering vectors without a recipe."""
 
-import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -195,14 +194,11 @@ def fuse(
 
 def _numbers(text: str) -> list[float]:
     try:
-        numbers = [float(part) for part in text.split(",")]
+        return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise RecipeError(
             f"--weights {text}: give numbers separated by commas, such as 1,1,2"
         ) from error
-    if not all(map(math.isfinite, numbers)):
-        raise RecipeError(f"--weights {text}: weights must be finite, such as 1,1,2")
-    return numbers
 
 
 def _frame(shares: "Sequence[Share]", vectors: int) -> "pd.DataFrame":
