@@ -11,7 +11,6 @@ from personality_vector.errors import (
     BaseMismatchError,
     NonFiniteError,
     RecipeError,
-    TensorMismatchError,
 )
 
 
@@ -139,8 +138,3 @@ def test_deltas_of_other_bases_are_refused(pair, pico, pico_tuned):
     other = Delta.between(pico_tuned("llama", seed=1), pico("llama"), label="other")
     with pytest.raises(BaseMismatchError, match="other is of base"):
         similarity([*pair, other])
-
-
-def test_a_layer_that_is_not_there_is_refused_with_those_that_are(pair):
-    with pytest.raises(TensorMismatchError, match=r"no layer 'layer 9', only embedding, layer 0"):
-        similarity(pair).cosine("layer 9")
