@@ -47,8 +47,7 @@ def _pvec(
     """Give a language model a personality by arithmetic on its weights."""
 
 
-steering = typer.Typer(help="Steering vectors.", no_args_is_help=True)
-steering.callback()(lambda: None)
+steering = typer.Typer(help="Make, inspect and bake steering vectors.", no_args_is_help=True)
 app.add_typer(steering, name="steer")
 _VERBS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
     app: {

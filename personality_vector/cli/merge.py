@@ -45,21 +45,12 @@ def merge(
         typer.Argument(metavar="[RECIPE]", help="A merge recipe, or a YAML of mergekit."),
     ] = None,
     settings: options.Settings = [],
-    base: Annotated[
-        str | None, typer.Option("--base", help="The base model, where there is no RECIPE.")
-    ] = None,
+    base: Annotated[str | None, typer.Option("--base", help="The base, without RECIPE.")] = None,
     term: Terms = [],
-    method: Annotated[
-        str | None, typer.Option("--method", help="Merge method. Default: task_arithmetic.")
-    ] = None,
-    option: Annotated[
-        list[str],
-        typer.Option("--option", metavar="NAME=VALUE", help="Option of --method; repeatable."),
-    ] = [],
+    method: Annotated[str | None, typer.Option("--method", help="Such as ties, dare.")] = None,
+    option: options.MethodOption = [],
     exclude: Exclude = [],
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Seed of random masks; a RECIPE has its own.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of random masks.")] = None,
     device: options.Device = "auto",
     out: options.Out = None,
     dry_run: options.DryRun = False,
@@ -72,9 +63,7 @@ def merge(
     Give a RECIPE, or --base, --term and --out.
     """
     if recipe is not None and (base or term or method or option or exclude):
-        raise RecipeError(
-            "a RECIPE goes with --set; --base, --term, --method, --option and --exclude replace it"
-        )
+        raise RecipeError("--base, --term, --method, --option and --exclude replace a RECIPE")
     if recipe is None and settings:
         raise RecipeError("--set changes a RECIPE; the short form has --method and --option")
     folder = out or (options.out_or_default(out, recipe) if recipe else Path("runs/merged"))

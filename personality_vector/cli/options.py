@@ -46,6 +46,19 @@ Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"],
     typer.Option("--dtype", help="Dtype to load the model in."),
 ]
+LongestReply = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Most tokens of a reply.")
+]
+PoleOption = Annotated[
+    str | None, typer.Option("--pole", metavar="TRAIT:LEVEL", help="The pole that it expresses.")
+]
+Layers = Annotated[
+    list[int], typer.Option("--layer", help="0-based decoder block, -1 for the last; repeatable.")
+]
+MethodOption = Annotated[
+    list[str],
+    typer.Option("--option", metavar="NAME=VALUE", help="Option of --method; repeatable."),
+]
 Prompts = Annotated[
     Path,
     typer.Option("--prompts", metavar="FILE", help="A text file with one prompt on each line."),

@@ -11,7 +11,6 @@ from personality_vector.errors import RecipeError
 
 if TYPE_CHECKING:
     from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe
-    from personality_vector.subject.protocols import Judge
 
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="Directory of a sweep, compare or eval.")
@@ -74,10 +73,17 @@ def judge(
 
     Nothing is generated again, and no answer is rated twice by the same judge.
     """
+    from personality_vector.judges.spec import JudgeRecipe
+    from personality_vector.recipes.reading import read_yaml
     from personality_vector.report.page import write_report
     from personality_vector.study.worker import judge_run
 
-    opened = _open_judge(judge)
+    file = Path(judge)
+    if file.suffix in (".yaml", ".yml") and not file.is_file():
+        raise RecipeError(f"{file}: no such file")
+    data = read_yaml(file) if file.is_file() else {judge: {}}
+    folder = file.resolve().parent if file.is_file() else Path.cwd()
+    opened = JudgeRecipe.parse({"judge": data}, origin=judge, folder=folder).judge.open()
     cells = judge_run(run, opened)
     page, readings = write_report(run), pv.Run(run).readings()
     rows = readings[readings["judge"] == opened.name].to_dict("records")
@@ -99,18 +105,6 @@ def report(
 
     page = write_report(run)
     options.show({"report": str(page)}, as_json=as_json, text=lambda: f"report: {page}")
-
-
-def _open_judge(given: str) -> "Judge":
-    from personality_vector.judges.spec import JudgeRecipe
-    from personality_vector.recipes.reading import read_yaml
-
-    file = Path(given)
-    if file.suffix in (".yaml", ".yml") and not file.is_file():
-        raise RecipeError(f"{file}: no such file")
-    data = read_yaml(file) if file.is_file() else {given: {}}
-    folder = file.resolve().parent if file.is_file() else Path.cwd()
-    return JudgeRecipe.parse({"judge": data}, origin=given, folder=folder).judge.open()
 
 
 def _measure(

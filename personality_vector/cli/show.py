@@ -24,6 +24,28 @@ _VECTOR = "steering_vector"
 _TABLES = ("layers", "modules")
 _OF_ADAPTERS = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules")
 
+Vectors = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="V1 V2 ...",
+        help="Steering vectors of one model; or saved deltas of one base; or, with --base, "
+        "also checkpoints and adapters that were fine-tuned from it.",
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base", metavar="BASE", help="Where V1, V2, ... come from: a directory or Hub id."
+    ),
+]
+Centred = Annotated[
+    bool,
+    typer.Option(
+        "--centred",
+        help="Remove the mean direction of all N first; unrelated vectors then have -1/(N-1).",
+    ),
+]
+
 
 def show(
     path: Annotated[
@@ -102,27 +124,9 @@ def _delta(path: Path) -> dict[str, Any]:
 
 
 def similarity(
-    vectors: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="V1 V2 ...",
-            help="Steering vectors of one model; or saved deltas of one base; or, with --base, "
-            "also checkpoints and adapters that were fine-tuned from it.",
-        ),
-    ],
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base", metavar="BASE", help="Where V1, V2, ... come from: a directory or Hub id."
-        ),
-    ] = None,
-    centred: Annotated[
-        bool,
-        typer.Option(
-            "--centred",
-            help="Remove the mean direction of all N first; unrelated vectors then have -1/(N-1).",
-        ),
-    ] = False,
+    vectors: Vectors,
+    base: Base = None,
+    centred: Centred = False,
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Also compare them layer by layer.")
     ] = False,
@@ -145,7 +149,7 @@ def similarity(
 
     found = _compare(vectors, base)
     cosine = found.cosine(centred=centred)
-    by_layer = {name: found.cosine(name, centred=centred) for name in found.layers if per_layer}
+    by_layer = {name: found.cosine(name, centred=centred) for name in found.grams if per_layer}
     labels = [f"{number} {label}" for number, label in enumerate(found.labels, start=1)]
     whole = pd.DataFrame(cosine.numpy(), index=labels, columns=labels)
     if figure is not None:

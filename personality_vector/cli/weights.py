@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from personality_vector.delta.record import DeltaRecord
     from personality_vector.finetuning.recipe import TrainRecipe
 
+Storage = Annotated[
+    Literal["float32", "bfloat16", "lora", "reference"] | None,
+    typer.Option(
+        "--as",
+        "--dtype",
+        help="How to store it. float32, the default, is exact; bfloat16 is half as large; lora "
+        "keeps the factors of an adapter, and reference only the paths of BASE and TUNED.",
+    ),
+]
+
 
 def check(recipe: "TrainRecipe") -> dict[str, Any]:
     """Open the base and read the data."""
@@ -47,18 +57,8 @@ def diff(
         str, typer.Argument(metavar="TUNED", help="A fine-tune of BASE, or an adapter.")
     ],
     out: options.OutDir,
-    pole: Annotated[
-        str | None, typer.Option("--pole", metavar="TRAIT:LEVEL", help="What it expresses.")
-    ] = None,
-    storage: Annotated[
-        Literal["float32", "bfloat16", "lora", "reference"] | None,
-        typer.Option(
-            "--as",
-            "--dtype",
-            help="How to store it. float32, the default, is exact; bfloat16 is half as large; lora "
-            "keeps the factors of an adapter, and reference only the paths of BASE and TUNED.",
-        ),
-    ] = None,
+    pole: options.PoleOption = None,
+    storage: Storage = None,
     rank: Annotated[
         int | None,
         typer.Option(

@@ -114,7 +114,7 @@ class Delta:
         start = Checkpoint.open(base if base is not None else lora.adapter_base(path))
         source = lora.open_adapter(path, start)
         pole = Pole.parse(pole) if isinstance(pole, str) else pole
-        models = start.fingerprint.digest, source.factors.fingerprint.digest
+        models = start.fingerprint.digest, source.tensors.fingerprint.digest
         identity = digest("lora", *models, repr(astuple(source.scaling)))
         return cls(source, start.fingerprint, identity, label or str(pole or path.name), pole)
 

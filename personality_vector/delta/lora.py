@@ -53,36 +53,6 @@ class Scaling:
     transposed: bool
 
 
-@dataclass(frozen=True)
-class Adapter(TensorSource):
-    """A plain LoRA adapter of PEFT, on a given base.
-
-    Source: LoRA, Hu et al. 2021, arXiv:2106.09685: ``W = W_0 + (alpha / r) B A``; with rank
-    stabilisation (arXiv:2312.03732) the factor is ``alpha / sqrt(r)``.
-    """
-
-    base: Checkpoint
-    factors: Checkpoint
-    scaling: Scaling
-    shapes: Mapping[str, tuple[int, ...]]
-    """Shapes of the adapted weights, by their names in the base."""
-
-    @property
-    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return self.shapes
-
-    @property
-    def _origins(self) -> tuple[Checkpoint, Checkpoint]:
-        return self.base, self.factors
-
-    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
-        """Return entries of ``scaling * B @ A``, multiplying only the rows that they lie in."""
-        up, down = factors_of(name)
-        rank, how = self.factors.entries[down].shape[0], self.scaling
-        scaling = how.alpha / (math.sqrt(rank) if how.rank_stabilised else rank)
-        return scaling * rows_of_factors(self.factors, up, down, part, transposed=how.transposed)
-
-
 def factors_of(name: str) -> tuple[str, str]:
     """Return the names of the factors ``B`` and ``A`` of an adapted weight."""
     module = _PREFIX + name.removesuffix(".weight")
@@ -130,13 +100,14 @@ class LowRank(TensorSource):
 
     tensors: Checkpoint
     shapes: Mapping[str, tuple[int, ...]]
+    """Shapes of the tensors by name."""
 
     @property
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self.shapes
 
     @property
-    def _origins(self) -> tuple[Checkpoint]:
+    def _origins(self) -> tuple[Checkpoint, ...]:
         return (self.tensors,)
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
@@ -144,6 +115,29 @@ class LowRank(TensorSource):
         if name in self.tensors.entries:
             return require_finite(self.tensors, name, part).double()
         return rows_of_factors(self.tensors, name + LEFT, name + RIGHT, part)
+
+
+@dataclass(frozen=True)
+class Adapter(LowRank):
+    """A plain LoRA adapter of PEFT, on a given base.
+
+    Source: LoRA, Hu et al. 2021, arXiv:2106.09685: ``W = W_0 + (alpha / r) B A``; with rank
+    stabilisation (arXiv:2312.03732) the factor is ``alpha / sqrt(r)``.
+    """
+
+    base: Checkpoint
+    scaling: Scaling
+
+    @property
+    def _origins(self) -> tuple[Checkpoint, ...]:
+        return self.base, self.tensors
+
+    def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
+        """Return entries of ``scaling * B @ A``, multiplying only the rows that they lie in."""
+        up, down = factors_of(name)
+        rank, how = self.tensors.entries[down].shape[0], self.scaling
+        scaling = how.alpha / (math.sqrt(rank) if how.rank_stabilised else rank)
+        return scaling * rows_of_factors(self.tensors, up, down, part, transposed=how.transposed)
 
 
 def is_smaller_factored(shape: tuple[int, ...], rank: int) -> bool:
@@ -173,7 +167,8 @@ def open_adapter(path: Path, base: Checkpoint) -> Adapter:
         bool(config.get("use_rslora", False)),
         bool(config.get("fan_in_fan_out", False)),
     )
-    adapter = Adapter(base, factors, scaling, {name: base.entries[name].shape for name in names})
+    shapes = {name: base.entries[name].shape for name in names}
+    adapter = Adapter(factors, shapes, base, scaling)
     for name in names:
         _require_fit(path, adapter, name)
     return adapter
@@ -223,7 +218,7 @@ def _adapted(path: Path, factors: Checkpoint) -> list[str]:
 
 
 def _require_fit(path: Path, adapter: Adapter, name: str) -> None:
-    up, down = (adapter.factors.entries[factor].shape for factor in factors_of(name))
+    up, down = (adapter.tensors.entries[factor].shape for factor in factors_of(name))
     module, expected = name.removesuffix(".weight"), adapter.shape(name)
     if down[0] == 0:
         raise CheckpointError(f"{path}: {module}: its factors have rank 0, so it changes nothing")

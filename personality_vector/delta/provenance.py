@@ -3,7 +3,6 @@
 import math
 import statistics
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,8 +21,10 @@ _READ = slice(0, 1 << 16)
 
 def trained_pole(path: Path) -> str | None:
     """Return the pole that a model was fine-tuned on by this tool."""
-    pole = _trained(path).get("pole")
-    return pole if isinstance(pole, str) else None
+    match read_manifest(path):
+        case {"kind": "train", "pole": str(pole)}:
+            return pole
+    return None
 
 
 def require_trained_on(path: Path, base: Checkpoint) -> None:
@@ -132,11 +133,7 @@ def _require_same_tensor(base: Checkpoint, tuned: Checkpoint, name: str) -> None
 
 def _recorded_base(path: Path) -> str | None:
     """Return the digest of the base that a model was fine-tuned from by this tool."""
-    recorded = _trained(path).get("base")
-    digest = recorded.get("fingerprint") if isinstance(recorded, dict) else None
-    return digest if isinstance(digest, str) else None
-
-
-def _trained(path: Path) -> dict[str, Any]:
-    manifest = read_manifest(path)
-    return manifest if manifest.get("kind") == "train" else {}
+    match read_manifest(path):
+        case {"kind": "train", "base": {"fingerprint": str(digest)}}:
+            return digest
+    return None

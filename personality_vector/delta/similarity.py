@@ -13,7 +13,6 @@ from personality_vector.delta.sources import whole
 from personality_vector.errors import (
     NonFiniteError,
     RecipeError,
-    TensorMismatchError,
     blame,
 )
 from personality_vector.progress import progress
@@ -29,8 +28,8 @@ class Similarity:
 
     Attributes:
         labels: The labels of the ``n`` vectors.
-        grams: Layer to the inner products of the vectors there, float64; all layers together are
-            the vectors.
+        grams: Layer to the inner products of the vectors there, float64, from the embedding to the
+            head; all layers together are the vectors.
 
     Raises:
         NonFiniteError: A vector is zero everywhere, or not finite.
@@ -44,29 +43,18 @@ class Similarity:
             if not 0.0 < square < float("inf"):
                 raise NonFiniteError(f"{label}: a vector of norm {square**0.5} has no direction")
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the layers, from the embedding to the head."""
-        return tuple(self.grams)
-
     def gram(self, layer: str | None = None) -> Float64[Tensor, "n n"]:
-        """Return the inner products in a layer, or over all of them.
-
-        Raises:
-            TensorMismatchError: There is no such layer.
-        """
-        if layer is None:
-            start = torch.zeros(len(self.labels), len(self.labels), dtype=torch.float64)
-            return sum(self.grams.values(), start)
-        if layer not in self.grams:
-            raise TensorMismatchError(f"no layer {layer!r}, only {', '.join(self.grams)}")
-        return self.grams[layer]
+        """Return the inner products in a layer, or over all of them."""
+        if layer is not None:
+            return self.grams[layer]
+        start = torch.zeros(len(self.labels), len(self.labels), dtype=torch.float64)
+        return sum(self.grams.values(), start)
 
     def cosine(self, layer: str | None = None, *, centred: bool = False) -> Float64[Tensor, "n n"]:
         """Return the cosine of the angle between every two vectors.
 
         Args:
-            layer: One of :attr:`layers`; by default the vectors are compared as a whole.
+            layer: A key of :attr:`grams`; by default the vectors are compared as a whole.
             centred: First remove what all have in common: scale each vector to length one, there
                 where it is compared, and subtract the mean of them. Scaled first, since a cosine
                 does not depend on lengths, and the mean of unequal ones is that of the longest.

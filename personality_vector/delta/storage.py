@@ -128,7 +128,7 @@ def open_stored(directory: Path) -> tuple[TensorSource, DeltaRecord]:
     _require_agreement(tensors, exact, record)
     shapes = {name: row.shape for name, row in record.tensors.items()}
     if record.adapter is not None:
-        return Adapter(tensors, tensors, record.adapter, shapes), record
+        return Adapter(tensors, shapes, tensors, record.adapter), record
     if record.rank is not None:
         return LowRank(tensors, shapes), record
     return Stored(tensors, exact, record.tuned_dtypes), record

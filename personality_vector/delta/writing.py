@@ -59,10 +59,10 @@ def write_entries(source: TensorSource, folder: Path, dtype: torch.dtype, found:
 
 def write_adapter(adapter: Adapter, folder: Path, found: Findings) -> None:
     """Write the factors as they are."""
-    plans = list(adapter.factors.entries.values())
+    plans = list(adapter.tensors.entries.values())
     with _Writer(folder, plans, found) as writer:
         for plan in plans:
-            writer.write_part(plan.name, 0, adapter.factors.part(plan.name, slice(None)))
+            writer.write_part(plan.name, 0, adapter.tensors.part(plan.name, slice(None)))
     _store(adapter, found, lambda *part: part[-1])
 
 

@@ -29,6 +29,16 @@ def model_card(merge: Mapping[str, Any]) -> str:
             ``tensors``, and the ``recipe`` that makes the merge again.
     """
     base, tags = merge["base"]["reference"], ["merge", "personality-vector", merge["method"]]
+    options = "".join(
+        f", {shown(name)} = {shown(_value(value))}" for name, value in merge["options"].items()
+    )
+    again = []
+    if "recipe" in merge:
+        recipe = yaml.safe_dump(merge["recipe"], sort_keys=False).rstrip("\n")
+        how = (
+            "Save this as `recipe.yaml`, set the paths, and run `pvec merge recipe.yaml --out DIR`:"
+        )
+        again = ["## Make it again", how, fenced(recipe, "yaml")]
     parts = [
         metadata(base, "merge", tags),
         "# Merged model",
@@ -36,10 +46,11 @@ def model_card(merge: Mapping[str, Any]) -> str:
         "minus base, per weight), merged by personality-vector:",
         fenced(_formula(merge)),
         _table(merge["terms"]),
-        _method(merge),
+        f"Method: {shown(merge['method'])} ({shown(merge['source'])}){options}; "
+        f"seed {_value(merge['seed'])}.",
         _rounding(merge),
         *(f"Note: {shown(note)}" for note in merge.get("notes", ())),
-        *_reproduction(merge),
+        *again,
         "## Use",
         fenced(LOADING, "python"),
         f"Fingerprint of the base: {shown(merge['base'].get('fingerprint', '-'))}. MANIFEST.json "
@@ -73,16 +84,6 @@ def _table(terms: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _method(merge: Mapping[str, Any]) -> str:
-    options = "".join(
-        f", {shown(name)} = {shown(_value(value))}" for name, value in merge["options"].items()
-    )
-    return (
-        f"Method: {shown(merge['method'])} ({shown(merge['source'])}){options}; "
-        f"seed {_value(merge['seed'])}."
-    )
-
-
 def _rounding(merge: Mapping[str, Any]) -> str:
     """Return how the merge was rounded, and how much of the change rounding left."""
     output = merge.get("output", {})
@@ -103,14 +104,6 @@ def _rounding(merge: Mapping[str, Any]) -> str:
 
 def _norm(merge: Mapping[str, Any], key: str) -> float:
     return math.hypot(*(row[key] for row in merge.get("tensors", {}).values()))
-
-
-def _reproduction(merge: Mapping[str, Any]) -> list[str]:
-    if "recipe" not in merge:
-        return []
-    recipe = yaml.safe_dump(merge["recipe"], sort_keys=False).rstrip("\n")
-    said = "Save this as `recipe.yaml`, set the paths, and run `pvec merge recipe.yaml --out DIR`:"
-    return ["## Make it again", said, fenced(recipe, "yaml")]
 
 
 def _value(value: Any) -> str:

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from personality_vector.checkpoint import (
     AtomicDirectory,
@@ -47,13 +47,6 @@ class MergeReport:
     path: Path
     realised: float | None
     manifest: dict[str, Any] = field(repr=False)
-
-
-class Batch(NamedTuple):
-    """The entries of one tensor that one thread merges."""
-
-    tensor: TensorPlan
-    part: slice
 
 
 def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
@@ -115,15 +108,15 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
     with AtomicDirectory(out, force=force, inputs=plan.inputs, size=plan.size) as directory:
         with ShardWriter(directory, plan.tensors, shard_size) as writer:
             plan.merged.survey(plan.device)
-            batches = [Batch(t, part) for t in plan.tensors for part in runs(t.shape, BATCH)]
+            batches = [(t, part) for t in plan.tensors for part in runs(t.shape, BATCH)]
             shown = progress(
-                batches, "merge", lambda b: (b.part.stop - b.part.start) * b.tensor.dtype.itemsize
+                batches, "merge", lambda b: (b[1].stop - b[1].start) * b[0].dtype.itemsize
             )
             # Closed, so that no thread writes on when this loop is left early.
             with closing(in_parallel(partial(_merge_batch, plan, writer), batches)) as done:
-                for batch, squares in zip(shown, done, strict=True):
-                    if batch.tensor.name in plan.delta:
-                        measured.setdefault(batch.tensor.name, []).append(squares)
+                for (tensor, _), squares in zip(shown, done, strict=True):
+                    if tensor.name in plan.delta:
+                        measured.setdefault(tensor.name, []).append(squares)
         plan.base.require_unchanged()
         plan.merged.require_unchanged()
         totals = {name: Squares.total(parts) for name, parts in measured.items()}
@@ -142,13 +135,14 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
     return MergeReport(Path(out), realised, manifest)
 
 
-def _merge_batch(plan: MergePlan, writer: ShardWriter, batch: Batch) -> Squares:
-    """Merge and write a batch, a run at a time."""
-    name, combine, total = batch.tensor.name, plan.merged.combine, Squares()
+def _merge_batch(plan: MergePlan, writer: ShardWriter, batch: tuple[TensorPlan, slice]) -> Squares:
+    """Merge and write some entries of one tensor, a run at a time."""
+    tensor, part = batch
+    name, combine, total = tensor.name, plan.merged.combine, Squares()
     key = key_for(plan.merged.seed, f"rounding:{name}")
-    cast = Cast(batch.tensor.dtype, plan.output.rounding, key)
+    cast = Cast(tensor.dtype, plan.output.rounding, key)
     with blame(tensor=name):
-        for run in runs_over(batch.tensor.shape, batch.part, plan.device):
+        for run in runs_over(tensor.shape, part, plan.device):
             stored = require_finite(plan.base, name, run)
             if slices := plan.merged.slices(name, run, plan.device):
                 loop = Loop.of(combine, slices)
@@ -156,8 +150,9 @@ def _merge_batch(plan: MergePlan, writer: ShardWriter, batch: Batch) -> Squares:
                     loop.changed() if loop else combine(slices), slices, stored, cast
                 )
                 total = total.plus(squares)
-            else:
-                written = cast.copied(stored, run.start)
+            else:  # adding zero turns -0.0 into 0.0, as in any other sum
+                same = stored.dtype == cast.dtype
+                written = stored if same else cast.rounded(stored.double() + 0.0, run.start)
             writer.write_part(name, run.start, written.cpu())
     return total
 

@@ -152,7 +152,13 @@ def fuse(  # noqa: PLR0913  (what is fused, how long, by which method, and its n
     fused = _combined(vectors, rows, alphas, formula, seed)
     shown = {} if method == "mean" else formula.options
     how = _formula(vectors, given, method, {"scale": scale, **shown, "seed": seed})
-    written = {layer: _written(row, layer, called) for layer, row in fused.items()}
+    written = {layer: direction.float() for layer, direction in fused.items()}
+    for layer, direction in written.items():
+        if not direction.any():
+            raise DataError(
+                f"{called}, layer {layer}: the fused direction is zero, so it points nowhere; "
+                "the vectors cancel, or the method keeps nothing of this layer"
+            )
     vector: Any = vectors[0].combined(vectors[1:], written, called)
     vector = replace(vector, estimator=f"{how} of {vector.estimator}")
     return Fused(vector, tuple(_shares(vectors, given, rows, fused)))
@@ -245,22 +251,14 @@ def _combined(
         source = _Directions({str(layer): row[place] for layer, row in rows.items()})
         size = sum(row[place].numel() for row in rows.values())
         base = Fingerprint(vector.model, len(rows), size)
-        delta = Delta(source, base, _identity(vector), vector.label)
+        numbers = (vector[layer].contiguous().numpy().tobytes().hex() for layer in vector.layers)
+        identity = digest("directions", *map(str, vector.layers), *numbers)
+        delta = Delta(source, base, identity, vector.label)
         terms.append(Term(delta, alpha, alpha_by_tensor(alpha, source.names), place))
     merged = Merged(tuple(terms), formula, seed)
     return {
         int(name): merged.part(name, whole(merged, name)) for name in sorted(merged.names, key=int)
     }
-
-
-def _written(direction: Float64[Tensor, " hidden"], layer: int, formula: str) -> Tensor:
-    written = direction.float()
-    if not written.any():
-        raise DataError(
-            f"{formula}, layer {layer}: the fused direction is zero, so it points nowhere; "
-            "the vectors cancel, or the method keeps nothing of this layer"
-        )
-    return written
 
 
 def _shares(
@@ -303,9 +301,3 @@ def _formula(
     ]
     more = ", ".join(f"{name} {value}" for name, value in settings.items())
     return f"{method}({', '.join(parts)}{'; ' if more else ''}{more})"
-
-
-def _identity(vector: Vector) -> str:
-    """Return a digest of the numbers of a vector, whatever its label."""
-    contents = (vector[layer].contiguous().numpy().tobytes().hex() for layer in vector.layers)
-    return digest("directions", *map(str, vector.layers), *contents)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import BFloat16, Float, Float64, Shaped
+from jaxtyping import BFloat16, Float, Float64
 from torch import Tensor
 
 from personality_vector.delta.sources import require_finite
@@ -64,11 +64,6 @@ class Cast:
             near = (bits & ~0xFFFF).view(torch.float32).bfloat16()
         require_fit(near, lambda: values)
         return near
-
-    def copied(self, stored: Shaped[Tensor, " entries"], start: int = 0) -> Tensor:
-        """Return entries that nothing is added to: as they are, unless the dtype changes."""
-        # Adding zero turns -0.0 into 0.0, as in any other sum.
-        return stored if stored.dtype == self.dtype else self.rounded(stored.double() + 0.0, start)
 
 
 class Squares(NamedTuple):
@@ -151,7 +146,7 @@ class Loop:
             np.array([k.low for k in kept], np.float32),
             np.array([k.high for k in kept], np.float32),
             np.array([s.key for s in slices], np.uint64),
-            np.int64(slices[0].start),
+            np.int64(slices[0].part.start),
             rate,
             1.0 - drop_rate,
             np.int64(_CONSENSUS[combine.consensus.over]),
@@ -243,7 +238,7 @@ def added(
     start = base.to(change.device).double()
     written = _restored(slices, change, base)
     if written is None or written.dtype != cast.dtype:
-        written = cast.rounded(start + change, slices[0].start)
+        written = cast.rounded(start + change, slices[0].part.start)
     return written, Squares(*projection(start, change, written))
 
 

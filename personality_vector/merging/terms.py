@@ -152,11 +152,6 @@ class Slice:
         return self.term.alpha_at(self.name)
 
     @property
-    def start(self) -> int:
-        """Index of the first entry in the tensor."""
-        return int(self.part.start)
-
-    @property
     def size(self) -> int:
         """Number of entries of the whole tensor."""
         return math.prod(self.term.delta.shape(self.name))
@@ -181,7 +176,7 @@ class Slice:
 
     def uniform(self) -> Float32[Tensor, " entries"]:
         """Return random numbers in [0, 1): fixed by seed, term, tensor and index of the entry."""
-        return uniform(self.key, self.start, self.part.stop - self.start, self.device)
+        return uniform(self.key, self.part.start, self.part.stop - self.part.start, self.device)
 
     def threshold(self, density: float, scope: str) -> float:
         """Return the magnitude that the top ``density`` of the whole term or tensor reaches."""

@@ -54,18 +54,14 @@ def in_parallel(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
             torch.set_num_threads(1)
             yield from map(work, items)
         else:
-            yield from _in_pool(work, items)
+            pool = ThreadPoolExecutor(cores(), initializer=_begin)
+            try:
+                yield from pool.map(work, items)
+            finally:
+                pool.shutdown(cancel_futures=True)
     finally:
         # A setting of one thread is the default of threads that start later.
         torch.set_num_threads(threads)
-
-
-def _in_pool(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
-    pool = ThreadPoolExecutor(cores(), initializer=_begin)
-    try:
-        yield from pool.map(work, items)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _begin() -> None:

@@ -242,7 +242,7 @@ def test_similarity_is_that_of_the_deltas_whole_and_by_layer(pvec, three, centre
     assert found["labels"] == ["1 seed 0", "2 seed 1", "3 seed 2"]
     assert found["centred"] is centred
     assert found["cosine"] == expected.cosine(centred=centred).tolist()
-    assert tuple(found["layers"]) == expected.layers
+    assert tuple(found["layers"]) == tuple(expected.grams)
     for layer, matrix in found["layers"].items():
         assert matrix == expected.cosine(layer, centred=centred).tolist()
     said = pvec("similarity", *three, "--per-layer", *words).out
@@ -314,7 +314,7 @@ def test_similarity_takes_what_merge_takes(pvec, lab, pico_tuned, tmp_path):
     expected = similarity(deltas)
     assert found.json["cosine"] == expected.cosine().tolist()
     assert found.json["cosine"][0][1] == pytest.approx(deltas[0].cosine(deltas[1]))
-    assert set(found.json["layers"]) == set(expected.layers)
+    assert set(found.json["layers"]) == set(expected.grams)
 
 
 def test_a_checkpoint_without_its_base_is_refused(pvec, lab):

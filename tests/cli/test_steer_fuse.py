@@ -220,11 +220,11 @@ def test_json_is_printed_alone(pvec, saved, tmp_path):
 @pytest.mark.parametrize(
     ("weights", "said"),
     [
-        ("1,nan", "--weights 1,nan: weights must be finite"),
-        ("1,.inf", "--weights 1,.inf: give numbers with commas between"),
-        ("1,-inf", "--weights 1,-inf: weights must be finite"),
-        ("1,yes", "--weights 1,yes: give numbers with commas between"),
-        ("1,", "--weights 1,: give numbers with commas between"),
+        ("1,nan", "the weights must be finite numbers, got [1.0, nan]"),
+        ("1,.inf", "--weights 1,.inf: give numbers separated by commas"),
+        ("1,-inf", "the weights must be finite numbers, got [1.0, -inf]"),
+        ("1,yes", "--weights 1,yes: give numbers separated by commas"),
+        ("1,", "--weights 1,: give numbers separated by commas"),
     ],
 )
 def test_weights_are_finite_numbers(pvec, saved, tmp_path, weights, said):

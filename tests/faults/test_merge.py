@@ -196,7 +196,7 @@ def test_a_delta_of_zero_is_refused(merge, bench, pico, how):
     if how == "saved":
         Delta.between(pico("llama"), folder / "tuned").save(folder / "zero")
         recipe["terms"] = [{"delta": str(folder / "zero"), "alpha": 1.0}]
-    message = "tuned: is zero in every tensor: the fine-tuned model and the base are the same"
+    message = "tuned: is zero in every tensor: the fine-tuned model equals the base"
     require_refused(folder, merge(), message)
 
 

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 _SHOWN = 48
 """Number of characters that a table shows of a text."""
+OneLayer = Annotated[
+    int | None,
+    typer.Option("--layer", help="0-based block, -1 for the last; needed if VECTOR has several."),
+]
+AnotherModel = Annotated[
+    bool,
+    typer.Option("--another-model", help="Accept a VECTOR of another model, such as its base."),
+]
 _REMEDY = "if one is fine-tuned from the other, add --another-model"
 
 
@@ -57,21 +65,11 @@ def monitor(
         str, typer.Option("--model", help="The model: a directory, Hub id or builtin:demo.")
     ],
     prompts: options.Prompts,
-    layer: Annotated[
-        int | None,
-        typer.Option(
-            "--layer", help="0-based decoder block, -1 for the last; needed if VECTOR has several."
-        ),
-    ] = None,
+    layer: OneLayer = None,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Most tokens of a reply.")
-    ] = 64,
+    max_new_tokens: options.LongestReply = 64,
     batch_size: options.BatchSize = 16,
-    another_model: Annotated[
-        bool,
-        typer.Option("--another-model", help="Accept a VECTOR of another model, such as the base."),
-    ] = False,
+    another_model: AnotherModel = False,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
     dry_run: options.DryRun = False,
@@ -116,6 +114,10 @@ def monitor(
         result = {"vector": found.label, "layer": place, "model": str(checkpoint.path)}
         options.show({**result, "prompts": rows}, as_json=True, text=str)
         return
+    _print_projections(f"projection on {found.label}, layer {place}", rows)
+
+
+def _print_projections(title: str, rows: "Sequence[dict[str, Any]]") -> None:
     import pandas as pd
 
     from personality_vector.report.tables import print_frame
@@ -123,7 +125,7 @@ def monitor(
     frame = pd.DataFrame(rows).astype(dict.fromkeys(("before", "response", "reply_cosine"), float))
     for column in ("prompt", "reply"):
         frame[column] = [shorten(text, _SHOWN, placeholder="...") for text in frame[column]]
-    print_frame(f"projection on {found.label}, layer {place}", frame)
+    print_frame(title, frame)
 
 
 def _print_choice(choice: "Choice", recipe: "ChooseRecipe", out: Path) -> None:

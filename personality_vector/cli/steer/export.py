@@ -16,26 +16,16 @@ Vector = Annotated[Path, typer.Argument(metavar="VECTOR", help="A saved steering
 def bake(
     vector: Vector,
     model: Annotated[str, typer.Option("--model", help="The model that it was extracted from.")],
-    layer: Annotated[
-        list[int],
-        typer.Option("--layer", help="0-based decoder block, -1 for the last; repeatable."),
-    ],
+    layer: options.Layers,
     out: options.OutDir,
     coefficient: Annotated[
-        float | None,
-        typer.Option("--coefficient", help="Factor on the vector; cannot go with --ablate."),
+        float | None, typer.Option("--coefficient", help="Factor on the vector; not with --ablate.")
     ] = None,
     route: Annotated[
-        str,
-        typer.Option(
-            "--route", help="How to write it: auto, bias, convert (to Llama) or adapter (PEFT)."
-        ),
+        str, typer.Option("--route", help="auto, bias, convert (to Llama) or adapter (PEFT).")
     ] = "auto",
     ablate: Annotated[
-        bool,
-        typer.Option(
-            "--ablate", help="Remove the direction of one --layer from every layer instead."
-        ),
+        bool, typer.Option("--ablate", help="Remove the direction of one --layer from every layer.")
     ] = False,
     dry_run: options.DryRun = False,
     force: options.Force = False,
@@ -49,30 +39,14 @@ def bake(
     direction any more; the result is compared with hooks on the embedding, every attention and
     every block.
     """
-    if ablate and (coefficient is not None or route != "auto"):
-        raise RecipeError(
-            "--ablate removes the whole direction; leave out --coefficient and --route"
-        )
-    if ablate and len(layer) != 1:
-        raise RecipeError("--ablate takes the direction of one --layer and removes it everywhere")
-    if not ablate and coefficient is None:
-        raise RecipeError("give --coefficient, or --ablate")
-    from personality_vector.steering.bake import bake_ablation, route_for
-    from personality_vector.steering.bake.base import read_config
-    from personality_vector.steering.fit import require_made_from, resolved
+    _require_consistent(layer, coefficient, route, ablate=ablate)
+    from personality_vector.steering.bake import bake_ablation
 
     read = pv.SteeringVector.load(vector)
 
     def plan() -> dict[str, Any]:
-        checkpoint = pv.Checkpoint.open(model)
-        config = read_config(checkpoint)
-        name = route_for(config, "ablate" if ablate else route).name
-        require_made_from(read.label, read.model, checkpoint)
-        layers = resolved(layer, config.num_hidden_layers)
-        for place in layers:
-            read.norm(place)  # refuses a layer that the vector has no direction for
-        given = {"vector": read.label, "model": str(checkpoint.fingerprint), "layers": layers}
-        return {**given, "coefficient": coefficient, "route": name}
+        how = _fitting(read, model, layer, "ablate" if ablate else route)
+        return {"vector": read.label, **how, "coefficient": coefficient}
 
     if options.is_dry(plan, out, dry_run=dry_run, force=force, as_json=as_json):
         return
@@ -90,6 +64,37 @@ def bake(
             f"hooks' logits{rounding}, same {proof.greedy_tokens} greedy tokens"
         ),
     )
+
+
+def _require_consistent(
+    layer: list[int], coefficient: float | None, route: str, *, ablate: bool
+) -> None:
+    if ablate and (coefficient is not None or route != "auto"):
+        raise RecipeError(
+            "--ablate removes the whole direction; leave out --coefficient and --route"
+        )
+    if ablate and len(layer) != 1:
+        raise RecipeError("--ablate takes the direction of one --layer and removes it everywhere")
+    if not ablate and coefficient is None:
+        raise RecipeError("give --coefficient, or --ablate")
+
+
+def _fitting(
+    vector: "pv.SteeringVector", model: str, layers: list[int], route: str
+) -> dict[str, Any]:
+    """Check that a vector fits a model, and return the model, the layers and the route."""
+    from personality_vector.steering.bake import route_for
+    from personality_vector.steering.bake.base import read_config
+    from personality_vector.steering.fit import require_made_from, resolved
+
+    checkpoint = pv.Checkpoint.open(model)
+    config = read_config(checkpoint)
+    name = route_for(config, route).name
+    require_made_from(vector.label, vector.model, checkpoint)
+    found = resolved(layers, config.num_hidden_layers)
+    for layer in found:
+        vector.norm(layer)  # refuses a layer that the vector has no direction for
+    return {"model": str(checkpoint.fingerprint), "layers": found, "route": name}
 
 
 def export_gguf(

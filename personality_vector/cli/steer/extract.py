@@ -23,33 +23,22 @@ _OF_VECTORS = ("persona", "layers", "pooling", "estimator")
 
 
 def write_persona(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A name in lower case, such as stoicism.")
-    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower case, such as stoicism.")],
     description: Annotated[str, typer.Option("--description", help="What positive answers show.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE.yaml", help="The file to write.")],
     opposite: Annotated[
-        str | None,
-        typer.Option("--opposite", help="What negative answers show. Default: neutral answers."),
+        str | None, typer.Option("--opposite", help="What negative answers show. Default: neutral.")
     ] = None,
-    pole: Annotated[
-        str | None,
-        typer.Option(
-            "--pole", metavar="TRAIT:LEVEL", help="The pole, if the persona is one of a trait."
-        ),
-    ] = None,
+    pole: options.PoleOption = None,
     endpoint: Annotated[
         str | None, typer.Option("--endpoint", metavar="URL", help="OpenAI-compatible server.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Name of the model on that server.")
-    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Model of the server.")] = None,
     api_key_env: Annotated[
         str, typer.Option("--api-key-env", help="Environment variable with the key.")
     ] = "OPENAI_API_KEY",
     local: Annotated[
-        str | None,
-        typer.Option("--local", metavar="PATH", help="A checkpoint to use in place of a server."),
+        str | None, typer.Option("--local", metavar="PATH", help="A checkpoint to use instead.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the local model's sampling.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.yaml.")] = False,
@@ -78,16 +67,14 @@ def write_persona(
     body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=98)
     writer = " ".join((local or str(model)).split())
     out.write_text(f"# The persona {name}, written by {writer}.\n{body}", encoding="utf-8")
-    counts = len(persona.questions.extract), len(persona.questions.evaluate)
-    result = {"out": str(out), "pairs": len(persona.instructions), "questions": counts}
-    options.show(
-        result,
-        as_json=as_json,
-        text=lambda: (
-            f"{out}: {persona.label}, {len(persona.instructions)} pairs of instructions, "
-            f"{counts[0]} questions to extract with and {counts[1]} to evaluate with"
-        ),
+    pairs, asked = len(persona.instructions), persona.questions
+    counts = len(asked.extract), len(asked.evaluate)
+    said = (
+        f"{out}: {persona.label}, {pairs} pairs of instructions, "
+        f"{counts[0]} questions to extract with and {counts[1]} to evaluate with"
     )
+    result = {"out": str(out), "pairs": pairs, "questions": counts}
+    options.show(result, as_json=as_json, text=lambda: said)
 
 
 def check(recipe: "SteerRecipe") -> dict[str, Any]:

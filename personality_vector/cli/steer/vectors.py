@@ -1,6 +1,5 @@
 """``pvec steer between``, ``creativity`` and ``fuse``: steering vectors without a recipe."""
 
-import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,7 +17,14 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from personality_vector.merging.fusion import Share
+    from personality_vector.merging.fusion import Fused, Share
+
+Scale = Annotated[
+    Literal["raw", "unit", "equal"],
+    typer.Option(
+        help="raw: the longest vector dominates; unit: each has norm 1; equal: the mean norm."
+    ),
+]
 
 
 def between(
@@ -30,12 +36,7 @@ def between(
         Literal["prompt_last", "prompt_mean"],
         typer.Option(help="Tokens whose activations are averaged."),
     ] = "prompt_last",
-    layer: Annotated[
-        list[int],
-        typer.Option(
-            "--layer", help="0-based decoder block, -1 for the last; repeatable. Default: all."
-        ),
-    ] = [],
+    layer: options.Layers = [],
     batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
@@ -127,19 +128,11 @@ def fuse(
             "--weights", metavar="1,1,2", help="A weight for each vector. Default: 1 for each."
         ),
     ] = None,
-    scale: Annotated[
-        Literal["raw", "unit", "equal"],
-        typer.Option(
-            help="raw: the longest vector dominates; unit: each has norm 1; equal: the mean norm."
-        ),
-    ] = "raw",
+    scale: Scale = "raw",
     method: Annotated[
         str, typer.Option("--method", help="mean, or a method of a merge, such as ties.")
     ] = "mean",
-    option: Annotated[
-        list[str],
-        typer.Option("--option", metavar="NAME=VALUE", help="Option of --method; repeatable."),
-    ] = [],
+    option: options.MethodOption = [],
     seed: Annotated[int, typer.Option("--seed", help="Seed of random masks.")] = 0,
     label: Annotated[
         str, typer.Option("--label", help="Label of the result. Default: the formula.")
@@ -153,20 +146,13 @@ def fuse(
     quiet: options.Quiet = False,
 ) -> None:
     """Fuse steering vectors into one and print the share of each."""
-    given: dict[str, Any] = {"options": {}}
+    given: dict[str, Any] = {"scale": scale, "method": method, "seed": seed, "label": label}
     for setting in option:
         override(given, f"options.{setting}")
     numbers = _numbers(weights) if weights is not None else None
-    fused = pv.fuse(
-        [pv.SteeringVector.load(path) for path in vectors],
-        numbers,
-        scale=scale,
-        method=method,
-        options=given["options"],
-        seed=seed,
-        label=label,
-    )
-    vector, norms = fused.vector, {at: fused.vector.norm(at) for at in fused.vector.layers}
+    fused = pv.fuse([pv.SteeringVector.load(path) for path in vectors], numbers, **given)
+    vector = fused.vector
+    norms = {layer: vector.norm(layer) for layer in vector.layers}
     result = {
         "out": str(out),
         "label": vector.label,
@@ -178,31 +164,29 @@ def fuse(
         return
     vector.save(out, force=force)
     lengths = ", ".join(f"{norm:.3g}" for norm in norms.values())
-    options.show(
-        result,
-        as_json=as_json,
-        text=lambda: f"{out}: {vector.label}, {len(norms)} layers, norm {lengths}",
-    )
+    text = f"{out}: {vector.label}, {len(norms)} layers, norm {lengths}"
+    options.show(result, as_json=as_json, text=lambda: text)
     if not as_json:
-        from personality_vector.report.tables import print_frame
+        _print_shares(fused, len(vectors), per_layer=per_layer)
 
-        title = "share of the fused vector"
-        print_frame(title, _frame(fused.overall, len(vectors)).drop(columns="layer"))
-        if per_layer:
-            layers = [share for share in fused.shares if share.layer is not None]
-            print_frame(f"{title}, by layer", _frame(layers, len(vectors)))
+
+def _print_shares(fused: "Fused[pv.SteeringVector]", count: int, *, per_layer: bool) -> None:
+    from personality_vector.report.tables import print_frame
+
+    title = "share of the fused vector"
+    print_frame(title, _frame(fused.overall, count).drop(columns="layer"))
+    if per_layer:
+        layers = [share for share in fused.shares if share.layer is not None]
+        print_frame(f"{title}, by layer", _frame(layers, count))
 
 
 def _numbers(text: str) -> list[float]:
     try:
-        numbers = [float(part) for part in text.split(",")]
+        return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise RecipeError(
             f"--weights {text}: give numbers separated by commas, such as 1,1,2"
         ) from error
-    if not all(map(math.isfinite, numbers)):
-        raise RecipeError(f"--weights {text}: weights must be finite, such as 1,1,2")
-    return numbers
 
 
 def _frame(shares: "Sequence[Share]", vectors: int) -> "pd.DataFrame":

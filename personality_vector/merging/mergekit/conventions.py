@@ -157,7 +157,10 @@ class TaskArithmetic(Combine):
         """Return what is kept of the tensor that ``s`` is a part of."""
         density, trim = float(own["density"]), self.convention.trim
         if trim == "magnitude":
-            return Keep(_largest(density, self._delta, s), dtype)
+            # Exactly this many, and of equal magnitudes the first.
+            rank, what = max(1, int(density * s.size)) - 1, f"top {density}"
+            (end,) = _places(what, self._delta, s, [rank], descending=True)
+            return Keep(lambda s, delta: end.reached(*_order(s, delta)), dtype)
         if trim == "outliers":
             return Keep(_middle(density, float(own["gamma"]), self._delta, s), dtype)
         # mergekit draws in float32, but for bfloat16, in which a density of 0.9 is 0.8984.
@@ -195,13 +198,6 @@ class TaskArithmetic(Combine):
         return self.base.part(s.name, s.part).to(s.delta.device).double()
 
 
-def _largest(density: float, read: Read, s: Slice) -> Mask:
-    """Keep exactly ``max(1, int(density * n))`` of the largest magnitudes, the first if equal."""
-    rank = max(1, int(density * s.size)) - 1
-    (end,) = _places(f"top {density}", read, s, [rank], descending=True)
-    return lambda s, delta: end.reached(*_order(s, delta))
-
-
 def _middle(density: float, gamma: float, read: Read, s: Slice) -> Mask:
     """Drop ``int(gamma * n)`` of the largest magnitudes, keep the next ``int(density * n)``."""
     count = int(density * s.size)
@@ -237,7 +233,7 @@ def _ranked(density: float, epsilon: float, dtype: torch.dtype) -> Mask:
 
 def _order(s: Slice, delta: Tensor) -> tuple[Tensor, Tensor]:
     """Return the magnitude and the index of each entry of a slice."""
-    index = torch.arange(s.start, s.start + delta.numel(), device=delta.device)
+    index = torch.arange(s.part.start, s.part.start + delta.numel(), device=delta.device)
     return delta.abs().float(), index
 
 

@@ -5,8 +5,8 @@ for the last bit. A comment in the YAML says what differs for a few entries only
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from personality_vector.merging.summands import alpha_by_tensor, selected
 from personality_vector.subject.models import DTYPES
 
 _TIES = "where the terms cancel exactly, mergekit adds the positive ones and this tool nothing"
+_EQUAL = "of equal magnitudes at the threshold mergekit keeps some, this tool all"
+_ENDS = "mergekit rounds the number of entries at each end in another way"
 _MASKS = "the masks are mergekit's own: give --random-seed, and expect other entries"
 
 
@@ -80,65 +82,39 @@ def export_mergekit(recipe: MergeRecipe) -> str:
 
 
 def _equivalent(method: str, options: Options) -> Equivalent:
-    if method not in _EQUIVALENTS:
-        raise RecipeError(
-            f"mergekit has no method with the conventions of {method}; export knows "
-            f"{', '.join(_EQUIVALENTS)}"
-        )
-    return _EQUIVALENTS[method](options)
-
-
-def _task_arithmetic(_options: Options) -> Equivalent:
-    return Equivalent("task_arithmetic", {"normalize": False}, {})
-
-
-def _ties(options: Options) -> Equivalent:
-    density = float(options["density"])
-    if options["trim"] == "global" and density < 1.0:
-        raise RecipeError(
-            "ties: mergekit trims each tensor alone, not the whole vector; "
-            "trim: per_tensor can be exported"
-        )
-    remarks = (_TIES, "of equal magnitudes at the threshold mergekit keeps some, this tool all")
-    own = {"density": density}
-    return Equivalent("ties", {"normalize": _is_mean(options)}, own, 1.0, remarks)
-
-
-def _dare(options: Options) -> Equivalent:
-    density = round(1.0 - float(options["drop_rate"]), 12)
-    # mergekit's own rescaling matches the L1 norm of each tensor.
-    parameters = {"normalize": False, "rescale": False}
-    remarks = (_MASKS,) if density < 1.0 else ()
-    return Equivalent("dare_linear", parameters, {"density": density}, 1.0 / density, remarks)
-
-
-def _dare_ties(options: Options) -> Equivalent:
-    linear, parameters = _dare(options), {"normalize": _is_mean(options), "rescale": False}
-    remarks = (*linear.remarks, _TIES)
-    return replace(linear, method="dare_ties", parameters=parameters, remarks=remarks)
-
-
-def _breadcrumbs(options: Options) -> Equivalent:
-    beta, gamma = float(options["beta"]), float(options["gamma"])
-    remarks = ("mergekit rounds the number of entries at each end in another way",)
-    own = {"density": max(0.0, round(1.0 - beta - gamma, 12)), "gamma": gamma}
-    return Equivalent("breadcrumbs", {"normalize": False}, own, 1.0, remarks)
-
-
-def _della(_options: Options) -> Equivalent:
+    match method:
+        case "task_arithmetic":
+            return Equivalent("task_arithmetic", {"normalize": False}, {})
+        case "ties":
+            density = float(options["density"])
+            if options["trim"] == "global" and density < 1.0:
+                raise RecipeError(
+                    "ties: mergekit trims each tensor alone, not the whole vector; "
+                    "trim: per_tensor can be exported"
+                )
+            parameters = {"normalize": _is_mean(options)}
+            return Equivalent("ties", parameters, {"density": density}, 1.0, (_TIES, _EQUAL))
+        case "dare" | "dare_ties":
+            elects = method == "dare_ties"
+            density = round(1.0 - float(options["drop_rate"]), 12)
+            remarks = (*((_MASKS,) if density < 1.0 else ()), *((_TIES,) if elects else ()))
+            # mergekit's own rescaling matches the L1 norm of each tensor.
+            parameters = {"normalize": elects and _is_mean(options), "rescale": False}
+            name, own = "dare_ties" if elects else "dare_linear", {"density": density}
+            return Equivalent(name, parameters, own, 1.0 / density, remarks)
+        case "breadcrumbs":
+            beta, gamma = float(options["beta"]), float(options["gamma"])
+            own = {"density": max(0.0, round(1.0 - beta - gamma, 12)), "gamma": gamma}
+            return Equivalent("breadcrumbs", {"normalize": False}, own, 1.0, (_ENDS,))
+        case "della":
+            raise RecipeError(
+                "della: mergekit rescales a tensor to its L1 norm, not each entry by its own "
+                "probability"
+            )
     raise RecipeError(
-        "della: mergekit rescales a tensor to its L1 norm, not each entry by its own probability"
+        f"mergekit has no method with the conventions of {method}; export knows task_arithmetic, "
+        "ties, dare, dare_ties, breadcrumbs"
     )
-
-
-_EQUIVALENTS: Mapping[str, Callable[[Options], Equivalent]] = {
-    "task_arithmetic": _task_arithmetic,
-    "ties": _ties,
-    "dare": _dare,
-    "dare_ties": _dare_ties,
-    "breadcrumbs": _breadcrumbs,
-    "della": _della,
-}
 
 
 def _is_mean(options: Options) -> bool:

@@ -16,7 +16,7 @@ import torch
 from personality_vector.checkpoint import Checkpoint, kind, read_json
 from personality_vector.delta import block_of, is_adapter, is_saved_delta
 from personality_vector.errors import RecipeError, TensorMismatchError
-from personality_vector.merging.mergekit.recipe import MergekitRecipe, Rule, SliceSpec
+from personality_vector.merging.mergekit.recipe import MergekitRecipe, Rule
 from personality_vector.merging.summands import depths_of
 from personality_vector.subject.models import DTYPES
 
@@ -141,26 +141,21 @@ def _slices(recipe: MergekitRecipe, depths: Mapping[str, int]) -> list[Region]:
         where = f"slices.{number}"
         if part.base_model not in (None, recipe.base_model):
             raise RecipeError(f"{where}.base_model: give one base_model for the whole merge")
-        _require_in_place(where, part, at)
         layers = part.sources[0].layer_range
+        for source in part.sources:
+            if source.layer_range != (at, layers[1]) or layers[1] <= at:
+                raise RecipeError(
+                    f"{where}: takes layers {list(source.layer_range)} of {source.model} where "
+                    f"layer {at} comes next; layers are merged in place here, not moved or repeated"
+                )
         models = {one.model: one.parameters for one in part.sources}
+        if len(models) < len(part.sources):
+            raise RecipeError(f"{where}: the same model is given twice")
         found.append(Region(where, models, part.parameters, layers))
         at = layers[1]
     if at != depth:
         raise RecipeError(f"slices: end at layer {at}, the model at {depth}; none can be dropped")
     return found
-
-
-def _require_in_place(where: str, part: SliceSpec, at: int) -> None:
-    end = part.sources[0].layer_range[1]
-    for source in part.sources:
-        if source.layer_range != (at, end) or end <= at:
-            raise RecipeError(
-                f"{where}: takes layers {list(source.layer_range)} of {source.model} where layer "
-                f"{at} comes next; layers are merged in place here, not moved or repeated"
-            )
-    if len({source.model for source in part.sources}) < len(part.sources):
-        raise RecipeError(f"{where}: the same model is given twice")
 
 
 def place(name: str, regions: Sequence[Region], depths: Mapping[str, int]) -> tuple[Region, float]:

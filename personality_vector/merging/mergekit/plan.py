@@ -126,17 +126,6 @@ def _notes_on(
     values: Mapping[str, Values],
 ) -> Iterator[str]:
     """Yield what mergekit does without a word: weights that cancel, parameters without effect."""
-    yield from _on_normalize(values)
-    levels = (level for _, level, _ in levels_of(recipe, regions))
-    if convention.trim == "nothing" and any("density" in level for level in levels):
-        yield f"{recipe.merge_method} does not trim: density has no effect"
-    if any(spec.model == recipe.base_model and spec.parameters for spec in recipe.models):
-        yield "parameters under the base have no effect"
-    if convention.trim in ("random", "ranked"):
-        yield "random masks are those of this tool and its seed, not of mergekit's --random-seed"
-
-
-def _on_normalize(values: Mapping[str, Values]) -> Iterator[str]:
     normalized = [v for v in values.values() if v.shared["normalize"]]
     weights = [[own["weight"] for own in v.of.values() if "weight" in own] for v in normalized]
     divides = "normalize: true divides by the sum of weights"
@@ -146,3 +135,10 @@ def _on_normalize(values: Mapping[str, Values]) -> Iterator[str]:
         yield f"{divides}, so only their ratios have an effect; set normalize: false to scale"
     if any(min(row) < 0 < max(row) for row in weights if row):
         yield f"{divides}, which is small for weights of both signs and inflates the change"
+    levels = (level for _, level, _ in levels_of(recipe, regions))
+    if convention.trim == "nothing" and any("density" in level for level in levels):
+        yield f"{recipe.merge_method} does not trim: density has no effect"
+    if any(spec.model == recipe.base_model and spec.parameters for spec in recipe.models):
+        yield "parameters under the base have no effect"
+    if convention.trim in ("random", "ranked"):
+        yield "random masks are those of this tool and its seed, not of mergekit's --random-seed"

@@ -32,10 +32,6 @@ class Rule:
     points: tuple[Scalar, ...]
     filter: str | None = None
 
-    def matches(self, name: str) -> bool:
-        """Whether the rule is about this tensor."""
-        return self.filter is None or self.filter in name
-
 
 def _rules(value: Any) -> tuple[Rule, ...]:
     """Return the rules, first hit wins, that a number, gradient or list of conditions means."""

@@ -121,7 +121,7 @@ def _found(
     table = {}
     for parameter in parameters:
         rules = (rule for level in levels for rule in level.get(parameter.name, ()))
-        rule = next((rule for rule in rules if rule.matches(name)), None)
+        rule = next((rule for rule in rules if (rule.filter or "") in name), None)
         value = interpolated(rule.points, share) if rule else parameter.default
         if value is not None:
             table[parameter.name] = value
@@ -177,7 +177,7 @@ def _check_rule(where: str, parameter: Parameter, rule: Rule, names: Sequence[st
             raise RecipeError(f"{where}: give {wanted}, not {point!r}")
         if parameter.name in ("density", "gamma", "epsilon") and not 0 <= point <= 1:
             raise RecipeError(f"{where}: a share lies in [0, 1], {point!r} does not")
-    if not any(rule.matches(name) for name in names):
+    if not any((rule.filter or "") in name for name in names):
         raise RecipeError(
             f"{where}: no tensor name contains the filter {rule.filter!r}; there are names such as "
             f"{some(names, 2)}"
