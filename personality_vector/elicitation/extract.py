@@ -32,7 +32,7 @@ class Elicited:
         persona: Turned so that its positive side is the end that the recipe asked for.
         rollouts: Every reply, kept or dropped.
         report: How many pairs each rule dropped.
-        judge: Who rated.
+        judge: Name of the judge.
     """
 
     persona: Persona
@@ -99,7 +99,7 @@ def extract_persona(
     replied.
 
     Args:
-        recipe: With a persona.
+        recipe: A recipe with a persona.
         record: As in :func:`elicit`.
 
     Raises:
@@ -151,8 +151,8 @@ def elicit(
     """Draw rollouts, have them judged, and keep the clear pairs.
 
     Args:
-        recipe: With a persona.
-        subject: Who is asked; not changed.
+        recipe: A recipe with a persona.
+        subject: The model that is asked; not changed.
         judge: Who rates, from :func:`open_judge`. Without a judge, the ratings of
             ``rollouts.reuse`` count if the recipe says ``recorded``; otherwise all pairs are kept.
         record: Called with all rollouts once they are drawn, rated and filtered, so that they can

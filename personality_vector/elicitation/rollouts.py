@@ -33,7 +33,7 @@ class Rollout(Recipe):
         question: The user's message.
         reply: The reply, without surrounding white space.
         trait: The judge's rating in [0, 100]; ``None`` if unscored or not judged.
-        coherence: Likewise.
+        coherence: The rating of coherence, likewise.
         reason: Why it is unscored.
         kept: Whether its pair was used for the vector.
         rule: The rule that dropped the pair; "" if none did.

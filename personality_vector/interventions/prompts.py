@@ -199,7 +199,7 @@ class SystemSpec(InterventionSpec):
 
 @dataclass(frozen=True, slots=True)
 class FewShot(BaseIntervention):
-    """Examples in front of every question; the strength is how many of them, from the first.
+    """Examples before every question; the strength is how many of them, from the first.
 
     They follow the system message, as earlier turns of the chat.
 
@@ -239,7 +239,7 @@ class FewShot(BaseIntervention):
 
     @contextmanager
     def applied(self, subject: Subject, strength: float) -> Generator[Subject]:
-        """Put the first ``strength`` examples in front of the question of every chat.
+        """Put the first ``strength`` examples before the question of every chat.
 
         Raises:
             RecipeError: There are fewer examples, or the strength is not a whole number.

@@ -66,7 +66,7 @@ class StatementJudge(BaseJudge):
     Attributes:
         train: Labelled statements, both poles of each trait; their order does not matter.
         held_out: Other labelled statements, on which its quality is measured.
-        name: In tables.
+        name: Name in tables.
 
     Raises:
         DataError: A pole is missing from either part, or a statement is in both.

@@ -25,7 +25,7 @@ Traits = Annotated[tuple[Trait, ...], Field(min_length=1), AfterValidator(distin
 class LikelihoodSpec(MeasureSpec):
     """How much likelier the model finds the high end of a trait than the low end.
 
-    ``statements`` are read from ``part``; ``limit`` takes the first so many of each pole.
+    ``statements`` are read from ``part``; ``limit`` takes that many of each pole.
     """
 
     traits: Traits = BIG_FIVE

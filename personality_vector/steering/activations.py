@@ -56,7 +56,7 @@ class Reader:
 
     Args:
         model: A causal language model; not changed.
-        tokenizer: With a chat template.
+        tokenizer: The tokenizer of the model; it needs a chat template.
         layers: Decoder blocks, ``-1`` the last; by default all. As an attribute they are 0-based.
         pooling: Which tokens count.
         batch_size: Inputs per forward pass; it changes speed and memory only.

@@ -39,9 +39,9 @@ def projections(  # noqa: PLR0913  (a model, what it reads, and along what)
 
     Args:
         model: A causal language model; not changed.
-        tokenizer: With a chat template.
+        tokenizer: The tokenizer of the model; it needs a chat template.
         chats: For ``response_mean`` each ends with a message of the assistant.
-        vector: With a direction for ``layer``; its length does not matter.
+        vector: A vector with a direction for ``layer``; its length does not matter.
         layer: 0-based decoder block, ``-1`` the last.
         pooling: Which tokens' activations are averaged.
         batch_size: Chats per forward pass.
@@ -78,7 +78,7 @@ def creativity_scores(
 
     Args:
         model: A causal language model; steering that is already active is included.
-        tokenizer: With a chat template.
+        tokenizer: The tokenizer of the model; it needs a chat template.
         chats: Each ends with a message of the assistant, whose content is the text.
         direction: The attribute ``a``, ``(hidden,)``, of any length but 0.
         layer: 0-based decoder block, ``-1`` the last.

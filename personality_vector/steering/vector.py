@@ -38,10 +38,10 @@ class SteeringVector:
         model: Hex digest of the fingerprint of the model it came from; "" where that is unknown.
             Only vectors of the same model can be combined.
         pole: The pole that it points to, if any.
-        label: For messages and reports.
+        label: Name in messages and reports.
         pooling: Which tokens' activations were averaged, such as ``response_mean``; of a sum,
             that of its terms.
-        counts: Number of positive and of negative inputs behind it.
+        counts: Number of positive and of negative inputs that it was made from.
         estimator: How the direction was found from the activations, such as ``mean_difference``.
         template: Digest of the chat template that the inputs were rendered with
             (:func:`template_hash`); "" for plain texts, or where it is unknown.
@@ -89,7 +89,7 @@ class SteeringVector:
         Args:
             model: A causal language model; not changed. Its fingerprint is unknown to this
                 function: set it with ``dataclasses.replace(vector, model=digest)``.
-            tokenizer: With a chat template.
+            tokenizer: The tokenizer of the model; it needs a chat template.
             positive: Chats that show the pole: for ``response_mean`` each ends with an assistant
                 message that does; for a pooling of the prompt no response is read.
             negative: Chats that do not, or show the opposite.
@@ -148,7 +148,7 @@ class SteeringVector:
         Args:
             base: The model that was fine-tuned; the vector belongs to its residual stream.
             tuned: What it became.
-            tokenizer: Of both, with a chat template.
+            tokenizer: The tokenizer of both models; it needs a chat template.
             chats: What both read. At least one.
             layers: Decoder blocks, ``-1`` the last; by default all of them.
             pooling: Which tokens' activations are averaged.

@@ -87,9 +87,9 @@ class Planned(NamedTuple):
     """A cell under the names that the recipe gives it.
 
     Attributes:
-        label: Of the intervention.
+        label: Label of the intervention.
         strength: The strength in the recipe; in the cell it is 0 if the point is the base.
-        name: Of the measure.
+        name: Name of the measure.
         cell: Its key.
     """
 

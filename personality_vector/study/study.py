@@ -42,7 +42,7 @@ class Study:
         base: The model that every intervention is done to.
         arms: Interventions with their strengths; labels differ.
         measures: What is measured in every cell; names differ.
-        seeds: Of all random numbers; each is a repetition.
+        seeds: Seeds of all random numbers; each is a repetition.
         dtype: That the base is loaded in.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         design: Which points are measured, and in which order.

@@ -37,7 +37,7 @@ class Reply:
     """One reply.
 
     Attributes:
-        text: With white space trimmed and nothing else removed.
+        text: The reply without surrounding white space; nothing else is removed.
         tokens_in: Tokens of the prompt.
         tokens_out: Tokens of the reply, the end mark included.
         seconds: Its share of the time that its batch took.
@@ -125,7 +125,7 @@ class Reading:
         trait: What it is about, or "" for a number of no trait.
         low: Lower end of a 95 % interval, where there is one.
         high: Upper end.
-        n: Observations behind ``value``.
+        n: Number of observations in ``value``.
         unscored: Observations that gave no value.
         unit: Where it is not that of the measure.
     """

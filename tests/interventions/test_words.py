@@ -108,7 +108,7 @@ def test_a_system_prompt_is_a_text_or_a_file(opened, folder):
 
 
 def test_a_system_prompt_cannot_name_the_seed(opened):
-    with pytest.raises(RecipeError, match=r"system: neither the text .* can hold \{seed\}"):
+    with pytest.raises(RecipeError, match=r"system: neither the text .* may contain \{seed\}"):
         opened(system="prompts/{seed}.txt")
 
 

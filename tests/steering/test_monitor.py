@@ -226,7 +226,7 @@ def test_a_real_model_reads_held_out_statements_on_their_side(shared):
 
     def chats(level: str, part: str) -> list[Any]:
         file = shared / "data" / "big5_statements" / "extraversion.jsonl"
-        statements = read_statements(file, trait="extraversion", level=level, part=part)[:60]
+        statements = read_statements(file, trait="extraversion", level=level, part=part)[:24]
         return [answered(question("What are you like?"), one.text) for one in statements]
 
     sides = [chats(level, "train") for level in ("high", "low")]

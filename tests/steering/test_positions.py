@@ -92,7 +92,7 @@ def test_a_mark_is_given_as_text_where_there_is_a_tokenizer(pico):
     tokenizer = load_tokenizer(pico("llama"))
     mark = tokenizer.convert_tokens_to_ids("<|assistant|>")
     assert str(Positions.parse("after <|assistant|>", lambda: tokenizer)) == f"after {mark}"
-    with pytest.raises(RecipeError, match="it is 2 tokens"):
+    with pytest.raises(RecipeError, match="makes 2 tokens of it"):
         Positions.parse("after <|user|><|end|>", lambda: tokenizer)
     with pytest.raises(RecipeError, match="without a tokenizer, give the token's id"):
         Positions.parse("after <|assistant|>")

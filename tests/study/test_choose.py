@@ -357,8 +357,8 @@ def folder(tmp_path_factory, demo):
     vector = SteeringVector.extract(demo.model, demo.tokenizer, *sides, pole=HIGH)
     replace(vector, model=Checkpoint.open(path).fingerprint.digest).save(folder / "vector")
     (folder / "recipe.yaml").write_text(
-        f"model: builtin:demo\nvector: vector\nstatements: statements.jsonl\nlimit: 12\n"
-        f"question: {ASKED}\ngeneration: {{max_new_tokens: 12, samples: 3}}\n"
+        f"model: builtin:demo\nvector: vector\nstatements: statements.jsonl\nlimit: 8\n"
+        f"question: {ASKED}\ngeneration: {{max_new_tokens: 8, samples: 2}}\n"
         "layers: [1, 2, 3]\nverify: 2\nshares: [0.1, 0.2]\nfloor: 0.1\n"
     )
     return folder

@@ -200,8 +200,9 @@ def start(base, log, out):
 @pytest.mark.slow
 def test_a_killed_worker_loses_at_most_its_cell(base, tmp_path):
     """Two processes, one of them killed with -9; the other ends with the rows of a serial run."""
-    serial = start(base, tmp_path / "serial.txt", tmp_path / "serial")
-    assert serial.wait() == 0
+    arms = [Shifted("small", 0.5), Shifted("large", 2.0)]
+    strengths = [float(n) for n in range(1, 6)]
+    pv.study(base, arms, strengths, [Counted(tmp_path / "serial.txt")]).run(tmp_path / "serial")
     log, out = tmp_path / "log.txt", tmp_path / "run"
     both = [start(base, log, out) for _ in range(2)]
     while len(noted(log)) < 3:
@@ -274,14 +275,14 @@ def test_an_earlier_format_is_refused_by_name_and_replaced_by_force(base, log, t
         ({"strengths": [1.0, 1.0]}, RecipeError, "each only once"),
         ({"strengths": [float("nan")]}, NonFiniteError, "must be a finite number"),
         ({"strengths": {"large": [1.0]}}, RecipeError, "small: has no strengths"),
-        ({"interventions": [Shifted("base")]}, RecipeError, "the label 'base' is taken"),
+        ({"interventions": [Shifted("base")]}, RecipeError, "the label 'base' is reserved"),
         ({"interventions": [Shifted("a"), Shifted("a", 2.0)]}, RecipeError, "interventions are"),
         ({"interventions": [Shifted("a", steps=(0, 1))], "strengths": [2]}, RecipeError, "a: "),
         ({"measures": []}, RecipeError, "needs at least one measure"),
         ({"seeds": [0, 0]}, RecipeError, "each seed only once"),
         ({"seeds": [0, True]}, RecipeError, "seeds are whole numbers below"),
         ({"seeds": [2**63]}, RecipeError, "seeds are whole numbers below"),
-        ({"strengths": {"small": [1.0], "tiny": [1.0]}}, RecipeError, "given for tiny, which is"),
+        ({"strengths": {"small": [1.0], "tiny": [1.0]}}, RecipeError, "given for tiny, but no"),
         (
             {"interventions": [Arm({1: Shifted("a")}, [1.0])]},
             RecipeError,

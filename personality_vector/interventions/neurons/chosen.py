@@ -76,8 +76,8 @@ class NeuronSet:
         negative: The same for its opposite; no neuron is in both.
         model: Hex digest of the fingerprint of the model; "" where that is unknown.
         pole: The pole of the positive neurons, if any.
-        label: For messages and reports.
-        counts: Number of positive and of negative chats behind it.
+        label: Name in messages and reports.
+        counts: Number of positive and of negative chats that were compared.
 
     Raises:
         DataError: A side has no neurons, or both name the same one.

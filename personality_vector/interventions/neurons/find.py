@@ -126,7 +126,7 @@ def find_neurons(  # noqa: PLR0913  (two sides, how to read them, and what they 
     Args:
         model: A causal language model; not changed. Its fingerprint is unknown to this function:
             set it with ``dataclasses.replace(neurons, model=digest)``.
-        tokenizer: With a chat template.
+        tokenizer: The tokenizer of the model; it needs a chat template.
         positive: Chats that end with an assistant message which shows the pole.
         negative: Chats that end with one which shows the opposite.
         at_least: Fewest neurons to keep on each side, if that many differ; by default 2000, but at

@@ -74,18 +74,18 @@ class Proof:
     """How far an export is from the hooks; largest absolute differences of logits.
 
     Attributes:
-        error: Without rounding of the weights, computed in float32: what is left is the order of
-            additions. Below ``tolerance``, or nothing is published. It is the difference to hooks
+        error: Difference without the rounding of weights, in float32; only the order of additions
+            is left. Below ``tolerance``, or nothing is published. It is the difference to hooks
             with the numbers that the export holds. Rounded ablations have no such hooks; then it
             is the larger of two: the export to the base in memory with the same rounded weights,
             and that with weights before rounding to the hooks.
-        error_asked: To the hooks as asked for, in float32: with the rounding to the stored dtype.
-        error_stored: To the hooks as asked for, both computed in the stored dtype.
-        effect: Of the hooks: to the model without them, in float32.
+        error_asked: Difference to the requested hooks in float32, with weights rounded when stored.
+        error_stored: Difference to the requested hooks, both computed in the stored dtype.
+        effect: Difference that the hooks make to the plain model, in float32.
         tolerance: :data:`TOLERANCE` times the largest logit, if that is above 1.
         dtype: The stored dtype.
-        prompts: Number of prompts, and of tokens in each.
-        greedy_tokens: Generated after each; all equal.
+        prompts: Number of prompts, and number of tokens in each.
+        greedy_tokens: Number of tokens generated after each prompt, all equal.
     """
 
     error: float

@@ -24,7 +24,7 @@ class Choice:
 
     Attributes:
         pole: What the vector points to.
-        label: Of the vector.
+        label: Label of the vector.
         floor: Lowest coherence that was accepted.
         layers: The evidence of every layer that was examined.
         verified: Layers in the order in which the evidence ranks them; each has a curve.

@@ -132,6 +132,7 @@ def test_an_ablation_leaves_nothing_along_the_direction(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_real_model(shared, vector_of, tmp_path):
     path = shared / "models" / "persona-tiny"
     if not path.is_dir():

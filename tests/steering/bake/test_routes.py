@@ -88,5 +88,5 @@ def test_a_route_that_is_wanted_and_not_possible_is_refused(family, wanted, why)
 
 
 def test_a_route_of_no_known_name_is_refused():
-    with pytest.raises(RecipeError, match=r"there are auto, bias, convert, adapter$"):
+    with pytest.raises(RecipeError, match=r"use auto, bias, convert, adapter$"):
         route_for(AutoConfig.for_model("llama"), "fuse")
