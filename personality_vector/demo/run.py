@@ -1,6 +1,6 @@
 """The demo: the shipped smoke recipes in sequence, on the embedded model.
 
-Every step publishes its directory whole, so a demo that was interrupted goes on where it stopped.
+Every step publishes its directory whole, so a demo that was interrupted resumes.
 """
 
 import sys
@@ -25,10 +25,12 @@ from personality_vector.merging.plan import plan_recipe
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import Recipe
-from personality_vector.report.page import sample_answers, write_report
+from personality_vector.report.answers import answers_of, sample_answers
+from personality_vector.report.page import write_report
 from personality_vector.report.tables import print_frame
 from personality_vector.study.design import BASE
 from personality_vector.study.recipe import CompareRecipe, SweepRecipe, open_study
+from personality_vector.study.run import Run
 from personality_vector.study.tables import dose_response, matched_effect
 from personality_vector.subject.chat import question
 from personality_vector.subject.subject import Subject
@@ -42,8 +44,8 @@ def run(out: Path, *, force: bool = False) -> None:
     """Train two poles, diff, merge, sweep alpha, steer, compare; print tables and report paths.
 
     Args:
-        out: Directory for everything; what is complete there is not done again.
-        force: Do it all again.
+        out: Directory for everything; steps that are complete there are skipped.
+        force: Repeat every step.
     """
     started = time.monotonic()
     Demo(out.absolute(), force).run()
@@ -65,9 +67,9 @@ class Demo:
         self._step("merge", self.out / "merged", self._merge)
         self._step("extract a steering vector", self.out / "steering", self._extract)
         self._show_similarity()
-        self._sweep(self.out / "sweep")
+        self._sweep()
         _show_merged(self.out / "merged")
-        self._compare(self.out / "compare")
+        self._compare()
 
     def place(self, kind: str, pole: Pole) -> Path:
         """Return where the fine-tune (``tuned``) or the delta (``vectors``) of a pole goes."""
@@ -104,44 +106,44 @@ class Demo:
         frame.insert(0, "", [delta.label for delta in deltas])
         print_frame("Cosine between the two personality vectors", frame)
 
-    def _sweep(self, folder: Path) -> None:
+    def _sweep(self) -> None:
         sys.stderr.write("sweep alpha\n")
         tuned = [
             f"interventions.{index}.tuned={self.place('tuned', pole)}"
             for index, pole in enumerate(POLES)
         ]
-        recipe = _recipe("eval/sweeps/smoke", SweepRecipe, *tuned)
-        run = open_study(recipe).run(folder, force=self.force)
-        page = write_report(run)
-        run.write_manifest("sweep")
+        run = self._measured("sweep", _recipe("eval/sweeps/smoke", SweepRecipe, *tuned))
         print_frame("Trait against alpha, on held-out statements", dose_response(run))
+        answers = answers_of(run)
         for pole in POLES:
-            answers = sample_answers(run, str(pole)) | sample_answers(run, BASE)
-            _show_answers(str(pole), answers)
-        sys.stdout.write(f"\nreport of the sweep: {page}\n")
+            said = sample_answers(answers, BASE) | sample_answers(answers, str(pole))
+            _show_answers(str(pole), said)
+        sys.stdout.write(f"\nreport of the sweep: {write_report(run)}\n")
 
-    def _compare(self, folder: Path) -> None:
+    def _compare(self) -> None:
         sys.stderr.write("compare weights, activations and a prompt\n")
         made = (
             f"interventions.0.tuned={self.place('tuned', POLES[0])}",
             f"interventions.1.vector={self.out / 'steering'}",
         )
-        recipe = _recipe("eval/compare/smoke", CompareRecipe, *made)
-        run = open_study(recipe).run(folder, force=self.force)
-        page = write_report(run)
-        run.write_manifest("compare")
-        print_frame(f"At equal effect on {recipe.pole}", matched_effect(run))
-        sys.stdout.write(f"\nreport of the comparison: {page}\n")
+        run = self._measured("compare", _recipe("eval/compare/smoke", CompareRecipe, *made))
+        print_frame(f"At equal effect on {run['pole']}", matched_effect(run))
+        sys.stdout.write(f"\nreport of the comparison: {write_report(run)}\n")
+
+    def _measured(self, kind: str, recipe: SweepRecipe) -> Run:
+        run = open_study(recipe).run(self.out / kind, force=self.force)
+        run.write_manifest(kind)
+        return run
 
 
 def _recipe(name: str, kind: type[R], *settings: str) -> R:
     return read_recipe(find_recipe(name), kind, settings)
 
 
-def _show_answers(title: str, answers: dict[float, list[str]]) -> None:
+def _show_answers(title: str, answers: dict[float, list[tuple[str, str]]]) -> None:
     sys.stdout.write(f"\n{title}: three answers per alpha (0 is the base)\n")
     for alpha, replies in sorted(answers.items()):
-        for index, reply in enumerate(replies):
+        for index, (reply, _) in enumerate(replies):
             sys.stdout.write(f"  {f'{alpha:g}' if index == 0 else '':>5}  {reply}\n")
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from personality_vector.report.figures import COLOURS, grid, line, save_figure
+from personality_vector.report.figures import COLOURS, HOLLOW, canvas, line, save_figure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,8 @@ def draw_choice(choice: "Choice", folder: "Path") -> None:
 def _choice_figure(choice: "Choice") -> "Figure":
     """Draw the evidence for each layer on the left, the scanned strengths on the right."""
     layers, curves, chosen = choice.layer_table(), choice.curve_table(), choice.layer
-    figure, ((separates, shifts), (moves, coheres)) = grid(2, 2)
+    figure = canvas(2, 2)
+    (separates, shifts), (moves, coheres) = figure.subplots(2, 2)
     figure.set_size_inches(8.2, 5.4)
     aucs = [f"AUC\n{auc:.2f}" if len(layers) <= 8 else "" for auc in layers["auc"]]
     rows = zip(layers["layer"], layers["rank"], strict=True)
@@ -89,8 +90,7 @@ def _curves(axes: "Axes", curves: pd.DataFrame, column: str, chosen: int) -> Non
         name = f"{layer} (chosen)" if is_chosen else f"{layer}"
         axes.plot(whole["share"], whole[column], label=name, **look)
         bad = whole[~whole["usable"].astype(bool)]
-        hollow = look | {"linestyle": "", "markerfacecolor": "white", "zorder": 4}
-        axes.plot(bad["share"], bad[column], **hollow)
+        axes.plot(bad["share"], bad[column], **look | HOLLOW)
         if is_chosen:
             used = whole[whole["usable"].astype(bool)]["share"]
             axes.axvspan(used.min(), used.max(), color=_CHOSEN, alpha=0.07, linewidth=0)

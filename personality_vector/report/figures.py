@@ -1,7 +1,9 @@
 """Figures: dose and response, effect and cost. SVG for the report, PNG for everything else."""
 
-import io
-from collections.abc import Sequence
+import math
+import re
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,121 +26,92 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart with every kind of colour vision.
+# Okabe and Ito's palette: told apart with every kind of colour vision. Lines beyond these are not
+# told apart at a glance, and become panels of their own.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+HOLLOW: dict[str, Any] = {"linestyle": "", "markerfacecolor": "white", "zorder": 4}
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_BEHIND: dict[str, Any] = {"color": "#B0B0B0", "linewidth": 0.8, "alpha": 0.5, "zorder": 1}
+_COLUMNS, _WIDTH = 5, 11.0
+"""At most so many panels side by side, and inches for all of them: what a page can hold."""
 _PAPER: dict[str, Any] = {"bbox_inches": "tight", "facecolor": "white"}
 _METADATA = {".svg": {"Date": None}}  # so that the same results write the same bytes
+_INK = {"#000000": "currentColor", "#ffffff": "canvas"}
+"""Colours of a figure on paper, and what they are in a page, which may be light or dark."""
 _STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.titlesize": 9,
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "text.parse_math": False,
     "svg.hashsalt": "personality-vector",
     "figure.dpi": 144,
+    "figure.constrained_layout.h_pad": 0.07,
 }
 
 
 def dose_response_figure(*runs: Run) -> "Figure":
-    """Draw, per trait (column), every number that there is of it (row) against the strength.
+    """Draw every number that there is of a trait against the strength.
 
-    Lines are means over seeds. The dashed line is the unedited base. Bars are 95 % intervals of
-    judged means; those of other numbers are over items that all points share, and are left out.
+    A panel shows a trait, with a line for each intervention. Lines are means over seeds; the dashed
+    line is the unedited base; some answers of a hollow point are unscored. Bars are 95 % intervals
+    of judged means; those of other numbers are over items that all points share, and are left out.
     Several runs stand side by side.
     """
-    panels = [(run, trait) for run in runs for trait in run.readings()["trait"].unique() if trait]
-    numbers = numbers_of(runs[0], of_traits=True)
-    figure, axes = grid(len(numbers), len(panels))
-    for column, (run, trait) in enumerate(panels):
-        frame = on_grid(run, run.readings())
-        for row, number in enumerate(numbers):
-            is_it = (frame["measure"] == number.measure) & (frame["judge"] == number.judge)
-            own, panel = frame[is_it & (frame["trait"] == trait)], axes[row][column]
-            # Alpha, coefficient and grade of a prompt have different units.
-            _dose(panel, own, labels_of(run), in_units=run["pole"] is None)
-            if number.scale:
-                margin = 0.025 * (number.scale[1] - number.scale[0])
-                panel.set_ylim(number.scale[0] - margin, number.scale[1] + margin)
-        axes[0][column].set_title(trait)
-        unit = "alpha or coefficient" if run["pole"] is None else "share of its own grid"
-        axes[-1][column].set_xlabel(f"strength ({unit})")
-        if len(runs) > 1:
-            axes[0][column].legend(fontsize=7)
-    for row, number in enumerate(numbers):
-        axes[row][0].set_ylabel(number.label)
-    if len(runs) == 1:
-        legend(figure, axes[0][0])
-    return figure
+    # Alpha, coefficient and grade of a prompt have different units.
+    in_units = all(run["pole"] is None for run in runs)
+    numbers = {(one.measure, one.judge): one for one in numbers_of(runs[0], of_traits=True)}
+    table = pd.concat([_doses(run, in_units=in_units) for run in runs], ignore_index=True)
+    keys = zip(table["measure"], table["judge"], strict=True)
+    table["number"] = [numbers[key].label for key in keys]
+    scales = {one.label: one.scale for one in numbers.values()}
+    unit = "alpha or coefficient" if in_units else "share of its own grid"
+    return _drawn(table, f"strength ({unit})", scales)
 
 
-def _dose(axes: "Axes", frame: pd.DataFrame, labels: Sequence[str], *, in_units: bool) -> None:
+def _doses(run: Run, *, in_units: bool) -> pd.DataFrame:
+    """Return one row per point of a curve; every curve passes through the base, at strength 0."""
+    frame = on_grid(run, run.readings()).query("trait != ''").dropna(subset="value")
     base = frame[frame["intervention"] == BASE]
-    if base["value"].notna().any():
-        axes.axhline(float(base["value"].mean()), color="grey", linestyle="--", linewidth=1)
-    for index, label in enumerate(labels):
-        # Every curve passes through the base: strength 0 of any intervention.
-        own = frame[(frame["intervention"] == label) & (frame["strength"] != 0.0)]
-        curve = _over_seeds(pd.concat([own, base]))
-        if not in_units:
-            curve["strength"] /= curve["strength"].abs().max()
-        is_judged = bool((frame["judge"] != "").any())
-        axes.errorbar(
-            curve["strength"],
-            curve["value"],
-            yerr=curve["half"] if is_judged else None,
-            label=label,
-            elinewidth=0.7,
-            **line(index),
-        )
-        for point in curve[curve["unscored"] > 0].itertuples():
-            axes.annotate(
-                f"{point.unscored} unscored",
-                (point.strength, point.value),
-                xytext=(4, 6),
-                textcoords="offset points",
-                fontsize=6,
-            )
-
-
-def _over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each strength: mean value, half an interval, and all that is unscored."""
-    scored = frame.dropna(subset=["value"]).assign(half=(frame["high"] - frame["low"]) / 2)
-    by_strength = scored.groupby("strength", as_index=False)
-    return by_strength.agg({"value": "mean", "half": "mean", "unscored": "sum"})
+    edited = frame[(frame["intervention"] != BASE) & (frame["strength"] != 0.0)]
+    whole = pd.concat([edited, *(base.assign(intervention=label) for label in labels_of(run))])
+    whole["half"] = ((whole["high"] - whole["low"]) / 2).where(whole["judge"] != "")
+    keys = ["measure", "judge", "trait", "intervention"]
+    points = whole.groupby([*keys, "strength"], sort=False, as_index=False).agg(
+        {"value": "mean", "half": "mean", "unscored": "sum"}
+    )
+    at_base = points["value"].where(points["strength"] == 0.0)
+    points["base"] = at_base.groupby([points[key] for key in keys]).transform("max")
+    points["note"] = [f"{count} unscored" * (count > 0) for count in points["unscored"]]
+    if not in_units:
+        points["strength"] /= points.groupby(keys)["strength"].transform(lambda s: s.abs().max())
+    return points.assign(at=points["strength"]).rename(
+        columns={"trait": "panel", "intervention": "line", "strength": "x", "value": "y"}
+    )
 
 
 def pareto_figure(run: Run, pole: Pole) -> "Figure":
     """Draw what each intervention costs for its effect; nearer to the lower right is better.
 
     Effect: shift towards ``pole``. Costs: every number of no trait that should be low, and the mean
-    absolute shift of the other traits. Each point carries its strength.
+    absolute shift of the other traits. Points carry their strength, where there is room.
     """
-    drawn = _costs(run, pole)
-    figure, axes = grid(1, max(1, len(drawn)))
-    for panel, (name, cost) in zip(axes[0], drawn.items(), strict=False):
-        for index, (label, curve) in enumerate(shifts(run, pole).items()):
-            points = [point for point in curve if point.shift > 0]
-            values = [cost.get((label, point.strength), float("nan")) for point in points]
-            # From the base, where both effect and cost are zero.
-            outwards = [0.0, *(point.shift for point in points)]
-            panel.plot(outwards, [0.0, *values], label=label, **line(index))
-            for point, value in zip(points, values, strict=True):
-                panel.annotate(
-                    f"{point.strength:g}",
-                    (point.shift, value),
-                    (3, 3),
-                    textcoords="offset points",
-                    fontsize=6,
-                    color=line(index)["color"],
-                )
-        panel.set(
-            xlabel=f"shift of the {run['effect']} towards\n{pole} (nats per token)", ylabel=name
-        )
-    legend(figure, axes[0][0])
-    return figure
+    rows = [
+        (number, "", label, point.shift, cost.get((label, point.strength)), f"{point.strength:g}")
+        for number, cost in _costs(run, pole).items()
+        for label, curve in shifts(run, pole).items()
+        for point in curve
+        if point.shift > 0
+    ]
+    # From the base, where both effect and cost are zero.
+    starts = [(*row, 0.0, 0.0, "") for row in dict.fromkeys(row[:3] for row in rows)]
+    table = pd.DataFrame(starts + rows, columns=["number", "panel", "line", "x", "y", "note"])
+    unit = run["measures"][run["effect"]]["unit"]
+    table = table.assign(at=table.index, half=math.nan, base=math.nan, unscored=0)
+    return _drawn(table, f"shift of the {run['effect']} towards {pole} ({unit})", {})
 
 
 def _costs(run: Run, pole: Pole) -> "dict[str, pd.Series[float]]":
@@ -164,7 +137,8 @@ def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> "Figure":
         centred: Whether the mean direction was removed, for the title.
     """
     rows, columns = frame.shape
-    figure, ((axes,),) = grid(1, 1)
+    figure = canvas(1, 1)
+    axes = figure.subplots()
     figure.set_size_inches(0.5 * columns + 2.6, 0.34 * rows + 1.6)
     # Blue and red of one lightness are told apart with every kind of colour vision.
     image = axes.pcolormesh(
@@ -194,35 +168,147 @@ def save_figure(figure: "Figure", folder: Path, name: str, *suffixes: str) -> No
         figure.savefig(folder / f"{name}{suffix}", **_PAPER, metadata=_METADATA.get(suffix))
 
 
-def svg_of(figure: "Figure") -> str:
-    """Return a figure as an ``<svg>`` element to put into a page."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", **_PAPER, metadata=_METADATA[".svg"])
-    drawn = text.getvalue()
-    return drawn[drawn.index("<svg") :]
+def inlined(svg: Path) -> str:
+    """Return a saved figure as an element of a page, in the colours of the page.
+
+    Its styles become attributes, since the page allows only the styles that it names. Its comments,
+    which hold the labels, and its metadata are left out.
+    """
+    hidden = r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>"
+    text = re.sub(hidden, "", svg.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = re.sub(
+        r'style="(.*?)"', lambda m: re.sub(r"([\w-]+): ([^;]*);?", r'\1="\2"', m[1]), text
+    )
+    for paper, page in _INK.items():
+        text = text.replace(f'"{paper}"', f'"{page}"')
+    return text[text.index("<svg") :]
 
 
-def grid(rows: int, columns: int) -> tuple["Figure", list[list["Axes"]]]:
-    """Return a figure in this project's style, and its panels, row by row."""
+def canvas(rows: int, columns: int) -> "Figure":
+    """Return a figure in this project's style, of a size for so many panels."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     mpl.rcParams.update(_STYLE)  # type: ignore[arg-type]
-    figure = Figure(figsize=(max(3.6 * columns, 4.2), 2.7 * rows + 0.5), layout="constrained")
-    return figure, [list(row) for row in figure.subplots(rows, columns, squeeze=False)]
+    width = min(3.6, _WIDTH / columns)
+    size = max(width * columns, 4.2), (0.6 * width + 0.55) * rows + 0.5
+    return Figure(figsize=size, layout="constrained")
 
 
-def legend(figure: "Figure", axes: "Axes") -> None:
-    """Write the legend of one panel below all of them."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4) or 1)
+def _drawn(table: pd.DataFrame, x_label: str, scales: Mapping[str, Any]) -> "Figure":
+    """Draw a row of panels for each number, or one row for all where each has a single panel.
+
+    Where the lines of a panel are more than can be told apart, panels and lines change places, and
+    the rest stands in grey behind a panel of one line.
+
+    Args:
+        table: One row per point: ``number, panel, line, x, y``, where it is on the line (``at``),
+            half an interval (``half``), the height of the ``base``, ``unscored``, and a ``note``.
+        x_label: Of all panels.
+        scales: Number to the ends of its scale, where there is one.
+    """
+    is_many = _most_lines(table) > len(COLOURS)
+    if is_many:
+        table = table.rename(columns={"panel": "line", "line": "panel"})
+    if _most_lines(table) > len(COLOURS):
+        table = table.assign(panel=table["panel"] + ", " + table["line"], line="")
+    looks = {name: line(index) for index, name in enumerate(table["line"].unique())}
+    blocks = [
+        (n, list(of.groupby("panel", sort=False))) for n, of in table.groupby("number", sort=False)
+    ]
+    longest = max([len(panels) for _, panels in blocks], default=0)
+    count = longest if longest > 1 else max(len(blocks), 1)
+    columns = math.ceil(count / math.ceil(count / _COLUMNS))
+    places = math.ceil(longest / columns) * columns if longest > 1 else 1
+    figure = canvas(rows := math.ceil(len(blocks) * places / columns) or 1, columns)
+    cells, anchor = figure.add_gridspec(rows, columns), None
+    for n, (number, panels) in enumerate(blocks):
+        first = None
+        for index, (title, own) in enumerate(panels):
+            cell = cells[divmod(n * places + index, columns)]
+            axes = figure.add_subplot(cell, sharex=anchor, sharey=first)
+            anchor, first = anchor or axes, first or axes
+            axes.set(title=textwrap.fill(title, 30), ylabel="" if index % columns else number)
+            if is_many and own["line"].nunique() == 1:
+                for _, other in panels[:index] + panels[index + 1 :]:
+                    axes.plot(other["x"], other["y"], **_BEHIND)
+            _draw(axes, own, looks)
+        if first and scales.get(number):
+            low, high = scales[number]
+            first.set_ylim(low - 0.025 * (high - low), high + 0.025 * (high - low))
+    figure.supxlabel(x_label, fontsize=9)
+    _legend(figure)
+    _place_notes(figure)
+    return figure
+
+
+def _most_lines(table: pd.DataFrame) -> int:
+    return int(table.groupby(["number", "panel"])["line"].nunique().max()) if len(table) else 0
+
+
+def _draw(axes: "Axes", table: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) -> None:
+    """Draw the lines of one panel."""
+    for name, points in table.groupby("line", sort=False):
+        curve = points.sort_values("at")
+        error = curve["half"] if curve["half"].notna().any() else None
+        axes.errorbar(curve["x"], curve["y"], error, label=name, elinewidth=0.7, **looks[name])
+        hollow = curve[curve["unscored"] > 0]
+        axes.plot(hollow["x"], hollow["y"], **looks[name] | HOLLOW)
+    for base, of in table.groupby("base"):
+        colour = looks[of["line"].iloc[0]]["color"] if table["base"].nunique() > 1 else "grey"
+        axes.axhline(base, color=colour, linestyle="--", linewidth=0.8, alpha=0.7)
+    # The furthest first: near the base, notes give way.
+    for point in table[table["note"] != ""].sort_values("x", key=abs, ascending=False).itertuples():
+        axes.annotate(
+            point.note, (point.x, point.y), (3, 3), textcoords="offset points", fontsize=7
+        )
+
+
+def _legend(figure: "Figure") -> None:
+    """Write one legend above all panels, or one into each where it would be too long."""
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if len(handles) > len(COLOURS):
+        for axes in figure.axes:
+            axes.legend(fontsize=7)
+    elif handles:
+        fitting = 110 // (6 + max(map(len, handles)))
+        columns = min(max(fitting, 1), 4)
+        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=columns)
+
+
+def _place_notes(figure: "Figure") -> None:
+    """Move each note to where it lies over no curve and no earlier note, or hide it."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it has done its work, and is slow
+    for axes in figure.axes:
+        curves = [one.get_transform().transform_path(one.get_path()) for one in axes.lines]
+        kept: list[Any] = []
+        for note in axes.texts:
+            # A curve that rises leaves room on its upper left.
+            for x, y in ((-3, 3), (3, -3), (3, 3), (-3, -3)):
+                sides = {"ha": "left" if x > 0 else "right", "va": "bottom" if y > 0 else "top"}
+                note.set(visible=True, position=(x, y), **sides)
+                box = note.get_window_extent()
+                is_over = any(curve.intersects_bbox(box, filled=False) for curve in curves)
+                is_over |= box.y0 < axes.bbox.y0
+                note.set_visible(not is_over and not box.count_overlaps(kept))
+                if note.get_visible():
+                    kept.append(box)
+                    break
 
 
 def line(index: int) -> dict[str, Any]:
-    """Return how the line number ``index`` looks: its colour, marker and width."""
+    """Return the look of line number ``index``: 49 differ in colour or marker, neighbours in both.
+
+    >>> len({(line(n)["color"], line(n)["marker"]) for n in range(49)})
+    49
+    """
+    round_, colour = divmod(index, len(COLOURS))
     return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": _MARKERS[index % len(_MARKERS)],
+        "color": COLOURS[colour],
+        "marker": _MARKERS[(colour + round_) % len(_MARKERS)],
         "linewidth": 1.4,
         "markersize": 3.5,
     }

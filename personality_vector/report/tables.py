@@ -39,4 +39,4 @@ def print_frame(title: str, frame: pd.DataFrame, *, if_empty: str = "no rows") -
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     # Wide enough to keep numbers whole where the output is not a terminal.
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

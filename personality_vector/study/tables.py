@@ -45,10 +45,15 @@ class Number:
     better: str
 
     @property
+    def name(self) -> str:
+        """Its measure, and its judge if it has one: ``interview by classifier``."""
+        return f"{self.measure} by {self.judge}" if self.judge else self.measure
+
+    @property
     def label(self) -> str:
         """Its name and unit, for an axis."""
         scale = f"{self.scale[0]:g} to {self.scale[1]:g}" if self.scale else self.unit
-        return f"{number_name(self.measure, self.judge)}\n({scale})"
+        return f"{self.name}\n({scale})"
 
 
 def numbers_of(run: Run, *, of_traits: bool) -> list[Number]:
@@ -205,34 +210,26 @@ def costs(run: Run) -> pd.DataFrame:
 def matched_effect(run: Run) -> pd.DataFrame:
     """Return one row per target and intervention: the effect, and what it costs.
 
-    Columns: ``target, intervention, strength, shift`` (of the effect, towards the pole), a column
-    for each judge (shift of its mean towards the pole, on its scale), ``off_target`` (mean absolute
-    shift of the other traits), and every number of no trait.
+    Columns: ``target, intervention, strength, shift`` (of the effect, towards the pole), ``reach``
+    (the largest shift of its grid before that turns back), a column for each judge (shift of its
+    mean towards the pole, on its scale), ``off_target`` (mean absolute shift of the other traits),
+    and every number of no trait. Where no strength moves an intervention by the target, all but
+    its reach is NaN.
     """
-    pole, readings = Pole.parse(run["pole"]), run.readings()
-    is_judged = readings["judge"] != ""
-    shift, off_target = _shifted(run, run["effect"], "", pole), off_targets(run, pole)
-    cost = costs(run)
-    cost = cost.rename(columns=short_names(list(cost.columns)))
-    judged = {
-        f"{judge} shift": _shifted(run, measure, judge, pole)
-        for measure, judge in _distinct(readings[is_judged & (readings["trait"] == pole.trait)])
+    pole, readings, cost = Pole.parse(run["pole"]), run.readings(), costs(run)
+    own = readings[(readings["judge"] != "") & (readings["trait"] == pole.trait)]
+    curves = shifts(run, pole)
+    matches = pd.DataFrame(run["matches"], columns=["intervention", "target", "strength"])
+    matches = matches[["target", "intervention", "strength"]].astype({"strength": "float64"})
+    found = {
+        "shift": _shifted(run, run["effect"], "", pole),
+        **{f"{judge} shift": _shifted(run, name, judge, pole) for name, judge in _distinct(own)},
+        "off_target": off_targets(run, pole),
+        **cost.rename(columns=short_names(list(cost.columns))),
     }
-    rows = [
-        {"target": target, "intervention": label, "strength": strength}
-        | {"shift": _at(shift, label, strength)}
-        | {name: _at(column, label, strength) for name, column in judged.items()}
-        | {"off_target": _at(off_target, label, strength)}
-        | {name: _at(cost[name], label, strength) for name in cost.columns}
-        for label, target, strength in run["matches"]
-        if strength is not None
-    ]
-    table = pd.DataFrame(rows)
-    return table.sort_values(["target", "intervention"], ignore_index=True) if rows else table
-
-
-def _at(column: "pd.Series[float]", label: str, strength: float) -> float:
-    return float(column.get((label, strength), math.nan))
+    table = matches.join(pd.DataFrame(found), on=["intervention", "strength"])
+    table.insert(4, "reach", [reach(curves[label]) for label in table["intervention"]])
+    return table.sort_values(["target", "intervention"], ignore_index=True)
 
 
 def remarks(run: Run) -> list[str]:
@@ -244,9 +241,9 @@ def remarks(run: Run) -> list[str]:
     moving = {label: reach(curve) for label, curve in curves.items() if reach(curve) > 0}
     if not moving:
         return []
-    weakest = min(moving, key=moving.__getitem__)
+    weakest, unit = min(moving, key=moving.__getitem__), run["measures"][run["effect"]]["unit"]
     said = [
-        f"targets are equal steps up to {moving[weakest]:.3g} nats per token, "
+        f"targets are equal steps up to {moving[weakest]:.3g} {unit}, "
         f"the furthest that {weakest} reaches"
     ]
     absent: dict[float, list[str]] = {}

@@ -21,8 +21,10 @@ class Made:
     """What there is in the store; every name of it can be anything.
 
     Numbers follow from the strength ``s``: the likelihood of the first trait is ``s``, of the
-    others ``s / 10``, the divergence ``s / 100``, a score ``3 + 0.3 s``. At the last strength of an
-    intervention, ``unscored`` of the 4 answers to each item have no score.
+    others ``s / 10``, the divergence ``s / 100``, a score ``3 + 0.3 s``. The last intervention is
+    ``dearer``: so many times the divergence, and the likelihood of the other traits. At the last
+    strength of an intervention, ``unscored`` of the 4 answers to each item have no score. Nothing
+    is measured of the interventions ``beyond`` at the matched strength.
     """
 
     folder: Path
@@ -31,6 +33,8 @@ class Made:
     seeds: Sequence[int] = (0,)
     pole: str | None = None
     matched: float | None = None
+    beyond: Sequence[str] = ()
+    dearer: float = 1.0
     unscored: int = 3
     reply: str = ""
     judge: str = "classifier"
@@ -51,7 +55,7 @@ class Made:
         """Write the store and return its run."""
         points = [(BASE, 0.0), *product(self.labels, STRENGTHS)]
         if self.matched is not None:
-            points += [(label, self.matched) for label in self.labels]
+            points += [(label, self.matched) for label in self.labels if label not in self.beyond]
         with Store.open(self.folder / FILE, create=True) as store:
             self._begin(store)
             for (label, strength), seed in product(points, self.seeds):
@@ -76,7 +80,10 @@ class Made:
             judges={self.judge: {"scale": [1.0, 5.0], "quality": quality}},
         )
         if self.pole is not None:
-            rows = [(label, self.matched, self.matched) for label in self.labels]
+            rows = [
+                (label, self.matched, None if label in self.beyond else self.matched)
+                for label in self.labels
+            ]
             store.note(pole=self.pole, effect="likelihood", matches=rows)
 
     def _cells(self, store: Store, label: str, strength: float, seed: int) -> None:
@@ -97,11 +104,12 @@ class Made:
             store.write_scores(f"rates {trait}", trait, scores)
 
     def _findings(self, name: str, label: str, strength: float) -> Findings:
+        factor = self.dearer if label in self.labels[-1:] else 1.0
         plain = {
-            "divergence": [Reading("divergence.kl_base_edited", strength / 100, n=99)],
+            "divergence": [Reading("divergence.kl_base_edited", factor * strength / 100, n=99)],
             "guards": [Reading("guards.words", 9.0, n=8, unit="words")],
             "likelihood": [
-                Reading("likelihood", strength / (10 if index else 1), trait, n=8)
+                Reading("likelihood", factor * strength / 10 if index else strength, trait, n=8)
                 for index, trait in enumerate(self.traits)
             ],
         }

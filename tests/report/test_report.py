@@ -1,6 +1,9 @@
-"""The report of a run: one page that hides nothing and runs nothing."""
+"""The report of a run: one page that hides nothing, and runs one script that it names."""
 
+import base64
+import hashlib
 from html.parser import HTMLParser
+from itertools import product
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -8,33 +11,36 @@ import pytest
 
 import personality_vector as pv
 from personality_vector.errors import CheckpointError
-from personality_vector.report.page import sample_answers, write_report
+from personality_vector.report.answers import answers_of, sample_answers
+from personality_vector.report.figures import _drawn, dose_response_figure, pareto_figure
+from personality_vector.report.page import write_report
 from personality_vector.report.tables import print_frame, text_of
 from personality_vector.study.run import Run
 from personality_vector.study.store import FILE, Store
-from personality_vector.study.tables import numbers_of
+from personality_vector.study.tables import matched_effect, numbers_of
+from personality_vector.traits import Pole
 from tests.report.stores import STRENGTHS, Made
 
 EVIL = "<script>alert(1)</script>"
 IMAGE = "</pre><img src=x onerror=alert(1)>{{ 7 * 7 }}&lt;"
 COMMENT = f"--> {EVIL} <!--"  # matplotlib writes labels into comments
-HARMLESS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "div", "figure"}
-HARMLESS |= {"table", "thead", "tbody", "tr", "th", "td", "details", "summary", "blockquote", "pre"}
-
-DRAWN = {"svg", "metadata", "rdf:rdf", "defs", "g", "path", "use", "rect", "clippath"}
-DRAWN |= {"cc:work", "dc:type", "dc:format", "dc:creator", "cc:agent", "dc:title"}
+HARMLESS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "h4", "p", "div"}
+HARMLESS |= {"table", "thead", "tbody", "tr", "th", "td", "dl", "dt", "dd", "pre", "blockquote"}
+HARMLESS |= {"figure", "section", "details", "summary", "nav", "a", "b", "bdi", "span"}
+HARMLESS |= {"label", "input", "output", "script"}
+DRAWN = {"svg", "defs", "g", "path", "use", "rect", "clippath"}
 
 
 class Page(HTMLParser):
     """The elements of a page, checked to be closed in order, and its texts."""
 
-    VOID = frozenset({"meta", "path", "use", "rect", "image"})
+    VOID = frozenset({"meta", "input", "path", "use", "rect"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
-        self.comments: list[str] = []
+        self.code: dict[str, str] = {}
         self.open: list[str] = []
         self.feed(html)
         self.close()
@@ -52,10 +58,13 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_comment(self, data):
-        self.comments.append(data.strip())  # what matplotlib drew as a path stands in a comment
+        pytest.fail(f"a comment in the page: {data}")
 
     def handle_data(self, data):
-        self.texts.append(data)
+        if self.open[-1:] in (["style"], ["script"]):
+            self.code[self.open[-1]] = data
+        else:
+            self.texts.append(data)
 
     @property
     def text(self) -> str:
@@ -68,7 +77,7 @@ ITEMS, SAMPLES = 1, 4
 
 def write_run(folder, labels=("weights", "activations"), **given):
     """Write the report of a run that no model made, and return its page."""
-    if given.get("pole"):
+    if given.get("pole") and "matched" not in given:
         given["matched"] = 0.7
     run = Made(folder, labels, **given).write()
     return Page(write_report(run).read_text(encoding="utf-8"))
@@ -90,13 +99,28 @@ def test_the_page_is_whole_and_holds_no_foreign_element(page):
     drawn = {tag for tag, _ in page.elements} - HARMLESS
     assert "svg" in drawn
     assert drawn <= DRAWN
-    policy = [a["content"] for tag, a in page.elements if a.get("http-equiv")]
-    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+
+
+def test_the_policy_names_the_style_and_the_script_and_allows_nothing_else(page):
+    (policy,) = [a["content"] for _, a in page.elements if a.get("http-equiv")]
+    hashes = {
+        kind: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for kind, text in page.code.items()
+    }
+    assert policy.split("; ") == [
+        "default-src 'none'",
+        f"style-src 'sha256-{hashes['style']}'",
+        f"script-src 'sha256-{hashes['script']}'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    tags = [tag for tag, _ in page.elements]
+    assert (tags.count("style"), tags.count("script")) == (1, 1)
 
 
 def test_nothing_in_the_page_leads_or_runs_anywhere(page):
     for _, attributes in page.elements:
-        assert not [name for name in attributes if name.startswith("on")]
+        assert not [name for name in attributes if name.startswith("on") or name == "style"]
         links = [attributes.get(name) or "#" for name in ("href", "src", "xlink:href", "action")]
         assert all(link.startswith("#") for link in links)
 
@@ -118,9 +142,9 @@ def test_whatever_a_name_or_a_reply_says_is_text_wherever_it_appears(tmp_path, e
 
 def test_unscored_answers_are_counted_and_shown(page):
     missing = 2 * 2 * 3
-    assert f"; {missing} unscored." in page.text
-    assert page.comments.count("3 unscored") == 2 * 2, "beside the points in the figure"
-    assert "Unscored Answers that a judge could not rate; they are in no mean." in page.text
+    where = "interview by classifier, extraversion, weights at strength 3, seed 0"
+    assert f"; {missing} unscored, most of them (3 of 4) in {where}." in page.text
+    assert "Unscored What could not be rated or measured; it is in no mean." in page.text
     scored = (1 + 2 * len(STRENGTHS) + 2) * SAMPLES - missing // 2
     for trait in ("extraversion", "openness"):
         assert f"interview classifier {trait} {scored} {missing // 2} " in page.text
@@ -128,7 +152,7 @@ def test_unscored_answers_are_counted_and_shown(page):
 
 def test_a_point_without_any_score_is_left_out_and_counted(tmp_path):
     page = write_run(tmp_path, unscored=SAMPLES)
-    assert f"{2 * 2 * SAMPLES} unscored." in page.text
+    assert f"{2 * 2 * SAMPLES} unscored, most of them (4 of 4) in interview" in page.text
     table = pd.read_csv(tmp_path / "dose_response.csv")
     judged = table[table["measure"] == "interview"]
     assert set(judged["n"]) == {len(STRENGTHS) - 1}
@@ -164,7 +188,7 @@ def test_seeds_are_repetitions_and_a_label_is_no_mathematics(tmp_path):
     label = "$\\frac$"
     page = write_run(tmp_path, (label,), seeds=(0, 7), unscored=0)
     assert "seeds 0, 7, float32; 40 of 40 cells in 40 s; 0 unscored." in page.text
-    assert "could not rate" not in page.text
+    assert "could not be rated" not in page.text
     table = pd.read_csv(tmp_path / "dose_response.csv")
     assert set(table[table["measure"] == "likelihood"]["n"]) == {2 * len(STRENGTHS)}
     assert label in page.texts
@@ -183,10 +207,165 @@ def test_the_same_results_write_the_same_bytes(folder):
 
 
 @pytest.mark.usefixtures("page")
-def test_the_first_three_answers_of_each_strength_are_shown(folder):
-    shown = sample_answers(Run(folder), "weights")
+def test_the_first_three_answers_of_each_strength_are_shown_with_their_ratings(folder):
+    shown = sample_answers(answers_of(Run(folder)), "weights")
     assert list(shown) == sorted((*STRENGTHS, 0.7))
-    assert shown[0.5] == ["weights 0.5 0", "weights 0.5 1", "weights 0.5 2"]
+    assert [reply for reply, _ in shown[0.5]] == [f"weights 0.5 {n}" for n in range(3)]
+    assert {rating for _, rating in shown[0.5]} == {"extraversion 3.17, openness 3.17"}
+    assert {rating for _, rating in shown[3.0]} == {
+        "extraversion unscored (empty), openness unscored (empty)"
+    }
+
+
+def test_every_answer_can_be_read_without_the_script(page):
+    cells = [a for _, a in page.elements if "data-step" in a]
+    assert [a["data-step"] for a in cells] == 2 * [str(step) for step in range(5)]
+    assert all(a["data-last"] == "4" and "hidden" not in a for a in cells)
+    for strength in (*STRENGTHS, 0.7):
+        assert f"activations {strength:g} 0" in page.texts
+    (slider,) = [a for tag, a in page.elements if tag == "input"]
+    assert (slider["type"], slider["min"], slider["max"]) == ("range", "0", "4")
+    (bar,) = [a for _, a in page.elements if a.get("class") == "slider"]
+    assert "hidden" in bar, "it does nothing without the script"
+    assert "every intervention" in page.texts
+
+
+def test_control_characters_are_shown_and_do_not_break_the_page(tmp_path):
+    page = write_run(tmp_path, ("one",), reply="a\x1b[31mb\x00c")
+    assert "a\u241b[31mb\u2400c" in page.texts
+
+
+@pytest.mark.parametrize(
+    ("given", "question", "answer"),
+    [
+        (
+            {},
+            "How does each trait follow the strength of each intervention?",
+            "weights moves extraversion by +1 nats per token per unit of strength (Spearman 1.00; "
+            "Pearson 1.00, 95 % interval 1.00 to 1.00); activations moves extraversion by +1 nats "
+            "per token per unit of strength (Spearman 1.00; Pearson 1.00, 95 % interval 1.00 to "
+            "1.00). Of these, interview by classifier moves the same way in 2 of 2.",
+        ),
+        (
+            {"labels": [f"v{n}" for n in range(9)]},
+            "How does each trait follow the strength of each intervention?",
+            "9 of 9 interventions move a trait. The furthest: v0 moves extraversion by +1 nats",
+        ),
+        (
+            {"pole": POLE, "dearer": 2.0},
+            "What does the same shift towards extraversion:high cost?",
+            "At a shift of 0.7 nats per token, the cheapest is weights: the mean |shift| of the "
+            "other traits is lowest with weights (0.07), then activations (0.14); "
+            "divergence.kl_base_edited is lowest with weights (0.007), then activations (0.014). "
+            "These are from one seed, without intervals.",
+        ),
+        (
+            {"pole": POLE},
+            "What does the same shift towards extraversion:high cost?",
+            "At a shift of 0.7 nats per token, the mean |shift| of the other traits is the same "
+            "for activations (0.07) and weights (0.07); divergence.kl_base_edited is the same for",
+        ),
+        (
+            {"pole": POLE, "labels": ("a", "b", "c"), "beyond": ("b",), "seeds": (0, 1)},
+            "What does the same shift towards extraversion:high cost?",
+            "b has no strength there; the furthest that it reaches is 3. These are means over 2 "
+            "seeds, without intervals.",
+        ),
+        (
+            {"pole": POLE, "beyond": ("weights",)},
+            "What does the same shift towards extraversion:high cost?",
+            "There is no answer: at a shift of 0.7 nats per token, only activations has a "
+            "strength.",
+        ),
+        (
+            {"pole": POLE, "beyond": ("weights", "activations")},
+            "What does the same shift towards extraversion:high cost?",
+            "There is no answer. No strength in the grids moves the effect towards this pole",
+        ),
+        (
+            {"labels": ()},
+            "What was measured of some/base?",
+            "likelihood (nats per token): extraversion 0, openness 0. interview by classifier (1 "
+            "to 5): extraversion 3 (3 to 3), openness 3 (3 to 3). In brackets: 95 % intervals.",
+        ),
+    ],
+    ids=[
+        "sweep",
+        "many",
+        "comparison",
+        "level",
+        "out of reach",
+        "one reaches",
+        "none",
+        "evaluation",
+    ],
+)
+def test_the_page_begins_with_the_question_and_its_answer(
+    tmp_path, monkeypatch, given, question, answer
+):
+    monkeypatch.setattr("personality_vector.report.page._pictures", lambda _: {})
+    text = write_run(tmp_path, **given).text
+    assert 0 < text.index(question) < text.index(answer) < text.index("Model some/base")
+
+
+def test_an_intervention_that_does_not_reach_a_target_takes_nothing_from_the_others(tmp_path):
+    run = Made(tmp_path, ("a", "b"), pole=POLE, matched=0.7, beyond=("b",)).write()
+    table = matched_effect(run).set_index("intervention")
+    assert table.loc["a", ["strength", "shift"]].tolist() == pytest.approx([0.7, 0.7])
+    assert table["reach"].tolist() == pytest.approx([3.0, 3.0])
+    assert table.loc["b"].drop(["target", "reach"]).isna().all()
+
+
+def lines_of(axes):
+    """Return the look of every line of a panel that has a name, by that name."""
+    handles, labels = axes.get_legend_handles_labels()
+    lines = [getattr(one, "lines", [one])[0] for one in handles]
+    looks = [(one.get_color(), one.get_marker()) for one in lines]
+    return dict(zip(labels, looks, strict=True))
+
+
+@pytest.mark.parametrize(("count", "traits"), [(2, 9), (7, 1), (30, 1)])
+def test_no_two_lines_of_a_figure_look_alike(tmp_path, monkeypatch, count, traits):
+    monkeypatch.setattr("personality_vector.report.figures._place_notes", lambda _: None)  # slow
+    names = [f"v{n}" for n in range(count)], [f"t{n}" for n in range(traits)]
+    run = Made(tmp_path, *names, unscored=0).write()
+    panels = [lines_of(axes) for axes in dose_response_figure(run).axes]
+    looks = {name: look for panel in panels for name, look in panel.items() if name}
+    assert len(set(looks.values())) == len(looks)
+    assert all(len({colour for colour, _ in panel.values()}) == len(panel) for panel in panels)
+
+
+def test_where_traits_are_too_many_as_well_each_curve_has_a_panel(monkeypatch):
+    monkeypatch.setattr("personality_vector.report.figures._place_notes", lambda _: None)  # slow
+    pairs = list(product([f"t{n}" for n in range(8)], [f"v{n}" for n in range(8)]))
+    table = pd.DataFrame(pairs, columns=["panel", "line"]).assign(number="n", x=0.0, y=0.0, at=0.0)
+    figure = _drawn(table.assign(half=0.0, base=0.0, unscored=0, note=""), "strength", {})
+    titles = [axes.get_title() for axes in figure.axes]
+    assert sorted(titles) == sorted(f"{label}, {trait}" for trait, label in pairs)
+
+
+@pytest.mark.parametrize("figure", [dose_response_figure, pareto_figure])
+def test_more_lines_than_can_be_told_apart_become_panels(tmp_path, monkeypatch, figure):
+    monkeypatch.setattr("personality_vector.report.figures._place_notes", lambda _: None)  # slow
+    labels = [f"v{n}" for n in range(8)]
+    run = Made(tmp_path, labels, ("extraversion",), pole=POLE, matched=0.7, unscored=0).write()
+    drawn = figure(run) if figure is dose_response_figure else figure(run, Pole.parse(POLE))
+    titles = [axes.get_title() for axes in drawn.axes]
+    assert titles == labels * (len(titles) // len(labels))
+    first, second = drawn.axes[:2]
+    assert first.get_ylim() == second.get_ylim()
+    assert first.get_xlim() == second.get_xlim()
+    grey = [one for one in first.lines if one.get_color() == "#B0B0B0"]
+    assert len(grey) == len(labels) - 1
+
+
+def test_no_note_of_a_figure_lies_over_another_or_over_a_curve(tmp_path):
+    labels = [f"v{n}" for n in range(6)]  # with the same curve, so that most notes have no room
+    run = Made(tmp_path, labels, pole=POLE, matched=0.7).write()
+    for axes in pareto_figure(run, Pole.parse(POLE)).axes:
+        boxes = [note.get_window_extent() for note in axes.texts if note.get_visible()]
+        assert 0 < len(boxes) < len(axes.texts)
+        assert sum(box.count_overlaps(boxes) for box in boxes) == len(boxes)  # each with itself
 
 
 @pytest.mark.parametrize("labels", [(), ("one",)], ids=["evaluation", "one intervention"])

@@ -55,7 +55,7 @@ def test_matched_rows_have_the_shift_of_their_target(run, comparison):
 def test_a_matched_row_is_what_its_intervention_measures_there(run):
     keys = ["intervention", "strength", "measure", "trait"]
     value = run.readings().set_index(keys)["value"]
-    for row in matched_effect(run).itertuples():
+    for row in matched_effect(run).dropna(subset="strength").itertuples():
         here = (row.intervention, row.strength, "likelihood")
         moved = [
             value[(*here, trait)] - value["base", 0.0, "likelihood", trait]
@@ -67,7 +67,7 @@ def test_a_matched_row_is_what_its_intervention_measures_there(run):
 
 
 def test_a_prompt_is_taken_at_a_strength_that_was_swept(run):
-    rows = matched_effect(run).query("intervention == 'prompt'")
+    rows = matched_effect(run).query("intervention == 'prompt'").dropna(subset="strength")
     assert set(rows["strength"]) <= set(INTERVENTIONS[1]["strengths"])
 
 
@@ -92,8 +92,9 @@ def test_remarks_say_who_set_the_targets_and_who_has_no_row(run):
     first, *absences = remarks(run)
     assert first.endswith(f"the furthest that {weakest} reaches")
     table = matched_effect(run)
+    assert table.groupby("intervention")["reach"].first().to_dict() == pytest.approx(reaches)
     absent = [
-        [label for label in reaches if label not in set(rows["intervention"])]
+        [label for label in reaches if label in set(rows[rows["strength"].isna()]["intervention"])]
         for _, rows in table.groupby("target")
     ]
     expected = [", ".join(labels) for labels in absent if labels]
@@ -138,6 +139,8 @@ def one_step(run, comparison):
 def test_one_prompt_may_be_the_nearest_to_two_targets(one_step, tmp_path):
     """With one step at shift r and targets r/3, 2r/3 and r, it is the nearest to the last two."""
     table = matched_effect(open_study(one_step(3)).run(tmp_path / "run"))
+    assert table["strength"].isna().tolist() == [True, False, False]
+    table = table.dropna(subset="strength")
     reached = table["shift"].iloc[0]
     assert table["target"].tolist() == pytest.approx([2 / 3 * reached, reached])
 
