@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PHRASES = {
     r"that (it|the \w+|they|a \w+) ha(s|ve) not\b(?! \w+(ed|en|t)\b)": "that it does not have",
     r"\bha(s|ve) not (a|an|the|any|as many)\b": "does not have a",
-    r"(?<!here )\bis no (name|file|tensor|number|array|checkpoint|delta|vector|adapter|model)\b": "is not a",
+    r"(?<!here )\bis no (name|file|tensor|number|array|checkpoint|delta|model)\b": "is not a",
     r"\bare no (neurons|clause|numbers|names)\b": "are not",
     r"\bgoes on where\b|\bresumes where it stopped\b": "resumes",
     r"\bgo on from them\b|\bgoes on from them\b": "continue with them",
