@@ -262,8 +262,8 @@ def test_control_characters_are_shown_and_do_not_break_the_page(tmp_path):
         (
             {"pole": POLE},
             "What does the same shift towards extraversion:high cost?",
-            "At a shift of 0.7 nats per token, the mean |shift| of the other traits is the same "
-            "for activations (0.07) and weights (0.07); divergence.kl_base_edited is the same for",
+            "At a shift of 0.7 nats per token, the mean |shift| of the other traits is lowest "
+            "with activations (0.07), level with weights (0.07); divergence.kl_base_edited is",
         ),
         (
             {"pole": POLE, "labels": ("a", "b", "c"), "beyond": ("b",), "seeds": (0, 1)},
