@@ -383,6 +383,8 @@ def test_a_run_that_has_hardly_begun_has_a_page_too(tmp_path):
             store.connection.execute(f"DELETE FROM {table}")
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert "; 0 of 36 cells in 0 s; 0 unscored." in page.text
+    assert page.text.startswith("Sweep")
+    assert "no answer yet for weights, activations: nothing has been measured." in page.text
 
 
 def test_a_folder_without_results_is_refused(tmp_path):
