@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from personality_vector.study.choose.choice import Choice
 
 _CHOSEN, _VERIFIED, _OTHER = COLOURS[0], "#9CC3DE", "#D9D9D9"
-_CURVES = ("#8C8C8C", "#E69F00", "#009E73", "#CC79A7")
-"""The colours of the layers that were verified and not chosen."""
 
 
 def draw_choice(choice: "Choice", folder: "Path") -> None:
@@ -34,23 +32,21 @@ def _choice_figure(choice: "Choice") -> "Figure":
     rows = zip(layers["layer"], layers["rank"], strict=True)
     ranks = [f"#{r}{' chosen' * (n == chosen)}" if pd.notna(r) else "" for n, r in rows]
     _layers(separates, layers, "d_prime", aucs, chosen)
-    separates.margins(y=0.2)
     _layers(moves, layers, "slope", ranks, chosen)
-    separates.set_ylabel("d' of the statements'\nprojections")
+    _curves(shifts, curves, "shift", chosen)
+    _curves(coheres, curves, "coherence", chosen)
+    separates.margins(y=0.2)
+    separates.set(ylabel="d' of the statements'\nprojections")
     moves.set(
         xlabel="layer (decoder block, numbered from 0)",
         ylabel="first-order effect (nats per\ntoken and residual norm)",
     )
-    _curves(shifts, curves, "shift", chosen)
-    _curves(coheres, curves, "coherence", chosen)
-    unit = choice.evidence.unit
-    coefficients = (lambda share: share * unit, lambda coefficient: coefficient / unit)
-    shifts.secondary_xaxis("top", functions=coefficients).set_xlabel(
-        f"coefficient at layer {chosen}"
-    )
-    shifts.set_ylabel("shift of the probe\n(nats per token)")
-    shifts.axhline(0.0, color="grey", linewidth=0.8)
+    shifts.set(ylabel="shift of the probe\n(nats per token)")
     shifts.legend(title="layer", fontsize=7, title_fontsize=7)
+    unit = choice.evidence.unit
+    shifts.secondary_xaxis(
+        "top", functions=(lambda share: share * unit, lambda coefficient: coefficient / unit)
+    ).set(xlabel=f"coefficient at layer {chosen}")
     coheres.set(
         xlabel="strength (share of the residual norm; hollow: not usable)",
         ylabel="coherence",
@@ -73,8 +69,7 @@ def _layers(
     bars = axes.bar(layers["layer"], layers[column], color=colours, width=0.75)
     axes.axhline(0.0, color="grey", linewidth=0.8)
     axes.grid(visible=False, axis="x")
-    axes.set_axisbelow(True)
-    axes.set_xticks(layers["layer"] if len(layers) <= 16 else layers["layer"][::4])
+    axes.set(axisbelow=True, xticks=layers["layer"][:: 1 if len(layers) <= 16 else 4])
     axes.bar_label(bars, labels, fontsize=6, padding=1)
 
 
@@ -84,13 +79,12 @@ def _curves(axes: "Axes", curves: pd.DataFrame, column: str, chosen: int) -> Non
     for index, (layer, found) in enumerate(curves.groupby("layer", sort=False)):
         whole = pd.concat([found, pd.DataFrame([{"share": 0.0, column: start, "usable": True}])])
         whole = whole.sort_values("share")
-        is_chosen = layer == chosen
-        colour, order, alpha = (_CHOSEN, 3, 1.0) if is_chosen else (_CURVES[index % 4], 2, 0.75)
-        look = line(index) | {"color": colour, "zorder": order, "alpha": alpha}
-        name = f"{layer} (chosen)" if is_chosen else f"{layer}"
-        axes.plot(whole["share"], whole[column], label=name, **look)
-        bad = whole[~whole["usable"].astype(bool)]
-        axes.plot(bad["share"], bad[column], **look | HOLLOW)
-        if is_chosen:
-            used = whole[whole["usable"].astype(bool)]["share"]
+        is_usable = whole["usable"].astype(bool)
+        # The second colour is the floor's.
+        name, look = f"{layer}", line(index + 2) | {"zorder": 2, "alpha": 0.75}
+        if layer == chosen:
+            name, look = f"{layer} (chosen)", line(0) | {"zorder": 3}
+            used = whole[is_usable]["share"]
             axes.axvspan(used.min(), used.max(), color=_CHOSEN, alpha=0.07, linewidth=0)
+        axes.plot(whole["share"], whole[column], label=name, **look)
+        axes.plot(whole[~is_usable]["share"], whole[~is_usable][column], **look | HOLLOW)

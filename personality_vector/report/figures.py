@@ -43,6 +43,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.labelsize": 8,
     "axes.titlesize": 9,
     "grid.alpha": 0.25,
     "legend.frameon": False,
@@ -138,24 +139,29 @@ def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> "Figure":
     """
     rows, columns = frame.shape
     figure = canvas(1, 1)
-    axes = figure.subplots()
     figure.set_size_inches(0.5 * columns + 2.6, 0.34 * rows + 1.6)
+    axes = figure.subplots()
     # Blue and red of one lightness are told apart with every kind of colour vision.
     image = axes.pcolormesh(
         frame.to_numpy(), cmap="RdBu_r", vmin=-1.0, vmax=1.0, edgecolors="white", linewidth=1
     )
-    axes.set(facecolor="#D9D9D9", title="cosine, mean direction removed" if centred else "cosine")
-    axes.set_xticks([x + 0.5 for x in range(columns)], frame.columns)
+    axes.set(
+        facecolor="#D9D9D9",
+        title="cosine, mean direction removed" if centred else "cosine",
+        xticks=[x + 0.5 for x in range(columns)],
+        xticklabels=frame.columns,
+        yticks=[y + 0.5 for y in range(rows)],
+        yticklabels=frame.index,
+    )
     axes.tick_params("x", rotation=40, rotation_mode="xtick")
-    axes.set_yticks([y + 0.5 for y in range(rows)], frame.index)
-    axes.grid(visible=False)
     axes.tick_params(length=0)
+    axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.invert_yaxis()
     for (y, x), value in np.ndenumerate(frame.to_numpy()):
+        text = "-" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
         # Dark cells need light figures.
         colour = "white" if abs(value) > 0.6 else "black"
-        text = "-" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
         axes.text(x + 0.5, y + 0.5, text, color=colour, fontsize=7, ha="center", va="center")
     figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02).outline.set_visible(False)
     return figure
@@ -191,7 +197,7 @@ def canvas(rows: int, columns: int) -> "Figure":
 
     mpl.rcParams.update(_STYLE)  # type: ignore[arg-type]
     width = min(3.6, _WIDTH / columns)
-    size = max(width * columns, 4.2), (0.6 * width + 0.55) * rows + 0.5
+    size = max(width * columns, 4.2), (0.45 * width + 1.1) * rows + 0.5
     return Figure(figsize=size, layout="constrained")
 
 
@@ -223,12 +229,12 @@ def _drawn(table: pd.DataFrame, x_label: str, scales: Mapping[str, Any]) -> "Fig
     figure = canvas(rows := math.ceil(len(blocks) * places / columns) or 1, columns)
     cells, anchor = figure.add_gridspec(rows, columns), None
     for n, (number, panels) in enumerate(blocks):
-        first = None
+        first, label = None, "\n".join(textwrap.fill(text, 26) for text in number.split("\n"))
         for index, (title, own) in enumerate(panels):
             cell = cells[divmod(n * places + index, columns)]
             axes = figure.add_subplot(cell, sharex=anchor, sharey=first)
             anchor, first = anchor or axes, first or axes
-            axes.set(title=textwrap.fill(title, 30), ylabel="" if index % columns else number)
+            axes.set(title=textwrap.fill(title, 30), ylabel="" if index % columns else label)
             if is_many and own["line"].nunique() == 1:
                 for _, other in panels[:index] + panels[index + 1 :]:
                     axes.plot(other["x"], other["y"], **_BEHIND)
@@ -273,8 +279,7 @@ def _legend(figure: "Figure") -> None:
         for axes in figure.axes:
             axes.legend(fontsize=7)
     elif handles:
-        fitting = 110 // (6 + max(map(len, handles)))
-        columns = min(max(fitting, 1), 4)
+        columns = min(max(110 // (6 + max(map(len, handles))), 1), 4)
         figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=columns)
 
 
@@ -292,7 +297,7 @@ def _place_notes(figure: "Figure") -> None:
                 note.set(visible=True, position=(x, y), **sides)
                 box = note.get_window_extent()
                 is_over = any(curve.intersects_bbox(box, filled=False) for curve in curves)
-                is_over |= box.y0 < axes.bbox.y0
+                is_over |= box.y0 < axes.bbox.y0 or box.x1 > axes.bbox.x1
                 note.set_visible(not is_over and not box.count_overlaps(kept))
                 if note.get_visible():
                     kept.append(box)

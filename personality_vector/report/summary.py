@@ -97,8 +97,8 @@ def _compared(run: Run) -> dict[str, Any]:
     }
 
 
-def _ranked(costs: "pd.Series[float]", better: str) -> tuple[str, dict[str, float]]:
-    """Return ``low``, ``high`` or ``level``, which is what the best of the costs are, and all."""
+def _ranked(costs: "pd.Series[float]", better: str) -> tuple[str, bool, dict[str, float]]:
+    """Return costs from the best one on, and before them whether two are level at the top."""
     ordered = costs.sort_values(ascending=better == "low", kind="stable")
     is_level = text_of(ordered.iloc[0]) == text_of(ordered.iloc[1])
-    return "level" if is_level else better, ordered.to_dict()
+    return better, is_level, ordered.to_dict()

@@ -21,11 +21,6 @@ def labels_of(run: Run) -> list[str]:
     return list(run["arms"])
 
 
-def number_name(measure: str, judge: str) -> str:
-    """Return the name of a number in a heading: ``likelihood``, or ``interview by classifier``."""
-    return f"{measure} by {judge}" if judge else measure
-
-
 @dataclass(frozen=True, slots=True)
 class Number:
     """One number of a run, and how it is drawn.
@@ -137,12 +132,9 @@ def by_strength(run: Run) -> pd.DataFrame:
     The base comes first, at strength 0.
     """
     shown = on_grid(run, run.readings()).query("trait != ''")
-    named = [
-        f"{trait} {number_name(measure, judge)}"
-        for trait, measure, judge in zip(
-            shown["trait"], shown["measure"], shown["judge"], strict=True
-        )
-    ]
+    names = {(one.measure, one.judge): one.name for one in numbers_of(run, of_traits=True)}
+    keys = zip(shown["trait"], shown["measure"], shown["judge"], strict=True)
+    named = [f"{trait} {names[measure, judge]}" for trait, measure, judge in keys]
     shown = shown.assign(name=named)
     values = shown.groupby(["intervention", "strength", "name"], sort=False)["value"].mean()
     return values.unstack("name", sort=False).reset_index().rename_axis(columns=None)

@@ -262,8 +262,8 @@ def test_control_characters_are_shown_and_do_not_break_the_page(tmp_path):
         (
             {"pole": POLE},
             "What does the same shift towards extraversion:high cost?",
-            "At a shift of 0.7 nats per token, the mean |shift| of the other traits is the same "
-            "for activations (0.07) and weights (0.07); divergence.kl_base_edited is the same for",
+            "At a shift of 0.7 nats per token, the mean |shift| of the other traits is lowest "
+            "with activations (0.07), level with weights (0.07); divergence.kl_base_edited is",
         ),
         (
             {"pole": POLE, "labels": ("a", "b", "c"), "beyond": ("b",), "seeds": (0, 1)},
@@ -383,6 +383,8 @@ def test_a_run_that_has_hardly_begun_has_a_page_too(tmp_path):
             store.connection.execute(f"DELETE FROM {table}")
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert "; 0 of 36 cells in 0 s; 0 unscored." in page.text
+    assert page.text.startswith("Sweep")
+    assert "no answer yet for weights, activations: nothing has been measured." in page.text
 
 
 def test_a_folder_without_results_is_refused(tmp_path):

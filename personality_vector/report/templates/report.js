@@ -15,9 +15,7 @@
       const strengths = arm.dataset.strengths.split(" ");
       arm.querySelector("b").textContent = strengths[Math.min(step, strengths.length - 1)];
     }
-    slider.setAttribute(
-      "aria-valuetext", arms.map((arm) => arm.textContent.trim().replace(/\s+/g, " ")).join(", "),
-    );
+    slider.setAttribute("aria-valuetext", bar.querySelector("output").textContent);
   };
   slider.addEventListener("input", show);
   bar.hidden = false;
