@@ -99,5 +99,7 @@ def test_a_shipped_recipe_is_found_by_name_and_a_file_before_it(tmp_path, monkey
 
 
 def test_a_recipe_that_does_not_exist_names_those_like_it():
-    with pytest.raises(RecipeError, match=r"sweeps/smok: no such recipe.*like it: eval/c"):
+    with pytest.raises(
+        RecipeError, match=r"sweeps/smok: there is no such file or shipped recipe.*like it: eval/c"
+    ):
         find_recipe("sweeps/smok")

@@ -81,7 +81,7 @@ def merge(
         return {**plan.describe(), **ahead}
 
     how = {"dry_run": dry_run, "force": force, "as_json": as_json}
-    if options.is_dry(planned, folder, inputs=plan.inputs, **how):
+    if options.plan_only(planned, folder, inputs=plan.inputs, **how):
         return
     if isinstance(plan, MergePlan):
         from personality_vector.merging.engine import write_merge

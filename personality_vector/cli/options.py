@@ -117,7 +117,7 @@ def show(result: Any, *, as_json: bool, text: Callable[[], str]) -> None:
         sys.stdout.write(text().rstrip("\n") + "\n")
 
 
-def is_dry(
+def plan_only(
     plan: Callable[[], dict[str, Any]],
     out: Path | None,
     *,

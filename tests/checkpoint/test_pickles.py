@@ -160,7 +160,7 @@ def test_what_is_not_a_named_tensor_is_refused_by_name(tmp_path, state, reason):
 @pytest.mark.parametrize("content", [b"", b"junk junk", b"version https://git-lfs.github.com\n"])
 def test_what_is_no_pickle_is_refused(tmp_path, content):
     (tmp_path / "weights.bin").write_bytes(content)
-    with pytest.raises(CheckpointError, match="is no pickle of tensors"):
+    with pytest.raises(CheckpointError, match="is not a pickle of tensors"):
         write_safetensors(tmp_path / "weights.bin", tmp_path / "model.safetensors", tied=True)
 
 

@@ -165,7 +165,7 @@ def test_monitor_knows_whose_vector_it_is(pvec, saved, prompts, pico_tuned):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "layers [0, 1]; choose one by --layer"),
+        ([], "layers [0, 1]; choose one with --layer"),
         (["--layer", "7"], "layer 7 does not exist"),
         (["--layer", "-1"], "no direction for layer 2"),
         (["--layer", "1", "--prompts", "/no/such"], "/no/such: cannot be read"),

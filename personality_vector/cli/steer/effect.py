@@ -103,7 +103,7 @@ def monitor(
         model = {"model": str(checkpoint.fingerprint), "prompts": len(texts)}
         return {"vector": found.label, "layer": named, **model, "max_new_tokens": max_new_tokens}
 
-    if options.is_dry(plan, None, dry_run=dry_run, force=False, as_json=as_json):
+    if options.plan_only(plan, None, dry_run=dry_run, force=False, as_json=as_json):
         return
     subject = pv.Subject.load(checkpoint, dtype=dtype, device=device)
     (place,) = resolve_layers(subject.model, [named])

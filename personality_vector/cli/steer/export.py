@@ -48,7 +48,7 @@ def bake(
         how = _fitting(read, model, layer, "ablate" if ablate else route)
         return {"vector": read.label, **how, "coefficient": coefficient}
 
-    if options.is_dry(plan, out, dry_run=dry_run, force=force, as_json=as_json):
+    if options.plan_only(plan, out, dry_run=dry_run, force=force, as_json=as_json):
         return
     if coefficient is None:
         done = bake_ablation(read, model, layer[0], out, force=force)
@@ -71,7 +71,7 @@ def _require_consistent(
 ) -> None:
     if ablate and (coefficient is not None or route != "auto"):
         raise RecipeError(
-            "--ablate removes the whole direction; leave out --coefficient and --route"
+            "--ablate removes the whole direction: use it without --coefficient and --route"
         )
     if ablate and len(layer) != 1:
         raise RecipeError("--ablate takes the direction of one --layer and removes it everywhere")

@@ -63,7 +63,7 @@ def between(
         sizes = {"prompts": len(chats), "layers": layer or "all", "pooling": pooling}
         return {"base": start, "tuned": end, **sizes}
 
-    if options.is_dry(plan, out, dry_run=dry_run, force=force, as_json=as_json):
+    if options.plan_only(plan, out, dry_run=dry_run, force=force, as_json=as_json):
         return
     plain, moved = (pv.load_model(end.path, dtype=dtype, device=place) for end in ends)
     vector = pv.SteeringVector.between(
@@ -108,7 +108,7 @@ def creativity(
     def plan() -> dict[str, Any]:
         return {"model": str(checkpoint.fingerprint), "pairs": len(read)}
 
-    if options.is_dry(plan, out, dry_run=dry_run, force=force, as_json=as_json):
+    if options.plan_only(plan, out, dry_run=dry_run, force=force, as_json=as_json):
         return
     subject = pv.Subject.load(checkpoint, dtype=dtype, device=device)
     vector = creativity_direction(subject.model, subject.tokenizer, read, batch_size=batch_size)
@@ -160,7 +160,7 @@ def fuse(
         "norms": norms,
         "shares": [asdict(share) for share in fused.shares],
     }
-    if options.is_dry(lambda: result, out, dry_run=dry_run, force=force, as_json=as_json):
+    if options.plan_only(lambda: result, out, dry_run=dry_run, force=force, as_json=as_json):
         return
     vector.save(out, force=force)
     lengths = ", ".join(f"{norm:.3g}" for norm in norms.values())

@@ -144,7 +144,7 @@ def test_what_is_not_a_model_is_named(export, tmp_path):
         ({"delta": "saved"}, "terms.0: mergekit reads models, .*saved is a saved delta"),
         ({"tuned": "adapter"}, "terms.0: mergekit reads models, .*adapter is a LoRA adapter"),
         ({"tuned": "one", "of": "two"}, "terms.0.of: mergekit has no delta of another base"),
-        ({"tuned": "a+b"}, "takes . and @ in a path for its own signs"),
+        ({"tuned": "a+b"}, "reads . and @ in a path as signs of its own"),
     ):
         with pytest.raises(RecipeError, match=says):
             export(terms=[{"alpha": 1.0, **term}])

@@ -99,7 +99,10 @@ def test_defaults_are_those_of_mergekit():
         ({"models": one(weight=1, density=[0.5, -1])}, "density: a share lies in"),
         ({"models": one(weight=True)}, "weight: give a number, not True"),
         ({"models": one(weight=1), "parameters": {"normalize": 1}}, "give true or false, not 1"),
-        ({"models": one(weight=[{"filter": "mpl", "value": 1}])}, "filter 'mpl' is in no tensor"),
+        (
+            {"models": one(weight=[{"filter": "mpl", "value": 1}])},
+            "no tensor name contains the filter 'mpl'",
+        ),
         ({"models": one(weight=1) * 2}, "the same model is given twice"),
     ],
 )
