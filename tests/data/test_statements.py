@@ -139,7 +139,7 @@ def test_an_empty_selection_says_what_was_asked_and_what_is_there(tmp_path):
 
 
 def test_nothing_to_read_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="does not exist"):
         read_statements(tmp_path / "absent.jsonl")
     with pytest.raises(DataError, match=r"no \.jsonl file"):
         read_statements(tmp_path)

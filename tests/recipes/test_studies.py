@@ -79,7 +79,7 @@ def test_a_wrong_intervention_is_refused_in_one_sentence(parsed, given, says):
         ({"measures": ["interview"]}, "measures.0: needs traits to rate the answers for"),
         ({"measures": [{"probe": {}}]}, "measures.0: known are coherence, "),
         ({"measures": [{"kind": "guards"}]}, "measures.0: known are"),
-        ({"strengths": None}, "w has no strengths; give them there, or for all"),
+        ({"strengths": None}, "w has no strengths; give them to it, or to all"),
         ({"interventions": []}, "interventions: needs at least one"),
     ],
 )

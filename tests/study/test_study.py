@@ -385,7 +385,7 @@ def test_numbers_judges_and_rubrics_are_told_apart_by_their_names(base, log, tmp
 
     with pytest.raises(RecipeError, match="begins with the name of another measure"):
         ask(Counted(log), Counted(log, "mean.x"))
-    with pytest.raises(DataError, match="found length; the name of its number has to be mean"):
+    with pytest.raises(DataError, match="found length; the name of a number must be mean"):
         ask(Other(log))
     with pytest.raises(RecipeError, match="two rubrics of asked are called kindness"):
         ask(Asked(log, rubrics=[Rubric("kindness"), Rubric("kindness", "warm")]))

@@ -83,7 +83,9 @@ def test_the_configuration_may_name_the_stack():
     model.config.decoder_blocks = "vision"
     assert decoder_blocks(model) is model.vision
     model.config.decoder_blocks = "text"
-    with pytest.raises(ModelError, match=r"'text', which is no .* it has text.layers, vision"):
+    with pytest.raises(
+        ModelError, match=r"'text', which is not .* its lists are text.layers, vision"
+    ):
         decoder_blocks(model)
 
 
