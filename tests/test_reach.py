@@ -20,9 +20,9 @@ ROOTS = [
 CALLED_FROM_OUTSIDE = {
     f"{NAME}:__getattr__": "Python calls it for a name of pv",
     f"{NAME}:__dir__": "Python calls it for the names of pv",
-    f"{NAME}.finetuning.sft:_Watch.on_train_begin": "TRL calls it",
-    f"{NAME}.finetuning.sft:_Watch.on_log": "TRL calls it",
-    f"{NAME}.finetuning.sft:_Watch.on_step_end": "TRL calls it",
+    f"{NAME}.finetuning.sft:_TrainingMonitor.on_train_begin": "TRL calls it",
+    f"{NAME}.finetuning.sft:_TrainingMonitor.on_log": "TRL calls it",
+    f"{NAME}.finetuning.sft:_TrainingMonitor.on_step_end": "TRL calls it",
     f"{NAME}.recipes.reading:_StrictLoader.compose_node": "PyYAML calls it",
     f"{NAME}.recipes.reading:_StrictLoader.construct_mapping": "PyYAML calls it",
 }
