@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_refused_before_a_model_is_loaded(opened, keys, err
         ({**VECTOR, "how": "multiply"}, "how: Input should be 'add'"),
         ({**VECTOR, "layers": [-1], "incremental": True}, "layers count from 0"),
         ({**GATED, "gate": {**GATE, "threshold": 1.5}}, r"gate\.threshold: Input should be less"),
-        ({"prompt": "extraversion:high", "adjectives": 9}, "has 1 to 8 adjectives"),
+        ({"prompt": "extraversion:high", "adjectives": 9}, "use 1 to 8, not 9"),
         ({"label": "base", "roles": ["a cook"]}, "a label is a name, other than .base."),
     ],
 )
