@@ -92,7 +92,7 @@ def test_everything_is_recorded_when_it_is_there(steer, subject):
     assert any(row.trait == 90.0 and not row.kept for row in rated)
     assert tuple(done) == elicited.rollouts
     strict = steer(judge="classifier", thresholds={"coherence": 100.0})
-    with pytest.raises(DataError, match="nothing is left"):
+    with pytest.raises(DataError, match="no pair is left"):
         elicit(strict, subject, JUDGE, record=seen.append)
     assert {row.rule for row in seen[-1]} == {"unscored", "negative_trait", "coherence"}
 
@@ -179,7 +179,7 @@ def test_statements_judge_poles_that_they_know(steer, persona, statements):
     judge = open_judge(steer(judge=statements), persona)
     assert judge.name == "classifier"
     role = persona.model_copy(update={"pole": None, "name": "gardener"})
-    with pytest.raises(DataError, match="rates poles, and gardener has none: choose another"):
+    with pytest.raises(DataError, match="rates poles, and gardener has none; choose another"):
         open_judge(steer(judge=statements), role)
 
 
@@ -200,7 +200,7 @@ def test_whom_the_recipe_names_judges(steer, subject, persona, statements):
     seen = []
     # No rating is below 0: every pair is dropped or unscored.
     recipe = steer(judge=statements, thresholds={"trait": 0.0})
-    with pytest.raises(DataError, match="nothing is left"):
+    with pytest.raises(DataError, match="no pair is left"):
         elicit(recipe, subject, open_judge(recipe, persona), record=seen.append)
     assert {row.rule for row in seen[-1]} <= {"unscored", "negative_trait"}
 

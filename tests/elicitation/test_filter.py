@@ -167,7 +167,7 @@ def test_what_filters_to_nothing_says_how_many_each_rule_dropped():
     with pytest.raises(DataError) as caught:
         require_kept(report, "extraversion:high")
     said = str(caught.value)
-    assert "extraversion:high: nothing is left" in said
+    assert "extraversion:high: no pair is left" in said
     for part in ("0 of 7", "3 by negative_trait", "2 by positive_trait", "1 by empty"):
         assert part in said
     assert "1 by unscored" in said

@@ -116,7 +116,7 @@ def test_replies_are_reused_in_any_order_if_they_answer_the_same(drawn, tmp_path
     file.write_text(to_jsonl(drawn[::-1]), encoding="utf-8")
     one = SPEC.model_copy(update={"samples": 1})
     assert reused(file, persona, one) == drawn[: len(drawn) // 2]
-    with pytest.raises(DataError, match=r"no positive reply pair0-question0-sample2"):
+    with pytest.raises(DataError, match=r"lacks the positive reply pair0-question0-sample2"):
         reused(file, persona, SPEC.model_copy(update={"samples": 3}))
     with pytest.raises(DataError, match=r"pair0-question0-sample0 answers a system prompt"):
         reused(file, persona.at(persona.pole.opposite), SPEC)

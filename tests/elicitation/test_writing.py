@@ -86,7 +86,7 @@ def test_more_than_was_asked_for_is_left_out():
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("I would rather not.", "no JSON object, but 'I would rather not.'"),
+        ("I would rather not.", "wrote 'I would rather not.' instead of a JSON object"),
         (json.dumps(WRITTEN)[:-300] + "}", "broken JSON"),
         (changed(questions=WRITTEN["questions"][:39]), "39 questions, 40 are needed"),
         (changed(instructions=WRITTEN["instructions"][:2]), "2 instruction pairs, 5 are needed"),

@@ -153,7 +153,7 @@ def test_both_sides_need_chats(pico, sides, empty):
 
 def test_equal_sides_have_no_neurons(pico, sides):
     model, tokenizer = load_model(pico("llama")), load_tokenizer(pico("llama"))
-    with pytest.raises(DataError, match="no neuron is positive"):
+    with pytest.raises(DataError, match="the positive side has no neurons"):
         find_neurons(model, tokenizer, sides[0], sides[0])
 
 

@@ -103,7 +103,7 @@ def test_a_token_is_named_by_its_text(opened, pico, llama):
     for found in (by_text, by_id):
         with found.applied(llama, 3.0) as asked:
             logits.append(asked.next_token(chat, range(300)))
-    with pytest.raises(RecipeError, match="it is 3 tokens"):
+    with pytest.raises(RecipeError, match="makes 3 tokens of it"):
         opened(vector="vector", layers=[1], positions="after QQQ")
     assert torch.equal(*logits)
 
@@ -184,12 +184,12 @@ def test_what_does_not_fit_is_refused_before_a_model_is_loaded(opened, keys, err
         ({"neurons": "n", "how": "ablate"}, "unknown key 'how'"),
         ({"portrait": "openness:high", "seed": 0}, "unknown key 'seed'"),
         ({**VECTOR, "gate": GATE}, "add positions: response"),
-        ({**VECTOR, "positions": "sometimes"}, "positions 'sometimes' select no token"),
+        ({**VECTOR, "positions": "sometimes"}, "positions 'sometimes' cannot be read"),
         ({**VECTOR, "how": "multiply"}, "how: Input should be 'add'"),
         ({**VECTOR, "layers": [-1], "incremental": True}, "layers count from 0"),
         ({**GATED, "gate": {**GATE, "threshold": 1.5}}, r"gate\.threshold: Input should be less"),
-        ({"prompt": "extraversion:high", "adjectives": 9}, "has 1 to 8 adjectives"),
-        ({"label": "base", "roles": ["a cook"]}, "a label is a name, other than .base."),
+        ({"prompt": "extraversion:high", "adjectives": 9}, "use 1 to 8, not 9"),
+        ({"label": "base", "roles": ["a cook"]}, "a label must be a name other than .base."),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(opened, keys, message):

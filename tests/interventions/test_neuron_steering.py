@@ -173,7 +173,7 @@ def test_a_hook_that_another_tool_left_behind_is_refused(pico, neurons_of):
     handle = decoder_blocks(model)[1].register_forward_hook(lambda _m, _a, out: out)
     steering = NeuronSteering(neurons_of("llama"))
     with (
-        pytest.raises(ModelError, match=r"layers\.1 already has something of tests"),
+        pytest.raises(ModelError, match=r"layers\.1 already has a hook or wrapper from tests"),
         steering.applied(Subject(model, None), 1.0),
     ):
         pass

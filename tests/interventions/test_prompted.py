@@ -89,7 +89,7 @@ def test_without_a_seed_they_are_the_first_of_the_list(adjectives, sentence):
 
 @pytest.mark.parametrize("adjectives", [0, 9])
 def test_more_adjectives_than_there_are_is_refused(adjectives):
-    with pytest.raises(RecipeError, match=f"extraversion has 1 to 8 adjectives .* {adjectives}"):
+    with pytest.raises(RecipeError, match=f"has 8 adjectives .* use 1 to 8, not {adjectives}"):
         Prompted(HIGH, adjectives=adjectives)
 
 

@@ -50,5 +50,5 @@ def test_the_ends_of_the_scale_and_the_unscored_pass(high, answers):
 
 
 def test_a_score_for_each_answer_is_needed(high, answers):
-    with pytest.raises(DataError, match="says: returned 1 scores of 2 answers"):
+    with pytest.raises(DataError, match="says: returned 1 scores for 2 answers"):
         rated(Says(3.0), high, answers("a", "b"))

@@ -80,7 +80,7 @@ def test_a_sample_seed_leaves_room_for_the_batch_number():
 
 
 @pytest.mark.parametrize(
-    ("samples", "temperature", "says"), [(2, 0.0, "copies"), (0, 1.0, "at least 1")]
+    ("samples", "temperature", "says"), [(2, 0.0, "the same reply"), (0, 1.0, "at least 1")]
 )
 def test_copies_of_a_greedy_reply_and_no_sample_are_refused(samples, temperature, says):
     with pytest.raises(DataError, match=says):

@@ -62,5 +62,5 @@ def test_what_rounding_left_of_an_edit_is_reported(parrot):
 
 
 def test_missing_statements_are_refused_before_a_model_is_loaded(spec):
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="does not exist"):
         spec(statements="nowhere.jsonl").open()
