@@ -371,7 +371,7 @@ def test_a_hook_that_somebody_left_behind_is_refused(loaded):
     model = loaded("llama")
     with (
         wrongly_steered(model, directions_for(model), last_position),
-        pytest.raises(ModelError, match=r"layers.0 already has something of tests\.laws"),
+        pytest.raises(ModelError, match=r"layers.0 already has a hook or wrapper from tests\.laws"),
         steered(model, directions_for(model)),
     ):
         pytest.fail("the body must not run")

@@ -1,12 +1,10 @@
 """Models of every family that can be baked, and vectors for them."""
 
+import io
 import json
-import os
 import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -109,26 +107,15 @@ def hooked() -> Callable[..., Any]:
 
 
 @pytest.fixture
-def forked(monkeypatch):
-    """Let the process of a proof be a fork, which need not import torch again.
+def in_process(monkeypatch):
+    """Let a proof call what its new interpreter would run, which need not import torch again.
 
-    Tests without this fixture start a new interpreter, as ``bake`` does.
+    Tests without this fixture start that interpreter, as ``bake`` does.
     """
 
     def run(command, **_):
-        with tempfile.TemporaryFile("w+") as errors:
-            child = os.fork()
-            if child == 0:
-                os.dup2(errors.fileno(), 2)
-                sys.stderr = os.fdopen(2, "w")
-                code = 1
-                try:
-                    code = proof.main(*command[command.index("-m") + 2 :])
-                finally:
-                    sys.stderr.flush()
-                    os._exit(code)
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            errors.seek(0)
-            return subprocess.CompletedProcess(command, code, "", errors.read())
+        with redirect_stderr(io.StringIO()) as errors:
+            code = proof.main(*command[command.index("-m") + 2 :])
+        return subprocess.CompletedProcess(command, code, "", errors.getvalue())
 
     monkeypatch.setattr(proof.subprocess, "run", run)

@@ -44,9 +44,9 @@ def _logits(model):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("family", ROUTES)
-def test_a_new_process_says_what_the_hooks_say(family, pico, vector_of, hooked, weights, tmp_path):
+def test_a_baked_model_says_what_the_hooks_say(family, pico, vector_of, hooked, weights, tmp_path):
     path, out = pico(family), tmp_path / "out"
     vector = vector_of(path, 0, 1)
     done = bake(vector, path, [1], COEFFICIENT, out)
@@ -82,7 +82,7 @@ def _require_only_biases(base, found, *, is_adapter):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(("family", "route"), [("llama", "bias"), ("qwen2", "convert")])
 def test_shards_ties_and_half_precision(family, route, pico, vector_of, weights, tmp_path):
     path, out = pico(family, "bfloat16", tied=True, sharded=True), tmp_path / "out"
@@ -111,7 +111,7 @@ def test_shards_ties_and_half_precision(family, route, pico, vector_of, weights,
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("family", "dtype", "tied"), [("qwen2", "float32", True), ("gpt2", "bfloat16", None)]
 )
@@ -132,7 +132,7 @@ def test_an_ablation_leaves_nothing_along_the_direction(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("in_process")
 def test_a_real_model(shared, vector_of, tmp_path):
     path = shared / "models" / "persona-tiny"
     if not path.is_dir():
@@ -162,7 +162,7 @@ _write_checkpoint = exports.write_checkpoint
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("tamper", "why"),
     [
@@ -181,7 +181,7 @@ def test_an_export_that_is_not_the_hooks_is_not_published(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("in_process")
 def test_a_bias_that_the_config_does_not_announce_is_not_published(
     pico, vector_of, monkeypatch, tmp_path
 ):
