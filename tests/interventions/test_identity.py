@@ -21,7 +21,7 @@ from personality_vector.subject.chat import answered, question
 from personality_vector.subject.subject import base_identity
 from personality_vector.traits import Pole
 
-FLIPS = 12
+FLIPS = 40
 HIGH = Pole("extraversion", "high")
 
 
