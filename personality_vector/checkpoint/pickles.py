@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personality_vector.checkpoint.directory import AtomicDirectory
-from personality_vector.checkpoint.header import NAMES, PLAIN_NAME, TensorPlan, read_header
 from personality_vector.checkpoint.reader import Checkpoint, locate, weight_files
+from personality_vector.checkpoint.tensors import NAMES, TensorPlan, read_header
 from personality_vector.checkpoint.writer import ShardWriter, shard_names, write_index
 from personality_vector.errors import (
     CheckpointError,
@@ -26,6 +25,7 @@ from personality_vector.errors import (
     StorageError,
     some,
 )
+from personality_vector.files import PLAIN_NAME, AtomicDirectory
 from personality_vector.manifest import write_manifest
 from personality_vector.progress import progress
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personality_vector.checkpoint.digests import Fingerprint, fingerprint, is_sampled, sampled
-from personality_vector.checkpoint.header import PLAIN_NAME, TensorEntry, read_header
-from personality_vector.checkpoint.ranges import Stamp
+from personality_vector.checkpoint.fingerprint import Fingerprint, fingerprint, is_sampled, sampled
+from personality_vector.checkpoint.tensors import TensorEntry, read_header
 from personality_vector.errors import BaseMismatchError, CheckpointError, some
+from personality_vector.files.header import PLAIN_NAME
+from personality_vector.files.ranges import Stamp
 from personality_vector.lab import BUILTIN, builtin
 from personality_vector.manifest import MANIFEST
 

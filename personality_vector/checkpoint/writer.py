@@ -16,7 +16,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from personality_vector.checkpoint.header import NAMES, TensorEntry, TensorPlan
+from personality_vector.checkpoint.tensors import NAMES, TensorEntry, TensorPlan
 from personality_vector.errors import RecipeError, TensorMismatchError, some
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}

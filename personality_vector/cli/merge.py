@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from personality_vector import files
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
 from personality_vector.lab import find_recipe, folder_of
@@ -72,6 +73,8 @@ def merge(
         if recipe is not None
         else _short_form(base, term, method, option, exclude, seed, device)
     )
+    if isinstance(asked, MergeRecipe) and not dry_run:
+        files.begin(Path(model).expanduser() for model in sorted(asked.models))
     from personality_vector.merging.plan import MergePlan, forecast, plan_recipe
 
     plan = plan_recipe(asked) if isinstance(asked, MergeRecipe) else asked

@@ -137,7 +137,7 @@ def plan_only(
         inputs: Directories that the output must not lie in.
     """
     if out is not None:
-        from personality_vector.checkpoint import AtomicDirectory
+        from personality_vector.files import AtomicDirectory
 
         AtomicDirectory(out, force=force, inputs=inputs)
     if dry_run:

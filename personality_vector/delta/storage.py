@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from personality_vector.checkpoint import AtomicDirectory, Checkpoint, read_header
+from personality_vector.checkpoint import FLOATS, Checkpoint, read_header
 from personality_vector.delta import writing
 from personality_vector.delta.layers import layer_of
 from personality_vector.delta.lora import LEFT, RIGHT, Adapter, LowRank, factors_of
@@ -23,12 +22,12 @@ from personality_vector.delta.record import (
 )
 from personality_vector.delta.sources import Difference, Stored, TensorSource
 from personality_vector.errors import CheckpointError, RecipeError, VerificationError, some
+from personality_vector.files import AtomicDirectory
 from personality_vector.manifest import rounded, write_manifest
 from personality_vector.numeric.parallel import pieces
 
 _TENSORS = "delta.safetensors"
 _EXACT = "exact.safetensors"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def is_saved_delta(path: Path) -> bool:
@@ -66,7 +65,7 @@ def save_stored(
         elif rank is not None:
             writing.write_low_rank(source, partial, rank, found)
         else:
-            writing.write_entries(source, partial, _DTYPES[storage], found)
+            writing.write_entries(source, partial, FLOATS[storage], found)
         if found.exact:
             save_file(found.exact, partial / _EXACT)
         source.require_unchanged()

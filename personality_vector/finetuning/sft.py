@@ -15,17 +15,12 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
-from personality_vector.checkpoint import (
-    AtomicDirectory,
-    Checkpoint,
-    ShardWriter,
-    TensorPlan,
-    read_header,
-)
+from personality_vector.checkpoint import Checkpoint, ShardWriter, TensorPlan, read_header
 from personality_vector.data.chats import read_chats
 from personality_vector.delta.provenance import require_same_tensors
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import NonFiniteError, TrainingError
+from personality_vector.files import AtomicDirectory
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.manifest import write_manifest
 from personality_vector.progress import progress

@@ -44,9 +44,9 @@ class WeightEdit(BaseIntervention):
         A saved delta records its own identity, which alone would not show that one of its bytes
         changed. A checkpoint is known by its fingerprint.
         """
-        from personality_vector.checkpoint.digests import content_of
         from personality_vector.delta.lora import is_adapter
         from personality_vector.delta.storage import is_saved_delta
+        from personality_vector.files.digests import content_of
 
         inputs = self.delta.source.inputs
         folders = {path for path in inputs if is_saved_delta(path) or is_adapter(path)}

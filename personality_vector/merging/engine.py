@@ -10,15 +10,10 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
-from personality_vector.checkpoint import (
-    AtomicDirectory,
-    Checkpoint,
-    ShardWriter,
-    TensorPlan,
-    parse_size,
-)
+from personality_vector.checkpoint import Checkpoint, ShardWriter, TensorPlan, parse_size
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import blame
+from personality_vector.files import AtomicDirectory
 from personality_vector.manifest import write_manifest
 from personality_vector.merging.card import model_card
 from personality_vector.merging.formula import OptionValue

@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 
 import torch
 
-from personality_vector.checkpoint import Checkpoint, TensorPlan, parse_size
+from personality_vector.checkpoint import FLOATS, Checkpoint, TensorPlan, parse_size
 from personality_vector.delta import Delta, open_delta
 from personality_vector.errors import ModelError, RecipeError
 from personality_vector.merging.loop import Rounding, require_stochastic
@@ -18,7 +18,6 @@ from personality_vector.merging.merged import Merged, merged_by
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.merging.terms import CHUNK, Term, runs
 from personality_vector.numeric.parallel import cores
-from personality_vector.subject.models import DTYPES
 
 _PROCESS_BYTES = 300_000_000
 """Memory of Python, torch and the compiled loops; the rest of what a merge takes is its chunks."""
@@ -33,8 +32,8 @@ class Output:
     shard_size: str = "5GB"
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("same", *DTYPES):
-            known = ", ".join(("same", *DTYPES))
+        if self.dtype not in ("same", *FLOATS):
+            known = ", ".join(("same", *FLOATS))
             raise RecipeError(f"output.dtype must be one of {known}, got {self.dtype!r}")
         if self.rounding not in get_args(Rounding):
             raise RecipeError(f"output.rounding must be nearest or stochastic: {self.rounding!r}")
@@ -79,7 +78,7 @@ class MergePlan:
     @cached_property
     def tensors(self) -> list[TensorPlan]:
         """What will be written, in the order of the base's files."""
-        dtype = DTYPES.get(self.output.dtype)  # none for "same"
+        dtype = FLOATS.get(self.output.dtype)  # none for "same"
         return [
             TensorPlan(e.name, dtype if dtype and e.dtype.is_floating_point else e.dtype, e.shape)
             for e in self.base.in_file_order

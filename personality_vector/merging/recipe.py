@@ -73,6 +73,12 @@ class MergeRecipe(Recipe):
     output: OutputSpec = OutputSpec()
     device: Device = "auto"
 
+    @property
+    def models(self) -> set[str]:
+        """Every checkpoint that is named, as it is named."""
+        named = [self.base, *(model for term in self.terms for model in (term.tuned, term.of))]
+        return {str(model) for model in named if model is not None}
+
 
 def is_mergekit(data: Mapping[str, Any]) -> bool:
     """Whether a YAML is one of mergekit's: ours says ``method``, theirs ``merge_method``."""

@@ -42,12 +42,12 @@ def in_parallel(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
     After an error, or when the caller stops iterating, no further item is begun. A call inside
     another ``in_parallel`` uses one thread.
     """
-    import torch
-
-    threads = torch.get_num_threads()
     if getattr(_here, "busy", False):
         yield from map(work, items)
         return
+    import torch
+
+    threads = torch.get_num_threads()
     try:
         if len(items) < 2 or cores() == 1:
             # One thread, since the pieces are too small for torch to gain from more.
@@ -62,6 +62,18 @@ def in_parallel(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
     finally:
         # A setting of one thread is the default of threads that start later.
         torch.set_num_threads(threads)
+
+
+def in_background(work: Callable[[], None]) -> threading.Thread:
+    """Begin some work in one thread, which does not keep the process alive."""
+
+    def run() -> None:
+        _here.busy = True
+        work()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
 
 
 def _begin() -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from personality_vector.checkpoint import AtomicDirectory, Checkpoint, read_header
+from personality_vector.checkpoint import Checkpoint, read_header
 from personality_vector.errors import (
     CheckpointError,
     DataError,
@@ -22,6 +22,7 @@ from personality_vector.errors import (
     require_new,
     some,
 )
+from personality_vector.files import AtomicDirectory
 from personality_vector.manifest import write_manifest
 from personality_vector.recipes.schema import PoleField
 from personality_vector.steering.fit import resolved

@@ -13,6 +13,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from personality_vector.files import content_of
+
 
 def digest_of(*things: Any) -> str:
     """Return 32 hex digits that change with anything in ``things``.
@@ -43,8 +45,6 @@ def _plain(thing: Any) -> Any:
     elif isinstance(thing, float):
         found = thing if math.isfinite(thing) else repr(thing)
     elif isinstance(thing, Path):
-        from personality_vector.checkpoint.digests import content_of  # imports torch
-
         found = content_of(thing)
     elif isinstance(thing, Mapping):
         found = {str(_plain(key)): _plain(value) for key, value in thing.items()}

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from personality_vector.checkpoint import FLOATS
 from personality_vector.errors import CheckpointError, ModelError, some
 
 log = logging.getLogger(__name__)
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
@@ -35,7 +34,7 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
     disable_progress_bar()
     try:
         model, report = _class_of(path).from_pretrained(
-            str(path), dtype=DTYPES[dtype], output_loading_info=True, use_safetensors=True
+            str(path), dtype=FLOATS[dtype], output_loading_info=True, use_safetensors=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{path}: transformers cannot load this model: {error}") from error

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from personality_vector.checkpoint import Checkpoint, content_of, is_sampled
+from personality_vector.checkpoint import Checkpoint, is_sampled
 from personality_vector.delta import Delta
 from personality_vector.errors import CheckpointError
+from personality_vector.files import content_of
 from personality_vector.steering import SteeringVector
 
 FLIPS = 40

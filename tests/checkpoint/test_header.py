@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from personality_vector.checkpoint.header import DTYPES, read_header
+from personality_vector.checkpoint.tensors import DTYPES, read_header
 from personality_vector.errors import CheckpointError
 
 

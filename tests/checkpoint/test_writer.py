@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from personality_vector.checkpoint import Checkpoint, ShardWriter, TensorPlan, parse_size
-from personality_vector.checkpoint.header import DTYPES
+from personality_vector.checkpoint.tensors import DTYPES
 from personality_vector.errors import RecipeError, TensorMismatchError
 
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from personality_vector.checkpoint import AtomicDirectory
 from personality_vector.cli.main import main
+from personality_vector.files import AtomicDirectory
 
 VERBS = (
     "demo",

@@ -46,7 +46,7 @@ def choose(recipe: "ChooseRecipe", out: Path, force: bool, as_json: bool) -> Non
     command resumes after an interruption, and a change of the floor or the shares measures only
     what is missing. --force replaces the choice and keeps the measurements.
     """
-    from personality_vector.checkpoint import AtomicDirectory
+    from personality_vector.files import AtomicDirectory
     from personality_vector.report.choice import draw_choice
     from personality_vector.study.choose.run import choose
 

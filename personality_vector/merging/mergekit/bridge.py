@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personality_vector.checkpoint import AtomicDirectory, Checkpoint, ShardWriter, TensorPlan
+from personality_vector.checkpoint import FLOATS, Checkpoint, ShardWriter, TensorPlan
 from personality_vector.delta import require_finite, require_same_tensors
 from personality_vector.errors import NonFiniteError, RecipeError, blame
+from personality_vector.files import AtomicDirectory
 from personality_vector.merging.engine import MergeReport, complete
 from personality_vector.merging.mergekit.models import (
     open_models,
@@ -40,7 +41,6 @@ from personality_vector.merging.plan import described_base
 from personality_vector.numeric.kernels import is_finite
 from personality_vector.numeric.random import key_for
 from personality_vector.progress import progress
-from personality_vector.subject.models import DTYPES
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def plan_bridge(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int) -> B
     values = resolve(recipe, regions, parameters, list(stored))
     written = output_dtype(recipe, base, stored)
     tensors = [
-        TensorPlan(e.name, DTYPES.get(written, e.dtype) if e.name in stored else e.dtype, e.shape)
+        TensorPlan(e.name, FLOATS.get(written, e.dtype) if e.name in stored else e.dtype, e.shape)
         for e in base.in_file_order
     ]
     return BridgePlan(recipe, base, models, values, tensors, seed, data)
@@ -187,7 +187,7 @@ def _merged(plan: BridgePlan, tensor: TensorPlan) -> Tensor:
                 ids=ids,
                 base_index=ids.index(recipe.base_model) if recipe.base_model in ids else None,
                 name=name,
-                dtype=DTYPES[recipe.dtype] if recipe.dtype else None,
+                dtype=FLOATS[recipe.dtype] if recipe.dtype else None,
                 out_dtype=tensor.dtype,
             )
         except (ValueError, TypeError, RuntimeError) as error:

@@ -12,14 +12,13 @@ from typing import Any
 
 import yaml
 
-from personality_vector.checkpoint import Checkpoint
+from personality_vector.checkpoint import FLOATS, Checkpoint
 from personality_vector.delta import block_of, is_adapter, is_saved_delta
 from personality_vector.errors import RecipeError
 from personality_vector.merging.formula import Options
 from personality_vector.merging.methods import find_method
 from personality_vector.merging.recipe import MergeRecipe, TermSpec
 from personality_vector.merging.summands import alpha_by_tensor, selected
-from personality_vector.subject.models import DTYPES
 
 _TIES = "where the terms cancel exactly, mergekit adds the positive ones and this tool nothing"
 _EQUAL = "of equal magnitudes at the threshold mergekit keeps some, this tool all"
@@ -190,7 +189,7 @@ def _written(recipe: MergeRecipe, base: Checkpoint) -> str:
     if recipe.output.dtype != "same":
         return recipe.output.dtype
     stored = {e.dtype for e in base.entries.values() if e.dtype.is_floating_point}
-    names = [name for name, dtype in DTYPES.items() if stored == {dtype}]
+    names = [name for name, dtype in FLOATS.items() if stored == {dtype}]
     if not names:
         raise RecipeError("output.dtype: same: the base mixes dtypes, mergekit writes one; name it")
     return names[0]

@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
-from personality_vector.checkpoint import Checkpoint, kind, read_json
+from personality_vector.checkpoint import FLOATS, Checkpoint, kind, read_json
 from personality_vector.delta import block_of, is_adapter, is_saved_delta
 from personality_vector.errors import RecipeError, TensorMismatchError
 from personality_vector.merging.mergekit.recipe import MergekitRecipe, Rule
 from personality_vector.merging.summands import depths_of
-from personality_vector.subject.models import DTYPES
 
 Level = Mapping[str, tuple[Rule, ...]]
 """Parameters as they are given at one place of the file."""
@@ -91,7 +90,7 @@ def output_dtype(
         return given
     if all(base.entries[name].dtype == dtype for name, dtype in stored.items()):
         return "same"
-    names = [name for name, dtype in DTYPES.items() if {dtype} == set(stored.values())]
+    names = [name for name, dtype in FLOATS.items() if {dtype} == set(stored.values())]
     if not names:
         raise RecipeError("the models mix dtypes; give dtype, such as bfloat16")
     return names[0]

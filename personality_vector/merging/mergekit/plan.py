@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from personality_vector.checkpoint import Checkpoint
+from personality_vector.checkpoint import FLOATS, Checkpoint
 from personality_vector.delta import open_delta
 from personality_vector.errors import RecipeError
 from personality_vector.merging.merged import Merged
@@ -34,7 +34,6 @@ from personality_vector.merging.mergekit.settings import (
 from personality_vector.merging.plan import MergePlan, Output
 from personality_vector.merging.summands import require_nonzero
 from personality_vector.merging.terms import LONGEST_ROW, Term
-from personality_vector.subject.models import DTYPES
 
 _SOURCE = "conventions of mergekit 0.1.5, on this tool's engine"
 
@@ -79,7 +78,7 @@ def _plan_conventions(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int
         _require_ranks(base, values)
     written = output_dtype(recipe, base, stored)
     precisions = {
-        name: Precision(kept, DTYPES.get(recipe.dtype or "", kept), DTYPES.get(written, kept))
+        name: Precision(kept, FLOATS.get(recipe.dtype or "", kept), FLOATS.get(written, kept))
         for name, kept in stored.items()
     }
     options = {"dtype": recipe.dtype or "same", **summary(v.shared for v in values.values())}

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from personality_vector.checkpoint import AtomicDirectory, Checkpoint
+from personality_vector.checkpoint import Checkpoint
 from personality_vector.checkpoint.cards import LOADING, fenced, metadata, shown
 from personality_vector.errors import RecipeError
+from personality_vector.files import AtomicDirectory
 from personality_vector.manifest import write_manifest
 from personality_vector.steering.bake.base import Base, read_config, scaled_directions
 from personality_vector.steering.bake.exports import EXPORTS, ablation_export

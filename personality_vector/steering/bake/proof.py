@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from personality_vector.checkpoint import FLOATS
 from personality_vector.errors import (
     CheckpointError,
     DataError,
@@ -29,7 +30,7 @@ from personality_vector.errors import (
     VerificationError,
     some,
 )
-from personality_vector.subject.models import DTYPES, load_model, load_tokenizer
+from personality_vector.subject.models import load_model, load_tokenizer
 
 TEXTS = (
     "The committee met on Tuesday to decide how the money from the old mill should be spent, and",
@@ -113,7 +114,7 @@ def prove(model: Path, export: Export, dtype: torch.dtype, folder: Path) -> Proo
         DataError: The steering changes no logit by more than the tolerance.
     """
     name = str(dtype).removeprefix("torch.")
-    dtypes = ("float32", name) if name in DTYPES and name != "float32" else ("float32",)
+    dtypes = ("float32", name) if name in FLOATS and name != "float32" else ("float32",)
     expected = _expected(model, export, dtypes)
     tolerance = TOLERANCE * max(1.0, float(expected["realised"].abs().max()))
     unrounded = _largest(expected["unrounded"], expected["asked"])

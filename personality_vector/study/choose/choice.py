@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from personality_vector.checkpoint import AtomicDirectory
 from personality_vector.errors import DataError
+from personality_vector.files import AtomicDirectory
 from personality_vector.manifest import rounded, write_manifest
 from personality_vector.study.choose.layers import Evidence
 from personality_vector.study.choose.scan import CurvePoint, swing, usable

@@ -6,10 +6,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from personality_vector.checkpoint import Checkpoint, content_of
+from personality_vector.checkpoint import Checkpoint
 from personality_vector.data.personas import rubric_of
 from personality_vector.data.statements import Statement, normalised, read_statements
 from personality_vector.errors import DataError, RecipeError
+from personality_vector.files import content_of
 from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.judges.classifier import StatementJudge
 from personality_vector.measures.coherence import Coherence, CoherenceSpec

@@ -8,27 +8,24 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, NamedTuple
 
 from personality_vector.errors import CheckpointError
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+WIDTHS: Mapping[str, int] = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
 }
-NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+"""Bytes of one entry, by the name of its dtype in a header."""
 
 _MOST_HEADER_BYTES = 100_000_000
 _MOST_TENSORS = 200_000
@@ -37,30 +34,16 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,300}")
 _LFS_POINTER = b"version https://git-lfs"
 
 
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """A tensor that is or will be in a file: its name, dtype and shape."""
+class Stored(NamedTuple):
+    """A tensor in a file: the name of its dtype, its shape, its bytes from ``start`` to ``end``."""
 
-    name: str
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of data."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry(TensorPlan):
-    """Where one tensor lies: ``file[start:end]``, row-major, little-endian."""
-
-    file: Path
     start: int
     end: int
 
 
-def read_header(file: Path) -> dict[str, TensorEntry]:
+def read_table(file: Path) -> dict[str, Stored]:
     """Return the tensors of a safetensors file by name.
 
     Raises:
@@ -79,9 +62,9 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
     at, table = 8 + length, _parse(file, text)
     entries = {name: _entry(file, name, row, at) for name, row in table.items()}
-    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != at:
-            raise CheckpointError(f"{file}: tensor {entry.name} overlaps another or leaves a hole")
+            raise CheckpointError(f"{file}: tensor {name} overlaps another or leaves a hole")
         at = entry.end
     if at != size:
         raise CheckpointError(f"{file}: should have {at} bytes and has {size}; is it truncated?")
@@ -115,20 +98,20 @@ def _parse(file: Path, text: bytes) -> dict[str, Any]:
     return table
 
 
-def _entry(file: Path, name: str, row: Any, data: int) -> TensorEntry:
+def _entry(file: Path, name: str, row: Any, data: int) -> Stored:
     if not PLAIN_NAME.fullmatch(name):
         raise CheckpointError(f"{file}: refused tensor name {name[:80]!r}")
     try:
-        dtype, shape = DTYPES[row["dtype"]], tuple(row["shape"])
+        width, shape = WIDTHS[row["dtype"]], tuple(row["shape"])
         first, last = row["data_offsets"]
         if not all(type(number) is int and number >= 0 for number in (*shape, first, last)):
             raise ValueError("a size or offset is not a whole number")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: tensor {name}: unreadable entry: {row!r:.120}") from error
-    entry = TensorEntry(name, dtype, shape, file, data + first, data + last)
-    if last - first != entry.size:
+    size = width * math.prod(shape)
+    if last - first != size:
         raise CheckpointError(
-            f"{file}: tensor {name}: shape {list(shape)} needs {entry.size} bytes, "
+            f"{file}: tensor {name}: shape {list(shape)} needs {size} bytes, "
             f"the header gives {last - first}"
         )
-    return entry
+    return Stored(row["dtype"], shape, data + first, data + last)

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from personality_vector.checkpoint import AtomicDirectory
 from personality_vector.errors import LockedError, OutputExistsError, StorageError
+from personality_vector.files import AtomicDirectory
 from personality_vector.manifest import MANIFEST
 
 
@@ -141,7 +141,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from personality_vector.checkpoint import AtomicDirectory
+from personality_vector.files import AtomicDirectory
 with AtomicDirectory(sys.argv[1], force=True) as partial:
     (partial / "a.txt").write_text("half")
     (partial / "b.txt").write_text("half")

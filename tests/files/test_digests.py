@@ -7,15 +7,21 @@ import shutil
 import threading
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
+import torch
 import xxhash
+from safetensors.torch import save_file
 
-from personality_vector.checkpoint import Checkpoint, content_of, digests, ranges
-from personality_vector.checkpoint.digests import Range
+from personality_vector import files
+from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import CheckpointError, DataError
+from personality_vector.files import content_of, digests, ranges
+from personality_vector.files.digests import Range
 
 SIZE = 3_000_000
+TENSORS = 3
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +58,15 @@ def file(tmp_path):
     path.write_bytes(random.Random(0).randbytes(SIZE))
     os.utime(path, (0, 1e9))  # so that any change is of another tick of the clock
     return path
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Return a checkpoint of some tensors, of 120 KB."""
+    tensors = {f"{number}.weight": torch.full((100, 100), number) for number in range(TENSORS)}
+    (tmp_path / "model").mkdir()
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    return tmp_path / "model"
 
 
 def flip(path, bit):
@@ -152,15 +167,53 @@ def test_what_was_seen_is_not_read_again(file, reads):
 
 
 @pytest.mark.usefixtures("kept")
-def test_a_fingerprint_that_was_seen_reads_no_tensor(single, tensors, reads):
-    path = single(tensors)
-    before = Checkpoint.open(path).fingerprint
-    assert len(reads) == len(tensors)
-    assert Checkpoint.open(path).fingerprint == before
-    assert len(reads) == len(tensors)
-    content_of(path / "model.safetensors")  # another range of the same file
-    assert Checkpoint.open(path).fingerprint == before
-    assert len(reads) == len(tensors) + 1
+def test_a_fingerprint_that_was_seen_reads_no_tensor(model, reads):
+    before = Checkpoint.open(model).fingerprint
+    assert len(reads) == TENSORS
+    assert Checkpoint.open(model).fingerprint == before
+    assert len(reads) == TENSORS
+    content_of(model / "model.safetensors")  # another range of the same file
+    assert Checkpoint.open(model).fingerprint == before
+    assert len(reads) == TENSORS + 1
+
+
+# Ahead of the import of torch.
+
+
+@pytest.fixture
+def without_torch(monkeypatch):
+    monkeypatch.setattr(digests, "_ahead", None)
+    monkeypatch.setattr(digests, "_found_ahead", {})
+    monkeypatch.setattr(digests, "sys", SimpleNamespace(modules={}))
+
+
+@pytest.mark.usefixtures("kept", "without_torch")
+@pytest.mark.parametrize("has_cache", [True, False])
+def test_what_was_hashed_ahead_is_not_read_again(model, reads, cache, has_cache):
+    before = Checkpoint.open(model).fingerprint
+    shutil.rmtree(cache)
+    if not has_cache:
+        cache.write_text("not a folder")
+    files.begin([model, model / "none"])
+    assert Checkpoint.open(model).fingerprint == before  # which waits
+    assert len(reads) == 2 * TENSORS
+    flip(model / "model.safetensors", 8 * (model / "model.safetensors").stat().st_size - 1)
+    assert Checkpoint.open(model).fingerprint != before
+
+
+@pytest.mark.usefixtures("without_torch")
+@pytest.mark.parametrize("content", [b"", bytes(80), b"\xff" * 80])
+def test_a_damaged_file_is_refused_where_it_is_read_and_not_ahead(model, content, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda what: pytest.fail(str(what)))
+    (model / "model.safetensors").write_bytes(content)
+    files.begin([model])
+    with pytest.raises(CheckpointError):
+        Checkpoint.open(model)
+
+
+def test_nothing_is_begun_once_torch_is_there(model):
+    files.begin([model])
+    assert digests._ahead is None
 
 
 @pytest.mark.parametrize(

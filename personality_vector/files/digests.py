@@ -5,24 +5,22 @@ Kept digests lie in one small file for each file that was hashed. A folder that 
 or an entry that is damaged or out of date, only costs the time of hashing again.
 """
 
-import hashlib
 import json
-import math
 import os
-import re
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import xxhash
 
-from personality_vector.checkpoint.header import NAMES, TensorEntry
-from personality_vector.checkpoint.ranges import MAPPED, Stamp, leased, read
 from personality_vector.errors import CheckpointError, DataError
-from personality_vector.numeric.parallel import in_parallel
+from personality_vector.files.header import read_table
+from personality_vector.files.ranges import MAPPED, Stamp, leased, read
+from personality_vector.numeric.parallel import in_background, in_parallel
 
 _SETTLED_NS = 3 * 10**9
 """A file that was written to more recently than this is hashed every time: its next change may
@@ -35,12 +33,8 @@ _ENTRY_VERSION = 1
 _MOST = 4096
 """Number of entries in the folder; beyond it the older half is deleted."""
 
-_MODEL_VERSION = "v2"
-"""Prefix of the digest of a model. Earlier versions wrote bare hex, of a sample of the bytes."""
-
-_WINDOWS = 8
-_WINDOW_BYTES = 512
-_SAMPLED = re.compile(r"[0-9a-f]{32}")
+_ahead: threading.Thread | None = None
+_found_ahead: dict[tuple[Path, Stamp], dict[tuple[int, int], str]] = {}
 
 
 class Range(NamedTuple):
@@ -63,6 +57,8 @@ def digests(ranges: Sequence[Range]) -> list[str]:
         OSError: It cannot be read.
     """
     begun = time.time_ns()
+    if _ahead is not None and _ahead is not threading.current_thread():
+        _ahead.join()
     files = {one.file: one.descriptor for one in ranges}
     stamps = {file: Stamp.of(descriptor) for file, descriptor in files.items()}
     found = {file: _kept(file, stamp) for file, stamp in stamps.items()}
@@ -77,6 +73,29 @@ def digests(ranges: Sequence[Range]) -> list[str]:
     for file, descriptor in opened.items():
         _keep(file, stamps[file], Stamp.of(descriptor), begun, found[file])
     return [found[one.file][one.place] for one in ranges]
+
+
+def begin(models: Iterable[Path]) -> None:
+    """Begin to hash the tensors of models on a core that the import of torch leaves idle.
+
+    The next call of :func:`digests` waits for the end. Nothing is begun once torch is there.
+    """
+    global _ahead
+    if "torch" not in sys.modules:
+        files = [file for path in models for file in sorted(path.glob("model*.safetensors"))]
+        _ahead = in_background(lambda: _look_ahead(files))
+
+
+def _look_ahead(files: Iterable[Path]) -> None:
+    for file in files:
+        # Whatever is wrong is found again, and said, by whoever reads the file.
+        with suppress(Exception), file.open("rb", buffering=0) as stream:
+            descriptor = stream.fileno()
+            stamp = Stamp.of(descriptor)
+            if _is_settled(stamp, time.time_ns()) and stamp.size >= _WORTH_KEEPING:
+                places = [(one.start, one.end) for one in read_table(file).values()]
+                found = digests([Range(file, descriptor, place) for place in places])
+                _found_ahead[file, stamp] = dict(zip(places, found, strict=True))
 
 
 def _spans(ranges: Iterable[Range]) -> list[list[Range]]:
@@ -136,62 +155,6 @@ def _of_file(file: Path) -> str:
         return digests([Range(file, stream.fileno(), place)])[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """Names, shapes, dtypes and every byte of every tensor, whatever files they lie in."""
-
-    digest: str
-    tensors: int
-    parameters: int
-
-    def __str__(self) -> str:
-        return self.digest[:12]
-
-
-def fingerprint(entries: Iterable[TensorEntry], descriptor: Callable[[Path], int]) -> Fingerprint:
-    """Return the fingerprint of a checkpoint.
-
-    Args:
-        entries: Its tensors.
-        descriptor: Returns that of an open file.
-
-    Raises:
-        CheckpointError: A file is changed while it is being read, or is shorter than it was.
-        OSError: It cannot be read.
-    """
-    ordered = sorted(entries, key=lambda entry: entry.name)
-    ranges = [Range(one.file, descriptor(one.file), (one.start, one.end)) for one in ordered]
-    whole = xxhash.xxh3_128()
-    for entry, digest in zip(ordered, digests(ranges), strict=True):
-        whole.update(f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}|{digest}\n".encode())
-    parameters = sum(math.prod(entry.shape) for entry in ordered)
-    return Fingerprint(_MODEL_VERSION + whole.hexdigest(), len(ordered), parameters)
-
-
-def is_sampled(digest: str) -> bool:
-    """Return whether a digest of a model was recorded by an earlier version.
-
-    >>> is_sampled("0123456789abcdef0123456789abcdef")
-    True
-    """
-    return _SAMPLED.fullmatch(digest) is not None
-
-
-def sampled(entries: Iterable[TensorEntry], descriptor: Callable[[Path], int]) -> str:
-    """Return the digest that an earlier version recorded, of at most 4 KiB of each tensor."""
-    digest = hashlib.blake2b(digest_size=16)
-    for entry in sorted(entries, key=lambda entry: entry.name):
-        digest.update(f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}|".encode())
-        # All of a small tensor, eight windows of a larger one.
-        size = entry.size if entry.size <= _WINDOWS * _WINDOW_BYTES else _WINDOW_BYTES
-        stride = (entry.size - size) / (_WINDOWS - 1)
-        for index in range(_WINDOWS if stride else 1):
-            start = entry.start + int(index * stride)
-            for piece in read(descriptor(entry.file), entry.file, start, start + size):
-                digest.update(piece)
-    return digest.hexdigest()
-
-
 def cache_folder() -> Path:
     """Return where digests are kept: in ``PVEC_CACHE``, or else in the user's cache folder."""
     given, shared = os.environ.get("PVEC_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
@@ -204,6 +167,8 @@ def cache_folder() -> Path:
 
 def _kept(file: Path, stamp: Stamp) -> dict[tuple[int, int], str]:
     """Return the digests of ranges of a file that were kept when it had this stamp."""
+    if (file, stamp) in _found_ahead:
+        return _found_ahead[file, stamp]
     if stamp.size < _WORTH_KEEPING:
         return {}
     # RuntimeError: a user without a home. KeyError, TypeError: the layout of another version.
@@ -222,8 +187,7 @@ def _keep(
     """Keep the digests of ranges of a file, and replace what was kept for it before."""
     if before.content != after.content:
         raise CheckpointError(f"{file}: was changed while it was being read")
-    is_settled = max(before.mtime_ns, before.ctime_ns) + _SETTLED_NS < begun
-    if before != after or not is_settled or before.size < _WORTH_KEEPING:
+    if before != after or not _is_settled(before, begun) or before.size < _WORTH_KEEPING:
         return
     rows = [[*place, digest] for place, digest in found.items()]
     text = json.dumps({"of": _of(file, before), "digests": rows})
@@ -237,6 +201,10 @@ def _keep(
             entries.sort(key=lambda entry: entry.stat().st_mtime)
             for entry in entries[: len(entries) // 2]:
                 entry.unlink(missing_ok=True)
+
+
+def _is_settled(stamp: Stamp, now: int) -> bool:
+    return max(stamp.mtime_ns, stamp.ctime_ns) + _SETTLED_NS < now
 
 
 def _of(file: Path, stamp: Stamp) -> list[object]:
