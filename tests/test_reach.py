@@ -90,8 +90,10 @@ class Code:
                     yield from self.named(module, text)
 
     def named(self, module: str, text: str) -> Iterator[str]:
-        """Yield what a string names: ``room.file:Class`` in a registry, or a type in quotes."""
-        if match := re.fullmatch(r"([a-z_.]+)[.:]([A-Z]\w+)", text):
+        """Yield what a string names: a module, ``room.file:Class`` in a registry, or a type."""
+        if text in self.trees:
+            yield f"{text}:"
+        elif match := re.fullmatch(r"([a-z_.]+)[.:]([A-Z]\w+)", text):
             yield f"{NAME}.{match[1]}:{match[2]}"
         elif re.fullmatch(r"[\w.\[\]|, ]*[A-Z][\w.\[\]|, ]*", text) and len(text) < 90:
             for word in re.findall(r"\w+", text):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 import personality_vector as pv
+from personality_vector import files
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
 
@@ -75,6 +76,7 @@ def diff(
     """Save the delta TUNED - BASE."""
     if storage is not None and rank is not None:
         raise RecipeError(f"--as {storage} and --low-rank {rank}: give one of the two")
+    files.begin([Path(base).expanduser(), Path(tuned).expanduser()])
     from personality_vector.delta import open_fine_tune, read_record, require_not_swapped
     from personality_vector.merging.summands import require_nonzero
 

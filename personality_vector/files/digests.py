@@ -7,8 +7,8 @@ or an entry that is damaged or out of date, only costs the time of hashing again
 
 import json
 import os
+import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -18,9 +18,8 @@ from typing import NamedTuple
 import xxhash
 
 from personality_vector.errors import CheckpointError, DataError
-from personality_vector.files.header import read_table
 from personality_vector.files.ranges import MAPPED, Stamp, leased, read
-from personality_vector.numeric.parallel import in_background, in_parallel
+from personality_vector.numeric.parallel import in_parallel
 
 _SETTLED_NS = 3 * 10**9
 """A file that was written to more recently than this is hashed every time: its next change may
@@ -33,8 +32,8 @@ _ENTRY_VERSION = 1
 _MOST = 4096
 """Number of entries in the folder; beyond it the older half is deleted."""
 
-_ahead: threading.Thread | None = None
-_found_ahead: dict[tuple[Path, Stamp], dict[tuple[int, int], str]] = {}
+_AHEAD = "personality_vector.files.ahead"
+_ahead: subprocess.Popen[bytes] | None = None
 
 
 class Range(NamedTuple):
@@ -57,8 +56,8 @@ def digests(ranges: Sequence[Range]) -> list[str]:
         OSError: It cannot be read.
     """
     begun = time.time_ns()
-    if _ahead is not None and _ahead is not threading.current_thread():
-        _ahead.join()
+    if _ahead is not None:
+        _ahead.wait()
     files = {one.file: one.descriptor for one in ranges}
     stamps = {file: Stamp.of(descriptor) for file, descriptor in files.items()}
     found = {file: _kept(file, stamp) for file, stamp in stamps.items()}
@@ -76,26 +75,17 @@ def digests(ranges: Sequence[Range]) -> list[str]:
 
 
 def begin(models: Iterable[Path]) -> None:
-    """Begin to hash the tensors of models on a core that the import of torch leaves idle.
+    """Begin to hash the tensors of models in another process, while this one imports torch.
 
-    The next call of :func:`digests` waits for the end. Nothing is begun once torch is there.
+    The next call of :func:`digests` waits for it. Nothing is begun once torch is there.
     """
     global _ahead
-    if "torch" not in sys.modules:
-        files = [file for path in models for file in sorted(path.glob("model*.safetensors"))]
-        _ahead = in_background(lambda: _look_ahead(files))
-
-
-def _look_ahead(files: Iterable[Path]) -> None:
-    for file in files:
-        # Whatever is wrong is found again, and said, by whoever reads the file.
-        with suppress(Exception), file.open("rb", buffering=0) as stream:
-            descriptor = stream.fileno()
-            stamp = Stamp.of(descriptor)
-            if _is_settled(stamp, time.time_ns()) and stamp.size >= _WORTH_KEEPING:
-                places = [(one.start, one.end) for one in read_table(file).values()]
-                found = digests([Range(file, descriptor, place) for place in places])
-                _found_ahead[file, stamp] = dict(zip(places, found, strict=True))
+    folders = [str(path.absolute()) for path in models if path.is_dir()]
+    if "torch" not in sys.modules and folders:
+        words = [sys.executable, "-P", "-m", _AHEAD, *folders]
+        nowhere = subprocess.DEVNULL
+        with suppress(OSError):
+            _ahead = subprocess.Popen(words, stdin=nowhere, stdout=nowhere, stderr=nowhere)
 
 
 def _spans(ranges: Iterable[Range]) -> list[list[Range]]:
@@ -167,8 +157,6 @@ def cache_folder() -> Path:
 
 def _kept(file: Path, stamp: Stamp) -> dict[tuple[int, int], str]:
     """Return the digests of ranges of a file that were kept when it had this stamp."""
-    if (file, stamp) in _found_ahead:
-        return _found_ahead[file, stamp]
     if stamp.size < _WORTH_KEEPING:
         return {}
     # RuntimeError: a user without a home. KeyError, TypeError: the layout of another version.
@@ -187,7 +175,7 @@ def _keep(
     """Keep the digests of ranges of a file, and replace what was kept for it before."""
     if before.content != after.content:
         raise CheckpointError(f"{file}: was changed while it was being read")
-    if before != after or not _is_settled(before, begun) or before.size < _WORTH_KEEPING:
+    if before != after or not is_worth_keeping(before, begun):
         return
     rows = [[*place, digest] for place, digest in found.items()]
     text = json.dumps({"of": _of(file, before), "digests": rows})
@@ -203,8 +191,10 @@ def _keep(
                 entry.unlink(missing_ok=True)
 
 
-def _is_settled(stamp: Stamp, now: int) -> bool:
-    return max(stamp.mtime_ns, stamp.ctime_ns) + _SETTLED_NS < now
+def is_worth_keeping(stamp: Stamp, now: int) -> bool:
+    """Return whether a file's digests are kept: it is large, and its time stamp is not too new."""
+    is_settled = max(stamp.mtime_ns, stamp.ctime_ns) + _SETTLED_NS < now
+    return is_settled and stamp.size >= _WORTH_KEEPING
 
 
 def _of(file: Path, stamp: Stamp) -> list[object]:

@@ -1,6 +1,7 @@
 """Large work in pieces on all cores, by threads, since every inner loop releases the GIL."""
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,18 +41,18 @@ def in_parallel(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
     """Yield ``work(item)`` for every item, in the order of the items.
 
     After an error, or when the caller stops iterating, no further item is begun. A call inside
-    another ``in_parallel`` uses one thread.
+    another ``in_parallel`` uses one thread, and so does torch, since the pieces are too small for
+    it to gain from more.
     """
+    torch = sys.modules.get("torch")  # a process that only hashes never imports it
+    threads = torch.get_num_threads() if torch else 0
     if getattr(_here, "busy", False):
         yield from map(work, items)
         return
-    import torch
-
-    threads = torch.get_num_threads()
     try:
         if len(items) < 2 or cores() == 1:
-            # One thread, since the pieces are too small for torch to gain from more.
-            torch.set_num_threads(1)
+            if torch:
+                torch.set_num_threads(1)
             yield from map(work, items)
         else:
             pool = ThreadPoolExecutor(cores(), initializer=_begin)
@@ -61,23 +62,11 @@ def in_parallel(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
                 pool.shutdown(cancel_futures=True)
     finally:
         # A setting of one thread is the default of threads that start later.
-        torch.set_num_threads(threads)
-
-
-def in_background(work: Callable[[], None]) -> threading.Thread:
-    """Begin some work in one thread, which does not keep the process alive."""
-
-    def run() -> None:
-        _here.busy = True
-        work()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread
+        if torch:
+            torch.set_num_threads(threads)
 
 
 def _begin() -> None:
-    import torch
-
     _here.busy = True
-    torch.set_num_threads(1)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import sys
 import threading
 import time
 from itertools import pairwise
@@ -18,6 +19,7 @@ from personality_vector import files
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import CheckpointError, DataError
 from personality_vector.files import content_of, digests, ranges
+from personality_vector.files.ahead import look_ahead
 from personality_vector.files.digests import Range
 
 SIZE = 3_000_000
@@ -180,35 +182,36 @@ def test_a_fingerprint_that_was_seen_reads_no_tensor(model, reads):
 # Ahead of the import of torch.
 
 
-@pytest.fixture
-def without_torch(monkeypatch):
-    monkeypatch.setattr(digests, "_ahead", None)
-    monkeypatch.setattr(digests, "_found_ahead", {})
-    monkeypatch.setattr(digests, "sys", SimpleNamespace(modules={}))
-
-
-@pytest.mark.usefixtures("kept", "without_torch")
-@pytest.mark.parametrize("has_cache", [True, False])
-def test_what_was_hashed_ahead_is_not_read_again(model, reads, cache, has_cache):
+@pytest.mark.usefixtures("kept")
+def test_what_was_hashed_ahead_is_not_read_again(model, reads):
+    look_ahead([str(model), str(model / "none")])
+    assert len(reads) == TENSORS
     before = Checkpoint.open(model).fingerprint
-    shutil.rmtree(cache)
-    if not has_cache:
-        cache.write_text("not a folder")
-    files.begin([model, model / "none"])
-    assert Checkpoint.open(model).fingerprint == before  # which waits
-    assert len(reads) == 2 * TENSORS
+    assert len(reads) == TENSORS
     flip(model / "model.safetensors", 8 * (model / "model.safetensors").stat().st_size - 1)
     assert Checkpoint.open(model).fingerprint != before
 
 
-@pytest.mark.usefixtures("without_torch")
 @pytest.mark.parametrize("content", [b"", bytes(80), b"\xff" * 80])
-def test_a_damaged_file_is_refused_where_it_is_read_and_not_ahead(model, content, monkeypatch):
-    monkeypatch.setattr(threading, "excepthook", lambda what: pytest.fail(str(what)))
+@pytest.mark.usefixtures("kept")
+def test_a_damaged_file_is_refused_where_it_is_read_and_not_ahead(model, content):
     (model / "model.safetensors").write_bytes(content)
-    files.begin([model])
+    look_ahead([str(model)])
     with pytest.raises(CheckpointError):
         Checkpoint.open(model)
+
+
+def test_another_process_hashes_what_a_fingerprint_waits_for(model, cache, monkeypatch):
+    save_file({"large": torch.zeros(1 << 20)}, model / "model.safetensors")
+    time.sleep(3.2)  # what has just been written is not kept
+    monkeypatch.setattr(digests, "sys", SimpleNamespace(executable=sys.executable, modules={}))
+    monkeypatch.setattr(digests, "_ahead", None)
+    files.begin([model, model / "none"])
+    assert digests._ahead.wait() == 0
+    (entry,) = cache.iterdir()
+    kept = entry.read_text()
+    assert Checkpoint.open(model).fingerprint.tensors == 1
+    assert entry.read_text() == kept
 
 
 def test_nothing_is_begun_once_torch_is_there(model):
