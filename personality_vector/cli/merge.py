@@ -65,13 +65,11 @@ def merge(
     """
     if recipe is not None and (base or term or method or option or exclude):
         raise RecipeError("--base, --term, --method, --option and --exclude replace a RECIPE")
-    if recipe is None and settings:
-        raise RecipeError("--set changes a RECIPE; the short form has --method and --option")
     folder = out or (options.out_or_default(out, recipe) if recipe else Path("runs/merged"))
     asked = (
         _from_file(recipe, settings, seed, device)
         if recipe is not None
-        else _short_form(base, term, method, option, exclude, seed, device)
+        else _short_form(base, term, method, option, exclude, seed, device, settings)
     )
     if isinstance(asked, MergeRecipe) and not dry_run:
         files.begin(Path(model).expanduser() for model in sorted(asked.models))
@@ -155,8 +153,11 @@ def _short_form(
     exclude: list[str],
     seed: int | None,
     device: str,
+    settings: list[str],
 ) -> MergeRecipe:
     """Return the recipe that ``--base B --term V=0.8 --option k=v`` means."""
+    if settings:
+        raise RecipeError("--set changes a RECIPE; the short form has --method and --option")
     if base is None or not terms:
         raise RecipeError("give a RECIPE, or --base B and at least one --term VECTOR=ALPHA")
     data: dict[str, Any] = {
