@@ -11,15 +11,22 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.data.chats import read_chats
 from personality_vector.data.personas import COHERENCE, Persona
 from personality_vector.data.rows import read_rows
-from personality_vector.elicitation.filter import FilterReport, filtered, require_kept
 from personality_vector.elicitation.recipe import SteerRecipe
-from personality_vector.elicitation.rollouts import Rollout, Side, draw, reused
+from personality_vector.elicitation.rollouts import (
+    FilterReport,
+    Rollout,
+    Side,
+    draw,
+    filtered,
+    require_kept,
+    reused,
+)
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.judges.spec import JudgeSpec
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import Recipe, Words
 from personality_vector.steering import Pooling, SteeringVector, resolve_layers
-from personality_vector.subject import Chat, Judge, question, rated
+from personality_vector.subject import Answer, Chat, Judge, question, rated
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
 
@@ -29,7 +36,7 @@ class Elicited:
     """What a model said as a persona, and what was kept of it.
 
     Attributes:
-        persona: Turned so that its positive side is the end that the recipe asked for.
+        persona: The persona, with the end that the recipe asked for as its positive side.
         rollouts: Every reply, kept or dropped.
         report: How many pairs each rule dropped.
         judge: Name of the judge.
@@ -116,8 +123,8 @@ def extract_persona(
             subject.model, recipe.layers
         )  # refused now rather than after hours of rollouts
     elicited = elicit(recipe, subject, judge, record=record)
-    sides = elicited.kept("positive"), elicited.kept("negative")
-    vector = _between(recipe, subject, sides, persona.pole, persona.label)
+    positive, negative = elicited.kept("positive"), elicited.kept("negative")
+    vector = _between(recipe, subject, (positive, negative), persona.pole, persona.label)
     return replace(vector, judge=elicited.judge), elicited
 
 
@@ -136,9 +143,8 @@ def read_sides(recipe: SteerRecipe) -> tuple[list[Chat], list[Chat]]:
             "a steer recipe with a persona has no data to read; "
             "give positive and negative instead of persona"
         )
-    positive = recipe.positive.narrowed(recipe.pole)
-    negative = recipe.negative.narrowed(recipe.pole.opposite)
-    return read_chats(positive), read_chats(negative)
+    positive = read_chats(recipe.positive.narrowed(recipe.pole))
+    return positive, read_chats(recipe.negative.narrowed(recipe.pole.opposite))
 
 
 def elicit(
@@ -172,25 +178,30 @@ def elicit(
         judge = judge.prepare(subject)
         rated(judge, persona.as_rubric(), ())  # refused now rather than after hours of rollouts
     is_recorded = judge is None and recipe.judge == "recorded"
-    if spec.reuse is None:
-        drawn = draw(subject, persona, spec, recipe.seed)
-    else:
-        earlier = reused(spec.reuse, persona, spec)
-        drawn = earlier if is_recorded else [row.unrated() for row in earlier]
+    drawn = (
+        draw(subject, persona, spec, recipe.seed)
+        if spec.reuse is None
+        else reused(spec.reuse, persona, spec)
+    )
+    if not is_recorded:
+        drawn = [row.unrated() for row in drawn]
     record(drawn)
     judged = drawn if judge is None else _judged(judge, persona, drawn)
     record(judged)
-    is_judged = is_recorded or judge is not None
-    rollouts, report = filtered(judged, recipe.thresholds if is_judged else None)
+    rollouts, report = filtered(
+        judged, recipe.thresholds if is_recorded or judge is not None else None
+    )
     record(rollouts)
     require_kept(report, persona.label)
-    by = str(recipe.judge) if judge is None else judge.name
-    return Elicited(persona, tuple(rollouts), report, by)
+    return Elicited(
+        persona, tuple(rollouts), report, str(recipe.judge) if judge is None else judge.name
+    )
 
 
 def _judged(judge: Judge, persona: Persona, rollouts: Sequence[Rollout]) -> list[Rollout]:
     """Return the rollouts with their ratings, from 0 to 100 on any scale of the judge."""
-    answers = [row.answer for row in rollouts]
+    # A judge does not read the system prompt.
+    answers = [Answer(row.id, 0, row.question, row.reply) for row in rollouts]
     traits, coherences = (
         rated(judge, rubric, answers) for rubric in (persona.as_rubric(), COHERENCE)
     )
@@ -207,18 +218,20 @@ def _between(
     pole: Pole | None,
     label: str = "",
 ) -> SteeringVector:
-    vector = SteeringVector.extract(
-        subject.model,
-        subject.tokenizer,
-        *sides,
-        layers=recipe.layers,
-        pooling=recipe.pooling,
-        estimator=recipe.estimator,
-        batch_size=recipe.batch_size,
-        pole=pole,
-        label=label,
+    return replace(
+        SteeringVector.extract(
+            subject.model,
+            subject.tokenizer,
+            *sides,
+            layers=recipe.layers,
+            pooling=recipe.pooling,
+            estimator=recipe.estimator,
+            batch_size=recipe.batch_size,
+            pole=pole,
+            label=label,
+        ),
+        model=Checkpoint.open(recipe.model).fingerprint.digest,
     )
-    return replace(vector, model=Checkpoint.open(recipe.model).fingerprint.digest)
 
 
 class CreativityPair(Recipe):
@@ -265,11 +278,15 @@ def creativity_direction(
         and how they count layers, for which there is no public code. The last token of the prompt
         is our choice, because what is generated next depends on it; ``prompt_mean`` is the other.
     """
-    sides = (
-        [question(pair.creative) for pair in pairs],
-        [question(pair.uncreative) for pair in pairs],
+    return replace(
+        SteeringVector.extract(
+            model,
+            tokenizer,
+            [question(pair.creative) for pair in pairs],
+            [question(pair.uncreative) for pair in pairs],
+            layers=layers,
+            pooling=pooling,
+            batch_size=batch_size,
+        ).unit(),
+        label="creativity",
     )
-    vector = SteeringVector.extract(
-        model, tokenizer, *sides, layers=layers, pooling=pooling, batch_size=batch_size
-    )
-    return replace(vector.unit(), label="creativity")

@@ -22,9 +22,7 @@ from personality_vector.subject import GenerationSpec
 
 
 def _judge(value: Any, info: Any) -> Any:
-    if value in ("none", "recorded"):
-        return value
-    return by_only_key(KINDS, value, info, "a judge")
+    return value if value in ("none", "recorded") else by_only_key(KINDS, value, info, "a judge")
 
 
 JudgeField = Annotated[
@@ -91,7 +89,7 @@ class SteerRecipe(Recipe):
     device: Device = "auto"
 
     @model_validator(mode="after")
-    def _one_form(self) -> "SteerRecipe":
+    def _require_consistent(self) -> "SteerRecipe":
         given = [side for side in (self.positive, self.negative) if side is not None]
         if (self.persona is None) == (not given):
             raise ValueError("give either persona, or positive and negative")
@@ -103,10 +101,6 @@ class SteerRecipe(Recipe):
                     raise ValueError(
                         f"the key {key} goes with persona, not with data of both sides"
                     )
-        return self
-
-    @model_validator(mode="after")
-    def _judge_has_what_it_needs(self) -> "SteerRecipe":
         if self.judge == "none" and self.thresholds != ThresholdSpec():
             raise ValueError("thresholds need a judge, but judge is none")
         if self.judge == "recorded" and self.rollouts.reuse is None:

@@ -73,12 +73,8 @@ def endpoint_generator(endpoint: Endpoint) -> Generator:
 
 def local_generator(subject: Subject, sampling: Sampling = _LONG, seed: int = 0) -> Generator:
     """Return a generator that asks a model in memory, which cannot enforce the schema."""
-
-    def write(chat: Chat, _schema: Mapping[str, Any]) -> str:
-        (reply,) = replace(subject, sampling=sampling).replies([chat], seed)
-        return reply.text
-
-    return write
+    asked = replace(subject, sampling=sampling)
+    return lambda chat, _schema: asked.replies([chat], seed)[0].text
 
 
 def write_persona(
@@ -153,11 +149,10 @@ def parse_draft(text: str) -> Draft:
         ) from error
     except ValidationError as error:
         raise DataError(f"the generator's JSON: {sentence(Draft, error)}") from error
-    counts = (
+    for what, found, wanted in (
         ("instruction pairs", len(draft.instructions), PAIRS),
         ("questions", len(draft.questions), QUESTIONS),
-    )
-    for what, found, wanted in counts:
+    ):
         if found < wanted:
             raise DataError(f"the generator wrote {found} {what}, {wanted} are needed")
     return draft

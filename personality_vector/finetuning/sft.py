@@ -62,15 +62,18 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
     chats = read_chats(recipe.data.narrowed(recipe.pole))
     with AtomicDirectory(out, force=force, inputs=[base.path]) as partial:
         losses = _fit(recipe, base, chats, partial)
-        content = {
-            "recipe": recipe.model_dump(mode="json"),
-            "base": {"path": str(base.path), "fingerprint": base.fingerprint.digest},
-            "pole": str(recipe.pole),
-            "seed": recipe.seed,
-            "examples": len(chats),
-            "losses": losses,
-        }
-        manifest = write_manifest(partial, "train", content)
+        manifest = write_manifest(
+            partial,
+            "train",
+            {
+                "recipe": recipe.model_dump(mode="json"),
+                "base": {"path": str(base.path), "fingerprint": base.fingerprint.digest},
+                "pole": str(recipe.pole),
+                "seed": recipe.seed,
+                "examples": len(chats),
+                "losses": losses,
+            },
+        )
     log.info("trained %s on %d chats into %s", recipe.pole, len(chats), out)
     return TrainReport(Path(out), len(chats), manifest["losses"][-1], manifest)
 
@@ -88,9 +91,8 @@ def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) ->
             trainer = _trainer(recipe, base, chats, _arguments(recipe, scratch, device))
             trainer.train()
         except (ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
             raise TrainingError(
-                f"{base.reference}: TRL cannot train it like this: {reason}"
+                f"{base.reference}: TRL cannot train it like this: {' '.join(str(error).split())}"
             ) from error
     trainer.model.save_pretrained(out)
     _require_finite(out)
@@ -150,11 +152,12 @@ def _trainer(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], arguments
     from trl import SFTTrainer
 
     disable_progress_bar()
-    rows = [{"prompt": list(chat[:-1]), "completion": [chat[-1]]} for chat in chats]
     trainer = SFTTrainer(
         model=load_model(base.path, dtype=recipe.sft.dtype),
         args=arguments,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(
+            [{"prompt": list(chat[:-1]), "completion": [chat[-1]]} for chat in chats]
+        ),
         processing_class=load_tokenizer(base.path),
         peft_config=_peft_config(recipe),
         callbacks=[_TrainingMonitor()],
@@ -196,22 +199,20 @@ def _rewrite_with(saved: Checkpoint, base: Checkpoint, absent: list[str]) -> Non
     dtype = next(iter(saved.entries.values())).dtype
     twins = {name: _twin(base, saved, name) for name in absent}
     plans = [TensorPlan(name, entry.dtype, entry.shape) for name, entry in saved.entries.items()]
-    for name in absent:
-        entry = base.entries[name]
-        kind = dtype if entry.dtype.is_floating_point else entry.dtype
-        plans.append(TensorPlan(name, kind, entry.shape))
-    whole = saved.path / "whole"
-    whole.mkdir()
-    with ShardWriter(whole, plans) as writer:
-        for plan in plans:
-            twin = twins.get(plan.name, plan.name)
-            tensor = base[plan.name] if twin is None else saved[twin]
-            writer.write(plan.name, tensor.to(plan.dtype))
-    for file in saved.path.glob("*.safetensors*"):
-        file.unlink()
-    for file in whole.iterdir():
-        file.rename(saved.path / file.name)
-    whole.rmdir()
+    plans += [
+        TensorPlan(name, dtype if entry.dtype.is_floating_point else entry.dtype, entry.shape)
+        for name, entry in ((name, base.entries[name]) for name in absent)
+    ]
+    with tempfile.TemporaryDirectory(dir=saved.path) as whole:
+        with ShardWriter(Path(whole), plans) as writer:
+            for plan in plans:
+                twin = twins.get(plan.name, plan.name)
+                source = base[plan.name] if twin is None else saved[twin]
+                writer.write(plan.name, source.to(plan.dtype))
+        for file in saved.path.glob("*.safetensors*"):
+            file.unlink()
+        for file in Path(whole).iterdir():
+            file.rename(saved.path / file.name)
 
 
 def _twin(base: Checkpoint, saved: Checkpoint, name: str) -> str | None:
@@ -257,8 +258,7 @@ def _peft_config(recipe: TrainRecipe) -> Any:
         return None
     from peft import LoraConfig
 
-    lora = recipe.sft.lora
-    targets = lora.target_modules
+    lora, targets = recipe.sft.lora, recipe.sft.lora.target_modules
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

@@ -65,16 +65,15 @@ class ActivationSteering(BaseIntervention):
         _require_clause(self.positions, base)
         with blame(intervention=self.label):
             layers = block_numbers(self.layers, base)
-            for layer in layers:
-                _ = self.vector[layer]
+            if layers:
+                self.vector.at(*layers)  # refuses a layer that it has no direction for
             if self.gate is not None:
                 require_width("the gate", self.gate.direction.numel(), base)
                 block_numbers([self.gate.layer], base)
-                first = min(layers, default=self.gate.layer)
-                if self.gate.layer > first:
+                if self.gate.layer > min(layers, default=self.gate.layer):
                     raise ModelError(
                         f"the gate at layer {self.gate.layer} comes after the first steered layer, "
-                        f"{first}; move it to layer {first} or before"
+                        f"{min(layers)}; move it to layer {min(layers)} or before"
                     )
 
     @contextmanager
@@ -92,14 +91,14 @@ class ActivationSteering(BaseIntervention):
         """
         from personality_vector.steering import Positions, resolve_layers, steered
 
-        if isinstance(strength, int | float):
-            require_step(self, strength)
-        directions = {
-            layer: self.vector[layer] for layer in resolve_layers(subject.model, self.layers)
-        }
-        positions = Positions.parse(self.positions, lambda: subject.tokenizer)
+        layers = resolve_layers(subject.model, self.layers)
         with steered(
-            subject.model, directions, strength, positions=positions, how=self.how, gate=self.gate
+            subject.model,
+            {layer: self.vector[layer] for layer in layers},
+            strength,
+            positions=Positions.parse(self.positions, lambda: subject.tokenizer),
+            how=self.how,
+            gate=self.gate,
         ):
             yield subject
 
@@ -154,7 +153,7 @@ class VectorSpec(InterventionSpec):
     @model_validator(mode="after")
     def _require_consistent(self) -> "VectorSpec":
         if self.gate is not None and self.positions != "response":
-            raise ValueError("a gate is decided by the whole prompt; add positions: response")
+            raise ValueError("a gate depends on the whole prompt; add positions: response")
         if self.incremental and min(self.layers) < 0:
             raise ValueError("with incremental, layers count from 0: negative ones are not allowed")
         return self
@@ -241,13 +240,17 @@ class NeuronSteering(BaseIntervention):
             NonFiniteError: Gamma is not finite.
             DataError: Where the prompt ends is unknown; see :func:`steered`.
         """
-        from personality_vector.interventions.neurons.hooks import steered_neurons
+        from personality_vector.interventions.neurons.chosen import steered_neurons
         from personality_vector.steering import Positions
 
         require_step(self, strength)
-        positions = Positions.parse(self.positions, lambda: subject.tokenizer)
         with steered_neurons(
-            subject.model, self.neurons, strength, positions, keep=self.keep, seed=self.seed
+            subject.model,
+            self.neurons,
+            strength,
+            Positions.parse(self.positions, lambda: subject.tokenizer),
+            keep=self.keep,
+            seed=self.seed,
         ):
             yield subject
 

@@ -67,8 +67,9 @@ class Decoding(BaseIntervention):
             NonFiniteError: It is NaN or infinite.
         """
         require_step(self, strength)
-        decoding = {**subject.decoding, **self.options}
-        yield replace(subject, decoding=decoding) if strength else subject
+        yield (
+            replace(subject, decoding={**subject.decoding, **self.options}) if strength else subject
+        )
 
 
 class DecodingOptions(Recipe):

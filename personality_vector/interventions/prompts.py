@@ -62,8 +62,7 @@ class SystemMessage(BaseIntervention, ABC):
 
 def edited(subject: Subject, edit: Callable[[Chat], Chat]) -> Subject:
     """Return the subject with one more edit of its chats, made after those that it has."""
-    earlier = subject.edit
-    return replace(subject, edit=lambda chat: edit(earlier(chat)))
+    return replace(subject, edit=lambda chat: edit(subject.edit(chat)))
 
 
 def _instructed(sentence: str, chat: Chat) -> Chat:

@@ -73,9 +73,9 @@ class InterventionSpec(Recipe):
         """
 
     def at_seed(self, seed: int) -> "InterventionSpec":
-        """Return it with ``seed`` in place of ``{seed}`` in its paths."""
-        text = self.model_dump_json(exclude_unset=True)
-        return type(self).model_validate(json.loads(text.replace(SEED, str(seed))))
+        """Return this intervention with ``seed`` in place of ``{seed}`` in its paths."""
+        text = self.model_dump_json(exclude_unset=True).replace(SEED, str(seed))
+        return type(self).model_validate(json.loads(text))
 
     @property
     def has_seed(self) -> bool:
@@ -101,15 +101,13 @@ def require_step(intervention: Intervention, strength: float) -> None:
         raise NonFiniteError(
             f"{intervention.label}: the strength must be a finite number, got {strength}"
         )
-    steps = intervention.steps
-    if steps is None or strength in steps:
-        return
-    shown = [f"{step:g}" for step in steps]
-    if len(shown) > 8:
-        shown[2:-1] = ["..."]
-    raise RecipeError(
-        f"{intervention.label}: has the strengths {enumerated(shown)}, got {strength:g}"
-    )
+    if intervention.steps is not None and strength not in intervention.steps:
+        shown = [f"{step:g}" for step in intervention.steps]
+        if len(shown) > 8:
+            shown[2:-1] = ["..."]
+        raise RecipeError(
+            f"{intervention.label}: has the strengths {enumerated(shown)}, got {strength:g}"
+        )
 
 
 def enumerated(words: list[str]) -> str:

@@ -48,8 +48,9 @@ class WeightEdit(BaseIntervention):
         from personality_vector.delta.storage import is_saved_delta
         from personality_vector.files.digests import content_of
 
-        inputs = self.delta.source.inputs
-        folders = {path for path in inputs if is_saved_delta(path) or is_adapter(path)}
+        folders = {
+            path for path in self.delta.source.inputs if is_saved_delta(path) or is_adapter(path)
+        }
         if self.delta.directory is not None:
             folders.add(self.delta.directory)
         return digest_of(identity_of(self), sorted(map(content_of, folders)))
@@ -145,8 +146,7 @@ class HybridEdit(BaseIntervention):
             BaseMismatchError: One of the two is of another model.
             TensorMismatchError: The delta has a tensor that the base lacks or has in another shape.
         """
-        from personality_vector.steering.bake import route_for
-        from personality_vector.steering.bake.base import read_config
+        from personality_vector.steering.bake.base import read_config, route_for
 
         for part in self._parts:
             part.check(base)

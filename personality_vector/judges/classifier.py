@@ -81,8 +81,9 @@ class StatementJudge(BaseJudge):
     """Raised when the same statements give other scores."""
 
     def __post_init__(self) -> None:
-        shared = {normalised(s.text) for s in self.train}
-        shared &= {normalised(s.text) for s in self.held_out}
+        shared = {normalised(s.text) for s in self.train}.intersection(
+            normalised(s.text) for s in self.held_out
+        )
         if shared:
             raise DataError(
                 f"{len(shared)} statements are both learned from and measured on, "
@@ -119,7 +120,16 @@ class StatementJudge(BaseJudge):
         Raises:
             DataError: The rubric has no pole, or its trait is unknown to the judge.
         """
-        pole = self._pole_of(rubric)
+        pole = None
+        if rubric.trait != COHERENCE.trait:
+            pole = rubric.pole
+            if pole is None:
+                raise DataError(
+                    f"a judge that learned from statements rates poles, and {rubric.trait} has "
+                    "none; choose another judge"
+                )
+            if pole.trait not in self.traits:
+                raise DataError(f"the judge knows {some(self.traits)}, not {pole.trait!r}")
         return [self._rate(answer.reply, pole) for answer in answers]
 
     def quality(self) -> list[Quality]:
@@ -137,20 +147,8 @@ class StatementJudge(BaseJudge):
             if value is not None
         ]
 
-    def _pole_of(self, rubric: Rubric) -> Pole | None:
-        """Return what is rated; ``None`` is coherence."""
-        if rubric.trait == COHERENCE.trait:
-            return None
-        if rubric.pole is None:
-            raise DataError(
-                f"a judge that learned from statements rates poles, and {rubric.trait} has none; "
-                "choose another judge"
-            )
-        if rubric.pole.trait not in self.traits:
-            raise DataError(f"the judge knows {some(self.traits)}, not {rubric.pole.trait!r}")
-        return rubric.pole
-
     def _rate(self, text: str, pole: Pole | None) -> Score:
+        """Return the score of one text for a pole, or for coherence if there is none."""
         flaw = _flaw(text)
         if flaw:
             return Score(None, flaw)
@@ -164,18 +162,34 @@ class StatementJudge(BaseJudge):
             return Score(HIGHEST)
         probability = float(regression.predict_proba(features)[0, 1])
         value = LOWEST + (HIGHEST - LOWEST) * probability
-        mirrored = LOWEST + HIGHEST - value
-        return Score(value if pole.level == "high" else mirrored, f"P(high) = {probability:.3f}")
+        return Score(
+            value if pole.level == "high" else LOWEST + HIGHEST - value,
+            f"P(high) = {probability:.3f}",
+        )
 
     def _measured(self, trait: Trait, classifier: Any) -> dict[str, float | None]:
-        from sklearn.metrics import roc_auc_score  # slow to import
+        # Slow to import.
+        from sklearn.metrics import roc_auc_score
+        from sklearn.preprocessing import StandardScaler
 
-        texts, labels = _labelled(self.held_out, trait, "held-out")
+        (seen, learned), (texts, labels) = (
+            _labelled(self.train, trait, "train"),
+            _labelled(self.held_out, trait, "held-out"),
+        )
+        lengths, others = ([[float(len(text))] for text in part] for part in (seen, texts))
+        by_length = _regression_on(StandardScaler(), "balanced").fit(lengths, learned)
+        poles = {statement.pole for statement in self.held_out if statement.trait != trait}
+        means = [
+            classifier.predict_proba([s.text for s in self.held_out if s.pole == pole])[:, 1].mean()
+            for pole in poles
+        ]
         return {
             "judge_accuracy": float(classifier.score(texts, labels)),
             "judge_auc": float(roc_auc_score(labels, classifier.predict_proba(texts)[:, 1])),
-            "judge_accuracy_length_only": _length_only(self.train, self.held_out, trait),
-            "judge_off_topic": _off_topic(classifier, trait, self.held_out),
+            "judge_accuracy_length_only": float(by_length.score(others, labels)),
+            "judge_off_topic": max(
+                ((HIGHEST - LOWEST) * abs(float(mean) - 0.5) for mean in means), default=None
+            ),
         }
 
 
@@ -186,9 +200,8 @@ def _flaw(text: str) -> str:
         return "the answer is empty" if not text.strip() else "the answer has no words"
     if len(found) > 1 and len(set(found)) == 1:
         return f"the answer is one word repeated: {found[0][:20]!r}"
-    if len(found) >= _LOOP_WORDS and (distinct_n([text], 2) or 0.0) <= _LOOP_SHARE:
-        return "the answer repeats itself"
-    return ""
+    is_loop = len(found) >= _LOOP_WORDS and (distinct_n([text], 2) or 0.0) <= _LOOP_SHARE
+    return "the answer repeats itself" if is_loop else ""
 
 
 def _labelled(
@@ -228,19 +241,3 @@ def _regression_on(features: Any, weights: str | None = None) -> Any:
     return make_pipeline(
         features, LogisticRegression(C=_C, max_iter=1000, random_state=0, class_weight=weights)
     )
-
-
-def _length_only(train: Sequence[Statement], held_out: Sequence[Statement], trait: Trait) -> float:
-    from sklearn.preprocessing import StandardScaler
-
-    learned, measured = _labelled(train, trait, "train"), _labelled(held_out, trait, "held-out")
-    lengths = [[[float(len(text))] for text in texts] for texts, _ in (learned, measured)]
-    model = _regression_on(StandardScaler(), "balanced").fit(lengths[0], learned[1])
-    return float(model.score(lengths[1], measured[1]))
-
-
-def _off_topic(classifier: Any, trait: Trait, held_out: Sequence[Statement]) -> float | None:
-    poles = {statement.pole for statement in held_out if statement.trait != trait}
-    texts = [[s.text for s in held_out if s.pole == pole] for pole in poles]
-    means = [float(classifier.predict_proba(of_pole)[:, 1].mean()) for of_pole in texts]
-    return max(((HIGHEST - LOWEST) * abs(mean - 0.5) for mean in means), default=None)

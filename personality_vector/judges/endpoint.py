@@ -36,7 +36,7 @@ class EndpointJudge(NumberJudge):
     neutral: ClassVar[frozenset[str]] = frozenset({"api_key_env", "requests"})
 
     def open(self) -> "EndpointJudge":
-        """Return it; what is missing is refused now, not hours later.
+        """Return this judge, after checking that nothing it needs is missing.
 
         Raises:
             RecipeError: The package ``openai`` is not installed, or the variable is not set.

@@ -32,7 +32,7 @@ class LocalJudge(NumberJudge):
     neutral: ClassVar[frozenset[str]] = frozenset({"checkpoint", "device"})
 
     def open(self) -> "LocalJudge":
-        """Return it; its model is loaded when it rates for the first time.
+        """Return this judge; its model is loaded when it rates for the first time.
 
         Raises:
             CheckpointError: The checkpoint or its tokenizer is missing.
@@ -49,8 +49,8 @@ class LocalJudge(NumberJudge):
 
         vocabulary = load_tokenizer(Checkpoint.open(self.checkpoint).path).get_vocab()
         digits = {str(number) for number in range(self.highest + 1)}
-        bare = {index: token.lstrip(_SPACES) for token, index in vocabulary.items()}
-        found = {index: token for index, token in bare.items() if token in digits}
+        bare = ((index, token.lstrip(_SPACES)) for token, index in vocabulary.items())
+        found = {index: token for index, token in bare if token in digits}
         lacking = digits - set(found.values())
         if lacking:
             raise ModelError(
@@ -76,8 +76,10 @@ class LocalJudge(NumberJudge):
         from personality_vector.checkpoint import Checkpoint
         from personality_vector.subject.subject import base_identity
 
-        model = base_identity(Checkpoint.open(self.checkpoint), self.dtype, self.device)
-        return digest_of(super().identity(), model)
+        return digest_of(
+            super().identity(),
+            base_identity(Checkpoint.open(self.checkpoint), self.dtype, self.device),
+        )
 
     def expected(self, prompts: Sequence[Chat]) -> list[float | None]:
         """Return the expected digit after each prompt, times 100 / 9."""

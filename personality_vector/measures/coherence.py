@@ -60,7 +60,7 @@ class Coherence(BaseMeasure):
         if likelihood is None or not variety:
             raise DataError(
                 f"{self.name}: the base never replies with two words or more, so there is "
-                "nothing to compare with; ask it other questions"
+                "nothing to compare replies with; ask it other questions"
             )
         return replace(self, reference=(likelihood, variety))
 
@@ -80,11 +80,11 @@ class Coherence(BaseMeasure):
         if self.reference is None:
             raise DataError(f"{self.name}: call prepare() first")
         likelihood, variety, n = self._measured(base, collected)
-        if likelihood is not None:
-            likelihood = math.exp(min(0.0, likelihood - self.reference[0]))
-        if variety is not None:
-            variety = min(1.0, variety / self.reference[1])
-        found = {"fluency": likelihood, "variety": variety}
+        usual, usual_variety = self.reference
+        found = {
+            "fluency": None if likelihood is None else math.exp(min(0.0, likelihood - usual)),
+            "variety": None if variety is None else min(1.0, variety / usual_variety),
+        }
         return Findings(
             readings=[
                 Reading(f"{self.name}.{number}", value, n=n, unscored=len(collected) - n)
@@ -101,7 +101,5 @@ class Coherence(BaseMeasure):
         """
         texts = [chat[-1]["content"] for chat in chats]
         spoken = [chat for chat, text in zip(chats, texts, strict=True) if text.strip()]
-        likelihood = None
-        if spoken:
-            likelihood = float(base.log_likelihood(spoken, self.batch_size).double().mean())
-        return likelihood, distinct_n(texts, 2), len(spoken)
+        found = base.log_likelihood(spoken, self.batch_size).double() if spoken else None
+        return None if found is None else float(found.mean()), distinct_n(texts, 2), len(spoken)

@@ -109,8 +109,8 @@ class Divergence(BaseMeasure):
         ]
         if not found:
             raise DataError(
-                f"{self.name}: the base gives only empty replies, so there is nothing to compare "
-                "on; ask it other questions"
+                f"{self.name}: the base gives only empty replies, so there is nothing to "
+                "compare; ask it other questions"
             )
         return [chat for _, chat in sorted(found, key=lambda row: row[0])]
 
@@ -122,8 +122,9 @@ class Divergence(BaseMeasure):
             TensorMismatchError: It splits a reply into other tokens, or has another vocabulary.
         """
         divergence, surprise, n = 0.0, 0.0, 0
-        chats = [reference.chat for reference in self.references]
-        predictions = _predictions(subject, chats, self.batch_size)
+        predictions = _predictions(
+            subject, [reference.chat for reference in self.references], self.batch_size
+        )
         for reference, (_, tokens, log_probs) in zip(self.references, predictions, strict=True):
             kept = len(reference.tokens)
             edited = log_probs[:kept]
@@ -186,9 +187,11 @@ def _require_same_tokens(
 ) -> None:
     if not reference.tokens.equal(tokens):
         raise TensorMismatchError(
-            f"the response {reference.chat[-1]['content'][:60]!r} becomes other tokens after "
-            "the edit"
+            f"the response {reference.chat[-1]['content'][:60]!r} is split into other tokens "
+            "after the edit"
         )
     ours, theirs = reference.log_probs.shape[1], log_probs.shape[1]
     if ours != theirs:
-        raise TensorMismatchError(f"the base has a vocabulary of {ours}, the edited model {theirs}")
+        raise TensorMismatchError(
+            f"the base has a vocabulary of {ours}, the edited model one of {theirs}"
+        )

@@ -75,8 +75,8 @@ class Guards(BaseMeasure):
             Reading(f"{self.name}.distinct_2", distinct_n(texts, 2), n=n),
         ]
         if self.learned is not None:
-            recalled = sum(_bare(text) in self.learned for text in texts)
-            found.append(Reading(f"{self.name}.verbatim", recalled / n, n=n))
+            recalled = [_bare(text) in self.learned for text in texts]
+            found.append(Reading(f"{self.name}.verbatim", sum(recalled) / n, n=n))
         if subject.realised is not None:
             found.append(Reading(f"{self.name}.realised", subject.realised, n=1))
         return found

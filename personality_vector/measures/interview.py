@@ -34,15 +34,14 @@ class InterviewSpec(AskingSpec):
             RecipeError: A file is missing or not what it should be.
             DataError: A judge cannot rate what the answers are rated for.
         """
-        judges = tuple(spec.open() for spec in self.judges)
-        rubrics = tuple(map(rubric_of, self.traits or ()))
+        judges, asking = tuple(spec.open() for spec in self.judges), self.asking()
         if self.traits is None and self.persona is not None:
-            rubrics = (read_recipe(self.persona, Persona).as_rubric(),)
-        for judge in judges:
-            for rubric in rubrics:
-                rated(judge, rubric, [])  # refused before a model is loaded, if it cannot
-        asking = self.asking()
+            rubrics: tuple[Rubric, ...] = (read_recipe(self.persona, Persona).as_rubric(),)
+        else:
+            rubrics = tuple(map(rubric_of, self.traits or ()))
         for rubric in rubrics:
+            for judge in judges:
+                rated(judge, rubric, [])  # refused before a model is loaded, if it cannot
             if not any(item.trait in (None, rubric.trait) for item in asking.instrument.items):
                 raise DataError(
                     f"{self.called}: {self.instrument}: no item is about {rubric.trait}"

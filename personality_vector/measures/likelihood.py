@@ -45,8 +45,13 @@ class LikelihoodSpec(MeasureSpec):
         """
         found = read_statements(self.statements, part=self.part, held_out=self.held_out)
         poles = of_both_poles(found, self.traits, f"{self.statements}: no {self.part} statements")
-        kept = tuple(statement for pole in poles for statement in poles[pole][: self.limit])
-        return Likelihood(kept, self.question, self.system, self.batch_size, self.called)
+        return Likelihood(
+            tuple(statement for pole in poles.values() for statement in pole[: self.limit]),
+            self.question,
+            self.system,
+            self.batch_size,
+            self.called,
+        )
 
     def of_trait(self, trait: Trait) -> "LikelihoodSpec":
         """Return the same measure of one trait alone."""

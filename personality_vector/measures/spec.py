@@ -75,7 +75,7 @@ class BaseMeasure:
         return identity_of(self)
 
     def prepare(self, base: Subject, /) -> Any:  # noqa: ARG002
-        """Return it as it is."""
+        """Return this measure, unchanged."""
         return self
 
     def finish(self, base: Subject, collected: Any, /) -> Findings:  # noqa: ARG002

@@ -12,9 +12,8 @@ from personality_vector.steering.apply import (
     steered,
 )
 from personality_vector.steering.fit import block_numbers, require_made_from, require_width
-from personality_vector.steering.positions import ALL, Positions
 from personality_vector.steering.vector import SteeringVector
-from personality_vector.steering.where import Gate, Where
+from personality_vector.steering.where import ALL, Gate, Positions, Where
 
 __all__ = [
     "ALL",

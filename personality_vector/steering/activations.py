@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from personality_vector.errors import DataError, NonFiniteError, blame
 from personality_vector.progress import progress
-from personality_vector.steering.apply import Hook, hidden_states, resolve_layers
+from personality_vector.steering.apply import hidden_states, resolve_layers
 from personality_vector.subject import Chat, batched, render
 from personality_vector.subject.encoding import encode_chats, right_padded
 from personality_vector.subject.models import decoder_blocks, decoder_of, device_of
@@ -58,7 +59,7 @@ class Reader:
         model: A causal language model; not changed.
         tokenizer: The tokenizer of the model; it needs a chat template.
         layers: Decoder blocks, ``-1`` the last; by default all. As an attribute they are 0-based.
-        pooling: Which tokens count.
+        pooling: Which tokens' activations are averaged.
         batch_size: Inputs per forward pass; it changes speed and memory only.
 
     Raises:
@@ -74,8 +75,9 @@ class Reader:
         pooling: Pooling = "response_mean",
         batch_size: int = 16,
     ) -> None:
-        every = range(len(decoder_blocks(model)))
-        self.layers = resolve_layers(model, every if layers is None else layers)
+        self.layers = resolve_layers(
+            model, range(len(decoder_blocks(model))) if layers is None else layers
+        )
         self._model = model
         self._tokenizer = tokenizer
         self._pooling = pooling
@@ -90,11 +92,11 @@ class Reader:
             DataError: There is no input, or one cannot be read.
             NonFiniteError: An activation is NaN or infinite; the layer is named.
         """
-        kept: dict[int, list[Tensor]] = {layer: [] for layer in self.layers}
-        for batch in self._batches(inputs):
-            for layer, rows in batch.items():
-                kept[layer].append(rows.float())
-        return {layer: torch.cat(parts) for layer, parts in kept.items()}
+        kept = [
+            {layer: rows.float() for layer, rows in batch.items()}
+            for batch in self._batches(inputs)
+        ]
+        return {layer: torch.cat([batch[layer] for batch in kept]) for layer in self.layers}
 
     def mean(self, inputs: Sequence[Chat]) -> dict[int, Float[Tensor, " hidden"]]:
         """Return, for each layer, the mean over inputs of their pooled activations.
@@ -113,8 +115,9 @@ class Reader:
         for number, given in enumerate(inputs):
             with blame(input=number):
                 rows.append(row_of(self._tokenizer, given, self._pooling))
-        numbers = list(batched(range(len(rows)), self._batch_size))
-        for batch in progress(numbers, "read activations"):
+        for batch in progress(
+            list(batched(range(len(rows)), self._batch_size)), "read activations"
+        ):
             found = read_blocks(self._model, [rows[n] for n in batch], self.layers, _mean)
             pooled = {layer: torch.stack(means).cpu() for layer, means in found.items()}
             for layer, values in pooled.items():
@@ -141,18 +144,14 @@ def read_blocks(
     chosen = [torch.tensor(row.pooled, device=device) for row in rows]
     found: dict[int, list[Tensor]] = {}
 
-    def recorder(layer: int) -> Hook:
-        def record(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            hidden = hidden_states(output)
-            pairs = zip(hidden, chosen, strict=True)
-            found[layer] = [pool(row[columns.to(hidden.device)]) for row, columns in pairs]
-
-        return record
+    def record(layer: int, _block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        pairs = zip(hidden_states(output), chosen, strict=True)
+        found[layer] = [pool(row[columns.to(row.device)]) for row, columns in pairs]
 
     blocks = decoder_blocks(model)
     with ExitStack() as stack:
         for layer in layers:
-            stack.callback(blocks[layer].register_forward_hook(recorder(layer)).remove)
+            stack.callback(blocks[layer].register_forward_hook(partial(record, layer)).remove)
         stack.enter_context(reading(Prompts.of(ids, mask, [row.prompt_end for row in rows])))
         decoder_of(model)(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
     return found
@@ -168,7 +167,7 @@ def template_hash(tokenizer: Any) -> str:
 def require_prompts_differ(
     positive: Sequence[Chat], negative: Sequence[Chat], pooling: Pooling
 ) -> None:
-    """Check that a pooling of the prompt can tell two sides apart.
+    """Check that two sides have different prompts, where only prompts are pooled.
 
     Raises:
         DataError: It averages prompts, and each prompt is as frequent on one side as on the other.
@@ -190,20 +189,18 @@ def row_of(tokenizer: Any, chat: Chat, pooling: Pooling) -> Row:
     Raises:
         DataError: It lacks the text that is pooled, or cannot be rendered.
     """
-    is_answered = bool(chat) and chat[-1]["role"] == "assistant"
-    columns: Sequence[int]
-    if pooling == "response_mean" or (pooling == "last" and is_answered):
+    asked = _prompt(chat)
+    if pooling == "response_mean" or (pooling == "last" and len(asked) < len(chat)):
         encoded = encode_chats(tokenizer, [chat])
         ids = encoded.input_ids[0].tolist()
         columns = encoded.response_mask[0].nonzero().flatten().tolist()
         prompt_end = columns[0]
     else:
-        asked = _prompt(chat)
         if not asked:
             raise DataError(f"pooling {pooling} needs a prompt, and this chat has none")
-        text = render(tokenizer, asked, reply_follows=True)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        columns, prompt_end = range(len(ids)), len(ids)
+        prompt = render(tokenizer, asked, reply_follows=True)
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        columns, prompt_end = list(range(len(ids))), len(ids)
     return Row(ids, prompt_end, columns[-1:] if pooling.endswith("last") else columns)
 
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from personality_vector.errors import DataError, ModelError, NonFiniteError, RecipeError
 from personality_vector.steering.fit import no_such_layer, require_fit, resolved
-from personality_vector.steering.positions import ALL, Positions
-from personality_vector.steering.where import Gate, Where
+from personality_vector.steering.where import ALL, Gate, Positions, Where
 from personality_vector.subject.models import decoder_blocks, hidden_size, owner_of
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], Any]
@@ -80,7 +79,7 @@ def steered(
     and single, padded left and right, generated and teacher-forced. A row of strength 0 is the
     plain model bit for bit. Two nested contexts act one after the other.
 
-    Inside ``model.generate`` the prompt is known. Around any other forward pass say it with
+    Inside ``model.generate`` the prompt is known. Around any other forward pass, state it with
     :func:`personality_vector.subject.prompts.reading`, unless ``positions`` are ``all``.
 
     Args:
@@ -149,7 +148,7 @@ def hidden_states(output: Any) -> Float[Tensor, "batch seq hidden"]:
 
 
 def require_no_foreign_hooks(model: nn.Module) -> None:
-    """Refuse hooks and wrappers that another tool left on the model, since they might steer too.
+    """Refuse hooks and wrappers that another tool left on the model, which might steer it too.
 
     Raises:
         ModelError: A hook or a block comes from a package other than the model's own, torch,
@@ -157,11 +156,13 @@ def require_no_foreign_hooks(model: nn.Module) -> None:
     """
     blocks = decoder_blocks(model)
     known = {*_KNOWN, _module(type(owner_of(model, blocks))).partition(".")[0]}
-    things: list[tuple[str, Any]] = [(f"block {n}", type(block)) for n, block in enumerate(blocks)]
-    for name, module in model.named_modules():
-        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        things += [(name or "the model", hook) for hook in hooks]
-    for where, thing in things:
+    wrappers = [(f"block {number}", type(block)) for number, block in enumerate(blocks)]
+    hooks = [
+        (name or "the model", hook)
+        for name, module in model.named_modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ]
+    for where, thing in (*wrappers, *hooks):
         if _module(thing).partition(".")[0] not in known:
             raise ModelError(
                 f"{where} already has a hook or wrapper from {_module(thing)}, which may steer the "

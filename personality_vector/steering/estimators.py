@@ -83,8 +83,9 @@ def logistic(positive: Positive, negative: Negative) -> Float[Tensor, " hidden"]
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         try:
-            probe = LogisticRegression(C=1.0, tol=1e-6, max_iter=10_000)
-            probe.fit((centred / size).numpy(), is_positive.numpy())
+            probe = LogisticRegression(C=1.0, tol=1e-6, max_iter=10_000).fit(
+                (centred / size).numpy(), is_positive.numpy()
+            )
         except ConvergenceWarning as error:
             raise DataError(f"the logistic probe does not converge: {error}") from error
     weight = torch.from_numpy(probe.coef_[0])
@@ -121,9 +122,8 @@ def contrast(
     if estimator == "mean_difference":
         return shift(reader.mean(positive), reader.mean(negative))
     plus, minus = reader.pooled(positive), reader.pooled(negative)
-    estimate = ESTIMATORS[estimator]
     return {
-        layer: estimate(plus[layer].double(), minus[layer].double()).float()
+        layer: ESTIMATORS[estimator](plus[layer].double(), minus[layer].double()).float()
         for layer in reader.layers
     }
 

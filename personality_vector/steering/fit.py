@@ -89,7 +89,7 @@ def require_direction(where: str, direction: Float[Tensor, "..."]) -> None:
     if not torch.isfinite(direction).all():
         raise NonFiniteError(f"{where}: the direction holds NaN or infinity")
     if not direction.any():
-        raise DataError(f"{where}: the direction is zero; a direction needs a length")
+        raise DataError(f"{where}: the direction is zero; a direction must have a length")
 
 
 def require_made_from(
@@ -151,14 +151,15 @@ def require_same_shape(base: nn.Module, tuned: nn.Module) -> None:
     Raises:
         TensorMismatchError: They differ, so their activations cannot be subtracted.
     """
-    models = (base, tuned)
     one, other = (
         f"{len(decoder_blocks(model))} blocks of width {hidden_size(model)} "
         f"and a vocabulary of {text_config(model).vocab_size}"
-        for model in models
+        for model in (base, tuned)
     )
     if one != other:
-        names = [getattr(model, "name_or_path", "") or type(model).__name__ for model in models]
+        names = [
+            getattr(model, "name_or_path", "") or type(model).__name__ for model in (base, tuned)
+        ]
         raise TensorMismatchError(
             f"{names[0]} has {one}, {names[1]} has {other}; "
             "only a model and what was fine-tuned from it can be subtracted"

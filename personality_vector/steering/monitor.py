@@ -57,8 +57,8 @@ def projections(  # noqa: PLR0913  (a model, what it reads, and along what)
         Monitoring of persona vectors, Chen et al. 2025, arXiv:2507.21509: ``<a, v> / |v|``.
     """
     place, unit = unit_at(model, vector, layer)
-    reader = Reader(model, tokenizer, [place], pooling, batch_size)
-    return reader.pooled(chats)[place].double() @ unit
+    pooled = Reader(model, tokenizer, [place], pooling, batch_size).pooled(chats)
+    return pooled[place].double() @ unit
 
 
 def creativity_scores(
@@ -100,9 +100,11 @@ def creativity_scores(
     """
     place, unit = unit_at(model, direction, layer)
     rows = [_scored_row(tokenizer, chat) for chat in chats]
-    pool = partial(_cosines, unit)
-    batches = [read_blocks(model, batch, [place], pool) for batch in batched(rows, batch_size)]
-    return [cosines for batch in batches for cosines in batch[place]]
+    return [
+        cosines
+        for batch in batched(rows, batch_size)
+        for cosines in read_blocks(model, batch, [place], partial(_cosines, unit))[place]
+    ]
 
 
 def unit_at(

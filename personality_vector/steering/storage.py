@@ -1,26 +1,21 @@
 """Vectors on disk: tensors with a record and a manifest, or a control vector of llama.cpp."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from personality_vector.checkpoint import Checkpoint, read_header
+from personality_vector.checkpoint import Checkpoint, read_header, read_json
 from personality_vector.errors import (
     CheckpointError,
     DataError,
     OutputExistsError,
     RecipeError,
     require_new,
-    some,
 )
 from personality_vector.files import AtomicDirectory
 from personality_vector.manifest import write_manifest
@@ -38,14 +33,12 @@ class Record(BaseModel):
     """The content of ``NAME.json``: everything but the numbers.
 
     Attributes:
-        what: What it describes, for messages.
-        stem: ``NAME``.
+        stem: The ``NAME`` of the files.
         kind: Kind of the manifest; a subclass gives it and ``format`` as literals.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    what: ClassVar[str]
     stem: ClassVar[str]
     kind: str
     format: int
@@ -61,12 +54,12 @@ class Record(BaseModel):
             OutputExistsError: The directory exists, without ``force`` or not written by this tool.
         """
         stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        content = self.model_dump(mode="json")
         with AtomicDirectory(directory, force=force) as partial:
             save_file(stored, partial / f"{self.stem}.safetensors")
-            text = self.model_dump_json(indent=2) + "\n"
-            (partial / f"{self.stem}.json").write_text(text, encoding="utf-8")
-            write_manifest(partial, content.pop("kind"), content)
+            (partial / f"{self.stem}.json").write_text(
+                self.model_dump_json(indent=2) + "\n", encoding="utf-8"
+            )
+            write_manifest(partial, self.kind, self.model_dump(mode="json", exclude={"kind"}))
         return directory
 
     @classmethod
@@ -77,27 +70,23 @@ class Record(BaseModel):
             CheckpointError: A file is missing or damaged, or of another version of this package.
         """
         file = directory / f"{cls.stem}.json"
+        found = read_json(file)
         kind, newest = (cls.model_fields[name].default for name in ("kind", "format"))
+        if found.get("kind") == kind and found.get("format") != newest:
+            raise CheckpointError(
+                f"{file}: is in format {found.get('format')!r}, but this version reads format "
+                f"{newest}; extract the {cls.stem} again"
+            )
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            is_ours = isinstance(found, dict) and found.get("kind") == kind
-            if is_ours and isinstance(found.get("format"), int) and found["format"] != newest:
-                raise CheckpointError(
-                    f"{file}: is a {cls.what} in format {found['format']}, this version reads "
-                    f"format {newest}; make it again"
-                )
             record = cls.model_validate(found)
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{file}: is missing; this is not a saved {cls.what}") from error
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{file}: is not the record of a {cls.what}: {error}") from error
+        except ValidationError as error:
+            raise CheckpointError(f"{file}: is not the record of kind {kind}: {error}") from error
         return record, Checkpoint(directory, read_header(directory / f"{cls.stem}.safetensors"))
 
 
 class VectorRecord(Record):
     """The content of ``vector.json``: a steering vector with its norms instead of its numbers."""
 
-    what = "steering vector"
     stem = "vector"
     kind: Literal["steering_vector"] = "steering_vector"
     format: Literal[2] = 2
@@ -109,30 +98,6 @@ class VectorRecord(Record):
     template: str
     judge: str
     norms: dict[int, float]
-
-
-def read_vector(directory: Path) -> tuple[VectorRecord, dict[int, Float[Tensor, " hidden"]]]:
-    """Return the record and the directions of a saved steering vector.
-
-    Raises:
-        CheckpointError: A file is missing or damaged, or the two do not belong together.
-    """
-    record, stored = VectorRecord.read(directory)
-    names = {layer: f"layer.{layer}" for layer in record.norms}
-    unshared = set(stored.names) ^ set(names.values())
-    if unshared:
-        raise CheckpointError(
-            f"{directory}: vector.safetensors and vector.json disagree on {some(unshared)}"
-        )
-    directions = {layer: stored[name] for layer, name in names.items()}
-    for layer, direction in directions.items():
-        norm = float(direction.double().norm())
-        if not math.isclose(norm, record.norms[layer], rel_tol=1e-9):
-            raise CheckpointError(
-                f"{directory}: layer {layer} has norm {norm:.9g}, vector.json says "
-                f"{record.norms[layer]:.9g}; the two files do not belong together"
-            )
-    return record, directions
 
 
 def export_gguf(
@@ -188,7 +153,7 @@ def export_gguf(
         )
     if coefficient == 0:
         raise DataError("coefficient 0 steers nothing: there is nothing to export")
-    scaled = replace(vector, directions={layer: vector[layer] for layer in chosen}) * coefficient
+    scaled = coefficient * vector.at(*chosen)
     _refuse_existing(gguf, path, force=force)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")

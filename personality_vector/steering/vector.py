@@ -11,7 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from personality_vector.delta import Delta
-from personality_vector.errors import BaseMismatchError, NonFiniteError, TensorMismatchError
+from personality_vector.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    NonFiniteError,
+    TensorMismatchError,
+    some,
+)
 from personality_vector.steering.activations import (
     Pooling,
     Reader,
@@ -20,7 +26,7 @@ from personality_vector.steering.activations import (
 )
 from personality_vector.steering.estimators import EstimatorName, contrast, shift
 from personality_vector.steering.fit import Directions, checked, require_same_shape
-from personality_vector.steering.storage import VectorRecord, read_vector
+from personality_vector.steering.storage import VectorRecord
 from personality_vector.subject import Chat
 from personality_vector.traits import Pole
 
@@ -211,8 +217,11 @@ class SteeringVector:
     def unit(self) -> "SteeringVector":
         """Return the directions at length 1; a coefficient is then in the unit of activations."""
         exact = {layer: direction.double() for layer, direction in self.directions.items()}
-        ones = {layer: (1.0 / v.norm() * v).float() for layer, v in exact.items()}
-        return replace(self, directions=ones, label=f"unit({self.label})")
+        return replace(
+            self,
+            directions={layer: (1.0 / v.norm() * v).float() for layer, v in exact.items()},
+            label=f"unit({self.label})",
+        )
 
     def at(self, *layers: int) -> "SteeringVector":
         """Return the directions of some 0-based layers alone.
@@ -237,8 +246,9 @@ class SteeringVector:
             Deviations: also the last layer; layers may be missing between two.
         """
         gains = {layer: self[layer] - self[k] for k, layer in pairwise(self.layers)}
-        label = f"incremental({self.label})"
-        return replace(self, directions={**self.directions, **gains}, label=label)
+        return replace(
+            self, directions={**self.directions, **gains}, label=f"incremental({self.label})"
+        )
 
     def __getitem__(self, layer: int) -> Float[Tensor, " hidden"]:
         """Return the direction at a 0-based ``layer``."""
@@ -299,14 +309,16 @@ class SteeringVector:
     ) -> "SteeringVector":
         """Return directions that were made of this vector and others, with the origins of all."""
         terms = [self, *others]
-        origins = {name: [getattr(term, name) for term in terms] for name in _ORIGINS}
         return replace(
             self,
             directions=directions,
             pole=None,
             label=label,
             counts=(sum(term.counts[0] for term in terms), sum(term.counts[1] for term in terms)),
-            **{name: " + ".join(dict.fromkeys(filter(None, of))) for name, of in origins.items()},
+            **{
+                name: " + ".join(dict.fromkeys(filter(None, (getattr(t, name) for t in terms))))
+                for name in _ORIGINS
+            },
         )
 
     def save(self, directory: str | Path, *, force: bool = False) -> Path:
@@ -333,7 +345,21 @@ class SteeringVector:
         Raises:
             CheckpointError: A file is missing or damaged, or the two disagree.
         """
-        record, directions = read_vector(Path(directory))
+        record, stored = VectorRecord.read(Path(directory))
+        names = {layer: f"layer.{layer}" for layer in record.norms}
+        unshared = set(stored.names) ^ set(names.values())
+        if unshared:
+            raise CheckpointError(
+                f"{directory}: vector.safetensors and vector.json disagree on {some(unshared)}"
+            )
+        directions = {layer: stored[name] for layer, name in names.items()}
+        for layer, norm in record.norms.items():
+            found = float(directions[layer].double().norm())
+            if not math.isclose(found, norm, rel_tol=1e-9):
+                raise CheckpointError(
+                    f"{directory}: layer {layer} has norm {found:.9g}, vector.json says "
+                    f"{norm:.9g}; the two files do not belong together"
+                )
         return cls(directions, **{name: getattr(record, name) for name in _METADATA})
 
     def _combined(self, other: "SteeringVector", sign: float, label: str) -> "SteeringVector":
@@ -344,8 +370,9 @@ class SteeringVector:
                 f"{self.label} and {other.label} do not cover the same layers: "
                 f"only one of them has {sorted(unshared)}"
             )
-        directions = {layer: self[layer] + sign * other[layer] for layer in self.layers}
-        return self.combined([other], directions, label)
+        return self.combined(
+            [other], {layer: self[layer] + sign * other[layer] for layer in self.layers}, label
+        )
 
     def _require_same_space(self, other: "SteeringVector") -> None:
         if self.model != other.model:

@@ -1,24 +1,169 @@
-"""Which rows and columns are steered in the chunk that a model is reading."""
+"""Which tokens are steered: a clause, a gate, and what they select in the chunk that is read.
+
+A clause is read against the prompt, so it means the same tokens in a prefill, in a chunk, in a step
+of decoding, in any beam and in a teacher-forced pass.
+"""
 
 import inspect
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from personality_vector.errors import DataError, ModelError, NonFiniteError, RecipeError
 from personality_vector.steering.fit import require_fit
-from personality_vector.steering.positions import Positions
 from personality_vector.subject.models import hidden_size, owner_of
 from personality_vector.subject.prompts import CURRENT, Prompts, tracking_generate
 
+# Columns ``begin .. end - 1``; the end may be infinite.
+Span = tuple[int, int | float]
+
+# A mask; ``True`` selects the whole chunk and ``False`` none of it.
 Selected = Bool[Tensor, "rows _ 1"] | bool
-"""A mask; ``True`` selects the whole chunk and ``False`` none of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a clause.
+
+    Attributes:
+        kind: ``all``; ``prompt``; ``response``, every token after the prompt; ``last``, the last
+            ``number`` tokens of the prompt; or ``after``, everything after the last token
+            ``number`` of the prompt, including the response.
+        number: How many tokens ``last`` means, or the id of the token that ``after`` names.
+    """
+
+    kind: str
+    number: int = 0
+
+    def span(self, prompts: Prompts, row: int) -> Span:
+        """Return the columns that this means in one row.
+
+        Raises:
+            DataError: The token is not in the prompt, or the ids are not known.
+        """
+        begin, end = prompts.begins[row], prompts.ends[row]
+        spans: dict[str, Span] = {
+            "all": (begin, torch.inf),
+            "prompt": (begin, end),
+            "response": (end, torch.inf),
+            "last": (max(begin, end - self.number), end),
+        }
+        return spans.get(self.kind) or (self._last_place(prompts, row) + 1, torch.inf)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.number}" if self.kind in ("last", "after") else self.kind
+
+    def _last_place(self, prompts: Prompts, row: int) -> int:
+        if prompts.input_ids is None:
+            raise DataError(f"positions after token {self.number}: the prompt has no token ids")
+        ids = prompts.input_ids[row, : prompts.ends[row]]
+        places = (ids == self.number).nonzero().flatten().tolist()
+        if not places or places[-1] < prompts.begins[row]:
+            raise DataError(
+                f"positions after token {self.number}: the prompt of row {row} lacks it, "
+                "so nothing would be steered"
+            )
+        return int(places[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """A clause such as ``all``, ``response``, ``last 1 + response`` or ``after 13``.
+
+    >>> str(Positions.parse("last 1+response"))
+    'last 1 + response'
+    """
+
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def parse(
+        cls, clause: "str | Positions", tokenizer: Callable[[], Any] = lambda: None
+    ) -> "Positions":
+        """Read a clause.
+
+        Args:
+            clause: Parts joined by ``+``; a token is an id, or text if there is a tokenizer.
+            tokenizer: Fetches what turns the text of a token into its id; called only if the
+                clause has a text in it.
+
+        Raises:
+            RecipeError: The clause cannot be read, or a text is not exactly one token.
+        """
+        # A token may hold a plus sign itself: what follows `after` goes to the end.
+        head, after, tail = str(clause).partition("after ")
+        words = [word for word in head.split("+") if word.strip() or not after]
+        words += [after + tail] if after else []
+        return cls(tuple(_part(word.strip(), tokenizer) for word in words))
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of the parts; with ``all`` among them no prompt has to be known."""
+        return {part.kind for part in self.parts}
+
+    def spans(self, prompts: Prompts, row: int) -> tuple[Span, ...]:
+        """Return the columns that are meant in one row.
+
+        Raises:
+            DataError: The prompt does not have what the clause asks for.
+        """
+        spans = tuple(part.span(prompts, row) for part in self.parts)
+        if all(begin >= end for begin, end in spans):
+            raise DataError(
+                f"positions {self}: row {row} has an empty prompt, so none of it is steered"
+            )
+        return spans
+
+    def mask(self, prompts: Prompts, columns: Int[Tensor, " seq"]) -> Bool[Tensor, "rows seq"]:
+        """Return which of some columns are meant, in each row; raises like :meth:`spans`."""
+        rows = (self.spans(prompts, row) for row in range(len(prompts.ends)))
+        inside = [torch.stack([(columns >= a) & (columns < b) for a, b in row]) for row in rows]
+        return torch.stack([spans.any(0) for spans in inside])
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.parts))
+
+
+def _part(text: str, tokenizer: Callable[[], Any]) -> Part:
+    found = re.fullmatch(r"(all|prompt|response)|last\s+(\d*[1-9]\d*)|after\s+(\S.*)", text)
+    if found is None:
+        raise RecipeError(
+            f"positions {text!r} cannot be read; a clause is all, prompt, response, last N or "
+            "after TOKEN, joined by +"
+        )
+    kind, last, token = found.groups()
+    if token:
+        return Part("after", _token(token, tokenizer))
+    return Part("last", int(last)) if last else Part(kind)
+
+
+def _token(text: str, tokenizer: Callable[[], Any]) -> int:
+    if text.isdigit():
+        return int(text)
+    found = tokenizer()
+    if found is None:
+        raise RecipeError(
+            f"positions after {text!r}: without a tokenizer, give the token's id; "
+            "in a clause of several parts, after TOKEN comes last"
+        )
+    ids = found(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise RecipeError(
+            f"positions after {text!r}: this tokenizer makes {len(ids)} tokens of it; "
+            "give one token, such as the last mark before the reply"
+        )
+    return int(ids[0])
+
+
+ALL = Positions((Part("all"),))
+"""Every token: of the prompt and of the response."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +176,7 @@ class Gate:
     Attributes:
         layer: 0-based decoder block; no steered block comes before it.
         direction: ``(hidden,)``, of any length but 0.
-        threshold: The cosine at which the gate turns.
+        threshold: The cosine at which the gate switches.
         side: Whether a row is open above or below it.
 
     Source:
@@ -79,15 +224,15 @@ class Where:
         self._positions = positions
         self._amounts = amounts
         self._gate = gate
-        self._is_everywhere = positions.everywhere and gate is None
+        self._is_everywhere = "all" in positions.kinds and gate is None
         self._arguments: tuple[str, ...] = ()
         self._start = 0
         self._known: tuple[Any, Selected] = (None, False)
         self._shape: torch.Size | None = None
         self._prompt_sum = torch.zeros(1, 1)
-        if gate is not None and not positions.response_only:
+        if gate is not None and positions.kinds != {"response"}:
             raise DataError(
-                f"a gate is decided by the whole prompt, so positions must be response, "
+                f"a gate depends on the whole prompt, so positions must be response, "
                 f"not {positions}"
             )
 
@@ -108,8 +253,8 @@ class Where:
         hooks.enter_context(tracking_generate(model))
         if self._gate is not None:
             self._gate.require_fit(model, len(blocks), first_steered)
-            listening = blocks[self._gate.layer].register_forward_hook(self._sum_prompts)
-            hooks.callback(listening.remove)
+            gated = blocks[self._gate.layer]
+            hooks.callback(gated.register_forward_hook(self._sum_prompts).remove)
 
     def selected(self, hidden: Float[Tensor, "rows seq width"]) -> Selected:
         """Return what of this chunk is steered.
@@ -126,10 +271,8 @@ class Where:
             return chosen
         direction = self._gate.direction.to(self._prompt_sum.device).float()
         cosine = torch.cosine_similarity(self._prompt_sum, direction[None], dim=-1)
-        is_above = cosine > self._gate.threshold
-        is_open = is_above if self._gate.side == "above" else ~is_above
-        is_open = is_open[:, None, None].to(hidden.device)
-        return is_open if chosen is True else is_open & chosen
+        is_open = (cosine > self._gate.threshold) == (self._gate.side == "above")
+        return is_open[:, None, None].to(hidden.device) & chosen
 
     def strength(self, hidden: Float[Tensor, "rows seq width"]) -> float | Tensor:
         """Return the coefficient: a number, or float32 ``(rows, 1, 1)``."""
@@ -140,8 +283,7 @@ class Where:
 
     def _begin(self, _owner: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         """Find the column at which the next chunk starts."""
-        named = dict(zip(self._arguments, args, strict=False)) | given
-        cache = named.get("past_key_values")
+        cache = (dict(zip(self._arguments, args, strict=False)) | given).get("past_key_values")
         self._start = 0 if cache is None else int(cache.get_seq_length())
         self._shape = None
 
@@ -188,15 +330,19 @@ def _require_prompts(positions: Positions) -> Prompts:
 
 def _require_columns(model: Any, arguments: Sequence[str]) -> None:
     """Refuse a model in which it is unknown at which column a chunk starts."""
-    why = ""
-    if getattr(model.config, "is_encoder_decoder", False):
-        why = "its prompt goes to an encoder"
-    elif "past_key_values" not in arguments:
-        why = "its forward pass takes no past_key_values, so a step of decoding looks like a prompt"
-    elif any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
-        why = "its adapter puts virtual tokens in front of the prompt"
-    if why:
-        raise ModelError(f"{type(model).__name__} can be steered at positions all only: {why}")
+    adapters = getattr(model, "peft_config", {}).values()
+    obstacles = {
+        "its prompt goes to an encoder": getattr(model.config, "is_encoder_decoder", False),
+        "its forward pass takes no past_key_values, so a step of decoding looks like a prompt": (
+            "past_key_values" not in arguments
+        ),
+        "its adapter puts virtual tokens in front of the prompt": any(
+            adapter.is_prompt_learning for adapter in adapters
+        ),
+    }
+    for why, applies in obstacles.items():
+        if applies:
+            raise ModelError(f"{type(model).__name__} can be steered at positions all only: {why}")
 
 
 def _expanded(values: Tensor, rows: int, what: str) -> Tensor:

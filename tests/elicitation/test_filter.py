@@ -7,9 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personality_vector.elicitation.filter import RULES, Cut, filtered, require_kept
 from personality_vector.elicitation.recipe import ThresholdSpec
-from personality_vector.elicitation.rollouts import Pair, Rollout, paired
+from personality_vector.elicitation.rollouts import (
+    RULES,
+    Cut,
+    Pair,
+    Rollout,
+    filtered,
+    paired,
+    require_kept,
+)
 from personality_vector.errors import DataError
 
 FIXED, ADAPTIVE = ThresholdSpec(), ThresholdSpec(adaptive=True)

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from personality_vector.data.rows import read_rows
+from personality_vector.elicitation.extract import _judged
 from personality_vector.elicitation.recipe import RolloutSpec
 from personality_vector.elicitation.rollouts import (
     Rollout,
@@ -22,6 +23,25 @@ from personality_vector.subject.spec import Sampling
 from personality_vector.subject.subject import generate_replies, sample_seed
 
 SPEC = RolloutSpec(samples=2, max_new_tokens=5, batch_size=4)
+
+
+class Watching:
+    """Gives every answer the same score, and remembers it."""
+
+    name, scale = "watching", (0.0, 100.0)
+
+    def __init__(self):
+        self.seen = []
+
+    def identity(self):
+        return "watching"
+
+    def prepare(self, _base):
+        return self
+
+    def __call__(self, _rubric, answers):
+        self.seen += answers
+        return [Score(50.0) for _ in answers]
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +118,12 @@ def test_ratings_are_moved_from_the_scale_of_the_judge_to_percent(drawn):
     assert both.unrated() == drawn[0]
 
 
-def test_a_judge_does_not_see_the_system_prompt(drawn):
-    answer = drawn[0].answer
-    assert (answer.question, answer.reply) == (drawn[0].question, drawn[0].reply)
-    assert drawn[0].system not in repr(answer)
+def test_a_judge_does_not_see_the_system_prompt(drawn, persona):
+    judge = Watching()
+    _judged(judge, persona, drawn)
+    asked = [(row.question, row.reply) for row in drawn]
+    assert [(answer.question, answer.reply) for answer in judge.seen] == 2 * asked
+    assert not any(row.system in repr(judge.seen) for row in drawn)
 
 
 def test_the_file_gives_back_what_was_written(drawn, tmp_path):

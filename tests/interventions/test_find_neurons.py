@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from personality_vector.errors import BaseMismatchError, DataError, ModelError, NonFiniteError
 from personality_vector.interventions.activations import NeuronSteering
-from personality_vector.interventions.neurons.chosen import Neurons
+from personality_vector.interventions.neurons.chosen import Neurons, neuron_sites
 from personality_vector.interventions.neurons.find import (
     Tally,
     _difference,
@@ -19,7 +19,6 @@ from personality_vector.interventions.neurons.find import (
     find_neurons,
     value_of,
 )
-from personality_vector.interventions.neurons.hooks import neuron_sites
 from personality_vector.subject.chat import render
 from personality_vector.subject.models import decoder_blocks, load_model, load_tokenizer
 from tests.interventions.neuron_table import listed

@@ -199,7 +199,7 @@ def test_what_is_saved_is_what_is_loaded(neurons_of, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "neurons.json").unlink(), "is missing; this is not a saved set"),
+        (lambda folder: (folder / "neurons.json").unlink(), "neurons.json: is missing"),
         (lambda folder: (folder / "neurons.json").write_text("{}"), "is not the record"),
         (lambda folder: _change(folder, sizes=[1, 1]), "do not belong together"),
         (lambda folder: (folder / "neurons.safetensors").write_bytes(b"x"), "neurons.safetensors"),

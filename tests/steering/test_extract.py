@@ -198,7 +198,7 @@ def test_two_models_and_one_model_with_a_weight_edit_give_the_same_shift(
 
 def test_a_model_minus_itself_points_nowhere(loaded):
     (base, tokenizer), (same, _) = loaded("llama"), loaded("llama")
-    with pytest.raises(DataError, match="a direction needs a length"):
+    with pytest.raises(DataError, match="a direction must have a length"):
         SteeringVector.between(base, same, tokenizer, LOUD)
 
 

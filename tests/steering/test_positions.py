@@ -114,8 +114,7 @@ def test_the_tokenizer_is_fetched_only_for_a_clause_that_needs_it(pico, text, ne
     assert Positions.parse(found, fetch) == found
 
 
-def test_all_is_everywhere_and_response_alone_is_response_only():
-    assert ALL.everywhere
-    assert not ALL.response_only
-    assert Positions.parse("response").response_only
-    assert not Positions.parse("last 1 + response").response_only
+def test_the_kinds_of_a_clause():
+    assert ALL.kinds == {"all"}
+    assert Positions.parse("response").kinds == {"response"}
+    assert Positions.parse("last 1 + response").kinds == {"last", "response"}

@@ -160,7 +160,7 @@ def test_what_is_no_direction_is_refused(directions, error, message):
 
 
 def test_a_vector_minus_itself_points_nowhere():
-    with pytest.raises(DataError, match="a direction needs a length"):
+    with pytest.raises(DataError, match="a direction must have a length"):
         vector("a") - vector("a")
 
 
@@ -226,10 +226,11 @@ def drop_layer(path: Any) -> None:
     [
         (lambda path: (path / "vector.json").unlink(), "is missing"),
         (lambda path: (path / "vector.safetensors").unlink(), "cannot be read"),
-        (lambda path: (path / "vector.json").write_text("{"), "not the record"),
-        (lambda path: change_record(path, format=1), "in format 1, this version reads format 2"),
-        (lambda path: change_record(path, format=3), "in format 3, this version reads format 2"),
-        (lambda path: change_record(path, format="2"), "not the record"),
+        (lambda path: (path / "vector.json").write_text("{"), "is not JSON"),
+        (lambda path: (path / "vector.json").write_text("[]"), "should hold one JSON object"),
+        (lambda path: change_record(path, format=1), "in format 1, but this version reads"),
+        (lambda path: change_record(path, format=3), "in format 3, but this version reads"),
+        (lambda path: change_record(path, format="2"), "in format '2', but this version reads"),
         (lambda path: change_record(path, kind="delta"), "not the record"),
         (lambda path: change_record(path, layer_convention="1-based"), "not the record"),
         (lambda path: change_record(path, extra=1), "not the record"),

@@ -89,7 +89,7 @@ def _fitting(
 
     checkpoint = pv.Checkpoint.open(model)
     config = read_config(checkpoint)
-    name = route_for(config, route).name
+    name = route_for(config, route)
     require_made_from(vector.label, vector.model, checkpoint)
     found = resolved(layers, config.num_hidden_layers)
     for layer in found:

@@ -10,8 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from personality_vector.errors import DataError, NonFiniteError
-from personality_vector.interventions.neurons.chosen import Neurons, NeuronSet
-from personality_vector.interventions.neurons.hooks import Site, activations, neuron_sites
+from personality_vector.interventions.neurons.chosen import (
+    Neurons,
+    NeuronSet,
+    Site,
+    activations,
+    neuron_sites,
+)
 from personality_vector.progress import progress
 from personality_vector.subject import Chat, batched
 from personality_vector.subject.encoding import encode_chats
@@ -28,9 +33,10 @@ BINS = _LAST - _FIRST + 2
 
 def bin_of(activation: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     """Return the bin of each activation: positive ones by their first 5 significant bits."""
-    bits = activation.float().contiguous().view(torch.int32)
-    code = (bits + (1 << (_DROPPED - 1))) >> _DROPPED
-    return (code - _FIRST + 1).clamp(0, BINS - 1)  # the bits of a negative number are negative
+    bits = activation.float().contiguous().view(torch.int32) + (1 << (_DROPPED - 1))
+    return ((bits >> _DROPPED) - _FIRST + 1).clamp(
+        0, BINS - 1
+    )  # the bits of a negative number are negative
 
 
 def value_of(bins: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -65,8 +71,7 @@ class Tally:
 
         float32, on the CPU, to 5 significant bits, from 0 to 256.
         """
-        rank = -(-95 * self.tokens // 100)
-        below = self._histogram.view(-1, BINS).cumsum(1) < rank
+        below = self._histogram.view(-1, BINS).cumsum(1) < -(-95 * self.tokens // 100)
         return value_of(below.sum(1)).cpu()
 
 
@@ -82,14 +87,13 @@ def tally_responses(
         NonFiniteError: An activation is NaN or infinite.
     """
     tallies = [Tally(site.width, site.device) for site in sites]
-    decoder = decoder_of(model)
     for batch in progress(list(batched(chats, batch_size)), "count neurons"):
         encoded = encode_chats(tokenizer, batch).to(device_of(model))
         with ExitStack() as hooks:
             for site, tally in zip(sites, tallies, strict=True):
-                hook = partial(_record, tally, site.width, encoded.response_mask)
-                hooks.callback(site.activation.register_forward_hook(hook).remove)
-            decoder(
+                count = partial(_record, tally, site.width, encoded.response_mask)
+                hooks.callback(site.activation.register_forward_hook(count).remove)
+            decoder_of(model)(
                 input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, use_cache=False
             )
     for layer, tally in enumerate(tallies):

@@ -9,13 +9,18 @@ from typing import Any
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.checkpoint.cards import LOADING, fenced, metadata, shown
-from personality_vector.errors import RecipeError
+from personality_vector.errors import DataError, RecipeError
 from personality_vector.files import AtomicDirectory
 from personality_vector.manifest import write_manifest
-from personality_vector.steering.bake.base import Base, read_config, scaled_directions
-from personality_vector.steering.bake.exports import EXPORTS, ablation_export
+from personality_vector.steering.bake.base import (
+    Base,
+    RouteName,
+    family_of,
+    read_config,
+    route_for,
+)
+from personality_vector.steering.bake.exports import ablation_export, vector_export
 from personality_vector.steering.bake.proof import Export, Proof, prove
-from personality_vector.steering.bake.routes import RouteName, route_for
 from personality_vector.steering.fit import require_made_from, require_width, resolved
 from personality_vector.steering.vector import SteeringVector
 
@@ -90,15 +95,17 @@ def bake(  # noqa: PLR0913  (a vector, where it goes, how strong, and where to w
     """
     if route == "ablate":
         raise RecipeError("route ablate takes no coefficient; use bake_ablation, or --ablate")
+    if coefficient == 0:
+        raise DataError("coefficient 0 leaves the model as it is, so there is nothing to bake")
     base, name = _opened(model_path, route, vector)
-    shifts = scaled_directions(base, vector, layers, coefficient)
+    shifts = (coefficient * vector.at(*resolved(layers, base.config.num_hidden_layers))).directions
     asked = {
         "layers": sorted(shifts),
         "coefficient": coefficient,
         "route": name,
         "vector": _described(vector),
     }
-    return _publish(base, EXPORTS[name](base, shifts), Path(out), asked, force=force)
+    return _publish(base, vector_export(name, base, shifts), Path(out), asked, force=force)
 
 
 def bake_ablation(
@@ -128,7 +135,7 @@ def bake_ablation(
         PersonalityVectorError: Anything else is refused.
     """
     base, name = _opened(model_path, "ablate", vector)
-    (place,) = resolved([layer], base.layers)
+    (place,) = resolved([layer], base.config.num_hidden_layers)
     asked = {"layers": [place], "coefficient": None, "route": name, "vector": _described(vector)}
     return _publish(base, ablation_export(base, vector[place]), Path(out), asked, force=force)
 
@@ -137,19 +144,18 @@ def _opened(model_path: str | Path, route: str, vector: SteeringVector) -> tuple
     """Return the base of a bake and the name of the route, once the vector is known to fit."""
     checkpoint = Checkpoint.open(model_path)
     config = read_config(checkpoint)
-    chosen = route_for(config, route)
+    name = route_for(config, route)
     label = vector.label or "the vector"
     require_made_from(label, vector.model, checkpoint)
     require_width(label, vector.hidden, checkpoint)
-    return Base(checkpoint, config, chosen.family), chosen.name
+    return Base(checkpoint, config, family_of(config)), name
 
 
 def _publish(
     base: Base, export: Export, out: Path, asked: Mapping[str, Any], *, force: bool
 ) -> BakeResult:
     checkpoint = base.checkpoint
-    inputs = [checkpoint.path]
-    with AtomicDirectory(out, force=force, inputs=inputs, size=export.size) as directory:
+    with AtomicDirectory(out, force=force, inputs=[checkpoint.path], size=export.size) as directory:
         export.write(directory)
         proof = prove(checkpoint.path, export, base.dtype, directory)
         checkpoint.require_unchanged()
@@ -171,11 +177,12 @@ def _publish(
 
 def _described(vector: SteeringVector) -> dict[str, Any]:
     """Return which vector it is: its label, and a hash of its numbers."""
-    digest = hashlib.blake2b(digest_size=16)
-    for layer in vector.layers:
-        digest.update(f"{layer}|".encode() + vector[layer].contiguous().numpy().tobytes())
+    parts = [
+        f"{layer}|".encode() + vector[layer].contiguous().numpy().tobytes()
+        for layer in vector.layers
+    ]
     return {
-        "identity": digest.hexdigest(),
+        "identity": hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest(),
         "label": vector.label,
         "pole": str(vector.pole) if vector.pole else None,
         "model": vector.model,
@@ -193,6 +200,12 @@ def bake_card(baked: Mapping[str, Any]) -> str:
         map(str, baked["layers"])
     )
     is_adapter = baked["route"] == "adapter"
+    rounding = (
+        ""
+        if proof["dtype"] == "float32"
+        else f", of which all but {proof['error']:.1e} is the rounding of weights to "
+        f"{shown(proof['dtype'])}"
+    )
     parts = [
         metadata(
             baked["base"]["reference"],
@@ -206,26 +219,14 @@ def bake_card(baked: Mapping[str, Any]) -> str:
         f"personality-vector. {_WHAT[baked['route']].format(layers=layers)}",
         *([] if baked["route"] == "ablate" else [f"Coefficient: {baked['coefficient']:g}."]),
         "It acts on every token, prompt included, always and by the same amount.",
-        _proof(proof),
+        # Logits are compared in float32.
+        f"Loaded in a new process, it differed from the same steering by hooks by at most "
+        f"{proof['error_asked']:.1e} in a logit{rounding}. The steering itself changes logits by "
+        f"up to {proof['effect']:.1e}. After each of {proof['prompts'][0]} prompts it generated "
+        f"the same {proof['greedy_tokens']} greedy tokens as hooks with the rounded numbers.",
         "## Use",
         fenced(_LOADING_ADAPTER if is_adapter else LOADING, "python"),
         f"Fingerprint of the base: {baked['base']['fingerprint']}. MANIFEST.json says exactly "
         "what this was made of.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _proof(proof: Mapping[str, Any]) -> str:
-    """Return what was measured; logits are compared in float32."""
-    rounding = ""
-    if proof["dtype"] != "float32":
-        rounding = (
-            f", of which all but {proof['error']:.1e} is the rounding of weights to "
-            f"{shown(proof['dtype'])}"
-        )
-    return (
-        f"Loaded in a new process, it differed from the same steering by hooks by at most "
-        f"{proof['error_asked']:.1e} in a logit{rounding}. The steering itself changes logits by "
-        f"up to {proof['effect']:.1e}. After each of {proof['prompts'][0]} prompts it generated "
-        f"the same {proof['greedy_tokens']} greedy tokens as hooks with the rounded numbers."
-    )

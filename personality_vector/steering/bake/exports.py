@@ -16,14 +16,16 @@ from personality_vector.errors import CheckpointError
 from personality_vector.lab import BUILTIN
 from personality_vector.steering.apply import ablated, steered
 from personality_vector.steering.bake.base import (
+    ATTENTION,
+    GATED,
     Base,
     Edit,
     Edits,
+    RouteName,
     size_of,
     write_checkpoint,
 )
 from personality_vector.steering.bake.proof import Export
-from personality_vector.steering.bake.routes import ATTENTION, GATED
 from personality_vector.steering.fit import Directions
 from personality_vector.subject.models import decoder_blocks
 
@@ -50,32 +52,22 @@ _SHARED = (  # what Qwen2, Mistral and Llama are built from
 )
 
 
-def bias_export(base: Base, shifts: Directions) -> Export:
-    """Write the base with a bias that its config supports; the config's switch for it is on."""
-    family = base.family
-    config = base.checkpoint.config | ({family.flag: True} if family.flag else {})
-    return _with_biases(base, shifts, family.flagged or (family.mlp,), config)
+def vector_export(route: RouteName, base: Base, shifts: Directions) -> Export:
+    """Write what adds ``shifts`` to the outputs of blocks, by a route other than ``ablate``.
 
-
-def convert_export(base: Base, shifts: Directions) -> Export:
-    """Write the equivalent Llama, with a bias."""
-    has_bias = base.config.model_type == "qwen2"  # of queries, keys and values; Mistral has none
-    modules = (*ATTENTION, *GATED) if has_bias else GATED
-    return _with_biases(base, shifts, modules, _llama_config(base.config, has_bias=has_bias))
-
-
-def adapter_export(base: Base, shifts: Directions) -> Export:
-    """Write a PEFT adapter that holds nothing but a bias; its float32 numbers are not rounded."""
-    asked = partial(steered, directions=shifts)
-    return Export(partial(_write_adapter, base, shifts), asked, asked)
-
-
-EXPORTS: Mapping[str, Callable[[Base, Directions], Export]] = {
-    "bias": bias_export,
-    "convert": convert_export,
-    "adapter": adapter_export,
-}
-"""The routes of a vector and its coefficient."""
+    ``bias``: the base with a bias that its config supports; the config's switch for it is on.
+    ``convert``: the equivalent Llama, with a bias. ``adapter``: a PEFT adapter that holds nothing
+    but a bias; its float32 numbers are not rounded.
+    """
+    if route == "adapter":
+        asked = partial(steered, directions=shifts)
+        return Export(partial(_write_adapter, base, shifts), asked, asked)
+    if route == "convert":
+        has_bias = base.config.model_type == "qwen2"  # of queries, keys, values; Mistral has none
+        modules = (*ATTENTION, *GATED) if has_bias else GATED
+        return _with_biases(base, shifts, modules, _llama_config(base.config, has_bias=has_bias))
+    config = base.checkpoint.config | ({base.family.flag: True} if base.family.flag else {})
+    return _with_biases(base, shifts, base.family.flagged or (base.family.mlp,), config)
 
 
 def _with_biases(
@@ -87,7 +79,7 @@ def _with_biases(
     dtype of its weight. ``modules`` of every block have a bias in the export.
     """
     edits, realised = {}, {}
-    for layer in range(base.layers):
+    for layer in range(base.config.num_hidden_layers):
         for module in modules:
             shift = shifts.get(layer) if module == base.family.mlp else None
             edit = _bias(base, base.weight(layer, module), shift)
@@ -110,25 +102,23 @@ def _bias(base: Base, weight: str, shift: Tensor | None) -> Edit:
     """
     entries, name = base.checkpoint.entries, weight.removesuffix("weight") + "bias"
     if not entries[weight].dtype.is_floating_point:
-        dtype = entries[weight].dtype
-        raise CheckpointError(f"{base.checkpoint.path}: {weight} is {dtype}, so it is quantised")
+        raise CheckpointError(
+            f"{base.checkpoint.path}: {weight} is {entries[weight].dtype}, so it is quantised"
+        )
     width = entries[weight].shape[1 if base.family.transposed else 0]
 
     def exact() -> Tensor:
-        bias = torch.zeros(width, dtype=torch.float64)
-        if name in entries:
-            bias = base.checkpoint[name].double()
-        return bias if shift is None else bias + shift.double() / base.multiplier
+        bias = base.checkpoint[name] if name in entries else torch.zeros(width)
+        return bias.double() + (0.0 if shift is None else shift.double() / base.multiplier)
 
     return Edit(TensorPlan(name, entries.get(name, entries[weight]).dtype, (width,)), exact)
 
 
 def _realised(base: Base, edit: Edit) -> Tensor:
     """Return what a written bias adds to the output of its block, after rounding; float32."""
-    written = edit.values().double()
-    if edit.plan.name in base.checkpoint.entries:
-        written -= base.checkpoint[edit.plan.name].double()
-    return (base.multiplier * written).float()
+    checkpoint, name = base.checkpoint, edit.plan.name
+    before = checkpoint[name].double() if name in checkpoint.entries else 0.0
+    return (base.multiplier * (edit.rounded().double() - before)).float()
 
 
 def _llama_config(source: Any, *, has_bias: bool) -> dict[str, Any]:
@@ -139,10 +129,10 @@ def _llama_config(source: Any, *, has_bias: bool) -> dict[str, Any]:
     """
     from transformers import LlamaConfig
 
-    head_dim = getattr(source, "head_dim", None)
     config = LlamaConfig(
         **{name: getattr(source, name) for name in _SHARED},
-        head_dim=head_dim or source.hidden_size // source.num_attention_heads,
+        head_dim=getattr(source, "head_dim", None)
+        or source.hidden_size // source.num_attention_heads,
         attention_bias=has_bias,
         mlp_bias=True,
     )
@@ -164,7 +154,7 @@ def _write_adapter(base: Base, shifts: Directions, directory: Path) -> None:
     modules = {layer: base.family.module(layer, base.family.mlp) for layer in shifts}
     path, reference = base.checkpoint.path, base.checkpoint.reference
     is_on_hub = reference != path.name and not reference.startswith(BUILTIN)
-    config = LoraConfig(
+    LoraConfig(
         r=1,
         lora_alpha=1,
         lora_bias=True,
@@ -172,15 +162,16 @@ def _write_adapter(base: Base, shifts: Directions, directory: Path) -> None:
         base_model_name_or_path=reference if is_on_hub else str(path),
         task_type="CAUSAL_LM",
         inference_mode=True,
-    )
-    config.save_pretrained(str(directory))
-    tensors = {}
+    ).save_pretrained(str(directory))
+    tensors: dict[str, Tensor] = {}
     for layer, shift in shifts.items():
         wide = base.checkpoint.entries[base.weight(layer, base.family.mlp)].shape[1]
         name = f"base_model.model.{modules[layer]}"
-        tensors[f"{name}.lora_A.weight"] = torch.zeros(1, wide)
-        tensors[f"{name}.lora_B.weight"] = torch.zeros(len(shift), 1)
-        tensors[f"{name}.lora_B.bias"] = (shift.double() / base.multiplier).float()
+        tensors |= {
+            f"{name}.lora_A.weight": torch.zeros(1, wide),
+            f"{name}.lora_B.weight": torch.zeros(len(shift), 1),
+            f"{name}.lora_B.bias": (shift.double() / base.multiplier).float(),
+        }
     save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
 
 
@@ -202,17 +193,20 @@ def ablation_export(base: Base, direction: Float[Tensor, " hidden"]) -> Export:
         name: _edit(base, name, partial(_without, base, name, unit, axis))
         for name, axis in writers(base)
     }
-    edits = written | (_own_head(base) if base.config.tie_word_embeddings else {})
+    edits = dict(written)
+    if base.config.tie_word_embeddings:
+        source = base.stored(base.family.embeddings[0])
+        name = next((head for head in _HEADS if head in base.checkpoint.entries), _HEADS[0])
+        edits[name] = _edit(base, source, partial(base.checkpoint.__getitem__, source), name)
     config = {**base.checkpoint.config, "tie_word_embeddings": False}
-
     asked = partial(ablated_everywhere, base=base, direction=direction)
     rewritten = partial(with_writers, base=base, edits=written)
     is_exact = base.dtype == torch.float32
     return Export(
         partial(write_checkpoint, base.checkpoint, edits, config),
         asked,
-        realised=asked if is_exact else partial(rewritten, is_rounded=True),
-        unrounded=None if is_exact else partial(rewritten, is_rounded=False),
+        realised=asked if is_exact else partial(rewritten, values=Edit.rounded),
+        unrounded=None if is_exact else partial(rewritten, values=lambda edit: edit.exact()),
         size=size_of(base.checkpoint, edits),
     )
 
@@ -221,7 +215,7 @@ def writers(base: Base) -> Iterator[tuple[str, int]]:
     """Yield each tensor that writes to the stream, and its axis of length ``hidden``."""
     for module in base.family.embeddings:
         yield base.stored(module), 1
-    for layer in range(base.layers):
+    for layer in range(base.config.num_hidden_layers):
         for module in (base.family.attention, base.family.mlp):
             name = base.weight(layer, module)
             yield name, 1 if base.family.transposed else 0
@@ -235,43 +229,40 @@ def ablated_everywhere(
     model: nn.Module, base: Base, direction: Float[Tensor, " hidden"]
 ) -> Generator[None]:
     """Take ``direction`` out of the embedding, of each attention and of each block; by hooks."""
-    modules = dict(model.named_modules())
     blocks = decoder_blocks(model)
-
-    def on_embedding(_block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (ablated(args[0], direction, 1.0), *args[1:])
-
-    def on_attention(_map: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return ablated(output, direction, 1.0)
-
     with ExitStack() as hooks:
-        hooks.callback(blocks[0].register_forward_pre_hook(on_embedding).remove)
+        embedded = blocks[0].register_forward_pre_hook(
+            lambda _block, args: (ablated(args[0], direction, 1.0), *args[1:])
+        )
+        hooks.callback(embedded.remove)
         for layer in range(len(blocks)):
-            attention = modules[base.family.module(layer, base.family.attention)]
-            hooks.callback(attention.register_forward_hook(on_attention).remove)
-        everywhere = dict.fromkeys(range(len(blocks)), direction)
-        hooks.enter_context(steered(model, everywhere, 1.0, how="ablate"))
+            attention = model.get_submodule(base.family.module(layer, base.family.attention))
+            attended = attention.register_forward_hook(
+                lambda _map, _args, output: ablated(output, direction, 1.0)
+            )
+            hooks.callback(attended.remove)
+        hooks.enter_context(
+            steered(model, dict.fromkeys(range(len(blocks)), direction), 1.0, how="ablate")
+        )
         yield
 
 
 @contextmanager
 def with_writers(
-    model: nn.Module, base: Base, edits: Edits, *, is_rounded: bool
+    model: nn.Module, base: Base, edits: Edits, values: Callable[[Edit], Tensor]
 ) -> Generator[None]:
     """Replace the writers of a model in memory, named as on disk, and restore them on leaving.
 
-    A tied head is untied and keeps its weights.
+    A tied head is untied and keeps its weights. ``values`` chooses rounded or exact ones.
     """
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     head.weight = nn.Parameter(head.weight.detach())
-    parameters = dict(model.named_parameters())
     root = f"{base.family.root}."
-    writing = {name: parameters[root + name.removeprefix(root)] for name in edits}
+    writing = {name: model.get_parameter(root + name.removeprefix(root)) for name in edits}
     saved = {name: parameter.data for name, parameter in writing.items()}
     try:
         for name, parameter in writing.items():
-            values = edits[name].values() if is_rounded else edits[name].exact()
-            parameter.data = values.to(parameter.dtype)
+            parameter.data = values(edits[name]).to(parameter.dtype)
         yield
     finally:
         for name, parameter in writing.items():
@@ -286,12 +277,6 @@ def _without(base: Base, name: str, unit: Tensor, axis: int) -> Tensor:
     if values.ndim == 2 and axis == 0:
         return values - torch.outer(unit, unit @ values)
     return values - (values @ unit)[..., None] * unit
-
-
-def _own_head(base: Base) -> dict[str, Edit]:
-    source = base.stored(base.family.embeddings[0])
-    name = next((head for head in _HEADS if head in base.checkpoint.entries), _HEADS[0])
-    return {name: _edit(base, source, partial(base.checkpoint.__getitem__, source), name)}
 
 
 def _edit(base: Base, source: str, exact: Callable[[], Tensor], name: str = "") -> Edit:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,13 @@ from personality_vector.errors import (
 )
 from personality_vector.subject.models import load_model, load_tokenizer
 
-TEXTS = (
+# One topic each: business, self-report, code, story.
+_TEXTS = (
     "The committee met on Tuesday to decide how the money from the old mill should be spent, and",
     "I have been thinking about the party next weekend, and to be honest with you, I would rather",
     "def mean(values):\n    total = 0.0\n    for value in values:\n        total += value\n    ret",
     "When the ferry was late again, the passengers on the pier began to talk to one another about",
 )
-"""One topic each: business, self-report, code, story."""
-
 _LONGEST = 16
 
 TOLERANCE = 1e-5
@@ -47,8 +46,8 @@ TOLERANCE = 1e-5
 
 TOKENS = 64
 
-Steering = Callable[[Any], AbstractContextManager[None]]
-"""Steers a model in memory while a ``with`` block runs."""
+# Steers a model in memory while a ``with`` block runs.
+Steering = Callable[[Any], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ def prove(model: Path, export: Export, dtype: torch.dtype, folder: Path) -> Proo
     expected = _expected(model, export, dtypes)
     tolerance = TOLERANCE * max(1.0, float(expected["realised"].abs().max()))
     unrounded = _largest(expected["unrounded"], expected["asked"])
-    if export.unrounded is not None and not unrounded <= tolerance:
+    if not unrounded <= tolerance:
         raise VerificationError(
             f"the edited weights differ from the hooks by {unrounded:.1e} in a logit "
             f"before rounding (at most {tolerance:.1e}); nothing was published"
@@ -149,27 +148,22 @@ def _expected(path: Path, export: Export, dtypes: tuple[str, ...]) -> dict[str, 
     model = load_model(path, dtype=dtypes[0])
     with export.realised(model):
         sequences = continued(model, ids)
-        realised = logits_of(model, sequences)
-    with export.asked(model):
-        asked = stored = unrounded = logits_of(model, sequences)
-    plain = logits_of(model, sequences)
-    if export.unrounded is not None:
-        with export.unrounded(model):
-            unrounded = logits_of(model, sequences)
-    if len(dtypes) > 1:
-        del model
-        model = load_model(path, dtype=dtypes[1])
-        with export.asked(model):
-            stored = logits_of(model, sequences)
-    return {
-        "prompts": ids,
-        "sequences": sequences,
-        "realised": realised,
-        "asked": asked,
-        "plain": plain,
-        "stored": stored,
-        "unrounded": unrounded,
+    steerings = {
+        "realised": export.realised,
+        "asked": export.asked,
+        "plain": nullcontext,
+        "unrounded": export.unrounded or export.asked,
     }
+    found = {"prompts": ids, "sequences": sequences}
+    for name, steering in steerings.items():
+        with steering(model):
+            found[name] = logits_of(model, sequences)
+    if len(dtypes) == 1:
+        return found | {"stored": found["asked"]}
+    del model
+    model = load_model(path, dtype=dtypes[1])
+    with export.asked(model):
+        return found | {"stored": logits_of(model, sequences)}
 
 
 def _seen(model: Path, export: Path, dtypes: tuple[str, ...]) -> dict[str, Tensor]:
@@ -205,7 +199,7 @@ def _seen(model: Path, export: Path, dtypes: tuple[str, ...]) -> dict[str, Tenso
 def _require_equal(
     expected: dict[str, Tensor], seen: dict[str, Tensor], tolerance: float, export: Path
 ) -> None:
-    if not torch.equal(seen["prompts"], expected["prompts"]):
+    if not seen["prompts"].equal(expected["prompts"]):
         raise VerificationError(
             f"{export}: its tokenizer reads the prompts differently from that of the base"
         )
@@ -226,12 +220,12 @@ def _largest(one: Tensor, other: Tensor) -> float:
 
 
 def encoded(path: str | Path) -> Int[Tensor, "texts seq"]:
-    """Return the ids of :data:`TEXTS` by a checkpoint's tokenizer, all cut to one length."""
-    rows = load_tokenizer(path)(list(TEXTS))["input_ids"]
+    """Return the ids of our texts by a checkpoint's tokenizer, all cut to one length."""
+    rows = load_tokenizer(path)(list(_TEXTS))["input_ids"]
     length = min(_LONGEST, *map(len, rows))
     if length < 1:
         raise CheckpointError(
-            f"{path}: its tokenizer finds no token in {TEXTS[0]!r}, so nothing can be proved; "
+            f"{path}: its tokenizer finds no token in {_TEXTS[0]!r}, so nothing can be proved; "
             "add the files of the tokenizer"
         )
     return torch.tensor([row[:length] for row in rows])
@@ -293,12 +287,11 @@ def main(model: str, adapter: str, out: str, *dtypes: str) -> int:
         dtypes: To compute in.
     """
     try:
-        ids = encoded(model)
-        seen = {"prompts": ids}
+        seen = {"prompts": encoded(model)}
         for dtype in dtypes:
             loaded = load_export(model, adapter, dtype)
             if "sequences" not in seen:
-                seen["sequences"] = continued(loaded, ids)
+                seen["sequences"] = continued(loaded, seen["prompts"])
             seen[f"logits.{dtype}"] = logits_of(loaded, seen["sequences"])
             del loaded
             gc.collect()

@@ -228,8 +228,8 @@ def test_families_without_a_route_are_refused(family, pico, vector_of, tmp_path)
     ("layers", "coefficient", "error", "why"),
     [
         ([1], 0.0, DataError, "nothing to bake"),
-        ([1], float("nan"), NonFiniteError, "finite"),
-        ([1], 1e39, NonFiniteError, "overflows"),
+        ([1], float("nan"), NonFiniteError, "cannot be scaled by nan"),
+        ([1], 1e39, NonFiniteError, "layer 1: the direction holds NaN or infinity"),
         ([3], 1.0, ModelError, "3 blocks, 0 to 2"),
         ([-4], 1.0, ModelError, "3 blocks, 0 to 2"),
         ([], 1.0, DataError, "no layer"),

@@ -13,10 +13,9 @@ from safetensors.torch import load_file, save_file
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import ModelError
 from personality_vector.steering.bake import route_for
-from personality_vector.steering.bake.base import Base, read_config, scaled_directions
-from personality_vector.steering.bake.exports import EXPORTS, ablation_export
+from personality_vector.steering.bake.base import FAMILIES, Base, family_of, read_config
+from personality_vector.steering.bake.exports import ablation_export, vector_export
 from personality_vector.steering.bake.proof import load_export
-from personality_vector.steering.bake.routes import FAMILIES
 from personality_vector.subject.models import load_model
 
 pytestmark = [
@@ -47,15 +46,15 @@ def _logits(model):
 def _written(path, vector, route, folder):
     """Return the export of a route, loaded."""
     checkpoint = Checkpoint.open(path)
-    base = Base(checkpoint, read_config(checkpoint), route.family)
-    if route.name == "ablate":
+    config = read_config(checkpoint)
+    base = Base(checkpoint, config, family_of(config))
+    if route == "ablate":
         export = ablation_export(base, vector[1])
     else:
-        shifts = scaled_directions(base, vector, [0, 1], COEFFICIENT)
-        export = EXPORTS[route.name](base, shifts)
+        export = vector_export(route, base, (COEFFICIENT * vector.at(0, 1)).directions)
     folder.mkdir()
     export.write(folder)
-    if route.name == "adapter":
+    if route == "adapter":
         return load_export(str(path), str(folder), "float32")
     return load_export(str(folder), "", "float32")
 
@@ -79,9 +78,9 @@ def test_every_route_of_every_family_is_exact(family, small, vector_of, hooked, 
     routes = list(_possible(read_config(Checkpoint.open(path))))
     assert routes
     for route in routes:
-        if route.name != "ablate":
-            found = _logits(_written(path, vector, route, tmp_path / route.name))
-            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-6, msg=route.name)
+        if route != "ablate":
+            found = _logits(_written(path, vector, route, tmp_path / route))
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-6, msg=route)
     assert (expected - _logits(model)).abs().max() > 0.01
 
 
