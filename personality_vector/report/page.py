@@ -18,21 +18,24 @@ from personality_vector.report.figures import (
 from personality_vector.report.summary import summary_of
 from personality_vector.report.tables import table_of, text_of
 from personality_vector.study.run import Run
-from personality_vector.study.tables import (
-    dose_response,
-    labels_of,
-    matched_effect,
-    measured,
-    numbers_of,
-    side_effects,
-    unscored,
-)
+from personality_vector.study.tables import DOSES, MATCHED, labels_of, numbers_of, tables_of
 from personality_vector.traits import Pole
 
 NO_MATCH = (
     "No strength in the grids moves the effect towards this pole; give strengths of the other "
     "sign, or larger ones."
 )
+
+_TITLES = {
+    MATCHED: "At matched effect",
+    "measures": "Measured",
+    DOSES: "How closely the trait follows the strength",
+    "side effects": "Side effects",
+    "unscored": "Unscored",
+}
+"""Tables to their headings, in the order of the page."""
+
+_FILES = {MATCHED: "matched_effect.csv", DOSES: "dose_response.csv"}
 
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n\r"}
 """Control characters, which a page would swallow, to signs that can be seen."""
@@ -57,8 +60,13 @@ def write_report(run: Run | str | Path) -> Path:
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["text"] = text_of
     texts = {part: loader.get_source(environment, f"report.{part}")[0] for part in ("css", "js")}
-    cells = run.cells()
+    cells, tables = run.cells(), tables_of(run)
     run.export()
+    for name, file in _FILES.items():
+        if name in tables:
+            tables[name].to_csv(run.folder / file, index=False)
+    shown = {title: tables[name] for name, title in _TITLES.items() if name in tables}
+    shown["How good the judges are"] = _qualities(run)
     page = environment.get_template("report.html.jinja").render(
         **texts,
         hashes={part: _hash(text) for part, text in texts.items()},
@@ -68,10 +76,10 @@ def write_report(run: Run | str | Path) -> Path:
         cells=len(cells),
         finished=cells[cells["finished"]]["seconds"],
         missing=_missing(run),
-        summary=summary_of(run),
+        summary=summary_of(run, tables),
         no_match=NO_MATCH,
         pictures=_pictures(run),
-        tables={title: table_of(frame) for title, frame in _tables(run).items() if len(frame)},
+        tables={title: table_of(frame) for title, frame in shown.items() if len(frame)},
         numbers=[*numbers_of(run, of_traits=True), *numbers_of(run, of_traits=False)],
         recipe=json.dumps(run["recipe"], indent=2, ensure_ascii=False),
         **side_by_side(run),
@@ -106,24 +114,6 @@ def _pictures(run: Run) -> dict[str, str]:
     for name, figure in drawn.items():
         save_figure(figure, run.folder, name)
     return {name: inlined(run.folder / f"{name}.svg") for name in drawn}
-
-
-def _tables(run: Run) -> dict[str, pd.DataFrame]:
-    """Return the tables of a run by title, after writing two of them beside its page."""
-    found = {}
-    if run["pole"] is not None:
-        found["At matched effect"] = matched_effect(run)
-        found["At matched effect"].to_csv(run.folder / "matched_effect.csv", index=False)
-    if not (followed := dose_response(run)).empty:
-        followed.to_csv(run.folder / "dose_response.csv", index=False)
-    if not labels_of(run):
-        found["Measured"] = measured(run)
-    return found | {
-        "How closely the trait follows the strength": followed,
-        "Side effects": side_effects(run),
-        "Unscored": unscored(run),
-        "How good the judges are": _qualities(run),
-    }
 
 
 def _qualities(run: Run) -> pd.DataFrame:

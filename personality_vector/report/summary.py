@@ -1,5 +1,6 @@
 """The answer to the question that a run asks, as the numbers that a sentence needs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -7,10 +8,10 @@ import pandas as pd
 from personality_vector.report.tables import text_of
 from personality_vector.study.run import Run
 from personality_vector.study.tables import (
+    DOSES,
+    MATCHED,
     Number,
-    dose_response,
     labels_of,
-    matched_effect,
     numbers_of,
     short_names,
 )
@@ -19,15 +20,15 @@ _NEAR = 0.1
 """Of the target: what a shift may miss it by without a word."""
 
 
-def summary_of(run: Run) -> dict[str, Any]:
-    """Return the numbers of the answer, for ``summary.html.jinja``."""
+def summary_of(run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """Return the numbers of the answer, for ``summary.html.jinja``, from the tables of a run."""
     if run["pole"] is not None:
-        return _compared(run)
+        return _compared(run, tables[MATCHED])
     numbers = numbers_of(run, of_traits=True) or numbers_of(run, of_traits=False)
     # What follows a pole comes first.
     numbers = sorted(numbers, key=lambda one: one.better != "towards_pole")
     if labels_of(run):
-        return _followed(run, numbers)
+        return _followed(labels_of(run), tables.get(DOSES, pd.DataFrame()), numbers)
     means = {one: _of(run.readings(), one).groupby("trait", sort=False) for one in numbers}
     return {
         "measured": {
@@ -41,9 +42,8 @@ def _of(table: pd.DataFrame, number: Number) -> pd.DataFrame:
     return table[(table["measure"] == number.measure) & (table["judge"] == number.judge)]
 
 
-def _followed(run: Run, numbers: list[Number]) -> dict[str, Any]:
+def _followed(labels: list[str], table: pd.DataFrame, numbers: list[Number]) -> dict[str, Any]:
     """Return what each intervention moves most, the strongest first, and whether numbers agree."""
-    table, labels = dose_response(run), labels_of(run)
     if table.empty:
         return {"followed": [], "unclear": labels}
     clear = _of(table, numbers[0]).query("ci_low * ci_high > 0")
@@ -65,9 +65,8 @@ def _followed(run: Run, numbers: list[Number]) -> dict[str, Any]:
     }
 
 
-def _compared(run: Run) -> dict[str, Any]:
+def _compared(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     """Return the costs at that target which most interventions reach, the best first."""
-    table = matched_effect(run)
     found = table if table.empty else table.dropna(subset="strength")
     if found.empty:
         return {"matched": {}}

@@ -14,6 +14,7 @@ from personality_vector.traits import Pole
 
 _UNKNOWN: dict[str, Any] = {"unit": "", "scale": None, "better": "none"}
 _KEYS = ["intervention", "trait", "measure", "judge"]
+MATCHED, DOSES = "at matched effect", "dose and response"
 
 
 def labels_of(run: Run) -> list[str]:
@@ -166,31 +167,33 @@ def shifts(run: Run, pole: Pole) -> dict[str, list[DosePoint]]:
 
     Means over seeds, each against the base with the same seed.
     """
-    moved = _shifted(run, run["effect"], "", pole)
+    moved = _towards(pole, _moved(run, run["effect"]))
     return {
         label: [DosePoint(s, float(moved[label, s])) for s in strengths if (label, s) in moved]
         for label, strengths in run["arms"].items()
     }
 
 
-def _shifted(run: Run, measure: str, judge: str, pole: Pole) -> "pd.Series[float]":
-    """Return the shift of a number towards ``pole``, by intervention and strength."""
+def _moved(run: Run, measure: str, judge: str = "") -> pd.DataFrame:
+    """Return the readings of a number; ``shift`` is its distance from the base with that seed."""
     frame = run.readings()
-    is_it = (frame["measure"] == measure) & (frame["judge"] == judge)
-    own = frame[is_it & (frame["trait"] == pole.trait)]
-    base = own[own["intervention"] == BASE].set_index("seed")["value"]
-    moved = pole.sign * (own["value"] - own["seed"].map(base).astype(float))
-    return moved.groupby([own["intervention"], own["strength"]]).mean()
+    own = frame[(frame["measure"] == measure) & (frame["judge"] == judge)]
+    base = own[own["intervention"] == BASE].set_index(["trait", "seed"])["value"]
+    keys = pd.MultiIndex.from_frame(own[["trait", "seed"]])
+    return own.assign(shift=own["value"] - base.reindex(keys).to_numpy())
+
+
+def _towards(pole: Pole, moved: pd.DataFrame) -> "pd.Series[float]":
+    """Return the mean shift towards ``pole``, by intervention and strength."""
+    own = moved[moved["trait"] == pole.trait]
+    return (pole.sign * own["shift"]).groupby([own["intervention"], own["strength"]]).mean()
 
 
 def off_targets(run: Run, pole: Pole) -> "pd.Series[float]":
     """Return the mean absolute shift of the other traits, by intervention and strength."""
-    frame = run.readings()
-    others = frame[(frame["measure"] == run["effect"]) & (frame["trait"] != pole.trait)]
-    base = others[others["intervention"] == BASE].set_index(["trait", "seed"])["value"]
-    keys = pd.MultiIndex.from_frame(others[["trait", "seed"]])
-    moved = (others["value"] - base.reindex(keys).to_numpy()).abs()
-    return moved.groupby([others["intervention"], others["strength"]]).mean()
+    moved = _moved(run, run["effect"])
+    others = moved[moved["trait"] != pole.trait]
+    return others["shift"].abs().groupby([others["intervention"], others["strength"]]).mean()
 
 
 def costs(run: Run) -> pd.DataFrame:
@@ -214,14 +217,32 @@ def matched_effect(run: Run) -> pd.DataFrame:
     matches = pd.DataFrame(run["matches"], columns=["intervention", "target", "strength"])
     matches = matches[["target", "intervention", "strength"]].astype({"strength": "float64"})
     found = {
-        "shift": _shifted(run, run["effect"], "", pole),
-        **{f"{judge} shift": _shifted(run, name, judge, pole) for name, judge in _distinct(own)},
+        "shift": _towards(pole, _moved(run, run["effect"])),
+        **{f"{who} shift": _towards(pole, _moved(run, name, who)) for name, who in _distinct(own)},
         "off_target": off_targets(run, pole),
         **cost.rename(columns=short_names(list(cost.columns))),
     }
     table = matches.join(pd.DataFrame(found), on=["intervention", "strength"])
     table.insert(4, "reach", [reach(curves[label]) for label in table["intervention"]])
     return table.sort_values(["target", "intervention"], ignore_index=True)
+
+
+def tables_of(run: Run) -> dict[str, pd.DataFrame]:
+    """Return the tables that show a run, by name, in the order in which they are read.
+
+    A table without rows is left out, except that at matched effect, whose absence says something.
+    """
+    found = {"measures": measured(run)}
+    if labels_of(run):
+        followed = dose_response(run)
+        found = {DOSES: followed}
+        if not followed.empty and followed["spearman"].isna().any():
+            found["by strength"] = by_strength(run)
+    found["side effects"] = side_effects(run)
+    if run["pole"] is not None:
+        found[MATCHED] = matched_effect(run)
+    found["unscored"] = unscored(run)
+    return {name: table for name, table in found.items() if name == MATCHED or not table.empty}
 
 
 def remarks(run: Run) -> list[str]:
