@@ -83,8 +83,7 @@ def merge(
         ahead = forecast(plan, folder) if isinstance(plan, MergePlan) else {}
         return {**plan.describe(), **ahead}
 
-    how = {"dry_run": dry_run, "force": force, "as_json": as_json}
-    if options.plan_only(planned, folder, inputs=plan.inputs, **how):
+    if options.plan_only(planned, folder, dry_run, force, as_json, plan.inputs):
         return
     if isinstance(plan, MergePlan):
         from personality_vector.merging.engine import write_merge

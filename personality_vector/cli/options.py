@@ -4,19 +4,18 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
 
+import personality_vector as pv
 from personality_vector.lab import find_recipe, folder_of
 from personality_vector.progress import silence
 from personality_vector.recipes.reading import read_recipe
-
-if TYPE_CHECKING:
-    import personality_vector as pv
 
 
 def silenced(on: bool) -> bool:
@@ -42,6 +41,9 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an output that thi
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu or cuda.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts in one forward pass.")]
+Model = Annotated[
+    str, typer.Option("--model", help="The model: a directory, Hub id or builtin:demo.")
+]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"],
     typer.Option("--dtype", help="Dtype to load the model in."),
@@ -120,7 +122,6 @@ def show(result: Any, *, as_json: bool, text: Callable[[], str]) -> None:
 def plan_only(
     plan: Callable[[], dict[str, Any]],
     out: Path | None,
-    *,
     dry_run: bool,
     force: bool,
     as_json: bool,
@@ -146,9 +147,18 @@ def plan_only(
     return dry_run
 
 
-def save_vector(vector: "pv.SteeringVector", out: Path, *, force: bool, as_json: bool) -> None:
-    """Save a steering vector, and print its path and its norm at each layer."""
-    vector.save(out, force=force)
+def opened(model: str, device: str) -> "tuple[pv.Checkpoint, str]":
+    """Return a checkpoint and the device to load it on, once both are known to be there."""
+    from personality_vector.subject.models import resolve_device
+
+    return pv.Checkpoint.open(model), resolve_device(device)
+
+
+def save_vector(
+    vector: "pv.SteeringVector", model: "pv.Checkpoint", out: Path, *, force: bool, as_json: bool
+) -> None:
+    """Save a steering vector of a model, and print its path and its norm at each layer."""
+    replace(vector, model=model.fingerprint.digest).save(out, force=force)
     norms = {layer: vector.norm(layer) for layer in vector.layers}
     shown = ", ".join(f"{layer}: {norm:.3g}" for layer, norm in norms.items())
     show(

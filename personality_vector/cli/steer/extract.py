@@ -1,4 +1,4 @@
-"""``pvec steer write-persona``, ``extract`` and ``neurons``: what tells two sides apart."""
+"""``pvec steer write-persona``, ``extract``, ``neurons`` and ``choose``: what tells poles apart."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from personality_vector.elicitation.recipe import SteerRecipe
     from personality_vector.elicitation.rollouts import Rollout
     from personality_vector.interventions.neurons.chosen import NeuronSet
+    from personality_vector.study.choose.scan import Choice
+    from personality_vector.study.recipe import ChooseRecipe
 
 _OF_VECTORS = ("persona", "layers", "pooling", "estimator")
 
@@ -227,3 +229,55 @@ def require_for_neurons(recipe: "SteerRecipe") -> None:
             f"neurons are counted in two sides of data, in all layers and over whole responses; "
             f"leave out {some(unused)}"
         )
+
+
+def check_choice(recipe: "ChooseRecipe") -> dict[str, Any]:
+    """Open every input."""
+    from personality_vector.study.choose.run import Inputs
+
+    made_from = Inputs.open(recipe).made_from(recipe)
+    return {key: made_from[key] for key in ("contents", "statements")}
+
+
+def choose(recipe: "ChooseRecipe", out: Path, force: bool, as_json: bool) -> None:
+    """Choose the layer and the range of strengths of a steering vector.
+
+    One pass ranks the layers. The best few are then verified by generation, at growing strengths
+    until coherence falls below the floor. Measurements are kept in OUT.run, so that the same
+    command resumes after an interruption, and a change of the floor or the shares measures only
+    what is missing. --force replaces the choice and keeps the measurements.
+    """
+    from personality_vector.files import AtomicDirectory
+    from personality_vector.report.choice import save_choice
+    from personality_vector.study.choose.run import choose
+
+    AtomicDirectory(out, force=force)  # refuses an output that exists before the work, not after
+    choice = choose(recipe, out.with_name(f"{out.name}.run"))
+    save_choice(choice, out, force=force)
+    if as_json:
+        options.show({"out": str(out), **choice.record()}, as_json=True, text=str)
+        return
+    _print_choice(choice, recipe, out)
+
+
+def _print_choice(choice: "Choice", recipe: "ChooseRecipe", out: Path) -> None:
+    from personality_vector.report.tables import print_frame
+
+    layers = choice.layer_table()[
+        ["layer", "d_prime", "auc", "auc_low", "auc_high", "slope", "rank", "swing"]
+    ]
+    layers["rank"] = layers["rank"].astype("string").fillna("-")
+    columns = ["coefficient", "share", "shift", "judge", "kl_to_base", "coherence", "usable"]
+    curve = choice.curve_table().query("layer == @choice.layer")[columns]
+    seen = "which the vector may have been extracted from"
+    print_frame(f"layers of {choice.label}", layers)
+    typer.echo(f"d' and auc on the {choice.part} part, {seen}")
+    print_frame(f"strengths at layer {choice.layer}", curve)
+    lowest, highest = choice.coefficients
+    where = "" if recipe.positions == "all" else f", positions: {recipe.positions}"
+    typer.echo(
+        f"{out}: steer at layer {choice.layer}, coefficients {lowest:.3g} to {highest:.3g}; "
+        "in a recipe:\n"
+        f"  {{label: {choice.label}, vector: {recipe.vector}, layers: [{choice.layer}]{where}, "
+        f"strengths: [{lowest:.4g}, {highest:.4g}]}}"
+    )

@@ -26,9 +26,8 @@ from personality_vector.steering import (
     require_width,
     resolve_layers,
 )
-from personality_vector.study.choose.choice import Choice
 from personality_vector.study.choose.layers import Evidence, examine, ranked
-from personality_vector.study.choose.scan import Scan, arm_of
+from personality_vector.study.choose.scan import Choice, Scan, arm_of
 from personality_vector.study.design import Arm
 from personality_vector.study.recipe import ChooseRecipe
 from personality_vector.study.study import Study
