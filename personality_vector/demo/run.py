@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from personality_vector.manifest import MANIFEST
-from personality_vector.report.answers import answers_of, sample_answers
+from personality_vector.report.page import answers_of, sample_answers
 from personality_vector.study.design import BASE
 from personality_vector.study.run import Run
 from personality_vector.subject.chat import question

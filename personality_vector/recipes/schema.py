@@ -131,18 +131,19 @@ def sentence(recipe: type[BaseModel], error: ValidationError) -> str:
     # pydantic adds the member of a union that it tried.
     parts = [str(part) for part in first["loc"] if part not in ("float", "int", "str", "bool")]
     where = ".".join(parts)
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{_suggestion(recipe, first['loc'])}"
-    if first["type"] == "missing":
-        return f"the key {where!r} is missing"
     message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list, in brackets")
-    if first["type"] == "string_pattern_mismatch":
-        wanted = _PATTERNS.get(first["ctx"]["pattern"], first["msg"])
-        message = f"{wanted}, not {first['input']!r:.40}"
-    if first["type"] == "too_short":
-        message = "needs at least one"
-    if first["type"] in ("float_type", "int_type", "tuple_type"):
-        message += f", not {first['input']!r:.40}"
+    match first["type"]:
+        case "extra_forbidden":
+            return f"unknown key {where!r}{_suggestion(recipe, first['loc'])}"
+        case "missing":
+            return f"the key {where!r} is missing"
+        case "string_pattern_mismatch":
+            wanted = _PATTERNS.get(first["ctx"]["pattern"], message)
+            message = f"{wanted}, not {first['input']!r:.40}"
+        case "too_short":
+            message = "needs at least one"
+        case "float_type" | "int_type" | "tuple_type":
+            message += f", not {first['input']!r:.40}"
     return f"{where}: {message}" if where else message
 
 

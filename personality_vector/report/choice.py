@@ -5,18 +5,15 @@ The figure shows what ranks the layers, and how far each can be turned up.
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from personality_vector.files import AtomicDirectory
 from personality_vector.manifest import write_manifest
 from personality_vector.report.figures import COLOURS, HOLLOW, canvas, line, save_figure
 from personality_vector.study.choose.scan import Choice
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _CHOSEN, _VERIFIED, _OTHER = COLOURS[0], "#9CC3DE", "#D9D9D9"
 
@@ -45,7 +42,7 @@ def save_choice(choice: Choice, out: Path, *, force: bool) -> None:
         write_manifest(partial, "choice", {**choice.made_from, "choice": chosen})
 
 
-def _choice_figure(choice: Choice) -> "Figure":
+def _choice_figure(choice: Choice) -> Figure:
     """Draw the evidence for each layer on the left, the scanned strengths on the right."""
     layers, curves, chosen = choice.layer_table(), choice.curve_table(), choice.layer
     figure = canvas(2, 2)
@@ -81,9 +78,7 @@ def _choice_figure(choice: Choice) -> "Figure":
     return figure
 
 
-def _layers(
-    axes: "Axes", layers: pd.DataFrame, column: str, labels: list[str], chosen: int
-) -> None:
+def _layers(axes: Axes, layers: pd.DataFrame, column: str, labels: list[str], chosen: int) -> None:
     """Draw one bar for each layer, with its label."""
     colours = [
         _CHOSEN if layer == chosen else _VERIFIED if pd.notna(rank) else _OTHER
@@ -96,7 +91,7 @@ def _layers(
     axes.bar_label(bars, labels, fontsize=6, padding=1)
 
 
-def _curves(axes: "Axes", curves: pd.DataFrame, column: str, chosen: int) -> None:
+def _curves(axes: Axes, curves: pd.DataFrame, column: str, chosen: int) -> None:
     """Draw every verified layer through the unsteered model; what is not usable is hollow."""
     start = 1.0 if column == "coherence" else 0.0
     for index, (layer, found) in enumerate(curves.groupby("layer", sort=False)):

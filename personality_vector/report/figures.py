@@ -5,10 +5,13 @@ import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from personality_vector.study.design import BASE
 from personality_vector.study.run import Run
@@ -21,10 +24,6 @@ from personality_vector.study.tables import (
     shifts,
 )
 from personality_vector.traits import Pole
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart with every kind of colour vision. Lines beyond these are not
 # told apart at a glance, and become panels of their own.
@@ -54,7 +53,7 @@ _STYLE = {
 }
 
 
-def dose_response_figure(*runs: Run) -> "Figure":
+def dose_response_figure(*runs: Run) -> Figure:
     """Draw every number that there is of a trait against the strength.
 
     A panel shows a trait, with a line for each intervention. Lines are means over seeds; the dashed
@@ -94,7 +93,7 @@ def _doses(run: Run, *, in_units: bool) -> pd.DataFrame:
     )
 
 
-def pareto_figure(run: Run, pole: Pole) -> "Figure":
+def pareto_figure(run: Run, pole: Pole) -> Figure:
     """Draw what each intervention costs for its effect; nearer to the lower right is better.
 
     Effect: shift towards ``pole``. Costs: every number of no trait that should be low, and the mean
@@ -130,7 +129,7 @@ def _costs(run: Run, pole: Pole) -> "dict[str, pd.Series[float]]":
     return found
 
 
-def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> "Figure":
+def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> Figure:
     """Draw cosines as a heat map with its numbers: blue below 0, red above, white at 0.
 
     Args:
@@ -167,7 +166,7 @@ def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> "Figure":
     return figure
 
 
-def save_figure(figure: "Figure", folder: Path, name: str, *suffixes: str) -> None:
+def save_figure(figure: Figure, folder: Path, name: str, *suffixes: str) -> None:
     """Write ``name.png`` and ``name.svg``, or only that of the two which is asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     for suffix in suffixes or (".png", ".svg"):
@@ -190,18 +189,15 @@ def inlined(svg: Path) -> str:
     return text[text.index("<svg") :]
 
 
-def canvas(rows: int, columns: int) -> "Figure":
+def canvas(rows: int, columns: int) -> Figure:
     """Return a figure in this project's style, of a size for so many panels."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     mpl.rcParams.update(_STYLE)  # type: ignore[arg-type]
     width = min(3.6, _WIDTH / columns)
     size = max(width * columns, 4.2), (0.45 * width + 1.1) * rows + 0.5
     return Figure(figsize=size, layout="constrained")
 
 
-def _drawn(table: pd.DataFrame, x_label: str, scales: Mapping[str, Any]) -> "Figure":
+def _drawn(table: pd.DataFrame, x_label: str, scales: Mapping[str, Any]) -> Figure:
     """Draw a row of panels for each number, or one row for all where each has a single panel.
 
     Where the lines of a panel are more than can be told apart, panels and lines change places, and
@@ -252,7 +248,7 @@ def _most_lines(table: pd.DataFrame) -> int:
     return int(table.groupby(["number", "panel"])["line"].nunique().max()) if len(table) else 0
 
 
-def _draw(axes: "Axes", table: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) -> None:
+def _draw(axes: Axes, table: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) -> None:
     """Draw the lines of one panel."""
     for name, points in table.groupby("line", sort=False):
         curve = points.sort_values("at")
@@ -270,7 +266,7 @@ def _draw(axes: "Axes", table: pd.DataFrame, looks: Mapping[str, dict[str, Any]]
         )
 
 
-def _legend(figure: "Figure") -> None:
+def _legend(figure: Figure) -> None:
     """Write one legend above all panels, or one into each where it would be too long."""
     handles: dict[str, Any] = {}
     for axes in figure.axes:
@@ -283,7 +279,7 @@ def _legend(figure: "Figure") -> None:
         figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=columns)
 
 
-def _place_notes(figure: "Figure") -> None:
+def _place_notes(figure: Figure) -> None:
     """Move each note to where it lies over no curve and no earlier note, or hide it."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # it has done its work, and is slow

@@ -49,15 +49,12 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
 
 def _class_of(path: str | Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TEXT,
-    )
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VISION,
-    )
+    from transformers.models.auto import modeling_auto
 
+    vision = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    only_vision = set(vision) - set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     kind = AutoConfig.from_pretrained(str(path)).model_type
-    return AutoModelForImageTextToText if kind in set(VISION) - set(TEXT) else AutoModelForCausalLM
+    return AutoModelForImageTextToText if kind in only_vision else AutoModelForCausalLM
 
 
 def load_tokenizer(path: str | Path) -> Any:

@@ -87,16 +87,13 @@ class Subject:
         """
         edited = [self.edit(chat) for chat in chats]
         sampling = replace(self.sampling, **self.decoding)
-        if self.memory is None:
-            return self._drawn(edited, sampling, seed)
+        memory = {} if self.memory is None else self.memory
         key = digest_of(edited, sampling, seed)
-        if key not in self.memory:
-            self.memory[key] = self._drawn(edited, sampling, seed)
-        return self.memory[key]
-
-    def _drawn(self, chats: Sequence[Chat], sampling: Sampling, seed: int) -> list[Reply]:
-        self._require_numbers(chats[0])
-        return generate_replies(self.model, self.tokenizer, chats, sampling, seed=seed)
+        if key not in memory:
+            self._require_numbers(edited[0])
+            model, tokenizer = self.model, self.tokenizer
+            memory[key] = generate_replies(model, tokenizer, edited, sampling, seed=seed)
+        return memory[key]
 
     @torch.no_grad()
     def log_likelihood(

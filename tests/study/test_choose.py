@@ -364,8 +364,8 @@ def folder(tmp_path_factory, demo):
 
 
 @pytest.fixture(scope="module")
-def found(folder):
-    return choose(parsed(folder))
+def found(folder, tmp_path_factory):
+    return choose(parsed(folder), tmp_path_factory.mktemp("found"))
 
 
 def parsed(folder, **changes):
@@ -442,11 +442,11 @@ def test_it_reads_only_its_own_part(folder):
     assert parts["train"].isdisjoint(parts["held_out"])
 
 
-def test_the_opposite_pole_is_the_mirror(folder):
+def test_the_opposite_pole_is_the_mirror(folder, tmp_path):
     """Towards the low pole the same vector is worse by what it was better."""
     recipe = parsed(folder, pole="extraversion:low")
     with pytest.raises(DataError, match="check that the pole is"):
-        choose(recipe)
+        choose(recipe, tmp_path)
 
 
 # Resuming
@@ -541,10 +541,10 @@ def test_statements_of_one_pole_are_refused(folder, tmp_path):
         Inputs.open(recipe)
 
 
-def test_a_layer_that_does_not_exist_is_refused(folder):
+def test_a_layer_that_does_not_exist_is_refused(folder, tmp_path):
     recipe = parsed(folder, layers=[7])
     with pytest.raises(ModelError, match="layer 7 does not exist"):
-        choose(recipe)
+        choose(recipe, tmp_path)
 
 
 def test_a_choice_is_not_overwritten(tmp_path):

@@ -207,18 +207,12 @@ def separation(higher: Sequence[float], lower: Sequence[float]) -> Separation:
     wins = (above[:, None] > below) + 0.5 * (above[:, None] == below)
     auc = float(wins.mean())
     variance = sum(wins.mean(axis).var(ddof=1) / wins.shape[1 - axis] for axis in (0, 1))
-    low, high = _interval(auc, math.sqrt(variance))
-    return Separation(_d_prime(above, below), auc, low, high)
-
-
-def _interval(auc: float, error: float) -> tuple[float, float]:
-    if not 0.0 < auc < 1.0:
-        return auc, auc
-    odds, width = auc / (1.0 - auc), math.exp(Z95 * error / (auc * (1.0 - auc)))
-    return odds / (odds + width), odds / (odds + 1.0 / width)
-
-
-def _d_prime(above: np.ndarray, below: np.ndarray) -> float:
     difference = float(above.mean() - below.mean())
     spread = math.sqrt((above.var(ddof=1) + below.var(ddof=1)) / 2.0)
-    return difference / spread if spread else math.copysign(math.inf, difference)
+    d_prime = difference / spread if spread else math.copysign(math.inf, difference)
+    low = high = auc
+    if 0.0 < auc < 1.0:
+        odds = auc / (1.0 - auc)
+        width = math.exp(Z95 * math.sqrt(variance) / (auc * (1.0 - auc)))
+        low, high = odds / (odds + width), odds / (odds + 1.0 / width)
+    return Separation(d_prime, auc, low, high)

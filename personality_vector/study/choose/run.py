@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from personality_vector.checkpoint import Checkpoint
@@ -106,7 +105,7 @@ class Inputs:
         }
 
 
-def choose(recipe: ChooseRecipe, folder: Path | None = None) -> Choice:
+def choose(recipe: ChooseRecipe, folder: Path) -> Choice:
     """Return the layer and the coefficients at which the vector steers best.
 
     Layers are ranked in one pass; the best few are scanned by generation, outwards to the floor
@@ -116,16 +115,13 @@ def choose(recipe: ChooseRecipe, folder: Path | None = None) -> Choice:
     Args:
         recipe: What to choose.
         folder: Keeps what is measured, so that an interrupted choice resumes, and one with another
-            floor or other shares measures only what is missing. By default nothing is kept.
+            floor or other shares measures only what is missing.
 
     Raises:
         PersonalityVectorError: An input is missing, unreadable or of another model.
         ModelError: The model cannot be loaded, or does not have a layer.
         DataError: No layer is a candidate, or none has a usable strength.
     """
-    if folder is None:
-        with TemporaryDirectory(prefix="pvec-choose-") as temporary:
-            return choose(recipe, Path(temporary))
     inputs = Inputs.open(recipe)
     found = _examined(recipe, inputs)
     scan = Scan(inputs.pole, ranked(found)[: recipe.verify], recipe.shares, recipe.floor)

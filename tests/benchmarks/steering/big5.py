@@ -28,6 +28,7 @@ from personality_vector.finetuning.sft import train
 from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.lab import builtin
 from personality_vector.measures.likelihood import Likelihood
+from personality_vector.report.choice import save_choice
 from personality_vector.steering import ALL, SteeringVector
 from personality_vector.study.choose.layers import examine
 from personality_vector.study.choose.run import choose
@@ -112,7 +113,7 @@ def chosen(lab: Lab, trait: str, vector: Path) -> tuple[Choice, bool]:
     }
     recipe = ChooseRecipe.parse(data, origin="big5", folder=Path.cwd())
     folders = [lab.out / "choices" / f"{trait}{again}" for again in ("", "-again")]
-    choices = [choose(recipe) for _ in folders]
+    choices = [choose(recipe, one.with_name(f"{one.name}.run")) for one in folders]
     for choice, folder in zip(choices, folders, strict=True):
         save_choice(choice, folder, force=True)
     first, second = ([f.read_bytes() for f in sorted(folder.iterdir())] for folder in folders)
