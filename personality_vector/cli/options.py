@@ -25,9 +25,6 @@ def silenced(on: bool) -> bool:
     return on
 
 
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, or a shipped recipe by name.")
-]
 Settings = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change the recipe; repeatable."),
@@ -40,7 +37,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and pr
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that this tool wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu or cuda.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts in one forward pass.")]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Number of texts in one forward pass.")
+]
 Model = Annotated[
     str, typer.Option("--model", help="The model: a directory, Hub id or builtin:demo.")
 ]
@@ -49,7 +48,7 @@ Dtype = Annotated[
     typer.Option("--dtype", help="Dtype to load the model in."),
 ]
 LongestReply = Annotated[
-    int, typer.Option("--max-new-tokens", min=1, help="Most tokens of a reply.")
+    int, typer.Option("--max-new-tokens", min=1, help="Longest reply, in tokens.")
 ]
 PoleOption = Annotated[
     str | None, typer.Option("--pole", metavar="TRAIT:LEVEL", help="The pole that it expresses.")
@@ -65,7 +64,7 @@ Prompts = Annotated[
     Path,
     typer.Option("--prompts", metavar="FILE", help="A text file with one prompt on each line."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Draw no progress bars.", callback=silenced)]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.", callback=silenced)]
 
 
 def recipe_verb(
@@ -83,7 +82,9 @@ def recipe_verb(
     """
 
     def verb(
-        recipe: RecipeArgument,
+        recipe: Annotated[
+            str, typer.Argument(metavar="RECIPE", help="A YAML file, or a shipped recipe by name.")
+        ],
         settings: Settings = [],
         out: Out = None,
         dry_run: DryRun = False,

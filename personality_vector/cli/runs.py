@@ -87,9 +87,8 @@ def judge(
     cells = judge_run(run, opened)
     page, readings = write_report(run), pv.Run(run).readings()
     rows = readings[readings["judge"] == opened.name].to_dict("records")
-    result = options.without_nan({"judge": opened.name, "cells": cells, "readings": rows})
     options.show(
-        result,
+        options.without_nan({"judge": opened.name, "cells": cells, "readings": rows}),
         as_json=as_json,
         text=lambda: f"{run}: {opened.name} rated {cells} cells; report: {page}",
     )

@@ -49,8 +49,10 @@ def _choice_figure(choice: Choice) -> Figure:
     (separates, shifts), (moves, coheres) = figure.subplots(2, 2)
     figure.set_size_inches(8.2, 5.4)
     aucs = [f"AUC\n{auc:.2f}" if len(layers) <= 8 else "" for auc in layers["auc"]]
-    rows = zip(layers["layer"], layers["rank"], strict=True)
-    ranks = [f"#{r}{' chosen' * (n == chosen)}" if pd.notna(r) else "" for n, r in rows]
+    ranks = [
+        f"#{rank}{' chosen' * (layer == chosen)}" if pd.notna(rank) else ""
+        for layer, rank in zip(layers["layer"], layers["rank"], strict=True)
+    ]
     _layers(separates, layers, "d_prime", aucs, chosen)
     _layers(moves, layers, "slope", ranks, chosen)
     _curves(shifts, curves, "shift", chosen)
@@ -79,7 +81,6 @@ def _choice_figure(choice: Choice) -> Figure:
 
 
 def _layers(axes: Axes, layers: pd.DataFrame, column: str, labels: list[str], chosen: int) -> None:
-    """Draw one bar for each layer, with its label."""
     colours = [
         _CHOSEN if layer == chosen else _VERIFIED if pd.notna(rank) else _OTHER
         for layer, rank in zip(layers["layer"], layers["rank"], strict=True)

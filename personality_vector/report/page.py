@@ -1,4 +1,4 @@
-"""The HTML report of a run: one file that asks nothing of the network, from its store alone."""
+"""The HTML report of a run: one file, made from its store, that makes no request."""
 
 import base64
 import hashlib
@@ -23,7 +23,6 @@ from personality_vector.study.tables import (
     DOSES,
     MATCHED,
     Number,
-    labels_of,
     numbers_of,
     short_names,
     tables_of,
@@ -47,13 +46,13 @@ _TITLES = {
 _FILES = {MATCHED: "matched_effect.csv", DOSES: "dose_response.csv"}
 
 _NEAR = 0.1
-"""Of the target: what a shift may miss it by without a word."""
+"""Share of the target that a shift may miss before the summary says so."""
 
 _SHOWN, _QUESTIONS = 3, 12
-"""Answers shown to a question at each strength, and questions shown."""
+"""Most answers shown for a question at each strength, and most questions shown."""
 
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n\r"}
-"""Control characters, which a page would swallow, to signs that can be seen."""
+"""Control characters, which a browser would drop, to the visible signs that replace them."""
 
 
 def write_report(run: Run | str | Path) -> Path:
@@ -84,7 +83,11 @@ def write_report(run: Run | str | Path) -> Path:
     shown["How good the judges are"] = _qualities(run)
     page = environment.get_template("report.html.jinja").render(
         **texts,
-        hashes={part: _hash(text) for part, text in texts.items()},
+        # The policy of the page allows exactly this style and this script.
+        hashes={
+            part: f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+            for part, text in texts.items()
+        },
         pole=run["pole"],
         base=run["base"],
         seeds=run["seeds"],
@@ -104,11 +107,6 @@ def write_report(run: Run | str | Path) -> Path:
     return path
 
 
-def _hash(text: str) -> str:
-    """Return the source of a policy that allows exactly this style or script."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
 def _missing(run: Run) -> dict[str, Any]:
     """Return how much is unscored, of all measures, and the reading that has most of it."""
     readings = run.readings()
@@ -123,7 +121,7 @@ def _pictures(run: Run) -> dict[str, str]:
     figures = {}
     if run["pole"] is not None:
         figures["pareto"] = pareto_figure(run, Pole.parse(run["pole"]))
-    if labels_of(run):
+    if run["arms"]:
         figures["dose_response"] = dose_response_figure(run)
     drawn = {name: figure for name, figure in figures.items() if figure.axes}
     for name, figure in drawn.items():
@@ -134,8 +132,11 @@ def _pictures(run: Run) -> dict[str, str]:
 def _qualities(run: Run) -> pd.DataFrame:
     """Return one row per judge and trait: how good the judge is."""
     rows = [{"judge": name, **row} for name, one in run["judges"].items() for row in one["quality"]]
-    found = pd.DataFrame(rows, columns=["judge", "trait", "name", "value"])
-    return found.pivot_table(index=["judge", "trait"], columns="name", values="value").reset_index()
+    return (
+        pd.DataFrame(rows, columns=["judge", "trait", "name", "value"])
+        .pivot_table(index=["judge", "trait"], columns="name", values="value")
+        .reset_index()
+    )
 
 
 def summary_of(run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
@@ -145,8 +146,8 @@ def summary_of(run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     numbers = numbers_of(run, of_traits=True) or numbers_of(run, of_traits=False)
     # What follows a pole comes first.
     numbers = sorted(numbers, key=lambda one: one.better != "towards_pole")
-    if labels_of(run):
-        return _followed(labels_of(run), tables.get(DOSES, pd.DataFrame()), numbers)
+    if run["arms"]:
+        return _followed(list(run["arms"]), tables.get(DOSES, pd.DataFrame()), numbers)
     means = {one: _of(run.readings(), one).groupby("trait", sort=False) for one in numbers}
     return {
         "measured": {
@@ -240,8 +241,9 @@ def answers_of(run: Run) -> pd.DataFrame:
 
 def sample_answers(answers: pd.DataFrame, label: str) -> dict[float, list[tuple[str, str]]]:
     """Return the first three answers of an intervention at each strength, with their ratings."""
-    own = answers[answers["intervention"] == label]
-    ordered = own.sort_values(["strength", "seed", "sample"], kind="stable")
+    ordered = answers[answers["intervention"] == label].sort_values(
+        ["strength", "seed", "sample"], kind="stable"
+    )
     return {
         float(strength): list(zip(cell["reply"], cell["rating"], strict=True))[:_SHOWN]
         for strength, cell in ordered.groupby("strength")
@@ -251,12 +253,12 @@ def sample_answers(answers: pd.DataFrame, label: str) -> dict[float, list[tuple[
 def side_by_side(run: Run) -> dict[str, Any]:
     """Return what a page needs to show the answers to each question beside those of the base.
 
-    ``arms`` are the strengths of every intervention, ``spoken`` those that a slider tells, which
-    has as many ``steps`` as the longest of them; ``questions`` hold the answers.
+    ``arms`` are the strengths of every intervention; ``spoken`` are those that the slider
+    announces. It has as many ``steps`` as the longest of them. ``questions`` hold the answers.
     """
     answers = answers_of(run)
     found = answers.groupby("intervention")["strength"].unique()
-    arms = {label: sorted(found[label]) for label in (BASE, *labels_of(run)) if label in found}
+    arms = {label: sorted(found[label]) for label in (BASE, *run["arms"]) if label in found}
     spoken = {label: strengths for label, strengths in arms.items() if label != BASE}
     if len(spoken) > 1 and len({tuple(strengths) for strengths in spoken.values()}) == 1:
         spoken = {"every intervention": next(iter(spoken.values()))}
@@ -268,5 +270,9 @@ def side_by_side(run: Run) -> dict[str, Any]:
         }
         for (_, item, question), own in islice(by_question, _QUESTIONS)
     ]
-    steps = max(map(len, spoken.values()), default=0)
-    return {"arms": arms, "spoken": spoken, "steps": steps, "questions": questions}
+    return {
+        "arms": arms,
+        "spoken": spoken,
+        "steps": max(map(len, spoken.values()), default=0),
+        "questions": questions,
+    }

@@ -17,11 +17,6 @@ _KEYS = ["intervention", "trait", "measure", "judge"]
 MATCHED, DOSES = "at matched effect", "dose and response"
 
 
-def labels_of(run: Run) -> list[str]:
-    """Return the labels of the interventions of a run, in the order of its recipe."""
-    return list(run["arms"])
-
-
 @dataclass(frozen=True, slots=True)
 class Number:
     """One number of a run, and how it is drawn.
@@ -72,8 +67,7 @@ def numbers_of(run: Run, *, of_traits: bool) -> list[Number]:
 
 def _distinct(readings: pd.DataFrame) -> list[tuple[str, str]]:
     """Return the measures and judges of readings, each pair once."""
-    pairs = readings[["measure", "judge"]].drop_duplicates()
-    return list(pairs.itertuples(index=False, name=None))
+    return list(readings[["measure", "judge"]].drop_duplicates().itertuples(index=False, name=None))
 
 
 def short_names(numbers: Sequence[str]) -> dict[str, str]:
@@ -97,11 +91,6 @@ def on_grid(run: Run, readings: pd.DataFrame) -> pd.DataFrame:
         for label, strength in zip(readings["intervention"], readings["strength"], strict=True)
     ]
     return readings[np.array(is_listed, dtype=bool)]  # a list without elements picks columns
-
-
-def measured(run: Run) -> pd.DataFrame:
-    """Return the numbers of a run without interventions."""
-    return run.readings().drop(columns=["intervention", "strength"])
 
 
 def dose_response(run: Run) -> pd.DataFrame:
@@ -135,20 +124,22 @@ def by_strength(run: Run) -> pd.DataFrame:
     shown = on_grid(run, run.readings()).query("trait != ''")
     names = {(one.measure, one.judge): one.name for one in numbers_of(run, of_traits=True)}
     keys = zip(shown["trait"], shown["measure"], shown["judge"], strict=True)
-    named = [f"{trait} {names[measure, judge]}" for trait, measure, judge in keys]
-    shown = shown.assign(name=named)
-    values = shown.groupby(["intervention", "strength", "name"], sort=False)["value"].mean()
+    named = shown.assign(name=[f"{trait} {names[of, judge]}" for trait, of, judge in keys])
+    values = named.groupby(["intervention", "strength", "name"], sort=False)["value"].mean()
     return values.unstack("name", sort=False).reset_index().rename_axis(columns=None)
 
 
 def side_effects(run: Run) -> pd.DataFrame:
     """Return one row per intervention and strength of the grid: the numbers of no trait."""
-    plain = on_grid(run, run.readings()).query("trait == ''")
-    wide = plain.pivot_table(index=["intervention", "strength"], columns="measure", values="value")
-    wide = wide.rename(columns=short_names(list(wide.columns)))
-    order = {label: index for index, label in enumerate([BASE, *labels_of(run)])}
-    return wide.reset_index().sort_values(
-        ["intervention", "strength"], key=lambda c: c.map(order) if c.name == "intervention" else c
+    wide = costs(on_grid(run, run.readings()))
+    order = {label: index for index, label in enumerate([BASE, *run["arms"]])}
+    return (
+        wide.rename(columns=short_names(list(wide.columns)))
+        .reset_index()
+        .sort_values(
+            ["intervention", "strength"],
+            key=lambda c: c.map(order) if c.name == "intervention" else c,
+        )
     )
 
 
@@ -157,9 +148,8 @@ def unscored(run: Run) -> pd.DataFrame:
 
     Columns: ``measure, judge, trait, scored, unscored``, over all cells.
     """
-    frame = run.readings().groupby(["measure", "judge", "trait"], sort=False)
-    found = frame[["n", "unscored"]].sum().query("unscored > 0")
-    return found.reset_index().rename(columns={"n": "scored"})
+    counts = run.readings().groupby(["measure", "judge", "trait"], sort=False)[["n", "unscored"]]
+    return counts.sum().query("unscored > 0").reset_index().rename(columns={"n": "scored"})
 
 
 def shifts(run: Run, pole: Pole) -> dict[str, list[DosePoint]]:
@@ -196,10 +186,11 @@ def off_targets(run: Run, pole: Pole) -> "pd.Series[float]":
     return others["shift"].abs().groupby([others["intervention"], others["strength"]]).mean()
 
 
-def costs(run: Run) -> pd.DataFrame:
+def costs(readings: pd.DataFrame) -> pd.DataFrame:
     """Return the numbers of no trait by intervention and strength, means over seeds."""
-    plain = run.readings().query("trait == ''")
-    return plain.pivot_table(index=["intervention", "strength"], columns="measure", values="value")
+    return readings.query("trait == ''").pivot_table(
+        index=["intervention", "strength"], columns="measure", values="value"
+    )
 
 
 def matched_effect(run: Run) -> pd.DataFrame:
@@ -211,7 +202,7 @@ def matched_effect(run: Run) -> pd.DataFrame:
     and every number of no trait. Where no strength moves an intervention by the target, all but
     its reach is NaN.
     """
-    pole, readings, cost = Pole.parse(run["pole"]), run.readings(), costs(run)
+    pole, readings, cost = Pole.parse(run["pole"]), run.readings(), costs(run.readings())
     own = readings[(readings["judge"] != "") & (readings["trait"] == pole.trait)]
     curves = shifts(run, pole)
     matches = pd.DataFrame(run["matches"], columns=["intervention", "target", "strength"])
@@ -232,11 +223,10 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
 
     A table without rows is left out, except that at matched effect, whose absence says something.
     """
-    found = {"measures": measured(run)}
-    if labels_of(run):
-        followed = dose_response(run)
-        found = {DOSES: followed}
-        if not followed.empty and followed["spearman"].isna().any():
+    found = {"measures": run.readings().drop(columns=["intervention", "strength"])}
+    if run["arms"]:
+        found = {DOSES: dose_response(run)}
+        if not found[DOSES].empty and found[DOSES]["spearman"].isna().any():
             found["by strength"] = by_strength(run)
     found["side effects"] = side_effects(run)
     if run["pole"] is not None:

@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 _SHOWN = 48
 """Number of characters that a table shows of a text."""
 Vector = Annotated[Path, typer.Argument(metavar="VECTOR", help="A saved steering vector.")]
+OneLayer = Annotated[
+    int | None,
+    typer.Option(
+        "--layer", help="0-based decoder block, -1 for the last; needed if VECTOR has several."
+    ),
+]
+AnotherModel = Annotated[
+    bool,
+    typer.Option("--another-model", help="Accept a VECTOR of another model, such as its base."),
+]
 
 
 def monitor(
@@ -25,18 +35,10 @@ def monitor(
     *,
     model: options.Model,
     prompts: options.Prompts,
-    layer: Annotated[
-        int | None,
-        typer.Option(
-            "--layer", help="0-based decoder block, -1 for the last; needed if VECTOR has several."
-        ),
-    ] = None,
+    layer: OneLayer = None,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
     max_new_tokens: options.LongestReply = 64,
-    another_model: Annotated[
-        bool,
-        typer.Option("--another-model", help="Accept a VECTOR of another model, such as its base."),
-    ] = False,
+    another_model: AnotherModel = False,
     batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
@@ -121,13 +123,10 @@ def bake(
     chosen = route_for(read_config(checkpoint), "ablate" if ablate else route).name
     layers = _fitting(read, layer, checkpoint, read.model)
     if options.plan_only(
-        lambda: {
-            "vector": read.label,
-            "model": str(checkpoint.fingerprint),
-            "layers": layers,
-            "route": chosen,
-            "coefficient": coefficient,
-        },
+        lambda: (
+            {"vector": read.label, "model": str(checkpoint.fingerprint)}
+            | {"layers": layers, "route": chosen, "coefficient": coefficient}
+        ),
         *(out, dry_run, force, as_json),
     ):
         return
@@ -244,8 +243,7 @@ def _measured(
     means = Reader(model, tokenizer, [layer], "prompt_mean", batch_size).pooled(chats)
     gates = cosine_similarity(means[layer], vector[layer][None], dim=-1)
     greedy = pv.Sampling(max_new_tokens=longest, temperature=0.0, batch_size=batch_size)
-    drawn = generate_replies(model, tokenizer, chats, greedy, seed=0)
-    replies = [reply.text for reply in drawn]
+    replies = [one.text for one in generate_replies(model, tokenizer, chats, greedy, seed=0)]
     said = [i for i, reply in enumerate(replies) if reply]
     replied = [answered(chats[i], replies[i]) for i in said]
     after, scores = (dict.fromkeys(range(len(chats))) for _ in range(2))

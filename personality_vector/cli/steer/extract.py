@@ -1,4 +1,4 @@
-"""``pvec steer write-persona``, ``extract``, ``neurons`` and ``choose``: what tells poles apart."""
+"""``pvec steer write-persona``, ``extract``, ``neurons`` and ``choose``: the steps to a vector."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from personality_vector.elicitation.recipe import SteerRecipe
     from personality_vector.elicitation.rollouts import Rollout
     from personality_vector.interventions.neurons.chosen import NeuronSet
-    from personality_vector.study.choose.scan import Choice
     from personality_vector.study.recipe import ChooseRecipe
 
 _OF_VECTORS = ("persona", "layers", "pooling", "estimator")
@@ -33,14 +32,14 @@ def write_persona(
     ] = None,
     pole: options.PoleOption = None,
     endpoint: Annotated[
-        str | None, typer.Option("--endpoint", metavar="URL", help="OpenAI-compatible server.")
+        str | None, typer.Option("--endpoint", metavar="URL", help="An OpenAI-compatible server.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Model of the server.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="A model of the server.")] = None,
     api_key_env: Annotated[
         str, typer.Option("--api-key-env", help="Environment variable with the key.")
     ] = "OPENAI_API_KEY",
     local: Annotated[
-        str | None, typer.Option("--local", metavar="PATH", help="A checkpoint to use instead.")
+        str | None, typer.Option("--local", metavar="PATH", help="A checkpoint, without a server.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the local model's sampling.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.yaml.")] = False,
@@ -71,12 +70,12 @@ def write_persona(
     out.write_text(f"# The persona {name}, written by {writer}.\n{body}", encoding="utf-8")
     pairs, asked = len(persona.instructions), persona.questions
     counts = len(asked.extract), len(asked.evaluate)
-    said = (
-        f"{out}: {persona.label}, {pairs} pairs of instructions, "
-        f"{counts[0]} questions to extract with and {counts[1]} to evaluate with"
+    said = f"{counts[0]} questions to extract with and {counts[1]} to evaluate with"
+    options.show(
+        {"out": str(out), "pairs": pairs, "questions": counts},
+        as_json=as_json,
+        text=lambda: f"{out}: {persona.label}, {pairs} pairs of instructions, {said}",
     )
-    result = {"out": str(out), "pairs": pairs, "questions": counts}
-    options.show(result, as_json=as_json, text=lambda: said)
 
 
 def check(recipe: "SteerRecipe") -> dict[str, Any]:
@@ -249,6 +248,7 @@ def choose(recipe: "ChooseRecipe", out: Path, force: bool, as_json: bool) -> Non
     """
     from personality_vector.files import AtomicDirectory
     from personality_vector.report.choice import save_choice
+    from personality_vector.report.tables import print_frame
     from personality_vector.study.choose.run import choose
 
     AtomicDirectory(out, force=force)  # refuses an output that exists before the work, not after
@@ -257,12 +257,6 @@ def choose(recipe: "ChooseRecipe", out: Path, force: bool, as_json: bool) -> Non
     if as_json:
         options.show({"out": str(out), **choice.record()}, as_json=True, text=str)
         return
-    _print_choice(choice, recipe, out)
-
-
-def _print_choice(choice: "Choice", recipe: "ChooseRecipe", out: Path) -> None:
-    from personality_vector.report.tables import print_frame
-
     layers = choice.layer_table()[
         ["layer", "d_prime", "auc", "auc_low", "auc_high", "slope", "rank", "swing"]
     ]

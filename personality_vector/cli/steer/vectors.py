@@ -15,6 +15,15 @@ from personality_vector.recipes.reading import override
 if TYPE_CHECKING:
     from personality_vector.merging.fusion import Fused
 
+Scale = Annotated[
+    Literal["raw", "unit", "equal"],
+    typer.Option(
+        "--scale",
+        help="raw keeps the lengths, so the longest vector dominates; unit gives each norm 1; "
+        "equal gives each the mean norm.",
+    ),
+]
+
 
 def between(
     base: Annotated[str, typer.Argument(metavar="BASE", help="Directory, Hub id or builtin:demo.")],
@@ -63,10 +72,7 @@ def between(
         return
     plain, moved = (pv.load_model(each.path, dtype=dtype, device=place) for each in (start, end))
     vector = pv.SteeringVector.between(
-        plain,
-        moved,
-        pv.load_tokenizer(start.path),
-        chats,
+        *(plain, moved, pv.load_tokenizer(start.path), chats),
         layers=layer or None,
         pooling=pooling,
         batch_size=batch_size,
@@ -113,25 +119,14 @@ def fuse(
     ],
     *,
     weights: Annotated[
-        str | None,
-        typer.Option(
-            "--weights", metavar="1,1,2", help="A weight for each vector. Default: 1 for each."
-        ),
+        str | None, typer.Option("--weights", metavar="1,1,2", help="Default: 1 for each vector.")
     ] = None,
-    scale: Annotated[
-        Literal["raw", "unit", "equal"],
-        typer.Option(
-            "--scale",
-            help="raw: the longest vector dominates; unit: each has norm 1; equal: the mean norm.",
-        ),
-    ] = "raw",
+    scale: Scale = "raw",
     method: Annotated[
         str, typer.Option("--method", help="mean, or a method of a merge, such as ties.")
     ] = "mean",
     option: options.MethodOption = [],
-    label: Annotated[
-        str, typer.Option("--label", help="Label of the result. Default: the formula.")
-    ] = "",
+    label: Annotated[str, typer.Option("--label", help="Default: the formula.")] = "",
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Print the shares of each layer as well.")
     ] = False,
@@ -161,8 +156,11 @@ def fuse(
         return
     vector.save(out, force=force)
     lengths = ", ".join(f"{norm:.3g}" for norm in norms.values())
-    text = f"{out}: {vector.label}, {len(norms)} layers, norm {lengths}"
-    options.show(result, as_json=as_json, text=lambda: text)
+    options.show(
+        result,
+        as_json=as_json,
+        text=lambda: f"{out}: {vector.label}, {len(norms)} layers, norm {lengths}",
+    )
     if not as_json:
         _print_shares(fused, per_layer=per_layer)
 
@@ -172,10 +170,10 @@ def _print_shares(fused: "Fused[pv.SteeringVector]", *, per_layer: bool) -> None
 
     from personality_vector.report.tables import print_frame
 
-    shares = pd.DataFrame(map(asdict, fused.shares))
+    columns, count = ["layer", "weight", "norm", "share", "cosine"], len(fused.overall)
+    shares = pd.DataFrame([asdict(share) for share in fused.shares], columns=columns)
     # Numbered, since two may have one label.
-    count = len(fused.overall)
-    names = [f"{index % count + 1} {name}" for index, name in enumerate(shares.pop("label"))]
+    names = [f"{index % count + 1} {share.label}" for index, share in enumerate(fused.shares)]
     shares.insert(0, "vector", names)
     title, is_whole = "share of the fused vector", shares["layer"].isna()
     print_frame(title, shares[is_whole].drop(columns="layer"))

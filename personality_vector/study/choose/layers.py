@@ -30,8 +30,8 @@ class Separation:
 
     Attributes:
         d_prime: Difference of the means in units of the pooled standard deviation.
-        auc: Chance that a member of the first group lies higher than one of the second; 0.5 is
-            none at all.
+        auc: Chance that a member of the first group lies higher than one of the second; 0.5
+            means no separation.
         auc_low: Lower end of its 95 % confidence interval.
         auc_high: Upper end.
     """
@@ -109,8 +109,9 @@ def examine(  # noqa: PLR0913  (a model, a vector, two sides, and how they are r
         encoded = encode_chats(subject.tokenizer, [chat for chat, _ in batch]).to(device)
         weights = torch.tensor([weight for _, weight in batch], device=device)
         # Padding has no effect, wherever it is.
-        columns = torch.arange(encoded.input_ids.shape[1], device=device)
-        steered = positions.mask(encoded.prompts, columns)
+        steered = positions.mask(
+            encoded.prompts, torch.arange(encoded.input_ids.shape[1], device=device)
+        )
         with torch.enable_grad(), ExitStack() as undo:
             for probe in probes:
                 hook = probe.hook(encoded.response_mask, steered)
@@ -182,8 +183,13 @@ class _Probe:
         """Return what was found; the first ``towards`` chats are of the pole."""
         residual = float(torch.cat(self.norms).median())
         norm = float(self.direction.double().norm())
-        found = separation(self.projections[:towards], self.projections[towards:])
-        return Evidence(self.layer, found, residual, norm, self.slope * residual / norm)
+        return Evidence(
+            self.layer,
+            separation(self.projections[:towards], self.projections[towards:]),
+            residual,
+            norm,
+            self.slope * residual / norm,
+        )
 
 
 def separation(higher: Sequence[float], lower: Sequence[float]) -> Separation:

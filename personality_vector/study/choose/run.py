@@ -85,8 +85,7 @@ class Inputs:
 
     def made_from(self, recipe: ChooseRecipe) -> dict[str, Any]:
         """Return the recipe, the digests of its inputs, and how many statements decided."""
-        levels = [statement.level for statement in self.deciding]
-        counts = {level: levels.count(level) for level in _LEVELS}
+        counts = {level: sum(s.level == level for s in self.deciding) for level in _LEVELS}
         files = {
             "vector": recipe.vector,
             "statements": recipe.statements,
@@ -139,7 +138,6 @@ def choose(recipe: ChooseRecipe, folder: Path) -> Choice:
 
 
 def _examined(recipe: ChooseRecipe, inputs: Inputs) -> list[Evidence]:
-    """Return the evidence of every layer to examine."""
     subject = Subject.load(inputs.base, dtype=recipe.dtype, device=recipe.device)
     # What is added to the last block's output acts on one token's logits alone.
     every = range(max(1, len(decoder_blocks(subject.model)) - 1))
@@ -184,10 +182,9 @@ def _study(recipe: ChooseRecipe, inputs: Inputs, scan: Scan) -> Study:
 
 def _asking(recipe: ChooseRecipe) -> Asking:
     """Return what is asked; every reply is judged for the trait, whatever its item is about."""
-    spec = CoherenceSpec(
+    asking = CoherenceSpec(
         instrument=recipe.instrument, question=recipe.question, generation=recipe.generation
-    )
-    asking = spec.asking()
+    ).asking()
     items = tuple(item.model_copy(update={"trait": None}) for item in asking.instrument.items)
     return replace(asking, instrument=asking.instrument.model_copy(update={"items": items}))
 
@@ -199,8 +196,9 @@ def _halves(recipe: ChooseRecipe) -> tuple[list[Statement], list[Statement]]:
     clear, and its beginning would then say little of the rest.
     """
     found = read_statements(recipe.statements, part=recipe.part, held_out=recipe.held_out)
-    pairs = ((key_for(0, f"half {normalised(s.text)}"), s) for s in found)
-    keyed = sorted(pairs, key=lambda pair: pair[0])
+    keyed = sorted(
+        ((key_for(0, f"half {normalised(s.text)}"), s) for s in found), key=lambda pair: pair[0]
+    )
     return [s for key, s in keyed if key % 2 == 0], [s for key, s in keyed if key % 2 == 1]
 
 

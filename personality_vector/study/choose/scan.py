@@ -206,7 +206,7 @@ def arm_of(layer: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The layer at which a vector steers best, and how far it can be turned up there.
+    """The layer at which a vector steers best, and the strengths that are usable there.
 
     Attributes:
         pole: What the vector points to.
