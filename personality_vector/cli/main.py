@@ -14,7 +14,7 @@ from typer.exceptions import TyperException
 
 from personality_vector.cli import merge, push, runs, shipped, show, weights
 from personality_vector.cli.options import recipe_verb
-from personality_vector.cli.steer import effect, export, extract, vectors
+from personality_vector.cli.steer import effect, extract, vectors
 from personality_vector.errors import PersonalityVectorError
 
 app = typer.Typer(
@@ -73,10 +73,10 @@ _VERBS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
         "between": vectors.between,
         "creativity": vectors.creativity,
         "fuse": vectors.fuse,
-        "choose": recipe_verb("study.recipe.ChooseRecipe", effect.choose, effect.check),
+        "choose": recipe_verb("study.recipe.ChooseRecipe", extract.choose, extract.check_choice),
         "monitor": effect.monitor,
-        "bake": export.bake,
-        "export-gguf": export.export_gguf,
+        "bake": effect.bake,
+        "export-gguf": effect.export_gguf,
         "neurons": recipe_verb(
             "elicitation.recipe.SteerRecipe", extract.neurons, extract.check_neurons
         ),

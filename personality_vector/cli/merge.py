@@ -46,9 +46,9 @@ def merge(
         typer.Argument(metavar="[RECIPE]", help="A merge recipe, or a YAML of mergekit."),
     ] = None,
     settings: options.Settings = [],
-    base: Annotated[str | None, typer.Option("--base", help="The base, without RECIPE.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="The base, if no RECIPE.")] = None,
     term: Terms = [],
-    method: Annotated[str | None, typer.Option("--method", help="Such as ties, dare.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="Such as ties or dare.")] = None,
     option: options.MethodOption = [],
     exclude: Exclude = [],
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of random masks.")] = None,
@@ -77,12 +77,10 @@ def merge(
 
     plan = plan_recipe(asked) if isinstance(asked, MergeRecipe) else asked
 
-    def planned() -> dict[str, Any]:
-        ahead = forecast(plan, folder) if isinstance(plan, MergePlan) else {}
-        return {**plan.describe(), **ahead}
-
-    how = {"dry_run": dry_run, "force": force, "as_json": as_json}
-    if options.plan_only(planned, folder, inputs=plan.inputs, **how):
+    if options.plan_only(
+        lambda: plan.describe() | (forecast(plan, folder) if isinstance(plan, MergePlan) else {}),
+        *(folder, dry_run, force, as_json, plan.inputs),
+    ):
         return
     if isinstance(plan, MergePlan):
         from personality_vector.merging.engine import write_merge
@@ -141,8 +139,9 @@ def _from_file(
         override(data, setting)
     if device not in ("auto", "cpu"):
         raise RecipeError(f"{file}: a YAML of mergekit is merged on the cpu, not on {device}")
-    where = folder or file.resolve().parent
-    return plan_mergekit(data, origin=str(file), folder=where, seed=seed or 0)
+    return plan_mergekit(
+        data, origin=str(file), folder=folder or file.resolve().parent, seed=seed or 0
+    )
 
 
 def _short_form(

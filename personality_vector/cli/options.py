@@ -4,19 +4,18 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
 
+import personality_vector as pv
 from personality_vector.lab import find_recipe, folder_of
 from personality_vector.progress import silence
 from personality_vector.recipes.reading import read_recipe
-
-if TYPE_CHECKING:
-    import personality_vector as pv
 
 
 def silenced(on: bool) -> bool:
@@ -26,9 +25,6 @@ def silenced(on: bool) -> bool:
     return on
 
 
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, or a shipped recipe by name.")
-]
 Settings = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change the recipe; repeatable."),
@@ -41,13 +37,18 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and pr
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that this tool wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu or cuda.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts in one forward pass.")]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Number of texts in one forward pass.")
+]
+Model = Annotated[
+    str, typer.Option("--model", help="The model: a directory, Hub id or builtin:demo.")
+]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"],
     typer.Option("--dtype", help="Dtype to load the model in."),
 ]
 LongestReply = Annotated[
-    int, typer.Option("--max-new-tokens", min=1, help="Most tokens of a reply.")
+    int, typer.Option("--max-new-tokens", min=1, help="Longest reply, in tokens.")
 ]
 PoleOption = Annotated[
     str | None, typer.Option("--pole", metavar="TRAIT:LEVEL", help="The pole that it expresses.")
@@ -63,7 +64,7 @@ Prompts = Annotated[
     Path,
     typer.Option("--prompts", metavar="FILE", help="A text file with one prompt on each line."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Draw no progress bars.", callback=silenced)]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.", callback=silenced)]
 
 
 def recipe_verb(
@@ -81,7 +82,9 @@ def recipe_verb(
     """
 
     def verb(
-        recipe: RecipeArgument,
+        recipe: Annotated[
+            str, typer.Argument(metavar="RECIPE", help="A YAML file, or a shipped recipe by name.")
+        ],
         settings: Settings = [],
         out: Out = None,
         dry_run: DryRun = False,
@@ -120,7 +123,6 @@ def show(result: Any, *, as_json: bool, text: Callable[[], str]) -> None:
 def plan_only(
     plan: Callable[[], dict[str, Any]],
     out: Path | None,
-    *,
     dry_run: bool,
     force: bool,
     as_json: bool,
@@ -146,9 +148,18 @@ def plan_only(
     return dry_run
 
 
-def save_vector(vector: "pv.SteeringVector", out: Path, *, force: bool, as_json: bool) -> None:
-    """Save a steering vector, and print its path and its norm at each layer."""
-    vector.save(out, force=force)
+def opened(model: str, device: str) -> "tuple[pv.Checkpoint, str]":
+    """Return a checkpoint and the device to load it on, once both are known to be there."""
+    from personality_vector.subject.models import resolve_device
+
+    return pv.Checkpoint.open(model), resolve_device(device)
+
+
+def save_vector(
+    vector: "pv.SteeringVector", model: "pv.Checkpoint", out: Path, *, force: bool, as_json: bool
+) -> None:
+    """Save a steering vector of a model, and print its path and its norm at each layer."""
+    replace(vector, model=model.fingerprint.digest).save(out, force=force)
     norms = {layer: vector.norm(layer) for layer in vector.layers}
     shown = ", ".join(f"{layer}: {norm:.3g}" for layer, norm in norms.items())
     show(

@@ -18,7 +18,7 @@ def push(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="A checkpoint, delta or vector of this tool.")
     ],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="On the Hub: OWNER/NAME.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository on the Hub: OWNER/NAME.")],
     private: Annotated[
         bool, typer.Option("--private", help="Make the repository private.")
     ] = False,

@@ -87,9 +87,8 @@ def judge(
     cells = judge_run(run, opened)
     page, readings = write_report(run), pv.Run(run).readings()
     rows = readings[readings["judge"] == opened.name].to_dict("records")
-    result = options.without_nan({"judge": opened.name, "cells": cells, "readings": rows})
     options.show(
-        result,
+        options.without_nan({"judge": opened.name, "cells": cells, "readings": rows}),
         as_json=as_json,
         text=lambda: f"{run}: {opened.name} rated {cells} cells; report: {page}",
     )
@@ -114,12 +113,14 @@ def _measure(
     from personality_vector.report.page import NO_MATCH, write_report
     from personality_vector.report.tables import print_frame
     from personality_vector.study.recipe import open_study
-    from personality_vector.study.tables import remarks
+    from personality_vector.study.tables import remarks, tables_of
 
     run = open_study(recipe).run(out, force=force)
     page = write_report(run)
     run.write_manifest(kind)
     tables, notes = tables_of(run), remarks(run) if run["pole"] is not None else []
+    if "measures" in tables:
+        tables.pop("side effects", None)  # without an intervention they are among the measures
     if as_json:
         rows: dict[str, Any] = {"out": str(run.folder), "report": str(page), "remarks": notes}
         rows |= {title: frame.to_dict("records") for title, frame in tables.items()}
@@ -128,24 +129,3 @@ def _measure(
     for title, frame in tables.items():
         print_frame(title, frame, if_empty=NO_MATCH)
     typer.echo("\n".join([*notes, f"report: {page}"]))
-
-
-def tables_of(run: "pv.Run") -> dict[str, Any]:
-    """Return the tables of a run that its verb prints, by title."""
-    from personality_vector.study import tables
-
-    if not tables.labels_of(run):
-        found = {"measures": tables.measured(run)}
-    else:
-        followed = tables.dose_response(run)
-        found = {"dose and response": followed}
-        if not followed.empty and followed["spearman"].isna().any():
-            found["by strength"] = tables.by_strength(run)
-        found["side effects"] = tables.side_effects(run)
-        found = {title: frame for title, frame in found.items() if not frame.empty}
-    if run["pole"] is not None:
-        found["at matched effect"] = tables.matched_effect(run)
-    missing = tables.unscored(run)
-    if not missing.empty:
-        found["unscored"] = missing
-    return found

@@ -42,8 +42,10 @@ def demo(
 ) -> None:
     """Do the whole job on the embedded model.
 
-    Train, diff, merge, sweep, steer and compare: this takes two minutes and no network.
+    Train, diff, merge, steer, sweep and compare. It prints every command that it carries out, and
+    takes two minutes and no network. What is complete in --out is not done again.
     """
+    from personality_vector.cli.main import app
     from personality_vector.demo.run import run
 
-    run(out, force=force)
+    run(out, lambda words: app(words, standalone_mode=False), force=force)

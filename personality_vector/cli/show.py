@@ -1,4 +1,4 @@
-"""``pvec show`` says what a directory is, ``pvec similarity`` how alike vectors are."""
+"""``pvec show`` prints what a directory is, ``pvec similarity`` how alike vectors are."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -57,7 +57,7 @@ def show(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Say what a directory is, and what made it."""
+    """Print what a directory is and what made it."""
     from personality_vector.delta.storage import is_saved_delta
 
     found = describe(path)
@@ -73,8 +73,10 @@ def show(
 
         from personality_vector.report.tables import print_frame
 
-        rows = [{"": group, **total} for group, total in tables[name].items()]
-        print_frame(f"norms of {name}", pd.DataFrame(rows))
+        print_frame(
+            f"norms of {name}",
+            pd.DataFrame([{"": group, **total} for group, total in tables[name].items()]),
+        )
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -128,11 +130,11 @@ def similarity(
     base: Base = None,
     centred: Centred = False,
     per_layer: Annotated[
-        bool, typer.Option("--per-layer", help="Also compare them layer by layer.")
+        bool, typer.Option("--per-layer", help="Compare the vectors layer by layer as well.")
     ] = False,
     figure: Annotated[
         Path | None,
-        typer.Option("--figure", metavar="FILE", help="Draw them into a .svg or .png file."),
+        typer.Option("--figure", metavar="FILE", help="Draw the cosines into a .svg or .png file."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
     as_json: options.Json = False,
@@ -210,8 +212,10 @@ def _of_directions(paths: Sequence[str]) -> "Similarity":
     vectors = [pv.SteeringVector.load(path) for path in paths]
     require_one_space(vectors)
     rows = {layer: torch.stack([v[layer] for v in vectors]) for layer in vectors[0].layers}
-    grams = {f"layer {layer}": inner_products(row) for layer, row in rows.items()}
-    return Similarity(tuple(vector.label for vector in vectors), grams)
+    return Similarity(
+        tuple(vector.label for vector in vectors),
+        {f"layer {layer}": inner_products(row) for layer, row in rows.items()},
+    )
 
 
 def _pairs(by_layer: "Mapping[str, Tensor]", labels: Sequence[str]) -> "pd.DataFrame":
@@ -220,5 +224,6 @@ def _pairs(by_layer: "Mapping[str, Tensor]", labels: Sequence[str]) -> "pd.DataF
 
     pairs = list(combinations(range(len(labels)), 2))
     rows = {layer: [float(cosine[pair]) for pair in pairs] for layer, cosine in by_layer.items()}
-    columns = [" and ".join(pair) for pair in combinations(labels, 2)]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    return pd.DataFrame.from_dict(
+        rows, orient="index", columns=[" and ".join(pair) for pair in combinations(labels, 2)]
+    )

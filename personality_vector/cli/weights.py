@@ -82,8 +82,12 @@ def diff(
 
     delta = open_fine_tune(tuned, pv.Checkpoint.open(base), require_not_swapped, pole=pole)
     require_nonzero(delta)
-    chosen = "low-rank" if rank is not None else storage or "float32"
-    delta.save(out, storage=chosen, rank=rank, force=force)
+    delta.save(
+        out,
+        storage="low-rank" if rank is not None else storage or "float32",
+        rank=rank,
+        force=force,
+    )
     record = read_record(out)
     total = record.total
     result = {

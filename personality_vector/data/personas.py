@@ -1,17 +1,16 @@
 """Instruments, personas and rubrics: what is asked, and what the answers are rated for."""
 
-import re
 from collections import Counter
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from personality_vector.data.statements import normalised
 from personality_vector.errors import RecipeError, some
 from personality_vector.lab import BUILTIN, builtin
 from personality_vector.recipes.reading import read_recipe
-from personality_vector.recipes.schema import PoleField, Recipe, Words
+from personality_vector.recipes.schema import Name, PoleField, Recipe, Words
 from personality_vector.subject import Rubric
 from personality_vector.traits import BIG_FIVE, Pole, Trait
 
@@ -41,7 +40,7 @@ class Item(Recipe):
 
     id: _Name
     text: _Text
-    trait: Annotated[Trait, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")] | None = None
+    trait: Name | None = None
     keyed: Literal[1, -1] = 1
 
 
@@ -90,15 +89,6 @@ class Questions(Recipe):
         return self
 
 
-def _named(name: str) -> str:
-    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
-        raise ValueError(
-            "a name is lower-case letters, digits, - and _, and it begins with a letter, "
-            "such as stoic-sailor"
-        )
-    return name
-
-
 class Persona(Recipe):
     """Everything that a persona vector is made from, except the model.
 
@@ -118,7 +108,7 @@ class Persona(Recipe):
         "You are a <adjective> assistant." in front of it.
     """
 
-    name: Annotated[str, AfterValidator(_named)]
+    name: Name
     description: Words
     opposite: Words | None = None
     pole: PoleField | None = None
@@ -182,8 +172,11 @@ def evaluation_instrument(persona: Persona) -> Instrument:
         raise RecipeError(
             f"the persona {persona.name} has no questions for evaluation; add questions.evaluate"
         )
-    items = tuple(Item(id=f"q{i:02}", text=text) for i, text in enumerate(asked, start=1))
-    return Instrument(name=persona.name, version="1", items=items)
+    return Instrument(
+        name=persona.name,
+        version="1",
+        items=tuple(Item(id=f"q{i:02}", text=text) for i, text in enumerate(asked, start=1)),
+    )
 
 
 @cache
@@ -200,6 +193,7 @@ def rubric_of(trait: Trait) -> Rubric:
     high = Pole(trait, "high")
     if trait not in BIG_FIVE:
         return Rubric(trait, pole=high)
-    file = builtin(f"{BUILTIN}training/steering/personas/{trait}.yaml")
-    persona = read_recipe(file, Persona).at(high)
+    persona = read_recipe(builtin(f"{BUILTIN}training/steering/personas/{trait}.yaml"), Persona).at(
+        high
+    )
     return Rubric(trait, persona.description, persona.opposite, persona.rubric or "", high)

@@ -16,7 +16,7 @@ from pydantic import StringConstraints
 
 from personality_vector.data.rows import read_rows
 from personality_vector.errors import DataError, some
-from personality_vector.recipes.schema import Recipe
+from personality_vector.recipes.schema import Name, Recipe
 from personality_vector.traits import Level, Pole, Trait
 
 Part = Literal["train", "held_out"]
@@ -48,9 +48,7 @@ class Statement:
 
 
 class _Row(Recipe):
-    """One line of a statements file."""
-
-    trait: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")]
+    trait: Name
     level: Level
     statement: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     part: Part | None = None

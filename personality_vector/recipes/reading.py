@@ -55,7 +55,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise RecipeError(f"{path}: a recipe of more than 1 MB is refused")
+            raise RecipeError(f"{path}: is larger than 1 MB, which no recipe may be")
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
     except FileNotFoundError as error:
         raise RecipeError(

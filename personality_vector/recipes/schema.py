@@ -74,11 +74,20 @@ Whole = Annotated[int, Strict()]
 """A whole number as YAML writes it."""
 
 _BLANK, _DEVICE = r"\S", r"^(auto|cpu|cuda(:\d+)?|mps)$"
-_PATTERNS = {_BLANK: "needs at least one word", _DEVICE: "must be auto, cpu, cuda, cuda:N or mps"}
+_NAME = r"^[a-z][a-z0-9_-]*$"
+_PATTERNS = {
+    _BLANK: "needs at least one word",
+    _DEVICE: "must be auto, cpu, cuda, cuda:N or mps",
+    _NAME: "a name is lower-case letters, digits, - and _, and it begins with a letter, "
+    "such as stoic-sailor",
+}
 """What a value that does not match a pattern should be, in words."""
 
 Words = Annotated[str, Field(pattern=_BLANK)]
 """A text that is not blank."""
+
+Name = Annotated[str, Field(pattern=_NAME)]
+"""The name of a trait or a persona."""
 
 Device = Annotated[str, Field(pattern=_DEVICE)]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -113,8 +122,7 @@ def _model(value: Any, info: Any) -> Any:
     if not isinstance(value, str):
         return value
     path = Path(located(value, info))
-    is_hub_id = _HUB_ID.fullmatch(value) is not None and not path.exists()
-    return str(value) if is_hub_id else str(path)
+    return str(value) if _HUB_ID.fullmatch(value) and not path.exists() else str(path)
 
 
 LocalPath = Annotated[Path, BeforeValidator(located)]
@@ -126,23 +134,22 @@ ModelRef = Annotated[str, BeforeValidator(_model)]
 
 def sentence(recipe: type[BaseModel], error: ValidationError) -> str:
     """Return the most useful complaint: unknown keys first, as a typo also makes a key missing."""
-    complaints = sorted(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    first = complaints[0]
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     # pydantic adds the member of a union that it tried.
-    parts = [str(part) for part in first["loc"] if part not in ("float", "int", "str", "bool")]
-    where = ".".join(parts)
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{_suggestion(recipe, first['loc'])}"
-    if first["type"] == "missing":
-        return f"the key {where!r} is missing"
+    where = ".".join(str(p) for p in first["loc"] if p not in ("float", "int", "str", "bool"))
     message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list, in brackets")
-    if first["type"] == "string_pattern_mismatch":
-        wanted = _PATTERNS.get(first["ctx"]["pattern"], first["msg"])
-        message = f"{wanted}, not {first['input']!r:.40}"
-    if first["type"] == "too_short":
-        message = "needs at least one"
-    if first["type"] in ("float_type", "int_type", "tuple_type"):
-        message += f", not {first['input']!r:.40}"
+    match first["type"]:
+        case "extra_forbidden":
+            return f"unknown key {where!r}{_suggestion(recipe, first['loc'])}"
+        case "missing":
+            return f"the key {where!r} is missing"
+        case "string_pattern_mismatch":
+            wanted = _PATTERNS.get(first["ctx"]["pattern"], message)
+            message = f"{wanted}, not {first['input']!r:.40}"
+        case "too_short":
+            message = "needs at least one"
+        case "float_type" | "int_type" | "tuple_type":
+            message += f", not {first['input']!r:.40}"
     return f"{where}: {message}" if where else message
 
 

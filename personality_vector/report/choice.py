@@ -1,36 +1,58 @@
-"""The figure of a choice: what ranks the layers, and how far each can be turned up."""
+"""The files of a choice: its record, tables and figure.
 
-from typing import TYPE_CHECKING
+The figure shows what ranks the layers, and how far each can be turned up.
+"""
+
+import json
+from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from personality_vector.files import AtomicDirectory
+from personality_vector.manifest import write_manifest
 from personality_vector.report.figures import COLOURS, HOLLOW, canvas, line, save_figure
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from personality_vector.study.choose.choice import Choice
+from personality_vector.study.choose.scan import Choice
 
 _CHOSEN, _VERIFIED, _OTHER = COLOURS[0], "#9CC3DE", "#D9D9D9"
 
 
-def draw_choice(choice: "Choice", folder: "Path") -> None:
-    """Write ``choice.png`` and ``choice.svg``: the evidence and the curves of a choice."""
-    save_figure(_choice_figure(choice), folder, "choice")
+def save_choice(choice: Choice, out: Path, *, force: bool) -> None:
+    """Write ``choice.json``, ``curve.csv``, ``layers.csv``, the figure and a manifest.
+
+    The folder appears whole, or not at all.
+
+    Args:
+        choice: What to write.
+        out: Must not exist, unless ``force``.
+        force: Replace a result that this tool wrote.
+
+    Raises:
+        OutputExistsError: ``out`` exists.
+    """
+    record = choice.record() | {"made_from": choice.made_from}
+    with AtomicDirectory(out, force=force) as partial:
+        text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        (partial / "choice.json").write_text(text, encoding="utf-8")
+        for name, table in (("curve", choice.curve_table()), ("layers", choice.layer_table())):
+            table.to_csv(partial / f"{name}.csv", index=False, float_format="%.9g")
+        save_figure(_choice_figure(choice), partial, "choice")
+        chosen = {key: record[key] for key in ("layer", "coefficients")}
+        write_manifest(partial, "choice", {**choice.made_from, "choice": chosen})
 
 
-def _choice_figure(choice: "Choice") -> "Figure":
+def _choice_figure(choice: Choice) -> Figure:
     """Draw the evidence for each layer on the left, the scanned strengths on the right."""
     layers, curves, chosen = choice.layer_table(), choice.curve_table(), choice.layer
     figure = canvas(2, 2)
     (separates, shifts), (moves, coheres) = figure.subplots(2, 2)
     figure.set_size_inches(8.2, 5.4)
     aucs = [f"AUC\n{auc:.2f}" if len(layers) <= 8 else "" for auc in layers["auc"]]
-    rows = zip(layers["layer"], layers["rank"], strict=True)
-    ranks = [f"#{r}{' chosen' * (n == chosen)}" if pd.notna(r) else "" for n, r in rows]
+    ranks = [
+        f"#{rank}{' chosen' * (layer == chosen)}" if pd.notna(rank) else ""
+        for layer, rank in zip(layers["layer"], layers["rank"], strict=True)
+    ]
     _layers(separates, layers, "d_prime", aucs, chosen)
     _layers(moves, layers, "slope", ranks, chosen)
     _curves(shifts, curves, "shift", chosen)
@@ -58,10 +80,7 @@ def _choice_figure(choice: "Choice") -> "Figure":
     return figure
 
 
-def _layers(
-    axes: "Axes", layers: pd.DataFrame, column: str, labels: list[str], chosen: int
-) -> None:
-    """Draw one bar for each layer, with its label."""
+def _layers(axes: Axes, layers: pd.DataFrame, column: str, labels: list[str], chosen: int) -> None:
     colours = [
         _CHOSEN if layer == chosen else _VERIFIED if pd.notna(rank) else _OTHER
         for layer, rank in zip(layers["layer"], layers["rank"], strict=True)
@@ -73,7 +92,7 @@ def _layers(
     axes.bar_label(bars, labels, fontsize=6, padding=1)
 
 
-def _curves(axes: "Axes", curves: pd.DataFrame, column: str, chosen: int) -> None:
+def _curves(axes: Axes, curves: pd.DataFrame, column: str, chosen: int) -> None:
     """Draw every verified layer through the unsteered model; what is not usable is hollow."""
     start = 1.0 if column == "coherence" else 0.0
     for index, (layer, found) in enumerate(curves.groupby("layer", sort=False)):

@@ -5,16 +5,18 @@ import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from personality_vector.study.design import BASE
 from personality_vector.study.run import Run
 from personality_vector.study.tables import (
     costs,
-    labels_of,
     numbers_of,
     off_targets,
     on_grid,
@@ -22,18 +24,14 @@ from personality_vector.study.tables import (
 )
 from personality_vector.traits import Pole
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Okabe and Ito's palette: told apart with every kind of colour vision. Lines beyond these are not
-# told apart at a glance, and become panels of their own.
+# Okabe and Ito's palette: told apart with every kind of colour vision. More lines than
+# these cannot be told apart at a glance, and become panels of their own.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 HOLLOW: dict[str, Any] = {"linestyle": "", "markerfacecolor": "white", "zorder": 4}
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _BEHIND: dict[str, Any] = {"color": "#B0B0B0", "linewidth": 0.8, "alpha": 0.5, "zorder": 1}
 _COLUMNS, _WIDTH = 5, 11.0
-"""At most so many panels side by side, and inches for all of them: what a page can hold."""
+"""Most panels side by side, and their width together in inches: what a page can hold."""
 _PAPER: dict[str, Any] = {"bbox_inches": "tight", "facecolor": "white"}
 _METADATA = {".svg": {"Date": None}}  # so that the same results write the same bytes
 _INK = {"#000000": "currentColor", "#ffffff": "canvas"}
@@ -54,7 +52,7 @@ _STYLE = {
 }
 
 
-def dose_response_figure(*runs: Run) -> "Figure":
+def dose_response_figure(*runs: Run) -> Figure:
     """Draw every number that there is of a trait against the strength.
 
     A panel shows a trait, with a line for each intervention. Lines are means over seeds; the dashed
@@ -78,7 +76,7 @@ def _doses(run: Run, *, in_units: bool) -> pd.DataFrame:
     frame = on_grid(run, run.readings()).query("trait != ''").dropna(subset="value")
     base = frame[frame["intervention"] == BASE]
     edited = frame[(frame["intervention"] != BASE) & (frame["strength"] != 0.0)]
-    whole = pd.concat([edited, *(base.assign(intervention=label) for label in labels_of(run))])
+    whole = pd.concat([edited, *(base.assign(intervention=label) for label in run["arms"])])
     whole["half"] = ((whole["high"] - whole["low"]) / 2).where(whole["judge"] != "")
     keys = ["measure", "judge", "trait", "intervention"]
     points = whole.groupby([*keys, "strength"], sort=False, as_index=False).agg(
@@ -94,7 +92,7 @@ def _doses(run: Run, *, in_units: bool) -> pd.DataFrame:
     )
 
 
-def pareto_figure(run: Run, pole: Pole) -> "Figure":
+def pareto_figure(run: Run, pole: Pole) -> Figure:
     """Draw what each intervention costs for its effect; nearer to the lower right is better.
 
     Effect: shift towards ``pole``. Costs: every number of no trait that should be low, and the mean
@@ -117,7 +115,7 @@ def pareto_figure(run: Run, pole: Pole) -> "Figure":
 
 def _costs(run: Run, pole: Pole) -> "dict[str, pd.Series[float]]":
     """Return what can be drawn as a cost, by the label of its axis: 0 must be the base's."""
-    table = costs(run)
+    table = costs(run.readings())
     found = {
         number.label: table[number.measure]
         for number in numbers_of(run, of_traits=False)
@@ -130,7 +128,7 @@ def _costs(run: Run, pole: Pole) -> "dict[str, pd.Series[float]]":
     return found
 
 
-def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> "Figure":
+def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> Figure:
     """Draw cosines as a heat map with its numbers: blue below 0, red above, white at 0.
 
     Args:
@@ -167,7 +165,7 @@ def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> "Figure":
     return figure
 
 
-def save_figure(figure: "Figure", folder: Path, name: str, *suffixes: str) -> None:
+def save_figure(figure: Figure, folder: Path, name: str, *suffixes: str) -> None:
     """Write ``name.png`` and ``name.svg``, or only that of the two which is asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     for suffix in suffixes or (".png", ".svg"):
@@ -190,18 +188,15 @@ def inlined(svg: Path) -> str:
     return text[text.index("<svg") :]
 
 
-def canvas(rows: int, columns: int) -> "Figure":
+def canvas(rows: int, columns: int) -> Figure:
     """Return a figure in this project's style, of a size for so many panels."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     mpl.rcParams.update(_STYLE)  # type: ignore[arg-type]
     width = min(3.6, _WIDTH / columns)
-    size = max(width * columns, 4.2), (0.45 * width + 1.1) * rows + 0.5
-    return Figure(figsize=size, layout="constrained")
+    height = (0.45 * width + 1.1) * rows + 0.5
+    return Figure(figsize=(max(width * columns, 4.2), height), layout="constrained")
 
 
-def _drawn(table: pd.DataFrame, x_label: str, scales: Mapping[str, Any]) -> "Figure":
+def _drawn(table: pd.DataFrame, x_label: str, scales: Mapping[str, Any]) -> Figure:
     """Draw a row of panels for each number, or one row for all where each has a single panel.
 
     Where the lines of a panel are more than can be told apart, panels and lines change places, and
@@ -231,8 +226,9 @@ def _drawn(table: pd.DataFrame, x_label: str, scales: Mapping[str, Any]) -> "Fig
     for n, (number, panels) in enumerate(blocks):
         first, label = None, "\n".join(textwrap.fill(text, 26) for text in number.split("\n"))
         for index, (title, own) in enumerate(panels):
-            cell = cells[divmod(n * places + index, columns)]
-            axes = figure.add_subplot(cell, sharex=anchor, sharey=first)
+            axes = figure.add_subplot(
+                cells[divmod(n * places + index, columns)], sharex=anchor, sharey=first
+            )
             anchor, first = anchor or axes, first or axes
             axes.set(title=textwrap.fill(title, 30), ylabel="" if index % columns else label)
             if is_many and own["line"].nunique() == 1:
@@ -252,8 +248,7 @@ def _most_lines(table: pd.DataFrame) -> int:
     return int(table.groupby(["number", "panel"])["line"].nunique().max()) if len(table) else 0
 
 
-def _draw(axes: "Axes", table: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) -> None:
-    """Draw the lines of one panel."""
+def _draw(axes: Axes, table: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) -> None:
     for name, points in table.groupby("line", sort=False):
         curve = points.sort_values("at")
         error = curve["half"] if curve["half"].notna().any() else None
@@ -270,7 +265,7 @@ def _draw(axes: "Axes", table: pd.DataFrame, looks: Mapping[str, dict[str, Any]]
         )
 
 
-def _legend(figure: "Figure") -> None:
+def _legend(figure: Figure) -> None:
     """Write one legend above all panels, or one into each where it would be too long."""
     handles: dict[str, Any] = {}
     for axes in figure.axes:
@@ -279,11 +274,15 @@ def _legend(figure: "Figure") -> None:
         for axes in figure.axes:
             axes.legend(fontsize=7)
     elif handles:
-        columns = min(max(110 // (6 + max(map(len, handles))), 1), 4)
-        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=columns)
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside upper left",
+            ncols=min(max(110 // (6 + max(map(len, handles))), 1), 4),
+        )
 
 
-def _place_notes(figure: "Figure") -> None:
+def _place_notes(figure: Figure) -> None:
     """Move each note to where it lies over no curve and no earlier note, or hide it."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # it has done its work, and is slow

@@ -1,31 +1,31 @@
-"""The HTML report of a run: one file that asks nothing of the network, from its store alone."""
+"""The HTML report of a run: one file, made from its store, that makes no request."""
 
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from personality_vector.report.answers import side_by_side
 from personality_vector.report.figures import (
     dose_response_figure,
     inlined,
     pareto_figure,
     save_figure,
 )
-from personality_vector.report.summary import summary_of
 from personality_vector.report.tables import table_of, text_of
+from personality_vector.study.design import BASE
 from personality_vector.study.run import Run
 from personality_vector.study.tables import (
-    dose_response,
-    labels_of,
-    matched_effect,
-    measured,
+    DOSES,
+    MATCHED,
+    Number,
     numbers_of,
-    side_effects,
-    unscored,
+    short_names,
+    tables_of,
 )
 from personality_vector.traits import Pole
 
@@ -34,8 +34,25 @@ NO_MATCH = (
     "sign, or larger ones."
 )
 
+_TITLES = {
+    MATCHED: "At matched effect",
+    "measures": "Measured",
+    DOSES: "How closely the trait follows the strength",
+    "side effects": "Side effects",
+    "unscored": "Unscored",
+}
+"""Tables to their headings, in the order of the page."""
+
+_FILES = {MATCHED: "matched_effect.csv", DOSES: "dose_response.csv"}
+
+_NEAR = 0.1
+"""Share of the target that a shift may miss before the summary says so."""
+
+_SHOWN, _QUESTIONS = 3, 12
+"""Most answers shown for a question at each strength, and most questions shown."""
+
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n\r"}
-"""Control characters, which a page would swallow, to signs that can be seen."""
+"""Control characters, which a browser would drop, to the visible signs that replace them."""
 
 
 def write_report(run: Run | str | Path) -> Path:
@@ -57,21 +74,30 @@ def write_report(run: Run | str | Path) -> Path:
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["text"] = text_of
     texts = {part: loader.get_source(environment, f"report.{part}")[0] for part in ("css", "js")}
-    cells = run.cells()
+    cells, tables = run.cells(), tables_of(run)
     run.export()
+    for name, file in _FILES.items():
+        if name in tables:
+            tables[name].to_csv(run.folder / file, index=False)
+    shown = {title: tables[name] for name, title in _TITLES.items() if name in tables}
+    shown["How good the judges are"] = _qualities(run)
     page = environment.get_template("report.html.jinja").render(
         **texts,
-        hashes={part: _hash(text) for part, text in texts.items()},
+        # The policy of the page allows exactly this style and this script.
+        hashes={
+            part: f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+            for part, text in texts.items()
+        },
         pole=run["pole"],
         base=run["base"],
         seeds=run["seeds"],
         cells=len(cells),
         finished=cells[cells["finished"]]["seconds"],
         missing=_missing(run),
-        summary=summary_of(run),
+        summary=summary_of(run, tables),
         no_match=NO_MATCH,
         pictures=_pictures(run),
-        tables={title: table_of(frame) for title, frame in _tables(run).items() if len(frame)},
+        tables={title: table_of(frame) for title, frame in shown.items() if len(frame)},
         numbers=[*numbers_of(run, of_traits=True), *numbers_of(run, of_traits=False)],
         recipe=json.dumps(run["recipe"], indent=2, ensure_ascii=False),
         **side_by_side(run),
@@ -79,11 +105,6 @@ def write_report(run: Run | str | Path) -> Path:
     path = run.folder / "report.html"
     path.write_text(page.translate(_CONTROLS), encoding="utf-8")
     return path
-
-
-def _hash(text: str) -> str:
-    """Return the source of a policy that allows exactly this style or script."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _missing(run: Run) -> dict[str, Any]:
@@ -100,7 +121,7 @@ def _pictures(run: Run) -> dict[str, str]:
     figures = {}
     if run["pole"] is not None:
         figures["pareto"] = pareto_figure(run, Pole.parse(run["pole"]))
-    if labels_of(run):
+    if run["arms"]:
         figures["dose_response"] = dose_response_figure(run)
     drawn = {name: figure for name, figure in figures.items() if figure.axes}
     for name, figure in drawn.items():
@@ -108,26 +129,150 @@ def _pictures(run: Run) -> dict[str, str]:
     return {name: inlined(run.folder / f"{name}.svg") for name in drawn}
 
 
-def _tables(run: Run) -> dict[str, pd.DataFrame]:
-    """Return the tables of a run by title, after writing two of them beside its page."""
-    found = {}
-    if run["pole"] is not None:
-        found["At matched effect"] = matched_effect(run)
-        found["At matched effect"].to_csv(run.folder / "matched_effect.csv", index=False)
-    if not (followed := dose_response(run)).empty:
-        followed.to_csv(run.folder / "dose_response.csv", index=False)
-    if not labels_of(run):
-        found["Measured"] = measured(run)
-    return found | {
-        "How closely the trait follows the strength": followed,
-        "Side effects": side_effects(run),
-        "Unscored": unscored(run),
-        "How good the judges are": _qualities(run),
-    }
-
-
 def _qualities(run: Run) -> pd.DataFrame:
     """Return one row per judge and trait: how good the judge is."""
     rows = [{"judge": name, **row} for name, one in run["judges"].items() for row in one["quality"]]
-    found = pd.DataFrame(rows, columns=["judge", "trait", "name", "value"])
-    return found.pivot_table(index=["judge", "trait"], columns="name", values="value").reset_index()
+    return (
+        pd.DataFrame(rows, columns=["judge", "trait", "name", "value"])
+        .pivot_table(index=["judge", "trait"], columns="name", values="value")
+        .reset_index()
+    )
+
+
+def summary_of(run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """Return the numbers of the answer, for ``summary.html.jinja``, from the tables of a run."""
+    if run["pole"] is not None:
+        return _compared(run, tables[MATCHED])
+    numbers = numbers_of(run, of_traits=True) or numbers_of(run, of_traits=False)
+    # What follows a pole comes first.
+    numbers = sorted(numbers, key=lambda one: one.better != "towards_pole")
+    if run["arms"]:
+        return _followed(list(run["arms"]), tables.get(DOSES, pd.DataFrame()), numbers)
+    means = {one: _of(run.readings(), one).groupby("trait", sort=False) for one in numbers}
+    return {
+        "measured": {
+            one: found[["value", "low", "high"]].mean().reset_index().to_dict("records")
+            for one, found in means.items()
+        }
+    }
+
+
+def _of(table: pd.DataFrame, number: Number) -> pd.DataFrame:
+    return table[(table["measure"] == number.measure) & (table["judge"] == number.judge)]
+
+
+def _followed(labels: list[str], table: pd.DataFrame, numbers: list[Number]) -> dict[str, Any]:
+    """Return what each intervention moves most, the strongest first, and whether numbers agree."""
+    if table.empty:
+        return {"followed": [], "unclear": labels}
+    clear = _of(table, numbers[0]).query("ci_low * ci_high > 0")
+    clear = clear.sort_values("slope", key=abs, ascending=False, kind="stable")
+    clear = clear.drop_duplicates("intervention")
+    pairs = {
+        one: clear.merge(_of(table, one), on=["intervention", "trait"])
+        for one in numbers[1:]
+        if one.better == numbers[0].better
+    }
+    return {
+        "number": numbers[0],
+        "followed": clear.to_dict("records"),
+        "agreeing": {
+            one: (int((found["slope_x"] * found["slope_y"] > 0).sum()), len(found))
+            for one, found in pairs.items()
+        },
+        "unclear": [label for label in labels if label not in set(clear["intervention"])],
+    }
+
+
+def _compared(run: Run, table: pd.DataFrame) -> dict[str, Any]:
+    """Return the costs at that target which most interventions reach, the best first."""
+    found = table if table.empty else table.dropna(subset="strength")
+    if found.empty:
+        return {"matched": {}}
+    sizes = found.groupby("target").size()
+    target = sizes[sizes == sizes.max()].index.max()
+    rows = found[found["target"] == target].set_index("intervention")
+    numbers = numbers_of(run, of_traits=False)
+    short = short_names([one.measure for one in numbers])
+    # The first number of each measure stands for it.
+    firsts = {one.measure.partition(".")[0]: one for one in reversed(numbers)}
+    columns = [("the mean |shift| of the other traits", "off_target", "low")] + [
+        (one.name, short[one.measure], one.better)
+        for one in firsts.values()
+        if one.better in ("low", "high")
+    ]
+    return {
+        "target": target,
+        "unit": run["measures"][run["effect"]]["unit"],
+        "matched": rows["shift"].to_dict(),
+        "costs": {
+            name: _ranked(rows[column].dropna(), better)
+            for name, column, better in columns
+            if rows[column].notna().sum() > 1
+        },
+        "inexact": rows[abs(rows["shift"] - target) > _NEAR * target]["shift"].to_dict(),
+        "beyond": table.set_index("intervention")["reach"].drop(rows.index).to_dict(),
+    }
+
+
+def _ranked(costs: "pd.Series[float]", better: str) -> tuple[str, bool, dict[str, float]]:
+    """Return costs from the best one on, and before them whether two are level at the top."""
+    ordered = costs.sort_values(ascending=better == "low", kind="stable")
+    is_level = text_of(ordered.iloc[0]) == text_of(ordered.iloc[1])
+    return better, is_level, ordered.to_dict()
+
+
+def answers_of(run: Run) -> pd.DataFrame:
+    """Return one row per answer, with what all judges made of it as one text: ``rating``."""
+    frame = run.answers()
+    rated = zip(frame["judge"], frame["trait"], frame["score"], frame["reason"], strict=True)
+    is_one = len(run["judges"]) == 1
+    ratings = [
+        f"{trait} {f'unscored ({reason})' if pd.isna(score) else f'{score:.3g}'}"
+        f"{'' if is_one else f' by {judge}'}"
+        if judge
+        else ""
+        for judge, trait, score, reason in rated
+    ]
+    once = ["intervention", "strength", "seed", "measure", "item", "sample", "question", "reply"]
+    by_answer = frame.assign(rating=ratings).groupby(once, sort=False, as_index=False)
+    return by_answer.agg({"rating": ", ".join})
+
+
+def sample_answers(answers: pd.DataFrame, label: str) -> dict[float, list[tuple[str, str]]]:
+    """Return the first three answers of an intervention at each strength, with their ratings."""
+    ordered = answers[answers["intervention"] == label].sort_values(
+        ["strength", "seed", "sample"], kind="stable"
+    )
+    return {
+        float(strength): list(zip(cell["reply"], cell["rating"], strict=True))[:_SHOWN]
+        for strength, cell in ordered.groupby("strength")
+    }
+
+
+def side_by_side(run: Run) -> dict[str, Any]:
+    """Return what a page needs to show the answers to each question beside those of the base.
+
+    ``arms`` are the strengths of every intervention; ``spoken`` are those that the slider
+    announces. It has as many ``steps`` as the longest of them. ``questions`` hold the answers.
+    """
+    answers = answers_of(run)
+    found = answers.groupby("intervention")["strength"].unique()
+    arms = {label: sorted(found[label]) for label in (BASE, *run["arms"]) if label in found}
+    spoken = {label: strengths for label, strengths in arms.items() if label != BASE}
+    if len(spoken) > 1 and len({tuple(strengths) for strengths in spoken.values()}) == 1:
+        spoken = {"every intervention": next(iter(spoken.values()))}
+    by_question = answers.groupby(["measure", "item", "question"], sort=False)
+    questions = [
+        {
+            "question": question or item,
+            "arms": {label: sample_answers(own, label) for label in arms},
+        }
+        for (_, item, question), own in islice(by_question, _QUESTIONS)
+    ]
+    return {
+        "arms": arms,
+        "spoken": spoken,
+        "steps": max(map(len, spoken.values()), default=0),
+        "questions": questions,
+    }

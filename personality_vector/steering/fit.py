@@ -1,10 +1,11 @@
 """Checks that layers, directions and models fit together."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import (
@@ -14,7 +15,6 @@ from personality_vector.errors import (
     NonFiniteError,
     TensorMismatchError,
 )
-from personality_vector.subject.models import decoder_blocks, hidden_size, text_config
 
 Directions = Mapping[int, Float[Tensor, "..."]]
 """0-based decoder block to a float32 direction ``(hidden,)`` on the CPU."""
@@ -145,21 +145,24 @@ def block_numbers(layers: Sequence[int], checkpoint: Checkpoint) -> tuple[int, .
     return resolved(layers, int(counts[0])) if counts else ()
 
 
-def require_same_shape(base: nn.Module, tuned: nn.Module) -> None:
+def require_same_shape(base: Any, tuned: Any) -> None:
     """Check that two models have the same depth, width and vocabulary.
+
+    Args:
+        base: The configuration of one, as transformers reads it.
+        tuned: That of the other.
 
     Raises:
         TensorMismatchError: They differ, so their activations cannot be subtracted.
     """
+    texts = [config.get_text_config() for config in (base, tuned)]
     one, other = (
-        f"{len(decoder_blocks(model))} blocks of width {hidden_size(model)} "
-        f"and a vocabulary of {text_config(model).vocab_size}"
-        for model in (base, tuned)
+        f"{text.num_hidden_layers} blocks of width {text.hidden_size} "
+        f"and a vocabulary of {text.vocab_size}"
+        for text in texts
     )
     if one != other:
-        names = [
-            getattr(model, "name_or_path", "") or type(model).__name__ for model in (base, tuned)
-        ]
+        names = [config.name_or_path or type(config).__name__ for config in (base, tuned)]
         raise TensorMismatchError(
             f"{names[0]} has {one}, {names[1]} has {other}; "
             "only a model and what was fine-tuned from it can be subtracted"

@@ -169,7 +169,7 @@ class SteeringVector:
             Finetuning shift of persona vectors, Chen et al. 2025, arXiv:2507.21509:
             ``mean a_tuned - mean a_base``, of which they take the projection on a direction.
         """
-        require_same_shape(base, tuned)
+        require_same_shape(base.config, tuned.config)
         before, after = (
             Reader(model, tokenizer, layers, pooling, batch_size).mean(chats)
             for model in (base, tuned)

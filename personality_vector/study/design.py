@@ -180,8 +180,12 @@ def matched_strength(
                     known[strength] = shift(strength)
                 return known[strength] - target
 
-            tolerance = _TOLERANCE * abs(after.strength - before.strength)
-            found = brentq(excess, before.strength, after.strength, xtol=tolerance)
+            found = brentq(
+                excess,
+                before.strength,
+                after.strength,
+                xtol=_TOLERANCE * abs(after.strength - before.strength),
+            )
             return float(found) if abs(excess(found)) <= _MAX_MISS * abs(target) else None
     return None
 
@@ -192,8 +196,7 @@ def nearest_strength(curve: Sequence[DosePoint], target: float) -> float | None:
     For interventions with steps, such as prompts, which have no strength in between.
     """
     near = [point for point in rising(curve) if 0.0 < point.shift < 2.0 * target]
-    best = min(near, key=lambda point: abs(point.shift - target), default=None)
-    return best.strength if best else None
+    return min(near, key=lambda point: abs(point.shift - target)).strength if near else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,11 +26,10 @@ from personality_vector.recipes.schema import (
     schema_of,
 )
 from personality_vector.study.design import Arm, Design, Grid, Matched
-from personality_vector.subject import GenerationSpec
+from personality_vector.subject import Checkpoint, GenerationSpec
 from personality_vector.traits import BIG_FIVE_POLES, Pole
 
 if TYPE_CHECKING:
-    from personality_vector.checkpoint import Checkpoint
     from personality_vector.measures.likelihood import LikelihoodSpec
     from personality_vector.study.study import Study
 
@@ -222,10 +221,12 @@ def open_study(recipe: EvalRecipe | SweepRecipe) -> "Study":
     Raises:
         PersonalityVectorError: An input is missing, unreadable or of another base.
     """
-    from personality_vector.checkpoint import Checkpoint
+    from personality_vector import checkpoint
     from personality_vector.study.study import Study
 
-    base = Checkpoint.open(recipe.base if isinstance(recipe, SweepRecipe) else recipe.model)
+    base = checkpoint.Checkpoint.open(
+        recipe.base if isinstance(recipe, SweepRecipe) else recipe.model
+    )
     return Study(
         base,
         _arms(recipe, base) if isinstance(recipe, SweepRecipe) else (),
@@ -245,7 +246,7 @@ def _design(recipe: StudyRecipe) -> Design:
     return Matched(recipe.pole, recipe.points, spec.open(), spec.of_trait(recipe.pole.trait).open())
 
 
-def _arms(recipe: SweepRecipe, base: "Checkpoint") -> tuple[Arm, ...]:
+def _arms(recipe: SweepRecipe, base: Checkpoint) -> tuple[Arm, ...]:
     """Open the interventions; none may be measured on statements that it was trained on."""
     for given in recipe.interventions:
         for tuned in _tuned(given.model_dump(mode="json")):
@@ -254,7 +255,7 @@ def _arms(recipe: SweepRecipe, base: "Checkpoint") -> tuple[Arm, ...]:
     return tuple(_arm(spec, recipe, base) for spec in recipe.interventions)
 
 
-def _arm(spec: InterventionSpec, recipe: SweepRecipe, base: "Checkpoint") -> Arm:
+def _arm(spec: InterventionSpec, recipe: SweepRecipe, base: Checkpoint) -> Arm:
     strengths = spec.strengths or recipe.strengths or ()
     with blame(intervention=spec.label):
         if spec.has_seed:

@@ -187,11 +187,8 @@ def _mean(scores: Sequence[float | None]) -> tuple[Any, ...]:
 
 
 def _csv(frame: pd.DataFrame) -> str:
-    texts = frame.select_dtypes("str").columns
-    safe = frame.assign(
-        **{name: frame[name].str.replace(_FORMULA, r"'\1", regex=True) for name in texts}
-    )
-    return str(safe.to_csv(index=False, lineterminator="\n"))
+    safe = frame.select_dtypes("str").replace(_FORMULA, r"'\1", regex=True)
+    return str(frame.assign(**safe).to_csv(index=False, lineterminator="\n"))
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -101,7 +101,7 @@ class Store(Database):
         )
 
     def begin(self, plan: str, judged: Iterable[Judged], **values: Any) -> None:
-        """Begin a plan; the cells of an earlier one stay in the store, and leave every table.
+        """Begin a plan; the cells of an earlier one stay in the store but appear in no table.
 
         Args:
             plan: Digest of it. If it is the plan of the store already, another worker of the same

@@ -120,8 +120,7 @@ class Study:
         known = self._measured[measure.name] if is_ours else measure.identity()
         if point.label == BASE or point.strength == 0.0:
             return Cell(self.base_identity, self.base_identity, 0.0, known, point.seed)
-        found = self.identities
-        own = found.get((point.label, point.seed)) or found[point.label, None]
+        own = self.identities.get((point.label, point.seed)) or self.identities[point.label, None]
         return Cell(self.base_identity, own, point.strength, known, point.seed)
 
     def run(self, folder: str | Path, *, workers: int = 1, force: bool = False) -> Run:

@@ -14,11 +14,7 @@ from personality_vector.traits import Pole
 
 _UNKNOWN: dict[str, Any] = {"unit": "", "scale": None, "better": "none"}
 _KEYS = ["intervention", "trait", "measure", "judge"]
-
-
-def labels_of(run: Run) -> list[str]:
-    """Return the labels of the interventions of a run, in the order of its recipe."""
-    return list(run["arms"])
+MATCHED, DOSES = "at matched effect", "dose and response"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +67,7 @@ def numbers_of(run: Run, *, of_traits: bool) -> list[Number]:
 
 def _distinct(readings: pd.DataFrame) -> list[tuple[str, str]]:
     """Return the measures and judges of readings, each pair once."""
-    pairs = readings[["measure", "judge"]].drop_duplicates()
-    return list(pairs.itertuples(index=False, name=None))
+    return list(readings[["measure", "judge"]].drop_duplicates().itertuples(index=False, name=None))
 
 
 def short_names(numbers: Sequence[str]) -> dict[str, str]:
@@ -96,11 +91,6 @@ def on_grid(run: Run, readings: pd.DataFrame) -> pd.DataFrame:
         for label, strength in zip(readings["intervention"], readings["strength"], strict=True)
     ]
     return readings[np.array(is_listed, dtype=bool)]  # a list without elements picks columns
-
-
-def measured(run: Run) -> pd.DataFrame:
-    """Return the numbers of a run without interventions."""
-    return run.readings().drop(columns=["intervention", "strength"])
 
 
 def dose_response(run: Run) -> pd.DataFrame:
@@ -134,20 +124,22 @@ def by_strength(run: Run) -> pd.DataFrame:
     shown = on_grid(run, run.readings()).query("trait != ''")
     names = {(one.measure, one.judge): one.name for one in numbers_of(run, of_traits=True)}
     keys = zip(shown["trait"], shown["measure"], shown["judge"], strict=True)
-    named = [f"{trait} {names[measure, judge]}" for trait, measure, judge in keys]
-    shown = shown.assign(name=named)
-    values = shown.groupby(["intervention", "strength", "name"], sort=False)["value"].mean()
+    named = shown.assign(name=[f"{trait} {names[of, judge]}" for trait, of, judge in keys])
+    values = named.groupby(["intervention", "strength", "name"], sort=False)["value"].mean()
     return values.unstack("name", sort=False).reset_index().rename_axis(columns=None)
 
 
 def side_effects(run: Run) -> pd.DataFrame:
     """Return one row per intervention and strength of the grid: the numbers of no trait."""
-    plain = on_grid(run, run.readings()).query("trait == ''")
-    wide = plain.pivot_table(index=["intervention", "strength"], columns="measure", values="value")
-    wide = wide.rename(columns=short_names(list(wide.columns)))
-    order = {label: index for index, label in enumerate([BASE, *labels_of(run)])}
-    return wide.reset_index().sort_values(
-        ["intervention", "strength"], key=lambda c: c.map(order) if c.name == "intervention" else c
+    wide = costs(on_grid(run, run.readings()))
+    order = {label: index for index, label in enumerate([BASE, *run["arms"]])}
+    return (
+        wide.rename(columns=short_names(list(wide.columns)))
+        .reset_index()
+        .sort_values(
+            ["intervention", "strength"],
+            key=lambda c: c.map(order) if c.name == "intervention" else c,
+        )
     )
 
 
@@ -156,9 +148,8 @@ def unscored(run: Run) -> pd.DataFrame:
 
     Columns: ``measure, judge, trait, scored, unscored``, over all cells.
     """
-    frame = run.readings().groupby(["measure", "judge", "trait"], sort=False)
-    found = frame[["n", "unscored"]].sum().query("unscored > 0")
-    return found.reset_index().rename(columns={"n": "scored"})
+    counts = run.readings().groupby(["measure", "judge", "trait"], sort=False)[["n", "unscored"]]
+    return counts.sum().query("unscored > 0").reset_index().rename(columns={"n": "scored"})
 
 
 def shifts(run: Run, pole: Pole) -> dict[str, list[DosePoint]]:
@@ -166,37 +157,40 @@ def shifts(run: Run, pole: Pole) -> dict[str, list[DosePoint]]:
 
     Means over seeds, each against the base with the same seed.
     """
-    moved = _shifted(run, run["effect"], "", pole)
+    moved = _towards(pole, _moved(run, run["effect"]))
     return {
         label: [DosePoint(s, float(moved[label, s])) for s in strengths if (label, s) in moved]
         for label, strengths in run["arms"].items()
     }
 
 
-def _shifted(run: Run, measure: str, judge: str, pole: Pole) -> "pd.Series[float]":
-    """Return the shift of a number towards ``pole``, by intervention and strength."""
+def _moved(run: Run, measure: str, judge: str = "") -> pd.DataFrame:
+    """Return the readings of a number; ``shift`` is its distance from the base with that seed."""
     frame = run.readings()
-    is_it = (frame["measure"] == measure) & (frame["judge"] == judge)
-    own = frame[is_it & (frame["trait"] == pole.trait)]
-    base = own[own["intervention"] == BASE].set_index("seed")["value"]
-    moved = pole.sign * (own["value"] - own["seed"].map(base).astype(float))
-    return moved.groupby([own["intervention"], own["strength"]]).mean()
+    own = frame[(frame["measure"] == measure) & (frame["judge"] == judge)]
+    base = own[own["intervention"] == BASE].set_index(["trait", "seed"])["value"]
+    keys = pd.MultiIndex.from_frame(own[["trait", "seed"]])
+    return own.assign(shift=own["value"] - base.reindex(keys).to_numpy())
+
+
+def _towards(pole: Pole, moved: pd.DataFrame) -> "pd.Series[float]":
+    """Return the mean shift towards ``pole``, by intervention and strength."""
+    own = moved[moved["trait"] == pole.trait]
+    return (pole.sign * own["shift"]).groupby([own["intervention"], own["strength"]]).mean()
 
 
 def off_targets(run: Run, pole: Pole) -> "pd.Series[float]":
     """Return the mean absolute shift of the other traits, by intervention and strength."""
-    frame = run.readings()
-    others = frame[(frame["measure"] == run["effect"]) & (frame["trait"] != pole.trait)]
-    base = others[others["intervention"] == BASE].set_index(["trait", "seed"])["value"]
-    keys = pd.MultiIndex.from_frame(others[["trait", "seed"]])
-    moved = (others["value"] - base.reindex(keys).to_numpy()).abs()
-    return moved.groupby([others["intervention"], others["strength"]]).mean()
+    moved = _moved(run, run["effect"])
+    others = moved[moved["trait"] != pole.trait]
+    return others["shift"].abs().groupby([others["intervention"], others["strength"]]).mean()
 
 
-def costs(run: Run) -> pd.DataFrame:
+def costs(readings: pd.DataFrame) -> pd.DataFrame:
     """Return the numbers of no trait by intervention and strength, means over seeds."""
-    plain = run.readings().query("trait == ''")
-    return plain.pivot_table(index=["intervention", "strength"], columns="measure", values="value")
+    return readings.query("trait == ''").pivot_table(
+        index=["intervention", "strength"], columns="measure", values="value"
+    )
 
 
 def matched_effect(run: Run) -> pd.DataFrame:
@@ -208,20 +202,37 @@ def matched_effect(run: Run) -> pd.DataFrame:
     and every number of no trait. Where no strength moves an intervention by the target, all but
     its reach is NaN.
     """
-    pole, readings, cost = Pole.parse(run["pole"]), run.readings(), costs(run)
+    pole, readings, cost = Pole.parse(run["pole"]), run.readings(), costs(run.readings())
     own = readings[(readings["judge"] != "") & (readings["trait"] == pole.trait)]
     curves = shifts(run, pole)
     matches = pd.DataFrame(run["matches"], columns=["intervention", "target", "strength"])
     matches = matches[["target", "intervention", "strength"]].astype({"strength": "float64"})
     found = {
-        "shift": _shifted(run, run["effect"], "", pole),
-        **{f"{judge} shift": _shifted(run, name, judge, pole) for name, judge in _distinct(own)},
+        "shift": _towards(pole, _moved(run, run["effect"])),
+        **{f"{who} shift": _towards(pole, _moved(run, name, who)) for name, who in _distinct(own)},
         "off_target": off_targets(run, pole),
         **cost.rename(columns=short_names(list(cost.columns))),
     }
     table = matches.join(pd.DataFrame(found), on=["intervention", "strength"])
     table.insert(4, "reach", [reach(curves[label]) for label in table["intervention"]])
     return table.sort_values(["target", "intervention"], ignore_index=True)
+
+
+def tables_of(run: Run) -> dict[str, pd.DataFrame]:
+    """Return the tables that show a run, by name, in the order in which they are read.
+
+    A table without rows is left out, except that at matched effect, whose absence says something.
+    """
+    found = {"measures": run.readings().drop(columns=["intervention", "strength"])}
+    if run["arms"]:
+        found = {DOSES: dose_response(run)}
+        if not found[DOSES].empty and found[DOSES]["spearman"].isna().any():
+            found["by strength"] = by_strength(run)
+    found["side effects"] = side_effects(run)
+    if run["pole"] is not None:
+        found[MATCHED] = matched_effect(run)
+    found["unscored"] = unscored(run)
+    return {name: table for name, table in found.items() if name == MATCHED or not table.empty}
 
 
 def remarks(run: Run) -> list[str]:

@@ -6,7 +6,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,19 +31,21 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 
 
+@dataclass
 class Worker:
     """One process at work on a study; the model is loaded when the first cell is missing."""
 
-    def __init__(self, study: "Study", store: Store) -> None:
-        self.study = study
-        self.store = store
-        self._prepared: dict[str, Any] = {}
+    study: "Study"
+    store: Store
+    _prepared: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def base(self) -> Subject:
         """The loaded base. It never changes, so what it replied is remembered."""
-        loaded = Subject.load(self.study.base, dtype=self.study.dtype, device=self.study.device)
-        return replace(loaded, memory={})
+        return replace(
+            Subject.load(self.study.base, dtype=self.study.dtype, device=self.study.device),
+            memory={},
+        )
 
     def work(self) -> None:
         """Measure everything that the design asks for and the store does not hold."""
@@ -224,9 +226,8 @@ class Helpers:
 def _help(packed: bytes, folder: Path, threads: int) -> None:
     silence()
     torch.set_num_threads(threads)
-    study = pickle.loads(packed)  # noqa: S301  (made by this very program)
     with Store.open(folder / FILE) as store:
-        Worker(study, store).work()
+        Worker(pickle.loads(packed), store).work()  # noqa: S301  (made by this very program)
 
 
 def judge_run(folder: Path, judge: Judge) -> int:
@@ -317,5 +318,7 @@ def scale_of(one: Measure | Judge) -> list[float] | None:
 
 def quality_of(judge: Judge) -> dict[str, Any]:
     """Return the scale of a judge, and its quality if it reports one."""
-    quality = [asdict(number) for number in getattr(judge, "quality", tuple)()]
-    return {"scale": scale_of(judge), "quality": quality}
+    return {
+        "scale": scale_of(judge),
+        "quality": [asdict(number) for number in getattr(judge, "quality", tuple)()],
+    }

@@ -25,8 +25,9 @@ class EncodedChats:
     @property
     def prompts(self) -> Prompts:
         """Where the prompt of each chat ends and its response begins."""
-        ends = self.response_mask.int().argmax(dim=1).tolist()
-        return Prompts.of(self.input_ids, self.attention_mask, ends)
+        return Prompts.of(
+            self.input_ids, self.attention_mask, self.response_mask.int().argmax(dim=1).tolist()
+        )
 
     def to(self, device: torch.device) -> "EncodedChats":
         """Return a copy on ``device``."""

@@ -40,20 +40,21 @@ def identity_of(thing: Any) -> str:
 def _plain(thing: Any) -> Any:
     """Return JSON that stands for ``thing``."""
     found: Any
-    if thing is None or isinstance(thing, bool | int | str):
-        found = thing
-    elif isinstance(thing, float):
-        found = thing if math.isfinite(thing) else repr(thing)
-    elif isinstance(thing, Path):
-        found = content_of(thing)
-    elif isinstance(thing, Mapping):
-        found = {str(_plain(key)): _plain(value) for key, value in thing.items()}
-    elif isinstance(thing, AbstractSet):
-        found = sorted((_plain(each) for each in thing), key=str)
-    elif isinstance(thing, Sequence):
-        found = [_plain(each) for each in thing]
-    else:
-        found = _of_object(thing)
+    match thing:
+        case None | bool() | int() | str():
+            found = thing
+        case float():
+            found = thing if math.isfinite(thing) else repr(thing)
+        case Path():
+            found = content_of(thing)
+        case Mapping():
+            found = {str(_plain(key)): _plain(value) for key, value in thing.items()}
+        case AbstractSet():
+            found = sorted((_plain(each) for each in thing), key=str)
+        case Sequence():
+            found = [_plain(each) for each in thing]
+        case _:
+            found = _of_object(thing)
     return found
 
 

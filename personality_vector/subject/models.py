@@ -49,15 +49,12 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
 
 def _class_of(path: str | Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TEXT,
-    )
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VISION,
-    )
+    from transformers.models.auto import modeling_auto
 
+    vision = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    only_vision = set(vision) - set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     kind = AutoConfig.from_pretrained(str(path)).model_type
-    return AutoModelForImageTextToText if kind in set(VISION) - set(TEXT) else AutoModelForCausalLM
+    return AutoModelForImageTextToText if kind in only_vision else AutoModelForCausalLM
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -94,11 +91,7 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     if named is not None:
         return _named_blocks(model, named)
     layers = getattr(text_config(model), "num_hidden_layers", None)
-    stacks = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == layers
-    ]
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
     if not stacks:
         raise ModelError(
             f"{type(model).__name__} has no nn.ModuleList of {layers} decoder blocks "
@@ -106,9 +99,8 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
             'such as "decoder_blocks": "transformer.h"'
         )
     # A vision tower can be as deep as the language model: the text stack is the one in the decoder.
-    in_decoder = list(decoder_of(model).modules())
-    inside = [stack for _, stack in stacks if any(stack is module for module in in_decoder)]
-    return (inside or [stack for _, stack in stacks])[0]
+    inside = [stack for stack in stacks if any(stack is m for m in decoder_of(model).modules())]
+    return (inside or stacks)[0]
 
 
 def decoder_of(model: Any) -> Any:

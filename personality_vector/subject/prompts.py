@@ -61,8 +61,8 @@ class Prompts:
             ends: First column of each response; by default all columns are prompt.
         """
         rows, columns = input_ids.shape
-        begins = (0,) * rows if attention_mask is None else _first_columns(attention_mask)
-        return cls(begins, tuple(ends) if ends is not None else (columns,) * rows, input_ids)
+        found = tuple(ends) if ends is not None else (columns,) * rows
+        return cls(_begins(rows, attention_mask), found, input_ids)
 
 
 CURRENT: ContextVar[Prompts | None] = ContextVar("prompts", default=None)
@@ -130,14 +130,14 @@ def _prompts_of(given: Mapping[str, Any]) -> Prompts:
     if not isinstance(embeddings, Tensor):
         raise DataError("generate() got neither input_ids nor inputs_embeds: its prompt is unknown")
     rows, columns = embeddings.shape[:2]
-    begins = (0,) * rows if mask is None else _first_columns(mask)
-    return Prompts(begins, (columns,) * rows)
+    return Prompts(_begins(rows, mask), (columns,) * rows)
 
 
 def _is_ids(value: Any) -> bool:
-    whole = (torch.int32, torch.int64)
-    return isinstance(value, Tensor) and value.ndim == 2 and value.dtype in whole
+    return (
+        isinstance(value, Tensor) and value.ndim == 2 and value.dtype in (torch.int32, torch.int64)
+    )
 
 
-def _first_columns(mask: Tensor) -> tuple[int, ...]:
-    return tuple(mask.ne(0).int().argmax(dim=1).tolist())
+def _begins(rows: int, mask: Tensor | None) -> tuple[int, ...]:
+    return (0,) * rows if mask is None else tuple(mask.ne(0).int().argmax(dim=1).tolist())

@@ -176,7 +176,7 @@ class Intervention(Protocol):
 
 @runtime_checkable
 class Measure(Protocol):
-    """A family of numbers that a report can draw without knowing it.
+    """A family of numbers; a report can draw them without knowing the measure.
 
     If judges rate its answers, it also has ``judges`` and ``rubrics``, both sequences.
     """

@@ -13,7 +13,7 @@ from torch import Tensor
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import NonFiniteError
 from personality_vector.numeric.random import key_for
-from personality_vector.subject.chat import Chat, ChatEdit, batched, render, unchanged
+from personality_vector.subject.chat import Chat, ChatEdit, batched, unchanged
 from personality_vector.subject.encoding import (
     EncodedChats,
     encode_chats,
@@ -73,8 +73,9 @@ class Subject:
             ModelError: The model cannot be built, or the device is not available.
         """
         path = Checkpoint.open(base).path
-        model = load_model(path, dtype=dtype, device=resolve_device(device))
-        return cls(model, load_tokenizer(path))
+        return cls(
+            load_model(path, dtype=dtype, device=resolve_device(device)), load_tokenizer(path)
+        )
 
     @torch.no_grad()
     def replies(self, chats: Sequence[Chat], seed: int) -> list[Reply]:
@@ -87,16 +88,13 @@ class Subject:
         """
         edited = [self.edit(chat) for chat in chats]
         sampling = replace(self.sampling, **self.decoding)
-        if self.memory is None:
-            return self._drawn(edited, sampling, seed)
+        memory = {} if self.memory is None else self.memory
         key = digest_of(edited, sampling, seed)
-        if key not in self.memory:
-            self.memory[key] = self._drawn(edited, sampling, seed)
-        return self.memory[key]
-
-    def _drawn(self, chats: Sequence[Chat], sampling: Sampling, seed: int) -> list[Reply]:
-        self._require_numbers(chats[0])
-        return generate_replies(self.model, self.tokenizer, chats, sampling, seed=seed)
+        if key not in memory:
+            self._require_numbers(edited[0])
+            model, tokenizer = self.model, self.tokenizer
+            memory[key] = generate_replies(model, tokenizer, edited, sampling, seed=seed)
+        return memory[key]
 
     @torch.no_grad()
     def log_likelihood(
@@ -110,8 +108,9 @@ class Subject:
             encode_chats(self.tokenizer, [self.edited(chat) for chat in batch])
             for batch in batched(chats, batch_size)
         )
-        on_device = (batch.to(device_of(self.model)) for batch in encoded)
-        return torch.cat([mean_log_probs(self.model, batch).cpu() for batch in on_device])
+        return torch.cat(
+            [mean_log_probs(self.model, b.to(device_of(self.model))).cpu() for b in encoded]
+        )
 
     @torch.no_grad()
     def predictions(self, chats: Sequence[Chat]) -> tuple[EncodedChats, Tensor]:
@@ -130,12 +129,14 @@ class Subject:
 
         float32, on the CPU, normalised over the whole vocabulary.
         """
-        rows = [self._first_tokens(batch) for batch in batched(chats, batch_size)]
-        return torch.cat(rows)[:, torch.tensor(among)]
+        return torch.cat([self._first_tokens(batch) for batch in batched(chats, batch_size)])[
+            :, torch.tensor(among)
+        ]
 
     def _first_tokens(self, chats: Sequence[Chat]) -> Float[Tensor, "chats vocab"]:
-        edited = [self.edit(chat) for chat in chats]
-        encoded = encode_prompts(self.tokenizer, edited).to(device_of(self.model))
+        encoded = encode_prompts(self.tokenizer, [self.edit(chat) for chat in chats]).to(
+            device_of(self.model)
+        )
         # generate(), since it alone knows how each architecture counts positions behind padding
         # and how to compute the logits of the last position only.
         made = self.model.generate(
@@ -158,8 +159,7 @@ class Subject:
         return [*self.edit(chat[:-1]), chat[-1]]
 
     def _require_numbers(self, chat: Chat) -> None:
-        text = render(self.tokenizer, chat, reply_follows=True)
-        tokens = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        tokens = encode_prompts(self.tokenizer, [chat])["input_ids"]
         with reading(Prompts.of(tokens)):
             last = self.model(input_ids=tokens.to(device_of(self.model))).logits[0, -1].float()
         # Single words may be ruled out with -inf, so it is their sum that must be a number.
@@ -177,8 +177,7 @@ def base_identity(base: Checkpoint, dtype: str, device: str) -> str:
     """
     found = {file.name: file for pattern in _CONFIGURED for file in base.path.glob(pattern)}
     read = {name: file for name, file in found.items() if name not in _NOT_READ}
-    kind = resolve_device(device).partition(":")[0]
-    return digest_of(base.fingerprint.digest, read, dtype, kind)
+    return digest_of(base.fingerprint.digest, read, dtype, resolve_device(device).partition(":")[0])
 
 
 def sample_seed(seed: int, sample: int) -> int:

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from typer.main import get_command
 
 from personality_vector.checkpoint import Checkpoint
+from personality_vector.cli.main import app
 from personality_vector.steering import SteeringVector
 
 
@@ -21,7 +23,7 @@ def verbs(tmp_path, vector, pico, pico_tuned):
     prompts.write_text("What are you like?\nWho are you?\n")
     return {
         "between": ["between", base, tuned, "--prompts", prompts, "--layer", 1],
-        "creativity": ["creativity", base],
+        "creativity": ["creativity", "--model", base],
         "fuse": ["fuse", vector, vector, "--weights", "1,3"],
         "bake": ["bake", vector, "--model", base, "--layer", -2, "--coefficient", 2],
         "monitor": ["monitor", vector, "--model", base, "--prompts", prompts],
@@ -63,10 +65,16 @@ def test_an_output_that_is_there_is_refused_before_the_work(pvec, verbs, tmp_pat
 @pytest.mark.parametrize(
     ("verb", "more", "said"),
     [
+        ("between", ["--layer", 7], "layer 7 does not exist"),
+        ("between", ["--device", "cuda:99"], "device cuda:99"),
+        ("creativity", ["--device", "cuda:99"], "device cuda:99"),
         ("bake", ["--layer", 7], "layer 7 does not exist"),
         ("bake", ["--layer", 0], "has no direction for layer 0"),
         ("fuse", ["--method", "mode"], "unknown method 'mode'"),
+        ("monitor", ["--layer", 7], "layer 7 does not exist"),
         ("monitor", ["--layer", 0], "has no direction for layer 0"),
+        ("monitor", ["--layer", -1], "has no direction for layer 2"),
+        ("monitor", ["--device", "cuda:99"], "device cuda:99"),
     ],
 )
 def test_an_impossible_plan_is_refused(pvec, verbs, tmp_path, verb, more, said):
@@ -76,6 +84,40 @@ def test_an_impossible_plan_is_refused(pvec, verbs, tmp_path, verb, more, said):
     assert said in ended.err
 
 
-def test_the_plan_of_another_model_is_refused(pvec, vector, pico, tmp_path):
-    words = ["steer", "bake", vector, "--model", pico("qwen2"), "--layer", 1, "--coefficient", 1]
-    assert pvec(*words, "--out", tmp_path / "out", "--dry-run").code == 1
+@pytest.mark.parametrize(
+    ("verb", "option", "said"),
+    [
+        ("bake", "--model", "v: was extracted from model"),
+        ("monitor", "--model", "v: was extracted from model"),
+        ("between", None, "only a model and what was fine-tuned from it can be subtracted"),
+    ],
+)
+def test_the_plan_of_another_model_is_refused(pvec, verbs, pico, tmp_path, verb, option, said):
+    words = list(verbs[verb])
+    words[words.index(option) + 1 if option else 2] = pico("qwen3")
+    out = [] if verb == "monitor" else ["--out", tmp_path / "out"]
+    ended = pvec("steer", *words, *out, "--dry-run")
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert said in ended.err
+
+
+ORDER = [
+    *("--model", "--prompts", "--layer", "--seed", "--batch-size", "--dtype", "--device"),
+    *("--out", "--dry-run", "--force", "--json", "--quiet"),
+]
+
+
+def test_flags_that_mean_the_same_have_one_help_and_one_order():
+    """Only --layer differs: some verbs act at one block, the others at several."""
+    steer = get_command(app).commands["steer"]
+    flags = {
+        verb: {one.opts[0]: one.help for one in steer.commands[verb].params if one.opts[0] in ORDER}
+        for verb in PLANS
+    }
+    for own in flags.values():
+        assert list(own) == [flag for flag in ORDER if flag in own]
+    for flag in set(ORDER) - {"--layer"}:
+        assert len({own[flag] for own in flags.values() if flag in own}) == 1, flag
+    for verb, own in flags.items():
+        assert {"--dry-run", "--json", "--quiet"} <= set(own)
+        assert ({"--out", "--force"} <= set(own)) == (verb != "monitor")  # which writes nothing

@@ -69,7 +69,9 @@ def test_between_models_of_another_shape_is_refused(pvec, pico, prompts, tmp_pat
 
 def test_creativity_has_shipped_pairs_and_unit_length(pvec, pico, tmp_path):
     out = tmp_path / "out"
-    ended = pvec("steer", "creativity", pico("llama"), "--out", out, "--json", "--device", "cpu")
+    ended = pvec(
+        "steer", "creativity", "--model", pico("llama"), "--out", out, "--json", "--device", "cpu"
+    )
     assert (ended.code, ended.err) == (0, "")
     written = SteeringVector.load(out)
     assert ended.json["counts"] == [12, 12]
@@ -79,6 +81,8 @@ def test_creativity_has_shipped_pairs_and_unit_length(pvec, pico, tmp_path):
 def test_creativity_says_which_pair_is_none(pvec, pico, tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"creative": "a", "uncreative": "b"}\n{"creative": "a"}\n')
-    ended = pvec("steer", "creativity", pico("llama"), "--pairs", file, "--out", tmp_path / "out")
+    ended = pvec(
+        "steer", "creativity", "--model", pico("llama"), "--pairs", file, "--out", tmp_path / "out"
+    )
     assert ended.code == 1
     assert "pairs.jsonl line 2: the key 'uncreative' is missing" in ended.err

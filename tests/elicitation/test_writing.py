@@ -111,7 +111,7 @@ def test_what_does_not_serve_is_refused_with_what_is_missing(text, complaint):
     ("name", "description", "pole", "complaint"),
     [
         ("Calm Man", "Is calm.", None, "name: a name is lower-case letters, digits, - and _"),
-        ("Stoic", "Is calm.", None, "such as stoic-sailor$"),
+        ("Stoic", "Is calm.", None, "such as stoic-sailor, not 'Stoic'$"),
         ("9lives", "Is calm.", None, "it begins with a letter"),
         ("calm", " ", None, "description"),
         ("calm", "Is calm.", "neuroticism", "is not a pole"),

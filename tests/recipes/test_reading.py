@@ -66,7 +66,7 @@ MISTAKES = {
     "only a comment": ("# nothing\n", "this is empty"),
     "list": ("- base\n", "this is a list"),
     "text": ("base\n", "this is a text"),
-    "2 MB": (GOOD + "#" * 2_000_000, "more than 1 MB"),
+    "2 MB": (GOOD + "#" * 2_000_000, "larger than 1 MB"),
     "not YAML": (GOOD + "terms: [\n", "line 8: "),
     "control character": (GOOD + "seed: \x07\n", "not YAML: unacceptable character"),
     "not UTF-8": (GOOD.encode() + b"# \xff\n", "cannot be read: "),

@@ -40,9 +40,11 @@ def address(tmp_path_factory):
 def opened(browser, address):
     """Return a function that opens the report, and checks that it asks and complains of nothing."""
     wrong: list[str] = []
+    contexts = []
 
     def make(**options):
-        page = browser.new_context(**options).new_page()
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda sent: wrong.append(sent.url) if sent.url != address else None)
@@ -51,6 +53,8 @@ def opened(browser, address):
         return page
 
     yield make
+    for context in contexts:
+        context.close()
     assert wrong == []
 
 
@@ -83,16 +87,17 @@ def test_hostile_text_stays_text(opened):
     assert page.locator("blockquote").first.evaluate(order) == "isolate"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_scrolls_no_way_but_down_and_reads_light_on_dark(opened, scheme):
-    page = opened(viewport={"width": 390, "height": 844}, color_scheme=scheme)
-    assert page.evaluate("document.documentElement.scrollWidth") == 390
-    inks = page.evaluate(
-        "[getComputedStyle(document.body).backgroundColor, "
-        "getComputedStyle(document.querySelector('figure svg')).fill]"
-    )
+def test_a_phone_scrolls_no_way_but_down_and_reads_light_on_dark(opened):
+    page = opened(viewport={"width": 390, "height": 844})
     white, black = "rgb(255, 255, 255)", "rgb(0, 0, 0)"
-    assert inks == [white, black] if scheme == "light" else inks[1] == white != inks[0]
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        inks = page.evaluate(
+            "[getComputedStyle(document.body).backgroundColor, "
+            "getComputedStyle(document.querySelector('figure svg')).fill]"
+        )
+        assert inks == [white, black] if scheme == "light" else inks[1] == white != inks[0]
 
 
 def test_without_script_every_answer_is_there_and_on_paper_those_of_the_strength(opened):

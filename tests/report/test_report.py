@@ -11,9 +11,8 @@ import pytest
 
 import personality_vector as pv
 from personality_vector.errors import CheckpointError
-from personality_vector.report.answers import answers_of, sample_answers
 from personality_vector.report.figures import _drawn, dose_response_figure, pareto_figure
-from personality_vector.report.page import write_report
+from personality_vector.report.page import answers_of, sample_answers, write_report
 from personality_vector.report.tables import print_frame, text_of
 from personality_vector.study.run import Run
 from personality_vector.study.store import FILE, Store

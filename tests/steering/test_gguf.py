@@ -108,7 +108,7 @@ def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
 def test_the_verb(tmp_path):
     import typer
 
-    from personality_vector.cli.steer.export import export_gguf as verb
+    from personality_vector.cli.steer.effect import export_gguf as verb
 
     app = typer.Typer()
     app.command()(verb)

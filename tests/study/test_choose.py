@@ -24,10 +24,9 @@ from personality_vector.errors import (
 from personality_vector.lab import builtin
 from personality_vector.measures.likelihood import Likelihood
 from personality_vector.numeric.random import generator_for
-from personality_vector.report.choice import draw_choice
+from personality_vector.report.choice import save_choice
 from personality_vector.steering import ALL, Positions, SteeringVector, steered
 from personality_vector.steering.activations import Reader
-from personality_vector.study.choose.choice import Choice
 from personality_vector.study.choose.layers import (
     Evidence,
     Separation,
@@ -36,7 +35,7 @@ from personality_vector.study.choose.layers import (
     separation,
 )
 from personality_vector.study.choose.run import Inputs, choose
-from personality_vector.study.choose.scan import CurvePoint, next_shares, swing, usable
+from personality_vector.study.choose.scan import Choice, CurvePoint, next_shares, swing, usable
 from personality_vector.study.recipe import ChooseRecipe
 from personality_vector.study.run import Run
 from personality_vector.study.worker import Worker
@@ -317,7 +316,7 @@ def test_the_layer_is_the_one_whose_usable_range_moves_the_probe_furthest():
         *(point(s, 9 * s, coherence=0.2, layer=2) for s in (-0.1, 0.1)),
     ]
     found = choice(curves, (1, 4, 2))
-    assert (found.layer, found.lowest, found.highest) == (4, -1.0, 1.0)
+    assert (found.layer, found.coefficients) == (4, (-1.0, 1.0))
 
 
 def test_of_layers_that_move_it_equally_the_best_ranked_is_taken():
@@ -365,8 +364,8 @@ def folder(tmp_path_factory, demo):
 
 
 @pytest.fixture(scope="module")
-def found(folder):
-    return choose(parsed(folder))
+def found(folder, tmp_path_factory):
+    return choose(parsed(folder), tmp_path_factory.mktemp("found"))
 
 
 def parsed(folder, **changes):
@@ -383,7 +382,7 @@ def written(folder):
 def test_the_same_recipe_writes_the_same_bytes(folder, found, tmp_path, capsys):
     arguments = ["steer", "choose", str(folder / "recipe.yaml"), "--out", str(tmp_path / "one")]
     assert run([*arguments, "--quiet"]) == 0
-    found.save(tmp_path / "two", force=False, draw=draw_choice)
+    save_choice(found, tmp_path / "two", force=False)
     one, two = map(written, (tmp_path / "one", tmp_path / "two"))
     names = {"choice.json", "curve.csv", "layers.csv", "choice.png", "choice.svg", "MANIFEST.json"}
     assert set(one) == names
@@ -407,7 +406,7 @@ def test_a_choice_holds_what_it_rests_on(found):
         rows = table[table["layer"] == layer]
         assert np.allclose(rows["coefficient"], rows["share"] * unit)
     kept = table[table["usable"] & (table["layer"] == found.layer)]["coefficient"]
-    assert (found.lowest, found.highest) == (min(0, kept.min()), max(0, kept.max()))
+    assert found.coefficients == (min(0, kept.min()), max(0, kept.max()))
 
 
 def test_the_shift_is_that_of_the_deciding_half_alone(folder, found, demo):
@@ -443,11 +442,11 @@ def test_it_reads_only_its_own_part(folder):
     assert parts["train"].isdisjoint(parts["held_out"])
 
 
-def test_the_opposite_pole_is_the_mirror(folder):
+def test_the_opposite_pole_is_the_mirror(folder, tmp_path):
     """Towards the low pole the same vector is worse by what it was better."""
     recipe = parsed(folder, pole="extraversion:low")
     with pytest.raises(DataError, match="check that the pole is"):
-        choose(recipe)
+        choose(recipe, tmp_path)
 
 
 # Resuming
@@ -474,8 +473,8 @@ def test_a_killed_choice_resumes_and_writes_the_same_bytes(folder, found, tmp_pa
     with pytest.raises(Killed):
         choose(parsed(folder), tmp_path / "run")
     monkeypatch.setattr(Worker, "_measure_point", until(None))
-    choose(parsed(folder), tmp_path / "run").save(tmp_path / "resumed", force=False)
-    found.save(tmp_path / "whole", force=False)
+    save_choice(choose(parsed(folder), tmp_path / "run"), tmp_path / "resumed", force=False)
+    save_choice(found, tmp_path / "whole", force=False)
     assert len(set(measured)) == len(measured) == 1 + len(found.curves)
     assert written(tmp_path / "resumed") == written(tmp_path / "whole")
 
@@ -542,14 +541,14 @@ def test_statements_of_one_pole_are_refused(folder, tmp_path):
         Inputs.open(recipe)
 
 
-def test_a_layer_that_does_not_exist_is_refused(folder):
+def test_a_layer_that_does_not_exist_is_refused(folder, tmp_path):
     recipe = parsed(folder, layers=[7])
     with pytest.raises(ModelError, match="layer 7 does not exist"):
-        choose(recipe)
+        choose(recipe, tmp_path)
 
 
 def test_a_choice_is_not_overwritten(tmp_path):
     found = choice([point(s, s) for s in (-0.1, 0.1)], (3,))
-    found.save(tmp_path / "out", force=False)
+    save_choice(found, tmp_path / "out", force=False)
     with pytest.raises(OutputExistsError):
-        found.save(tmp_path / "out", force=False)
+        save_choice(found, tmp_path / "out", force=False)

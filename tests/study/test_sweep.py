@@ -17,8 +17,8 @@ from personality_vector.study.tables import (
     by_strength,
     correlation,
     dose_response,
-    measured,
     side_effects,
+    tables_of,
     unscored,
 )
 from personality_vector.study.worker import Worker
@@ -243,7 +243,7 @@ def test_an_evaluation_is_the_base_alone(recipe, run, tmp_path, inputs):
     found = open_study(one).run(tmp_path / "run")
     of_sweep = run.readings().query("intervention == 'base'")
     pd.testing.assert_frame_equal(found.readings(), of_sweep.reset_index(drop=True))
-    assert len(measured(found)) == len(of_sweep)
+    assert len(tables_of(found)["measures"]) == len(of_sweep)
     found.write_manifest("eval")
     manifest = json.loads((tmp_path / "run" / MANIFEST).read_text())
     assert (manifest["kind"], manifest["seeds"]) == ("eval", [0])

@@ -1,5 +1,7 @@
-"""``pvec steer choose`` and ``pvec steer monitor``: what a steering vector does to a model."""
+"""``pvec steer monitor``, ``bake`` and ``export-gguf``: what a steering vector does to a model."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,65 +13,33 @@ from personality_vector.cli import options
 from personality_vector.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from personality_vector.study.choose.choice import Choice
-    from personality_vector.study.recipe import ChooseRecipe
     from personality_vector.subject.chat import Chat
 
 _SHOWN = 48
 """Number of characters that a table shows of a text."""
+Vector = Annotated[Path, typer.Argument(metavar="VECTOR", help="A saved steering vector.")]
 OneLayer = Annotated[
     int | None,
-    typer.Option("--layer", help="0-based block, -1 for the last; needed if VECTOR has several."),
+    typer.Option(
+        "--layer", help="0-based decoder block, -1 for the last; needed if VECTOR has several."
+    ),
 ]
 AnotherModel = Annotated[
     bool,
     typer.Option("--another-model", help="Accept a VECTOR of another model, such as its base."),
 ]
-_REMEDY = "if one is fine-tuned from the other, add --another-model"
-
-
-def check(recipe: "ChooseRecipe") -> dict[str, Any]:
-    """Open every input."""
-    from personality_vector.study.choose.run import Inputs
-
-    made_from = Inputs.open(recipe).made_from(recipe)
-    return {key: made_from[key] for key in ("contents", "statements")}
-
-
-def choose(recipe: "ChooseRecipe", out: Path, force: bool, as_json: bool) -> None:
-    """Choose the layer and the range of strengths of a steering vector.
-
-    One pass ranks the layers. The best few are then verified by generation, at growing strengths
-    until coherence falls below the floor. Measurements are kept in OUT.run, so that the same
-    command resumes after an interruption, and a change of the floor or the shares measures only
-    what is missing. --force replaces the choice and keeps the measurements.
-    """
-    from personality_vector.files import AtomicDirectory
-    from personality_vector.report.choice import draw_choice
-    from personality_vector.study.choose.run import choose
-
-    AtomicDirectory(out, force=force)  # refuses an output that exists before the work, not after
-    choice = choose(recipe, out.with_name(f"{out.name}.run"))
-    choice.save(out, force=force, draw=draw_choice)
-    if as_json:
-        options.show({"out": str(out), **choice.record()}, as_json=True, text=str)
-        return
-    _print_choice(choice, recipe, out)
 
 
 def monitor(
-    vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="A steering vector.")],
-    model: Annotated[
-        str, typer.Option("--model", help="The model: a directory, Hub id or builtin:demo.")
-    ],
+    vector: Vector,
+    *,
+    model: options.Model,
     prompts: options.Prompts,
     layer: OneLayer = None,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
     max_new_tokens: options.LongestReply = 64,
-    batch_size: options.BatchSize = 16,
     another_model: AnotherModel = False,
+    batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
     dry_run: options.DryRun = False,
@@ -84,37 +54,162 @@ def monitor(
     """
     from personality_vector.data.chats import read_prompts
     from personality_vector.steering import resolve_layers
-    from personality_vector.steering.fit import require_made_from
     from personality_vector.subject.chat import question
 
-    texts = read_prompts(prompts)
-    found, checkpoint = pv.SteeringVector.load(vector), pv.Checkpoint.open(model)
+    chats = [question(text, system=system) for text in read_prompts(prompts)]
+    found, (checkpoint, place) = pv.SteeringVector.load(vector), options.opened(model, device)
     if layer is None and len(found.layers) > 1:
         raise RecipeError(
             f"{found.label} has directions for layers {list(found.layers)}; choose one with --layer"
         )
-    named = found.layers[0] if layer is None else layer
-    if not another_model:
-        require_made_from(found.label, found.model, checkpoint, _REMEDY)
-
-    def plan() -> dict[str, Any]:
-        if named >= 0:
-            found.norm(named)  # refuses a layer that the vector has no direction for
-        model = {"model": str(checkpoint.fingerprint), "prompts": len(texts)}
-        return {"vector": found.label, "layer": named, **model, "max_new_tokens": max_new_tokens}
-
-    if options.plan_only(plan, None, dry_run=dry_run, force=False, as_json=as_json):
+    made_from = "" if another_model else found.model
+    remedy = "if one is fine-tuned from the other, add --another-model"
+    named = _fitting(
+        found, [found.layers[0] if layer is None else layer], checkpoint, made_from, remedy
+    )
+    if options.plan_only(
+        lambda: {
+            "vector": found.label,
+            "layer": named[0],
+            "model": str(checkpoint.fingerprint),
+            "prompts": len(chats),
+            "max_new_tokens": max_new_tokens,
+        },
+        *(None, dry_run, False, as_json),
+    ):
         return
-    subject = pv.Subject.load(checkpoint, dtype=dtype, device=device)
-    (place,) = resolve_layers(subject.model, [named])
-    found.norm(place)  # refuses a layer without a direction before anything is read
-    chats = [question(text, system=system) for text in texts]
-    rows = _measured(subject, chats, (found, place), (max_new_tokens, batch_size))
+    subject = pv.Subject.load(checkpoint, dtype=dtype, device=place)
+    (block,) = resolve_layers(subject.model, named)
+    rows = _measured(subject, chats, (found, block), (max_new_tokens, batch_size))
     if as_json:
-        result = {"vector": found.label, "layer": place, "model": str(checkpoint.path)}
+        result = {"vector": found.label, "layer": block, "model": str(checkpoint.path)}
         options.show({**result, "prompts": rows}, as_json=True, text=str)
+    else:
+        _print_projections(f"projection on {found.label}, layer {block}", rows)
+
+
+def bake(
+    vector: Vector,
+    *,
+    model: options.Model,
+    layer: options.Layers,
+    coefficient: Annotated[
+        float | None, typer.Option("--coefficient", help="Factor on the vector; not with --ablate.")
+    ] = None,
+    route: Annotated[
+        str, typer.Option("--route", help="auto, bias, convert (to Llama) or adapter (PEFT).")
+    ] = "auto",
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Remove the direction of one --layer from every layer.")
+    ] = False,
+    out: options.OutDir,
+    dry_run: options.DryRun = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a checkpoint that steers itself: at all positions, always, by a constant.
+
+    Positions, gates and kept norms cannot be baked. The result is loaded in a new process and is
+    published only if it gives the logits of the hooks. With --ablate no weight writes along the
+    direction any more; the result is compared with hooks on the embedding, every attention and
+    every block.
+    """
+    _require_consistent(layer, coefficient, route, ablate=ablate)
+    from personality_vector.steering.bake import bake_ablation, route_for
+    from personality_vector.steering.bake.base import read_config
+
+    read, checkpoint = pv.SteeringVector.load(vector), pv.Checkpoint.open(model)
+    chosen = route_for(read_config(checkpoint), "ablate" if ablate else route)
+    layers = _fitting(read, layer, checkpoint, read.model)
+    if options.plan_only(
+        lambda: (
+            {"vector": read.label, "model": str(checkpoint.fingerprint)}
+            | {"layers": layers, "route": chosen, "coefficient": coefficient}
+        ),
+        *(out, dry_run, force, as_json),
+    ):
         return
-    _print_projections(f"projection on {found.label}, layer {place}", rows)
+    if coefficient is None:
+        done = bake_ablation(read, model, layer[0], out, force=force)
+    else:
+        done = pv.bake(read, model, layer, coefficient, out, route=route, force=force)
+    proof = done.proof
+    rounding = "" if proof.dtype == "float32" else f" ({proof.error_asked:.1e} with rounding)"
+    options.show(
+        {"out": str(out), "route": done.route, "proof": asdict(proof)},
+        as_json=as_json,
+        text=lambda: (
+            f"{done.path}: route {done.route}; in a new process within {proof.error:.1e} of the "
+            f"hooks' logits{rounding}, same {proof.greedy_tokens} greedy tokens"
+        ),
+    )
+
+
+def export_gguf(
+    vector: Vector,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write.")],
+    layer: Annotated[
+        list[int],
+        typer.Option(
+            "--layer", help="0-based decoder block, not 0; repeatable. Default: all of VECTOR."
+        ),
+    ] = [],
+    coefficient: Annotated[
+        float, typer.Option("--coefficient", help="Factor on the vector.")
+    ] = 1.0,
+    model_hint: Annotated[
+        str,
+        typer.Option("--model-hint", help="Name of the architecture in llama.cpp, such as llama."),
+    ] = "",
+    force: options.Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write a control vector for llama.cpp, which steers all positions but cannot steer layer 0."""
+    from personality_vector.steering.storage import export_gguf as export
+
+    read = pv.SteeringVector.load(vector)
+    layers = layer or list(read.layers)
+    export(read, out, layers=layers, coefficient=coefficient, model_hint=model_hint, force=force)
+    result = {"out": str(out), "layers": layers, "coefficient": coefficient}
+    options.show(
+        result, as_json=as_json, text=lambda: f"{out}: {len(layers)} directions for llama.cpp"
+    )
+
+
+def _fitting(
+    vector: "pv.SteeringVector",
+    layers: Sequence[int],
+    checkpoint: "pv.Checkpoint",
+    made_from: str,
+    *remedy: str,
+) -> tuple[int, ...]:
+    """Check that a vector fits a model before that is loaded, and return 0-based layers.
+
+    A layer stays negative where config.json does not say how many blocks there are.
+    """
+    from personality_vector.steering import block_numbers, require_made_from, require_width
+
+    require_made_from(vector.label, made_from, checkpoint, *remedy)
+    require_width(vector.label, vector.hidden, checkpoint)
+    found = block_numbers(layers, checkpoint) or tuple(layers)
+    for layer in found:
+        if layer >= 0:
+            vector.norm(layer)  # refuses a layer that the vector has no direction for
+    return found
+
+
+def _require_consistent(
+    layer: list[int], coefficient: float | None, route: str, *, ablate: bool
+) -> None:
+    if ablate and (coefficient is not None or route != "auto"):
+        raise RecipeError(
+            "--ablate removes the whole direction: use it without --coefficient and --route"
+        )
+    if ablate and len(layer) != 1:
+        raise RecipeError("--ablate takes the direction of one --layer and removes it everywhere")
+    if not ablate and coefficient is None:
+        raise RecipeError("give --coefficient, or --ablate")
 
 
 def _print_projections(title: str, rows: "Sequence[dict[str, Any]]") -> None:
@@ -126,28 +221,6 @@ def _print_projections(title: str, rows: "Sequence[dict[str, Any]]") -> None:
     for column in ("prompt", "reply"):
         frame[column] = [shorten(text, _SHOWN, placeholder="...") for text in frame[column]]
     print_frame(title, frame)
-
-
-def _print_choice(choice: "Choice", recipe: "ChooseRecipe", out: Path) -> None:
-    from personality_vector.report.tables import print_frame
-
-    layers = choice.layer_table()[
-        ["layer", "d_prime", "auc", "auc_low", "auc_high", "slope", "rank", "swing"]
-    ]
-    layers["rank"] = layers["rank"].astype("string").fillna("-")
-    columns = ["coefficient", "share", "shift", "judge", "kl_to_base", "coherence", "usable"]
-    curve = choice.curve_table().query("layer == @choice.layer")[columns]
-    seen = "which the vector may have been extracted from"
-    print_frame(f"layers of {choice.label}", layers)
-    typer.echo(f"d' and auc on the {choice.part} part, {seen}")
-    print_frame(f"strengths at layer {choice.layer}", curve)
-    ends = f"{choice.lowest:.3g} to {choice.highest:.3g}"
-    where = "" if recipe.positions == "all" else f", positions: {recipe.positions}"
-    typer.echo(
-        f"{out}: steer at layer {choice.layer}, coefficients {ends}; in a recipe:\n"
-        f"  {{label: {choice.label}, vector: {recipe.vector}, layers: [{choice.layer}]{where}, "
-        f"strengths: [{choice.lowest:.4g}, {choice.highest:.4g}]}}"
-    )
 
 
 def _measured(
@@ -170,8 +243,7 @@ def _measured(
     means = Reader(model, tokenizer, [layer], "prompt_mean", batch_size).pooled(chats)
     gates = cosine_similarity(means[layer], vector[layer][None], dim=-1)
     greedy = pv.Sampling(max_new_tokens=longest, temperature=0.0, batch_size=batch_size)
-    drawn = generate_replies(model, tokenizer, chats, greedy, seed=0)
-    replies = [reply.text for reply in drawn]
+    replies = [one.text for one in generate_replies(model, tokenizer, chats, greedy, seed=0)]
     said = [i for i, reply in enumerate(replies) if reply]
     replied = [answered(chats[i], replies[i]) for i in said]
     after, scores = (dict.fromkeys(range(len(chats))) for _ in range(2))

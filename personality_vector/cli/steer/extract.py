@@ -1,4 +1,4 @@
-"""``pvec steer write-persona``, ``extract`` and ``neurons``: what tells two sides apart."""
+"""``pvec steer write-persona``, ``extract``, ``neurons`` and ``choose``: the steps to a vector."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from personality_vector.elicitation.recipe import SteerRecipe
     from personality_vector.elicitation.rollouts import Rollout
     from personality_vector.interventions.neurons.chosen import NeuronSet
+    from personality_vector.study.recipe import ChooseRecipe
 
 _OF_VECTORS = ("persona", "layers", "pooling", "estimator")
 
@@ -31,14 +32,14 @@ def write_persona(
     ] = None,
     pole: options.PoleOption = None,
     endpoint: Annotated[
-        str | None, typer.Option("--endpoint", metavar="URL", help="OpenAI-compatible server.")
+        str | None, typer.Option("--endpoint", metavar="URL", help="An OpenAI-compatible server.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Model of the server.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="A model of the server.")] = None,
     api_key_env: Annotated[
         str, typer.Option("--api-key-env", help="Environment variable with the key.")
     ] = "OPENAI_API_KEY",
     local: Annotated[
-        str | None, typer.Option("--local", metavar="PATH", help="A checkpoint to use instead.")
+        str | None, typer.Option("--local", metavar="PATH", help="A checkpoint, without a server.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the local model's sampling.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.yaml.")] = False,
@@ -69,12 +70,12 @@ def write_persona(
     out.write_text(f"# The persona {name}, written by {writer}.\n{body}", encoding="utf-8")
     pairs, asked = len(persona.instructions), persona.questions
     counts = len(asked.extract), len(asked.evaluate)
-    said = (
-        f"{out}: {persona.label}, {pairs} pairs of instructions, "
-        f"{counts[0]} questions to extract with and {counts[1]} to evaluate with"
+    said = f"{counts[0]} questions to extract with and {counts[1]} to evaluate with"
+    options.show(
+        {"out": str(out), "pairs": pairs, "questions": counts},
+        as_json=as_json,
+        text=lambda: f"{out}: {persona.label}, {pairs} pairs of instructions, {said}",
     )
-    result = {"out": str(out), "pairs": pairs, "questions": counts}
-    options.show(result, as_json=as_json, text=lambda: said)
 
 
 def check(recipe: "SteerRecipe") -> dict[str, Any]:
@@ -227,3 +228,50 @@ def require_for_neurons(recipe: "SteerRecipe") -> None:
             f"neurons are counted in two sides of data, in all layers and over whole responses; "
             f"leave out {some(unused)}"
         )
+
+
+def check_choice(recipe: "ChooseRecipe") -> dict[str, Any]:
+    """Open every input."""
+    from personality_vector.study.choose.run import Inputs
+
+    made_from = Inputs.open(recipe).made_from(recipe)
+    return {key: made_from[key] for key in ("contents", "statements")}
+
+
+def choose(recipe: "ChooseRecipe", out: Path, force: bool, as_json: bool) -> None:
+    """Choose the layer and the range of strengths of a steering vector.
+
+    One pass ranks the layers. The best few are then verified by generation, at growing strengths
+    until coherence falls below the floor. Measurements are kept in OUT.run, so that the same
+    command resumes after an interruption, and a change of the floor or the shares measures only
+    what is missing. --force replaces the choice and keeps the measurements.
+    """
+    from personality_vector.files import AtomicDirectory
+    from personality_vector.report.choice import save_choice
+    from personality_vector.report.tables import print_frame
+    from personality_vector.study.choose.run import choose
+
+    AtomicDirectory(out, force=force)  # refuses an output that exists before the work, not after
+    choice = choose(recipe, out.with_name(f"{out.name}.run"))
+    save_choice(choice, out, force=force)
+    if as_json:
+        options.show({"out": str(out), **choice.record()}, as_json=True, text=str)
+        return
+    layers = choice.layer_table()[
+        ["layer", "d_prime", "auc", "auc_low", "auc_high", "slope", "rank", "swing"]
+    ]
+    layers["rank"] = layers["rank"].astype("string").fillna("-")
+    columns = ["coefficient", "share", "shift", "judge", "kl_to_base", "coherence", "usable"]
+    curve = choice.curve_table().query("layer == @choice.layer")[columns]
+    seen = "which the vector may have been extracted from"
+    print_frame(f"layers of {choice.label}", layers)
+    typer.echo(f"d' and auc on the {choice.part} part, {seen}")
+    print_frame(f"strengths at layer {choice.layer}", curve)
+    lowest, highest = choice.coefficients
+    where = "" if recipe.positions == "all" else f", positions: {recipe.positions}"
+    typer.echo(
+        f"{out}: steer at layer {choice.layer}, coefficients {lowest:.3g} to {highest:.3g}; "
+        "in a recipe:\n"
+        f"  {{label: {choice.label}, vector: {recipe.vector}, layers: [{choice.layer}]{where}, "
+        f"strengths: [{lowest:.4g}, {highest:.4g}]}}"
+    )

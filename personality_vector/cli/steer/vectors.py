@@ -1,6 +1,6 @@
 """``pvec steer between``, ``creativity`` and ``fuse``: steering vectors without a recipe."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,16 +13,14 @@ from personality_vector.lab import BUILTIN, builtin
 from personality_vector.recipes.reading import override
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pandas as pd
-
-    from personality_vector.merging.fusion import Fused, Share
+    from personality_vector.merging.fusion import Fused
 
 Scale = Annotated[
     Literal["raw", "unit", "equal"],
     typer.Option(
-        help="raw: the longest vector dominates; unit: each has norm 1; equal: the mean norm."
+        "--scale",
+        help="raw keeps the lengths, so the longest vector dominates; unit gives each norm 1; "
+        "equal gives each the mean norm.",
     ),
 ]
 
@@ -30,16 +28,17 @@ Scale = Annotated[
 def between(
     base: Annotated[str, typer.Argument(metavar="BASE", help="Directory, Hub id or builtin:demo.")],
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="A fine-tuned checkpoint of BASE.")],
+    *,
     prompts: options.Prompts,
-    out: options.OutDir,
+    layer: options.Layers = [],
     pooling: Annotated[
         Literal["prompt_last", "prompt_mean"],
-        typer.Option(help="Tokens whose activations are averaged."),
+        typer.Option("--pooling", help="Tokens whose activations are averaged."),
     ] = "prompt_last",
-    layer: options.Layers = [],
     batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
+    out: options.OutDir,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -51,40 +50,39 @@ def between(
     Layers before the first tuned one do not move; leave them out with --layer.
     """
     from personality_vector.data.chats import read_prompts
+    from personality_vector.steering import block_numbers
+    from personality_vector.steering.bake.base import read_config
+    from personality_vector.steering.fit import require_same_shape
     from personality_vector.subject.chat import question
-    from personality_vector.subject.models import resolve_device
 
     chats = [question(text) for text in read_prompts(prompts)]
-    ends = [pv.Checkpoint.open(base), pv.Checkpoint.open(tuned)]
-    place = resolve_device(device)
-
-    def plan() -> dict[str, Any]:
-        start, end = (str(end.fingerprint) for end in ends)
-        sizes = {"prompts": len(chats), "layers": layer or "all", "pooling": pooling}
-        return {"base": start, "tuned": end, **sizes}
-
-    if options.plan_only(plan, out, dry_run=dry_run, force=force, as_json=as_json):
+    (start, place), (end, _) = (options.opened(model, device) for model in (base, tuned))
+    require_same_shape(read_config(start), read_config(end))
+    layers = block_numbers(layer, start) if layer else ()
+    if options.plan_only(
+        lambda: {
+            "base": str(start.fingerprint),
+            "tuned": str(end.fingerprint),
+            "prompts": len(chats),
+            "layers": list(layers) or layer or "all",
+            "pooling": pooling,
+        },
+        *(out, dry_run, force, as_json),
+    ):
         return
-    plain, moved = (pv.load_model(end.path, dtype=dtype, device=place) for end in ends)
+    plain, moved = (pv.load_model(each.path, dtype=dtype, device=place) for each in (start, end))
     vector = pv.SteeringVector.between(
-        plain,
-        moved,
-        pv.load_tokenizer(ends[0].path),
-        chats,
+        *(plain, moved, pv.load_tokenizer(start.path), chats),
         layers=layer or None,
         pooling=pooling,
         batch_size=batch_size,
     )
-    options.save_vector(
-        replace(vector, model=ends[0].fingerprint.digest), out, force=force, as_json=as_json
-    )
+    options.save_vector(vector, start, out, force=force, as_json=as_json)
 
 
 def creativity(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Directory, Hub id or builtin:demo.")
-    ],
-    out: options.OutDir,
+    *,
+    model: options.Model,
     pairs: Annotated[
         str,
         typer.Option(
@@ -94,6 +92,7 @@ def creativity(
     batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
+    out: options.OutDir,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -103,43 +102,36 @@ def creativity(
     from personality_vector.elicitation.extract import creativity_direction, read_creativity_pairs
 
     read = read_creativity_pairs(builtin(pairs) if pairs.startswith(BUILTIN) else Path(pairs))
-    checkpoint = pv.Checkpoint.open(model)
-
-    def plan() -> dict[str, Any]:
-        return {"model": str(checkpoint.fingerprint), "pairs": len(read)}
-
-    if options.plan_only(plan, out, dry_run=dry_run, force=force, as_json=as_json):
+    checkpoint, place = options.opened(model, device)
+    if options.plan_only(
+        lambda: {"model": str(checkpoint.fingerprint), "pairs": len(read)},
+        *(out, dry_run, force, as_json),
+    ):
         return
-    subject = pv.Subject.load(checkpoint, dtype=dtype, device=device)
+    subject = pv.Subject.load(checkpoint, dtype=dtype, device=place)
     vector = creativity_direction(subject.model, subject.tokenizer, read, batch_size=batch_size)
-    options.save_vector(
-        replace(vector, model=checkpoint.fingerprint.digest), out, force=force, as_json=as_json
-    )
+    options.save_vector(vector, checkpoint, out, force=force, as_json=as_json)
 
 
 def fuse(
     vectors: Annotated[
         list[Path], typer.Argument(metavar="V1 V2 ...", help="Steering vectors of one model.")
     ],
-    out: options.OutDir,
+    *,
     weights: Annotated[
-        str | None,
-        typer.Option(
-            "--weights", metavar="1,1,2", help="A weight for each vector. Default: 1 for each."
-        ),
+        str | None, typer.Option("--weights", metavar="1,1,2", help="Default: 1 for each vector.")
     ] = None,
     scale: Scale = "raw",
     method: Annotated[
         str, typer.Option("--method", help="mean, or a method of a merge, such as ties.")
     ] = "mean",
     option: options.MethodOption = [],
-    seed: Annotated[int, typer.Option("--seed", help="Seed of random masks.")] = 0,
-    label: Annotated[
-        str, typer.Option("--label", help="Label of the result. Default: the formula.")
-    ] = "",
+    label: Annotated[str, typer.Option("--label", help="Default: the formula.")] = "",
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Print the shares of each layer as well.")
     ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of random masks.")] = 0,
+    out: options.OutDir,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -160,24 +152,33 @@ def fuse(
         "norms": norms,
         "shares": [asdict(share) for share in fused.shares],
     }
-    if options.plan_only(lambda: result, out, dry_run=dry_run, force=force, as_json=as_json):
+    if options.plan_only(lambda: result, out, dry_run, force, as_json):
         return
     vector.save(out, force=force)
     lengths = ", ".join(f"{norm:.3g}" for norm in norms.values())
-    text = f"{out}: {vector.label}, {len(norms)} layers, norm {lengths}"
-    options.show(result, as_json=as_json, text=lambda: text)
+    options.show(
+        result,
+        as_json=as_json,
+        text=lambda: f"{out}: {vector.label}, {len(norms)} layers, norm {lengths}",
+    )
     if not as_json:
-        _print_shares(fused, len(vectors), per_layer=per_layer)
+        _print_shares(fused, per_layer=per_layer)
 
 
-def _print_shares(fused: "Fused[pv.SteeringVector]", count: int, *, per_layer: bool) -> None:
+def _print_shares(fused: "Fused[pv.SteeringVector]", *, per_layer: bool) -> None:
+    import pandas as pd
+
     from personality_vector.report.tables import print_frame
 
-    title = "share of the fused vector"
-    print_frame(title, _frame(fused.overall, count).drop(columns="layer"))
+    columns, count = ["layer", "weight", "norm", "share", "cosine"], len(fused.overall)
+    shares = pd.DataFrame([asdict(share) for share in fused.shares], columns=columns)
+    # Numbered, since two may have one label.
+    names = [f"{index % count + 1} {share.label}" for index, share in enumerate(fused.shares)]
+    shares.insert(0, "vector", names)
+    title, is_whole = "share of the fused vector", shares["layer"].isna()
+    print_frame(title, shares[is_whole].drop(columns="layer"))
     if per_layer:
-        layers = [share for share in fused.shares if share.layer is not None]
-        print_frame(f"{title}, by layer", _frame(layers, count))
+        print_frame(f"{title}, by layer", shares[~is_whole].astype({"layer": int}))
 
 
 def _numbers(text: str) -> list[float]:
@@ -187,15 +188,3 @@ def _numbers(text: str) -> list[float]:
         raise RecipeError(
             f"--weights {text}: give numbers separated by commas, such as 1,1,2"
         ) from error
-
-
-def _frame(shares: "Sequence[Share]", vectors: int) -> "pd.DataFrame":
-    """Return a row of each share; vectors are numbered, since two may have one label."""
-    import pandas as pd
-
-    columns = ("layer", "weight", "norm", "share", "cosine")
-    rows = [
-        [f"{index % vectors + 1} {share.label}", *(getattr(share, column) for column in columns)]
-        for index, share in enumerate(shares)
-    ]
-    return pd.DataFrame(rows, columns=["vector", *columns])

@@ -30,8 +30,8 @@ class Separation:
 
     Attributes:
         d_prime: Difference of the means in units of the pooled standard deviation.
-        auc: Chance that a member of the first group lies higher than one of the second; 0.5 is
-            none at all.
+        auc: Chance that a member of the first group lies higher than one of the second; 0.5
+            means no separation.
         auc_low: Lower end of its 95 % confidence interval.
         auc_high: Upper end.
     """
@@ -109,8 +109,9 @@ def examine(  # noqa: PLR0913  (a model, a vector, two sides, and how they are r
         encoded = encode_chats(subject.tokenizer, [chat for chat, _ in batch]).to(device)
         weights = torch.tensor([weight for _, weight in batch], device=device)
         # Padding has no effect, wherever it is.
-        columns = torch.arange(encoded.input_ids.shape[1], device=device)
-        steered = positions.mask(encoded.prompts, columns)
+        steered = positions.mask(
+            encoded.prompts, torch.arange(encoded.input_ids.shape[1], device=device)
+        )
         with torch.enable_grad(), ExitStack() as undo:
             for probe in probes:
                 hook = probe.hook(encoded.response_mask, steered)
@@ -182,8 +183,13 @@ class _Probe:
         """Return what was found; the first ``towards`` chats are of the pole."""
         residual = float(torch.cat(self.norms).median())
         norm = float(self.direction.double().norm())
-        found = separation(self.projections[:towards], self.projections[towards:])
-        return Evidence(self.layer, found, residual, norm, self.slope * residual / norm)
+        return Evidence(
+            self.layer,
+            separation(self.projections[:towards], self.projections[towards:]),
+            residual,
+            norm,
+            self.slope * residual / norm,
+        )
 
 
 def separation(higher: Sequence[float], lower: Sequence[float]) -> Separation:
@@ -207,18 +213,12 @@ def separation(higher: Sequence[float], lower: Sequence[float]) -> Separation:
     wins = (above[:, None] > below) + 0.5 * (above[:, None] == below)
     auc = float(wins.mean())
     variance = sum(wins.mean(axis).var(ddof=1) / wins.shape[1 - axis] for axis in (0, 1))
-    low, high = _interval(auc, math.sqrt(variance))
-    return Separation(_d_prime(above, below), auc, low, high)
-
-
-def _interval(auc: float, error: float) -> tuple[float, float]:
-    if not 0.0 < auc < 1.0:
-        return auc, auc
-    odds, width = auc / (1.0 - auc), math.exp(Z95 * error / (auc * (1.0 - auc)))
-    return odds / (odds + width), odds / (odds + 1.0 / width)
-
-
-def _d_prime(above: np.ndarray, below: np.ndarray) -> float:
     difference = float(above.mean() - below.mean())
     spread = math.sqrt((above.var(ddof=1) + below.var(ddof=1)) / 2.0)
-    return difference / spread if spread else math.copysign(math.inf, difference)
+    d_prime = difference / spread if spread else math.copysign(math.inf, difference)
+    low = high = auc
+    if 0.0 < auc < 1.0:
+        odds = auc / (1.0 - auc)
+        width = math.exp(Z95 * math.sqrt(variance) / (auc * (1.0 - auc)))
+        low, high = odds / (odds + width), odds / (odds + 1.0 / width)
+    return Separation(d_prime, auc, low, high)

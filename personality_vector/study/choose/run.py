@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from personality_vector.checkpoint import Checkpoint
@@ -26,9 +25,8 @@ from personality_vector.steering import (
     require_width,
     resolve_layers,
 )
-from personality_vector.study.choose.choice import Choice
 from personality_vector.study.choose.layers import Evidence, examine, ranked
-from personality_vector.study.choose.scan import Scan, arm_of
+from personality_vector.study.choose.scan import Choice, Scan, arm_of
 from personality_vector.study.design import Arm
 from personality_vector.study.recipe import ChooseRecipe
 from personality_vector.study.study import Study
@@ -87,8 +85,7 @@ class Inputs:
 
     def made_from(self, recipe: ChooseRecipe) -> dict[str, Any]:
         """Return the recipe, the digests of its inputs, and how many statements decided."""
-        levels = [statement.level for statement in self.deciding]
-        counts = {level: levels.count(level) for level in _LEVELS}
+        counts = {level: sum(s.level == level for s in self.deciding) for level in _LEVELS}
         files = {
             "vector": recipe.vector,
             "statements": recipe.statements,
@@ -107,7 +104,7 @@ class Inputs:
         }
 
 
-def choose(recipe: ChooseRecipe, folder: Path | None = None) -> Choice:
+def choose(recipe: ChooseRecipe, folder: Path) -> Choice:
     """Return the layer and the coefficients at which the vector steers best.
 
     Layers are ranked in one pass; the best few are scanned by generation, outwards to the floor
@@ -117,16 +114,13 @@ def choose(recipe: ChooseRecipe, folder: Path | None = None) -> Choice:
     Args:
         recipe: What to choose.
         folder: Keeps what is measured, so that an interrupted choice resumes, and one with another
-            floor or other shares measures only what is missing. By default nothing is kept.
+            floor or other shares measures only what is missing.
 
     Raises:
         PersonalityVectorError: An input is missing, unreadable or of another model.
         ModelError: The model cannot be loaded, or does not have a layer.
         DataError: No layer is a candidate, or none has a usable strength.
     """
-    if folder is None:
-        with TemporaryDirectory(prefix="pvec-choose-") as temporary:
-            return choose(recipe, Path(temporary))
     inputs = Inputs.open(recipe)
     found = _examined(recipe, inputs)
     scan = Scan(inputs.pole, ranked(found)[: recipe.verify], recipe.shares, recipe.floor)
@@ -144,7 +138,6 @@ def choose(recipe: ChooseRecipe, folder: Path | None = None) -> Choice:
 
 
 def _examined(recipe: ChooseRecipe, inputs: Inputs) -> list[Evidence]:
-    """Return the evidence of every layer to examine."""
     subject = Subject.load(inputs.base, dtype=recipe.dtype, device=recipe.device)
     # What is added to the last block's output acts on one token's logits alone.
     every = range(max(1, len(decoder_blocks(subject.model)) - 1))
@@ -189,10 +182,9 @@ def _study(recipe: ChooseRecipe, inputs: Inputs, scan: Scan) -> Study:
 
 def _asking(recipe: ChooseRecipe) -> Asking:
     """Return what is asked; every reply is judged for the trait, whatever its item is about."""
-    spec = CoherenceSpec(
+    asking = CoherenceSpec(
         instrument=recipe.instrument, question=recipe.question, generation=recipe.generation
-    )
-    asking = spec.asking()
+    ).asking()
     items = tuple(item.model_copy(update={"trait": None}) for item in asking.instrument.items)
     return replace(asking, instrument=asking.instrument.model_copy(update={"items": items}))
 
@@ -204,8 +196,9 @@ def _halves(recipe: ChooseRecipe) -> tuple[list[Statement], list[Statement]]:
     clear, and its beginning would then say little of the rest.
     """
     found = read_statements(recipe.statements, part=recipe.part, held_out=recipe.held_out)
-    pairs = ((key_for(0, f"half {normalised(s.text)}"), s) for s in found)
-    keyed = sorted(pairs, key=lambda pair: pair[0])
+    keyed = sorted(
+        ((key_for(0, f"half {normalised(s.text)}"), s) for s in found), key=lambda pair: pair[0]
+    )
     return [s for key, s in keyed if key % 2 == 0], [s for key, s in keyed if key % 2 == 1]
 
 

@@ -1,17 +1,20 @@
-"""The scan of strengths, as the design of a study: outwards at every layer until its curve ends.
+"""The scan of strengths, as the design of a study, and the choice that it leads to.
 
-The curve of a layer is the effect of a vector there at growing strengths.
+A scan goes outwards at every layer until its curve ends: the effect of a vector there at growing
+strengths.
 """
 
+import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from personality_vector.errors import DataError
 from personality_vector.judges.classifier import StatementJudge
+from personality_vector.manifest import rounded
 from personality_vector.study.choose.layers import Evidence
 from personality_vector.study.design import BASE, Point
 from personality_vector.study.run import Run
@@ -199,3 +202,106 @@ class Scan:
 def arm_of(layer: int) -> str:
     """Return the label of a layer in the results."""
     return f"layer {layer}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The layer at which a vector steers best, and the strengths that are usable there.
+
+    Attributes:
+        pole: What the vector points to.
+        label: Label of the vector.
+        floor: Lowest coherence that was accepted.
+        layers: The evidence of every layer that was examined.
+        verified: Layers in the order in which the evidence ranks them; each has a curve.
+        curves: What was measured by generation, layer after layer, each by share.
+        part: The part of the statements that decided; the vector may have been extracted from it.
+        made_from: The recipe, and the content of its inputs.
+    """
+
+    pole: Pole
+    label: str
+    floor: float
+    layers: Sequence[Evidence]
+    verified: Sequence[int]
+    curves: Sequence[CurvePoint]
+    part: str
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not any(swing(self.curve(layer), self.floor) for layer in self.verified):
+            raise DataError(
+                f"{self.label}: no strength at layers {list(self.verified)} moves the trait and "
+                f"keeps coherence above the floor {self.floor:g}; use smaller shares, or a lower "
+                "floor"
+            )
+
+    @property
+    def layer(self) -> int:
+        """The layer whose usable curve moves the trait furthest; of equals, the best ranked."""
+        return max(self.verified, key=lambda layer: swing(self.curve(layer), self.floor))
+
+    @property
+    def coefficients(self) -> tuple[float, float]:
+        """The lowest and the highest usable coefficient; 0 where a direction has none."""
+        points = usable(self.curve(self.layer), self.floor)
+        found = [0.0, *(point.coefficient for point in points)]
+        return min(found), max(found)
+
+    @property
+    def evidence(self) -> Evidence:
+        """The evidence of the chosen layer."""
+        return next(found for found in self.layers if found.layer == self.layer)
+
+    def curve(self, layer: int) -> list[CurvePoint]:
+        """Return what was measured at a layer, by share."""
+        return [point for point in self.curves if point.layer == layer]
+
+    def curve_table(self) -> pd.DataFrame:
+        """Return one row for each point that was measured."""
+        used = {
+            (p.layer, p.share) for v in self.verified for p in usable(self.curve(v), self.floor)
+        }
+        return pd.DataFrame(
+            asdict(point)
+            | {"coherence": point.coherence, "usable": (point.layer, point.share) in used}
+            for point in self.curves
+        )
+
+    def layer_table(self) -> pd.DataFrame:
+        """Return one row for each layer that was examined."""
+        ranks = {layer: rank for rank, layer in enumerate(self.verified, start=1)}
+        swings = {layer: swing(self.curve(layer), self.floor) for layer in self.verified}
+        table = pd.DataFrame(
+            asdict(found)
+            | asdict(found.separation)
+            | {"unit": found.unit, "rank": ranks.get(found.layer), "swing": swings.get(found.layer)}
+            for found in self.layers
+        )
+        return table.drop(columns="separation").astype({"rank": "Int64", "swing": "float64"})
+
+    def record(self) -> dict[str, Any]:
+        """Return the choice as JSON-like data, nine digits of every number."""
+        return dict(
+            rounded(
+                {
+                    "kind": "choice",
+                    "format": 1,
+                    "layer": self.layer,
+                    "coefficients": list(self.coefficients),
+                    "unit": self.evidence.unit,
+                    "pole": str(self.pole),
+                    "label": self.label,
+                    "part": self.part,
+                    "floor": self.floor,
+                    "ranked": list(self.verified),
+                    "layers": _rows(self.layer_table()),
+                    "curve": _rows(self.curve_table()),
+                }
+            )
+        )
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table, with ``None`` for missing values."""
+    return list(json.loads(table.to_json(orient="records", double_precision=15)))

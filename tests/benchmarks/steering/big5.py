@@ -28,10 +28,11 @@ from personality_vector.finetuning.sft import train
 from personality_vector.interventions.activations import ActivationSteering
 from personality_vector.lab import builtin
 from personality_vector.measures.likelihood import Likelihood
+from personality_vector.report.choice import save_choice
 from personality_vector.steering import ALL, SteeringVector
-from personality_vector.study.choose.choice import Choice
 from personality_vector.study.choose.layers import examine
 from personality_vector.study.choose.run import choose
+from personality_vector.study.choose.scan import Choice
 from personality_vector.study.recipe import ChooseRecipe, CompareRecipe, open_study
 from personality_vector.study.tables import matched_effect
 from personality_vector.subject.chat import Chat, answered, question
@@ -112,9 +113,9 @@ def chosen(lab: Lab, trait: str, vector: Path) -> tuple[Choice, bool]:
     }
     recipe = ChooseRecipe.parse(data, origin="big5", folder=Path.cwd())
     folders = [lab.out / "choices" / f"{trait}{again}" for again in ("", "-again")]
-    choices = [choose(recipe) for _ in folders]
+    choices = [choose(recipe, one.with_name(f"{one.name}.run")) for one in folders]
     for choice, folder in zip(choices, folders, strict=True):
-        choice.save(folder, force=True)
+        save_choice(choice, folder, force=True)
     first, second = ([f.read_bytes() for f in sorted(folder.iterdir())] for folder in folders)
     print(f"{trait}: layer {choices[0].layer} of {list(choices[0].verified)}", flush=True)
     return choices[0], first == second
@@ -160,13 +161,13 @@ def is_rising(values: Sequence[float]) -> bool:
 def dose_row(lab: Lab, trait: str, vector: SteeringVector, choice: Choice):
     """Return the row of the second table: the probe over the range that was chosen."""
     half = STRENGTHS // 2
-    below = np.linspace(choice.lowest, 0.0, half + 1)
-    coefficients = [*below, *np.linspace(0.0, choice.highest, half + 1)[1:]]
+    below = np.linspace(choice.coefficients[0], 0.0, half + 1)
+    coefficients = [*below, *np.linspace(0.0, choice.coefficients[1], half + 1)[1:]]
     values = probed(lab, vector, choice.layer, trait, coefficients)
     return {
         "trait": trait,
         "layer": choice.layer,
-        "coefficients": f"{choice.lowest:.1f} .. {choice.highest:.1f}",
+        "coefficients": f"{choice.coefficients[0]:.1f} .. {choice.coefficients[1]:.1f}",
         **{f"{place / half - 1:+.2f}": round(v, 2) for place, v in enumerate(values)},
         "Spearman": round(float(spearmanr(coefficients, values).statistic), 3),
         "monotone": is_rising(values),
@@ -175,7 +176,7 @@ def dose_row(lab: Lab, trait: str, vector: SteeringVector, choice: Choice):
 
 def reached(choice: Choice) -> float:
     """Return the lesser of the two ends of the chosen range, as a share of the residual norm."""
-    return min(-choice.lowest, choice.highest) / choice.evidence.unit
+    return min(-choice.coefficients[0], choice.coefficients[1]) / choice.evidence.unit
 
 
 def shared_layer(one: Choice, other: Choice) -> int:
@@ -220,7 +221,7 @@ def tuned(lab: Lab, trait: str) -> Path:
 
 def matched(lab: Lab, trait: str, vector: Path, choice: Choice, traits: Sequence[str]):
     """Return the table of vector, prompt and weights where they move the probe equally."""
-    steps = [round(choice.highest * share, 4) for share in (0.125, 0.25, 0.5, 0.75, 1.0)]
+    steps = [round(choice.coefficients[1] * share, 4) for share in (0.125, 0.25, 0.5, 0.75, 1.0)]
     recipe = {
         "base": str(lab.path),
         "pole": f"{trait}:high",

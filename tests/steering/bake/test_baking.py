@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.cli.steer.export import bake as verb
+from personality_vector.cli.steer.effect import bake as verb
 from personality_vector.errors import (
     BaseMismatchError,
     CheckpointError,
