@@ -1,7 +1,15 @@
 """Checkpoints on disk: a lazy reader, a sharded writer, fingerprints."""
 
 from personality_vector.checkpoint.fingerprint import Fingerprint, is_sampled
-from personality_vector.checkpoint.names import Kind, beginning, canonical, canonical_names, kind
+from personality_vector.checkpoint.names import (
+    Kind,
+    beginning,
+    canonical,
+    canonical_names,
+    counterparts,
+    is_buffer,
+    kind,
+)
 from personality_vector.checkpoint.reader import Checkpoint, read_json, read_manifest
 from personality_vector.checkpoint.tensors import (
     DTYPES,
@@ -26,6 +34,8 @@ __all__ = [
     "beginning",
     "canonical",
     "canonical_names",
+    "counterparts",
+    "is_buffer",
     "is_sampled",
     "kind",
     "parse_size",

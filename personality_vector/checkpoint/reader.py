@@ -68,6 +68,19 @@ class Checkpoint:
         """Tensor names, sorted."""
         return tuple(sorted(self.entries))
 
+    def renamed(self, own: Mapping[str, str]) -> "Checkpoint":
+        """Return this model, known by the same fingerprint, with some tensors by other names.
+
+        Args:
+            own: From the name there to the name here.
+        """
+        if all(name == other for name, other in own.items()) and len(own) == len(self.entries):
+            return self
+        found = {name: self.entries[other] for name, other in own.items()}
+        renamed = Checkpoint(self.path, found, self.reference)
+        renamed.fingerprint = self.fingerprint
+        return renamed
+
     @cached_property
     def in_file_order(self) -> tuple[TensorEntry, ...]:
         """The tensors as they lie in the files, which is the order to read them in."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint, Fingerprint
 from personality_vector.delta import lora
-from personality_vector.delta.provenance import require_same_tensors
+from personality_vector.delta.provenance import matched
 from personality_vector.delta.sources import (
     Combination,
     Difference,
@@ -69,6 +69,7 @@ class Delta:
         *,
         pole: Pole | str | None = None,
         label: str = "",
+        excluded: Callable[[str], bool] = lambda _: False,
     ) -> "Delta":
         """Return ``tuned - base`` by reference to both checkpoints.
 
@@ -77,17 +78,18 @@ class Delta:
             tuned: A fine-tune of ``base``, given in the same way, with the same names and shapes.
             pole: What it expresses, such as ``extraversion:high``.
             label: Defaults to the pole or the name of the directory.
+            excluded: Whether a tensor, by its name, need not fit, as its delta will be left out.
 
         Raises:
             CheckpointError: Either cannot be read.
             TensorMismatchError: Names, shapes or integer tensors differ.
         """
         start, end = Checkpoint.open(base), Checkpoint.open(tuned)
-        require_same_tensors(start, end)
         pole = Pole.parse(pole) if isinstance(pole, str) else pole
+        difference = Difference(start, matched(start, end, excluded))
         identity = digest("difference", start.fingerprint.digest, end.fingerprint.digest)
         label = label or (str(pole) if pole else end.path.name)
-        return cls(Difference(start, end), start.fingerprint, identity, label, pole)
+        return cls(difference, start.fingerprint, identity, label, pole)
 
     @classmethod
     def from_lora(

@@ -8,12 +8,21 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta.delta import Delta
 from personality_vector.delta.lora import is_adapter
 from personality_vector.delta.provenance import require_related, require_trained_on, trained_pole
+from personality_vector.delta.sources import Difference
 from personality_vector.delta.storage import is_saved_delta
 from personality_vector.errors import BaseMismatchError, TensorMismatchError
 
 
-def open_delta(where: str | Path | Delta, base: Checkpoint, *, label: str = "") -> Delta:
+def open_delta(
+    where: str | Path | Delta,
+    base: Checkpoint,
+    *,
+    label: str = "",
+    excluded: Callable[[str], bool] = lambda _: False,
+) -> Delta:
     """Return the delta in ``where`` and check that it belongs to ``base``.
+
+    ``excluded`` says which tensors of a checkpoint need not fit, since they will be left out.
 
     Raises:
         CheckpointError: Nothing usable is there.
@@ -25,7 +34,7 @@ def open_delta(where: str | Path | Delta, base: Checkpoint, *, label: str = "") 
     elif is_saved_delta(Path(where)):
         delta = Delta.load(where)
     else:
-        delta = open_fine_tune(where, base, require_related)
+        delta = open_fine_tune(where, base, require_related, excluded=excluded)
     if delta.base != base.fingerprint:
         raise BaseMismatchError(
             f"{where if not isinstance(where, Delta) else delta.label}: is a delta of base "
@@ -46,9 +55,10 @@ def open_delta(where: str | Path | Delta, base: Checkpoint, *, label: str = "") 
 def open_fine_tune(
     where: str | Path,
     base: Checkpoint,
-    require: Callable[[Checkpoint, Checkpoint], None],
+    require: Callable[[Difference], None],
     *,
     pole: str | None = None,
+    excluded: Callable[[str], bool] = lambda _: False,
 ) -> Delta:
     """Return the delta of a fine-tuned checkpoint or a LoRA adapter.
 
@@ -57,6 +67,7 @@ def open_fine_tune(
         base: The model that it was fine-tuned from, as far as its manifest knows.
         require: A check of base and checkpoint.
         pole: What it expresses; by default what it was trained on.
+        excluded: Whether a tensor of a checkpoint need not fit, since it will be left out.
 
     Raises:
         PersonalityVectorError: It cannot be read, or it is of another base.
@@ -65,6 +76,7 @@ def open_fine_tune(
         return Delta.from_lora(path, base, pole=pole or trained_pole(path))
     tuned = Checkpoint.open(where)
     require_trained_on(tuned.path, base)
-    delta = Delta.between(base, tuned, pole=pole or trained_pole(tuned.path))
-    require(base, tuned)
+    delta = Delta.between(base, tuned, pole=pole or trained_pole(tuned.path), excluded=excluded)
+    if isinstance(delta.source, Difference):
+        require(delta.source)
     return delta

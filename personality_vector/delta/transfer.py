@@ -19,7 +19,7 @@ from personality_vector.checkpoint import (
     Checkpoint,
     beginning,
     canonical,
-    canonical_names,
+    counterparts,
     kind,
     read_json,
 )
@@ -129,12 +129,8 @@ class _Move:
         by_vocabulary = any(kind(name) in _BY_VOCABULARY for name in kept)
         if by_vocabulary:
             self._require_one_head(excluded)
-        if self.of.names == self.target.names:
-            counterparts = {name: name for name in self.of.names}
-        else:
-            ours, theirs = canonical_names(self.of), canonical_names(self.target)
-            counterparts = {own: theirs[name] for name, own in ours.items() if name in theirs}
-        places = {self._place(name, counterparts): name for name in kept}
+        found = counterparts(self.of, self.target)
+        places = {self._place(name, found): name for name in kept}
         if self._size_differences:
             self._refuse(
                 f"{self.of.path} and {self.target.path} differ in {self._size_differences}"
@@ -143,8 +139,8 @@ class _Move:
             self._require_same_tokens()
         return places
 
-    def _place(self, name: str, counterparts: Mapping[str, str]) -> str:
-        place = counterparts.get(name)
+    def _place(self, name: str, found: Mapping[str, str]) -> str:
+        place = found.get(name)
         if place is None:
             word = kind(name)
             what = f"'{beginning(name)}*'" if word == "vision" else word
