@@ -10,7 +10,13 @@ from personality_vector.checkpoint.names import (
     is_buffer,
     kind,
 )
-from personality_vector.checkpoint.reader import Checkpoint, read_json, read_manifest
+from personality_vector.checkpoint.reader import (
+    Checkpoint,
+    is_hub_id,
+    locate,
+    read_json,
+    read_manifest,
+)
 from personality_vector.checkpoint.tensors import (
     DTYPES,
     FLOATS,
@@ -36,8 +42,10 @@ __all__ = [
     "canonical_names",
     "counterparts",
     "is_buffer",
+    "is_hub_id",
     "is_sampled",
     "kind",
+    "locate",
     "parse_size",
     "read_header",
     "read_json",

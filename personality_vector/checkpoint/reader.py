@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from functools import cached_property
@@ -25,7 +26,15 @@ log = logging.getLogger(__name__)
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_FROM_HUB = ["model*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+_FROM_HUB = [
+    "model*.safetensors",
+    "adapter_model.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "*.tiktoken",
+]
 _TEMPLATES = "additional_chat_templates"
 _SIDE_FILES = (".json", ".jinja", ".txt", ".model", ".md", ".tiktoken")
 _OURS = (MANIFEST, "README.md", _INDEX)
@@ -259,6 +268,11 @@ def locate(where: str | Path) -> Path:
         raise CheckpointError(
             f"{text}: no such directory, and the Hub cannot provide it: {reason}"
         ) from error
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name has the form of a Hub id: ``owner/model``."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) is not None
 
 
 def read_json(file: Path) -> dict[str, Any]:

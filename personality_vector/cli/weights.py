@@ -80,7 +80,9 @@ def diff(
     from personality_vector.delta import open_fine_tune, read_record, require_not_swapped
     from personality_vector.merging.summands import require_nonzero
 
-    delta = open_fine_tune(tuned, pv.Checkpoint.open(base), require_not_swapped, pole=pole)
+    delta = open_fine_tune(
+        tuned, pv.Checkpoint.open(base), require_not_swapped, pole=pole, stated=True
+    )
     require_nonzero(delta)
     chosen = "low-rank" if rank is not None else storage or "float32"
     delta.save(out, storage=chosen, rank=rank, force=force)

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint, Fingerprint
-from personality_vector.delta import lora
+from personality_vector.delta.adapter_config import AdapterConfig
+from personality_vector.delta.adapters import open_adapter
 from personality_vector.delta.provenance import matched
 from personality_vector.delta.sources import (
     Combination,
@@ -99,25 +100,27 @@ class Delta:
         *,
         pole: Pole | str | None = None,
         label: str = "",
+        stated: bool = False,
     ) -> "Delta":
-        """Return a PEFT LoRA adapter as a delta, kept factored.
+        """Return a PEFT adapter as a delta; LoRA is kept factored.
 
         Args:
             adapter: Directory with ``adapter_config.json`` and ``adapter_model.safetensors``.
             base: The model that it was trained on; by default the one that its config names.
             pole: What it expresses.
             label: Defaults to the pole or the name of the directory.
+            stated: Whether to put it on ``base`` even if its config names another model.
 
         Raises:
-            CheckpointError: It is incomplete or not plain LoRA.
+            CheckpointError: It is incomplete, contradicts itself, or PEFT cannot merge its type.
+            BaseMismatchError: It names another base.
             TensorMismatchError: It does not fit ``base``.
         """
         path = Path(adapter)
-        start = Checkpoint.open(base if base is not None else lora.adapter_base(path))
-        source = lora.open_adapter(path, start)
+        start = Checkpoint.open(base if base is not None else AdapterConfig.read(path).base)
+        source = open_adapter(path, start, stated=stated)
         pole = Pole.parse(pole) if isinstance(pole, str) else pole
-        models = start.fingerprint.digest, source.tensors.fingerprint.digest
-        identity = digest("lora", *models, repr(astuple(source.scaling)))
+        identity = digest(*source.content)
         return cls(source, start.fingerprint, identity, label or str(pole or path.name), pole)
 
     @classmethod

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from personality_vector.checkpoint import Checkpoint
+from personality_vector.checkpoint import Checkpoint, locate
 from personality_vector.delta.delta import Delta
 from personality_vector.delta.lora import is_adapter
 from personality_vector.delta.provenance import require_related, require_trained_on, trained_pole
@@ -19,10 +19,12 @@ def open_delta(
     *,
     label: str = "",
     excluded: Callable[[str], bool] = lambda _: False,
+    stated: bool = False,
 ) -> Delta:
     """Return the delta in ``where`` and check that it belongs to ``base``.
 
-    ``excluded`` says which tensors of a checkpoint need not fit, since they will be left out.
+    ``excluded`` says which tensors of a checkpoint need not fit, since they will be left out;
+    ``stated``, whether an adapter goes on ``base`` even if it names another model.
 
     Raises:
         CheckpointError: Nothing usable is there.
@@ -34,7 +36,7 @@ def open_delta(
     elif is_saved_delta(Path(where)):
         delta = Delta.load(where)
     else:
-        delta = open_fine_tune(where, base, require_related, excluded=excluded)
+        delta = open_fine_tune(where, base, require_related, excluded=excluded, stated=stated)
     if delta.base != base.fingerprint:
         raise BaseMismatchError(
             f"{where if not isinstance(where, Delta) else delta.label}: is a delta of base "
@@ -59,21 +61,26 @@ def open_fine_tune(
     *,
     pole: str | None = None,
     excluded: Callable[[str], bool] = lambda _: False,
+    stated: bool = False,
 ) -> Delta:
     """Return the delta of a fine-tuned checkpoint or a LoRA adapter.
 
     Args:
-        where: Its directory, or the Hub id of a checkpoint.
+        where: Its directory or Hub id.
         base: The model that it was fine-tuned from, as far as its manifest knows.
         require: A check of base and checkpoint.
         pole: What it expresses; by default what it was trained on.
         excluded: Whether a tensor of a checkpoint need not fit, since it will be left out.
+        stated: Whether an adapter goes on ``base`` even if its config names another model.
 
     Raises:
         PersonalityVectorError: It cannot be read, or it is of another base.
     """
-    if is_adapter(path := Path(where)):
-        return Delta.from_lora(path, base, pole=pole or trained_pole(path))
+    path = locate(where)
+    if is_adapter(path):
+        label = "" if Path(where).is_dir() else Path(where).name
+        pole = pole or trained_pole(path)
+        return Delta.from_lora(path, base, pole=pole, label=label, stated=stated)
     tuned = Checkpoint.open(where)
     require_trained_on(tuned.path, base)
     delta = Delta.between(base, tuned, pole=pole or trained_pole(tuned.path), excluded=excluded)

@@ -99,10 +99,10 @@ def _require_storable(source: TensorSource, label: str, storage: str, rank: int 
         raise RecipeError(
             f"storage {storage}, rank {rank}: low-rank, and no other, takes a rank of 1 or more"
         )
-    if storage == "lora" and not isinstance(source, Adapter):
+    if storage == "lora" and not (isinstance(source, Adapter) and source.is_plain):
         raise RecipeError(
-            f"{label}: is not one LoRA adapter, so it has no factors to keep; "
-            "use --low-rank R, which finds some"
+            f"{label}: is not one LoRA adapter of nothing but factors; use --low-rank R, which "
+            "finds some"
         )
     if storage == "reference" and not isinstance(source, Difference):
         raise RecipeError(
@@ -128,7 +128,8 @@ def open_stored(directory: Path) -> tuple[TensorSource, DeltaRecord]:
     _require_agreement(tensors, exact, record)
     shapes = {name: row.shape for name, row in record.tensors.items()}
     if record.adapter is not None:
-        return Adapter(tensors, shapes, tensors, record.adapter), record
+        factors = {name: factors_of(name, tensors, record.adapter) for name in shapes}
+        return Adapter(tensors, shapes, tensors, record.adapter, factors, {}), record
     if record.rank is not None:
         return LowRank(tensors, shapes), record
     return Stored(tensors, exact, record.tuned_dtypes), record
@@ -155,7 +156,8 @@ def _require_agreement(tensors: Checkpoint, exact: Checkpoint | None, record: De
     halves = {name + end: name for name in record.tensors for end in (LEFT, RIGHT)}
     if record.adapter is not None:
         weights = [name for name in record.tensors if name.endswith(".weight")]
-        halves = {half: name for name in weights for half in factors_of(name)}
+        found = {name: factors_of(name, tensors, record.adapter) for name in weights}
+        halves = {half: name for name, one in found.items() for half in (one.up, one.down)}
     differing |= {halves.get(name, name) for name in tensors.entries} ^ set(record.tensors)
     differing |= {
         name

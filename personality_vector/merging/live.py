@@ -1,19 +1,19 @@
 """Adding a delta to the live weights of a model, and restoring them bit for bit."""
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from personality_vector.delta import Delta
 from personality_vector.errors import NonFiniteError, TensorMismatchError, blame, some
 from personality_vector.merging.loop import Cast, Squares, added, changed
 from personality_vector.merging.merged import Merged
 from personality_vector.merging.terms import runs_over
+from personality_vector.subject.models import parameters_on_disk
 
 
 @contextmanager
@@ -106,39 +106,3 @@ def _edited_parameters(model: nn.Module, delta: Delta) -> dict[str, Tensor]:
                 "parameter of this model"
             )
     return {name: edited[name] for name in owners.values()}
-
-
-class _WithoutCopies(TorchFunctionMode):
-    """Lets an operation that would copy a tensor, to make it contiguous, return the tensor."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, given: Any = (), options: Any = None
-    ) -> Any:
-        if function in (Tensor.contiguous, Tensor.clone):
-            return given[0]
-        return function(*given, **(options or {}))
-
-
-@torch.no_grad()
-def parameters_on_disk(model: nn.Module) -> tuple[Mapping[str, Tensor], set[str]]:
-    """Return the parameters by name in memory and by name on disk, tied ones under every name.
-
-    transformers 5 renames and fuses while it loads: GPT-NeoX has ``embed_out`` on disk and
-    ``lm_head`` in memory, and the experts of a layer are one parameter. What is part of a parameter
-    is a view of it.
-
-    Returns:
-        The parameters, and the names of tensors on disk that are no part of one parameter.
-    """
-    from transformers.core_model_loading import revert_weight_conversion
-
-    live: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
-    memory = {tensor.untyped_storage().data_ptr() for tensor in live.values()}
-    with _WithoutCopies():
-        on_disk = revert_weight_conversion(model, {n: one.detach() for n, one in live.items()})
-    views = {
-        name: tensor
-        for name, tensor in on_disk.items()
-        if tensor.untyped_storage().data_ptr() in memory
-    }
-    return {**live, **views}, on_disk.keys() - views.keys()

@@ -54,7 +54,7 @@ def open_terms(
     opened: list[Term] = []
     for (where, _, _, label), alpha, of in zip(rows, alphas, bases, strict=True):
         delta, remarks = (
-            open_delta(where, of or base, label=label, excluded=excluded),
+            open_delta(where, of or base, label=label, excluded=excluded, stated=of is not None),
             dict[str, Any](),
         )
         if of is not None:
