@@ -78,10 +78,12 @@ def diff(
         raise RecipeError(f"--as {storage} and --low-rank {rank}: give one of the two")
     files.begin([Path(base).expanduser(), Path(tuned).expanduser()])
     from personality_vector.delta import open_fine_tune, read_record, require_not_swapped
+    from personality_vector.delta.opening import Allowed
     from personality_vector.merging.summands import require_nonzero
 
+    allowed = Allowed(stated=True)
     delta = open_fine_tune(
-        tuned, pv.Checkpoint.open(base), require_not_swapped, pole=pole, stated=True
+        tuned, pv.Checkpoint.open(base), require_not_swapped, pole=pole, allowed=allowed
     )
     require_nonzero(delta)
     chosen = "low-rank" if rank is not None else storage or "float32"

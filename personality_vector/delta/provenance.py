@@ -158,7 +158,10 @@ def _require_same_tensor(
     if ours.shape != theirs.shape:
         by_vocabulary = kind(ours.name) in ("embeddings", "head")
         rows = by_vocabulary and ours.shape[1:] == theirs.shape[1:]
-        remedy = "; it has another vocabulary: exclude embeddings and head to leave them alone"
+        remedy = (
+            "; it has another vocabulary: write embeddings: match to carry rows by token, or "
+            "exclude embeddings and head"
+        )
         raise TensorMismatchError(
             f"{tuned.path}: {theirs.name} has shape {list(theirs.shape)}, "
             f"in the base {base.path} it is {list(ours.shape)}{remedy if rows else ''}"

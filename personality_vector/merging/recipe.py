@@ -70,6 +70,7 @@ class MergeRecipe(Recipe):
     terms: tuple[TermSpec, ...] = Field(min_length=1)
     include: tuple[Words, ...] = ()
     exclude: tuple[Words, ...] = ()
+    embeddings: Literal["strict", "skip", "match"] = "strict"
     output: OutputSpec = OutputSpec()
     device: Device = "auto"
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from personality_vector.checkpoint import Checkpoint, Kind, canonical, kind
-from personality_vector.delta import Delta, Restricted, block_of, open_delta
+from personality_vector.delta import Delta, Difference, Restricted, block_of, open_delta
+from personality_vector.delta.opening import Allowed
 from personality_vector.delta.transfer import transferred
+from personality_vector.delta.vocabulary import ByToken, Embeddings, counts
 from personality_vector.errors import CheckpointError, NonFiniteError, RecipeError
 from personality_vector.merging.terms import CHUNK, Alpha, Term, runs
 
@@ -29,6 +31,7 @@ def open_terms(
     terms: Sequence[Asked],
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    embeddings: Embeddings = "strict",
 ) -> tuple[Term, ...]:
     """Open terms and check that they belong to a base.
 
@@ -53,13 +56,14 @@ def open_terms(
 
     opened: list[Term] = []
     for (where, _, _, label), alpha, of in zip(rows, alphas, bases, strict=True):
-        delta, remarks = (
-            open_delta(where, of or base, label=label, excluded=excluded, stated=of is not None),
-            dict[str, Any](),
-        )
+        allowed = Allowed(excluded, stated=of is not None, embeddings=embeddings)
+        delta = open_delta(where, of or base, label=label, allowed=allowed)
+        source, remarks = delta.source, dict[str, Any]()
+        if isinstance(source, Difference) and isinstance(source.tuned, ByToken):
+            remarks["tokens"] = counts(source.tuned.rows, source.tuned)
         if of is not None:
-            delta, transfer = transferred(delta, of, base, excluded)
-            remarks = {"transfer": transfer.describe()}
+            delta, transfer = transferred(delta, of, base, excluded, embeddings)
+            remarks["transfer"] = transfer.describe()
         delta = _restricted(delta, kept)
         require_nonzero(delta)
         alpha_at = alpha_by_tensor(alpha, delta.names, base.names)
