@@ -81,8 +81,7 @@ def merge(
         if recipe is not None
         else _short_form(base, term, method, option, exclude, embeddings, seed, device, settings)
     )
-    if isinstance(asked, MergeRecipe) and not dry_run:
-        files.begin(Path(model).expanduser() for model in sorted(asked.models))
+    files.begin(asked.models if isinstance(asked, MergeRecipe) and not dry_run else ())
     from personality_vector.merging.plan import MergePlan, forecast, plan_recipe
 
     plan = plan_recipe(asked) if isinstance(asked, MergeRecipe) else asked

@@ -75,10 +75,10 @@ class MergeRecipe(Recipe):
     device: Device = "auto"
 
     @property
-    def models(self) -> set[str]:
-        """Every checkpoint that is named, as it is named."""
-        named = [self.base, *(model for term in self.terms for model in (term.tuned, term.of))]
-        return {str(model) for model in named if model is not None}
+    def models(self) -> list[Path]:
+        """Every checkpoint that is named: directories, or what looks like one."""
+        named = {self.base, *(model for term in self.terms for model in (term.tuned, term.of))}
+        return [Path(model).expanduser() for model in sorted(filter(None, named))]
 
 
 def is_mergekit(data: Mapping[str, Any]) -> bool:
