@@ -1,8 +1,22 @@
 """Checkpoints on disk: a lazy reader, a sharded writer, fingerprints."""
 
 from personality_vector.checkpoint.fingerprint import Fingerprint, is_sampled
-from personality_vector.checkpoint.names import Kind, beginning, canonical, canonical_names, kind
-from personality_vector.checkpoint.reader import Checkpoint, read_json, read_manifest
+from personality_vector.checkpoint.names import (
+    Kind,
+    beginning,
+    canonical,
+    canonical_names,
+    counterparts,
+    is_buffer,
+    kind,
+)
+from personality_vector.checkpoint.reader import (
+    Checkpoint,
+    is_hub_id,
+    locate,
+    read_json,
+    read_manifest,
+)
 from personality_vector.checkpoint.tensors import (
     DTYPES,
     FLOATS,
@@ -26,8 +40,12 @@ __all__ = [
     "beginning",
     "canonical",
     "canonical_names",
+    "counterparts",
+    "is_buffer",
+    "is_hub_id",
     "is_sampled",
     "kind",
+    "locate",
     "parse_size",
     "read_header",
     "read_json",

@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+from personality_vector.checkpoint.reader import is_hub_id
+
 _MARKUP = re.compile(r"[\\`*_{}\[\]<>#+!|~&$@]|(?<=www)\.|:(?=//)", re.IGNORECASE)
 
 LOADING = """\
@@ -23,9 +24,7 @@ def metadata(base: str, relation: str, tags: list[str], library: str = "transfor
     from huggingface_hub import ModelCardData
 
     known: dict[str, Any] = {"base_model": base, "base_model_relation": relation}
-    data = ModelCardData(
-        library_name=library, tags=tags, **(known if _HUB_ID.fullmatch(base) else {})
-    )
+    data = ModelCardData(library_name=library, tags=tags, **(known if is_hub_id(base) else {}))
     return f"---\n{str(data.to_yaml()).rstrip()}\n---"
 
 

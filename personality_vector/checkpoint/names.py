@@ -4,13 +4,15 @@ A vision-language model (VLM) holds a text model, but calls its tensors otherwis
 has its own way: ``language_model.model.layers.0`` (the default on disk of the llava family),
 ``model.language_model.layers.0`` (in memory), ``model.text_model.layers.0`` (SmolVLM), or
 ``model.layers.0`` as in the text model itself (Qwen2-VL). Here they have the name of the text
-model, and tensors of other parts the name of the part, so two layouts of one VLM agree as well.
+model, and tensors of other parts the name of the part, so two layouts of one VLM agree as well. A
+text model without its head is written as ``layers.0``, and GPT-2 as ``h.0`` or ``transformer.h.0``.
 """
 
 import re
 from typing import Literal
 
 from personality_vector.checkpoint.reader import Checkpoint
+from personality_vector.checkpoint.tensors import TensorEntry
 from personality_vector.errors import TensorMismatchError
 
 Kind = Literal["embeddings", "head", "norms", "vision"]
@@ -26,6 +28,13 @@ _ALONE = re.compile(rf"^(?:(?:language_)?model\.)*(?=(?:lm_head|{_PART})(?:\.|$)
 _TEXT = re.compile(r"^(?:model\.)?(?:(?:language|text)_model\.)+(?:model\.)?")
 # ... and a vision tower has no model inside, as before transformers 5.
 _TOWER = re.compile(r"^vision_tower\.vision_model\.")
+_BARE = re.compile(r"^(?=(?:layers\.\d+|embed_tokens\w*|norm)\.)")
+_TRANSFORMER = re.compile(
+    r"^transformer\.(?=(?:h|blocks)\.\d+\.|(?:w[tp]e|ln_f|norm_f|word_emb\w*)\.)"
+)
+_BUFFER = re.compile(
+    r"\brotary_emb\.\w+$|\battn\.(?:masked_)?bias$|\battention\.(?:masked_)?bias$|\bposition_ids$"
+)
 
 _BEGINNING = re.compile(r"(?:(?:model|language_model|text_model)\.)*[^.]+")
 _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
@@ -49,7 +58,7 @@ def canonical(name: str) -> str:
     >>> canonical("model.vision_tower.vision_model.post_layernorm.bias")
     'vision_tower.post_layernorm.bias'
     """
-    name = _ALONE.sub("", name)
+    name = _BARE.sub("model.", _TRANSFORMER.sub("", _ALONE.sub("", name)))
     return _TOWER.sub("vision_tower.", _TEXT.sub("model.", name))
 
 
@@ -70,6 +79,32 @@ def beginning(name: str) -> str:
     """
     found = _BEGINNING.match(name)
     return found[0] if found else name
+
+
+def is_buffer(entry: TensorEntry) -> bool:
+    """Return whether a tensor is a mask or a table that old files hold and new ones compute.
+
+    A bias of attention that is trained has one dimension, a mask has none or four.
+    """
+    return _BUFFER.search(entry.name) is not None and (
+        len(entry.shape) != 1 or "bias" not in entry.name
+    )
+
+
+def counterparts(ours: Checkpoint, theirs: Checkpoint) -> dict[str, str]:
+    """Return ``{name in ours: name of the same tensor in theirs}``, buffers left out.
+
+    Two models with the same names match name by name, others by canonical name.
+
+    Raises:
+        TensorMismatchError: Two tensors of one of them have one canonical name.
+    """
+    if set(ours.entries) <= set(theirs.entries):
+        found = {name: name for name in ours.names}
+    else:
+        own, others = canonical_names(ours), canonical_names(theirs)
+        found = {name: others[shared] for shared, name in own.items() if shared in others}
+    return {name: other for name, other in found.items() if not is_buffer(ours.entries[name])}
 
 
 def canonical_names(checkpoint: Checkpoint) -> dict[str, str]:

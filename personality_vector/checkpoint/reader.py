@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from functools import cached_property
@@ -25,7 +26,15 @@ log = logging.getLogger(__name__)
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_FROM_HUB = ["model*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+_FROM_HUB = [
+    "model*.safetensors",
+    "adapter_model.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "*.tiktoken",
+]
 _TEMPLATES = "additional_chat_templates"
 _SIDE_FILES = (".json", ".jinja", ".txt", ".model", ".md", ".tiktoken")
 _OURS = (MANIFEST, "README.md", _INDEX)
@@ -67,6 +76,19 @@ class Checkpoint:
     def names(self) -> tuple[str, ...]:
         """Tensor names, sorted."""
         return tuple(sorted(self.entries))
+
+    def renamed(self, own: Mapping[str, str]) -> "Checkpoint":
+        """Return this model, known by the same fingerprint, with some tensors by other names.
+
+        Args:
+            own: From the name there to the name here.
+        """
+        if all(name == other for name, other in own.items()) and len(own) == len(self.entries):
+            return self
+        found = {name: self.entries[other] for name, other in own.items()}
+        renamed = Checkpoint(self.path, found, self.reference)
+        renamed.fingerprint = self.fingerprint
+        return renamed
 
     @cached_property
     def in_file_order(self) -> tuple[TensorEntry, ...]:
@@ -246,6 +268,11 @@ def locate(where: str | Path) -> Path:
         raise CheckpointError(
             f"{text}: no such directory, and the Hub cannot provide it: {reason}"
         ) from error
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name has the form of a Hub id: ``owner/model``."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) is not None
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """``pvec merge`` writes a merged checkpoint, ``pvec export-mergekit`` the YAML of mergekit."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -39,6 +39,15 @@ Exclude = Annotated[
     ),
 ]
 
+Embeddings = Annotated[
+    Literal["strict", "skip", "match"] | None,
+    typer.Option(
+        "--embeddings",
+        help="Where vocabularies differ: strict (the default) refuses, skip leaves embeddings and "
+        "head alone, match carries rows by token.",
+    ),
+]
+
 
 def merge(
     recipe: Annotated[
@@ -51,6 +60,7 @@ def merge(
     method: Annotated[str | None, typer.Option("--method", help="Such as ties or dare.")] = None,
     option: options.MethodOption = [],
     exclude: Exclude = [],
+    embeddings: Embeddings = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of random masks.")] = None,
     device: options.Device = "auto",
     out: options.Out = None,
@@ -63,16 +73,15 @@ def merge(
 
     Give a RECIPE, or --base, --term and --out.
     """
-    if recipe is not None and (base or term or method or option or exclude):
-        raise RecipeError("--base, --term, --method, --option and --exclude replace a RECIPE")
+    if recipe is not None and (base or term or method or option or exclude or embeddings):
+        raise RecipeError("a RECIPE replaces --base, --term, --method and what belongs to them")
     folder = out or (options.out_or_default(out, recipe) if recipe else Path("runs/merged"))
     asked = (
         _from_file(recipe, settings, seed, device)
         if recipe is not None
-        else _short_form(base, term, method, option, exclude, seed, device, settings)
+        else _short_form(base, term, method, option, exclude, embeddings, seed, device, settings)
     )
-    if isinstance(asked, MergeRecipe) and not dry_run:
-        files.begin(Path(model).expanduser() for model in sorted(asked.models))
+    files.begin(asked.models if isinstance(asked, MergeRecipe) and not dry_run else ())
     from personality_vector.merging.plan import MergePlan, forecast, plan_recipe
 
     plan = plan_recipe(asked) if isinstance(asked, MergeRecipe) else asked
@@ -119,8 +128,19 @@ def _summary(plan: "MergePlan | BridgePlan", done: "MergeReport") -> str:
     kept = "" if done.realised is None else f"; rounding kept {done.realised:.1%} of the change"
     if done.realised is not None and done.realised < _MUCH:
         kept += " (all of it on average with output: {rounding: stochastic})"
-    notes = "".join(f"\nnote: {note}" for note in plan.notes)
+    notes = "".join(f"\nnote: {note}" for note in (*plan.notes, *_carried(done)))
     return f"{done.path}: {plan.method} of {terms} terms{kept}{notes}"
+
+
+def _carried(done: "MergeReport") -> list[str]:
+    """Say of each term by how many tokens its embeddings were matched."""
+    rows = [(term["label"], term.get("transfer", term)) for term in done.manifest["terms"]]
+    return [
+        "{}: {carried} tokens carried, {own} rows of the base kept, {without_place} tokens without "
+        "a place in the base".format(label, **found["tokens"])
+        for label, found in rows
+        if "tokens" in found
+    ]
 
 
 def _from_file(
@@ -150,6 +170,7 @@ def _short_form(
     method: str | None,
     given: list[str],
     exclude: list[str],
+    embeddings: str | None,
     seed: int | None,
     device: str,
     settings: list[str],
@@ -166,6 +187,7 @@ def _short_form(
         "seed": seed or 0,
         "device": device,
         **({"method": method} if method else {}),
+        **({"embeddings": embeddings} if embeddings else {}),
     }
     for setting in given:
         override(data, f"options.{setting}")

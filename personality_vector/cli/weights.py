@@ -78,9 +78,13 @@ def diff(
         raise RecipeError(f"--as {storage} and --low-rank {rank}: give one of the two")
     files.begin([Path(base).expanduser(), Path(tuned).expanduser()])
     from personality_vector.delta import open_fine_tune, read_record, require_not_swapped
+    from personality_vector.delta.opening import Allowed
     from personality_vector.merging.summands import require_nonzero
 
-    delta = open_fine_tune(tuned, pv.Checkpoint.open(base), require_not_swapped, pole=pole)
+    allowed = Allowed(stated=True)
+    delta = open_fine_tune(
+        tuned, pv.Checkpoint.open(base), require_not_swapped, pole=pole, allowed=allowed
+    )
     require_nonzero(delta)
     delta.save(
         out,

@@ -4,7 +4,7 @@ from personality_vector.delta.delta import Delta, digest
 from personality_vector.delta.layers import block_of, layer_of, module_of
 from personality_vector.delta.lora import is_adapter
 from personality_vector.delta.opening import open_delta, open_fine_tune
-from personality_vector.delta.provenance import require_not_swapped, require_same_tensors
+from personality_vector.delta.provenance import matched, require_not_swapped
 from personality_vector.delta.record import DeltaRecord, Total, read_record
 from personality_vector.delta.sources import (
     Difference,
@@ -27,13 +27,13 @@ __all__ = [
     "is_adapter",
     "is_saved_delta",
     "layer_of",
+    "matched",
     "module_of",
     "open_delta",
     "open_fine_tune",
     "read_record",
     "require_finite",
     "require_not_swapped",
-    "require_same_tensors",
     "verify",
     "whole",
 ]

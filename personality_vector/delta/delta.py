@@ -2,8 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, astuple, dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint, Fingerprint
-from personality_vector.delta import lora
-from personality_vector.delta.provenance import require_same_tensors
+from personality_vector.delta.adapter_config import AdapterConfig
+from personality_vector.delta.adapters import open_adapter
+from personality_vector.delta.provenance import matched
 from personality_vector.delta.sources import (
     Combination,
     Difference,
@@ -69,6 +70,7 @@ class Delta:
         *,
         pole: Pole | str | None = None,
         label: str = "",
+        excluded: Callable[[str], bool] = lambda _: False,
     ) -> "Delta":
         """Return ``tuned - base`` by reference to both checkpoints.
 
@@ -77,17 +79,18 @@ class Delta:
             tuned: A fine-tune of ``base``, given in the same way, with the same names and shapes.
             pole: What it expresses, such as ``extraversion:high``.
             label: Defaults to the pole or the name of the directory.
+            excluded: Whether a tensor, by its name, need not fit, as its delta will be left out.
 
         Raises:
             CheckpointError: Either cannot be read.
             TensorMismatchError: Names, shapes or integer tensors differ.
         """
         start, end = Checkpoint.open(base), Checkpoint.open(tuned)
-        require_same_tensors(start, end)
         pole = Pole.parse(pole) if isinstance(pole, str) else pole
+        difference = Difference(start, matched(start, end, excluded))
         identity = digest("difference", start.fingerprint.digest, end.fingerprint.digest)
         label = label or (str(pole) if pole else end.path.name)
-        return cls(Difference(start, end), start.fingerprint, identity, label, pole)
+        return cls(difference, start.fingerprint, identity, label, pole)
 
     @classmethod
     def from_lora(
@@ -97,25 +100,27 @@ class Delta:
         *,
         pole: Pole | str | None = None,
         label: str = "",
+        stated: bool = False,
     ) -> "Delta":
-        """Return a PEFT LoRA adapter as a delta, kept factored.
+        """Return a PEFT adapter as a delta; LoRA is kept factored.
 
         Args:
             adapter: Directory with ``adapter_config.json`` and ``adapter_model.safetensors``.
             base: The model that it was trained on; by default the one that its config names.
             pole: What it expresses.
             label: Defaults to the pole or the name of the directory.
+            stated: Whether to put it on ``base`` even if its config names another model.
 
         Raises:
-            CheckpointError: It is incomplete or not plain LoRA.
+            CheckpointError: It is incomplete, contradicts itself, or PEFT cannot merge its type.
+            BaseMismatchError: It names another base.
             TensorMismatchError: It does not fit ``base``.
         """
         path = Path(adapter)
-        start = Checkpoint.open(base if base is not None else lora.adapter_base(path))
-        source = lora.open_adapter(path, start)
+        start = Checkpoint.open(base if base is not None else AdapterConfig.read(path).base)
+        source = open_adapter(path, start, stated=stated)
         pole = Pole.parse(pole) if isinstance(pole, str) else pole
-        models = start.fingerprint.digest, source.tensors.fingerprint.digest
-        identity = digest("lora", *models, repr(astuple(source.scaling)))
+        identity = digest(*source.content)
         return cls(source, start.fingerprint, identity, label or str(pole or path.name), pole)
 
     @classmethod

@@ -1,19 +1,47 @@
 """Opening whatever holds a delta: a saved delta, a fine-tuned checkpoint or a LoRA adapter."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from personality_vector.checkpoint import Checkpoint
+from personality_vector.checkpoint import Checkpoint, locate
 from personality_vector.delta.delta import Delta
 from personality_vector.delta.lora import is_adapter
 from personality_vector.delta.provenance import require_related, require_trained_on, trained_pole
+from personality_vector.delta.sources import Difference
 from personality_vector.delta.storage import is_saved_delta
+from personality_vector.delta.vocabulary import Embeddings, fitted
 from personality_vector.errors import BaseMismatchError, TensorMismatchError
 
 
-def open_delta(where: str | Path | Delta, base: Checkpoint, *, label: str = "") -> Delta:
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Says what of a fine-tune need not fit the base that it is opened on.
+
+    Attributes:
+        excluded: Whether a tensor, by its name, will be left out anyway.
+        stated: Whether an adapter goes on the base even if its config names another model.
+        embeddings: What becomes of embeddings and head of another vocabulary.
+    """
+
+    excluded: Callable[[str], bool] = lambda _: False
+    stated: bool = False
+    embeddings: Embeddings = "strict"
+
+
+STRICT = Allowed()
+
+
+def open_delta(
+    where: str | Path | Delta,
+    base: Checkpoint,
+    *,
+    label: str = "",
+    allowed: Allowed = STRICT,
+) -> Delta:
     """Return the delta in ``where`` and check that it belongs to ``base``.
+
+    ``allowed`` says what of a fine-tune need not fit.
 
     Raises:
         CheckpointError: Nothing usable is there.
@@ -25,7 +53,7 @@ def open_delta(where: str | Path | Delta, base: Checkpoint, *, label: str = "") 
     elif is_saved_delta(Path(where)):
         delta = Delta.load(where)
     else:
-        delta = open_fine_tune(where, base, require_related)
+        delta = open_fine_tune(where, base, require_related, allowed=allowed)
     if delta.base != base.fingerprint:
         raise BaseMismatchError(
             f"{where if not isinstance(where, Delta) else delta.label}: is a delta of base "
@@ -46,25 +74,37 @@ def open_delta(where: str | Path | Delta, base: Checkpoint, *, label: str = "") 
 def open_fine_tune(
     where: str | Path,
     base: Checkpoint,
-    require: Callable[[Checkpoint, Checkpoint], None],
+    require: Callable[[Difference], None],
     *,
     pole: str | None = None,
+    allowed: Allowed = STRICT,
 ) -> Delta:
     """Return the delta of a fine-tuned checkpoint or a LoRA adapter.
 
     Args:
-        where: Its directory, or the Hub id of a checkpoint.
+        where: Its directory or Hub id.
         base: The model that it was fine-tuned from, as far as its manifest knows.
         require: A check of base and checkpoint.
         pole: What it expresses; by default what it was trained on.
+        allowed: What of it need not fit.
 
     Raises:
         PersonalityVectorError: It cannot be read, or it is of another base.
     """
-    if is_adapter(path := Path(where)):
-        return Delta.from_lora(path, base, pole=pole or trained_pole(path))
-    tuned = Checkpoint.open(where)
+    path = locate(where)
+    if is_adapter(path):
+        label = "" if Path(where).is_dir() else Path(where).name
+        pole = pole or trained_pole(path)
+        return Delta.from_lora(path, base, pole=pole, label=label, stated=allowed.stated)
+    tuned = Checkpoint.open(path if Path(where).is_dir() else where)
     require_trained_on(tuned.path, base)
-    delta = Delta.between(base, tuned, pole=pole or trained_pole(tuned.path))
-    require(base, tuned)
+    tuned, is_skipped = fitted(base, tuned, allowed.embeddings)
+    delta = Delta.between(
+        base,
+        tuned,
+        pole=pole or trained_pole(tuned.path),
+        excluded=lambda name: allowed.excluded(name) or is_skipped(name),
+    )
+    if isinstance(delta.source, Difference):
+        require(delta.source)
     return delta

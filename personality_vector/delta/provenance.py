@@ -2,12 +2,20 @@
 
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from personality_vector.checkpoint import Checkpoint, kind, read_manifest
-from personality_vector.delta.sources import require_finite
+from personality_vector.checkpoint import (
+    Checkpoint,
+    TensorEntry,
+    counterparts,
+    is_buffer,
+    kind,
+    read_manifest,
+)
+from personality_vector.delta.sources import Difference, require_finite
 from personality_vector.errors import BaseMismatchError, TensorMismatchError, some
 from personality_vector.numeric.parallel import pieces
 
@@ -41,12 +49,13 @@ def require_trained_on(path: Path, base: Checkpoint) -> None:
         base.require_recorded(trained_on, path, "trained on base")
 
 
-def require_not_swapped(base: Checkpoint, tuned: Checkpoint) -> None:
-    """Check that ``base`` is not a fine-tune of ``tuned``, as far as its manifest knows.
+def require_not_swapped(difference: Difference) -> None:
+    """Check that the base is not a fine-tune of the other model, as far as its manifest knows.
 
     Raises:
         BaseMismatchError: The two are swapped.
     """
+    base, tuned = difference.base, difference.tuned
     trained_on = _recorded_base(base.path)
     if trained_on is not None and trained_on == tuned.digest_like(trained_on):
         raise BaseMismatchError(
@@ -54,13 +63,14 @@ def require_not_swapped(base: Checkpoint, tuned: Checkpoint) -> None:
         )
 
 
-def require_related(base: Checkpoint, tuned: Checkpoint) -> None:
-    """Check on a few matrices that ``tuned`` can be a fine-tune of ``base`` at all.
+def require_related(difference: Difference) -> None:
+    """Check on a few matrices that one model can be a fine-tune of the other at all.
 
     Raises:
         BaseMismatchError: The models are farther apart than the base is from zero.
     """
-    matrices = [name for name in base.names if len(base.entries[name].shape) == 2]
+    base, tuned = difference.base, difference.tuned
+    matrices = [name for name in difference.names if len(difference.shape(name)) == 2]
     chosen = matrices[:: max(1, len(matrices) // _SAMPLED)]
     starts = [require_finite(base, name, _READ).float() for name in chosen]
     ends = [require_finite(tuned, name, _READ).float() for name in chosen]
@@ -76,17 +86,36 @@ def require_related(base: Checkpoint, tuned: Checkpoint) -> None:
         )
 
 
-def require_same_tensors(base: Checkpoint, tuned: Checkpoint) -> None:
-    """Check that two checkpoints have the same names and shapes, and equal integer tensors.
+def matched(
+    base: Checkpoint, tuned: Checkpoint, excluded: Callable[[str], bool] = lambda _: False
+) -> Checkpoint:
+    """Return the fine-tuned model by the names of the base, once the two fit each other.
 
-    A head that only the fine-tuned model has is ignored if it is a copy of the embeddings, which
-    some trainers store.
+    Some trainers store a head that is tied to the embeddings, others leave it out: the counterpart
+    of a head that is a copy is the embeddings, and a copy that only the fine-tuned model has is
+    ignored. So are masks and tables that transformers computes, of which old files have more.
+
+    Args:
+        base: The base.
+        tuned: Its fine-tune.
+        excluded: Whether a tensor need not fit, since its delta is left out: asked for its name.
 
     Raises:
-        TensorMismatchError: They do not agree; the message names the tensors and the model.
+        TensorMismatchError: They do not agree in names, shapes or integer tensors; the message
+            names the tensors and the model.
     """
-    missing = set(base.entries) - set(tuned.entries)
-    extra = {name for name in set(tuned.entries) - set(base.entries) if not _is_copy(tuned, name)}
+    found = counterparts(base, tuned)
+    for name in set(base.entries) - set(found):
+        for embeddings in copied_from(base, name):
+            if embeddings in found:
+                found[name] = found[embeddings]
+    missing = {name for name in base.entries.keys() - found if not is_buffer(base.entries[name])}
+    extra = {
+        name
+        for name in tuned.entries.keys() - set(found.values())
+        if not (is_buffer(tuned.entries[name]) or copied_from(tuned, name))
+    }
+    missing, extra = ({name for name in names if not excluded(name)} for names in (missing, extra))
     if missing or extra:
         both = (("lacks", missing), ("adds", extra))
         parts = [f"{verb} {some(names)}" for verb, names in both if names]
@@ -97,38 +126,54 @@ def require_same_tensors(base: Checkpoint, tuned: Checkpoint) -> None:
             "tensors, and a delta of another base has to name that one with of"
         )
     for name in base.names:
-        _require_same_tensor(base, tuned, name)
+        if name in found and not excluded(name):
+            _require_same_tensor(base.entries[name], tuned.entries[found[name]], base, tuned)
+    return tuned.renamed(
+        {
+            name: other
+            for name, other in found.items()
+            if base.entries[name].shape == tuned.entries[other].shape
+        }
+    )
 
 
-def _is_copy(model: Checkpoint, name: str) -> bool:
-    """Return whether a tensor is a head that equals the embeddings, entry by entry."""
+def copied_from(model: Checkpoint, name: str) -> list[str]:
+    """Return the embeddings that a tensor equals, entry by entry, if it is a head."""
     head = model.entries[name]
     if kind(name) != "head":
-        return False
-    alike = [
+        return []
+    parts = list(pieces(math.prod(head.shape)))
+    return [
         entry.name
         for entry in model.entries.values()
         if kind(entry.name) == "embeddings"
         and (entry.dtype, entry.shape) == (head.dtype, head.shape)
+        and all(torch.equal(model.part(name, part), model.part(entry.name, part)) for part in parts)
     ]
-    parts = list(pieces(math.prod(head.shape)))
-    return any(
-        all(torch.equal(model.part(name, part), model.part(other, part)) for part in parts)
-        for other in alike
-    )
 
 
-def _require_same_tensor(base: Checkpoint, tuned: Checkpoint, name: str) -> None:
-    ours, theirs = base.entries[name], tuned.entries[name]
+def _require_same_tensor(
+    ours: TensorEntry, theirs: TensorEntry, base: Checkpoint, tuned: Checkpoint
+) -> None:
     if ours.shape != theirs.shape:
+        by_vocabulary = kind(ours.name) in ("embeddings", "head")
+        rows = by_vocabulary and ours.shape[1:] == theirs.shape[1:]
+        remedy = (
+            "; it has another vocabulary: write embeddings: match to carry rows by token, or "
+            "exclude embeddings and head"
+        )
         raise TensorMismatchError(
-            f"{tuned.path}: {name} has shape {list(theirs.shape)}, "
-            f"in the base {base.path} it is {list(ours.shape)}"
+            f"{tuned.path}: {theirs.name} has shape {list(theirs.shape)}, "
+            f"in the base {base.path} it is {list(ours.shape)}{remedy if rows else ''}"
         )
     if ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
-        raise TensorMismatchError(f"{tuned.path}: {name} is {theirs.dtype}, not {ours.dtype}")
-    if not ours.dtype.is_floating_point and not torch.equal(base[name], tuned[name]):
-        raise TensorMismatchError(f"{tuned.path}: the integer tensor {name} differs from the base")
+        raise TensorMismatchError(
+            f"{tuned.path}: {theirs.name} is {theirs.dtype}, not {ours.dtype}"
+        )
+    if not ours.dtype.is_floating_point and not torch.equal(base[ours.name], tuned[theirs.name]):
+        raise TensorMismatchError(
+            f"{tuned.path}: the integer tensor {theirs.name} differs from the base"
+        )
 
 
 def _recorded_base(path: Path) -> str | None:

@@ -78,6 +78,7 @@ class Difference(TensorSource):
 
     base: Checkpoint
     tuned: Checkpoint
+    """It has the names of the base: see :func:`personality_vector.delta.matched`."""
 
     @cached_property
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -85,7 +86,7 @@ class Difference(TensorSource):
         return {
             entry.name: entry.shape
             for entry in self.base.entries.values()
-            if entry.dtype.is_floating_point
+            if entry.dtype.is_floating_point and entry.name in self.tuned.entries
         }
 
     @property

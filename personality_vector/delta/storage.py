@@ -13,6 +13,7 @@ from personality_vector.checkpoint import FLOATS, Checkpoint, read_header
 from personality_vector.delta import writing
 from personality_vector.delta.layers import layer_of
 from personality_vector.delta.lora import LEFT, RIGHT, Adapter, LowRank, factors_of
+from personality_vector.delta.provenance import matched
 from personality_vector.delta.record import (
     RECORD,
     DeltaRecord,
@@ -98,10 +99,10 @@ def _require_storable(source: TensorSource, label: str, storage: str, rank: int 
         raise RecipeError(
             f"storage {storage}, rank {rank}: low-rank, and no other, takes a rank of 1 or more"
         )
-    if storage == "lora" and not isinstance(source, Adapter):
+    if storage == "lora" and not (isinstance(source, Adapter) and source.is_plain):
         raise RecipeError(
-            f"{label}: is not one LoRA adapter, so it has no factors to keep; "
-            "use --low-rank R, which finds some"
+            f"{label}: is not one LoRA adapter of nothing but factors; use --low-rank R, which "
+            "finds some"
         )
     if storage == "reference" and not isinstance(source, Difference):
         raise RecipeError(
@@ -121,13 +122,14 @@ def open_stored(directory: Path) -> tuple[TensorSource, DeltaRecord]:
     if record.reference is not None:
         base = _unmoved(directory, record.reference.base, record.base.digest)
         tuned = _unmoved(directory, record.reference.tuned, record.reference.tuned_digest)
-        return Difference(base, tuned), record
+        return Difference(base, matched(base, tuned)), record
     tensors = Checkpoint(directory, read_header(directory / _TENSORS))
     exact = Checkpoint(directory, read_header(directory / _EXACT)) if record.exact else None
     _require_agreement(tensors, exact, record)
     shapes = {name: row.shape for name, row in record.tensors.items()}
     if record.adapter is not None:
-        return Adapter(tensors, shapes, tensors, record.adapter), record
+        factors = {name: factors_of(name, tensors, record.adapter) for name in shapes}
+        return Adapter(tensors, shapes, tensors, record.adapter, factors, {}), record
     if record.rank is not None:
         return LowRank(tensors, shapes), record
     return Stored(tensors, exact, record.tuned_dtypes), record
@@ -154,7 +156,8 @@ def _require_agreement(tensors: Checkpoint, exact: Checkpoint | None, record: De
     halves = {name + end: name for name in record.tensors for end in (LEFT, RIGHT)}
     if record.adapter is not None:
         weights = [name for name in record.tensors if name.endswith(".weight")]
-        halves = {half: name for name in weights for half in factors_of(name)}
+        found = {name: factors_of(name, tensors, record.adapter) for name in weights}
+        halves = {half: name for name, one in found.items() for half in (one.up, one.down)}
     differing |= {halves.get(name, name) for name in tensors.entries} ^ set(record.tensors)
     differing |= {
         name

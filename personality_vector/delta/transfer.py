@@ -10,24 +10,32 @@ import filecmp
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NoReturn
 
 from personality_vector.checkpoint import (
     Checkpoint,
     beginning,
     canonical,
-    canonical_names,
+    counterparts,
     kind,
-    read_json,
 )
 from personality_vector.delta.delta import Delta, digest
 from personality_vector.delta.sources import Renamed
+from personality_vector.delta.vocabulary import (
+    Embeddings,
+    Moved,
+    Rows,
+    counts,
+    differ,
+    digest_of_rows,
+    is_by_token,
+    rows_between,
+    tokens_of,
+)
 from personality_vector.errors import (
     BaseMismatchError,
-    CheckpointError,
     RecipeError,
     TensorMismatchError,
 )
@@ -35,7 +43,7 @@ from personality_vector.errors import (
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _BY_VOCABULARY = ("embeddings", "head")
-_REMEDY = "exclude embeddings and head to leave them alone"
+_REMEDY = "write embeddings: match to carry rows by token, or exclude embeddings and head"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +54,13 @@ class Transfer:
         matched: Tensors of the target that it is added to.
         excluded: Tensors of the delta that were left out, as the delta calls them.
         left_alone: All other tensors of the target.
+        tokens: Counts of tokens, if rows were carried by token.
     """
 
     matched: tuple[str, ...]
     excluded: tuple[str, ...]
     left_alone: tuple[str, ...]
+    tokens: Mapping[str, int] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """Return counts as JSON-like data, with names grouped by what they begin with."""
@@ -59,11 +69,16 @@ class Transfer:
             "of": len(self.matched) + len(self.left_alone),
             "excluded": _grouped(self.excluded),
             "left_alone": _grouped(self.left_alone),
+            **({"tokens": dict(self.tokens)} if self.tokens else {}),
         }
 
 
 def transferred(
-    delta: Delta, of: Checkpoint, target: Checkpoint, excluded: Callable[[str], bool]
+    delta: Delta,
+    of: Checkpoint,
+    target: Checkpoint,
+    excluded: Callable[[str], bool],
+    embeddings: Embeddings = "strict",
 ) -> tuple[Delta, Transfer]:
     """Return ``delta`` as a delta of ``target``, and what it changes there.
 
@@ -83,6 +98,7 @@ def transferred(
         target: The model that it will be added to.
         excluded: Whether to leave out a tensor. Asked for its name in ``of`` and for its canonical
             name (of a head that only the target has: in the target), and either is enough.
+        embeddings: What becomes of embeddings and head where the two vocabularies differ.
 
     Raises:
         BaseMismatchError: ``delta`` was taken from another model than ``of``.
@@ -95,20 +111,30 @@ def transferred(
             f"{delta.label}: is a delta of base {delta.base}, but {of.path} is {of.fingerprint}; "
             "name the model that it was taken from"
         )
-    left_out = tuple(name for name in delta.names if excluded(name) or excluded(canonical(name)))
+    back = counterparts(target, of)
+    rows = rows_between(target, of, back) if embeddings == "match" else {}
+    is_skipped = embeddings == "skip" and differ(target, of, back)
+    left_out = tuple(
+        name
+        for name in delta.names
+        if excluded(name) or excluded(canonical(name)) or (is_skipped and is_by_token(name))
+    )
     kept = sorted(set(delta.names) - set(left_out))
     if not kept:
         raise RecipeError(f"{delta.label}: has {len(left_out)} tensors and all are excluded")
-    own = _Move(delta, of, target).places(kept, excluded)
+    own = _Move(delta, of, target, rows).places(kept, excluded)
+    carried = {name: rows[name] for name in rows if name in own}
+    shapes = {name: target.entries[name].shape for name in carried}
+    identity = digest("without", delta.identity, *left_out) if left_out else delta.identity
     moved = replace(
         delta,
-        source=Renamed(delta.source, own),
+        source=Moved(delta.source, own, shapes, carried) if carried else Renamed(delta.source, own),
         base=target.fingerprint,
-        identity=digest("without", delta.identity, *left_out) if left_out else delta.identity,
+        identity=digest("tokens", identity, digest_of_rows(carried)) if carried else identity,
         directory=None,
     )
     rest = tuple(name for name in target.names if name not in own)
-    return moved, Transfer(moved.names, left_out, rest)
+    return moved, Transfer(moved.names, left_out, rest, counts(carried, of) if carried else {})
 
 
 @dataclass(frozen=True)
@@ -118,6 +144,7 @@ class _Move:
     delta: Delta
     of: Checkpoint
     target: Checkpoint
+    rows: Mapping[str, Rows]
 
     def places(self, kept: Sequence[str], excluded: Callable[[str], bool]) -> dict[str, str]:
         """Return ``{name in the target: name in the delta}`` of the tensors ``kept``.
@@ -129,22 +156,18 @@ class _Move:
         by_vocabulary = any(kind(name) in _BY_VOCABULARY for name in kept)
         if by_vocabulary:
             self._require_one_head(excluded)
-        if self.of.names == self.target.names:
-            counterparts = {name: name for name in self.of.names}
-        else:
-            ours, theirs = canonical_names(self.of), canonical_names(self.target)
-            counterparts = {own: theirs[name] for name, own in ours.items() if name in theirs}
-        places = {self._place(name, counterparts): name for name in kept}
+        found = counterparts(self.of, self.target)
+        places = {self._place(name, found): name for name in kept}
         if self._size_differences:
             self._refuse(
                 f"{self.of.path} and {self.target.path} differ in {self._size_differences}"
             )
-        if by_vocabulary:
+        if by_vocabulary and not self.rows:
             self._require_same_tokens()
         return places
 
-    def _place(self, name: str, counterparts: Mapping[str, str]) -> str:
-        place = counterparts.get(name)
+    def _place(self, name: str, found: Mapping[str, str]) -> str:
+        place = found.get(name)
         if place is None:
             word = kind(name)
             what = f"'{beginning(name)}*'" if word == "vision" else word
@@ -153,7 +176,7 @@ class _Move:
                 f"{name} of {self.of.path} has no place in {self.target.path}{self._sizes}{remedy}"
             )
         entry = self.target.entries[place]
-        if entry.shape != self.delta.shape(name):
+        if entry.shape != self.delta.shape(name) and place not in self.rows:
             self._refuse(self._shape_difference(name, place))
         if not entry.dtype.is_floating_point:
             self._refuse(
@@ -192,7 +215,7 @@ class _Move:
         one, other = (model.path / "tokenizer.json" for model in (self.of, self.target))
         if not (one.is_file() and other.is_file()) or filecmp.cmp(one, other, shallow=False):
             return
-        ours, theirs = _tokens(one), _tokens(other)
+        ours, theirs = (tokens_of(model) or {} for model in (self.of, self.target))
         differing = sorted(row for row in ours.keys() & theirs.keys() if ours[row] != theirs[row])
         if differing:
             row = differing[0]
@@ -231,18 +254,6 @@ def _stated_sizes(checkpoint: Checkpoint) -> dict[str, Any]:
 def _depth(checkpoint: Checkpoint) -> int:
     found = (_LAYER.match(canonical(name)) for name in checkpoint.names)
     return len({match[1] for match in found if match})
-
-
-def _tokens(file: Path) -> dict[int, str]:
-    """Return ``{row of the embeddings: token}`` of a ``tokenizer.json``, without added tokens."""
-    model = read_json(file).get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    try:
-        if isinstance(vocabulary, list):  # Unigram: pairs of token and score
-            return {row: str(token) for row, (token, _) in enumerate(vocabulary)}
-        return {int(row): str(token) for token, row in dict(vocabulary or ()).items()}
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: its model.vocab is not a vocabulary: {error}") from error
 
 
 def _grouped(names: Iterable[str]) -> dict[str, int]:

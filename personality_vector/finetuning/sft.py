@@ -17,7 +17,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from personality_vector.checkpoint import Checkpoint, ShardWriter, TensorPlan, read_header
 from personality_vector.data.chats import read_chats
-from personality_vector.delta.provenance import require_same_tensors
+from personality_vector.delta.provenance import matched
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import NonFiniteError, TrainingError
 from personality_vector.files import AtomicDirectory
@@ -191,7 +191,7 @@ def _add_missing(out: Path, base: Checkpoint) -> None:
     absent = [name for name in base.names if name not in saved.entries]
     if absent:
         _rewrite_with(saved, base, absent)
-    require_same_tensors(base, Checkpoint.open(out))
+    matched(base, Checkpoint.open(out))
 
 
 def _rewrite_with(saved: Checkpoint, base: Checkpoint, absent: list[str]) -> None:

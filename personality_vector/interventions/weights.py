@@ -3,7 +3,7 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -107,6 +107,7 @@ class MergedSpec(InterventionSpec):
     seed: Whole = 0
     include: tuple[Words, ...] = ()
     exclude: tuple[Words, ...] = ()
+    embeddings: Literal["strict", "skip", "match"] = "strict"
 
     def open(self, base: Checkpoint) -> WeightEdit:
         """Return the edit by the merge."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from personality_vector.checkpoint import Checkpoint, ShardWriter, TensorPlan, parse_size
 from personality_vector.delta.sources import require_finite
+from personality_vector.delta.vocabulary import Embeddings
 from personality_vector.errors import blame
 from personality_vector.files import AtomicDirectory
 from personality_vector.manifest import write_manifest
@@ -55,6 +56,7 @@ def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
     output: Output | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    embeddings: Embeddings = "strict",
     device: str = "auto",
     force: bool = False,
 ) -> MergeReport:
@@ -76,6 +78,8 @@ def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
         output: dtype, rounding and shard size.
         include: Tensors to change, by word (``embeddings``, ``head``, ``norms``) or by pattern.
         exclude: Tensors to leave as they are, by word or by pattern as well.
+        embeddings: What becomes of embeddings and head where vocabularies differ: ``strict``
+            refuses, ``skip`` leaves them alone, ``match`` carries rows by token.
         device: ``auto``, ``cpu`` or ``cuda``.
         force: Replace an output that this tool wrote.
 
@@ -92,6 +96,7 @@ def merge(  # noqa: PLR0913  (the whole of a merge recipe, by name)
         seed=seed,
         include=include,
         exclude=exclude,
+        embeddings=embeddings,
     )
     return write_merge(plan_merge(start, delta, output=output, device=device), out, force=force)
 

@@ -1,7 +1,7 @@
 """Adding a delta to the live weights of a model, and restoring them bit for bit."""
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from personality_vector.errors import NonFiniteError, TensorMismatchError, blame
 from personality_vector.merging.loop import Cast, Squares, added, changed
 from personality_vector.merging.merged import Merged
 from personality_vector.merging.terms import runs_over
+from personality_vector.subject.models import parameters_on_disk
 
 
 @contextmanager
@@ -60,7 +61,8 @@ def live_edit(model: nn.Module, delta: Delta, strength: float = 1.0) -> Generato
 @torch.no_grad()
 def _add(parameter: Tensor, source: Merged, name: str) -> Squares:
     """Write ``parameter + change`` as a merge does, by the runs of a merge."""
-    flat, cast, sums = parameter.view(-1), Cast(parameter.dtype), []
+    whole, cast, sums = parameter.contiguous(), Cast(parameter.dtype), []
+    flat = whole.view(-1)
     # The GPU of a Mac has no float64.
     device = "cpu" if parameter.is_mps else str(parameter.device)
     for run in runs_over(source.shape(name), slice(0, flat.numel()), device):
@@ -68,50 +70,39 @@ def _add(parameter: Tensor, source: Merged, name: str) -> Squares:
         change = changed(source.combine, slices)
         flat[run], squares = added(change, slices, flat[run].to(device), cast)
         sums.append(squares)
+    if whole is not parameter:
+        parameter.copy_(whole)
     return Squares.total(sums)
 
 
 def _edited_parameters(model: nn.Module, delta: Delta) -> dict[str, Tensor]:
     """Check that the model has every tensor of ``delta``, and return its live parameters."""
-    live = parameters_on_disk(model)
+    live, scattered = parameters_on_disk(model)
     absent = set(delta.names) - set(live)
+    if absent & scattered:
+        raise TensorMismatchError(
+            f"{delta.label}: {some(absent & scattered)} is in this {type(model).__name__} only "
+            "together with other tensors, in another order, so it cannot be edited in place; "
+            "write a checkpoint with `pvec merge`"
+        )
     if absent:
         raise TensorMismatchError(
             f"{delta.label}: this {type(model).__name__} has no parameter {some(absent)}; "
             "the delta is of another architecture"
         )
     edited = {name: live[name] for name in delta.names}
-    owners: dict[int, str] = {}
+    owners: dict[Any, str] = {}
     for name, parameter in edited.items():
         if delta.shape(name) != tuple(parameter.shape):
             raise TensorMismatchError(
                 f"{delta.label}: {name} has shape {list(delta.shape(name))}, "
                 f"in this model it is {list(parameter.shape)}"
             )
-        owner = owners.setdefault(id(parameter), name)
+        place = (parameter.data_ptr(), parameter.stride(), parameter.shape)
+        owner = owners.setdefault(place, name)
         if owner != name and not torch.equal(delta[owner], delta[name]):
             raise TensorMismatchError(
                 f"{delta.label}: changes {owner} and {name} differently, which are one tied "
                 "parameter of this model"
             )
     return {name: edited[name] for name in owners.values()}
-
-
-def parameters_on_disk(model: nn.Module) -> Mapping[str, Tensor]:
-    """Return the parameters by name in memory and by name on disk, tied ones under every name.
-
-    transformers 5 renames while it loads: GPT-NeoX has ``embed_out`` on disk and ``lm_head`` in
-    memory. A tensor on disk that is only a part of a parameter, such as one expert, is left out.
-    """
-    from transformers.core_model_loading import revert_weight_conversion
-
-    live: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
-    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in live.items()}
-    names = {id(stand_in): name for name, stand_in in shapes.items()}
-    on_disk = revert_weight_conversion(model, shapes)
-    renamed = {
-        disk: live[names[id(stand_in)]]
-        for disk, stand_in in on_disk.items()
-        if id(stand_in) in names
-    }
-    return {**live, **renamed}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta, TensorSource, digest
+from personality_vector.delta.vocabulary import Embeddings
 from personality_vector.errors import RecipeError, blame
 from personality_vector.merging.formula import Combine, Formula, OptionValue
 from personality_vector.merging.loop import changed, is_one_delta
@@ -33,6 +34,7 @@ def merged(  # noqa: PLR0913  (the whole of a merge recipe, by name)
     label: str = "",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    embeddings: Embeddings = "strict",
 ) -> Delta:
     """Return ``method(alpha_1 * delta_1, ...)`` as a delta; nothing is computed yet.
 
@@ -50,6 +52,8 @@ def merged(  # noqa: PLR0913  (the whole of a merge recipe, by name)
         label: By default what is done, such as ``ties(0.5 * a, -1 * b)``.
         include: Tensors to change, by word (``embeddings``, ``head``, ``norms``) or by pattern.
         exclude: Tensors to leave as they are, by word or by pattern as well.
+        embeddings: What becomes of embeddings and head where vocabularies differ: ``strict``
+            refuses, ``skip`` leaves them alone, ``match`` carries rows by token.
 
     Raises:
         PersonalityVectorError: The base, a term or an option is refused.
@@ -62,7 +66,8 @@ def merged(  # noqa: PLR0913  (the whole of a merge recipe, by name)
                 f"{method} ranks the entries of a row, and those of {entry.name} have "
                 f"{columns_of(entry.shape)}, more than {LONGEST_ROW}; take another method"
             )
-    return Merged(open_terms(start, terms, include, exclude), combine, seed).delta(start, label)
+    opened = open_terms(start, terms, include, exclude, embeddings)
+    return Merged(opened, combine, seed).delta(start, label)
 
 
 def merged_by(recipe: Any, base: Checkpoint, label: str = "") -> Delta:
@@ -76,6 +81,7 @@ def merged_by(recipe: Any, base: Checkpoint, label: str = "") -> Delta:
         label=label,
         include=recipe.include,
         exclude=recipe.exclude,
+        embeddings=recipe.embeddings,
     )
 
 

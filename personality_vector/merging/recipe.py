@@ -70,14 +70,15 @@ class MergeRecipe(Recipe):
     terms: tuple[TermSpec, ...] = Field(min_length=1)
     include: tuple[Words, ...] = ()
     exclude: tuple[Words, ...] = ()
+    embeddings: Literal["strict", "skip", "match"] = "strict"
     output: OutputSpec = OutputSpec()
     device: Device = "auto"
 
     @property
-    def models(self) -> set[str]:
-        """Every checkpoint that is named, as it is named."""
-        named = [self.base, *(model for term in self.terms for model in (term.tuned, term.of))]
-        return {str(model) for model in named if model is not None}
+    def models(self) -> list[Path]:
+        """Every checkpoint that is named: directories, or what looks like one."""
+        named = {self.base, *(model for term in self.terms for model in (term.tuned, term.of))}
+        return [Path(model).expanduser() for model in sorted(filter(None, named))]
 
 
 def is_mergekit(data: Mapping[str, Any]) -> bool:

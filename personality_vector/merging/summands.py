@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from personality_vector.checkpoint import Checkpoint, Kind, canonical, kind
-from personality_vector.delta import Delta, Restricted, block_of, open_delta
+from personality_vector.delta import Delta, Difference, Restricted, block_of, open_delta
+from personality_vector.delta.opening import Allowed
 from personality_vector.delta.transfer import transferred
+from personality_vector.delta.vocabulary import ByToken, Embeddings, counts
 from personality_vector.errors import CheckpointError, NonFiniteError, RecipeError
 from personality_vector.merging.terms import CHUNK, Alpha, Term, runs
 
@@ -29,6 +31,7 @@ def open_terms(
     terms: Sequence[Asked],
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    embeddings: Embeddings = "strict",
 ) -> tuple[Term, ...]:
     """Open terms and check that they belong to a base.
 
@@ -43,13 +46,24 @@ def open_terms(
     names = {name for model in (base, *filter(None, bases)) for name in model.names}
     names |= set(map(canonical, names))
     kept = selected(sorted(names), include, exclude)
-    left_out = set[str]().union(*(chosen(names, pattern) for pattern in exclude))
+
+    def excluded(name: str) -> bool:
+        left_out, taken = (
+            any(is_meant(one, pattern) for one in (name, canonical(name)) for pattern in patterns)
+            for patterns in (exclude, include or "*")
+        )
+        return left_out or not taken
+
     opened: list[Term] = []
     for (where, _, _, label), alpha, of in zip(rows, alphas, bases, strict=True):
-        delta, remarks = open_delta(where, of or base, label=label), dict[str, Any]()
+        allowed = Allowed(excluded, stated=of is not None, embeddings=embeddings)
+        delta = open_delta(where, of or base, label=label, allowed=allowed)
+        source, remarks = delta.source, dict[str, Any]()
+        if isinstance(source, Difference) and isinstance(source.tuned, ByToken):
+            remarks["tokens"] = counts(source.tuned.rows, source.tuned)
         if of is not None:
-            delta, transfer = transferred(delta, of, base, left_out.__contains__)
-            remarks = {"transfer": transfer.describe()}
+            delta, transfer = transferred(delta, of, base, excluded, embeddings)
+            remarks["transfer"] = transfer.describe()
         delta = _restricted(delta, kept)
         require_nonzero(delta)
         alpha_at = alpha_by_tensor(alpha, delta.names, base.names)
@@ -101,6 +115,11 @@ def _finite_alpha(alpha: Any, where: Any) -> Alpha:
     return float(alpha)
 
 
+def is_meant(name: str, pattern: str) -> bool:
+    """Return whether a pattern means a tensor: see :func:`chosen`."""
+    return kind(name) == pattern if pattern in WORDS else fnmatch.fnmatchcase(name, pattern)
+
+
 def chosen(names: Iterable[str], pattern: str) -> set[str]:
     """Return the names that a pattern means: a word of :data:`WORDS`, or a glob over the name.
 
@@ -110,12 +129,7 @@ def chosen(names: Iterable[str], pattern: str) -> set[str]:
     Raises:
         RecipeError: It means none of them.
     """
-    is_word = pattern in WORDS
-    found = {
-        name
-        for name in names
-        if (kind(name) == pattern if is_word else fnmatch.fnmatchcase(name, pattern))
-    }
+    found = {name for name in names if is_meant(name, pattern)}
     if not found:
         raise RecipeError(
             f"{pattern!r} matches no tensor; write {', '.join(WORDS)}, or a pattern over the "

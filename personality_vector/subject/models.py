@@ -3,11 +3,13 @@
 import contextlib
 import io
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from personality_vector.checkpoint import FLOATS
 from personality_vector.errors import CheckpointError, ModelError, some
@@ -153,3 +155,60 @@ def resolve_device(name: str) -> str:
     if name == "mps" and not torch.backends.mps.is_available():
         raise ModelError("device mps: this torch sees no MPS device; use auto or cpu")
     return name
+
+
+class _WithoutCopies(TorchFunctionMode):
+    """Lets an operation that would copy a tensor, to make it contiguous, return the tensor."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, given: Any = (), options: Any = None
+    ) -> Any:
+        if function in (Tensor.contiguous, Tensor.clone):
+            return given[0]
+        return function(*given, **(options or {}))
+
+
+@torch.no_grad()
+def parameters_on_disk(model: nn.Module) -> tuple[Mapping[str, Tensor], set[str]]:
+    """Return the parameters by name in memory and by name on disk, tied ones under every name.
+
+    transformers 5 renames and fuses while it loads: GPT-NeoX has ``embed_out`` on disk and
+    ``lm_head`` in memory, and the experts of a layer are one parameter. What is part of a parameter
+    is a view of it.
+
+    Returns:
+        The parameters, and the names of tensors on disk that are no part of one parameter.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    live: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
+    memory = {tensor.untyped_storage().data_ptr() for tensor in live.values()}
+    with _WithoutCopies():
+        on_disk = revert_weight_conversion(model, {n: one.detach() for n, one in live.items()})
+    views = {
+        name: tensor
+        for name, tensor in on_disk.items()
+        if tensor.untyped_storage().data_ptr() in memory
+    }
+    return {**live, **views}, on_disk.keys() - views.keys()
+
+
+def names_on_disk(path: str | Path) -> dict[str, str]:
+    """Return ``{name in memory: name on disk}`` of the parameters that are one tensor in both.
+
+    Raises:
+        ModelError: transformers cannot build the model.
+    """
+    from transformers import AutoConfig
+    from transformers.core_model_loading import revert_weight_conversion
+
+    try:
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+            model = _class_of(path).from_config(config)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{path}: transformers cannot build this model: {error}") from error
+    live = dict(model.named_parameters(remove_duplicate=False))
+    names = {id(tensor): name for name, tensor in live.items()}
+    on_disk = revert_weight_conversion(model, live)
+    return {names[id(tensor)]: name for name, tensor in on_disk.items() if id(tensor) in names}

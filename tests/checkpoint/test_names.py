@@ -82,8 +82,6 @@ def test_other_parts_have_one_name_and_it_is_not_of_the_text(name, expected):
     [
         "gpt_neox.layers.0.attention.query_key_value.weight",
         "embed_out.weight",
-        "transformer.h.0.ln_1.weight",
-        "transformer.wte.weight",
         "h.0.attn.c_attn.weight",
         "model.decoder.layers.0.fc1.bias",
         "mtp.layers.0.mlp.gate_proj.weight",
@@ -92,6 +90,19 @@ def test_other_parts_have_one_name_and_it_is_not_of_the_text(name, expected):
 def test_plain_text_models_of_other_names_keep_them(name):
     assert canonical(name) == name
     assert kind(name) != "vision"
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("transformer.h.0.ln_1.weight", "h.0.ln_1.weight"),
+        ("transformer.wte.weight", "wte.weight"),
+        ("layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+        ("embed_tokens.weight", "model.embed_tokens.weight"),
+    ],
+)
+def test_a_model_without_its_head_has_the_names_of_the_one_with_it(written, name):
+    assert canonical(written) == canonical(name) == name
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in VISION} | TEXT | {"lm_head.weight"}))

@@ -121,7 +121,7 @@ def lora(tmp_path, lab):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--as", "lora"], "is not one LoRA adapter, so it has no factors to keep; use --low-rank"),
+        (["--as", "lora"], "is not one LoRA adapter of nothing but factors; use --low-rank"),
         (["--as", "float32", "--low-rank", "2"], "give one of the two"),
     ],
 )

@@ -57,22 +57,31 @@ def adapter(tmp_path: Path, pico) -> Callable[..., Path]:
     """Return ``adapter(**options)``: a PEFT adapter on pico llama with random A and B.
 
     ``config`` changes keys of ``adapter_config.json`` afterwards, ``weights`` the saved factors.
+    ``made`` is a config of PEFT for another kind of adapter.
     """
 
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     def make(
-        family: str = "llama", config: Any = None, weights: Any = None, **options: Any
+        family: str = "llama",
+        config: Any = None,
+        weights: Any = None,
+        base: Any = None,
+        made: Any = None,
+        **options: Any,
     ) -> Path:
-        lora = LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": "all-linear"} | options)
+        defaults = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear"}
+        lora = made or LoraConfig(**defaults | options)
         with warnings.catch_warnings(action="ignore"):  # PEFT reads a property that is deprecated
-            model = get_peft_model(AutoModelForCausalLM.from_pretrained(pico(family)), lora)
+            model = get_peft_model(AutoModelForCausalLM.from_pretrained(base or pico(family)), lora)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if "lora_" in name:
-                    noise = torch.randn(parameter.shape, generator=generator_for(0, name))
-                    parameter.copy_(0.1 * noise)
+                noise = 0.1 * torch.randn(parameter.shape, generator=generator_for(0, name))
+                if "lora_" in name and "magnitude" not in name:
+                    parameter.copy_(noise)
+                elif parameter.requires_grad:
+                    parameter.add_(noise)
         path = tmp_path / f"adapter-{len(list(tmp_path.iterdir()))}"
         with warnings.catch_warnings(action="ignore"):
             model.save_pretrained(path)

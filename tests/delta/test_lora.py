@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
@@ -75,27 +76,102 @@ def refusal(path, base) -> str:
     return str(caught.value)
 
 
+def of_kind(name, **options):
+    import peft
+
+    return getattr(peft, name)(target_modules=["q_proj", "down_proj"], **options)
+
+
+KINDS = {
+    "bias": {"bias": "all"},
+    "bias of targets": {"bias": "lora_only"},
+    "a layer of its own": {"modules_to_save": ["lm_head"]},
+    "norms of its own": {"modules_to_save": ["norm", "embed_tokens"]},
+    "ranks": {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 3}},
+    "alphas": {"alpha_pattern": {"q_proj": 2, "2.mlp.up_proj": 3.5}},
+    "embeddings and head": {"target_modules": ["embed_tokens", "q_proj", "lm_head"]},
+    "some layers": {"target_modules": ["q_proj"], "layers_to_transform": [0, 2]},
+    "without some": {"exclude_modules": ["k_proj", "lm_head"]},
+    # What PEFT itself computes.
+    "DoRA": {"use_dora": True},
+    "a bias in the factors": {"lora_bias": True, "target_modules": ["q_proj"]},
+    "tokens": {"trainable_token_indices": [1, 2]},
+    "IA3": {"made": of_kind("IA3Config", feedforward_modules=["down_proj"])},
+    "LoHa": {"made": of_kind("LoHaConfig", r=2)},
+    "LoKr": {"made": of_kind("LoKrConfig", r=2)},
+    "VeRA": {"made": of_kind("VeraConfig", r=4)},
+    "OFT": {"made": of_kind("OFTConfig", oft_block_size=4)},
+}
+FAMILIES = {"bias": "qwen2", "bias of targets": "qwen2", "a bias in the factors": "qwen2"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_adapter_adds_what_peft_merges(pico, adapter, kind):
+    family = FAMILIES.get(kind, "llama")
+    base = Checkpoint.open(pico(family, tied=False))
+    path = adapter(family, base=base.path, **KINDS[kind])
+    delta, expected = Delta.from_lora(path, base), merged_by_peft(path, base.path)
+    assert delta.norm() > 0
+    for name in base.names:
+        change = delta[name] if name in delta.names else 0.0
+        torch.testing.assert_close(base[name] + change, expected[name], rtol=0, atol=1e-6)
+
+
+def test_parameters_of_experts_are_adapted_by_peft(pico, adapter):
+    base = Checkpoint.open(pico("mixtral"))
+    targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    path = adapter("mixtral", target_modules=["q_proj"], target_parameters=targets)
+    delta, expected = Delta.from_lora(path, base), merged_by_peft(path, base.path)
+    assert any(".experts." in name for name in delta.names)
+    for name in base.names:
+        change = delta[name] if name in delta.names else 0.0
+        torch.testing.assert_close(base[name] + change, expected[name], rtol=0, atol=1e-6)
+
+
+def test_an_adapter_that_peft_cannot_merge_is_refused(pico, adapter):
+    assert "PROMPT_TUNING" in refusal(adapter(config={"peft_type": "PROMPT_TUNING"}), pico("llama"))
+    assert "names no peft_type" in refusal(adapter(config={"peft_type": None}), pico("llama"))
+
+
+# What config, weights and base say about each other.
+
+
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("config", "said"),
     [
-        ({"use_dora": True}, "it sets use_dora"),
-        ({"bias": "all"}, "it sets bias"),
-        ({"bias": "lora_only"}, "it sets bias"),
-        ({"lora_bias": True}, "it sets lora_bias"),
-        ({"modules_to_save": ["lm_head"]}, "it sets modules_to_save"),
-        ({"rank_pattern": {"q_proj": 2}}, "it sets rank_pattern"),
-        ({"alpha_pattern": {"q_proj": 2}}, "it sets alpha_pattern"),
-        ({"trainable_token_indices": [1, 2]}, "it sets trainable_token_indices"),
-        ({"target_modules": ["embed_tokens", "q_proj"]}, "not plain LoRA factors"),
+        ({"r": 8}, "rank 4, which is not what adapter_config.json says"),
+        ({"target_modules": ["nothing"]}, "which is not what adapter_config.json says"),
+        ({"target_modules": "(", "r": 4}, "pattern '\\('"),
+        ({"layers_to_transform": [0]}, "which is not what adapter_config.json says"),
     ],
 )
-def test_what_is_more_than_lora_is_refused(pico, adapter, options, said):
-    assert said in refusal(adapter(**options), pico("llama"))
+def test_config_and_factors_are_compared(pico, adapter, config, said):
+    with pytest.raises(CheckpointError, match=said):
+        Delta.from_lora(adapter(config=config), pico("llama"))
 
 
-@pytest.mark.parametrize("config", [{"peft_type": "IA3"}, {"peft_type": None}])
-def test_other_kinds_of_adapter_are_refused(pico, adapter, config):
-    assert "only LoRA" in refusal(adapter(config=config), pico("llama"))
+def test_a_layer_that_is_missing_is_named(pico, adapter):
+    path = adapter(weights=lambda w: {k: v for k, v in w.items() if ".layers.1." not in k})
+    assert "lacks model.layers.1.mlp.down_proj" in refusal(path, pico("llama"))
+
+
+def test_an_adapter_of_another_base_is_refused_unless_stated(pico, adapter, changed_model):
+    path, other = adapter(), changed_model
+    with pytest.raises(BaseMismatchError, match=r"is an adapter of .* beside it in"):
+        Delta.from_lora(path, other)
+    assert Delta.from_lora(path, other, stated=True).norm() > 0
+    moved = shutil.copytree(pico("llama"), other.with_name("moved"))
+    assert Delta.from_lora(path, moved).base == Checkpoint.open(moved).fingerprint
+    hub = adapter(config={"base_model_name_or_path": "meta-llama/Llama-3.1-8B"})
+    assert Delta.from_lora(hub, moved).norm() > 0  # nothing says what that directory holds
+
+
+@pytest.fixture
+def changed_model(pico, tmp_path):
+    path = shutil.copytree(pico("llama"), tmp_path / "other")
+    weights = load_file(path / "model.safetensors")
+    save_file({k: v + 0.01 for k, v in weights.items()}, path / "model.safetensors")
+    return path
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
@@ -110,15 +186,6 @@ def test_an_adapter_that_changed_its_base_is_refused_or_right(pico, adapter, ini
         torch.testing.assert_close(base[name] + delta[name], expected[name], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [{"alora_invocation_tokens": [1]}, {"layer_replication": [[0, 2]]}, {"use_qalora": True}],
-)
-def test_adapters_that_cannot_be_merged_are_refused(pico, adapter, config):
-    (key,) = config
-    assert key in refusal(adapter(config=config), pico("llama"))
-
-
 @pytest.mark.parametrize("alpha", [None, "big", [1]])
 def test_an_alpha_that_is_no_number_is_refused(pico, adapter, alpha):
     assert "lora_alpha" in refusal(adapter(config={"lora_alpha": alpha}), pico("llama"))
@@ -131,7 +198,9 @@ Q = "base_model.model.model.layers.1.self_attn.q_proj"
 def test_a_missing_half_is_named(pico, adapter, half):
     lost = f"{Q}.lora_{half}.weight"
     path = adapter(weights=lambda found: {k: v for k, v in found.items() if k != lost})
-    assert f"adapter_model.safetensors: lacks {lost}" in refusal(path, pico("llama"))
+    other = f"{Q}.lora_{'BA'['AB'.index(half)]}.weight"
+    said = f"adapter_model.safetensors: has {other} without the other factor"
+    assert said in refusal(path, pico("llama"))
 
 
 def test_a_module_that_the_base_lacks_is_named(pico, adapter):

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import open_delta
 from personality_vector.delta.provenance import require_not_swapped
+from personality_vector.delta.sources import Difference
 from personality_vector.errors import BaseMismatchError
 from personality_vector.manifest import write_manifest
 
@@ -58,7 +59,7 @@ def test_what_was_trained_with_an_earlier_version_is_compared_by_its_sample(pico
         assert open_delta(ours, base).norm() > 0
     assert "ours: was trained by an earlier version; of the model" in caplog.text
     with pytest.raises(BaseMismatchError, match=r"ours: was trained on .* the base comes first"):
-        require_not_swapped(Checkpoint.open(ours), base)
+        require_not_swapped(Difference(Checkpoint.open(ours), base))
     other = changed(pico("llama"), tmp_path / "other", lambda tensor: tensor - 0.01)
     with pytest.raises(BaseMismatchError, match="was trained by an earlier version on base"):
         open_delta(ours, Checkpoint.open(other))

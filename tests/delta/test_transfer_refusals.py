@@ -44,7 +44,7 @@ def test_vocabularies_of_other_sizes_are_refused_unless_left_alone(pair, text):
     wider = text("llava", vocab_size=100)
     assert refusal(*pair, wider) == (
         f"the vocabularies differ: lm_head.weight has 96 rows in {pair[0]} and 100 in {wider}; "
-        "exclude embeddings and head to leave them alone"
+        "write embeddings: match to carry rows by token, or exclude embeddings and head"
     )
     assert "embed_tokens.weight has 96 rows" in refusal(*pair, wider, "head")
     moved, transfer = move(*pair, wider, vlms.excluding("embeddings", "head"))
@@ -75,7 +75,7 @@ def test_rows_that_mean_other_tokens_are_refused(text, tmp_path, ours, theirs):
     second = "d" if "d" in theirs else "c"
     assert refusal(*pair, target, "embeddings") == (
         f"the vocabularies differ in 2 tokens: 1 is 'b' in {of} and {second!r} in {target}; "
-        "exclude embeddings and head to leave them alone"
+        "write embeddings: match to carry rows by token, or exclude embeddings and head"
     )
     assert move(*pair, target, vlms.excluding("embeddings", "head"))[0].names
 

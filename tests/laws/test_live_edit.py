@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
 
 import personality_vector as pv
 from personality_vector import merge
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.delta import Delta
+from personality_vector.delta import Delta, open_delta
 from personality_vector.delta.sources import TensorSource, whole
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.merging.live import live_edit
@@ -23,7 +24,8 @@ from personality_vector.subject.models import load_model
 from personality_vector.subject.subject import Subject
 from tests.rows import EVERY_ROW
 
-FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi")
+FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi", "gpt2", "mixtral")
+OTHERS = ("qwen3", "gemma3_text", "mistral", "phi3", "olmo2")
 DTYPES = ("float32", "bfloat16")
 TOLERANCE = 1e-5
 
@@ -121,9 +123,27 @@ def test_weights_are_restored_after_an_exception_while_applying(pico, delta, fam
 
 def held(model: Any, names: Any) -> dict[str, Tensor]:
     """Return the live weights, by their names on disk."""
-    renamed = {"embed_out.weight": "lm_head.weight"}
-    states = model.state_dict()
-    return {name: states[renamed.get(name, name)].clone() for name in names}
+    states = revert_weight_conversion(model, model.state_dict())
+    return {name: states[name].clone() for name in names}
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS])
+def test_an_adapter_gives_the_same_logits_merged_and_live(pico, tmp_path, family):
+    from peft import LoraConfig, get_peft_model
+
+    base, ids = pico(family), torch.arange(5, 21)[None]
+    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    config.base_model_name_or_path = str(base)
+    with warnings.catch_warnings(action="ignore"):
+        get_peft_model(load_model(base), config).save_pretrained(tmp_path / "adapter")
+    change = open_delta(tmp_path / "adapter", Checkpoint.open(base))
+    merge(base, [(tmp_path / "adapter", 0.7)], out=tmp_path / "merged")
+    model = load_model(base)
+    with torch.no_grad(), live_edit(model, change, 0.7):
+        live = model(ids).logits
+    with torch.no_grad():
+        assert torch.equal(live, load_model(tmp_path / "merged")(ids).logits)
+        assert not torch.allclose(live, model(ids).logits)
 
 
 @pytest.fixture
@@ -219,7 +239,9 @@ def test_a_live_edit_of_a_saved_delta_holds_what_a_merge_of_it_writes(
     pico, delta, adapter, merged, tmp_path, dtype, storage, alpha, require_same_bytes
 ):
     base = pico("llama", dtype)
-    whole = Delta.from_lora(adapter, base) if storage == "lora" else delta("llama", dtype)
+    whole = (
+        Delta.from_lora(adapter, base, stated=True) if storage == "lora" else delta("llama", dtype)
+    )
     change = Delta.load(whole.save(tmp_path / "saved", storage=storage))
     model = load_model(base, dtype=dtype)
     with WeightEdit(change).applied(Subject(model, None), alpha):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from personality_vector.checkpoint import FLOATS, Checkpoint, ShardWriter, TensorPlan
-from personality_vector.delta import require_finite, require_same_tensors
+from personality_vector.delta import matched, require_finite
 from personality_vector.errors import NonFiniteError, RecipeError, blame
 from personality_vector.files import AtomicDirectory
 from personality_vector.merging.engine import MergeReport, complete
@@ -121,7 +121,7 @@ def plan_bridge(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int) -> B
     base = models[recipe.base_model or recipe.references[0]]
     for other in models.values():
         if other is not base:
-            require_same_tensors(base, other)
+            matched(base, other)
     require_vocabulary(recipe, [base, *(one for one in models.values() if one is not base)])
     regions = regions_of(recipe, base.names)
     for region in regions:
