@@ -104,13 +104,11 @@ class TaskArithmetic(Combine):
         """Return the sum of the terms (that agree), divided by the sum of weights, times lambda."""
         if self.convention.elects:
             # A sum of zero elects the positive sign.
-            elected = torch.where(weighted.sum(dim=0) >= 0, 1.0, -1.0)
-            agrees = weighted.sign() == elected
-            mixed, divisor = (weighted * agrees).sum(dim=0), (weights * agrees).sum(dim=0)
-            divisor[divisor == 0] = 1
-        else:
-            mixed, divisor = weighted.sum(dim=0), weights.sum(dim=0)
-            divisor[divisor.abs() < 1e-8] = 1  # as mergekit: no division by a sum of about zero
+            agrees = weighted.sign() == torch.where(weighted.sum(dim=0) >= 0, 1.0, -1.0)
+            weighted, weights = weighted * agrees, weights * agrees
+        mixed, divisor = weighted.sum(dim=0), weights.sum(dim=0)
+        # As mergekit: no division by a sum of zero, or of about zero.
+        divisor[divisor == 0 if self.convention.elects else divisor.abs() < 1e-8] = 1
         if shared["normalize"]:
             mixed = mixed / divisor
         return mixed if shared["lambda"] == 1 else mixed * shared["lambda"]
@@ -124,20 +122,17 @@ class TaskArithmetic(Combine):
             return delta
         if density <= 0.0:
             return torch.zeros_like(delta)
-        trim, drawn = self.convention.trim, delta.dtype
-        if trim in ("random", "ranked") and drawn != torch.bfloat16:
-            drawn = (
-                torch.float32
-            )  # mergekit draws in it, and a density of 0.9 in bfloat16 is 0.8984
-        if trim == "random":
-            mask: Mask = _random(density, drawn)
-        elif trim == "ranked":
-            mask = _ranked(density, float(own["epsilon"]), drawn)
+        is_drawn = self.convention.trim in ("random", "ranked")
+        # mergekit draws in float32, but for bfloat16, in which a density of 0.9 is 0.8984.
+        dtype = torch.float32 if is_drawn and delta.dtype != torch.bfloat16 else delta.dtype
+        if is_drawn:
+            epsilon = float(own["epsilon"]) if self.convention.trim == "ranked" else None
+            mask = _drawn(density, epsilon, dtype)
         else:
             mask = self._by_magnitude(s, density, float(own.get("gamma", 0.0)))
-        kept = delta.to(drawn) * mask(s, delta)
+        kept = delta.to(dtype) * mask(s, delta)
         if values.shared["rescale"]:
-            kept = kept * self._scale(s, mask, drawn)
+            kept = kept * self._scale(s, mask, dtype)
         return kept.to(delta.dtype)
 
     def _by_magnitude(self, s: Slice, density: float, gamma: float) -> Mask:
@@ -178,23 +173,21 @@ class TaskArithmetic(Combine):
         return self.base.part(s.name, s.part).to(s.delta.device).double()
 
 
-def _random(density: float, dtype: torch.dtype) -> Mask:
-    share = float(torch.tensor(density, dtype=dtype))
-    return lambda s, delta: s.uniform() < share  # noqa: ARG005
+def _drawn(density: float, epsilon: float | None, dtype: torch.dtype) -> Mask:
+    """Keep an entry with probability ``density``, or ``density - epsilon + 2 epsilon r``.
 
-
-def _ranked(density: float, epsilon: float, dtype: torch.dtype) -> Mask:
-    """Keep an entry with ``density - epsilon + 2 epsilon r``, ``r`` its rank in its row.
-
-    ``r`` is 0 for the smallest and 1 for the largest; equal magnitudes rank from left to right.
+    ``r`` is the rank of the entry in its row, 0 for the smallest and 1 for the largest; equal
+    magnitudes rank from left to right.
     """
 
     def mask(s: Slice, delta: Tensor) -> Tensor:
+        if epsilon is None:
+            return s.uniform() < float(torch.tensor(density, dtype=dtype))
         rows = delta.abs().reshape(delta.numel() // s.columns, s.columns)
         order = rows.argsort(dim=1, stable=True)
         numbers = torch.arange(s.columns, device=delta.device).to(dtype) + 1
-        span = (numbers[-1] - numbers[0]) if s.columns > 1 else torch.ones_like(numbers[0])
-        shares = (density - epsilon) + ((numbers - numbers[0]) / span).clamp(0, 1) * 2 * epsilon
+        ranks = numbers - numbers[0]
+        shares = (density - epsilon) + (ranks / ranks[-1].clamp(1)).clamp(0, 1) * 2 * epsilon
         kept_with = torch.empty_like(rows, dtype=dtype)
         kept_with.scatter_(1, order, shares.expand_as(rows))
         return s.uniform() < kept_with.reshape(-1).float()

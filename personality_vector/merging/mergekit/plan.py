@@ -82,9 +82,8 @@ def _plan_conventions(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int
         Term(delta, 1.0, lambda name: 1.0, position, summary_of(values, model))  # noqa: ARG005
         for position, (delta, model) in enumerate(zip(deltas, models, strict=True))
     )
-    delta = Merged(terms, combine, seed).delta(base)
     notes = tuple(_notes_on(recipe, convention, regions, values))
-    return MergePlan(base, delta, Output(written), notes=notes, recipe=data)
+    return MergePlan(base, Merged(terms, combine, seed), Output(written), notes=notes, recipe=data)
 
 
 def _plan_bridge(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int) -> BridgePlan:
