@@ -106,12 +106,7 @@ def parameters_on_disk(model: nn.Module) -> Mapping[str, Tensor]:
     from transformers.core_model_loading import revert_weight_conversion
 
     live: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
-    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in live.items()}
-    names = {id(stand_in): name for name, stand_in in shapes.items()}
-    on_disk = revert_weight_conversion(model, shapes)
-    renamed = {
-        disk: live[names[id(stand_in)]]
-        for disk, stand_in in on_disk.items()
-        if id(stand_in) in names
-    }
-    return {**live, **renamed}
+    stand_ins = {name: torch.empty_like(tensor, device="meta") for name, tensor in live.items()}
+    of = {id(stand_in): live[name] for name, stand_in in stand_ins.items()}
+    on_disk = revert_weight_conversion(model, stand_ins)
+    return live | {name: of[id(found)] for name, found in on_disk.items() if id(found) in of}
