@@ -97,14 +97,11 @@ def _rounding(merge: Mapping[str, Any]) -> str:
             f" Realised alpha: {realised:.4f} times the nominal one (the written change, projected "
             "on the ideal change)."
         )
-    change, base = _norm(merge, "change_norm"), _norm(merge, "base_norm")
+    rows = merge.get("tensors", {}).values()
+    change, base = (math.hypot(*(row[key] for row in rows)) for key in ("change_norm", "base_norm"))
     if base:
         said += f" The change has norm {change:.4g}, the tensors that it changes {base:.4g}."
     return said
-
-
-def _norm(merge: Mapping[str, Any], key: str) -> float:
-    return math.hypot(*(row[key] for row in merge.get("tensors", {}).values()))
 
 
 def _value(value: Any) -> str:

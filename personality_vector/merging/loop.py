@@ -20,7 +20,7 @@ from personality_vector.delta.sources import require_finite
 from personality_vector.errors import NonFiniteError, RecipeError, blame
 from personality_vector.merging.formula import Combine, Formula, Vote
 from personality_vector.merging.terms import Slice
-from personality_vector.numeric.compiled import change_all, merge_all
+from personality_vector.numeric.compiled import BLOCK, merge_all
 from personality_vector.numeric.kernels import difference, is_finite, projection, rounded
 from personality_vector.numeric.random import uniform
 
@@ -128,7 +128,7 @@ def changed(combine: Combine, slices: Sequence[Slice]) -> Float64[Tensor, " entr
     base = require_finite(ends[1], first.name, first.part) if ends else None
     arrays = _arrays(slices, base)
     change = torch.empty(arrays[1].shape[1], dtype=torch.float64)
-    _require_finite(slices, change_all(*arrays, numbers, change.numpy()))
+    _require_finite(slices, merge_all(*arrays, numbers, change.numpy(), None)[-1])
     return change
 
 
@@ -154,7 +154,8 @@ def written_at_once(
     if numbers is None or (len(slices) == 1 and slices[0].alpha == 1.0):
         return None
     out = torch.empty_like(base)
-    *squares, bad = merge_all(*_arrays(slices, base), numbers, out.view(torch.uint16).numpy())
+    bits = out.view(torch.uint16).numpy()
+    *squares, bad = merge_all(*_arrays(slices, base), numbers, np.empty(BLOCK), bits)
     _require_finite(slices, bad)
     require_fit(out, lambda: base.double() + changed(combine, slices))
     return out, Squares(*squares)

@@ -166,7 +166,6 @@ def drop_rates(delta: Entries, columns: int, drop_rate: float, epsilon: float) -
     rows = delta.abs().reshape(-1, columns)
     order = rows.argsort(dim=1, descending=True, stable=True)
     share = torch.linspace(-0.5, 0.5, columns, dtype=torch.float64, device=delta.device)
-    if columns == 1:
-        share.zero_()
+    share *= columns > 1  # the only entry of a row is in the middle
     rates = torch.empty_like(rows).scatter_(1, order, share.expand_as(rows))
     return (drop_rate + epsilon * rates).reshape(-1)

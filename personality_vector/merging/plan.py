@@ -16,7 +16,7 @@ from personality_vector.errors import ModelError
 from personality_vector.merging.loop import Rounding, require_stochastic
 from personality_vector.merging.merged import Merged, merged_by
 from personality_vector.merging.recipe import MergeRecipe, OutputSpec
-from personality_vector.merging.terms import CHUNK, Term, runs
+from personality_vector.merging.terms import CHUNK, runs
 from personality_vector.numeric.parallel import cores
 
 _PROCESS_BYTES = 300_000_000
@@ -87,7 +87,18 @@ class MergePlan:
             "source": self.merged.combine.source,
             "options": dict(self.merged.combine.options),
             "seed": self.merged.seed,
-            "terms": [_described(term, self) for term in self.merged.terms],
+            "terms": [
+                {
+                    "label": term.delta.label,
+                    "alpha": list(term.alpha) if isinstance(term.alpha, tuple) else term.alpha,
+                    "identity": term.delta.identity,
+                    "pole": str(term.delta.pole) if term.delta.pole else None,
+                    "tensors": sum(term.alpha_at(name) != 0.0 for name in term.delta.names),
+                    "of_tensors": len(self.base.entries),
+                    **term.remarks,
+                }
+                for term in self.merged.terms
+            ],
             "output": asdict(self.output),
             "bytes": self.size,
             **({"notes": list(self.notes)} if self.notes else {}),
@@ -101,18 +112,6 @@ def described_base(base: Checkpoint) -> dict[str, str]:
         "path": str(base.path),
         "reference": base.reference,
         "fingerprint": base.fingerprint.digest,
-    }
-
-
-def _described(term: Term, plan: MergePlan) -> dict[str, Any]:
-    return {
-        "label": term.delta.label,
-        "alpha": list(term.alpha) if isinstance(term.alpha, tuple) else term.alpha,
-        "identity": term.delta.identity,
-        "pole": str(term.delta.pole) if term.delta.pole else None,
-        "tensors": sum(term.alpha_at(name) != 0.0 for name in term.delta.names),
-        "of_tensors": len(plan.base.entries),
-        **term.remarks,
     }
 
 

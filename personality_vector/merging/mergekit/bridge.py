@@ -119,9 +119,11 @@ def _merged(plan: BridgePlan, tensor: TensorPlan) -> Tensor:
         return plan.base[name]
     values, recipe = plan.values[name], plan.recipe
     ids = list(values.of)
-    own = sorted({key for each in values.of.values() for key in each})
     # By name and model, as mergekit takes them.
-    of_models = {key: {model: of.get(key) for model, of in values.of.items()} for key in own}
+    of_models = {
+        key: {model: of.get(key) for model, of in values.of.items()}
+        for key in sorted(set().union(*values.of.values()))
+    }
     # Copies, since mergekit may work in place.
     inputs = [require_finite(plan.models[one], name).reshape(tensor.shape).clone() for one in ids]
     with torch.random.fork_rng(devices=[]):
