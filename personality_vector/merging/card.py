@@ -35,10 +35,12 @@ def model_card(merge: Mapping[str, Any]) -> str:
     again = []
     if "recipe" in merge:
         recipe = yaml.safe_dump(merge["recipe"], sort_keys=False).rstrip("\n")
-        how = (
-            "Save this as `recipe.yaml`, set the paths, and run `pvec merge recipe.yaml --out DIR`:"
-        )
-        again = ["## Make it again", how, fenced(recipe, "yaml")]
+        again = [
+            "## Make it again",
+            "Save this as `recipe.yaml`, set the paths, and run "
+            "`pvec merge recipe.yaml --out DIR`:",
+            fenced(recipe, "yaml"),
+        ]
     parts = [
         metadata(base, "merge", tags),
         "# Merged model",

@@ -253,8 +253,7 @@ def _combined(
     terms = []
     for place, (vector, alpha) in enumerate(zip(vectors, alphas.tolist(), strict=True)):
         source = _Directions({str(layer): row[place] for layer, row in rows.items()})
-        size = sum(row[place].numel() for row in rows.values())
-        base = Fingerprint(vector.model, len(rows), size)
+        base = Fingerprint(vector.model, len(rows), sum(row.shape[1] for row in rows.values()))
         numbers = (vector[layer].contiguous().numpy().tobytes().hex() for layer in vector.layers)
         identity = digest("directions", *map(str, vector.layers), *numbers)
         delta = Delta(source, base, identity, vector.label)

@@ -123,10 +123,7 @@ def changed(combine: Combine, slices: Sequence[Slice]) -> Float64[Tensor, " entr
     numbers = _numbers(combine, slices)
     if numbers is None:
         return combine(slices)
-    first = slices[0]
-    ends = first.term.ends(first.name)
-    base = require_finite(ends[1], first.name, first.part) if ends else None
-    arrays = _arrays(slices, base)
+    arrays = _arrays(slices)
     change = torch.empty(arrays[1].shape[1], dtype=torch.float64)
     _require_finite(slices, merge_all(*arrays, numbers, change.numpy(), None)[-1])
     return change
@@ -193,9 +190,14 @@ def _require_finite(slices: Sequence[Slice], bad: int) -> None:
             require_finite(end, culprit.name, culprit.part)
 
 
-def _arrays(slices: Sequence[Slice], base: Tensor | None) -> tuple[Any, Any]:
-    """Return base and terms: bits of bfloat16 weights if all are, else float64 base and deltas."""
+def _arrays(slices: Sequence[Slice], base: Tensor | None = None) -> tuple[Any, Any]:
+    """Return base and terms: bits of bfloat16 weights if all are, else float64 base and deltas.
+
+    Without a base given it is that of the first term, if its weights are bfloat16.
+    """
     ends = [s.term.ends(s.name) for s in slices]
+    if base is None and ends[0]:
+        base = require_finite(ends[0][1], slices[0].name, slices[0].part)
     if base is None or base.dtype != torch.bfloat16 or None in ends:
         terms = torch.stack([s.delta for s in slices])
         return (terms[0] if base is None else base.double()).numpy(), terms.numpy()

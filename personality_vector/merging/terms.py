@@ -179,8 +179,7 @@ class Slice:
     def threshold(self, density: float, scope: str) -> float:
         """Return the magnitude that the top ``density`` of the whole term or tensor reaches."""
         name = None if scope == "global" else self.name
-        what = name, f"top {density}"
-        return self.term.once(what, lambda: self.term.threshold(density, name))
+        return self.term.once((name, f"top {density}"), lambda: self.term.threshold(density, name))
 
     def survey(self, what: str, measure: Callable[[Callable[[], Iterator["Slice"]]], T]) -> T:
         """Return a measurement of this term's whole tensor, made once and kept under ``what``.

@@ -74,13 +74,19 @@ Whole = Annotated[int, Strict()]
 """A whole number as YAML writes it."""
 
 _BLANK, _DEVICE = r"\S", r"^(auto|cpu|cuda(:\d+)?|mps)$"
-_PATTERNS = {_BLANK: "needs at least one word", _DEVICE: "must be auto, cpu, cuda, cuda:N or mps"}
+_SIZE = r"^\d+(\.\d+)?\s*([KMG]B)$"
+_PATTERNS = {
+    _BLANK: "needs at least one word",
+    _DEVICE: "must be auto, cpu, cuda, cuda:N or mps",
+    _SIZE: "must be a size such as 5GB, 200MB or 64KB",
+}
 """What a value that does not match a pattern should be, in words."""
 
 Words = Annotated[str, Field(pattern=_BLANK)]
 """A text that is not blank."""
 
 Device = Annotated[str, Field(pattern=_DEVICE)]
+Size = Annotated[str, Field(pattern=_SIZE)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 

@@ -71,10 +71,10 @@ class TaskArithmetic(Combine):
         """Return the change of the base that mergekit would write, before its last rounding."""
         name = slices[0].name
         values = self.values[name]
-        acting = [s for s in slices if self.models[s.term.position] in values.of]
+        in_order = sorted(slices, key=lambda s: s.term.position)
+        acting = [s for s in in_order if self.models[s.term.position] in values.of]
         if not acting:
             return torch.zeros_like(slices[0].delta)
-        acting.sort(key=lambda s: s.term.position)
         dtype = self.precisions[name].dtype
         given = [values.of[self.models[s.term.position]]["weight"] for s in acting]
         weights = torch.tensor(given, dtype=dtype, device=acting[0].delta.device)[:, None]

@@ -75,8 +75,16 @@ def _plan_conventions(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int
         narrows = torch.promote_types(kept, dtype) != dtype
         precisions[name] = Precision(dtype, FLOATS.get(written, kept), narrows)
     options = {"dtype": recipe.dtype or "same", **summary(v.shared for v in values.values())}
-    name = f"mergekit-{recipe.merge_method}"
-    combine = TaskArithmetic(name, _SOURCE, options, convention, models, values, precisions, base)
+    combine = TaskArithmetic(
+        f"mergekit-{recipe.merge_method}",
+        _SOURCE,
+        options,
+        convention,
+        models,
+        values,
+        precisions,
+        base,
+    )
     terms = tuple(
         # The weight of a model is a matter of the convention, so alpha is 1.
         Term(delta, 1.0, lambda name: 1.0, position, summary_of(values, model))  # noqa: ARG005
