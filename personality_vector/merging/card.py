@@ -35,10 +35,12 @@ def model_card(merge: Mapping[str, Any]) -> str:
     again = []
     if "recipe" in merge:
         recipe = yaml.safe_dump(merge["recipe"], sort_keys=False).rstrip("\n")
-        how = (
-            "Save this as `recipe.yaml`, set the paths, and run `pvec merge recipe.yaml --out DIR`:"
-        )
-        again = ["## Make it again", how, fenced(recipe, "yaml")]
+        again = [
+            "## Make it again",
+            "Save this as `recipe.yaml`, set the paths, and run "
+            "`pvec merge recipe.yaml --out DIR`:",
+            fenced(recipe, "yaml"),
+        ]
     parts = [
         metadata(base, "merge", tags),
         "# Merged model",
@@ -61,11 +63,11 @@ def model_card(merge: Mapping[str, Any]) -> str:
 
 def _formula(merge: Mapping[str, Any]) -> str:
     """Return ``theta = base + 0.8 * a - 0.3 * b``, or ``theta = base + ties(0.8 * a, ...)``."""
-    terms = []
-    for number, term in enumerate(merge["terms"], 1):
-        alpha = term["alpha"]
-        weight = f"{alpha:g}" if isinstance(alpha, int | float) else f"alpha_{number}"
-        terms.append(f"{weight} * {printable(term['label'])}")
+    rows = [(term["alpha"], printable(term["label"])) for term in merge["terms"]]
+    terms = [
+        f"{alpha:g} * {label}" if isinstance(alpha, int | float) else f"alpha_{number} * {label}"
+        for number, (alpha, label) in enumerate(rows, 1)
+    ]
     factor = merge["options"].get("lambda", 1.0)
     if merge["method"] != "task_arithmetic" or factor != 1.0:
         return f"theta = base + {printable(merge['method'])}({', '.join(terms)})"
@@ -74,10 +76,12 @@ def _formula(merge: Mapping[str, Any]) -> str:
 
 def _table(terms: Iterable[Mapping[str, Any]]) -> str:
     """Return a row for each term; a column that no term fills is left out."""
-    rows = [dict(term) for term in terms]
-    for row in rows:
-        if "of_tensors" in row:
-            row["tensors"] = f"{row['tensors']} of {row['of_tensors']}"
+    rows = [
+        {**term, "tensors": f"{term['tensors']} of {term['of_tensors']}"}
+        if "of_tensors" in term
+        else term
+        for term in terms
+    ]
     keys = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
     cells = [[shown(_value(row.get(key))) for key in keys] for row in rows]
     lines = [[_COLUMNS[key] for key in keys], ["---"] * len(keys), *cells]
@@ -87,8 +91,7 @@ def _table(terms: Iterable[Mapping[str, Any]]) -> str:
 def _rounding(merge: Mapping[str, Any]) -> str:
     """Return how the merge was rounded, and how much of the change rounding left."""
     output = merge.get("output", {})
-    dtype = output.get("dtype", "same")
-    dtype = "the dtype of the base" if dtype == "same" else dtype
+    dtype = output.get("dtype", "same").replace("same", "the dtype of the base")
     said = f"Written in {shown(dtype)}, rounding {shown(output.get('rounding', 'nearest'))}."
     realised = merge.get("realised")
     if realised is not None:
@@ -96,14 +99,11 @@ def _rounding(merge: Mapping[str, Any]) -> str:
             f" Realised alpha: {realised:.4f} times the nominal one (the written change, projected "
             "on the ideal change)."
         )
-    change, base = _norm(merge, "change_norm"), _norm(merge, "base_norm")
+    rows = merge.get("tensors", {}).values()
+    change, base = (math.hypot(*(row[key] for row in rows)) for key in ("change_norm", "base_norm"))
     if base:
         said += f" The change has norm {change:.4g}, the tensors that it changes {base:.4g}."
     return said
-
-
-def _norm(merge: Mapping[str, Any], key: str) -> float:
-    return math.hypot(*(row[key] for row in merge.get("tensors", {}).values()))
 
 
 def _value(value: Any) -> str:

@@ -18,7 +18,7 @@ from personality_vector.files import AtomicDirectory
 from personality_vector.manifest import write_manifest
 from personality_vector.merging.card import model_card
 from personality_vector.merging.formula import OptionValue
-from personality_vector.merging.loop import Cast, Loop, Squares, added
+from personality_vector.merging.loop import Cast, Squares, added, changed, written_at_once
 from personality_vector.merging.merged import merged
 from personality_vector.merging.plan import MergePlan, Output, plan_merge
 from personality_vector.merging.summands import Asked
@@ -28,6 +28,7 @@ from personality_vector.numeric.random import key_for
 from personality_vector.progress import progress
 
 log = logging.getLogger(__name__)
+_DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +113,11 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
             shown = progress(
                 batches, "merge", lambda b: (b[1].stop - b[1].start) * b[0].dtype.itemsize
             )
+            names = set(plan.merged.names)
             # Closed, so that no thread writes on when this loop is left early.
             with closing(in_parallel(partial(_merge_batch, plan, writer), batches)) as done:
                 for (tensor, _), squares in zip(shown, done, strict=True):
-                    if tensor.name in plan.delta:
+                    if tensor.name in names:
                         measured.setdefault(tensor.name, []).append(squares)
         plan.base.require_unchanged()
         plan.merged.require_unchanged()
@@ -145,9 +147,8 @@ def _merge_batch(plan: MergePlan, writer: ShardWriter, batch: tuple[TensorPlan, 
         for run in runs_over(tensor.shape, part, plan.device):
             stored = require_finite(plan.base, name, run)
             if slices := plan.merged.slices(name, run, plan.device):
-                loop = Loop.of(combine, slices)
-                written, squares = (loop and loop.written(stored, cast)) or added(
-                    loop.changed() if loop else combine(slices), slices, stored, cast
+                written, squares = written_at_once(combine, slices, stored, cast) or added(
+                    changed(combine, slices), slices, stored, cast
                 )
                 total = total.plus(squares)
             else:  # adding zero turns -0.0 into 0.0, as in any other sum
@@ -170,17 +171,13 @@ def complete(
     """
     base.copy_side_files(directory)
     if dtype != "same":
-        config = json.dumps(_with_dtype(base.config, dtype), indent=2) + "\n"
-        (directory / "config.json").write_text(config, encoding="utf-8")
+        # Also in the parts of a vision-language model.
+        named = json.loads(json.dumps(base.config), object_hook=partial(_with_dtype, dtype))
+        text = json.dumps(named, indent=2) + "\n"
+        (directory / "config.json").write_text(text, encoding="utf-8")
     (directory / "README.md").write_text(model_card(content), encoding="utf-8")
     return write_manifest(directory, "merge", content)
 
 
-def _with_dtype(config: Any, dtype: str) -> Any:
-    """Return a config that names another dtype, also in the parts of a vision-language model."""
-    if not isinstance(config, dict):
-        return config
-    return {
-        key: dtype if key in ("dtype", "torch_dtype") else _with_dtype(value, dtype)
-        for key, value in config.items()
-    }
+def _with_dtype(dtype: str, table: dict[str, Any]) -> dict[str, Any]:
+    return {key: dtype if key in _DTYPE_KEYS else value for key, value in table.items()}

@@ -23,6 +23,9 @@ Scale = Literal["raw", "unit", "equal"]
 
 Rows = Float64[Tensor, "vectors hidden"]
 
+_USUAL: Options = {"scale": "raw", "seed": 0}
+"""What a label leaves out."""
+
 _ROUNDING = 1e-12
 """A sum of weights that is smaller than this, relative to their size, counts as 0."""
 
@@ -148,10 +151,12 @@ def fuse(  # noqa: PLR0913  (what is fused, how long, by which method, and its n
     given = _checked(weights if weights is not None else [1.0] * len(vectors), vectors)
     formula, alphas = _bound(method, options or {}, given)
     rows = {layer: _scaled(vectors, layer, given, scale) for layer in vectors[0].layers}
-    called = label or _formula(vectors, given, method, _unusual(scale, options or {}, seed))
+    settings = {"scale": scale, **(options or {}), "seed": seed}
+    unusual = {n: value for n, value in settings.items() if _USUAL.get(n) != value}
+    called = label or _formula(vectors, given, method, unusual)
     fused = _combined(vectors, rows, alphas, formula, seed)
-    shown = {} if method == "mean" else formula.options
-    how = _formula(vectors, given, method, {"scale": scale, **shown, "seed": seed})
+    every = settings if method == "mean" else {"scale": scale, **formula.options, "seed": seed}
+    how = _formula(vectors, given, method, every)
     written = {layer: direction.float() for layer, direction in fused.items()}
     for layer, direction in written.items():
         if not direction.any():
@@ -230,12 +235,11 @@ def _scaled(
 ) -> Rows:
     """Return the directions of a layer, float64, scaled as ``scale`` says."""
     rows = torch.stack([vector[layer] for vector in vectors]).double()
-    norms = rows.norm(dim=1)
-    if scale == "raw":
-        return rows
-    mean = math.fsum(weights.abs() * norms) / math.fsum(weights.abs())
-    scaled: Tensor = rows * ((mean if scale == "equal" else 1.0) / norms)[:, None]
-    return scaled
+    if scale != "raw":
+        norms = rows.norm(dim=1)
+        mean = math.fsum(weights.abs() * norms) / math.fsum(weights.abs())
+        rows *= ((mean if scale == "equal" else 1.0) / norms)[:, None]
+    return rows
 
 
 def _combined(
@@ -249,8 +253,7 @@ def _combined(
     terms = []
     for place, (vector, alpha) in enumerate(zip(vectors, alphas.tolist(), strict=True)):
         source = _Directions({str(layer): row[place] for layer, row in rows.items()})
-        size = sum(row[place].numel() for row in rows.values())
-        base = Fingerprint(vector.model, len(rows), size)
+        base = Fingerprint(vector.model, len(rows), sum(row.shape[1] for row in rows.values()))
         numbers = (vector[layer].contiguous().numpy().tobytes().hex() for layer in vector.layers)
         identity = digest("directions", *map(str, vector.layers), *numbers)
         delta = Delta(source, base, identity, vector.label)
@@ -268,24 +271,17 @@ def _shares(
     fused: Mapping[int, Float64[Tensor, " hidden"]],
 ) -> Iterator[Share]:
     given = {layer: torch.stack([v[layer] for v in vectors]).double() for layer in fused}
-    places: list[tuple[int | None, list[int]]] = [(layer, [layer]) for layer in fused]
-    for place, layers in [*places, (None, list(fused))]:
+    places: dict[int | None, list[int]] = {layer: [layer] for layer in fused}
+    for place, layers in {**places, None: list(fused)}.items():
         direction = torch.cat([fused[layer] for layer in layers])
         long = torch.cat([rows[layer] for layer in layers], dim=1)
         inner = long @ direction
         shares = weights * inner / (weights * inner).sum()
         cosines = inner / (long.norm(dim=1) * direction.norm())
         norms = torch.cat([given[layer] for layer in layers], dim=1).norm(dim=1)
-        for index, vector in enumerate(vectors):
-            numbers = (float(column[index]) for column in (norms, shares, cosines))
-            yield Share(vector.label, float(weights[index]), place, *numbers)
-
-
-def _unusual(scale: Scale, options: Options, seed: int) -> Options:
-    """Return the settings that differ from their defaults, for a label."""
-    settings: Options = {"scale": scale, **options, "seed": seed}
-    usual = {"scale": "raw", "seed": 0}
-    return {name: value for name, value in settings.items() if usual.get(name) != value}
+        columns = (column.tolist() for column in (weights, norms, shares, cosines))
+        for vector, weight, *numbers in zip(vectors, *columns, strict=True):
+            yield Share(vector.label, weight, place, *numbers)
 
 
 def _formula(

@@ -20,7 +20,7 @@ from personality_vector.delta.sources import require_finite
 from personality_vector.errors import NonFiniteError, RecipeError, blame
 from personality_vector.merging.formula import Combine, Formula, Vote
 from personality_vector.merging.terms import Slice
-from personality_vector.numeric.compiled import change_all, merge_all
+from personality_vector.numeric.compiled import BLOCK, merge_all
 from personality_vector.numeric.kernels import difference, is_finite, projection, rounded
 from personality_vector.numeric.random import uniform
 
@@ -120,93 +120,84 @@ def changed(combine: Combine, slices: Sequence[Slice]) -> Float64[Tensor, " entr
     Raises:
         NonFiniteError: A term holds NaN or infinity.
     """
-    loop = Loop.of(combine, slices)
-    return loop.changed() if loop else combine(slices)
+    numbers = _numbers(combine, slices)
+    if numbers is None:
+        return combine(slices)
+    arrays = _arrays(slices)
+    change = torch.empty(arrays[1].shape[1], dtype=torch.float64)
+    _require_finite(slices, merge_all(*arrays, numbers, change.numpy(), None)[-1])
+    return change
 
 
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """A formula and the slices of all terms, as the compiled loops take them."""
+def written_at_once(
+    combine: Combine, slices: Sequence[Slice], base: Float[Tensor, " entries"], cast: Cast
+) -> tuple[BFloat16[Tensor, " entries"], Squares] | None:
+    """Return ``base + change`` rounded once, and the inner products, if one loop does it all.
 
-    slices: Sequence[Slice]
-    numbers: tuple[Any, ...]
+    One does for a bfloat16 model to the nearest bfloat16, if the formula is compiled; but not for a
+    single delta as it is, whose fine-tuned entries may be restored.
 
-    @classmethod
-    def of(cls, combine: Combine, slices: Sequence[Slice]) -> "Loop | None":
-        """Return the loop of a formula, or ``None`` if it has none, or not on this device."""
-        if not isinstance(combine, Formula) or not isinstance(combine.consensus, Vote):
-            return None
-        kept = list(map(combine.keep, slices))
-        drop_rate, *others = {k.drop_rate for k in kept}
-        if others or callable(drop_rate) or slices[0].device != "cpu":
-            return None
-        rate = np.uint64(math.ceil(float(np.float32(drop_rate)) * 2**24))
-        numbers = (
-            np.array([s.alpha for s in slices]),
-            np.array([k.low for k in kept], np.float32),
-            np.array([k.high for k in kept], np.float32),
-            np.array([s.key for s in slices], np.uint64),
-            np.int64(slices[0].part.start),
-            rate,
-            1.0 - drop_rate,
-            np.int64(_CONSENSUS[combine.consensus.over]),
-            combine.consensus.by_count,
-            combine.lambda_,
-        )
-        return cls(slices, numbers)
+    Args:
+        combine: The method.
+        slices: Of every term that acts; at least one.
+        base: These entries of the checkpoint that the deltas were taken from.
+        cast: How to round.
 
-    def changed(self) -> Float64[Tensor, " entries"]:
-        """Return the change.
-
-        Raises:
-            NonFiniteError: A term holds NaN or infinity.
-        """
-        first = self.slices[0]
-        ends = first.term.ends(first.name)
-        base = require_finite(ends[1], first.name, first.part) if ends else None
-        arrays = _arrays(self.slices, base)
-        change = torch.empty(arrays[1].shape[1], dtype=torch.float64)
-        self._require_finite(change_all(*arrays, self.numbers, change.numpy()))
-        return change
-
-    def written(
-        self, base: Float[Tensor, " entries"], cast: Cast
-    ) -> tuple[BFloat16[Tensor, " entries"], Squares] | None:
-        """Return ``base + change`` rounded once, and the inner products, if one loop does it all.
-
-        One does for a bfloat16 model to the nearest bfloat16; but not for a single delta as it is,
-        whose fine-tuned entries may be restored.
-
-        Args:
-            base: These entries of the checkpoint that the deltas were taken from.
-            cast: How to round.
-
-        Raises:
-            NonFiniteError: A term holds NaN or infinity, or a sum does not fit bfloat16.
-        """
-        plain = base.dtype == cast.dtype == torch.bfloat16 and cast.rounding == "nearest"
-        if not plain or (len(self.slices) == 1 and self.slices[0].alpha == 1.0):
-            return None
-        out = torch.empty_like(base)
-        arrays, bits = _arrays(self.slices, base), out.view(torch.uint16).numpy()
-        *squares, bad = merge_all(*arrays, self.numbers, bits)
-        self._require_finite(bad)
-        require_fit(out, lambda: base.double() + self.changed())
-        return out, Squares(*squares)
-
-    def _require_finite(self, bad: int) -> None:
-        """Raise NonFiniteError for the term of number ``bad``; -1 stands for none."""
-        if bad < 0:
-            return
-        culprit = self.slices[bad]
-        with blame(delta=culprit.term.delta.label):
-            for end in culprit.term.ends(culprit.name) or ():
-                require_finite(end, culprit.name, culprit.part)
+    Raises:
+        NonFiniteError: A term holds NaN or infinity, or a sum does not fit bfloat16.
+    """
+    plain = base.dtype == cast.dtype == torch.bfloat16 and cast.rounding == "nearest"
+    numbers = _numbers(combine, slices) if plain else None
+    if numbers is None or (len(slices) == 1 and slices[0].alpha == 1.0):
+        return None
+    out = torch.empty_like(base)
+    bits = out.view(torch.uint16).numpy()
+    *squares, bad = merge_all(*_arrays(slices, base), numbers, np.empty(BLOCK), bits)
+    _require_finite(slices, bad)
+    require_fit(out, lambda: base.double() + changed(combine, slices))
+    return out, Squares(*squares)
 
 
-def _arrays(slices: Sequence[Slice], base: Tensor | None) -> tuple[Any, Any]:
-    """Return base and terms: bits of bfloat16 weights if all are, else float64 base and deltas."""
+def _numbers(combine: Combine, slices: Sequence[Slice]) -> tuple[Any, ...] | None:
+    """Return a formula as the compiled loops take it, or ``None`` if they cannot, or not here."""
+    if not isinstance(combine, Formula) or not isinstance(combine.consensus, Vote):
+        return None
+    kept = list(map(combine.keep, slices))
+    drop_rate, *others = {k.drop_rate for k in kept}
+    if others or callable(drop_rate) or slices[0].device != "cpu":
+        return None
+    return (
+        np.array([s.alpha for s in slices]),
+        np.array([k.low for k in kept], np.float32),
+        np.array([k.high for k in kept], np.float32),
+        np.array([s.key for s in slices], np.uint64),
+        np.int64(slices[0].part.start),
+        np.uint64(math.ceil(float(np.float32(drop_rate)) * 2**24)),
+        1.0 - drop_rate,
+        np.int64(_CONSENSUS[combine.consensus.over]),
+        combine.consensus.by_count,
+        combine.lambda_,
+    )
+
+
+def _require_finite(slices: Sequence[Slice], bad: int) -> None:
+    """Raise NonFiniteError for the term of number ``bad``; -1 stands for none."""
+    if bad < 0:
+        return
+    culprit = slices[bad]
+    with blame(delta=culprit.term.delta.label):
+        for end in culprit.term.ends(culprit.name) or ():
+            require_finite(end, culprit.name, culprit.part)
+
+
+def _arrays(slices: Sequence[Slice], base: Tensor | None = None) -> tuple[Any, Any]:
+    """Return base and terms: bits of bfloat16 weights if all are, else float64 base and deltas.
+
+    Without a base given it is that of the first term, if its weights are bfloat16.
+    """
     ends = [s.term.ends(s.name) for s in slices]
+    if base is None and ends[0]:
+        base = require_finite(ends[0][1], slices[0].name, slices[0].part)
     if base is None or base.dtype != torch.bfloat16 or None in ends:
         terms = torch.stack([s.delta for s in slices])
         return (terms[0] if base is None else base.double()).numpy(), terms.numpy()

@@ -128,8 +128,8 @@ class Merged(TensorSource):
             else f"alpha_{number} * {term.delta.label}"
             for number, term in enumerate(self.terms, 1)
         )
-        label = label or f"{self.combine.name}({', '.join(weighted)})"
-        return Delta(self, base.fingerprint, identity, label)
+        done = f"{self.combine.name}({', '.join(weighted)})"
+        return Delta(self, base.fingerprint, identity, label or done)
 
     @cached_property
     def active(self) -> tuple[Term, ...]:

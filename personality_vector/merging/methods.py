@@ -74,11 +74,6 @@ def between(s: Slice, *, beta: Share = 0.85, gamma: Share = 0.01) -> Kept:
     return Kept(low, max(low, s.threshold(gamma, "per_tensor")) if gamma else inf)
 
 
-def all_terms() -> Vote:
-    """Add the terms up, in the order given."""
-    return Vote()
-
-
 def agreeing(
     *,
     election: Literal["mass", "count"] = "mass",
@@ -98,12 +93,9 @@ def agreeing(
 
 def _window_fault(options: Options) -> str | None:
     middle, half = float(options["drop_rate"]), float(options["epsilon"]) / 2
-    if half <= middle < 1.0 - half:
-        return None
-    return (
-        "drop_rate -/+ epsilon / 2 must stay in [0, 1), "
-        f"here it is {middle - half:g} to {middle + half:g}"
-    )
+    span = f"{middle - half:g} to {middle + half:g}"
+    fits = half <= middle < 1.0 - half
+    return None if fits else f"drop_rate -/+ epsilon / 2 must stay in [0, 1), here it is {span}"
 
 
 def _shares_fault(options: Options) -> str | None:
@@ -121,7 +113,7 @@ METHODS: dict[str, MergeMethod] = {
             "task_arithmetic",
             "Ilharco et al. 2022, arXiv:2212.04089",
             Sparsification(everything),
-            all_terms,
+            Vote,
         ),
         MergeMethod(
             "ties",
@@ -129,7 +121,7 @@ METHODS: dict[str, MergeMethod] = {
             Sparsification(largest, {"density": 1.0}),
             agreeing,
         ),
-        MergeMethod("dare", "Yu et al. 2023, arXiv:2311.03099", AT_RANDOM, all_terms),
+        MergeMethod("dare", "Yu et al. 2023, arXiv:2311.03099", AT_RANDOM, Vote),
         # The released code of DARE trims as well; mergekit's default is ``consensus: sum``.
         MergeMethod(
             "dare_ties",
@@ -149,7 +141,7 @@ METHODS: dict[str, MergeMethod] = {
             "breadcrumbs",
             "Davari and Belilovsky 2023, arXiv:2312.06795",
             Sparsification(between, {"beta": 0.0, "gamma": 0.0}, _shares_fault),
-            all_terms,
+            Vote,
         ),
     )
 }
@@ -174,7 +166,6 @@ def drop_rates(delta: Entries, columns: int, drop_rate: float, epsilon: float) -
     rows = delta.abs().reshape(-1, columns)
     order = rows.argsort(dim=1, descending=True, stable=True)
     share = torch.linspace(-0.5, 0.5, columns, dtype=torch.float64, device=delta.device)
-    if columns == 1:
-        share.zero_()
+    share *= columns > 1  # the only entry of a row is in the middle
     rates = torch.empty_like(rows).scatter_(1, order, share.expand_as(rows))
     return (drop_rate + epsilon * rates).reshape(-1)

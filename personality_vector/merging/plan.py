@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import torch
 
-from personality_vector.checkpoint import FLOATS, Checkpoint, TensorPlan, parse_size
+from personality_vector.checkpoint import FLOATS, Checkpoint, TensorPlan
 from personality_vector.delta import Delta, open_delta
-from personality_vector.errors import ModelError, RecipeError
+from personality_vector.errors import ModelError
 from personality_vector.merging.loop import Rounding, require_stochastic
 from personality_vector.merging.merged import Merged, merged_by
-from personality_vector.merging.recipe import MergeRecipe
-from personality_vector.merging.terms import CHUNK, Term, runs
+from personality_vector.merging.recipe import MergeRecipe, OutputSpec
+from personality_vector.merging.terms import CHUNK, runs
 from personality_vector.numeric.parallel import cores
 
 _PROCESS_BYTES = 300_000_000
@@ -32,12 +32,7 @@ class Output:
     shard_size: str = "5GB"
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("same", *FLOATS):
-            known = ", ".join(("same", *FLOATS))
-            raise RecipeError(f"output.dtype must be one of {known}, got {self.dtype!r}")
-        if self.rounding not in get_args(Rounding):
-            raise RecipeError(f"output.rounding must be nearest or stochastic: {self.rounding!r}")
-        parse_size(self.shard_size)
+        OutputSpec.parse(asdict(self), origin="output", folder=Path())
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ class MergePlan:
 
     Attributes:
         base: The base.
-        delta: What is added to it; its source is a :class:`Merged`.
+        merged: What is added to it: the terms, and the method that combines them.
         output: How the result is written.
         device: Where it is computed.
         notes: What the author of the recipe may not expect.
@@ -54,16 +49,11 @@ class MergePlan:
     """
 
     base: Checkpoint
-    delta: Delta
+    merged: Merged
     output: Output = field(default_factory=Output)
     device: str = "cpu"
     notes: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def merged(self) -> Merged:
-        """The terms of the merge, and the method that combines them."""
-        return cast("Merged", self.delta.source)
 
     @property
     def method(self) -> str:
@@ -97,7 +87,18 @@ class MergePlan:
             "source": self.merged.combine.source,
             "options": dict(self.merged.combine.options),
             "seed": self.merged.seed,
-            "terms": [_described(term, self) for term in self.merged.terms],
+            "terms": [
+                {
+                    "label": term.delta.label,
+                    "alpha": list(term.alpha) if isinstance(term.alpha, tuple) else term.alpha,
+                    "identity": term.delta.identity,
+                    "pole": str(term.delta.pole) if term.delta.pole else None,
+                    "tensors": sum(term.alpha_at(name) != 0.0 for name in term.delta.names),
+                    "of_tensors": len(self.base.entries),
+                    **term.remarks,
+                }
+                for term in self.merged.terms
+            ],
             "output": asdict(self.output),
             "bytes": self.size,
             **({"notes": list(self.notes)} if self.notes else {}),
@@ -112,19 +113,6 @@ def described_base(base: Checkpoint) -> dict[str, str]:
         "reference": base.reference,
         "fingerprint": base.fingerprint.digest,
     }
-
-
-def _described(term: Term, plan: MergePlan) -> dict[str, Any]:
-    alpha = dict(term.alpha) if isinstance(term.alpha, Mapping) else term.alpha
-    row = {
-        "label": term.delta.label,
-        "alpha": list(alpha) if isinstance(alpha, tuple) else alpha,
-        "identity": term.delta.identity,
-        "pole": str(term.delta.pole) if term.delta.pole else None,
-        "tensors": sum(term.alpha_at(name) != 0.0 for name in term.delta.names),
-        "of_tensors": len(plan.base.entries),
-    }
-    return {**row, **term.remarks}
 
 
 def forecast(plan: MergePlan, out: Path) -> dict[str, Any]:
@@ -163,11 +151,10 @@ def plan_merge(
     """
     start, output = Checkpoint.open(base), output or Output()
     delta = open_delta(delta, start)
-    if not isinstance(delta.source, Merged):
-        delta = replace(delta, source=Merged.of(delta))
+    source = delta.source if isinstance(delta.source, Merged) else Merged.of(delta)
     if output.dtype != "same":
         _ = start.config  # which will be rewritten, so it has to be there
-    plan = MergePlan(start, delta, output, resolve_device(device))
+    plan = MergePlan(start, source, output, resolve_device(device))
     for tensor in plan.tensors if output.rounding == "stochastic" else ():
         if tensor.dtype.is_floating_point:
             require_stochastic(tensor.dtype)
@@ -190,10 +177,10 @@ def resolve_device(device: str) -> str:
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "mps":
-        raise ModelError("device mps has no float64, which a merge computes in; use cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ModelError(f"device {device!r}: a merge runs on cpu, cuda or cuda:N")
+        raise ModelError(
+            f"device {device!r}: a merge runs on cpu, cuda or cuda:N; mps has no float64"
+        )
     number = int(device.partition(":")[2] or 0)
     if device != "cpu" and number >= torch.cuda.device_count():
         raise ModelError(

@@ -12,6 +12,7 @@ from personality_vector.recipes.schema import (
     ModelRef,
     Real,
     Recipe,
+    Size,
     Whole,
     Words,
 )
@@ -57,7 +58,7 @@ class OutputSpec(Recipe):
 
     dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
     rounding: Literal["nearest", "stochastic"] = "nearest"
-    shard_size: str = Field(default="5GB", pattern=r"^\d+(\.\d+)?\s*([KMG]B)$")
+    shard_size: Size = "5GB"
 
 
 class MergeRecipe(Recipe):

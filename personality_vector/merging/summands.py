@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import numpy as np
+
 from personality_vector.checkpoint import Checkpoint, Kind, canonical, kind
 from personality_vector.delta import Delta, Difference, Restricted, block_of, open_delta
 from personality_vector.delta.opening import Allowed
@@ -77,9 +79,8 @@ def _restricted(delta: Delta, names: set[str]) -> Delta:
     kept = tuple(name for name in delta.names if name in names)
     if not kept:
         raise RecipeError(f"{delta.label}: include and exclude leave none of its tensors")
-    if kept == delta.names:
-        return delta
-    return replace(delta, source=Restricted(delta.source, {name: name for name in kept}))
+    source = Restricted(delta.source, {name: name for name in kept})
+    return delta if kept == delta.names else replace(delta, source=source)
 
 
 def require_nonzero(delta: Delta) -> None:
@@ -182,8 +183,7 @@ def alpha_by_tensor(
         return lambda name: table.get(name, 0.0)
     if isinstance(alpha, tuple):
         return _over_depth(alpha, all_names or names)
-    value = float(alpha)
-    return lambda name: value  # noqa: ARG005
+    return lambda name: float(alpha)  # noqa: ARG005
 
 
 def _over_depth(alpha: tuple[float, ...], names: Sequence[str]) -> Callable[[str], float]:
@@ -196,8 +196,6 @@ def _over_depth(alpha: tuple[float, ...], names: Sequence[str]) -> Callable[[str
         if block is None:
             return alpha[0 if kind(name) == "embeddings" else -1]
         position = block[1] / max(1, depths[block[0]] - 1) * (len(alpha) - 1)
-        below = min(int(position), len(alpha) - 1)
-        above = min(below + 1, len(alpha) - 1)
-        return alpha[below] + (position - below) * (alpha[above] - alpha[below])
+        return float(np.interp(position, range(len(alpha)), alpha))
 
     return at

@@ -109,11 +109,9 @@ class Term:
         above, ends = 0, self.ends(name)
         with blame(delta=self.delta.label, tensor=name):
             for part in runs(self.delta.shape(name), 2 * CHUNK, batch):
-                if ends is None:
-                    tuned, base = self.delta.source.part(name, part), None
-                else:
-                    tuned, base = (end.part(name, part) for end in ends)
-                larger, infinite = count_magnitudes(tuned, base, low, shift, counts)
+                entries = (ends[0] if ends else self.delta.source).part(name, part)
+                base = ends[1].part(name, part) if ends else None
+                larger, infinite = count_magnitudes(entries, base, low, shift, counts)
                 for end in ends if ends and infinite else ():
                     require_finite(end, name, part)
                 above += larger
@@ -181,8 +179,7 @@ class Slice:
     def threshold(self, density: float, scope: str) -> float:
         """Return the magnitude that the top ``density`` of the whole term or tensor reaches."""
         name = None if scope == "global" else self.name
-        what = name, f"top {density}"
-        return self.term.once(what, lambda: self.term.threshold(density, name))
+        return self.term.once((name, f"top {density}"), lambda: self.term.threshold(density, name))
 
     def survey(self, what: str, measure: Callable[[Callable[[], Iterator["Slice"]]], T]) -> T:
         """Return a measurement of this term's whole tensor, made once and kept under ``what``.
@@ -272,13 +269,12 @@ def magnitude_threshold(
     found = _bin_of(counts, keep, guess, 0, _AROUND)
     if found is None:
         place = _bin_of(counts, keep, 0, 16, _BINS) or 0
-        found = _bin_of(counts, keep, place << 16, 0, _BINS) or 0
-        guess = place << 16
-    return float(torch.tensor(guess + found, dtype=torch.int32).view(torch.float32))
+        found = _bin_of(counts, keep, place, 0, _BINS) or place
+    return float(torch.tensor(found, dtype=torch.int32).view(torch.float32))
 
 
 def _bin_of(parts: Sequence[Count], keep: int, low: int, shift: int, bins: int) -> int | None:
-    """Return the bin that holds the ``keep``-th largest magnitude, or ``None`` if none does."""
+    """Return the lowest bits of the bin of the ``keep``-th largest magnitude, if one holds it."""
 
     def count(group: Sequence[Count]) -> tuple[Tensor, int]:
         counts = torch.zeros(bins, dtype=torch.int64)
@@ -295,4 +291,4 @@ def _bin_of(parts: Sequence[Count], keep: int, low: int, shift: int, bins: int) 
     if not above < keep <= above + int(total.sum()):
         return None
     from_top = above + total.flip(0).cumsum(0)
-    return bins - 1 - int((from_top < keep).sum())
+    return low + (bins - 1 - int((from_top < keep).sum()) << shift)

@@ -57,11 +57,25 @@ def _entry_of(term: Any, base: Any) -> Any:
     return lambda term, base: wide(term) - wide(base)
 
 
+def is_infinite(entry: Any) -> Any:
+    """Return whether bits are those of NaN or infinity; a float64 has been checked before."""
+
+
+@overload(is_infinite, strict=False)  # type: ignore[untyped-decorator]
+def _is_infinite(entry: Any) -> Any:
+    if isinstance(entry, types.Integer):
+        return lambda entry: (entry & np.uint16(0x7F80)) == np.uint16(0x7F80)
+    return lambda entry: False  # noqa: ARG005
+
+
 @compiled
-def subtract(tuned: Any, base: Any, out: Any) -> None:
-    """Write the differences of two bfloat16 tensors, given as their bits, in float64."""
+def widen(term: Any, base: Any, out: Any) -> bool:
+    """Write the entries of a term in float64; return whether one is NaN or infinite."""
+    bad = False
     for i in range(out.size):
-        out[i] = wide(tuned[i]) - wide(base[i])
+        out[i] = entry_of(term[i], base[i])
+        bad |= is_infinite(term[i])
+    return bad
 
 
 @compiled
@@ -150,47 +164,27 @@ def draw(key: Any, start: int, drawn: Any) -> None:
         drawn[i] = np.float32(mixed(key, start + i)) * np.float32(2.0**-24)
 
 
-def _is_infinite(entry: Any) -> Any:
-    """Return whether bits are those of NaN or infinity; a float64 has been checked before."""
-
-
-@overload(_is_infinite, strict=False)  # type: ignore[untyped-decorator]
-def _is_infinite_of(entry: Any) -> Any:
-    if isinstance(entry, types.Integer):
-        return lambda entry: (entry & np.uint16(0x7F80)) == np.uint16(0x7F80)
-    return lambda entry: False  # noqa: ARG005
-
-
 @compiled
-def merge_all(base: Any, terms: Any, numbers: Any, written: Any) -> Any:
-    """Write base and terms merged, as bits; return inner products and a term that is not finite."""
-    scratch, change = np.empty((len(terms) + 3, BLOCK)), np.empty(BLOCK)
-    of_base = of_change = along = 0.0
-    bad = -1
-    for first in range(0, base.size, BLOCK):
-        here = slice(first, min(first + BLOCK, base.size))
-        size = here.stop - first
-        bad = max(bad, _block(base, terms, here, numbers, scratch, change[:size]))
-        _round_block(scratch[-1], change, written[here])
-        squares = project(scratch[-1], change, written[here])
-        of_base, of_change, along = of_base + squares[0], of_change + squares[1], along + squares[2]
-    return of_base, of_change, along, bad
+def merge_all(base: Any, terms: Any, numbers: Any, change: Any, written: Any) -> Any:
+    """Merge a base and terms; return inner products, and a term that is not finite, or -1.
 
-
-@compiled
-def change_all(base: Any, terms: Any, numbers: Any, out: Any) -> Any:
-    """Write the change of the terms in float64; return a term that is not finite, or -1."""
+    ``change`` takes the whole change in float64; or, where ``written`` takes the merged entries as
+    bits, a block of it at a time.
+    """
     scratch, bad = np.empty((len(terms) + 3, BLOCK)), -1
+    of_base = of_change = along = 0.0
     for first in range(0, base.size, BLOCK):
         here = slice(first, min(first + BLOCK, base.size))
-        bad = max(bad, _block(base, terms, here, numbers, scratch, out[here]))
-    return bad
-
-
-@compiled
-def _round_block(weights: Any, change: Any, written: Any) -> None:
-    for j in range(written.size):
-        written[j] = nearest_bfloat16(weights[j] + change[j])
+        part = change[here] if written is None else change[: here.stop - first]
+        bad = max(bad, _block(base, terms, here, numbers, scratch, part))
+        if written is not None:
+            weights, merged = scratch[-1, : part.size], scratch[0, : part.size]
+            np.add(weights, part, merged)
+            round_all(merged, written[here])
+            squares = project(weights, part, written[here])
+            of_base, of_change = of_base + squares[0], of_change + squares[1]
+            along += squares[2]
+    return of_base, of_change, along, bad
 
 
 @compiled
@@ -207,13 +201,15 @@ def _block(base: Any, terms: Any, here: Any, numbers: Any, scratch: Any, change:
     else:
         for i in range(count):
             out = scratch[i, :size]
-            if _widen(terms[i, here], weights, out):
+            if widen(terms[i, here], weights, out):
                 bad = i
             _trim(out, low[i], high[i])
             _drop(out, keys[i], start + here.start, rate, kept)
             _scale(out, alphas[i])
         if consensus == 0:
-            _add(scratch, count, change)
+            change[:] = scratch[0, :size]
+            for i in range(1, count):
+                change += scratch[i, :size]
         else:
             _agree(scratch, count, consensus == 1, by_count, change)
     _scale(change, lambda_)
@@ -225,22 +221,13 @@ def _add_scaled(terms: Any, here: Any, weights: Any, alphas: Any, total: Any) ->
     """Write the weighted sum of what nothing is left out of, without a copy of each term."""
     bad = -1
     for i in range(len(terms)):
-        term, alpha, is_infinite = terms[i, here], alphas[i], False
+        term, alpha, is_bad = terms[i, here], alphas[i], False
         for j in range(total.size):
-            scaled = alpha * entry_of(term[j], weights[j])
-            total[j] = scaled if i == 0 else total[j] + scaled
-            is_infinite |= _is_infinite(term[j])
-        if is_infinite:
+            entry = entry_of(term[j], weights[j])
+            total[j] = alpha * entry if i == 0 else total[j] + alpha * entry
+            is_bad |= is_infinite(term[j])
+        if is_bad:
             bad = i
-    return bad
-
-
-@compiled
-def _widen(term: Any, weights: Any, out: Any) -> Any:
-    bad = False
-    for j in range(term.size):
-        out[j] = entry_of(term[j], weights[j])
-        bad |= _is_infinite(term[j])
     return bad
 
 
@@ -266,14 +253,6 @@ def _drop(out: Any, key: Any, start: Any, rate: Any, kept: Any) -> None:
         return
     for j in range(out.size):
         out[j] = out[j] / kept if mixed(key, start + j) >= rate else 0.0
-
-
-@compiled
-def _add(weighted: Any, count: Any, total: Any) -> None:
-    total[:] = weighted[0, : total.size]
-    for i in range(1, count):
-        for j in range(total.size):
-            total[j] += weighted[i, j]
 
 
 @compiled

@@ -18,7 +18,7 @@ from personality_vector.numeric.compiled import (
     count_bits,
     project,
     round_all,
-    subtract,
+    widen,
 )
 
 _EXPONENT = {
@@ -36,7 +36,7 @@ def difference(
     if not tuned.is_cpu or not tuned.dtype == base.dtype == torch.bfloat16:
         return tuned.double() - base.double()
     out = torch.empty(tuned.shape, dtype=torch.float64)
-    subtract(_bits(tuned), _bits(base), out.numpy())
+    widen(_bits(tuned), _bits(base), out.numpy())
     return out
 
 

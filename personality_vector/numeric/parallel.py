@@ -32,9 +32,8 @@ def cores() -> int:
         if not given.isdecimal() or int(given) < 1:
             raise RecipeError(f"PVEC_THREADS={given}: write a number of threads, such as 4")
         return int(given)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS lacks it
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def in_parallel(work: Callable[[T], R], items: Sequence[T]) -> Generator[R]:

@@ -75,11 +75,13 @@ Whole = Annotated[int, Strict()]
 
 _BLANK, _DEVICE = r"\S", r"^(auto|cpu|cuda(:\d+)?|mps)$"
 _NAME = r"^[a-z][a-z0-9_-]*$"
+_SIZE = r"^\d+(\.\d+)?\s*([KMG]B)$"
 _PATTERNS = {
     _BLANK: "needs at least one word",
     _DEVICE: "must be auto, cpu, cuda, cuda:N or mps",
     _NAME: "a name is lower-case letters, digits, - and _, and it begins with a letter, "
     "such as stoic-sailor",
+    _SIZE: "must be a size such as 5GB, 200MB or 64KB",
 }
 """What a value that does not match a pattern should be, in words."""
 
@@ -90,6 +92,7 @@ Name = Annotated[str, Field(pattern=_NAME)]
 """The name of a trait or a persona."""
 
 Device = Annotated[str, Field(pattern=_DEVICE)]
+Size = Annotated[str, Field(pattern=_SIZE)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 

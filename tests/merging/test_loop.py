@@ -14,7 +14,7 @@ import personality_vector as pv
 from personality_vector import Checkpoint, Delta, merge
 from personality_vector.errors import NonFiniteError, RecipeError
 from personality_vector.merging.formula import Vote
-from personality_vector.merging.loop import Cast, Loop, changed
+from personality_vector.merging.loop import Cast, changed, written_at_once
 from personality_vector.merging.merged import Merged
 from personality_vector.merging.methods import METHODS
 from personality_vector.numeric.random import uniform
@@ -82,8 +82,7 @@ def made(bench: Any, dtype: torch.dtype, method: str, options: Any, terms: Any) 
 
 def written(bench: Any, source: Merged, name: str, part: slice) -> Any:
     stored = Checkpoint.open(bench(BF16)).part(name, part)
-    loop = Loop.of(source.combine, source.slices(name, part))
-    return loop and loop.written(stored, Cast(BF16))
+    return written_at_once(source.combine, source.slices(name, part), stored, Cast(BF16))
 
 
 @st.composite

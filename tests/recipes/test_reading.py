@@ -88,7 +88,10 @@ MISTAKES = {
         "terms.0: give either delt",
     ),
     "no source": (GOOD.replace("tuned: ./one, ", ""), "terms.0: give either delta"),
-    "impossible size": (GOOD + "output: {shard_size: big}\n", "output.shard_size: String should"),
+    "impossible size": (
+        GOOD + "output: {shard_size: big}\n",
+        "output.shard_size: must be a size such as 5GB",
+    ),
 }
 
 

@@ -18,25 +18,12 @@ import torch
 from torch import Tensor
 
 from personality_vector.checkpoint import FLOATS, Checkpoint, ShardWriter, TensorPlan
-from personality_vector.delta import matched, require_finite
+from personality_vector.delta import require_finite
 from personality_vector.errors import NonFiniteError, RecipeError, blame
 from personality_vector.files import AtomicDirectory
 from personality_vector.merging.engine import MergeReport, complete
-from personality_vector.merging.mergekit.models import (
-    open_models,
-    output_dtype,
-    promoted,
-    regions_of,
-    require_vocabulary,
-)
 from personality_vector.merging.mergekit.recipe import MergekitRecipe
-from personality_vector.merging.mergekit.settings import (
-    Parameter,
-    Values,
-    resolve,
-    summary,
-    summary_of,
-)
+from personality_vector.merging.mergekit.settings import Values, summary, summary_of
 from personality_vector.merging.plan import described_base
 from personality_vector.numeric.kernels import is_finite
 from personality_vector.numeric.random import key_for
@@ -110,46 +97,6 @@ class BridgePlan:
         }
 
 
-def plan_bridge(recipe: MergekitRecipe, data: Mapping[str, Any], seed: int) -> BridgePlan:
-    """Check a YAML whose method is mergekit's own.
-
-    Raises:
-        RecipeError: mergekit is missing, knows no such method, or refuses models or parameters.
-    """
-    method = _method(recipe.merge_method)
-    models = dict(zip(recipe.references, open_models(recipe.references), strict=True))
-    base = models[recipe.base_model or recipe.references[0]]
-    for other in models.values():
-        if other is not base:
-            matched(base, other)
-    require_vocabulary(recipe, [base, *(one for one in models.values() if one is not base)])
-    regions = regions_of(recipe, base.names)
-    for region in regions:
-        try:
-            method.validate_inputs(list(region.models), recipe.base_model)
-        except ValueError as error:
-            raise RecipeError(f"{region.where}: {error}") from error
-    stored = promoted([base, *models.values()])
-    scopes = {"shared": "shared", "input": "model", "non_base": "tuned"}
-    parameters = [
-        Parameter(
-            spec.name,
-            None if spec.required else spec.default,
-            scopes[spec.scope.value],  # type: ignore[arg-type]
-            "truth" if spec.value_type is bool else "number",
-            optional=not spec.required and spec.default is None,
-        )
-        for spec in method.spec.parameters
-    ]
-    values = resolve(recipe, regions, parameters, list(stored))
-    written = output_dtype(recipe, base, stored)
-    tensors = [
-        TensorPlan(e.name, FLOATS.get(written, e.dtype) if e.name in stored else e.dtype, e.shape)
-        for e in base.in_file_order
-    ]
-    return BridgePlan(recipe, base, models, values, tensors, seed, data)
-
-
 def write_bridge(plan: BridgePlan, out: str | Path, *, force: bool = False) -> MergeReport:
     """Carry out a plan; the output appears whole or not at all."""
     with AtomicDirectory(out, force=force, inputs=plan.inputs, size=plan.size) as directory:
@@ -172,9 +119,11 @@ def _merged(plan: BridgePlan, tensor: TensorPlan) -> Tensor:
         return plan.base[name]
     values, recipe = plan.values[name], plan.recipe
     ids = list(values.of)
-    own = sorted({key for each in values.of.values() for key in each})
     # By name and model, as mergekit takes them.
-    of_models = {key: {model: of.get(key) for model, of in values.of.items()} for key in own}
+    of_models = {
+        key: {model: of.get(key) for model, of in values.of.items()}
+        for key in sorted(set().union(*values.of.values()))
+    }
     # Copies, since mergekit may work in place.
     inputs = [require_finite(plan.models[one], name).reshape(tensor.shape).clone() for one in ids]
     with torch.random.fork_rng(devices=[]):
@@ -182,7 +131,7 @@ def _merged(plan: BridgePlan, tensor: TensorPlan) -> Tensor:
         try:
             merged: Tensor = _mergekit().merge_tensors(
                 inputs,
-                _method(recipe.merge_method),
+                find_method(recipe.merge_method),
                 parameters={**values.shared, **of_models},
                 ids=ids,
                 base_index=ids.index(recipe.base_model) if recipe.base_model in ids else None,
@@ -197,7 +146,8 @@ def _merged(plan: BridgePlan, tensor: TensorPlan) -> Tensor:
     return merged
 
 
-def _method(name: str) -> Any:
+def find_method(name: str) -> Any:
+    """Return the method of mergekit that has this name, or refuse it."""
     methods = {one.spec.name: one for one in _mergekit().registered_methods()}
     if name not in methods:
         raise RecipeError(

@@ -7,7 +7,7 @@ counter-based generator.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,46 +30,23 @@ Read = Callable[[Slice], Tensor]
 Mask = Callable[[Slice, Tensor], Bool[Tensor, " entries"]]
 """From a slice and its delta in mergekit's dtype to what is kept of it."""
 
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """Says which entries of one tensor are kept.
-
-    Attributes:
-        mask: From a slice to the entries that are kept of it.
-        dtype: The dtype in which mergekit masks and rescales.
-    """
-
-    mask: Mask
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A place in the order by magnitude, then by index, which runs backwards if ``descending``."""
-
-    magnitude: float
-    index: int
-    descending: bool
-
-    def reached(self, magnitude: Tensor, index: Tensor) -> Bool[Tensor, " entries"]:
-        """Return which entries lie at this place or beyond it."""
-        beyond = index <= self.index if self.descending else index >= self.index
-        return (magnitude > self.magnitude) | ((magnitude == self.magnitude) & beyond)
+Stream = Callable[[], Iterator[Slice]]
+"""Yields the slices of a tensor in order, each time that it is called."""
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Holds the dtypes of one tensor: in all checkpoints, in mergekit's arithmetic, as written."""
+    """Holds how mergekit treats one tensor.
 
-    stored: torch.dtype
+    Attributes:
+        dtype: The dtype that it computes in.
+        written: The dtype that it writes.
+        narrows: Whether it rounds what it reads, since a checkpoint holds a wider dtype.
+    """
+
     dtype: torch.dtype
     written: torch.dtype
-
-    @property
-    def narrows(self) -> bool:
-        """Whether mergekit rounds what it reads."""
-        return torch.promote_types(self.stored, self.dtype) != self.dtype
+    narrows: bool
 
 
 @dataclass(frozen=True)
@@ -94,10 +71,10 @@ class TaskArithmetic(Combine):
         """Return the change of the base that mergekit would write, before its last rounding."""
         name = slices[0].name
         values = self.values[name]
-        acting = [s for s in slices if self.models[s.term.position] in values.of]
+        in_order = sorted(slices, key=lambda s: s.term.position)
+        acting = [s for s in in_order if self.models[s.term.position] in values.of]
         if not acting:
             return torch.zeros_like(slices[0].delta)
-        acting.sort(key=lambda s: s.term.position)
         dtype = self.precisions[name].dtype
         given = [values.of[self.models[s.term.position]]["weight"] for s in acting]
         weights = torch.tensor(given, dtype=dtype, device=acting[0].delta.device)[:, None]
@@ -114,8 +91,8 @@ class TaskArithmetic(Combine):
             return mixed.double()
         base = self._base(s)
         start = base.to(precision.dtype)
-        if precision.written == precision.dtype:
-            return start.double() + mixed.double() - base
+        if precision.written == precision.dtype:  # the engine rounds the sum to this dtype
+            start, mixed = start.double(), mixed.double()
         return (start + mixed).double() - base
 
     def _mixed(
@@ -127,13 +104,11 @@ class TaskArithmetic(Combine):
         """Return the sum of the terms (that agree), divided by the sum of weights, times lambda."""
         if self.convention.elects:
             # A sum of zero elects the positive sign.
-            elected = torch.where(weighted.sum(dim=0) >= 0, 1.0, -1.0)
-            agrees = weighted.sign() == elected
-            mixed, divisor = (weighted * agrees).sum(dim=0), (weights * agrees).sum(dim=0)
-            divisor[divisor == 0] = 1
-        else:
-            mixed, divisor = weighted.sum(dim=0), weights.sum(dim=0)
-            divisor[divisor.abs() < 1e-8] = 1  # as mergekit: no division by a sum of about zero
+            agrees = weighted.sign() == torch.where(weighted.sum(dim=0) >= 0, 1.0, -1.0)
+            weighted, weights = weighted * agrees, weights * agrees
+        mixed, divisor = weighted.sum(dim=0), weights.sum(dim=0)
+        # As mergekit: no division by a sum of zero, or of about zero.
+        divisor[divisor == 0 if self.convention.elects else divisor.abs() < 1e-8] = 1
         if shared["normalize"]:
             mixed = mixed / divisor
         return mixed if shared["lambda"] == 1 else mixed * shared["lambda"]
@@ -147,44 +122,44 @@ class TaskArithmetic(Combine):
             return delta
         if density <= 0.0:
             return torch.zeros_like(delta)
-        keep = self._keep(s, own, delta.dtype)
-        kept = delta.to(keep.dtype) * keep.mask(s, delta)
+        is_drawn = self.convention.trim in ("random", "ranked")
+        # mergekit draws in float32, but for bfloat16, in which a density of 0.9 is 0.8984.
+        dtype = torch.float32 if is_drawn and delta.dtype != torch.bfloat16 else delta.dtype
+        if is_drawn:
+            epsilon = float(own["epsilon"]) if self.convention.trim == "ranked" else None
+            mask = _drawn(density, epsilon, dtype)
+        else:
+            mask = self._by_magnitude(s, density, float(own.get("gamma", 0.0)))
+        kept = delta.to(dtype) * mask(s, delta)
         if values.shared["rescale"]:
-            kept = kept * self._scale(s, keep)
+            kept = kept * self._scale(s, mask, dtype)
         return kept.to(delta.dtype)
 
-    def _keep(self, s: Slice, own: Mapping[str, Scalar], dtype: torch.dtype) -> Keep:
-        """Return what is kept of the tensor that ``s`` is a part of."""
-        density, trim = float(own["density"]), self.convention.trim
-        if trim == "magnitude":
-            # Exactly this many, and of equal magnitudes the first.
-            rank, what = max(1, int(density * s.size)) - 1, f"top {density}"
-            (end,) = _places(what, self._delta, s, [rank], descending=True)
-            return Keep(lambda s, delta: end.reached(*_order(s, delta)), dtype)
-        if trim == "outliers":
-            return Keep(_middle(density, float(own["gamma"]), self._delta, s), dtype)
-        # mergekit draws in float32, but for bfloat16, in which a density of 0.9 is 0.8984.
-        drawn = dtype if dtype == torch.bfloat16 else torch.float32
-        if trim == "random":
-            share = float(torch.tensor(density, dtype=drawn))
-            return Keep(lambda s, delta: s.uniform() < share, drawn)  # noqa: ARG005
-        return Keep(_ranked(density, float(own["epsilon"]), drawn), drawn)
+    def _by_magnitude(self, s: Slice, density: float, gamma: float) -> Mask:
+        """Keep the largest of the tensor; or leave out a share and keep the next largest."""
+        count = int(density * s.size)
+        if self.convention.trim == "magnitude":
+            return _top(self._delta, s, max(1, count))
+        reached = min(s.size, count + int(gamma * s.size))
+        outer, outliers = (
+            _top(self._delta, s, number, last=True) for number in (reached, reached - count)
+        )
+        return lambda s, delta: outer(s, delta) & ~outliers(s, delta)
 
-    def _scale(self, s: Slice, keep: Keep) -> Float[Tensor, ""]:
+    def _scale(self, s: Slice, mask: Mask, dtype: torch.dtype) -> Float[Tensor, ""]:
         """Return the L1 norm of the tensor over that of what is kept, in mergekit's dtype."""
-        before, after = s.survey("mergekit: L1 norms", lambda stream: self._norms(stream(), keep))
-        whole, kept = (torch.tensor(norm, dtype=keep.dtype) for norm in (before, after))
+
+        def norms(stream: Stream) -> Float64[Tensor, "2"]:
+            total = torch.zeros(2, dtype=torch.float64)
+            for one in stream():
+                delta = self._delta(one)
+                size = delta.double().abs()
+                total += torch.stack([size.sum(), (size * mask(one, delta)).sum()]).cpu()
+            return total
+
+        whole, kept = s.survey("mergekit: L1 norms", norms).to(dtype)
         scale = torch.ones_like(kept) if whole < _SMALL or kept < _SMALL else whole / kept
         return scale.to(s.delta.device)
-
-    def _norms(self, slices: Iterable[Slice], keep: Keep) -> tuple[float, float]:
-        before = after = 0.0
-        for s in slices:
-            delta = self._delta(s)
-            size = delta.double().abs()
-            before += float(size.sum())
-            after += float((size * keep.mask(s, delta)).sum())
-        return before, after
 
     def _delta(self, s: Slice) -> Float[Tensor, " entries"]:
         """Return the difference of the two models after each was rounded to mergekit's dtype."""
@@ -198,32 +173,21 @@ class TaskArithmetic(Combine):
         return self.base.part(s.name, s.part).to(s.delta.device).double()
 
 
-def _middle(density: float, gamma: float, read: Read, s: Slice) -> Mask:
-    """Drop ``int(gamma * n)`` of the largest magnitudes, keep the next ``int(density * n)``."""
-    count = int(density * s.size)
-    first = max(0, s.size - count - int(gamma * s.size))
-    what = f"{density} below the top {gamma}"
-    low, high = _places(what, read, s, [first, first + count], descending=False)
+def _drawn(density: float, epsilon: float | None, dtype: torch.dtype) -> Mask:
+    """Keep an entry with probability ``density``, or ``density - epsilon + 2 epsilon r``.
 
-    def mask(s: Slice, delta: Tensor) -> Tensor:
-        order = _order(s, delta)
-        return low.reached(*order) & ~high.reached(*order)
-
-    return mask
-
-
-def _ranked(density: float, epsilon: float, dtype: torch.dtype) -> Mask:
-    """Keep an entry with ``density - epsilon + 2 epsilon r``, ``r`` its rank in its row.
-
-    ``r`` is 0 for the smallest and 1 for the largest; equal magnitudes rank from left to right.
+    ``r`` is the rank of the entry in its row, 0 for the smallest and 1 for the largest; equal
+    magnitudes rank from left to right.
     """
 
     def mask(s: Slice, delta: Tensor) -> Tensor:
+        if epsilon is None:
+            return s.uniform() < float(torch.tensor(density, dtype=dtype))
         rows = delta.abs().reshape(delta.numel() // s.columns, s.columns)
         order = rows.argsort(dim=1, stable=True)
         numbers = torch.arange(s.columns, device=delta.device).to(dtype) + 1
-        span = (numbers[-1] - numbers[0]) if s.columns > 1 else torch.ones_like(numbers[0])
-        shares = (density - epsilon) + ((numbers - numbers[0]) / span).clamp(0, 1) * 2 * epsilon
+        ranks = numbers - numbers[0]
+        shares = (density - epsilon) + (ranks / ranks[-1].clamp(1)).clamp(0, 1) * 2 * epsilon
         kept_with = torch.empty_like(rows, dtype=dtype)
         kept_with.scatter_(1, order, shares.expand_as(rows))
         return s.uniform() < kept_with.reshape(-1).float()
@@ -231,60 +195,49 @@ def _ranked(density: float, epsilon: float, dtype: torch.dtype) -> Mask:
     return mask
 
 
-def _order(s: Slice, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the magnitude and the index of each entry of a slice."""
-    index = torch.arange(s.part.start, s.part.start + delta.numel(), device=delta.device)
-    return delta.abs().float(), index
+def _top(read: Read, s: Slice, number: int, *, last: bool = False) -> Mask:
+    """Keep exactly the ``number`` largest magnitudes of the tensor that ``s`` is a part of.
 
-
-def _places(
-    what: str, read: Read, s: Slice, ranks: Sequence[int], *, descending: bool
-) -> list[Place]:
-    """Return the entries of some ranks, found once for the tensor that ``s`` is a part of."""
-
-    def find(stream: Callable[[], Iterator[Slice]]) -> list[Place]:
-        def deltas() -> Iterator[Tensor]:
-            return (read(one).double() for one in stream())
-
-        return [_place(deltas, s.size, rank, descending=descending) for rank in ranks]
-
-    return s.survey(f"mergekit: {what}", find)
-
-
-def _place(
-    deltas: Callable[[], Iterator[Tensor]], size: int, rank: int, *, descending: bool
-) -> Place:
-    """Return the entry of a rank, from 0; of equal magnitudes the first entry has the lowest rank.
-
-    One beyond the last has an infinite magnitude.
+    Of equal magnitudes the first entries are kept, or the ``last``.
     """
-    if rank >= size:
-        return Place(math.inf, size, descending)
-    number = rank + 1 if descending else size - rank  # among the largest, from 1
+    edge, end = s.survey(
+        f"mergekit: top {number}, last {last}",
+        lambda stream: _entry_at(lambda: map(read, stream()), s.size, number, last=last),
+    )
+
+    def mask(s: Slice, delta: Tensor) -> Tensor:
+        magnitude = delta.abs().float()
+        index = torch.arange(s.part.start, s.part.start + delta.numel(), device=delta.device)
+        within = index >= end if last else index <= end
+        return (magnitude > edge) | ((magnitude == edge) & within)
+
+    return mask
+
+
+def _entry_at(
+    deltas: Callable[[], Iterator[Tensor]], size: int, number: int, *, last: bool
+) -> tuple[float, int]:
+    """Return magnitude and index of the least of the ``number`` largest entries; see :func:`_top`.
+
+    Where these are all entries or none, the magnitude is one that all exceed, or none reaches.
+    """
+    if not 0 < number < size:
+        return (-math.inf if number else math.inf), 0
 
     def count(low: int, shift: int, counts: Tensor) -> int:
-        return sum(count_magnitudes(delta, None, low, shift, counts)[0] for delta in deltas())
+        return sum(count_magnitudes(one.double(), None, low, shift, counts)[0] for one in deltas())
 
     sample = torch.cat([delta[::61] for delta in deltas()])
-    # The half keeps int(share * size) from falling short by rounding; all have a threshold of 0.
-    share = min(1.0, (number + 0.5) / size)
-    threshold = magnitude_threshold([count], size, sample, share)
-    above = equal = 0
+    # The half keeps int(share * size) from falling short by rounding.
+    edge = magnitude_threshold([count], size, sample, (number + 0.5) / size)
+    larger = sum(int((delta.abs() > edge).sum()) for delta in deltas())
+    equal = sum(int((delta.abs() == edge).sum()) for delta in deltas())
+    nth = larger + equal - number if last else number - larger - 1  # of the equal ones, from 0
+    start, index = 0, -1
     for delta in deltas():
-        magnitude = delta.abs()
-        above += int((magnitude > threshold).sum())
-        equal += int((magnitude == threshold).sum())
-    nth = rank - (above if descending else size - above - equal)
-    return Place(threshold, _index_of(deltas(), threshold, nth), descending)
-
-
-def _index_of(deltas: Iterator[Tensor], magnitude: float, nth: int) -> int:
-    """Return the index of the ``nth`` entry, from 0, of this magnitude; -1 if there is none."""
-    start = 0
-    for delta in deltas:
-        found = (delta.abs() == magnitude).nonzero().reshape(-1)
-        if nth < found.numel():
-            return start + int(found[nth]) if nth >= 0 else -1
+        found = (delta.abs() == edge).nonzero().reshape(-1)
+        if 0 <= nth < found.numel():
+            index = start + int(found[nth])
         nth -= found.numel()
         start += delta.numel()
-    return -1
+    return edge, index

@@ -32,15 +32,15 @@ class Equivalent:
 
     Attributes:
         method: Its name in mergekit.
-        parameters: The parameters that all models share, except lambda.
         own: The parameters of each model, except weight.
+        shared: The parameters that all models share, except lambda.
         factor: The factor on lambda.
         remarks: What differs for some entries.
     """
 
     method: str
-    parameters: Mapping[str, bool]
     own: Mapping[str, float]
+    shared: Mapping[str, bool]
     factor: float = 1.0
     remarks: tuple[str, ...] = ()
 
@@ -59,20 +59,23 @@ def export_mergekit(recipe: MergeRecipe) -> str:
     if not terms:
         raise RecipeError("every alpha is 0: the result is the base, there is nothing to export")
     base = Checkpoint.open(recipe.base)
+    is_mean = equivalent.shared["normalize"]
     factor = equivalent.factor * float(options["lambda"])
-    if equivalent.parameters["normalize"]:
-        weights: list[Any] = [1.0] * len(terms)
-        factor *= _common_alpha(terms, recipe)
-    else:
-        weights = [_weight(term, base.names, recipe) for term in terms]
+    factor *= _common_alpha(terms, recipe) if is_mean else 1.0
     content = {
         "merge_method": equivalent.method,
         "base_model": recipe.base,
         "models": [
-            {"model": term.tuned, "parameters": {"weight": weight, **equivalent.own}}
-            for term, weight in zip(terms, weights, strict=True)
+            {
+                "model": term.tuned,
+                "parameters": {
+                    "weight": 1.0 if is_mean else _weight(term, base.names, recipe),
+                    **equivalent.own,
+                },
+            }
+            for term in terms
         ],
-        "parameters": {**equivalent.parameters, "lambda": factor},
+        "parameters": {**equivalent.shared, "lambda": factor},
         "dtype": "float32",
         "out_dtype": _written(recipe, base),
     }
@@ -81,9 +84,23 @@ def export_mergekit(recipe: MergeRecipe) -> str:
 
 
 def _equivalent(method: str, options: Options) -> Equivalent:
+    """Return what a method of ours is in mergekit.
+
+    Raises:
+        RecipeError: mergekit lacks one of its conventions.
+    """
+    # A sum of weights of 1 is a count, so mergekit normalizes to the mean of those that agree.
+    shared = {"normalize": options.get("consensus") == "mean"}
+    if method == "della":
+        raise RecipeError(
+            "della: mergekit rescales a tensor to its L1 norm, not each entry by its own "
+            "probability"
+        )
+    if options.get("election") == "count":
+        raise RecipeError("election: count has no counterpart in mergekit, which sums the terms")
     match method:
         case "task_arithmetic":
-            return Equivalent("task_arithmetic", {"normalize": False}, {})
+            return Equivalent("task_arithmetic", {}, shared)
         case "ties":
             density = float(options["density"])
             if options["trim"] == "global" and density < 1.0:
@@ -91,36 +108,22 @@ def _equivalent(method: str, options: Options) -> Equivalent:
                     "ties: mergekit trims each tensor alone, not the whole vector; "
                     "trim: per_tensor can be exported"
                 )
-            parameters = {"normalize": _is_mean(options)}
-            return Equivalent("ties", parameters, {"density": density}, 1.0, (_TIES, _EQUAL))
+            return Equivalent("ties", {"density": density}, shared, 1.0, (_TIES, _EQUAL))
         case "dare" | "dare_ties":
-            elects = method == "dare_ties"
             density = round(1.0 - float(options["drop_rate"]), 12)
-            remarks = (*((_MASKS,) if density < 1.0 else ()), *((_TIES,) if elects else ()))
+            name, remarks = ("dare_linear", ()) if method == "dare" else ("dare_ties", (_TIES,))
+            remarks = (_MASKS, *remarks) if density < 1.0 else remarks
             # mergekit's own rescaling matches the L1 norm of each tensor.
-            parameters = {"normalize": elects and _is_mean(options), "rescale": False}
-            name, own = "dare_ties" if elects else "dare_linear", {"density": density}
-            return Equivalent(name, parameters, own, 1.0 / density, remarks)
+            shared["rescale"] = False
+            return Equivalent(name, {"density": density}, shared, 1.0 / density, remarks)
         case "breadcrumbs":
             beta, gamma = float(options["beta"]), float(options["gamma"])
             own = {"density": max(0.0, round(1.0 - beta - gamma, 12)), "gamma": gamma}
-            return Equivalent("breadcrumbs", {"normalize": False}, own, 1.0, (_ENDS,))
-        case "della":
-            raise RecipeError(
-                "della: mergekit rescales a tensor to its L1 norm, not each entry by its own "
-                "probability"
-            )
+            return Equivalent("breadcrumbs", own, shared, 1.0, (_ENDS,))
     raise RecipeError(
         f"mergekit has no method with the conventions of {method}; export knows task_arithmetic, "
         "ties, dare, dare_ties, breadcrumbs"
     )
-
-
-def _is_mean(options: Options) -> bool:
-    """Whether the terms that agree are averaged: by their count, which is a sum of weights of 1."""
-    if options["election"] == "count":
-        raise RecipeError("election: count has no counterpart in mergekit, which sums the terms")
-    return options["consensus"] == "mean"
 
 
 def _common_alpha(terms: Sequence[TermSpec], recipe: MergeRecipe) -> float:
@@ -186,10 +189,8 @@ def _layer(name: str) -> str:
 
 
 def _written(recipe: MergeRecipe, base: Checkpoint) -> str:
-    if recipe.output.dtype != "same":
-        return recipe.output.dtype
     stored = {e.dtype for e in base.entries.values() if e.dtype.is_floating_point}
     names = [name for name, dtype in FLOATS.items() if stored == {dtype}]
-    if not names:
+    if recipe.output.dtype == "same" and not names:
         raise RecipeError("output.dtype: same: the base mixes dtypes, mergekit writes one; name it")
-    return names[0]
+    return names[0] if recipe.output.dtype == "same" else recipe.output.dtype

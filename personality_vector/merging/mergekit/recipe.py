@@ -7,53 +7,23 @@ list of ``{filter, value}``.
 
 import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    PlainValidator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
-from personality_vector.recipes.schema import Recipe, Whole
+from personality_vector.recipes.schema import Dtype, Recipe, Whole
 
 Scalar = bool | int | float
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A value for the tensors whose name contains ``filter``; several points are a gradient."""
-
-    points: tuple[Scalar, ...]
-    filter: str | None = None
-
-
-def _rules(value: Any) -> tuple[Rule, ...]:
-    """Return the rules, first hit wins, that a number, gradient or list of conditions means."""
-    if isinstance(value, dict):
-        value = [value]
-    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
-        return tuple(_condition(one) for one in value)
-    return (Rule(_points(value)),)
-
-
-def _condition(given: dict[str, Any]) -> Rule:
-    unknown = set(given) - {"filter", "value"}
-    if unknown or "value" not in given:
-        raise ValueError(f"a condition has the keys filter and value, not {', '.join(given)}")
-    chosen = given.get("filter")
-    if chosen is not None and not (isinstance(chosen, str) and chosen):
-        raise ValueError(f"a filter is a part of tensor names, such as mlp, not {chosen!r}")
-    return Rule(_points(given["value"]), None if chosen == "*" else chosen)
+_SIGNS = {
+    "+": "MODEL+LORA is not read here; write a merge recipe with `tuned: ADAPTER`",
+    "@": "revisions are not read here; give a directory that has it",
+}
 
 
 def _points(value: Any) -> tuple[Scalar, ...]:
-    points = tuple(value) if isinstance(value, list) else (value,)
+    points = tuple(value) if isinstance(value, list | tuple) else (value,)
     for point in points:
         if not isinstance(point, bool | int | float):
             raise ValueError(f"give a number, true or false, not {point!r:.40}")
@@ -62,6 +32,25 @@ def _points(value: Any) -> tuple[Scalar, ...]:
     if not points:
         raise ValueError("an empty list is not a value")
     return points
+
+
+class Rule(Recipe):
+    """A value for the tensors whose name contains ``filter``; several points are a gradient."""
+
+    points: Annotated[tuple[Scalar, ...], BeforeValidator(_points), Field(alias="value")]
+    filter: Annotated[
+        Annotated[str, Field(min_length=1)] | None,
+        BeforeValidator(lambda value: None if value == "*" else value),
+    ] = None
+
+
+def _rules(value: Any) -> Any:
+    """Return the rules, of which the first that fits counts, that one parameter is given by."""
+    if isinstance(value, dict):
+        return [value]
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        return value
+    return [Rule(points=_points(value))]
 
 
 def _reference(value: Any, info: Any) -> Any:
@@ -73,26 +62,20 @@ def _reference(value: Any, info: Any) -> Any:
     for candidate in (folder / path, path):
         if candidate.is_dir():
             return str(candidate.resolve())
-    if "+" in value:
-        raise ValueError(
-            f"{value}: MODEL+LORA is not read here; write a merge recipe with `tuned: ADAPTER`"
-        )
-    if "@" in value:
-        raise ValueError(f"{value}: revisions are not read here; give a directory that has it")
+    for sign, refusal in _SIGNS.items():
+        if sign in value:
+            raise ValueError(f"{value}: {refusal}")
     return value if _HUB_ID.fullmatch(value) else str(path.absolute())
 
 
 Reference = Annotated[str, PlainValidator(_reference)]
 Settings = Annotated[
-    dict[str, Annotated[tuple[Rule, ...], PlainValidator(_rules)]],
+    dict[str, Annotated[tuple[Rule, ...], BeforeValidator(_rules)]],
     BeforeValidator(lambda value: value or {}),
 ]
 """Parameters by name, as they are given at one level of the file."""
 
-DtypeName = Annotated[
-    Literal["float32", "bfloat16", "float16"],
-    BeforeValidator(lambda value: str(value).removeprefix("torch.")),
-]
+DtypeName = Annotated[Dtype, BeforeValidator(lambda value: str(value).removeprefix("torch."))]
 
 
 class ModelSpec(Recipe):
@@ -124,20 +107,6 @@ class TokenizerSpec(Recipe):
     pad_to_multiple_of: Whole | None = None
 
 
-def _plain_tokenizer(spec: TokenizerSpec | None) -> TokenizerSpec | None:
-    if spec is not None and (spec.tokens or spec.pad_to_multiple_of):
-        raise ValueError("changing tokens or padding the vocabulary is not done here")
-    return spec
-
-
-def _plain_template(template: str) -> str:
-    if template != "auto":
-        raise ValueError(
-            f"{template!r} is not done here: the output has the template of the base; leave it out"
-        )
-    return template
-
-
 class MergekitRecipe(Recipe):
     """A whole mergekit YAML."""
 
@@ -149,23 +118,39 @@ class MergekitRecipe(Recipe):
     dtype: DtypeName | None = None
     out_dtype: DtypeName | None = None
     tokenizer_source: str | None = None
-    tokenizer: Annotated[TokenizerSpec | None, AfterValidator(_plain_tokenizer)] = None
-    chat_template: Annotated[str, AfterValidator(_plain_template)] | None = None
+    tokenizer: TokenizerSpec | None = None
+    chat_template: str | None = None
     modules: Any = None
 
     @model_validator(mode="after")
     def _expressible(self) -> "MergekitRecipe":
-        if self.modules is not None:
-            raise ValueError("modules is not read here; a merge covers the whole checkpoint")
-        if bool(self.models) == bool(self.slices):
-            raise ValueError("give either models or slices")
-        if self.tokenizer_source is not None and self.tokenizer is not None:
-            raise ValueError("give tokenizer_source or tokenizer, not both")
-        source = self.vocabulary
-        if source is not None and source not in ("base", self.base_model):
-            raise ValueError(
-                f"tokenizer source {source!r} would change tokens; only base is done here"
-            )
+        given, source = self.tokenizer, self.vocabulary
+        for is_wrong, message in (
+            (
+                self.modules is not None,
+                "modules is not read here; a merge covers the whole checkpoint",
+            ),
+            (bool(self.models) == bool(self.slices), "give either models or slices"),
+            (
+                given and (given.tokens or given.pad_to_multiple_of),
+                "tokenizer: changing tokens or padding the vocabulary is not done here",
+            ),
+            (
+                given and self.tokenizer_source is not None,
+                "give tokenizer_source or tokenizer, not both",
+            ),
+            (
+                source not in (None, "base", self.base_model),
+                f"tokenizer source {source!r} would change tokens; only base is done here",
+            ),
+            (
+                self.chat_template not in (None, "auto"),
+                f"chat_template: {self.chat_template!r} is not done here: the output has the "
+                "template of the base; leave it out",
+            ),
+        ):
+            if is_wrong:
+                raise ValueError(message)
         return self
 
     @property

@@ -6,15 +6,20 @@ first rule that fits the tensor counts.
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from personality_vector.checkpoint import kind
+from personality_vector.delta import block_of
 from personality_vector.errors import RecipeError, some
-from personality_vector.merging.mergekit.models import Level, Region, place
 from personality_vector.merging.mergekit.recipe import MergekitRecipe, Rule, Scalar
 from personality_vector.merging.summands import depths_of
 
-Scope = Literal["shared", "model", "tuned"]
+Level = Mapping[str, tuple[Rule, ...]]
+"""Parameters as they are given at one place of the file."""
+
+Scope = Literal["shared", "input", "non_base"]
+"""Who has a value of a parameter: all models together, each, or each but the base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +29,7 @@ class Parameter:
     Attributes:
         name: In the YAML.
         default: Its value where none is given; ``None``: it has to be given.
-        scope: ``shared`` by all models; of each ``model``; of each but the base (``tuned``).
+        scope: ``shared`` by all models, or one for each ``input``, or for each but the base.
         kind: What it takes.
         optional: It may be left out, though it has no default.
     """
@@ -57,9 +62,9 @@ class Convention:
             Parameter("rescale", self.rescale, kind="truth"),
             Parameter("int8_mask", default=False, kind="truth"),
             Parameter("lambda", 1.0),
-            Parameter("weight", scope="tuned"),
-            Parameter("density", 1.0, "tuned"),
-            *([Parameter(*own, "tuned")] if own else []),
+            Parameter("weight", scope="non_base"),
+            Parameter("density", 1.0, "non_base"),
+            *([Parameter(*own, "non_base")] if own else []),
         )
 
 
@@ -73,6 +78,79 @@ CONVENTIONS: Mapping[str, Convention] = {
     "della": Convention("ranked", elects=True, normalize=True, rescale=True),
     "della_linear": Convention("ranked", elects=False, normalize=False, rescale=True),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Some consecutive layers of the output.
+
+    Attributes:
+        where: Its place in the YAML, for messages.
+        models: The models that it is made of, in order, with the parameters of each.
+        parameters: The parameters of the slice.
+        layers: The first layer and the one after the last; ``None`` stands for all layers.
+    """
+
+    where: str
+    models: Mapping[str, Level]
+    parameters: Level = field(default_factory=dict)
+    layers: tuple[int, int] | None = None
+
+
+def regions_of(recipe: MergekitRecipe, names: Sequence[str]) -> list[Region]:
+    """Return the slices of a recipe; its models are one slice of every layer.
+
+    Raises:
+        RecipeError: A slice takes layers from elsewhere or leaves some out.
+    """
+    if recipe.slices:
+        return _slices(recipe, depths_of(names))
+    models = {one.model: one.parameters for one in recipe.models}
+    if len(models) < len(recipe.models):
+        raise RecipeError("models: the same model is given twice")
+    if recipe.base_model:
+        models.setdefault(recipe.base_model, {})
+    return [Region("models", models)]
+
+
+def _slices(recipe: MergekitRecipe, depths: Mapping[str, int]) -> list[Region]:
+    if len(depths) != 1:
+        raise RecipeError(
+            "slices: the model has no layers, or several stacks of them; give models instead"
+        )
+    (depth,) = depths.values()
+    at, found = 0, []
+    for number, part in enumerate(recipe.slices):
+        where = f"slices.{number}"
+        if part.base_model not in (None, recipe.base_model):
+            raise RecipeError(f"{where}.base_model: give one base_model for the whole merge")
+        layers = part.sources[0].layer_range
+        for source in part.sources:
+            if source.layer_range != (at, layers[1]) or layers[1] <= at:
+                raise RecipeError(
+                    f"{where}: takes layers {list(source.layer_range)} of {source.model} where "
+                    f"layer {at} comes next; layers are merged in place here, not moved or repeated"
+                )
+        models = {one.model: one.parameters for one in part.sources}
+        if len(models) < len(part.sources):
+            raise RecipeError(f"{where}: the same model is given twice")
+        found.append(Region(where, models, part.parameters, layers))
+        at = layers[1]
+    if at != depth:
+        raise RecipeError(f"slices: end at layer {at}, the model at {depth}; none can be dropped")
+    return found
+
+
+def place(name: str, regions: Sequence[Region], depths: Mapping[str, int]) -> tuple[Region, float]:
+    """Return the region of a tensor, and where it lies there: 0 the first layer, 1 the last."""
+    block = block_of(name)
+    if block is None:
+        return regions[0 if kind(name) == "embeddings" else -1], 0.0
+    stack, layer, _ = block
+    # Slices ascend and leave no layer out.
+    region = next(one for one in regions if one.layers is None or layer < one.layers[1])
+    first, end = region.layers or (0, depths[stack])
+    return region, (layer - first) / (end - first - 1) if end - first > 1 else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +176,25 @@ def resolve(
     known = {parameter.name: parameter for parameter in parameters}
     for where, level, of_model in levels_of(recipe, regions):
         for name, rules in level.items():
-            method = f"{where}: {recipe.merge_method}"
-            parameter = _known(method, name, known, of_model=of_model)
+            parameter = _known(f"{where}: {recipe.merge_method}", name, known, of_model=of_model)
             for rule in rules:
                 _check_rule(f"{where}.{name}", parameter, rule, names)
+    shared, of_base = ([p for p in parameters if p.scope == one] for one in ("shared", "input"))
+    of_others = [p for p in parameters if p.scope != "shared"]
     depths, found = depths_of(names), {}
-    shared = [parameter for parameter in parameters if parameter.scope == "shared"]
     for name in names:
         region, share = place(name, regions, depths)
-        common, of = (region.parameters, recipe.parameters), {}
-        for model, own in region.models.items():
-            scopes = ("model",) if model == recipe.base_model else ("model", "tuned")
-            its = [parameter for parameter in parameters if parameter.scope in scopes]
-            of[model] = _found(its, (own, *common), name, share, model)
+        common = (region.parameters, recipe.parameters)
+        of = {
+            model: _found(
+                of_base if model == recipe.base_model else of_others,
+                (own, *common),
+                name,
+                share,
+                model,
+            )
+            for model, own in region.models.items()
+        }
         found[name] = Values(_found(shared, common, name, share, region.where), of)
     return found
 

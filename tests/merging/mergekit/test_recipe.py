@@ -26,6 +26,10 @@ def of_model(**parameters):
     return [{"model": "org/tuned", "parameters": parameters}]
 
 
+def rule(*points, part=None):
+    return Rule(points=points, filter=part)
+
+
 def test_mergekit_is_known_by_its_key():
     assert is_mergekit(yaml())
     assert not is_mergekit({"base": "b", "method": "ties", "terms": []})
@@ -38,9 +42,15 @@ def test_a_parameter_is_a_number_a_gradient_or_conditions():
         parameters={"lambda": conditions, "epsilon": {"filter": "x", "value": 1}},
     )
     given = recipe.models[0].parameters
-    assert given == {"weight": (Rule((0.5,)),), "density": (Rule((0.1, 0.9)),)}
-    assert recipe.parameters["lambda"] == (Rule((1, 2), "mlp"), Rule((3,)), Rule((4,)))
-    assert recipe.parameters["epsilon"] == (Rule((1,), "x"),)
+    assert given == {"weight": (rule(0.5),), "density": (rule(0.1, 0.9),)}
+    assert recipe.parameters["lambda"] == (rule(1, 2, part="mlp"), rule(3), rule(4))
+    assert recipe.parameters["epsilon"] == (rule(1, part="x"),)
+
+
+def test_a_truth_stays_one_and_a_number_keeps_its_type():
+    recipe = parse(parameters={"normalize": [True, False], "lambda": {"value": [1, 2.0]}})
+    (truths,), (numbers,) = recipe.parameters["normalize"], recipe.parameters["lambda"]
+    assert repr((truths.points, numbers.points)) == "((True, False), (1, 2.0))"
 
 
 @pytest.mark.parametrize(
@@ -52,9 +62,12 @@ def test_a_parameter_is_a_number_a_gradient_or_conditions():
         ({"models": of_model(weight=float("inf"))}, "weight: give a finite number"),
         ({"models": of_model(weight="0.5")}, "weight: give a number, true or false, not '0.5'"),
         ({"models": of_model(weight=[])}, "weight: an empty list is not a value"),
-        ({"models": of_model(weight=[{"filter": "a"}])}, "has the keys filter and value"),
-        ({"models": of_model(weight=[{"value": 1, "fliter": "a"}])}, "keys filter and value"),
-        ({"models": of_model(weight=[{"value": 1, "filter": 3}])}, "a filter is a part of"),
+        ({"models": of_model(weight=[{"filter": "a"}])}, "the key '.*weight.0.value' is missing"),
+        ({"models": of_model(weight=[{"value": 1, "fliter": "a"}])}, "did you mean 'filter'"),
+        (
+            {"models": of_model(weight=[{"value": 1, "filter": 3}])},
+            "weight.0.filter: Input should be",
+        ),
         ({"models": [{"model": "a/b+lora"}]}, "MODEL.LORA is not read here.*tuned: ADAPTER"),
         ({"models": [{"model": "a/b@main"}]}, "revisions are not read here"),
         ({"models": [{"model": {"path": "a"}}]}, "give a path or a Hub id as a text"),

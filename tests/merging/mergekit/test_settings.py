@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from personality_vector.errors import RecipeError
-from personality_vector.merging.mergekit.models import regions_of
 from personality_vector.merging.mergekit.recipe import MergekitRecipe
-from personality_vector.merging.mergekit.settings import CONVENTIONS, resolve, summary
+from personality_vector.merging.mergekit.settings import CONVENTIONS, regions_of, resolve, summary
 
 NAMES = [
     "lm_head.weight",
