@@ -1,7 +1,8 @@
 """One tree of errors: each message says what is wrong with which thing, and what would be right.
 
 The command line prints the message and exits with ``exit_code``:
-1 a refused input, 3 locked by another process, 4 disk or input/output, 5 verification failed.
+1 a refused input, 3 locked by another process, 4 disk or input/output, 5 verification failed,
+6 cannot be verified.
 """
 
 from collections.abc import Generator, Iterable
@@ -32,6 +33,12 @@ class VerificationError(CheckpointError):
     """Bytes on disk that are not the ones that were written."""
 
     exit_code = 5
+
+
+class UndecidedError(PersonalityVectorError):
+    """What is on disk cannot be compared with what it is supposed to be."""
+
+    exit_code = 6
 
 
 class BaseMismatchError(PersonalityVectorError):

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "MANIFEST.json"
+WEIGHTS = "weights"
+"""Key of the digest of the tensors that were written, which every reader compares."""
 _VERSIONS = ("torch", "transformers", "safetensors", "peft", "trl")
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +33,11 @@ class Fingerprint:
         return self.digest[:12]
 
 
-def fingerprint(entries: Iterable[TensorEntry], descriptor: Callable[[Path], int]) -> Fingerprint:
-    """Return the fingerprint of a checkpoint.
+def digests_of(entries: Iterable[TensorEntry], descriptor: Callable[[Path], int]) -> dict[str, str]:
+    """Return the digest of every tensor by name.
 
     Args:
-        entries: Its tensors.
+        entries: The tensors.
         descriptor: Returns that of an open file.
 
     Raises:
@@ -46,9 +46,16 @@ def fingerprint(entries: Iterable[TensorEntry], descriptor: Callable[[Path], int
     """
     ordered = sorted(entries, key=lambda entry: entry.name)
     ranges = [Range(one.file, descriptor(one.file), (one.start, one.end)) for one in ordered]
+    return dict(zip((entry.name for entry in ordered), digests(ranges), strict=True))
+
+
+def fingerprint(entries: Iterable[TensorEntry], found: Mapping[str, str]) -> Fingerprint:
+    """Return the fingerprint of a checkpoint, from its tensors and their digests."""
+    ordered = sorted(entries, key=lambda entry: entry.name)
     whole = xxhash.xxh3_128()
-    for entry, digest in zip(ordered, digests(ranges), strict=True):
-        whole.update(f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}|{digest}\n".encode())
+    for entry in ordered:
+        row = f"{entry.name}|{NAMES[entry.dtype]}|{list(entry.shape)}|{found[entry.name]}\n"
+        whole.update(row.encode())
     parameters = sum(math.prod(entry.shape) for entry in ordered)
     return Fingerprint(_VERSION + whole.hexdigest(), len(ordered), parameters)
 

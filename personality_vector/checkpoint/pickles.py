@@ -26,7 +26,7 @@ from personality_vector.errors import (
     some,
 )
 from personality_vector.files import PLAIN_NAME, AtomicDirectory
-from personality_vector.manifest import write_manifest
+from personality_vector.manifest import WEIGHTS, write_manifest
 from personality_vector.progress import progress
 
 _SINGLE, _INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -87,7 +87,7 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
             "pickles": {file.name: _size(file) for file in files},
             "left_out": left_out,
             "tensors": len(written.names),
-            "fingerprint": written.fingerprint.digest,
+            WEIGHTS: written.fingerprint.digest,
         }
         return write_manifest(partial, "convert", content)
 

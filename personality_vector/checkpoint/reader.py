@@ -14,13 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personality_vector.checkpoint.fingerprint import Fingerprint, fingerprint, is_sampled, sampled
+from personality_vector.checkpoint.fingerprint import (
+    Fingerprint,
+    digests_of,
+    fingerprint,
+    is_sampled,
+    sampled,
+)
 from personality_vector.checkpoint.tensors import TensorEntry, read_header
-from personality_vector.errors import BaseMismatchError, CheckpointError, some
+from personality_vector.errors import BaseMismatchError, CheckpointError, VerificationError, some
 from personality_vector.files.header import PLAIN_NAME
 from personality_vector.files.ranges import Stamp
 from personality_vector.lab import BUILTIN, builtin
-from personality_vector.manifest import MANIFEST
+from personality_vector.manifest import MANIFEST, WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -105,16 +111,34 @@ class Checkpoint:
         return read_json(self.path / "config.json")
 
     @cached_property
-    def fingerprint(self) -> Fingerprint:
-        """Which model this is, by content; every byte is read, unless that was done before.
+    def digests(self) -> dict[str, str]:
+        """The digest of every tensor; every byte is read, unless that was done before.
 
         Raises:
             CheckpointError: A file cannot be read, or is changed while it is being read.
         """
         try:
-            return fingerprint(self.entries.values(), self._descriptor)
+            return digests_of(self.entries.values(), self._descriptor)
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from error
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Which model this is, by content; every byte is read, unless that was done before.
+
+        Raises:
+            CheckpointError: A file cannot be read, or is changed while it is being read.
+            VerificationError: This tool wrote it, and has written other weights there.
+        """
+        found = fingerprint(self.entries.values(), self.digests)
+        written = read_manifest(self.path).get(WEIGHTS, found.digest)
+        if written != found.digest:
+            raise VerificationError(
+                f"{self.path}: the weights are not those that were written: {MANIFEST} says "
+                f"{written!s:.12}, they are {found}; make them again, or remove {MANIFEST} if you "
+                "changed them"
+            )
+        return found
 
     def digest_like(self, recorded: str) -> str:
         """Return the digest to compare with one that was recorded somewhere.

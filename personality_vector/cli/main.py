@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from personality_vector.cli import merge, push, runs, shipped, show, weights
+from personality_vector.cli import merge, push, runs, shipped, show, verify, weights
 from personality_vector.cli.options import recipe_verb
 from personality_vector.cli.steer import effect, extract, vectors
 from personality_vector.errors import PersonalityVectorError
@@ -21,7 +21,7 @@ app = typer.Typer(
     name="pvec",
     help="Give a language model a personality by arithmetic on its weights.",
     epilog="Every command takes --traceback. "
-    "Exit codes: 0 done, 1 refused, 2 usage, 3 locked, 4 disk, 5 damaged.",
+    "Exit codes: 0 done, 1 refused, 2 usage, 3 locked, 4 disk, 5 damaged, 6 cannot tell.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -61,6 +61,7 @@ _VERBS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
         "eval": recipe_verb("study.recipe.EvalRecipe", runs.evaluate, runs.check),
         "judge": runs.judge,
         "show": show.show,
+        "verify": verify.verify,
         "similarity": show.similarity,
         "report": runs.report,
         "convert": weights.convert,

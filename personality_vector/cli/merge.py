@@ -79,7 +79,7 @@ def merge(
     asked = (
         _from_file(recipe, settings, seed, device)
         if recipe is not None
-        else _short_form(base, term, method, option, exclude, embeddings, seed, device, settings)
+        else short_form(base, term, method, option, exclude, embeddings, seed, device, settings)
     )
     files.begin(asked.models if isinstance(asked, MergeRecipe) and not dry_run else ())
     from personality_vector.merging.plan import MergePlan, forecast, plan_recipe
@@ -164,7 +164,7 @@ def _from_file(
     )
 
 
-def _short_form(
+def short_form(
     base: str | None,
     terms: list[str],
     method: str | None,

@@ -51,20 +51,11 @@ def show(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="A delta, vector, checkpoint or run.")
     ],
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Read a saved delta again and compare every hash.")
-    ] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Print what a directory is and what made it."""
-    from personality_vector.delta.storage import is_saved_delta
-
     found = describe(path)
-    if verify:
-        if not is_saved_delta(path):
-            raise RecipeError(f"--verify {path}: only a saved delta has hashes to compare")
-        found["verified"] = f"{pv.Delta.load(path).verify()} tensors are as they were written"
     known = [name for name in (*_TABLES, "by_tensor") if isinstance(found.get(name), dict)]
     tables = {} if as_json else {name: found.pop(name) for name in known}
     options.show(found, as_json=as_json, text=lambda: options.yaml_text(found))

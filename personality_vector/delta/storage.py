@@ -126,6 +126,7 @@ def open_stored(directory: Path) -> tuple[TensorSource, DeltaRecord]:
     tensors = Checkpoint(directory, read_header(directory / _TENSORS))
     exact = Checkpoint(directory, read_header(directory / _EXACT)) if record.exact else None
     _require_agreement(tensors, exact, record)
+    _require_written(directory, record, tensors, *([exact] if exact else []))
     shapes = {name: row.shape for name, row in record.tensors.items()}
     if record.adapter is not None:
         factors = {name: factors_of(name, tensors, record.adapter) for name in shapes}
@@ -167,6 +168,17 @@ def _require_agreement(tensors: Checkpoint, exact: Checkpoint | None, record: De
     if differing:
         raise CheckpointError(
             f"{tensors.path}: {_TENSORS} and {RECORD} disagree on {some(differing)}"
+        )
+
+
+def _require_written(directory: Path, record: DeltaRecord, *stored: Checkpoint) -> None:
+    """Compare every tensor with what was written; what was seen before is not read again."""
+    found = {name: digest for one in stored for name, digest in one.digests.items()}
+    differing = [name for name, digest in found.items() if record.hashes[name] != digest]
+    if differing:
+        raise VerificationError(
+            f"{directory}: {some(differing)}: the content is not what was saved; "
+            "take the delta again"
         )
 
 

@@ -22,7 +22,7 @@ from personality_vector.delta.sources import require_finite
 from personality_vector.errors import NonFiniteError, TrainingError
 from personality_vector.files import AtomicDirectory
 from personality_vector.finetuning.recipe import TrainRecipe
-from personality_vector.manifest import write_manifest
+from personality_vector.manifest import WEIGHTS, write_manifest
 from personality_vector.progress import progress
 from personality_vector.subject import Chat
 from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
@@ -62,6 +62,11 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
     chats = read_chats(recipe.data.narrowed(recipe.pole))
     with AtomicDirectory(out, force=force, inputs=[base.path]) as partial:
         losses = _fit(recipe, base, chats, partial)
+        weights = (
+            Checkpoint.open(partial)
+            if recipe.sft.lora is None
+            else Checkpoint(partial, read_header(partial / "adapter_model.safetensors"))
+        )
         manifest = write_manifest(
             partial,
             "train",
@@ -72,6 +77,7 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
                 "seed": recipe.seed,
                 "examples": len(chats),
                 "losses": losses,
+                WEIGHTS: weights.fingerprint.digest,
             },
         )
     log.info("trained %s on %d chats into %s", recipe.pole, len(chats), out)

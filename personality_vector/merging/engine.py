@@ -3,19 +3,21 @@
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from personality_vector.checkpoint import Checkpoint, ShardWriter, TensorPlan, parse_size
 from personality_vector.delta.sources import require_finite
 from personality_vector.delta.vocabulary import Embeddings
 from personality_vector.errors import blame
 from personality_vector.files import AtomicDirectory
-from personality_vector.manifest import write_manifest
+from personality_vector.manifest import WEIGHTS, write_manifest
 from personality_vector.merging.card import model_card
 from personality_vector.merging.formula import OptionValue
 from personality_vector.merging.loop import Cast, Squares, added, changed, written_at_once
@@ -139,23 +141,31 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
 
 def _merge_batch(plan: MergePlan, writer: ShardWriter, batch: tuple[TensorPlan, slice]) -> Squares:
     """Merge and write some entries of one tensor, a run at a time."""
-    tensor, part = batch
-    name, combine, total = tensor.name, plan.merged.combine, Squares()
+    (tensor, part), total = batch, Squares()
+    for start, written, squares in merged_runs(plan, tensor, part):
+        writer.write_part(tensor.name, start, written)
+        total = total.plus(squares)
+    return total
+
+
+def merged_runs(
+    plan: MergePlan, tensor: TensorPlan, part: slice
+) -> Iterator[tuple[int, Tensor, Squares]]:
+    """Yield the entries of a tensor of the merge, run by run: place of the first, entries, sums."""
+    name, combine = tensor.name, plan.merged.combine
     key = key_for(plan.merged.seed, f"rounding:{name}")
     cast = Cast(tensor.dtype, plan.output.rounding, key)
     with blame(tensor=name):
         for run in runs_over(tensor.shape, part, plan.device):
-            stored = require_finite(plan.base, name, run)
+            stored, squares = require_finite(plan.base, name, run), Squares()
             if slices := plan.merged.slices(name, run, plan.device):
                 written, squares = written_at_once(combine, slices, stored, cast) or added(
                     changed(combine, slices), slices, stored, cast
                 )
-                total = total.plus(squares)
             else:  # adding zero turns -0.0 into 0.0, as in any other sum
                 same = stored.dtype == cast.dtype
                 written = stored if same else cast.rounded(stored.double() + 0.0, run.start)
-            writer.write_part(name, run.start, written.cpu())
-    return total
+            yield run.start, written.cpu(), squares
 
 
 def complete(
@@ -176,7 +186,8 @@ def complete(
         text = json.dumps(named, indent=2) + "\n"
         (directory / "config.json").write_text(text, encoding="utf-8")
     (directory / "README.md").write_text(model_card(content), encoding="utf-8")
-    return write_manifest(directory, "merge", content)
+    weights = Checkpoint.open(directory).fingerprint.digest
+    return write_manifest(directory, "merge", {**content, WEIGHTS: weights})
 
 
 def _with_dtype(dtype: str, table: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from personality_vector.errors import (
     require_new,
 )
 from personality_vector.files import AtomicDirectory
-from personality_vector.manifest import write_manifest
+from personality_vector.manifest import WEIGHTS, write_manifest
 from personality_vector.recipes.schema import PoleField
 from personality_vector.steering.fit import resolved
 
@@ -59,7 +59,10 @@ class Record(BaseModel):
             (partial / f"{self.stem}.json").write_text(
                 self.model_dump_json(indent=2) + "\n", encoding="utf-8"
             )
-            write_manifest(partial, self.kind, self.model_dump(mode="json", exclude={"kind"}))
+            tensors_written = Checkpoint(partial, read_header(partial / f"{self.stem}.safetensors"))
+            content = self.model_dump(mode="json", exclude={"kind"})
+            content[WEIGHTS] = tensors_written.fingerprint.digest
+            write_manifest(partial, self.kind, content)
         return directory
 
     @classmethod
@@ -68,6 +71,7 @@ class Record(BaseModel):
 
         Raises:
             CheckpointError: A file is missing or damaged, or of another version of this package.
+            VerificationError: The numbers are not those that were written.
         """
         file = directory / f"{cls.stem}.json"
         found = read_json(file)
@@ -81,7 +85,9 @@ class Record(BaseModel):
             record = cls.model_validate(found)
         except ValidationError as error:
             raise CheckpointError(f"{file}: is not the record of kind {kind}: {error}") from error
-        return record, Checkpoint(directory, read_header(directory / f"{cls.stem}.safetensors"))
+        stored = Checkpoint(directory, read_header(directory / f"{cls.stem}.safetensors"))
+        _ = stored.fingerprint  # which is compared with what was written
+        return record, stored
 
 
 class VectorRecord(Record):

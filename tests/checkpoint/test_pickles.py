@@ -65,7 +65,7 @@ def test_one_file_comes_out_bit_for_bit_with_its_side_files(pickled, tensors, tm
         [MANIFEST, "config.json", "model.safetensors", "tokenizer.json"]
     )
     assert manifest["kind"] == "convert"
-    assert manifest["fingerprint"] == Checkpoint.open(tmp_path / "out").fingerprint.digest
+    assert manifest["weights"] == Checkpoint.open(tmp_path / "out").fingerprint.digest
 
 
 def test_shards_stay_shards_and_only_the_new_index_is_left(pickled, tensors, tmp_path):
@@ -106,7 +106,7 @@ def test_transformers_loads_the_same_model(pico, tmp_path):
     torch.save(model.state_dict(), source / "pytorch_model.bin")  # noqa: TID251
     manifest = convert(source, tmp_path / "out")
     assert manifest["left_out"] == ["lm_head.weight"]
-    assert manifest["fingerprint"] == Checkpoint.open(pico("qwen2")).fingerprint.digest
+    assert manifest["weights"] == Checkpoint.open(pico("qwen2")).fingerprint.digest
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert all(torch.equal(again.state_dict()[n], t) for n, t in model.state_dict().items())
 

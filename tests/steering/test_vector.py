@@ -211,12 +211,19 @@ def change_record(path: Any, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+def flip_signs(path: Any) -> None:
+    tensors = load_file(path / "vector.safetensors")
+    save_file({name: -tensor for name, tensor in tensors.items()}, path / "vector.safetensors")
+
+
 def spoil_tensors(path: Any) -> None:
+    (path / "MANIFEST.json").unlink()
     tensors = load_file(path / "vector.safetensors")
     save_file({name: 2 * tensor for name, tensor in tensors.items()}, path / "vector.safetensors")
 
 
 def drop_layer(path: Any) -> None:
+    (path / "MANIFEST.json").unlink()
     tensors = load_file(path / "vector.safetensors")
     save_file({"layer.0": tensors["layer.0"]}, path / "vector.safetensors")
 
@@ -234,6 +241,7 @@ def drop_layer(path: Any) -> None:
         (lambda path: change_record(path, kind="delta"), "not the record"),
         (lambda path: change_record(path, layer_convention="1-based"), "not the record"),
         (lambda path: change_record(path, extra=1), "not the record"),
+        (flip_signs, "are not those that were written"),
         (spoil_tensors, "do not belong together"),
         (drop_layer, "disagree on layer.2"),
         (lambda path: change_record(path, pole="nonsense"), "not the record"),
