@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from personality_vector.merging.plan import MergePlan
 
 _MINUS = " - "
+_BULKY = ("tensors", "files", "digests")
 _MUCH = 0.95
 """If rounding keeps a smaller share of the change than this, the result says what helps."""
 Terms = Annotated[
@@ -84,7 +85,7 @@ def merge(
         return {**plan.describe(), **ahead}
 
     how = {"dry_run": dry_run, "force": force, "as_json": as_json}
-    if options.plan_only(planned, folder, inputs=plan.inputs, **how):
+    if options.plan_only(planned, folder, kind="merge", inputs=plan.inputs, **how):
         return
     if isinstance(plan, MergePlan):
         from personality_vector.merging.engine import write_merge
@@ -94,7 +95,7 @@ def merge(
         from personality_vector.merging.mergekit.bridge import write_bridge
 
         done = write_bridge(plan, folder, force=force)
-    result = {key: value for key, value in done.manifest.items() if key not in ("tensors", "files")}
+    result = {key: value for key, value in done.manifest.items() if key not in _BULKY}
     options.show({"out": str(folder), **result}, as_json=as_json, text=lambda: _summary(plan, done))
 
 
@@ -114,7 +115,7 @@ def export_mergekit(
     elif out.exists():
         raise RecipeError(f"{out}: exists; choose another --out")
     else:
-        out.write_text(text, encoding="utf-8")
+        files.write_file(out, text.encode())
 
 
 def _summary(plan: "MergePlan | BridgePlan", done: "MergeReport") -> str:

@@ -46,4 +46,5 @@ def demo(
     """
     from personality_vector.demo.run import run
 
-    run(out, force=force)
+    with options.resumable(out):
+        run(out, force=force)

@@ -141,7 +141,10 @@ def convert(
     from personality_vector.checkpoint.pickles import convert
 
     manifest = convert(source, out, force=force)
-    result = {"out": str(out), **{key: manifest[key] for key in manifest if key != "files"}}
+    result = {
+        "out": str(out),
+        **{key: manifest[key] for key in manifest if key not in ("files", "digests")},
+    }
     left_out = f", without {', '.join(result['left_out'])}" if result["left_out"] else ""
     options.show(
         result,

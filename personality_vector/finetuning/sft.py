@@ -60,7 +60,7 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
     """
     base = Checkpoint.open(recipe.base)
     chats = read_chats(recipe.data.narrowed(recipe.pole))
-    with AtomicDirectory(out, force=force, inputs=[base.path]) as partial:
+    with AtomicDirectory(out, kind="train", force=force, inputs=[base.path]) as partial:
         losses = _fit(recipe, base, chats, partial)
         content = {
             "recipe": recipe.model_dump(mode="json"),

@@ -100,7 +100,9 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
     """Carry out a plan; see :func:`merge`."""
     shard_size = parse_size(plan.output.shard_size)
     measured: dict[str, list[Squares]] = {}
-    with AtomicDirectory(out, force=force, inputs=plan.inputs, size=plan.size) as directory:
+    with AtomicDirectory(
+        out, kind="merge", force=force, inputs=plan.inputs, size=plan.size
+    ) as directory:
         with ShardWriter(directory, plan.tensors, shard_size) as writer:
             plan.merged.survey(plan.device)
             batches = [(t, part) for t in plan.tensors for part in runs(t.shape, BATCH)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from personality_vector.files.directory import explained, sync_tree, write_file
 from personality_vector.report.answers import side_by_side
 from personality_vector.report.figures import (
     dose_response_figure,
@@ -59,6 +60,8 @@ def write_report(run: Run | str | Path) -> Path:
     texts = {part: loader.get_source(environment, f"report.{part}")[0] for part in ("css", "js")}
     cells = run.cells()
     run.export()
+    with explained(run.folder):
+        pictures, tables = _pictures(run), _tables(run)
     page = environment.get_template("report.html.jinja").render(
         **texts,
         hashes={part: _hash(text) for part, text in texts.items()},
@@ -70,14 +73,15 @@ def write_report(run: Run | str | Path) -> Path:
         missing=_missing(run),
         summary=summary_of(run),
         no_match=NO_MATCH,
-        pictures=_pictures(run),
-        tables={title: table_of(frame) for title, frame in _tables(run).items() if len(frame)},
+        pictures=pictures,
+        tables={title: table_of(frame) for title, frame in tables.items() if len(frame)},
         numbers=[*numbers_of(run, of_traits=True), *numbers_of(run, of_traits=False)],
         recipe=json.dumps(run["recipe"], indent=2, ensure_ascii=False),
         **side_by_side(run),
     )
     path = run.folder / "report.html"
-    path.write_text(page.translate(_CONTROLS), encoding="utf-8")
+    write_file(path, page.translate(_CONTROLS).encode())
+    sync_tree(run.folder)
     return path
 
 

@@ -62,7 +62,7 @@ class Record(BaseModel):
         """
         stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
         content = self.model_dump(mode="json")
-        with AtomicDirectory(directory, force=force) as partial:
+        with AtomicDirectory(directory, kind=self.kind, force=force) as partial:
             save_file(stored, partial / f"{self.stem}.safetensors")
             text = self.model_dump_json(indent=2) + "\n"
             (partial / f"{self.stem}.json").write_text(text, encoding="utf-8")

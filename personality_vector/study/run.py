@@ -1,6 +1,5 @@
 """What the folder of a run holds: its readings, its answers, and what it was made from."""
 
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from personality_vector.errors import CheckpointError
-from personality_vector.manifest import MANIFEST, write_manifest
+from personality_vector.files import write_file
+from personality_vector.files.directory import sync_tree
+from personality_vector.manifest import write_manifest
 from personality_vector.measures.likelihood import Z95
-from personality_vector.study.database import explained
 from personality_vector.study.store import FILE, Store
 
 _FORMULA = r"^([=+\-@\t\r])"  # what a spreadsheet may execute (OWASP)
@@ -158,15 +158,15 @@ class Run:
             contents = {"csv": _csv(frame).encode(), "parquet": frame.to_parquet(index=False)}
             for ending, content in contents.items():
                 written.append(self.folder / f"{name}.{ending}")
-                _replace(written[-1], content)
+                write_file(written[-1], content)
         return written
 
     def write_manifest(self, kind: str) -> None:
         """Write the manifest of a finished run."""
-        (self.folder / MANIFEST).unlink(missing_ok=True)
         with Store.open(self.folder / FILE) as store:
             content = {"recipe": store["recipe"], "base": store["base"], "seeds": store["seeds"]}
         write_manifest(self.folder, kind, content)
+        sync_tree(self.folder)
 
 
 def _sorted(rows: list[tuple[Any, ...]], keys: int, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -192,14 +192,3 @@ def _csv(frame: pd.DataFrame) -> str:
         **{name: frame[name].str.replace(_FORMULA, r"'\1", regex=True) for name in texts}
     )
     return str(safe.to_csv(index=False, lineterminator="\n"))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write under a temporary name and rename, so that no reader sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with explained(path):
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """A study: interventions x strengths x measures x seeds on one base, in one resumable folder."""
 
+import json
 import sqlite3
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -12,6 +13,7 @@ import pandas as pd
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import CheckpointError, OutputExistsError, RecipeError, blame, some
+from personality_vector.files.reading import parse_json
 from personality_vector.study.database import Judged, explained
 from personality_vector.study.design import BASE, Arm, Design, Grid, Point, require_distinct
 from personality_vector.study.run import Run
@@ -152,7 +154,7 @@ class Study:
                 f"{out}: exists but is not a results folder; choose another --out"
             )
         with (
-            _replaced_results(out) if force else nullcontext(),
+            _replaced_results(out, self._recipe) if force else nullcontext(),
             Store.open(out / FILE, create=True) as store,
         ):
             try:
@@ -275,19 +277,27 @@ def _strengths_of(
 
 
 @contextmanager
-def _replaced_results(out: Path) -> Generator[None]:
-    """Remove the results of an earlier run, of any format, once there are new ones.
+def _replaced_results(out: Path, recipe: Mapping[str, Any]) -> Generator[None]:
+    """Remove the results of an earlier run of the same verb once there are new ones.
 
     Raises:
         CheckpointError: The file of that name is not a results file.
+        OutputExistsError: Another verb began it.
     """
     path = out / FILE
     if path.exists():
         with explained(path), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as old:
             found = {name for (name,) in old.execute("SELECT name FROM sqlite_master")}
+            noted = "SELECT value FROM run WHERE key = 'recipe'" if "run" in found else "SELECT '' "
+            begun = [verb_of(text) for (text,) in old.execute(noted)]
         if not {"run", "cells", "answers"} <= found:
             raise CheckpointError(
                 f"{path}: is an SQLite file without results; move it away, or choose another folder"
+            )
+        if begun and begun != [verb_of(json.dumps(dict(recipe)))]:
+            raise OutputExistsError(
+                f"{out}: holds the results of `pvec {begun[0]}`, which no other command replaces; "
+                "choose another --out"
             )
         for file in out.glob(f"{FILE}*"):
             file.rename(out / f"{_OLD}{file.name}")
@@ -300,6 +310,15 @@ def _replaced_results(out: Path) -> Generator[None]:
                 file.unlink()
             else:
                 file.rename(out / file.name.removeprefix(_OLD))
+
+
+def verb_of(recipe: str) -> str:
+    """Return the verb of a recipe that a run has noted as JSON."""
+    try:
+        keys = set(parse_json(recipe))
+    except (ValueError, TypeError):
+        keys = set()
+    return "eval" if "model" in keys else "compare" if "points" in keys else "sweep"
 
 
 def _remove_if_empty(store: Store, out: Path, *, is_new: bool) -> None:

@@ -46,12 +46,12 @@ def choose(recipe: "ChooseRecipe", out: Path, force: bool, as_json: bool) -> Non
     command resumes after an interruption, and a change of the floor or the shares measures only
     what is missing. --force replaces the choice and keeps the measurements.
     """
-    from personality_vector.files import AtomicDirectory
     from personality_vector.report.choice import draw_choice
     from personality_vector.study.choose.run import choose
 
-    AtomicDirectory(out, force=force)  # refuses an output that exists before the work, not after
-    choice = choose(recipe, out.with_name(f"{out.name}.run"))
+    options.require_writable(out, "choice", force=force)
+    with options.resumable(out):
+        choice = choose(recipe, out.with_name(f"{out.name}.run"))
     choice.save(out, force=force, draw=draw_choice)
     if as_json:
         options.show({"out": str(out), **choice.record()}, as_json=True, text=str)

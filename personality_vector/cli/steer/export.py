@@ -48,7 +48,7 @@ def bake(
         how = _fitting(read, model, layer, "ablate" if ablate else route)
         return {"vector": read.label, **how, "coefficient": coefficient}
 
-    if options.plan_only(plan, out, dry_run=dry_run, force=force, as_json=as_json):
+    if options.plan_only(plan, out, dry_run=dry_run, force=force, as_json=as_json, kind="bake"):
         return
     if coefficient is None:
         done = bake_ablation(read, model, layer[0], out, force=force)

@@ -149,7 +149,9 @@ def _publish(
 ) -> BakeResult:
     checkpoint = base.checkpoint
     inputs = [checkpoint.path]
-    with AtomicDirectory(out, force=force, inputs=inputs, size=export.size) as directory:
+    with AtomicDirectory(
+        out, kind="bake", force=force, inputs=inputs, size=export.size
+    ) as directory:
         export.write(directory)
         proof = prove(checkpoint.path, export, base.dtype, directory)
         checkpoint.require_unchanged()

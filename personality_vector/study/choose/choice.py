@@ -138,7 +138,7 @@ class Choice:
             OutputExistsError: ``out`` exists.
         """
         record = self.record() | {"made_from": self.made_from}
-        with AtomicDirectory(out, force=force) as partial:
+        with AtomicDirectory(out, kind="choice", force=force) as partial:
             (partial / RECORD).write_text(
                 json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
                 encoding="utf-8",
