@@ -1,8 +1,9 @@
 """Checkpoints on disk: a lazy reader, a sharded writer, fingerprints."""
 
 from personality_vector.checkpoint.fingerprint import Fingerprint, is_sampled
+from personality_vector.checkpoint.folder import read_json, read_manifest
 from personality_vector.checkpoint.names import Kind, beginning, canonical, canonical_names, kind
-from personality_vector.checkpoint.reader import Checkpoint, read_json, read_manifest
+from personality_vector.checkpoint.reader import Checkpoint
 from personality_vector.checkpoint.tensors import (
     DTYPES,
     FLOATS,

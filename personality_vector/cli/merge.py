@@ -8,7 +8,7 @@ import typer
 from personality_vector import files
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
-from personality_vector.lab import find_recipe, folder_of
+from personality_vector.lab import expanded, find_recipe, folder_of
 from personality_vector.merging.recipe import MergeRecipe, is_mergekit
 from personality_vector.recipes.reading import override, parse_value, read_recipe, read_yaml
 from personality_vector.recipes.schema import Typed
@@ -75,7 +75,7 @@ def merge(
         else _short_form(base, term, method, option, exclude, seed, device)
     )
     if isinstance(asked, MergeRecipe) and not dry_run:
-        files.begin(Path(model).expanduser() for model in sorted(asked.models))
+        files.begin(map(expanded, sorted(asked.models)))
     from personality_vector.merging.plan import MergePlan, forecast, plan_recipe
 
     plan = plan_recipe(asked) if isinstance(asked, MergeRecipe) else asked
@@ -84,17 +84,10 @@ def merge(
         ahead = forecast(plan, folder) if isinstance(plan, MergePlan) else {}
         return {**plan.describe(), **ahead}
 
-    how = {"dry_run": dry_run, "force": force, "as_json": as_json}
-    if options.plan_only(planned, folder, kind="merge", inputs=plan.inputs, **how):
+    how: dict[str, Any] = {"dry_run": dry_run, "force": force, "as_json": as_json, "kind": "merge"}
+    if options.plan_only(planned, folder, inputs=plan.inputs, **how):
         return
-    if isinstance(plan, MergePlan):
-        from personality_vector.merging.engine import write_merge
-
-        done = write_merge(plan, folder, force=force)
-    else:
-        from personality_vector.merging.mergekit.bridge import write_bridge
-
-        done = write_bridge(plan, folder, force=force)
+    done = _written(plan, folder, force=force)
     result = {key: value for key, value in done.manifest.items() if key not in _BULKY}
     options.show({"out": str(folder), **result}, as_json=as_json, text=lambda: _summary(plan, done))
 
@@ -116,6 +109,19 @@ def export_mergekit(
         raise RecipeError(f"{out}: exists; choose another --out")
     else:
         files.write_file(out, text.encode())
+
+
+def _written(plan: "MergePlan | BridgePlan", out: Path, *, force: bool) -> "MergeReport":
+    """Carry out a plan."""
+    from personality_vector.merging.plan import MergePlan
+
+    if isinstance(plan, MergePlan):
+        from personality_vector.merging.engine import write_merge
+
+        return write_merge(plan, out, force=force)
+    from personality_vector.merging.mergekit.bridge import write_bridge
+
+    return write_bridge(plan, out, force=force)
 
 
 def _summary(plan: "MergePlan | BridgePlan", done: "MergeReport") -> str:

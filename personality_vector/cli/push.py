@@ -56,7 +56,7 @@ def read_pushable(directory: Path) -> tuple[dict[str, Any], dict[str, int]]:
     Raises:
         CheckpointError: It has no manifest, is a run, or its files are not those of the manifest.
     """
-    from personality_vector.checkpoint.reader import read_json
+    from personality_vector.checkpoint.folder import read_json
 
     if not (directory / MANIFEST).is_file():
         raise CheckpointError(

@@ -79,7 +79,7 @@ def show(
 
 def describe(path: Path) -> dict[str, Any]:
     """Return what a directory is, as JSON-like data."""
-    from personality_vector.checkpoint.reader import read_json, read_manifest
+    from personality_vector.checkpoint.folder import read_json, read_manifest
     from personality_vector.delta import is_adapter, is_saved_delta
 
     manifest = read_manifest(path)

@@ -14,6 +14,7 @@ from personality_vector.errors import OutputExistsError, RecipeError, require_ne
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from personality_vector.data.personas import Persona
     from personality_vector.elicitation.extract import Elicited
     from personality_vector.elicitation.recipe import SteerRecipe
     from personality_vector.elicitation.rollouts import Rollout
@@ -50,8 +51,6 @@ def write_persona(
     Read the file before you use it: what it says is what the vector will mean.
     """
     from personality_vector.elicitation import writing
-    from personality_vector.files import write_file
-    from personality_vector.files.owned import text_digest
     from personality_vector.subject.endpoint import Endpoint
 
     _require_replaceable(out, force=force)
@@ -65,19 +64,28 @@ def write_persona(
     else:
         generator = writing.endpoint_generator(Endpoint(str(model), endpoint, api_key_env))
     persona = writing.write_persona(name, description, generator, opposite=opposite, pole=pole)
-    content = persona.model_dump(mode="json", exclude_none=True)
-    body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=98)
     writer = " ".join((local or str(model)).split())
-    text = f"# The persona {name}, written by {writer}.\n{body}"
-    write_file(out, f"{text}{_UNEDITED}{text_digest(text)}\n".encode())
-    pairs, asked = len(persona.instructions), persona.questions
-    counts = len(asked.extract), len(asked.evaluate)
-    said = (
-        f"{out}: {persona.label}, {pairs} pairs of instructions, "
-        f"{counts[0]} questions to extract with and {counts[1]} to evaluate with"
+    _write(persona, out, f"# The persona {name}, written by {writer}.\n")
+    pairs = len(persona.instructions)
+    counts = len(persona.questions.extract), len(persona.questions.evaluate)
+    options.show(
+        {"out": str(out), "pairs": pairs, "questions": counts},
+        as_json=as_json,
+        text=lambda: (
+            f"{out}: {persona.label}, {pairs} pairs of instructions, "
+            f"{counts[0]} questions to extract with and {counts[1]} to evaluate with"
+        ),
     )
-    result = {"out": str(out), "pairs": pairs, "questions": counts}
-    options.show(result, as_json=as_json, text=lambda: said)
+
+
+def _write(persona: "Persona", out: Path, title: str) -> None:
+    """Write a persona, with a last line by which an edited file is known."""
+    from personality_vector.files import write_file
+    from personality_vector.files.owned import text_digest
+
+    content = persona.model_dump(mode="json", exclude_none=True)
+    text = title + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=98)
+    write_file(out, f"{text}{_UNEDITED}{text_digest(text)}\n".encode())
 
 
 def _require_replaceable(persona: Path, *, force: bool) -> None:
