@@ -27,7 +27,7 @@ from personality_vector.cli import (
 )
 from personality_vector.cli.options import recipe_verb
 from personality_vector.cli.steer import effect, export, extract, vectors
-from personality_vector.errors import PersonalityVectorError
+from personality_vector.errors import FULL, PersonalityVectorError
 
 app = typer.Typer(
     name="pvec",
@@ -100,6 +100,7 @@ for group, verbs in _VERBS.items():
         group.command(name)(verb)
 
 
+_OF_DISK = (*FULL, errno.EIO)
 _PRINTED = ("show", "similarity", "recipes", "export-mergekit", "monitor", "--dry-run", "--help")
 """With these words, what is printed is the result, and not a note about one that is on disk."""
 
@@ -151,7 +152,7 @@ def run(arguments: list[str], *, with_traceback: bool = False) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except (PersonalityVectorError, OSError) as error:
-        code = getattr(error, "exit_code", 4)
+        code = getattr(error, "exit_code", 4 if getattr(error, "errno", 0) in _OF_DISK else 1)
         _refuse(error, with_traceback=with_traceback)
     except Exception as error:
         if not _was_interrupted(error):
@@ -175,7 +176,10 @@ def _refuse(error: Exception, *, with_traceback: bool) -> None:
     if with_traceback:
         traceback.print_exception(error)
     notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
-    sentence = " ".join(f"{error}{notes}".split())
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        said = f"{error.filename or 'a file'}: cannot be read or written: {error.strerror}"
+    sentence = " ".join(f"{said}{notes}".split())
     # A name from a file may hold control characters; a terminal would obey them.
     sys.stderr.write("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence))
     sys.stderr.write("\n")

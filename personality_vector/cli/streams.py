@@ -3,7 +3,10 @@
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
+
+from personality_vector.errors import redacted
 
 
 class Stream:
@@ -11,17 +14,22 @@ class Stream:
 
     By the time a result is printed, the work is done and on disk; that nobody can read what is
     printed must not look as if the work had failed.
+
+    Args:
+        stream: The stream.
+        edit: Changes every text that is written.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, edit: Callable[[str], str] = str) -> None:
         self._stream = stream
+        self._edit = edit
         self.failure: OSError | None = None
 
     def write(self, text: str) -> int:
         """Write text, unless the stream has failed."""
         if self.failure is None:
             with self._remembered():
-                self._stream.write(text)
+                self._stream.write(self._edit(text))
         return len(text)
 
     def flush(self) -> None:
@@ -58,7 +66,8 @@ def prepare() -> None:
         if hasattr(stream, "reconfigure"):
             # A name from a model may have characters that a terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
-        setattr(sys, name, stream if isinstance(stream, Stream) else Stream(stream))
+        if not isinstance(stream, Stream):
+            setattr(sys, name, Stream(stream, redacted if name == "stderr" else str))
 
 
 def failure_of_stdout() -> OSError | None:

@@ -19,6 +19,7 @@ import xxhash
 
 from personality_vector.errors import CheckpointError, DataError
 from personality_vector.files.ranges import MAPPED, Stamp, leased, read
+from personality_vector.files.reading import parse_json
 from personality_vector.numeric.parallel import in_parallel
 
 _SETTLED_NS = 3 * 10**9
@@ -163,7 +164,7 @@ def _kept(file: Path, stamp: Stamp) -> dict[tuple[int, int], str]:
     with suppress(OSError, ValueError, RuntimeError, KeyError, TypeError):
         check, _, text = _entry(file).read_text(encoding="ascii").partition("\n")
         if check == _check(text):
-            entry = json.loads(text)
+            entry = parse_json(text)
             if entry["of"] == _of(file, stamp):
                 return {(start, end): digest for start, end, digest in entry["digests"]}
     return {}

@@ -12,10 +12,18 @@ from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from types import TracebackType
 
-from personality_vector.errors import LockedError, OutputExistsError, StorageError, require_new
+from safetensors import SafetensorError
+
+from personality_vector.errors import (
+    FULL,
+    LockedError,
+    OutputExistsError,
+    StorageError,
+    require_new,
+)
 from personality_vector.files.owned import require_replaceable
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+_DISK_ERRORS = {*FULL, errno.EIO, errno.EACCES, errno.EPERM}
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
@@ -68,7 +76,7 @@ class AtomicDirectory:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.path.parent).free
             if free < 1.05 * self._size:
-                wanted = f"needs {self._size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free there"
+                wanted = f"needs {_amount(1.05 * self._size)}, {_amount(free)} are free there"
                 raise OSError(errno.ENOSPC, wanted)
             self._lock = _create_locked(self._partial)
         except OSError as error:
@@ -93,9 +101,14 @@ class AtomicDirectory:
             shutil.rmtree(self._partial, ignore_errors=True)
             os.close(self._lock)
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-            raise StorageError(
-                f"{self.path}: cannot be written: {error.strerror}; nothing was published"
-            ) from error
+            why = error.strerror
+        elif isinstance(error, SafetensorError) and "os error" in str(error):
+            why = str(error)
+        else:
+            return
+        raise StorageError(
+            f"{self.path}: cannot be written: {why}; nothing was published"
+        ) from error
 
     def _publish(self) -> None:
         umask = _umask()
@@ -183,8 +196,9 @@ def explained(path: Path) -> Generator[None]:
     """Turn an error of the disk, while ``path`` is written, into ours."""
     try:
         yield
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise StorageError(f"{path}: cannot be written: {why}") from error
 
 
 def write_file(path: Path, write: bytes | Callable[[Path], object]) -> None:
@@ -222,6 +236,14 @@ def sync_tree(folder: Path) -> None:
         for path in [*sorted(folder.rglob("*")), folder]:
             if path.is_file() or path.is_dir():
                 _sync(path)
+
+
+def _amount(size: float) -> str:
+    """Return a number of bytes in the unit in which it is not 0."""
+    power, unit = next(
+        ((p, u) for p, u in ((9, "GB"), (6, "MB"), (3, "kB")) if size >= 10**p), (0, "bytes")
+    )
+    return f"{size / 10**power:.{2 if power else 0}f} {unit}"
 
 
 def _umask() -> int:

@@ -4,6 +4,7 @@ Format: eight bytes little-endian length ``n``, ``n`` bytes of JSON, then the da
 (https://huggingface.co/docs/safetensors).
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -93,26 +94,34 @@ def _check_length(file: Path, size: int, head: bytes, length: int, start: bytes)
 
 
 def _parse(file: Path, text: bytes) -> dict[str, Any]:
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) < len(pairs):
-            raise CheckpointError(f"{file}: its header names the same tensor twice")
-        return table
-
     try:
-        # The reader of safetensors takes nothing before the first brace, and no NaN.
-        if not text.startswith(b"{"):
-            raise ValueError("it does not begin with {")
-        table = parse_json(
-            text.decode(), object_pairs_hook=without_duplicates, parse_constant=_refuse_constant
-        )
+        table = _json(text)
     except ValueError as error:
         raise CheckpointError(f"{file}: its header is not JSON: {error}") from error
     if not isinstance(table, dict) or len(table) > _MOST_TENSORS:
         raise CheckpointError(f"{file}: its header is not a table of at most {_MOST_TENSORS} names")
-    notes = table.pop("__metadata__", None) or {}
-    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+    notes = table.pop("__metadata__", None)
+    texts = notes.values() if isinstance(notes, dict) else [] if notes is None else [notes, None]
+    if not all(isinstance(text, str) for text in texts):
         raise CheckpointError(f"{file}: its __metadata__ is not a table of texts")
+    return table
+
+
+def _json(text: bytes) -> Any:
+    """Return what a header holds, if safetensors reads it and no name is in it twice."""
+
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            raise ValueError("it names the same tensor twice")
+        return table
+
+    if not text.startswith(b"{"):
+        raise ValueError("it does not begin with {")
+    how: dict[str, Any] = {"object_pairs_hook": without_duplicates}
+    table = parse_json(text.decode(), parse_constant=_refuse_constant, **how)
+    if b"\\u" in text:
+        json.dumps(table, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     return table
 
 
@@ -130,6 +139,8 @@ def _entry(file: Path, name: str, row: Any, data: int) -> Stored:
             )
         width, shape = WIDTHS[row["dtype"]], tuple(row["shape"])
         first, last = row["data_offsets"]
+        if not (isinstance(row["shape"], list) and isinstance(row["data_offsets"], list)):
+            raise ValueError("a shape or offsets are not a list")
         numbers = (*shape, first, last)
         if not all(type(number) is int and 0 <= number <= _LARGEST for number in numbers):
             raise ValueError("a size or offset is not a whole number")

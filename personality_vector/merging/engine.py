@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from personality_vector.checkpoint import Checkpoint, ShardWriter, TensorPlan, parse_size
+from personality_vector.checkpoint.folder import has_code
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import blame
 from personality_vector.files import AtomicDirectory
@@ -166,6 +167,11 @@ def complete(
         content: The content of the manifest, from which the card is made as well.
     """
     base.copy_side_files(directory)
+    if has_code(base.path):
+        note = (
+            "config.json names Python files (auto_map): loading them takes trust_remote_code=True"
+        )
+        content = {**content, "notes": [*content.get("notes", ()), note]}
     if dtype != "same":
         config = json.dumps(_with_dtype(base.config, dtype), indent=2) + "\n"
         (directory / "config.json").write_text(config, encoding="utf-8")

@@ -3,11 +3,13 @@
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from personality_vector.errors import CheckpointError, foreign
 from personality_vector.files.directory import explained, sync_tree, write_file
 from personality_vector.report.answers import side_by_side
 from personality_vector.report.figures import (
@@ -19,6 +21,7 @@ from personality_vector.report.figures import (
 from personality_vector.report.summary import summary_of
 from personality_vector.report.tables import table_of, text_of
 from personality_vector.study.run import Run
+from personality_vector.study.store import FILE
 from personality_vector.study.tables import (
     dose_response,
     labels_of,
@@ -29,6 +32,9 @@ from personality_vector.study.tables import (
     unscored,
 )
 from personality_vector.traits import Pole
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 NO_MATCH = (
     "No strength in the grids moves the effect towards this pole; give strengths of the other "
@@ -58,11 +64,20 @@ def write_report(run: Run | str | Path) -> Path:
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["text"] = text_of
     texts = {part: loader.get_source(environment, f"report.{part}")[0] for part in ("css", "js")}
-    cells = run.cells()
     run.export()
-    with explained(run.folder):
-        pictures, tables = _pictures(run), _tables(run)
-    page = environment.get_template("report.html.jinja").render(
+    what = f"{run.folder / FILE}: its content is damaged or was changed"
+    with explained(run.folder), foreign(CheckpointError, what):
+        page = _page(run, environment, texts)
+    path = run.folder / "report.html"
+    write_file(path, page.translate(_CONTROLS).encode())
+    sync_tree(run.folder)
+    return path
+
+
+def _page(run: Run, environment: "Environment", texts: Mapping[str, str]) -> str:
+    """Return the page of a run, after writing its figures and two tables beside it."""
+    cells, pictures, tables = run.cells(), _pictures(run), _tables(run)
+    return environment.get_template("report.html.jinja").render(
         **texts,
         hashes={part: _hash(text) for part, text in texts.items()},
         pole=run["pole"],
@@ -79,10 +94,6 @@ def write_report(run: Run | str | Path) -> Path:
         recipe=json.dumps(run["recipe"], indent=2, ensure_ascii=False),
         **side_by_side(run),
     )
-    path = run.folder / "report.html"
-    write_file(path, page.translate(_CONTROLS).encode())
-    sync_tree(run.folder)
-    return path
 
 
 def _hash(text: str) -> str:

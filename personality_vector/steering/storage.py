@@ -1,6 +1,5 @@
 """Vectors on disk: tensors with a record and a manifest, or a control vector of llama.cpp."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -19,10 +18,13 @@ from personality_vector.errors import (
     DataError,
     OutputExistsError,
     RecipeError,
+    foreign,
     require_new,
     some,
 )
-from personality_vector.files import AtomicDirectory
+from personality_vector.files import AtomicDirectory, write_file
+from personality_vector.files.owned import text_digest
+from personality_vector.files.reading import parse_json, read_text
 from personality_vector.manifest import write_manifest
 from personality_vector.recipes.schema import PoleField
 from personality_vector.steering.fit import resolved
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 # The architecture that llama.cpp writes into the GGUF file of a control vector.
 _CONTROL_VECTOR = "controlvector"
+_DIGEST = "personality_vector.digest"
 
 
 class Record(BaseModel):
@@ -79,7 +82,7 @@ class Record(BaseModel):
         file = directory / f"{cls.stem}.json"
         kind, newest = (cls.model_fields[name].default for name in ("kind", "format"))
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = parse_json(read_text(file))
             is_ours = isinstance(found, dict) and found.get("kind") == kind
             if is_ours and isinstance(found.get("format"), int) and found["format"] != newest:
                 raise CheckpointError(
@@ -190,13 +193,7 @@ def export_gguf(
         raise DataError("coefficient 0 steers nothing: there is nothing to export")
     scaled = replace(vector, directions={layer: vector[layer] for layer in chosen}) * coefficient
     _refuse_existing(gguf, path, force=force)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        _write(gguf, scaled, partial, model_hint)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, lambda partial: _write(gguf, scaled, partial, model_hint))
     return path
 
 
@@ -204,6 +201,7 @@ def _write(gguf: Any, vector: "SteeringVector", file: Path, model_hint: str) -> 
     with closing(gguf.GGUFWriter(file, _CONTROL_VECTOR)) as writer:
         writer.add_string(f"{_CONTROL_VECTOR}.model_hint", model_hint)
         writer.add_uint32(f"{_CONTROL_VECTOR}.layer_count", len(vector.layers))
+        writer.add_string(_DIGEST, _digest_of({n: vector[n].numpy() for n in vector.layers}))
         for layer in vector.layers:
             writer.add_tensor(f"direction.{layer}", vector[layer].contiguous().numpy())
         writer.write_header_to_file()
@@ -215,9 +213,14 @@ def _refuse_existing(gguf: Any, path: Path, *, force: bool) -> None:
     require_new(path, force=force)
     if not path.exists():
         return
-    try:
-        field = gguf.GGUFReader(path).get_field("general.architecture")
-    except (OSError, ValueError, KeyError):
-        field = None
-    if field is None or field.contents() != _CONTROL_VECTOR:
-        raise OutputExistsError(f"{path}: is not a control vector, so it is never replaced")
+    what = f"{path}: is not a control vector as this tool wrote it, so it is never replaced"
+    with foreign(OutputExistsError, what):
+        reader = gguf.GGUFReader(path)
+        found = {int(one.name.rpartition(".")[2]): one.data for one in reader.tensors}
+        if reader.get_field(_DIGEST).contents() != _digest_of(found):
+            raise ValueError("its tensors are others")
+
+
+def _digest_of(directions: Mapping[int, Any]) -> str:
+    """Return a digest of the numbers of a control vector."""
+    return text_digest(str({n: directions[n].tobytes().hex() for n in sorted(directions)}))

@@ -17,13 +17,13 @@ from personality_vector.checkpoint.writer import shard_names, write_index
 from personality_vector.errors import (
     CheckpointError,
     DataError,
-    ModelError,
     NonFiniteError,
     blame,
 )
 from personality_vector.steering.bake.routes import Family
 from personality_vector.steering.fit import resolved
 from personality_vector.steering.vector import SteeringVector
+from personality_vector.subject import models
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +81,8 @@ class Base:
 
 
 def read_config(checkpoint: Checkpoint) -> Any:
-    """Return the configuration of a checkpoint as transformers reads it, defaults filled in.
-
-    Raises:
-        ModelError: transformers does not know the architecture.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(checkpoint.path)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{checkpoint.path}: transformers cannot read config.json: {error}") from (
-            error
-        )
+    """Return the configuration of a checkpoint; see :func:`subject.models.read_config`."""
+    return models.read_config(checkpoint.path)
 
 
 def scaled_directions(
