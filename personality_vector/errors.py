@@ -145,7 +145,8 @@ def foreign(kind: type[PersonalityVectorError], what: str) -> Generator[None]:
 def reason_of(error: BaseException) -> str:
     """Return one line about an error of a library, with its type where the text may need it."""
     said = " ".join(redacted(str(error)).split())[:_LONGEST]
-    speaks = isinstance(error, OSError | ValueError | RuntimeError) and said
+    is_plain = isinstance(error, OSError | ValueError | RuntimeError)
+    speaks = said and (is_plain or type(error).__module__ != "builtins")
     return said if speaks else f"{type(error).__name__}: {said}".removesuffix(": ")
 
 

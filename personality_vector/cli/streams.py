@@ -27,6 +27,8 @@ class Stream:
 
     def write(self, text: str) -> int:
         """Write text, unless the stream has failed."""
+        if not isinstance(text, str):  # click tries to find out whether a stream takes bytes
+            raise TypeError("this stream takes text")
         if self.failure is None:
             with self._remembered():
                 self._stream.write(self._edit(text))

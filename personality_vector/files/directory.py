@@ -238,12 +238,12 @@ def sync_tree(folder: Path) -> None:
                 _sync(path)
 
 
-def _amount(size: float) -> str:
+def _amount(size: int | float) -> str:
     """Return a number of bytes in the unit in which it is not 0."""
-    power, unit = next(
-        ((p, u) for p, u in ((9, "GB"), (6, "MB"), (3, "kB")) if size >= 10**p), (0, "bytes")
-    )
-    return f"{size / 10**power:.{2 if power else 0}f} {unit}"
+    for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
+        if size >= 10**power:
+            return f"{size / 10**power:.2f} {unit}"
+    return f"{size:.0f} bytes" if size else "0 GB"
 
 
 def _umask() -> int:

@@ -135,7 +135,7 @@ def _entry(file: Path, name: str, row: Any, data: int) -> Stored:
     try:
         if str(row["dtype"]).startswith(_QUANTISED):
             raise CheckpointError(
-                f"{file}: is quantised (tensor {name} is {row['dtype']}); {UNQUANTISED}"
+                f"{file}: tensor {name}: is quantised ({row['dtype']}); {UNQUANTISED}"
             )
         width, shape = WIDTHS[row["dtype"]], tuple(row["shape"])
         first, last = row["data_offsets"]

@@ -75,6 +75,6 @@ def is_stray(file: Path, folder: Path | None = None) -> bool:
     """
     home, real = (folder or file.parent).resolve(), file.resolve()
     # The Hub's cache: models--OWNER--NAME/snapshots/REVISION/file links to ../../blobs/HASH.
-    is_snapshot = home.parent.name == "snapshots"
-    blobs = (home.parent.parent / "blobs").resolve()
-    return not (real.is_relative_to(home) or (is_snapshot and real.is_relative_to(blobs)))
+    repository = home.parent.parent if home.parent.name == "snapshots" else home.parent
+    blobs = (repository / "blobs").resolve()
+    return not (real.is_relative_to(home) or real.is_relative_to(blobs))

@@ -53,10 +53,14 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
     return model.to(device).eval()
 
 
-def read_config(path: str | Path) -> Any:
+def read_config(path: str | Path, to: str = "read config.json") -> Any:
     """Return the configuration of a checkpoint as transformers reads it, defaults filled in.
 
     Nothing that the folder holds or names is run.
+
+    Args:
+        path: The folder.
+        to: What transformers is to do, for messages.
 
     Raises:
         ModelError: transformers does not know the architecture, or the config wants code to run.
@@ -65,7 +69,7 @@ def read_config(path: str | Path) -> Any:
     from transformers import AutoConfig
 
     _require_inert(Path(path))
-    with foreign(ModelError, f"{path}: transformers cannot read config.json"):
+    with foreign(ModelError, f"{path}: transformers cannot {to}"):
         return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
 
 
@@ -132,7 +136,7 @@ def _class_of(path: str | Path) -> Any:
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VISION,
     )
 
-    kind = read_config(path).model_type
+    kind = read_config(path, "load this model").model_type
     return AutoModelForImageTextToText if kind in set(VISION) - set(TEXT) else AutoModelForCausalLM
 
 
