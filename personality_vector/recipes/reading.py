@@ -1,5 +1,6 @@
 """Reading YAML strictly: an error is one sentence that names the file and the key."""
 
+import errno
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -61,6 +62,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: no such file; `pvec recipes` lists the shipped recipes"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
+        if getattr(error, "errno", None) == errno.EFBIG:
+            raise RecipeError(f"{path}: a recipe of more than 1 MB is refused") from error
         raise RecipeError(
             f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error

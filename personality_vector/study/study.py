@@ -1,9 +1,8 @@
 """A study: interventions x strengths x measures x seeds on one base, in one resumable folder."""
 
-import json
 import sqlite3
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -188,6 +187,7 @@ class Study:
         ]
 
     def _begin(self, store: Store) -> None:
+        _require_same_verb(store.path.parent, [store["recipe"]], self._recipe)
         store.begin(
             self.digest,
             self._judged,
@@ -286,19 +286,16 @@ def _replaced_results(out: Path, recipe: Mapping[str, Any]) -> Generator[None]:
     """
     path = out / FILE
     if path.exists():
-        with explained(path), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as old:
+        with explained(path), closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as old:
             found = {name for (name,) in old.execute("SELECT name FROM sqlite_master")}
-            noted = "SELECT value FROM run WHERE key = 'recipe'" if "run" in found else "SELECT '' "
-            begun = [verb_of(text) for (text,) in old.execute(noted)]
+            noted = "SELECT value FROM run WHERE key = 'recipe'"
+            rows = old.execute(noted).fetchall() if "run" in found else []
         if not {"run", "cells", "answers"} <= found:
             raise CheckpointError(
                 f"{path}: is an SQLite file without results; move it away, or choose another folder"
             )
-        if begun and begun != [verb_of(json.dumps(dict(recipe)))]:
-            raise OutputExistsError(
-                f"{out}: holds the results of `pvec {begun[0]}`, which no other command replaces; "
-                "choose another --out"
-            )
+        with suppress(ValueError, TypeError):  # a damaged note is replaced
+            _require_same_verb(out, [parse_json(text) for (text,) in rows], recipe)
         for file in out.glob(f"{FILE}*"):
             file.rename(out / f"{_OLD}{file.name}")
     try:
@@ -312,13 +309,27 @@ def _replaced_results(out: Path, recipe: Mapping[str, Any]) -> Generator[None]:
                 file.rename(out / file.name.removeprefix(_OLD))
 
 
-def verb_of(recipe: str) -> str:
-    """Return the verb of a recipe that a run has noted as JSON."""
-    try:
-        keys = set(parse_json(recipe))
-    except (ValueError, TypeError):
-        keys = set()
-    return "eval" if "model" in keys else "compare" if "points" in keys else "sweep"
+def _require_same_verb(out: Path, noted: Sequence[Any], recipe: Mapping[str, Any]) -> None:
+    """Refuse to put the results of one verb in the place of another's.
+
+    Args:
+        out: The folder of a run.
+        noted: The recipe that the run has noted, if there is one.
+        recipe: The recipe that is to be run.
+
+    Raises:
+        OutputExistsError: It is that of another verb.
+    """
+    begun = [_verb_of(one) for one in noted if isinstance(one, dict)]
+    if begun and begun != [_verb_of(recipe)]:
+        raise OutputExistsError(
+            f"{out}: holds the results of `pvec {begun[0]}`, which no other command replaces; "
+            "choose another --out"
+        )
+
+
+def _verb_of(recipe: Mapping[str, Any]) -> str:
+    return "eval" if "model" in recipe else "compare" if "points" in recipe else "sweep"
 
 
 def _remove_if_empty(store: Store, out: Path, *, is_new: bool) -> None:
