@@ -5,6 +5,7 @@
 'extraversion'
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from personality_vector.subject.spec import Sampling
     from personality_vector.subject.subject import Subject
     from personality_vector.traits import BIG_FIVE, Pole
+
+# Otherwise transformers fetches kernels from the Hub, where the package `kernels` is installed, and
+# runs them.
+os.environ.setdefault("USE_HUB_KERNELS", "NO")
 
 # Imported when first used: torch takes seconds, and `--help` must not.
 _HOMES = {

@@ -5,6 +5,9 @@ The command line prints the message and exits with ``exit_code``:
 6 cannot be verified.
 """
 
+import errno
+import os
+import re
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +84,33 @@ class TrainingError(PersonalityVectorError):
     """A fine-tuning run that cannot start or that diverged."""
 
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+"""Numbers of errors of a disk that takes no more."""
+_LONGEST = 600
+"""Number of characters of a library's message that are passed on."""
+
+
+_SECRETS = re.compile(
+    r"""(?P<before>
+        ://(?=[^\s/@]*@)                                       # https://user:password@host
+        |[?&;](?:api[-_]?key|key|token|access[-_]?token|sig|signature|password|secret)=
+        |\bBearer\s+ |\b[Aa]uthorization["']?\s*[:=]\s*["']?(?:(?:Basic|Bearer)\s+)?
+    )(?P<secret>[^\s&"'<>@]+)
+    |\b(?:hf_|sk-|gsk_|ghp_|github_pat_|xai-|AIza)[\w*.-]{8,}""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_KEYS = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
+_SHORTEST_KEY = 8
+
+
+def redacted(text: str) -> str:
+    """Return a text without keys and tokens: of forms that are known, or in the environment."""
+    for name, value in os.environ.items():
+        if name.upper().endswith(_KEYS) and len(value) >= _SHORTEST_KEY:
+            text = text.replace(value, "***")
+    return _SECRETS.sub(lambda match: f"{match['before'] or ''}***", text)
+
+
 def require_new(path: Path, *, force: bool, option: str = "--out") -> None:
     """Refuse to overwrite a path, unless ``force`` is on.
 
@@ -96,6 +126,35 @@ def some(names: Iterable[str], most: int = 3) -> str:
     ordered = sorted(names)
     shown = ", ".join(ordered[:most])
     return shown if len(ordered) <= most else f"{shown} and {len(ordered) - most} more"
+
+
+@contextmanager
+def foreign(kind: type[PersonalityVectorError], what: str) -> Generator[None]:
+    """Turn any error of a library that the block calls into one of ours, in one sentence.
+
+    Args:
+        kind: The error to raise.
+        what: What failed, and at what: ``DIR: the tokenizer cannot be read``.
+    """
+    try:
+        yield
+    except PersonalityVectorError:
+        raise
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise  # the output that is being written says so
+        # A panic of a library in Rust is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise kind(f"{what}: {reason_of(error)}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return one line about an error of a library, with its type where the text may need it."""
+    said = " ".join(redacted(str(error)).split())[:_LONGEST]
+    is_plain = isinstance(error, OSError | ValueError | RuntimeError)
+    speaks = said and (is_plain or type(error).__module__ != "builtins")
+    return said if speaks else f"{type(error).__name__}: {said}".removesuffix(": ")
 
 
 @contextmanager

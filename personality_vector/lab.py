@@ -23,6 +23,18 @@ def lab_folder() -> Path:
     return shipped if shipped.is_dir() else _PACKAGE.parent
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with the home folder for ``~``.
+
+    Raises:
+        RecipeError: It begins with the ``~`` of a user who does not exist.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise RecipeError(f"{path}: there is no user of this name") from error
+
+
 def builtin(reference: str) -> Path:
     """Return the path that ``builtin:...`` means.
 

@@ -8,9 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-MANIFEST = "MANIFEST.json"
+from personality_vector.files.directory import write_file
+from personality_vector.files.owned import MANIFEST, RESULTS, digest_in, sizes_in
+
+__all__ = ["MANIFEST", "WEIGHTS", "rounded", "write_manifest"]
+
 WEIGHTS = "weights"
 """Key of the digest of the tensors that were written, which every reader compares."""
+
 _VERSIONS = ("torch", "transformers", "safetensors", "peft", "trl")
 
 
@@ -23,15 +28,13 @@ def write_manifest(directory: Path, kind: str, content: Mapping[str, Any]) -> di
         content: JSON-like; recipe, fingerprints, seeds, statistics. No clock time: the same
             recipe writes the same bytes.
     """
-    files = {
-        path.relative_to(directory).as_posix(): path.stat().st_size
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
-    content = rounded(content)
-    manifest = {"manifest": 1, "kind": kind, "tool": _tool(), **content, "files": files}
+    files = {name: size for name, size in sizes_in(directory).items() if name != MANIFEST}
+    listed: dict[str, Any] = {"files": files}
+    if RESULTS not in files:  # results have seconds in them, and a run is resumed and not replaced
+        listed["digests"] = {name: digest_in(directory / name) for name in files}
+    manifest = {"manifest": 1, "kind": kind, "tool": _tool(), **rounded(content), **listed}
     text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    (directory / MANIFEST).write_text(text, encoding="utf-8")
+    write_file(directory / MANIFEST, text.encode())
     return manifest
 
 

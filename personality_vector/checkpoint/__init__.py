@@ -1,6 +1,7 @@
 """Checkpoints on disk: a lazy reader, a sharded writer, fingerprints."""
 
 from personality_vector.checkpoint.fingerprint import Fingerprint, is_sampled
+from personality_vector.checkpoint.folder import read_json, read_manifest
 from personality_vector.checkpoint.names import (
     Kind,
     beginning,
@@ -10,13 +11,7 @@ from personality_vector.checkpoint.names import (
     is_buffer,
     kind,
 )
-from personality_vector.checkpoint.reader import (
-    Checkpoint,
-    is_hub_id,
-    locate,
-    read_json,
-    read_manifest,
-)
+from personality_vector.checkpoint.reader import Checkpoint, is_hub_id, locate
 from personality_vector.checkpoint.tensors import (
     DTYPES,
     FLOATS,

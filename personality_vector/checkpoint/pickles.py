@@ -70,7 +70,7 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
     tied = start.config.get("tie_word_embeddings") is True
     left_out: list[str] = []
     size = sum(map(_size, files))
-    with AtomicDirectory(out, force=force, inputs=[path], size=size) as partial:
+    with AtomicDirectory(out, kind="convert", force=force, inputs=[path], size=size) as partial:
         shards = zip(progress(list(files), "convert", _size), shard_names(len(files)), strict=True)
         for file, name in shards:
             left_out += _in_a_child(file, partial / name, files[file], tied=tied)

@@ -1,6 +1,5 @@
 """A checkpoint directory, read lazily: headers at once, one tensor when it is asked for."""
 
-import json
 import logging
 import os
 import re
@@ -21,11 +20,19 @@ from personality_vector.checkpoint.fingerprint import (
     is_sampled,
     sampled,
 )
+from personality_vector.checkpoint.folder import (
+    has_code,
+    read_json,
+    read_manifest,
+    require_unquantised,
+    require_unquantised_config,
+    side_files,
+)
 from personality_vector.checkpoint.tensors import TensorEntry, read_header
 from personality_vector.errors import BaseMismatchError, CheckpointError, VerificationError, some
-from personality_vector.files.header import PLAIN_NAME
+from personality_vector.files.header import PLAIN_NAME, UNQUANTISED
 from personality_vector.files.ranges import Stamp
-from personality_vector.lab import BUILTIN, builtin
+from personality_vector.lab import BUILTIN, builtin, expanded
 from personality_vector.manifest import MANIFEST, WEIGHTS
 
 log = logging.getLogger(__name__)
@@ -40,10 +47,8 @@ _FROM_HUB = [
     "*.txt",
     "*.model",
     "*.tiktoken",
+    "*.py",
 ]
-_TEMPLATES = "additional_chat_templates"
-_SIDE_FILES = (".json", ".jinja", ".txt", ".model", ".md", ".tiktoken")
-_OURS = (MANIFEST, "README.md", _INDEX)
 
 
 class Checkpoint:
@@ -75,8 +80,11 @@ class Checkpoint:
         if isinstance(where, Checkpoint):
             return where
         path = locate(where)
-        is_local = Path(where).expanduser().is_dir()
-        return cls(path, _read_entries(path), None if is_local else str(where))
+        is_local = expanded(where).is_dir()
+        require_unquantised_config(path)
+        entries = _read_entries(path)
+        require_unquantised(path, entries)
+        return cls(path, entries, None if is_local else str(where))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -244,13 +252,8 @@ class Checkpoint:
             os.close(descriptor)
 
     def side_files(self) -> list[Path]:
-        """Return config, tokenizer, template and processor files: all but weights, code, ours."""
-        found = [*self.path.iterdir(), *(self.path / _TEMPLATES).glob("*.jinja")]
-        return [
-            file
-            for file in sorted(found)
-            if file.is_file() and file.suffix in _SIDE_FILES and file.name not in _OURS
-        ]
+        """Return config, tokenizer, template and processor files; see :func:`side_files`."""
+        return side_files(self.path)
 
     def copy_side_files(self, directory: Path) -> None:
         """Copy the side files; one that is there already is kept."""
@@ -259,6 +262,12 @@ class Checkpoint:
             if not target.exists():
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, target)
+        if has_code(self.path):
+            log.warning(
+                "%s: has code of its own (auto_map in its config); the .py files are copied and "
+                "were not run; whoever loads the output needs trust_remote_code=True",
+                self.path,
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let another process open the same files; locks and descriptors stay here."""
@@ -275,9 +284,11 @@ def locate(where: str | Path) -> Path:
         CheckpointError: Neither this machine nor the Hub has it.
     """
     text = str(where)
-    path = builtin(text) if text.startswith(BUILTIN) else Path(where).expanduser()
+    path = builtin(text) if text.startswith(BUILTIN) else expanded(where)
     if path.is_dir():
         return path.absolute()
+    if path.suffix == ".gguf" and path.exists():
+        raise CheckpointError(f"{path}: is for llama.cpp, and usually quantised; {UNQUANTISED}")
     if path.exists():
         raise CheckpointError(f"{path}: is a file; give the directory of the checkpoint")
     if isinstance(where, Path) or text.count("/") > 1 or text.startswith((".", "~", BUILTIN)):
@@ -297,29 +308,6 @@ def locate(where: str | Path) -> Path:
 def is_hub_id(name: str) -> bool:
     """Return whether a name has the form of a Hub id: ``owner/model``."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) is not None
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        CheckpointError: The file is missing or is not a JSON object.
-    """
-    try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: is missing") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: is not JSON: {error}") from error
-    if not isinstance(table, dict):
-        raise CheckpointError(f"{file}: should hold one JSON object")
-    return table
-
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Return what our manifest says about a directory; nothing where there is none."""
-    file = directory / MANIFEST
-    return read_json(file) if file.is_file() else {}
 
 
 def weight_files(path: Path, single: str, index: str) -> dict[Path, set[str] | None]:
@@ -392,4 +380,5 @@ def _why_unreadable(path: Path) -> str:
             f"{path / pickles[0]}: pickled weights can run code and are not opened; convert them "
             f"once with `pvec convert {path} --out DIR`"
         )
-    return f"{path}: has neither {_SINGLE} nor {_INDEX}"
+    quantised = "; its .gguf is for llama.cpp" if any(path.glob("*.gguf")) else ""
+    return f"{path}: has neither {_SINGLE} nor {_INDEX}{quantised}"

@@ -1,21 +1,34 @@
 """``pvec``: parse, run a verb, turn an error into one sentence and an exit code."""
 
+import _thread
+import errno
 import gc
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
-from personality_vector.cli import merge, push, runs, shipped, show, verify, weights
+from personality_vector.cli import (
+    end_on_interrupt,
+    merge,
+    push,
+    runs,
+    shipped,
+    show,
+    streams,
+    verify,
+    weights,
+)
 from personality_vector.cli.options import recipe_verb
 from personality_vector.cli.steer import effect, extract, vectors
-from personality_vector.errors import PersonalityVectorError
+from personality_vector.errors import FULL, PersonalityVectorError
 
 app = typer.Typer(
     name="pvec",
@@ -89,21 +102,45 @@ for group, verbs in _VERBS.items():
         group.command(name)(verb)
 
 
+_OF_DISK = (*FULL, errno.EIO)
+_PRINTED = ("show", "similarity", "recipes", "export-mergekit", "monitor", "--dry-run", "--help")
+"""With these words, what is printed is the result, and not a note about one that is on disk."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     # What torch creates during its import stays alive. Looking for garbage in it every 700 objects,
     # as Python does by default, takes a tenth of a merge's time.
     given = sys.argv[1:] if arguments is None else arguments
     gc.set_threshold(0 if given[:1] == ["merge"] else 100_000)
+    streams.prepare()
     with_traceback = "--traceback" in given
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    code = run([word for word in given if word != "--traceback"], with_traceback=with_traceback)
+    sys.unraisablehook = _not_lost
+    words = [word for word in given if word != "--traceback"]
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = run(words, with_traceback=with_traceback)
+        signal.signal(signal.SIGINT, end_on_interrupt)
+    except KeyboardInterrupt:
+        end_on_interrupt()
+    failure = streams.failure_of_stdout()
+    if failure is not None and failure.errno != errno.EPIPE:
+        sys.stderr.write(f"the result could not be printed: {failure.strerror}\n")
+        code = code or (4 if set(words).intersection(_PRINTED) else 0)
+    sys.stderr.flush()
     if given[:1] == ["merge"]:
         # Everything is on disk, and an orderly shutdown of torch would take half a second.
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _not_lost(unraisable: Any) -> None:
+    """Repeat a Ctrl-C that came while an object was being destroyed, where it raises nothing."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        _thread.interrupt_main()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def run(arguments: list[str], *, with_traceback: bool = False) -> int:
@@ -117,18 +154,34 @@ def run(arguments: list[str], *, with_traceback: bool = False) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except (PersonalityVectorError, OSError) as error:
-        code = getattr(error, "exit_code", 4)
+        code = getattr(error, "exit_code", 4 if getattr(error, "errno", 0) in _OF_DISK else 1)
         _refuse(error, with_traceback=with_traceback)
+    except Exception as error:
+        if not _was_interrupted(error):
+            raise
+        code = 130
     if code == 130:
         sys.stderr.write("interrupted; nothing half-written is left\n")
     return code
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Return whether a library turned a Ctrl-C into an error of its own, as imports do."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _refuse(error: Exception, *, with_traceback: bool) -> None:
     if with_traceback:
         traceback.print_exception(error)
     notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
-    sentence = " ".join(f"{error}{notes}".split())
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        said = f"{error.filename or 'a file'}: cannot be read or written: {error.strerror}"
+    sentence = " ".join(f"{said}{notes}".split())
     # A name from a file may hold control characters; a terminal would obey them.
     sys.stderr.write("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence))
     sys.stderr.write("\n")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from personality_vector.merging.plan import MergePlan
 
 _MINUS = " - "
+_BULKY = ("tensors", "files", "digests")
 _MUCH = 0.95
 """If rounding keeps a smaller share of the change than this, the result says what helps."""
 Terms = Annotated[
@@ -88,18 +89,11 @@ def merge(
 
     if options.plan_only(
         lambda: plan.describe() | (forecast(plan, folder) if isinstance(plan, MergePlan) else {}),
-        *(folder, dry_run, force, as_json, plan.inputs),
+        *(folder, dry_run, force, as_json, plan.inputs, "merge"),
     ):
         return
-    if isinstance(plan, MergePlan):
-        from personality_vector.merging.engine import write_merge
-
-        done = write_merge(plan, folder, force=force)
-    else:
-        from personality_vector.merging.mergekit.bridge import write_bridge
-
-        done = write_bridge(plan, folder, force=force)
-    result = {key: value for key, value in done.manifest.items() if key not in ("tensors", "files")}
+    done = _written(plan, folder, force=force)
+    result = {key: value for key, value in done.manifest.items() if key not in _BULKY}
     options.show({"out": str(folder), **result}, as_json=as_json, text=lambda: _summary(plan, done))
 
 
@@ -119,7 +113,20 @@ def export_mergekit(
     elif out.exists():
         raise RecipeError(f"{out}: exists; choose another --out")
     else:
-        out.write_text(text, encoding="utf-8")
+        files.write_file(out, text.encode())
+
+
+def _written(plan: "MergePlan | BridgePlan", out: Path, *, force: bool) -> "MergeReport":
+    """Carry out a plan."""
+    from personality_vector.merging.plan import MergePlan
+
+    if isinstance(plan, MergePlan):
+        from personality_vector.merging.engine import write_merge
+
+        return write_merge(plan, out, force=force)
+    from personality_vector.merging.mergekit.bridge import write_bridge
+
+    return write_bridge(plan, out, force=force)
 
 
 def _summary(plan: "MergePlan | BridgePlan", done: "MergeReport") -> str:

@@ -3,7 +3,8 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -112,10 +113,23 @@ def out_or_default(out: Path | None, recipe: str) -> Path:
     return out if out is not None else Path("runs") / f"{path.parent.name}-{path.stem}"
 
 
+@contextmanager
+def resumable(out: Path) -> Generator[None]:
+    """Tell a user who interrupts the block that nothing in ``out`` is measured again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{out}: what is finished is kept; the same command resumes\n")
+        raise
+
+
 def show(result: Any, *, as_json: bool, text: Callable[[], str]) -> None:
     """Print a result on stdout, as JSON or as text."""
     if as_json:
-        sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False, default=str) + "\n")
+        # Escapes of a terminal that lacks a character are not those of JSON.
+        is_ascii = not str(sys.stdout.encoding).lower().startswith("utf")
+        text_of = json.dumps(result, indent=2, ensure_ascii=is_ascii, default=str)
+        sys.stdout.write(text_of + "\n")
     else:
         sys.stdout.write(text().rstrip("\n") + "\n")
 
@@ -127,6 +141,7 @@ def plan_only(
     force: bool,
     as_json: bool,
     inputs: Sequence[Path] = (),
+    kind: str = "steering_vector",
 ) -> bool:
     """Print the plan if that is all that is asked for, and return whether it is.
 
@@ -137,15 +152,21 @@ def plan_only(
         force: Whether an output of ours may be replaced.
         as_json: Whether to print JSON.
         inputs: Directories that the output must not lie in.
+        kind: Kind of the manifest of the output.
     """
     if out is not None:
-        from personality_vector.files import AtomicDirectory
-
-        AtomicDirectory(out, force=force, inputs=inputs)
+        require_writable(out, kind, force=force, inputs=inputs)
     if dry_run:
         found = plan() | ({"out": str(out)} if out is not None else {})
         show(found, as_json=as_json, text=lambda: yaml_text(found))
     return dry_run
+
+
+def require_writable(out: Path, kind: str, *, force: bool, inputs: Sequence[Path] = ()) -> None:
+    """Refuse an output that cannot be written or replaced, before the work and not after it."""
+    from personality_vector.files import AtomicDirectory
+
+    AtomicDirectory(out, kind=kind, force=force, inputs=inputs)
 
 
 def opened(model: str, device: str) -> "tuple[pv.Checkpoint, str]":

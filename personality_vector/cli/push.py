@@ -1,16 +1,29 @@
 """``pvec push``: upload what this tool wrote to the Hugging Face Hub."""
 
+import json
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from personality_vector.cli import options
-from personality_vector.errors import CheckpointError, some
-from personality_vector.manifest import MANIFEST
+from personality_vector.errors import CheckpointError, reason_of, some
+from personality_vector.files.owned import MANIFEST, digest_in
+from personality_vector.files.reading import parse_json, read_text
 
+_TEXTS = {
+    *(MANIFEST, "README.md", "config.json", "adapter_config.json"),
+    *("delta.json", "vector.json", "neurons.json", "choice.json"),
+}
+_ROOT = r"(?:~|[A-Za-z]:)?[/\\]"
+_WHOLE = re.compile(rf'"({_ROOT}[^"\n]*[/\\][^"\n]*)"')
+_ABSOLUTE = re.compile(
+    rf"""(?<![^\s"'(=`,|\[]){_ROOT}(?:[^\s"'`,|<>()\[\]{{}}:/]+/)+[^\s"'`,|<>()\[\]{{}}:/]*"""
+)
 _REPO = re.compile(r"[a-z0-9][\w.-]*/[\w-][\w.-]*", re.ASCII | re.IGNORECASE)
 
 
@@ -33,7 +46,8 @@ def push(
     """Upload a merged checkpoint, a saved delta or a steering vector to the Hub.
 
     Log in first with `hf auth login`. The files of DIR must be those that its MANIFEST.json lists,
-    by name and size, and a saved delta is verified. Manifest and card name the paths of the inputs.
+    by name and size, and a saved delta is verified. Of a path on this machine, manifest and card
+    keep the last part alone.
     """
     manifest, files = read_pushable(directory)
     if not _REPO.fullmatch(repo):
@@ -56,7 +70,7 @@ def read_pushable(directory: Path) -> tuple[dict[str, Any], dict[str, int]]:
     Raises:
         CheckpointError: It has no manifest, is a run, or its files are not those of the manifest.
     """
-    from personality_vector.checkpoint.reader import read_json
+    from personality_vector.checkpoint.folder import read_json
 
     if not (directory / MANIFEST).is_file():
         raise CheckpointError(
@@ -100,19 +114,73 @@ def upload(
             raise CheckpointError(
                 f"{repo}: exists and is public; --private makes only a new repository private"
             )
-        api.upload_folder(
-            repo_id=repo,
-            folder_path=directory,
-            commit_message=message,
-            allow_patterns=list(files),
-        )
+        with _publishable(directory, files) as folder:
+            api.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                commit_message=message,
+                allow_patterns=list(files),
+            )
     except (OSError, HTTPError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = reason_of(error).rstrip(".")
         raise CheckpointError(
             f"{repo}: was not uploaded: {reason}; is the name right, and are you logged in "
             "(`hf auth login`)?"
         ) from error
     return str(url)
+
+
+@contextmanager
+def _publishable(directory: Path, files: Mapping[str, int]) -> Generator[Path]:
+    """Yield a folder with the same files, in which no text has a path of this machine."""
+    texts = {name: read_text(directory / name) for name in sorted(_TEXTS & files.keys())}
+    changed = {name: text for name, text in without_paths(texts).items() if text != texts[name]}
+    if not changed:
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="pvec-push-") as folder:
+        for name in files:
+            copy = Path(folder) / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if name in changed:
+                copy.write_text(changed[name], encoding="utf-8")
+            else:
+                copy.symlink_to((directory / name).resolve())
+        _list_again(Path(folder), changed)
+        yield Path(folder)
+
+
+def _list_again(folder: Path, changed: Mapping[str, str]) -> None:
+    """Let the manifest say what the texts are now."""
+    manifest = parse_json(read_text(folder / MANIFEST))
+    for name in changed.keys() - {MANIFEST}:
+        manifest["files"][name] = (folder / name).stat().st_size
+        if name in manifest.get("digests", {}):
+            manifest["digests"][name] = digest_in(folder / name)
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).unlink()
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def without_paths(texts: Mapping[str, str]) -> dict[str, str]:
+    """Return texts with the last part of every absolute path in place of the path.
+
+    Paths that stand alone in a JSON string may hold blanks; they are replaced in all texts.
+    """
+    from personality_vector.checkpoint.cards import shown
+
+    whole = {path for text in texts.values() for path in _WHOLE.findall(text)}
+    known = {form for path in whole for form in (path, shown(path))}
+    found = {}
+    for name, text in texts.items():
+        for path in sorted(known, key=len, reverse=True):
+            text = text.replace(path, _last(path))
+        found[name] = _ABSOLUTE.sub(lambda match: _last(match[0]), text)
+    return found
+
+
+def _last(path: str) -> str:
+    return re.split(r"[/\\](?=[^/\\]*$)", path.rstrip("/"))[-1]
 
 
 def _require_as_listed(

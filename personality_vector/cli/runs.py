@@ -115,7 +115,8 @@ def _measure(
     from personality_vector.study.recipe import open_study
     from personality_vector.study.tables import remarks, tables_of
 
-    run = open_study(recipe).run(out, force=force)
+    with options.resumable(out):
+        run = open_study(recipe).run(out, force=force)
     page = write_report(run)
     run.write_manifest(kind)
     tables, notes = tables_of(run), remarks(run) if run["pole"] is not None else []

@@ -48,4 +48,5 @@ def demo(
     from personality_vector.cli.main import app
     from personality_vector.demo.run import run
 
-    run(out, lambda words: app(words, standalone_mode=False), force=force)
+    with options.resumable(out):
+        run(out, lambda words: app(words, standalone_mode=False), force=force)

@@ -10,7 +10,7 @@ import typer
 
 import personality_vector as pv
 from personality_vector.cli import options
-from personality_vector.errors import RecipeError, require_new
+from personality_vector.errors import OutputExistsError, RecipeError, require_new
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from personality_vector.delta import Total
     from personality_vector.delta.similarity import Similarity
 
-_BULKY = ("tensors", "files", "losses", "manifest")
+_BULKY = ("tensors", "files", "digests", "losses", "manifest")
 _VECTOR = "steering_vector"
 _TABLES = ("layers", "modules")
 _OF_ADAPTERS = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules")
@@ -72,7 +72,7 @@ def show(
 
 def describe(path: Path) -> dict[str, Any]:
     """Return what a directory is, as JSON-like data."""
-    from personality_vector.checkpoint.reader import read_json, read_manifest
+    from personality_vector.checkpoint.folder import read_json, read_manifest
     from personality_vector.delta import is_adapter, is_saved_delta
 
     manifest = read_manifest(path)
@@ -137,7 +137,7 @@ def similarity(
     if figure is not None:
         if figure.suffix not in (".svg", ".png"):
             raise RecipeError(f"--figure {figure}: draw into a file that ends with .svg or .png")
-        require_new(figure, force=force, option="--figure")
+        _require_replaceable(figure, force=force)
     import pandas as pd
 
     found = _compare(vectors, base)
@@ -165,6 +165,18 @@ def similarity(
     if by_layer:
         numbers = [str(number) for number in range(1, len(whole) + 1)]
         print_frame(f"{title}, by layer", _pairs(by_layer, numbers).reset_index(names=""))
+
+
+def _require_replaceable(figure: Path, *, force: bool) -> None:
+    """Refuse to draw over a file, unless ``force`` is on and this tool drew it."""
+    from personality_vector.files.reading import read_bytes
+    from personality_vector.report.figures import MARK
+
+    require_new(figure, force=force, option="--figure")
+    if figure.exists() and MARK.encode() not in read_bytes(figure):
+        raise OutputExistsError(
+            f"{figure}: was not drawn by this tool, so it is never replaced; choose another"
+        )
 
 
 def _compare(paths: Sequence[str], base: str | None) -> "Similarity":

@@ -1,4 +1,4 @@
-"""``pvec verify``: whether an output is as it was written, or a checkpoint the merge it should be."""
+"""``pvec verify``: is an output as it was written, or a checkpoint the merge it should be?"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +9,8 @@ import personality_vector as pv
 from personality_vector.cli import options
 from personality_vector.cli.merge import Embeddings, Exclude, Terms, short_form
 from personality_vector.errors import CheckpointError, RecipeError, VerificationError
+from personality_vector.files.digests import digests_forgotten
+from personality_vector.manifest import WEIGHTS
 
 if TYPE_CHECKING:
     from personality_vector.merging.verifying import Difference
@@ -61,29 +63,42 @@ def verify(
 def _sentence(path: Path, difference: "Difference") -> str:
     if not difference.entries:
         return f"{path}: is this merge, bit for bit"
-    where = f"at most {difference.largest:.3g}, in {difference.tensor}"
+    found = (
+        f"{difference.entries} entries differ by at most {difference.largest:.3g}, "
+        f"in {difference.tensor}"
+    )
     if not difference.coarse:
-        return (
-            f"{path}: is this merge but for rounding: {difference.entries} entries differ by {where}"
-        )
+        return f"{path}: is this merge but for rounding: {found}"
     return (
-        f"{path}: is not this merge: {difference.entries} entries differ by {where}, "
-        f"{difference.coarse} of them by more than one rounding"
+        f"{path}: is not this merge: {found}; {difference.coarse} of them by more than one rounding"
     )
 
 
 def _as_written(path: Path) -> dict[str, Any]:
-    """Read everything again and return what was compared."""
-    from personality_vector.checkpoint import read_manifest
-    from personality_vector.delta.storage import is_saved_delta
+    """Read everything again and return what was compared.
 
-    manifest = read_manifest(path)
-    if not isinstance(manifest.get("files"), dict):
+    Raises:
+        CheckpointError: It is not an output of this tool.
+        VerificationError: It is not as it was written.
+    """
+    from personality_vector.checkpoint import Checkpoint, read_header
+    from personality_vector.delta.storage import is_saved_delta
+    from personality_vector.files.owned import changes_in, manifest_of
+
+    manifest = manifest_of(path)
+    if manifest is None:
         raise CheckpointError(
-            f"{path}: is not an output of this tool, so nothing says what it should be; give --base "
-            "and --term to compute a merge again"
+            f"{path}: is not an output of this tool, so nothing says what it should be; give "
+            "--base and --term to compute a merge again"
         )
-    found = require_as_written(path, manifest)
-    if is_saved_delta(path):
-        found = f"{pv.Delta.load(path).verify()} tensors and {found}"
-    return {"path": str(path), "kind": manifest["kind"], "verified": f"{found} are as written"}
+    for change in changes_in(path, manifest):
+        raise VerificationError(f"{path}: is not as it was written: {change}")
+    said = f"{len(manifest['files'])} files"
+    with digests_forgotten():
+        if is_saved_delta(path):
+            said += f" and {pv.Delta.load(path).verify()} tensors"
+        elif WEIGHTS in manifest:
+            headers = [read_header(file) for file in sorted(path.glob("*.safetensors"))]
+            entries = {name: entry for header in headers for name, entry in header.items()}
+            said += f" and {Checkpoint(path, entries).fingerprint.tensors} tensors"
+    return {"path": str(path), "kind": manifest["kind"], "verified": f"{said} are as written"}

@@ -9,6 +9,7 @@ import personality_vector as pv
 from personality_vector import files
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
+from personality_vector.lab import expanded
 
 if TYPE_CHECKING:
     from personality_vector.delta.record import DeltaRecord
@@ -76,7 +77,7 @@ def diff(
     """Save the delta TUNED - BASE."""
     if storage is not None and rank is not None:
         raise RecipeError(f"--as {storage} and --low-rank {rank}: give one of the two")
-    files.begin([Path(base).expanduser(), Path(tuned).expanduser()])
+    files.begin(map(expanded, (base, tuned)))
     from personality_vector.delta import open_fine_tune, read_record, require_not_swapped
     from personality_vector.delta.opening import Allowed
     from personality_vector.merging.summands import require_nonzero
@@ -149,7 +150,10 @@ def convert(
     from personality_vector.checkpoint.pickles import convert
 
     manifest = convert(source, out, force=force)
-    result = {"out": str(out), **{key: manifest[key] for key in manifest if key != "files"}}
+    result = {
+        "out": str(out),
+        **{key: manifest[key] for key in manifest if key not in ("files", "digests")},
+    }
     left_out = f", without {', '.join(result['left_out'])}" if result["left_out"] else ""
     options.show(
         result,

@@ -13,6 +13,7 @@ from pydantic import Field
 from personality_vector.data.rows import raw_rows
 from personality_vector.data.statements import part_of, read_statements
 from personality_vector.errors import DataError, TraitError
+from personality_vector.files.reading import read_text
 from personality_vector.recipes.schema import LocalPath, PoleField, Real, Recipe, Whole, Words
 from personality_vector.subject import Chat, answered, question
 from personality_vector.traits import Pole
@@ -63,7 +64,7 @@ def read_prompts(file: Path) -> list[str]:
         DataError: The file cannot be read, or holds no line.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read: {error}") from error
     texts = [line.strip() for line in lines if line.strip()]

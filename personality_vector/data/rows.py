@@ -1,15 +1,17 @@
 """Rows of data files, each with the place where it stands, for messages."""
 
 import csv
-import json
+import io
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from personality_vector.errors import DataError
+from personality_vector.files.reading import parse_json, read_bytes
 from personality_vector.recipes.schema import Recipe, sentence
 
+_MOST_BYTES = 1 << 28
 Row = TypeVar("Row", bound=Recipe)
 
 
@@ -22,14 +24,15 @@ def raw_rows(file: Path) -> dict[str, dict[str, Any]]:
         DataError: The file cannot be read, or a line is not a JSON object.
     """
     try:
+        content = read_bytes(file, _MOST_BYTES).removeprefix(b"\xef\xbb\xbf")
         if file.suffix == ".csv":
-            with file.open(encoding="utf-8-sig", newline="") as lines:
-                reader = csv.DictReader(lines)
-                return {f"{file} line {reader.line_num}": row for row in reader}
-        content = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+            reader = csv.DictReader(io.StringIO(content.decode(), newline=""))
+            return {f"{file} line {reader.line_num}": row for row in reader}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file}: cannot be read: {error}") from error
-    numbered = {f"{file} line {n}": line for n, line in enumerate(content, 1) if line.strip()}
+    numbered = {
+        f"{file} line {n}": line for n, line in enumerate(content.split(b"\n"), 1) if line.strip()
+    }
     return {place: _parsed(place, line) for place, line in numbered.items()}
 
 
@@ -50,7 +53,7 @@ def read_rows(file: Path, kind: type[Row]) -> dict[str, Row]:
 
 def _parsed(place: str, line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode())
+        row = parse_json(line.decode())
     except ValueError as error:  # also of text that is not UTF-8
         raise DataError(f"{place}: is not JSON: {error}") from error
     if not isinstance(row, dict):

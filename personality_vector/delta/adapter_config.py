@@ -100,7 +100,7 @@ class AdapterConfig:
             BaseMismatchError: It names another Hub id, or a directory that holds another model.
         """
         name = str(self.given.get("base_model_name_or_path") or "")
-        folder = Path(name).expanduser() if name else base.path
+        folder = Path(name) if name else base.path
         if folder.is_dir():
             is_other = folder.resolve() != base.path.resolve() and (
                 Checkpoint.open(folder).fingerprint != base.fingerprint

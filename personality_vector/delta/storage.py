@@ -52,7 +52,7 @@ def save_stored(
     _require_storable(source, str(record["label"]), storage, rank)
     how: dict[str, Any] = {"storage": storage, "rank": rank}
     found = writing.Findings()
-    with AtomicDirectory(directory, force=force, inputs=source.inputs) as partial:
+    with AtomicDirectory(directory, kind="delta", force=force, inputs=source.inputs) as partial:
         if isinstance(source, Adapter) and storage == "lora":
             writing.write_adapter(source, partial, found)
             how["adapter"] = source.scaling

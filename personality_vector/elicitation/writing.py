@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from personality_vector.data.personas import Persona
 from personality_vector.errors import DataError, RecipeError
+from personality_vector.files.reading import parse_json
 from personality_vector.recipes.schema import Recipe, sentence
 from personality_vector.subject import Chat, Sampling, question
 from personality_vector.subject.endpoint import Endpoint
@@ -141,7 +142,7 @@ def parse_draft(text: str) -> Draft:
     if begin < 0 or end < begin:
         raise DataError(f"the generator wrote {text[:80]!r} instead of a JSON object")
     try:
-        draft = Draft.model_validate(json.loads(text[begin : end + 1]))
+        draft = Draft.model_validate(parse_json(text[begin : end + 1]))
     except json.JSONDecodeError as error:
         raise DataError(
             f"the generator wrote broken JSON ({error.msg} at character {error.pos} of "
@@ -149,6 +150,8 @@ def parse_draft(text: str) -> Draft:
         ) from error
     except ValidationError as error:
         raise DataError(f"the generator's JSON: {sentence(Draft, error)}") from error
+    except ValueError as error:
+        raise DataError(f"the generator's JSON cannot be read: {error}") from error
     for what, found, wanted in (
         ("instruction pairs", len(draft.instructions), PAIRS),
         ("questions", len(draft.questions), QUESTIONS),

@@ -10,8 +10,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ import xxhash
 
 from personality_vector.errors import CheckpointError, DataError
 from personality_vector.files.ranges import MAPPED, Stamp, leased, read
+from personality_vector.files.reading import parse_json
 from personality_vector.numeric.parallel import in_parallel
 
 _SETTLED_NS = 3 * 10**9
@@ -34,6 +35,7 @@ _MOST = 4096
 
 _AHEAD = "personality_vector.files.ahead"
 _ahead: subprocess.Popen[bytes] | None = None
+_is_forgotten = False
 
 
 class Range(NamedTuple):
@@ -116,6 +118,17 @@ def _hashed(span: Sequence[Range]) -> list[str]:
     return found
 
 
+@contextmanager
+def digests_forgotten() -> Generator[None]:
+    """Read every byte again, whatever was seen before."""
+    global _is_forgotten
+    _is_forgotten = True
+    try:
+        yield
+    finally:
+        _is_forgotten = False
+
+
 def content_of(path: Path) -> str:
     """Return a digest of every byte of a file, or of every file in a folder.
 
@@ -157,13 +170,13 @@ def cache_folder() -> Path:
 
 def _kept(file: Path, stamp: Stamp) -> dict[tuple[int, int], str]:
     """Return the digests of ranges of a file that were kept when it had this stamp."""
-    if stamp.size < _WORTH_KEEPING:
+    if stamp.size < _WORTH_KEEPING or _is_forgotten:
         return {}
     # RuntimeError: a user without a home. KeyError, TypeError: the layout of another version.
     with suppress(OSError, ValueError, RuntimeError, KeyError, TypeError):
         check, _, text = _entry(file).read_text(encoding="ascii").partition("\n")
         if check == _check(text):
-            entry = json.loads(text)
+            entry = parse_json(text)
             if entry["of"] == _of(file, stamp):
                 return {(start, end): digest for start, end, digest in entry["digests"]}
     return {}

@@ -6,14 +6,24 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable
+import stat
+import tempfile
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from types import TracebackType
 
-from personality_vector.errors import LockedError, OutputExistsError, StorageError, require_new
-from personality_vector.manifest import MANIFEST
+from safetensors import SafetensorError
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+from personality_vector.errors import (
+    FULL,
+    LockedError,
+    OutputExistsError,
+    StorageError,
+    require_new,
+)
+from personality_vector.files.owned import require_replaceable
+
+_DISK_ERRORS = {*FULL, errno.EIO, errno.EACCES, errno.EPERM}
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
@@ -25,9 +35,13 @@ class AtomicDirectory:
     takes for a model and which the next run removes. Files and directories are flushed to disk
     before the rename and the parent after it.
 
+    A ``.NAME.partial`` of somebody else is left alone. Ours has the sticky bit, from the moment it
+    is created until it has its final name; the bit means nothing else for a directory of one user.
+
     Args:
         path: The output. It must not exist, unless ``force``.
-        force: Replace an existing output that carries our manifest, in one atomic exchange.
+        kind: The kind of its manifest.
+        force: Replace an output of this kind that is as this tool wrote it, in one exchange.
         inputs: Directories being read; an output that is or lies in one of them is refused.
         size: Number of bytes to write, as far as known; more than the disk has free is refused.
 
@@ -41,11 +55,13 @@ class AtomicDirectory:
         self,
         path: str | Path,
         *,
+        kind: str,
         force: bool = False,
         inputs: Iterable[Path] = (),
         size: int = 0,
     ) -> None:
         self.path = Path(path).resolve()
+        self._kind = kind
         self._force = force
         self._size = size
         self._partial = self.path.parent / f".{self.path.name}.partial"
@@ -53,14 +69,14 @@ class AtomicDirectory:
             real = source.resolve()
             if self.path.is_relative_to(real) or real.is_relative_to(self.path):
                 raise OutputExistsError(f"{self.path}: is, holds or lies in the input {source}")
-        _refuse_existing(self.path, force=force)
+        self._refuse_existing()
 
     def __enter__(self) -> Path:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.path.parent).free
             if free < 1.05 * self._size:
-                wanted = f"needs {self._size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free there"
+                wanted = f"needs {_amount(1.05 * self._size)}, {_amount(free)} are free there"
                 raise OSError(errno.ENOSPC, wanted)
             self._lock = _create_locked(self._partial)
         except OSError as error:
@@ -85,49 +101,74 @@ class AtomicDirectory:
             shutil.rmtree(self._partial, ignore_errors=True)
             os.close(self._lock)
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-            raise StorageError(
-                f"{self.path}: cannot be written: {error.strerror}; nothing was published"
-            ) from error
+            why = error.strerror
+        elif isinstance(error, SafetensorError) and "os error" in str(error):
+            why = str(error)
+        else:
+            return
+        raise StorageError(
+            f"{self.path}: cannot be written: {why}; nothing was published"
+        ) from error
 
     def _publish(self) -> None:
-        umask = os.umask(0)
-        os.umask(umask)
+        umask = _umask()
         for file in sorted(self._partial.rglob("*")):
             if file.is_file():  # safetensors' own writer leaves a mode of 0600 (safetensors #782)
                 file.chmod(0o666 & ~umask)
             _sync(file)
         _sync(self._partial)
-        _refuse_existing(self.path, force=self._force)
+        self._refuse_existing()
         if self.path.exists():
+            _mark(self.path)
             _exchange(self._partial, self.path)
         else:
             self._partial.rename(self.path)
+        with contextlib.suppress(OSError):  # the bit does no harm, and the output is published
+            _mark(self.path, on=False)
         _sync(self.path.parent)
 
-
-def _refuse_existing(path: Path, *, force: bool) -> None:
-    require_new(path, force=force)
-    if path.exists() and not (path / MANIFEST).is_file():
-        raise OutputExistsError(
-            f"{path}: was not written by this tool (it has no {MANIFEST}), so it is never replaced"
-        )
+    def _refuse_existing(self) -> None:
+        require_new(self.path, force=self._force)
+        if os.path.lexists(self.path):
+            require_replaceable(self.path, self._kind)
 
 
 def _create_locked(partial: Path) -> int:
     """Create and lock an empty directory, removing what a killed process left there."""
     with contextlib.suppress(FileExistsError):
-        partial.mkdir()
+        partial.mkdir(0o777 | stat.S_ISVTX)
     descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not partial.exists() or not os.path.samestat(os.fstat(descriptor), partial.stat()):
             raise BlockingIOError  # it was published between open and lock
-    except BlockingIOError as error:
+        _clear(partial)
+    except BaseException as error:
         os.close(descriptor)
-        raise LockedError(f"{partial}: is being written by another process") from error
-    for left in partial.iterdir():
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if isinstance(error, BlockingIOError):
+            raise LockedError(f"{partial}: is being written by another process") from error
+        raise
     return descriptor
+
+
+def _clear(partial: Path) -> None:
+    """Remove what a killed process left in a directory, and refuse what anybody else put there."""
+    left = list(partial.iterdir())
+    if not partial.stat().st_mode & stat.S_ISVTX:
+        if left:
+            raise OutputExistsError(
+                f"{partial}: was not written by this tool, which would work there; move it away, "
+                "or choose another output"
+            )
+        _mark(partial)
+    for path in left:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _mark(directory: Path, *, on: bool = True) -> None:
+    """Set or clear the bit of a directory that is being written."""
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    directory.chmod(mode | stat.S_ISVTX if on else mode & ~stat.S_ISVTX)
 
 
 def _exchange(one: Path, other: Path) -> None:
@@ -148,3 +189,64 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Generator[None]:
+    """Turn an error of the disk, while ``path`` is written, into ours."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise StorageError(f"{path}: cannot be written: {why}") from error
+
+
+def write_file(path: Path, write: bytes | Callable[[Path], object]) -> None:
+    """Write a file that appears whole or not at all, and flush it to disk.
+
+    Args:
+        path: The file; it is replaced if it exists.
+        write: The content, or what writes it into the path that it is given.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(descriptor)
+        partial = Path(name)
+        try:
+            write(partial) if callable(write) else partial.write_bytes(write)
+            partial.chmod(0o666 & ~_umask())
+            _sync(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        _sync(path.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file of a folder to disk, and the folders.
+
+    Raises:
+        StorageError: The disk is failing.
+    """
+    with explained(folder):
+        for path in [*sorted(folder.rglob("*")), folder]:
+            if path.is_file() or path.is_dir():
+                _sync(path)
+
+
+def _amount(size: int | float) -> str:
+    """Return a number of bytes in the unit in which it is not 0."""
+    for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
+        if size >= 10**power:
+            return f"{size / 10**power:.2f} {unit}"
+    return f"{size:.0f} bytes" if size else "0 GB"
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from personality_vector.errors import CheckpointError
+from personality_vector.files.reading import is_stray, parse_json
 
 WIDTHS: Mapping[str, int] = {
     "F64": 8,
@@ -27,11 +28,18 @@ WIDTHS: Mapping[str, int] = {
 }
 """Bytes of one entry, by the name of its dtype in a header."""
 
-_MOST_HEADER_BYTES = 100_000_000
 _MOST_TENSORS = 200_000
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,300}")
 """What a tensor or a shard may be called: nothing that a path or a terminal would act on."""
 _LFS_POINTER = b"version https://git-lfs"
+_QUANTISED = ("F8_", "F6_", "F4")
+_MOST_TEXT = 50_000_000
+_LARGEST = 2**63 - 1
+UNQUANTISED = (
+    "such weights are codes and not numbers that can be added to; take the checkpoint that it was "
+    "quantised from, or save a copy in bfloat16 (`model.dequantize()` of transformers)"
+)
+"""What to do about a quantised checkpoint."""
 
 
 class Stored(NamedTuple):
@@ -51,6 +59,10 @@ def read_table(file: Path) -> dict[str, Stored]:
             malformed, has duplicate or dangerous names, or does not cover the data exactly.
     """
     try:
+        if is_stray(file):
+            raise CheckpointError(f"{file}: is a link out of its folder; put the file itself there")
+        if not file.is_file() and file.exists():
+            raise CheckpointError(f"{file}: is not a file")
         size = file.stat().st_size
         with file.open("rb") as stream:
             head = stream.read(8)
@@ -74,7 +86,7 @@ def read_table(file: Path) -> dict[str, Stored]:
 def _check_length(file: Path, size: int, head: bytes, length: int, start: bytes) -> None:
     if (head + start).startswith(_LFS_POINTER):
         raise CheckpointError(f"{file}: is a Git-LFS pointer, not weights; run `git lfs pull`")
-    if size < 8 or length > min(size - 8, _MOST_HEADER_BYTES):
+    if size < 8 or length > min(size - 8, _MOST_TEXT):
         raise CheckpointError(
             f"{file}: truncated or not safetensors: its header claims {length} bytes, "
             f"the file has {size}"
@@ -82,30 +94,59 @@ def _check_length(file: Path, size: int, head: bytes, length: int, start: bytes)
 
 
 def _parse(file: Path, text: bytes) -> dict[str, Any]:
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) < len(pairs):
-            raise CheckpointError(f"{file}: its header names the same tensor twice")
-        return table
-
     try:
-        table = json.loads(text, object_pairs_hook=without_duplicates)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        table = _json(text)
+    except ValueError as error:
         raise CheckpointError(f"{file}: its header is not JSON: {error}") from error
     if not isinstance(table, dict) or len(table) > _MOST_TENSORS:
         raise CheckpointError(f"{file}: its header is not a table of at most {_MOST_TENSORS} names")
-    table.pop("__metadata__", None)
+    notes = table.pop("__metadata__", None)
+    texts = notes.values() if isinstance(notes, dict) else [] if notes is None else [notes, None]
+    if not all(isinstance(text, str) for text in texts):
+        raise CheckpointError(f"{file}: its __metadata__ is not a table of texts")
     return table
+
+
+def _json(text: bytes) -> Any:
+    """Return what a header holds, if safetensors reads it and no name is in it twice."""
+
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            raise ValueError("it names the same tensor twice")
+        return table
+
+    if not text.startswith(b"{"):
+        raise ValueError("it does not begin with {")
+    how: dict[str, Any] = {"object_pairs_hook": without_duplicates}
+    table = parse_json(text.decode(), parse_constant=_refuse_constant, **how)
+    if b"\\u" in text:
+        json.dumps(table, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    return table
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}")
 
 
 def _entry(file: Path, name: str, row: Any, data: int) -> Stored:
     if not PLAIN_NAME.fullmatch(name):
         raise CheckpointError(f"{file}: refused tensor name {name[:80]!r}")
     try:
+        if str(row["dtype"]).startswith(_QUANTISED):
+            raise CheckpointError(
+                f"{file}: tensor {name}: is quantised ({row['dtype']}); {UNQUANTISED}"
+            )
         width, shape = WIDTHS[row["dtype"]], tuple(row["shape"])
         first, last = row["data_offsets"]
-        if not all(type(number) is int and number >= 0 for number in (*shape, first, last)):
+        if not (isinstance(row["shape"], list) and isinstance(row["data_offsets"], list)):
+            raise ValueError("a shape or offsets are not a list")
+        numbers = (*shape, first, last)
+        if not all(type(number) is int and 0 <= number <= _LARGEST for number in numbers):
             raise ValueError("a size or offset is not a whole number")
+        # A dimension of 0 makes the product 0, after it has overflowed in other readers.
+        if math.prod(filter(None, shape)) > _LARGEST // width:
+            raise ValueError("the shape is too large")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: tensor {name}: unreadable entry: {row!r:.120}") from error
     size = width * math.prod(shape)

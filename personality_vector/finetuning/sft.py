@@ -19,12 +19,13 @@ from personality_vector.checkpoint import Checkpoint, ShardWriter, TensorPlan, r
 from personality_vector.data.chats import read_chats
 from personality_vector.delta.provenance import matched
 from personality_vector.delta.sources import require_finite
-from personality_vector.errors import NonFiniteError, TrainingError
+from personality_vector.errors import NonFiniteError, TrainingError, foreign
 from personality_vector.files import AtomicDirectory
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.manifest import WEIGHTS, write_manifest
 from personality_vector.progress import progress
 from personality_vector.subject import Chat
+from personality_vector.subject.chat import render
 from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
     """
     base = Checkpoint.open(recipe.base)
     chats = read_chats(recipe.data.narrowed(recipe.pole))
-    with AtomicDirectory(out, force=force, inputs=[base.path]) as partial:
+    with AtomicDirectory(out, kind="train", force=force, inputs=[base.path]) as partial:
         losses = _fit(recipe, base, chats, partial)
         weights = (
             Checkpoint.open(partial)
@@ -93,13 +94,9 @@ def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) ->
         _random_state_kept(device),
     ):
         warnings.simplefilter("ignore", FutureWarning)  # v6 renames gradient_checkpointing
-        try:
+        with foreign(TrainingError, f"{base.reference}: TRL cannot train it like this"):
             trainer = _trainer(recipe, base, chats, _arguments(recipe, scratch, device))
             trainer.train()
-        except (ValueError, RuntimeError) as error:
-            raise TrainingError(
-                f"{base.reference}: TRL cannot train it like this: {' '.join(str(error).split())}"
-            ) from error
     trainer.model.save_pretrained(out)
     _require_finite(out)
     if recipe.sft.lora is None:
@@ -158,13 +155,14 @@ def _trainer(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], arguments
     from trl import SFTTrainer
 
     disable_progress_bar()
+    tokenizer = load_tokenizer(base.path)
+    render(tokenizer, chats[0])  # TRL would let a template run without bounds
+    rows = [{"prompt": list(chat[:-1]), "completion": [chat[-1]]} for chat in chats]
     trainer = SFTTrainer(
         model=load_model(base.path, dtype=recipe.sft.dtype),
         args=arguments,
-        train_dataset=Dataset.from_list(
-            [{"prompt": list(chat[:-1]), "completion": [chat[-1]]} for chat in chats]
-        ),
-        processing_class=load_tokenizer(base.path),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
         peft_config=_peft_config(recipe),
         callbacks=[_TrainingMonitor()],
     )
@@ -256,6 +254,7 @@ def _arguments(recipe: TrainRecipe, scratch: str, device: str) -> Any:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        trust_remote_code=False,
     )
 
 

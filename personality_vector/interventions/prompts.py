@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from personality_vector.data.chats import DataSpec, read_chats
 from personality_vector.errors import DataError
+from personality_vector.files.reading import read_text
 from personality_vector.interventions.spec import (
     SEED,
     BaseIntervention,
@@ -190,7 +191,7 @@ class SystemSpec(InterventionSpec):
         if isinstance(self.system, str):
             return SystemPrompt(self.system, self.label)
         try:
-            text = self.system.read_text(encoding="utf-8-sig").strip()
+            text = read_text(self.system).strip()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{self.system}: cannot be read: {error}") from error
         return SystemPrompt(text, self.label)

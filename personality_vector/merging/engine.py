@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint, ShardWriter, TensorPlan, parse_size
+from personality_vector.checkpoint.folder import has_code
 from personality_vector.delta.sources import require_finite
 from personality_vector.delta.vocabulary import Embeddings
 from personality_vector.errors import blame
@@ -108,7 +109,9 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
     """Carry out a plan; see :func:`merge`."""
     shard_size = parse_size(plan.output.shard_size)
     measured: dict[str, list[Squares]] = {}
-    with AtomicDirectory(out, force=force, inputs=plan.inputs, size=plan.size) as directory:
+    with AtomicDirectory(
+        out, kind="merge", force=force, inputs=plan.inputs, size=plan.size
+    ) as directory:
         with ShardWriter(directory, plan.tensors, shard_size) as writer:
             plan.merged.survey(plan.device)
             batches = [(t, part) for t in plan.tensors for part in runs(t.shape, BATCH)]
@@ -180,6 +183,11 @@ def complete(
         content: The content of the manifest, from which the card is made as well.
     """
     base.copy_side_files(directory)
+    if has_code(base.path):
+        note = (
+            "config.json names Python files (auto_map): loading them takes trust_remote_code=True"
+        )
+        content = {**content, "notes": [*content.get("notes", ()), note]}
     if dtype != "same":
         # Also in the parts of a vision-language model.
         named = json.loads(json.dumps(base.config), object_hook=partial(_with_dtype, dtype))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from personality_vector.lab import expanded
 from personality_vector.recipes.schema import (
     Device,
     LocalPath,
@@ -79,7 +80,7 @@ class MergeRecipe(Recipe):
     def models(self) -> list[Path]:
         """Every checkpoint that is named: directories, or what looks like one."""
         named = {self.base, *(model for term in self.terms for model in (term.tuned, term.of))}
-        return [Path(model).expanduser() for model in sorted(filter(None, named))]
+        return [expanded(model) for model in sorted(filter(None, named))]
 
 
 def is_mergekit(data: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from personality_vector.delta.opening import Allowed
 from personality_vector.delta.transfer import transferred
 from personality_vector.delta.vocabulary import ByToken, Embeddings, counts
 from personality_vector.errors import CheckpointError, NonFiniteError, RecipeError
+from personality_vector.lab import expanded
 from personality_vector.merging.terms import CHUNK, Alpha, Term, runs
 
 WORDS: tuple[str, ...] = get_args(Kind)
@@ -69,7 +70,7 @@ def open_terms(
         delta = _restricted(delta, kept)
         require_nonzero(delta)
         alpha_at = alpha_by_tensor(alpha, delta.names, base.names)
-        read = where.directory if isinstance(where, Delta) else Path(where).expanduser()
+        read = where.directory if isinstance(where, Delta) else expanded(where)
         inputs = tuple(filter(None, (of.path if of else None, read)))
         opened.append(Term(delta, alpha, alpha_at, len(opened), remarks, inputs))
     return tuple(opened)

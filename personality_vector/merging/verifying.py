@@ -80,9 +80,7 @@ def verify_merge(plan: MergePlan, written: Checkpoint) -> Difference:
     return total
 
 
-def _compared(
-    plan: MergePlan, found: Checkpoint, batch: tuple[TensorPlan, slice]
-) -> Difference:
+def _compared(plan: MergePlan, found: Checkpoint, batch: tuple[TensorPlan, slice]) -> Difference:
     """Compare some entries of one tensor."""
     (tensor, part), total = batch, Difference()
     for start, wanted, _ in merged_runs(plan, tensor, part):

@@ -1,5 +1,6 @@
 """Reading YAML strictly: an error is one sentence that names the file and the key."""
 
+import errno
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from personality_vector.errors import RecipeError, blame
+from personality_vector.errors import RecipeError, blame, reason_of
+from personality_vector.files.reading import read_text
 from personality_vector.recipes.schema import Recipe, Typed
 
 _MOST_BYTES = 1_000_000
@@ -54,20 +56,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RecipeError: The file is missing, larger than 1 MB, not YAML, or not a mapping.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise RecipeError(f"{path}: is larger than 1 MB, which no recipe may be")
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
+        data = yaml.load(read_text(path, _MOST_BYTES), Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
     except FileNotFoundError as error:
         raise RecipeError(
             f"{path}: no such file; `pvec recipes` lists the shipped recipes"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from error
+        if getattr(error, "errno", None) == errno.EFBIG:
+            raise RecipeError(f"{path}: a recipe of more than 1 MB is refused") from error
+        raise RecipeError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         raise RecipeError(f"{path}:{line} {error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    except (
+        Exception
+    ) as error:  # constructing `!!float ''` is an IndexError, `!!timestamp x` another
+        raise RecipeError(f"{path}: not YAML: {reason_of(error)}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is {_kind(data)}")
     return data
@@ -111,7 +117,7 @@ def parse_value(text: str) -> Any:
     """Read a value typed on the command line as YAML, and mark its strings as :class:`Typed`."""
     try:
         value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:
         raise RecipeError(f"{text[:80]!r} is not a YAML value") from error
     return _mark(value)
 

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from personality_vector.errors import RecipeError, TraitError
-from personality_vector.lab import BUILTIN, builtin
+from personality_vector.lab import BUILTIN, builtin, expanded
 from personality_vector.traits import Pole
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -116,9 +116,13 @@ def located(value: Any, info: Any) -> Any:
     if value.startswith(BUILTIN):
         return builtin(value)
     folder = (info.context or {}).get("folder")
+    try:
+        path = expanded(value)
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
     if folder is None or isinstance(value, Typed):
-        return Path(value).expanduser().absolute()
-    return (Path(folder) / Path(value).expanduser()).resolve()
+        return path.absolute()
+    return (Path(folder) / path).resolve()
 
 
 def _model(value: Any, info: Any) -> Any:

@@ -32,7 +32,7 @@ def save_choice(choice: Choice, out: Path, *, force: bool) -> None:
         OutputExistsError: ``out`` exists.
     """
     record = choice.record() | {"made_from": choice.made_from}
-    with AtomicDirectory(out, force=force) as partial:
+    with AtomicDirectory(out, kind="choice", force=force) as partial:
         text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         (partial / "choice.json").write_text(text, encoding="utf-8")
         for name, table in (("curve", choice.curve_table()), ("layers", choice.layer_table())):

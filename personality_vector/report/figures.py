@@ -33,7 +33,9 @@ _BEHIND: dict[str, Any] = {"color": "#B0B0B0", "linewidth": 0.8, "alpha": 0.5, "
 _COLUMNS, _WIDTH = 5, 11.0
 """Most panels side by side, and their width together in inches: what a page can hold."""
 _PAPER: dict[str, Any] = {"bbox_inches": "tight", "facecolor": "white"}
-_METADATA = {".svg": {"Date": None}}  # so that the same results write the same bytes
+MARK = "personality-vector"
+# No date, so that the same results write the same bytes.
+_METADATA = {".svg": {"Date": None, "Creator": MARK}, ".png": {"Software": MARK}}
 _INK = {"#000000": "currentColor", "#ffffff": "canvas"}
 """Colours of a figure on paper, and what they are in a page, which may be light or dark."""
 _STYLE = {

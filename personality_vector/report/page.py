@@ -6,10 +6,12 @@ import json
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from personality_vector.errors import CheckpointError, foreign
+from personality_vector.files.directory import explained, sync_tree, write_file
 from personality_vector.report.figures import (
     dose_response_figure,
     inlined,
@@ -19,6 +21,7 @@ from personality_vector.report.figures import (
 from personality_vector.report.tables import table_of, text_of
 from personality_vector.study.design import BASE
 from personality_vector.study.run import Run
+from personality_vector.study.store import FILE
 from personality_vector.study.tables import (
     DOSES,
     MATCHED,
@@ -28,6 +31,9 @@ from personality_vector.study.tables import (
     tables_of,
 )
 from personality_vector.traits import Pole
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 NO_MATCH = (
     "No strength in the grids moves the effect towards this pole; give strengths of the other "
@@ -74,14 +80,25 @@ def write_report(run: Run | str | Path) -> Path:
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["text"] = text_of
     texts = {part: loader.get_source(environment, f"report.{part}")[0] for part in ("css", "js")}
-    cells, tables = run.cells(), tables_of(run)
     run.export()
+    what = f"{run.folder / FILE}: its content is damaged or was changed"
+    with explained(run.folder), foreign(CheckpointError, what):
+        page = _page(run, environment, texts)
+    path = run.folder / "report.html"
+    write_file(path, page.translate(_CONTROLS).encode())
+    sync_tree(run.folder)
+    return path
+
+
+def _page(run: Run, environment: "Environment", texts: Mapping[str, str]) -> str:
+    """Return the page of a run, after writing its figures and its tables beside it."""
+    cells, tables = run.cells(), tables_of(run)
     for name, file in _FILES.items():
         if name in tables:
             tables[name].to_csv(run.folder / file, index=False)
     shown = {title: tables[name] for name, title in _TITLES.items() if name in tables}
     shown["How good the judges are"] = _qualities(run)
-    page = environment.get_template("report.html.jinja").render(
+    return environment.get_template("report.html.jinja").render(
         **texts,
         # The policy of the page allows exactly this style and this script.
         hashes={
@@ -102,9 +119,6 @@ def write_report(run: Run | str | Path) -> Path:
         recipe=json.dumps(run["recipe"], indent=2, ensure_ascii=False),
         **side_by_side(run),
     )
-    path = run.folder / "report.html"
-    path.write_text(page.translate(_CONTROLS), encoding="utf-8")
-    return path
 
 
 def _missing(run: Run) -> dict[str, Any]:

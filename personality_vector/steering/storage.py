@@ -15,9 +15,11 @@ from personality_vector.errors import (
     DataError,
     OutputExistsError,
     RecipeError,
+    foreign,
     require_new,
 )
-from personality_vector.files import AtomicDirectory
+from personality_vector.files import AtomicDirectory, write_file
+from personality_vector.files.owned import text_digest
 from personality_vector.manifest import WEIGHTS, write_manifest
 from personality_vector.recipes.schema import PoleField
 from personality_vector.steering.fit import resolved
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 # The architecture that llama.cpp writes into the GGUF file of a control vector.
 _CONTROL_VECTOR = "controlvector"
+_DIGEST = "personality_vector.digest"
 
 
 class Record(BaseModel):
@@ -54,7 +57,7 @@ class Record(BaseModel):
             OutputExistsError: The directory exists, without ``force`` or not written by this tool.
         """
         stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        with AtomicDirectory(directory, force=force) as partial:
+        with AtomicDirectory(directory, kind=self.kind, force=force) as partial:
             save_file(stored, partial / f"{self.stem}.safetensors")
             (partial / f"{self.stem}.json").write_text(
                 self.model_dump_json(indent=2) + "\n", encoding="utf-8"
@@ -161,13 +164,7 @@ def export_gguf(
         raise DataError("coefficient 0 steers nothing: there is nothing to export")
     scaled = coefficient * vector.at(*chosen)
     _refuse_existing(gguf, path, force=force)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        _write(gguf, scaled, partial, model_hint)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, lambda partial: _write(gguf, scaled, partial, model_hint))
     return path
 
 
@@ -175,6 +172,7 @@ def _write(gguf: Any, vector: "SteeringVector", file: Path, model_hint: str) -> 
     with closing(gguf.GGUFWriter(file, _CONTROL_VECTOR)) as writer:
         writer.add_string(f"{_CONTROL_VECTOR}.model_hint", model_hint)
         writer.add_uint32(f"{_CONTROL_VECTOR}.layer_count", len(vector.layers))
+        writer.add_string(_DIGEST, _digest_of({n: vector[n].numpy() for n in vector.layers}))
         for layer in vector.layers:
             writer.add_tensor(f"direction.{layer}", vector[layer].contiguous().numpy())
         writer.write_header_to_file()
@@ -186,9 +184,14 @@ def _refuse_existing(gguf: Any, path: Path, *, force: bool) -> None:
     require_new(path, force=force)
     if not path.exists():
         return
-    try:
-        field = gguf.GGUFReader(path).get_field("general.architecture")
-    except (OSError, ValueError, KeyError):
-        field = None
-    if field is None or field.contents() != _CONTROL_VECTOR:
-        raise OutputExistsError(f"{path}: is not a control vector, so it is never replaced")
+    what = f"{path}: is not a control vector as this tool wrote it, so it is never replaced"
+    with foreign(OutputExistsError, what):
+        reader = gguf.GGUFReader(path)
+        found = {int(one.name.rpartition(".")[2]): one.data for one in reader.tensors}
+        if reader.get_field(_DIGEST).contents() != _digest_of(found):
+            raise ValueError("its tensors are others")
+
+
+def _digest_of(directions: Mapping[int, Any]) -> str:
+    """Return a digest of the numbers of a control vector."""
+    return text_digest(str({n: directions[n].tobytes().hex() for n in sorted(directions)}))

@@ -277,7 +277,7 @@ def _require_trained_on_the_rest(tuned: Path, measure: "LikelihoodSpec") -> None
     Raises:
         DataError: Its recipe split the same statements differently.
     """
-    from personality_vector.checkpoint.reader import read_json
+    from personality_vector.checkpoint.folder import read_json
 
     manifest = tuned / MANIFEST
     data = read_json(manifest).get("recipe", {}).get("data") if manifest.is_file() else None

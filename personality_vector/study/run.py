@@ -1,8 +1,8 @@
 """What the folder of a run holds: its readings, its answers, and what it was made from."""
 
-import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -10,10 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from personality_vector.errors import CheckpointError
-from personality_vector.manifest import MANIFEST, write_manifest
+from personality_vector.errors import CheckpointError, foreign
+from personality_vector.files import write_file
+from personality_vector.files.directory import sync_tree
+from personality_vector.manifest import write_manifest
 from personality_vector.measures.likelihood import Z95
-from personality_vector.study.database import explained
 from personality_vector.study.store import FILE, Store
 
 _FORMULA = r"^([=+\-@\t\r])"  # what a spreadsheet may execute (OWASP)
@@ -74,9 +75,19 @@ class Run:
         if not (self.folder / FILE).is_file():
             raise CheckpointError(f"{self.folder / FILE}: there is no results file")
 
+    @contextmanager
+    def opened(self) -> Generator[Store]:
+        """Open the results; whatever cannot be made of them is said of the file."""
+        file = self.folder / FILE
+        with (
+            foreign(CheckpointError, f"{file}: its content is damaged or was changed"),
+            Store.open(file) as store,
+        ):
+            yield store
+
     def __getitem__(self, key: str) -> Any:
         """Return what was noted of the latest recipe: ``recipe``, ``arms``, ``measures``, ..."""
-        with Store.open(self.folder / FILE) as store:
+        with self.opened() as store:
             return store[key]
 
     def readings(self) -> pd.DataFrame:
@@ -86,7 +97,7 @@ class Run:
         unscored``; the first six are unique together. ``measure`` names one number. ``low`` and
         ``high`` are a 95 % interval, where there is one. An unscored number is NaN.
         """
-        with Store.open(self.folder / FILE) as store:
+        with self.opened() as store:
             measured = store.rows(
                 "SELECT p.position, 0, r.rowid, p.label, p.nominal, p.seed, r.measure, '', "
                 "r.trait, r.value, r.low, r.high, r.n, r.unscored "
@@ -96,20 +107,20 @@ class Run:
                 "SELECT p.position, 1, j.rowid, p.label, p.nominal, p.seed, p.name, j.called, "
                 f"j.trait, s.value FROM {_SCORED} ORDER BY p.position, j.rowid, a.id"
             )
-        judged = [
-            (*key, *_mean([row[-1] for row in rows]))
-            for key, rows in groupby(scores, key=lambda row: row[:-1])
-        ]
-        return _sorted(measured + judged, 3, READINGS)
+            judged = [
+                (*key, *_mean([row[-1] for row in rows]))
+                for key, rows in groupby(scores, key=lambda row: row[:-1])
+            ]
+            return _sorted(measured + judged, 3, READINGS)
 
     def units(self) -> dict[str, str]:
         """Return the units of those numbers that have another than their measure."""
-        with Store.open(self.folder / FILE) as store:
+        with self.opened() as store:
             rows = store.rows(
                 f"SELECT DISTINCT r.measure, r.unit FROM {_JOINED} JOIN readings r "
                 "ON r.cell = c.id WHERE r.unit != ''"
             )
-        return dict(rows)
+            return dict(rows)
 
     def answers(self) -> pd.DataFrame:
         """Return every answer of the latest recipe's cells, with each score or the reason for none.
@@ -117,7 +128,7 @@ class Run:
         An answer that nobody has rated has one row, with "" for judge and trait.
         """
         columns = "p.label, p.nominal, p.seed, p.name, a.item, a.sample, a.question, a.reply"
-        with Store.open(self.folder / FILE) as store:
+        with self.opened() as store:
             scored = store.rows(
                 f"SELECT p.position, a.id, {columns}, j.called, j.trait, s.value, s.reason "
                 f"FROM {_SCORED} ORDER BY p.position, a.id, j.rowid"
@@ -127,22 +138,22 @@ class Run:
                 "JOIN answers a ON a.cell = c.id WHERE NOT EXISTS (SELECT 1 FROM scores s "
                 "JOIN judged j ON j.judge = s.judge WHERE s.answer = a.id AND j.name = p.name)"
             )
-        return _sorted(scored + rest, 2, ANSWERS)
+            return _sorted(scored + rest, 2, ANSWERS)
 
     def cells(self) -> pd.DataFrame:
         """Return how many cells of the latest recipe are planned and finished, and their seconds.
 
         Columns: ``intervention, strength, seed, measure, finished, seconds``.
         """
-        with Store.open(self.folder / FILE) as store:
+        with self.opened() as store:
             rows = store.rows(
                 "SELECT p.label, p.nominal, p.seed, p.name, c.id IS NOT NULL, "
                 f"COALESCE(c.seconds, 0.0) FROM {_JOINED.replace('JOIN', 'LEFT JOIN')} "
                 "ORDER BY p.position"
             )
-        return pd.DataFrame(
-            rows, columns=["intervention", "strength", "seed", "measure", "finished", "seconds"]
-        ).astype({"finished": bool})
+            return pd.DataFrame(
+                rows, columns=["intervention", "strength", "seed", "measure", "finished", "seconds"]
+            ).astype({"finished": bool})
 
     def export(self) -> list[Path]:
         """Write ``readings`` and ``answers`` as ``.csv`` and ``.parquet``; return the four paths.
@@ -158,15 +169,15 @@ class Run:
             contents = {"csv": _csv(frame).encode(), "parquet": frame.to_parquet(index=False)}
             for ending, content in contents.items():
                 written.append(self.folder / f"{name}.{ending}")
-                _replace(written[-1], content)
+                write_file(written[-1], content)
         return written
 
     def write_manifest(self, kind: str) -> None:
         """Write the manifest of a finished run."""
-        (self.folder / MANIFEST).unlink(missing_ok=True)
-        with Store.open(self.folder / FILE) as store:
+        with self.opened() as store:
             content = {"recipe": store["recipe"], "base": store["base"], "seeds": store["seeds"]}
         write_manifest(self.folder, kind, content)
+        sync_tree(self.folder)
 
 
 def _sorted(rows: list[tuple[Any, ...]], keys: int, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -189,14 +200,3 @@ def _mean(scores: Sequence[float | None]) -> tuple[Any, ...]:
 def _csv(frame: pd.DataFrame) -> str:
     safe = frame.select_dtypes("str").replace(_FORMULA, r"'\1", regex=True)
     return str(frame.assign(**safe).to_csv(index=False, lineterminator="\n"))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write under a temporary name and rename, so that no reader sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with explained(path):
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)

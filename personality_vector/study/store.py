@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from personality_vector.errors import CheckpointError, NonFiniteError, RecipeError
+from personality_vector.files.reading import parse_json
 from personality_vector.study.claims import LEASE, Claims
 from personality_vector.study.database import FORMAT, TABLES, Database, Judged, Planned, connected
 from personality_vector.subject import Answer, Cell, Findings, Rubric, Score
@@ -85,7 +86,7 @@ class Store(Database):
         """Return a note about the run, or ``None`` if there is none."""
         found = self.rows("SELECT value FROM run WHERE key = ?", (key,))
         try:
-            return json.loads(found[0][0]) if found else None
+            return parse_json(found[0][0]) if found else None
         except ValueError as error:
             raise CheckpointError(f"{self.path}: the note {key} is damaged") from error
 

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ import pandas as pd
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import CheckpointError, OutputExistsError, RecipeError, blame, some
+from personality_vector.files.reading import parse_json
 from personality_vector.study.database import Judged, explained
 from personality_vector.study.design import BASE, Arm, Design, Grid, Point, require_distinct
 from personality_vector.study.run import Run
@@ -151,7 +152,7 @@ class Study:
                 f"{out}: exists but is not a results folder; choose another --out"
             )
         with (
-            _replaced_results(out) if force else nullcontext(),
+            _replaced_results(out, self._recipe) if force else nullcontext(),
             Store.open(out / FILE, create=True) as store,
         ):
             try:
@@ -185,6 +186,7 @@ class Study:
         ]
 
     def _begin(self, store: Store) -> None:
+        _require_same_verb(store.path.parent, [store["recipe"]], self._recipe)
         store.begin(
             self.digest,
             self._judged,
@@ -274,20 +276,25 @@ def _strengths_of(
 
 
 @contextmanager
-def _replaced_results(out: Path) -> Generator[None]:
-    """Remove the results of an earlier run, of any format, once there are new ones.
+def _replaced_results(out: Path, recipe: Mapping[str, Any]) -> Generator[None]:
+    """Remove the results of an earlier run of the same verb once there are new ones.
 
     Raises:
         CheckpointError: The file of that name is not a results file.
+        OutputExistsError: Another verb began it.
     """
     path = out / FILE
     if path.exists():
-        with explained(path), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as old:
+        with explained(path), closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as old:
             found = {name for (name,) in old.execute("SELECT name FROM sqlite_master")}
+            noted = "SELECT value FROM run WHERE key = 'recipe'"
+            rows = old.execute(noted).fetchall() if "run" in found else []
         if not {"run", "cells", "answers"} <= found:
             raise CheckpointError(
                 f"{path}: is an SQLite file without results; move it away, or choose another folder"
             )
+        with suppress(ValueError, TypeError):  # a damaged note is replaced
+            _require_same_verb(out, [parse_json(text) for (text,) in rows], recipe)
         for file in out.glob(f"{FILE}*"):
             file.rename(out / f"{_OLD}{file.name}")
     try:
@@ -299,6 +306,29 @@ def _replaced_results(out: Path) -> Generator[None]:
                 file.unlink()
             else:
                 file.rename(out / file.name.removeprefix(_OLD))
+
+
+def _require_same_verb(out: Path, noted: Sequence[Any], recipe: Mapping[str, Any]) -> None:
+    """Refuse to put the results of one verb in the place of another's.
+
+    Args:
+        out: The folder of a run.
+        noted: The recipe that the run has noted, if there is one.
+        recipe: The recipe that is to be run.
+
+    Raises:
+        OutputExistsError: It is that of another verb.
+    """
+    begun = [_verb_of(one) for one in noted if isinstance(one, dict)]
+    if begun and begun != [_verb_of(recipe)]:
+        raise OutputExistsError(
+            f"{out}: holds the results of `pvec {begun[0]}`, which no other command replaces; "
+            "choose another --out"
+        )
+
+
+def _verb_of(recipe: Mapping[str, Any]) -> str:
+    return "eval" if "model" in recipe else "compare" if "points" in recipe else "sweep"
 
 
 def _remove_if_empty(store: Store, out: Path, *, is_new: bool) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from personality_vector.errors import DataError, RecipeError, blame
+from personality_vector.errors import CheckpointError, DataError, RecipeError, blame, foreign
 from personality_vector.progress import progress, silence
 from personality_vector.study.database import Judged, Planned
 from personality_vector.study.design import BASE, Point, require_distinct
@@ -240,16 +240,19 @@ def judge_run(folder: Path, judge: Judge) -> int:
         CheckpointError: The run does not exist.
         RecipeError: The run has no answers, or another judge with this name.
     """
+    damaged = foreign(CheckpointError, f"{folder / FILE}: its notes are damaged or were changed")
     with Store.open(folder / FILE) as store:
-        rubrics = {
-            name: [
-                Rubric(**row | {"pole": row["pole"] and Pole.parse(row["pole"])}) for row in rows
-            ]
-            for name, rows in store["rubrics"].items()
-        }
-        cells = [
-            row for row in store.planned() if rubrics.get(row.name) and store.is_finished(row.cell)
-        ]
+        with damaged:
+            rubrics = {
+                name: [
+                    Rubric(**row | {"pole": row["pole"] and Pole.parse(row["pole"])})
+                    for row in rows
+                ]
+                for name, rows in store["rubrics"].items()
+            }
+            planned = [row for row in store.planned() if rubrics.get(row.name)]
+            cells = [row for row in planned if store.is_finished(row.cell)]
+            base = {key: str(store["base"][key]) for key in ("path", "dtype", "device")}
         if not cells:
             raise RecipeError(f"{folder}: has no answers to judge; only an interview gives answers")
         judged = [
@@ -258,7 +261,6 @@ def judge_run(folder: Path, judge: Judge) -> int:
             for rubric in found
         ]
         store.require_same_judge(judged)
-        base = store["base"]
         ready = judge.prepare(
             Subject.load(base["path"], dtype=base["dtype"], device=base["device"])
         )

@@ -1,15 +1,19 @@
 """Chats: messages with roles, and the text that a model reads."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
-from personality_vector.errors import DataError
+from personality_vector.errors import DataError, foreign
+from personality_vector.subject.templates import require_bounded
 
 Message = Mapping[str, str]
 Chat = Sequence[Message]
 ChatEdit = Callable[[Chat], Chat]
 """What an intervention does to a chat before the model reads it, such as adding a prompt."""
 T = TypeVar("T")
+_tried = set[str]()
+"""Templates that have been rendered within bounds."""
 
 
 def question(text: str, *, system: str | None = None) -> list[Message]:
@@ -46,16 +50,18 @@ def render(tokenizer: Any, chat: Chat, *, reply_follows: bool = False) -> str:
     Raises:
         DataError: The tokenizer has no chat template, or its template refuses the chat.
     """
-    from jinja2 import TemplateError
-
     if tokenizer.chat_template is None:
         raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no chat template")
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                list(chat), tokenize=False, add_generation_prompt=reply_follows
-            )
+    roles = ", ".join(message["role"] for message in chat)
+    with foreign(DataError, f"the chat template refuses a chat of {roles}"):
+        rendered = partial(
+            tokenizer.apply_chat_template,
+            list(chat),
+            tokenize=False,
+            add_generation_prompt=reply_follows,
         )
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in chat)
-        raise DataError(f"the chat template refuses a chat of {roles}: {error}") from error
+        template = str(tokenizer.chat_template)
+        if template not in _tried:
+            require_bounded(rendered)
+            _tried.add(template)
+        return str(rendered())

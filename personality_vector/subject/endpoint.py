@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from personality_vector.errors import ModelError, RecipeError
+from personality_vector.errors import ModelError, RecipeError, foreign, reason_of, redacted
 
 _RETRIES = 5  # of the library, with its own growing pauses: thousands of requests meet rate limits
 _TOP = 20  # the most that OpenAI returns, and what persona vectors asks for
@@ -30,7 +30,7 @@ class Endpoint:
         self, model: str, base_url: str | None = None, api_key_env: str = "OPENAI_API_KEY"
     ) -> None:
         self.model = model
-        self.where = f"{model} at {base_url or 'api.openai.com'}"
+        self.where = redacted(f"{model} at {base_url or 'api.openai.com'}")
         try:
             import openai
         except ImportError as error:
@@ -43,9 +43,10 @@ class Endpoint:
                 f"the environment variable {api_key_env} is not set; it holds the API key"
             )
         self._failure = openai.OpenAIError
-        self._client = openai.OpenAI(
-            api_key=key or _NO_KEY, base_url=base_url, max_retries=_RETRIES
-        )
+        with foreign(RecipeError, f"{self.where}: cannot be asked"):
+            self._client = openai.OpenAI(
+                api_key=key or _NO_KEY, base_url=base_url, max_retries=_RETRIES
+            )
 
     def first_token(self, messages: Messages) -> dict[str, float]:
         """Return the probabilities of the 20 likeliest first tokens of a reply.
@@ -87,7 +88,8 @@ class Endpoint:
         try:
             answer = create(model=self.model, messages=[dict(m) for m in messages], **options)
         except self._failure as error:
-            raise ModelError(f"{self.where}: {error}") from error
+            said = reason_of(error).replace(self._client.api_key, "***")
+            raise ModelError(f"{self.where}: {said}") from error
         if not answer.choices:
             raise ModelError(f"{self.where}: sent a reply without choices; check the server")
         return answer.choices[0]

@@ -1,9 +1,10 @@
 """Models in memory: loading them, and finding the stack of decoder blocks."""
 
 import contextlib
+import importlib.util
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from personality_vector.checkpoint import FLOATS
-from personality_vector.errors import CheckpointError, ModelError, some
+from personality_vector.checkpoint import FLOATS, read_json
+from personality_vector.checkpoint.folder import side_files
+from personality_vector.errors import CheckpointError, ModelError, foreign, some
+from personality_vector.files.reading import MOST_BYTES, is_stray
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +37,14 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    try:
+    with foreign(ModelError, f"{path}: transformers cannot load this model"):
         model, report = _class_of(path).from_pretrained(
-            str(path), dtype=FLOATS[dtype], output_loading_info=True, use_safetensors=True
+            str(path),
+            dtype=FLOATS[dtype],
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{path}: transformers cannot load this model: {error}") from error
     absent = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
     if absent:
         raise ModelError(
@@ -49,13 +54,87 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
     return model.to(device).eval()
 
 
+def read_config(path: str | Path, to: str = "read config.json") -> Any:
+    """Return the configuration of a checkpoint as transformers reads it, defaults filled in.
+
+    Nothing that the folder holds or names is run.
+
+    Args:
+        path: The folder.
+        to: What transformers is to do, for messages.
+
+    Raises:
+        ModelError: transformers does not know the architecture, or the config wants code to run.
+        CheckpointError: A file is not what it should be.
+    """
+    from transformers import AutoConfig
+
+    _require_inert(Path(path))
+    with foreign(ModelError, f"{path}: transformers cannot {to}"):
+        return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+
+
+def _require_inert(path: Path) -> None:
+    """Refuse a folder in which a library would run code, fetch kernels or read without bounds.
+
+    Raises:
+        ModelError: Its config wants code or kernels, or it is an adapter.
+        CheckpointError: A file is a link out of the folder, a pipe, or too large.
+    """
+    from transformers import CONFIG_MAPPING
+
+    if not path.is_dir():
+        return
+    if (path / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{path}: holds an adapter (adapter_config.json), which transformers would put on the "
+            "model that it names; merge it first, with `pvec merge`"
+        )
+    _require_bounded(path)
+    config = read_json(path / "config.json")
+    kind = config.get("model_type")
+    if "auto_map" in config and kind not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{path}: this model (model_type {kind!r:.60}) needs code of its own, which is never "
+            "run; it can be merged, since that needs no code, but not loaded"
+        )
+    for key, value in _implementations(config):
+        is_fetched = value.startswith("flash") and importlib.util.find_spec("flash_attn") is None
+        if "/" in value or is_fetched:
+            raise ModelError(
+                f"{path / 'config.json'}: {key} names the kernel {value!r:.80}, which would be "
+                "fetched and run; remove the key"
+            )
+
+
+def _require_bounded(path: Path) -> None:
+    for file in path.glob("*.safetensors*"):
+        if is_stray(file):
+            raise CheckpointError(f"{file}: is a link out of its folder; put the file itself there")
+    for file in side_files(path):
+        if file.stat().st_size > MOST_BYTES:
+            raise CheckpointError(f"{file}: has more than {MOST_BYTES:,} bytes")
+
+
+def _implementations(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text below a key such as ``attn_implementation``, however deep it lies."""
+    if isinstance(config, dict):
+        for name, value in config.items():
+            yield from _implementations(value, key if "_implementation" in key else str(name))
+    elif isinstance(config, list):
+        for value in config:
+            yield from _implementations(value, key)
+    elif isinstance(config, str) and "_implementation" in key:
+        yield key, config
+
+
 def _class_of(path: str | Path) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto import modeling_auto
 
     vision = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     only_vision = set(vision) - set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    kind = AutoConfig.from_pretrained(str(path)).model_type
+    kind = read_config(path, "load this model").model_type
     return AutoModelForImageTextToText if kind in only_vision else AutoModelForCausalLM
 
 
@@ -67,11 +146,20 @@ def load_tokenizer(path: str | Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            tokenizer = AutoTokenizer.from_pretrained(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: the tokenizer cannot be read: {error}") from error
+    if Path(path).is_dir():
+        _require_bounded(Path(path))
+    with (
+        foreign(CheckpointError, f"{path}: the tokenizer cannot be read"),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            raise CheckpointError(
+                f"{path}: its tokenizer needs code of its own, which is never run"
+            ) from error
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -353,6 +353,11 @@ def test_the_figure_shows_every_number_and_name(pvec, three, tmp_path, words):
     assert "add --force" in again.err
     assert pvec("similarity", *three, *words, "--figure", file, "--force").code == 0
     assert file.read_text() == drawn
+    file.write_text("<svg>mine</svg>")
+    refused = pvec("similarity", *three, *words, "--figure", file, "--force")
+    assert refused.code == 1
+    assert "was not drawn by this tool" in refused.err
+    assert file.read_text() == "<svg>mine</svg>"
 
 
 def test_the_figure_can_be_png(pvec, three, tmp_path):

@@ -128,7 +128,7 @@ def test_traceback_is_shown_wherever_it_is_asked_for(capsys, tmp_path, place):
 
 
 def test_a_locked_output_is_3(pvec, lab, tmp_path):
-    with AtomicDirectory(tmp_path / "out"):
+    with AtomicDirectory(tmp_path / "out", kind="merge"):
         ended = pvec("merge", lab.merge, "--out", tmp_path / "out")
     assert ended.code == 3
     assert "is being written by another process" in ended.err

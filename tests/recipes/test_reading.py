@@ -1,5 +1,6 @@
 """Reading recipes: each mistake is one sentence that names the file and the key."""
 
+import os
 import re
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from personality_vector.errors import RecipeError
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.merging.recipe import MergeRecipe
-from personality_vector.recipes.reading import read_recipe, read_yaml
+from personality_vector.recipes.reading import parse_value, read_recipe, read_yaml
 
 GOOD = """\
 base: ./base
@@ -152,3 +153,36 @@ def test_a_pole_must_be_a_pole(read):
 
 def test_a_number_without_a_dot_is_a_number(read):
     assert read(GOOD.replace("alpha: 0.8", "alpha: 5e-1")).terms[0].alpha == 0.5
+
+
+ODD_TAGS = [
+    "!!float ''",
+    "!!int ''",
+    "!!timestamp x",
+    "!!binary é",
+    "!!omap 3",
+    "!!set [1]",
+    "!!bool ''",
+]
+
+
+@pytest.mark.parametrize("value", ODD_TAGS)
+def test_a_tag_that_yaml_cannot_build_is_one_sentence(tmp_path, value):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"base: {value}\n")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml") as caught:
+        read_yaml(file)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RecipeError, match="is not a YAML value"):
+        parse_value(value)
+
+
+def test_a_recipe_that_is_a_pipe_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(RecipeError, match="pipe"):
+        read_yaml(tmp_path / "recipe.yaml")
+
+
+def test_the_home_of_a_user_who_does_not_exist_is_one_sentence(read):
+    with pytest.raises(RecipeError, match="~nosuchuser/base: there is no user of this name"):
+        read(GOOD.replace("./base", "~nosuchuser/base"))

@@ -91,11 +91,15 @@ def test_only_a_control_vector_is_replaced_and_only_by_force(tmp_path):
         export_gguf(_vector(2), file)
     export_gguf(_vector(2), file, force=True)
     assert [tensor.name for tensor in gguf.GGUFReader(file).tensors] == ["direction.2"]
-    other = tmp_path / "model.gguf"
-    other.write_bytes(b"not ours")
-    with pytest.raises(OutputExistsError, match="never replaced"):
-        export_gguf(_vector(1), other, force=True)
-    assert other.read_bytes() == b"not ours"
+    other, whole = tmp_path / "model.gguf", file.read_bytes()
+    spoilt = [b"not ours", b"", whole[:-60], whole[:40], whole[:4] + b"\xff" * 60 + whole[64:]]
+    changed = bytearray(whole)
+    changed[gguf.GGUFReader(file).tensors[0].data_offset] ^= 1
+    for content in [*spoilt, bytes(changed), whole.replace(b"personality_v", b"personality_w")]:
+        other.write_bytes(content)
+        with pytest.raises(OutputExistsError, match="never replaced"):
+            export_gguf(_vector(1), other, force=True)
+        assert other.read_bytes() == content
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf", "warm.gguf"]
 
 

@@ -128,6 +128,7 @@ def bake(
             | {"layers": layers, "route": chosen, "coefficient": coefficient}
         ),
         *(out, dry_run, force, as_json),
+        kind="bake",
     ):
         return
     if coefficient is None:

@@ -14,12 +14,14 @@ from personality_vector.errors import OutputExistsError, RecipeError, require_ne
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from personality_vector.data.personas import Persona
     from personality_vector.elicitation.extract import Elicited
     from personality_vector.elicitation.recipe import SteerRecipe
     from personality_vector.elicitation.rollouts import Rollout
     from personality_vector.interventions.neurons.chosen import NeuronSet
     from personality_vector.study.recipe import ChooseRecipe
 
+_UNEDITED = "# Without edits, the digest of the lines above is "
 _OF_VECTORS = ("persona", "layers", "pooling", "estimator")
 
 
@@ -52,7 +54,7 @@ def write_persona(
     from personality_vector.elicitation import writing
     from personality_vector.subject.endpoint import Endpoint
 
-    require_new(out, force=force)
+    _require_replaceable(out, force=force)
     if (local is None) == (model is None):
         raise RecipeError(
             "give either --model (and --endpoint, unless it is OpenAI's own) or --local"
@@ -63,11 +65,8 @@ def write_persona(
     else:
         generator = writing.endpoint_generator(Endpoint(str(model), endpoint, api_key_env))
     persona = writing.write_persona(name, description, generator, opposite=opposite, pole=pole)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    content = persona.model_dump(mode="json", exclude_none=True)
-    body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=98)
     writer = " ".join((local or str(model)).split())
-    out.write_text(f"# The persona {name}, written by {writer}.\n{body}", encoding="utf-8")
+    _write(persona, out, f"# The persona {name}, written by {writer}.\n")
     pairs, asked = len(persona.instructions), persona.questions
     counts = len(asked.extract), len(asked.evaluate)
     said = f"{counts[0]} questions to extract with and {counts[1]} to evaluate with"
@@ -76,6 +75,31 @@ def write_persona(
         as_json=as_json,
         text=lambda: f"{out}: {persona.label}, {pairs} pairs of instructions, {said}",
     )
+
+
+def _write(persona: "Persona", out: Path, title: str) -> None:
+    """Write a persona, with a last line by which an edited file is known."""
+    from personality_vector.files import write_file
+    from personality_vector.files.owned import text_digest
+
+    content = persona.model_dump(mode="json", exclude_none=True)
+    text = title + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=98)
+    write_file(out, f"{text}{_UNEDITED}{text_digest(text)}\n".encode())
+
+
+def _require_replaceable(persona: Path, *, force: bool) -> None:
+    """Refuse to write over a file, unless ``force`` is on and it is a persona nobody has edited."""
+    from personality_vector.files.owned import text_digest
+    from personality_vector.files.reading import read_text
+
+    require_new(persona, force=force)
+    if persona.exists():
+        text, mark, digest = read_text(persona).rpartition(_UNEDITED)
+        if not mark or digest.strip() != text_digest(text):
+            raise OutputExistsError(
+                f"{persona}: is not a persona as this tool wrote it, so it is never replaced; "
+                "choose another --out"
+            )
 
 
 def check(recipe: "SteerRecipe") -> dict[str, Any]:
@@ -100,6 +124,7 @@ def extract(recipe: "SteerRecipe", out: Path, force: bool, as_json: bool) -> Non
     Positive minus negative mean activations: over given texts, or over the model's own answers
     as a persona and as its opposite.
     """
+    options.require_writable(out, "steering_vector", force=force)
     if recipe.persona is None:
         from personality_vector.elicitation.extract import extract_recipe
 
@@ -137,6 +162,7 @@ def neurons(recipe: "SteerRecipe", out: Path, force: bool, as_json: bool) -> Non
 
     Neurons of the MLPs that are active more often over the responses of one side.
     """
+    options.require_writable(out, "neurons", force=force)
     found = find_recipe_neurons(recipe)
     found.save(out, force=force)
     plus, minus = found.sizes
@@ -160,24 +186,25 @@ def _extract_persona(
     recipe: "SteerRecipe", out: Path, *, force: bool
 ) -> "tuple[pv.SteeringVector, Elicited]":
     """Extract and save; every reply is written to ``OUT.rollouts.jsonl`` as soon as it exists."""
+    from personality_vector.data.rows import read_rows
     from personality_vector.elicitation.extract import extract_persona
-    from personality_vector.elicitation.rollouts import ROLLOUTS, to_jsonl
+    from personality_vector.elicitation.rollouts import ROLLOUTS, Rollout, to_jsonl
+    from personality_vector.files import write_file
 
     beside = out.with_name(f"{out.name}.{ROLLOUTS}")
-    require_new(out, force=force)  # before hours of generation, not after them
     reuse = recipe.rollouts.reuse
     resumes = reuse is not None and reuse.exists() and reuse.samefile(beside)
-    if beside.exists() and not force and not resumes:
-        raise OutputExistsError(
-            f"{beside}: an earlier run left its replies here; resume from them with "
-            f"--set rollouts.reuse={beside}, or add --force"
-        )
+    if beside.exists() and not resumes:
+        if not force:
+            raise OutputExistsError(
+                f"{beside}: an earlier run left its replies here; resume from them with "
+                f"--set rollouts.reuse={beside}, or add --force"
+            )
+        read_rows(beside, Rollout)  # refuses to replace anything else
 
     def record(rollouts: "Sequence[Rollout]") -> None:
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        partial = beside.with_name(f".{beside.name}.partial")
-        partial.write_text(to_jsonl(rollouts), encoding="utf-8")
-        partial.replace(beside)  # what was drawn is never lost while its ratings are written
+        # What was drawn is never lost while its ratings are written.
+        write_file(beside, to_jsonl(rollouts).encode())
 
     try:
         vector, elicited = extract_persona(recipe, record=record)
@@ -246,13 +273,13 @@ def choose(recipe: "ChooseRecipe", out: Path, force: bool, as_json: bool) -> Non
     command resumes after an interruption, and a change of the floor or the shares measures only
     what is missing. --force replaces the choice and keeps the measurements.
     """
-    from personality_vector.files import AtomicDirectory
     from personality_vector.report.choice import save_choice
     from personality_vector.report.tables import print_frame
     from personality_vector.study.choose.run import choose
 
-    AtomicDirectory(out, force=force)  # refuses an output that exists before the work, not after
-    choice = choose(recipe, out.with_name(f"{out.name}.run"))
+    options.require_writable(out, "choice", force=force)
+    with options.resumable(out):
+        choice = choose(recipe, out.with_name(f"{out.name}.run"))
     save_choice(choice, out, force=force)
     if as_json:
         options.show({"out": str(out), **choice.record()}, as_json=True, text=str)

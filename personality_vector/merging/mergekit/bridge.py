@@ -99,7 +99,9 @@ class BridgePlan:
 
 def write_bridge(plan: BridgePlan, out: str | Path, *, force: bool = False) -> MergeReport:
     """Carry out a plan; the output appears whole or not at all."""
-    with AtomicDirectory(out, force=force, inputs=plan.inputs, size=plan.size) as directory:
+    with AtomicDirectory(
+        out, kind="merge", force=force, inputs=plan.inputs, size=plan.size
+    ) as directory:
         with ShardWriter(directory, plan.tensors) as writer:
             for tensor in progress(plan.tensors, "merge", lambda tensor: tensor.size):
                 with blame(tensor=tensor.name):

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
+from personality_vector.lab import expanded
 from personality_vector.recipes.schema import Dtype, Recipe, Whole
 
 Scalar = bool | int | float
@@ -58,7 +59,7 @@ def _reference(value: Any, info: Any) -> Any:
     if not isinstance(value, str):
         raise ValueError(f"give a path or a Hub id as a text, not {value!r:.60}")
     folder = Path((info.context or {}).get("folder", "."))
-    path = Path(value).expanduser()
+    path = expanded(value)
     for candidate in (folder / path, path):
         if candidate.is_dir():
             return str(candidate.resolve())

@@ -155,7 +155,10 @@ def _publish(
     base: Base, export: Export, out: Path, asked: Mapping[str, Any], *, force: bool
 ) -> BakeResult:
     checkpoint = base.checkpoint
-    with AtomicDirectory(out, force=force, inputs=[checkpoint.path], size=export.size) as directory:
+    inputs = [checkpoint.path]
+    with AtomicDirectory(
+        out, kind="bake", force=force, inputs=inputs, size=export.size
+    ) as directory:
         export.write(directory)
         proof = prove(checkpoint.path, export, base.dtype, directory)
         checkpoint.require_unchanged()

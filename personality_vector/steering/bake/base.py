@@ -25,6 +25,7 @@ from personality_vector.errors import (
     RecipeError,
     blame,
 )
+from personality_vector.subject import models
 
 ATTENTION = tuple(f"self_attn.{one}_proj" for one in "qkvo")
 GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -261,19 +262,8 @@ class Base:
 
 
 def read_config(checkpoint: Checkpoint) -> Any:
-    """Return the configuration of a checkpoint as transformers reads it, defaults filled in.
-
-    Raises:
-        ModelError: transformers does not know the architecture.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(checkpoint.path)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{checkpoint.path}: transformers cannot read config.json: {error}") from (
-            error
-        )
+    """Return the configuration of a checkpoint; see :func:`subject.models.read_config`."""
+    return models.read_config(checkpoint.path)
 
 
 @dataclass(frozen=True, slots=True)
