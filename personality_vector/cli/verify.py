@@ -1,5 +1,6 @@
 """``pvec verify``: is an output as it was written, or a checkpoint the merge it should be?"""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,7 +50,7 @@ def verify(
     plan = plan_recipe(recipe)
     difference = verify_merge(plan, pv.Checkpoint.open(path))
     said = _sentence(path, difference)
-    if difference.coarse:
+    if not difference.is_rounding:
         raise VerificationError(said)
     result = {
         "path": str(path),
@@ -67,10 +68,12 @@ def _sentence(path: Path, difference: "Difference") -> str:
         f"{difference.entries} entries differ by at most {difference.largest:.3g}, "
         f"in {difference.tensor}"
     )
-    if not difference.coarse:
+    if difference.is_rounding:
         return f"{path}: is this merge but for rounding: {found}"
+    share = difference.along / difference.change if difference.change else math.inf
     return (
-        f"{path}: is not this merge: {found}; {difference.coarse} of them by more than one rounding"
+        f"{path}: is not this merge: {found}; {difference.coarse} by more than rounding explains, "
+        f"and on the whole by {share:+.2%} of the change"
     )
 
 

@@ -15,6 +15,9 @@ from personality_vector.merging.terms import BATCH, runs
 from personality_vector.numeric.parallel import in_parallel
 from personality_vector.progress import progress
 
+_BIAS = 1e-3
+"""Rounding errors cancel: their projection on the change is a far smaller share of it than this."""
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -22,15 +25,24 @@ class Difference:
 
     Attributes:
         entries: Number of entries that are not the same bits.
-        coarse: Number of those that are farther away than one rounding.
+        coarse: Number of those that are farther away than rounding explains.
         largest: Largest difference.
         tensor: Where that is.
+        along: Inner product of the difference with the change that the merge makes.
+        change: Squared norm of that change.
     """
 
     entries: int = 0
     coarse: int = 0
     largest: float = 0.0
     tensor: str = ""
+    along: float = 0.0
+    change: float = 0.0
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether no entry is too far away, and all together are not on one side."""
+        return not self.coarse and abs(self.along) <= _BIAS * self.change
 
     def plus(self, other: "Difference") -> "Difference":
         """Return that of both together."""
@@ -40,14 +52,16 @@ class Difference:
             self.coarse + other.coarse,
             largest.largest,
             largest.tensor,
+            self.along + other.along,
+            self.change + other.change,
         )
 
 
 def verify_merge(plan: MergePlan, written: Checkpoint) -> Difference:
     """Compute a merge again and compare it with a checkpoint, in the dtypes of that checkpoint.
 
-    A merge by this tool is the same to the bit. One by PEFT or mergekit, which add in another
-    order or precision, may be one rounding away.
+    A merge by this tool is the same to the bit. One by PEFT or mergekit, which multiply and add in
+    the precision of the weights, may be as far away as two roundings.
 
     Args:
         plan: The merge that the checkpoint is supposed to be.
@@ -72,9 +86,9 @@ def verify_merge(plan: MergePlan, written: Checkpoint) -> Difference:
     with closing(in_parallel(partial(_compared, plan, found), batches)) as done:
         for _, difference in zip(shown, done, strict=True):
             total = total.plus(difference)
-    if total.coarse and "drop_rate" in plan.merged.combine.options:
+    if not total.is_rounding and "drop_rate" in plan.merged.combine.options:
         raise UndecidedError(
-            f"{written.path}: cannot tell: {total.coarse} entries differ from {plan.method} with "
+            f"{written.path}: cannot tell: {total.entries} entries differ from {plan.method} with "
             f"seed {plan.merged.seed}, and its masks are random; give the seed it was made with"
         )
     return total
@@ -84,21 +98,23 @@ def _compared(plan: MergePlan, found: Checkpoint, batch: tuple[TensorPlan, slice
     """Compare some entries of one tensor."""
     (tensor, part), total = batch, Difference()
     for start, wanted, _ in merged_runs(plan, tensor, part):
-        entries = found.part(tensor.name, slice(start, start + len(wanted)))
-        if torch.equal(wanted, entries):
-            continue
-        if not tensor.dtype.is_floating_point:
-            unequal = int((wanted != entries).sum())
-            total = total.plus(Difference(unequal, unequal, 1.0, tensor.name))
-            continue
-        one, other = wanted.double(), entries.double()
-        distance = torch.nan_to_num((one - other).abs(), nan=torch.inf)
-        step = torch.finfo(tensor.dtype).eps * torch.maximum(one.abs(), other.abs())
-        difference = Difference(
-            int((distance > 0).sum()),
-            int((distance > step).sum()),
-            float(distance.max()),
-            tensor.name,
+        run = slice(start, start + len(wanted))
+        entries, base = (model.part(tensor.name, run) for model in (found, plan.base))
+        is_number = tensor.dtype.is_floating_point
+        one, other, base = (numbers.double() for numbers in (wanted, entries, base))
+        change, apart = one - base, torch.nan_to_num(other - one, nan=torch.inf)
+        # The product of two factors is rounded in proportion to what cancels in it, which is of
+        # the size of the largest entries near by.
+        scale = max(base.abs().max().item(), one.abs().max().item()) if len(wanted) else 0.0
+        step = 2 * torch.finfo(tensor.dtype).eps * scale if is_number else 0.0
+        total = total.plus(
+            Difference(
+                int((apart != 0).sum()),
+                int((apart.abs() > step).sum()),
+                float(apart.abs().max()) if len(wanted) else 0.0,
+                tensor.name,
+                float(torch.dot(apart, change)) if torch.isfinite(apart).all() else torch.inf,
+                float(change.square().sum()),
+            )
         )
-        total = total.plus(difference)
     return total
