@@ -12,7 +12,7 @@ from personality_vector.errors import RecipeError, blame, reason_of
 from personality_vector.files.reading import read_text
 from personality_vector.recipes.schema import Recipe, Typed
 
-_MOST_BYTES = 1_000_000
+_MOST_BYTES, _MOST_PARTS = 1_000_000, 100_000
 R = TypeVar("R", bound=Recipe)
 
 
@@ -56,7 +56,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RecipeError: The file is missing, larger than 1 MB, not YAML, or not a mapping.
     """
     try:
-        data = yaml.load(read_text(path, _MOST_BYTES), Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
+        text = read_text(path, _MOST_BYTES)
+        if sum(map(text.count, ",:[{\n")) > _MOST_PARTS:
+            raise RecipeError(f"{path}: a recipe of more than {_MOST_PARTS:,} parts is refused")
+        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
     except FileNotFoundError as error:
         raise RecipeError(
             f"{path}: no such file; `pvec recipes` lists the shipped recipes"
@@ -70,9 +73,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         raise RecipeError(f"{path}:{line} {error.problem}") from error
-    except (
-        Exception
-    ) as error:  # constructing `!!float ''` is an IndexError, `!!timestamp x` another
+    except RecipeError:
+        raise
+    except Exception as error:  # `!!float ''` is an IndexError, `!!timestamp x` another
         raise RecipeError(f"{path}: not YAML: {reason_of(error)}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is {_kind(data)}")
