@@ -87,7 +87,7 @@ def _check_length(file: Path, size: int, head: bytes, length: int, start: bytes)
     if (head + start).startswith(_LFS_POINTER):
         raise CheckpointError(f"{file}: is a Git-LFS pointer, not weights; run `git lfs pull`")
     if _MOST_TEXT < length <= size - 8:
-        raise CheckpointError(f"{file}: its header has {length:,} bytes, more than {_MOST_TEXT:,}")
+        raise CheckpointError(f"{file}: its header claims {length} bytes, more than {_MOST_TEXT}")
     if size < 8 or length > size - 8:
         raise CheckpointError(
             f"{file}: truncated or not safetensors: its header claims {length} bytes, "

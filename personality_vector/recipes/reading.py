@@ -56,20 +56,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RecipeError: The file is missing, larger than 1 MB, not YAML, or not a mapping.
     """
     try:
-        text = read_text(path, _MOST_BYTES)
-        if sum(map(text.count, ",:[{\n")) > _MOST_PARTS:
-            raise RecipeError(f"{path}: a recipe of more than {_MOST_PARTS:,} parts is refused")
-        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
-    except FileNotFoundError as error:
-        raise RecipeError(
-            f"{path}: no such file; `pvec recipes` lists the shipped recipes"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        if getattr(error, "errno", None) == errno.EFBIG:
-            raise RecipeError(f"{path}: a recipe of more than 1 MB is refused") from error
-        raise RecipeError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        data = yaml.load(_read_text(path), Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         raise RecipeError(f"{path}:{line} {error.problem}") from error
@@ -80,6 +67,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is {_kind(data)}")
     return data
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = read_text(path, _MOST_BYTES)
+    except FileNotFoundError as error:
+        raise RecipeError(
+            f"{path}: no such file; `pvec recipes` lists the shipped recipes"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        if getattr(error, "errno", None) == errno.EFBIG:
+            raise RecipeError(f"{path}: a recipe of more than 1 MB is refused") from error
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(f"{path}: cannot be read: {reason}") from error
+    if sum(map(text.count, ",:[{\n")) > _MOST_PARTS:
+        raise RecipeError(f"{path}: a recipe of more than {_MOST_PARTS:,} parts is refused")
+    return text
 
 
 def read_recipe(
