@@ -11,6 +11,7 @@ from personality_vector.errors import CheckpointError
 from personality_vector.files.digests import Range, cache_folder, digests, is_worth_keeping
 from personality_vector.files.header import read_table
 from personality_vector.files.ranges import Stamp
+from personality_vector.files.reading import open_regular
 from personality_vector.numeric.parallel import cores
 
 
@@ -22,7 +23,7 @@ def look_ahead(models: Iterable[str]) -> None:
         if os.getppid() != parent or not os.access(folder, os.W_OK):
             return
         # Whatever is wrong is found again, and said, by whoever reads the file.
-        with suppress(CheckpointError, OSError), file.open("rb", buffering=0) as stream:
+        with suppress(CheckpointError, OSError), open_regular(file) as stream:
             if is_worth_keeping(Stamp.of(stream.fileno()), time.time_ns()):
                 places = [(one.start, one.end) for one in read_table(file).values()]
                 digests([Range(file, stream.fileno(), place) for place in places])

@@ -19,7 +19,7 @@ import xxhash
 
 from personality_vector.errors import CheckpointError, DataError
 from personality_vector.files.ranges import MAPPED, Stamp, leased, read
-from personality_vector.files.reading import parse_json
+from personality_vector.files.reading import open_regular, parse_json
 from personality_vector.numeric.parallel import in_parallel
 
 _SETTLED_NS = 3 * 10**9
@@ -153,7 +153,7 @@ def content_of(path: Path) -> str:
 
 
 def _of_file(file: Path) -> str:
-    with file.open("rb", buffering=0) as stream:
+    with open_regular(file) as stream:
         place = (0, Stamp.of(stream.fileno()).size)
         return digests([Range(file, stream.fileno(), place)])[0]
 

@@ -86,7 +86,9 @@ def read_table(file: Path) -> dict[str, Stored]:
 def _check_length(file: Path, size: int, head: bytes, length: int, start: bytes) -> None:
     if (head + start).startswith(_LFS_POINTER):
         raise CheckpointError(f"{file}: is a Git-LFS pointer, not weights; run `git lfs pull`")
-    if size < 8 or length > min(size - 8, _MOST_TEXT):
+    if _MOST_TEXT < length <= size - 8:
+        raise CheckpointError(f"{file}: its header claims {length} bytes, more than {_MOST_TEXT}")
+    if size < 8 or length > size - 8:
         raise CheckpointError(
             f"{file}: truncated or not safetensors: its header claims {length} bytes, "
             f"the file has {size}"

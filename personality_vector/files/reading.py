@@ -1,6 +1,7 @@
 """Reading small files of unknown origin: regular, of bounded size, and not through stray links."""
 
 import errno
+import io
 import json
 import os
 import stat
@@ -20,19 +21,28 @@ def read_bytes(file: Path, most: int = MOST_BYTES) -> bytes:
         OSError: It cannot be read, has more than ``most`` bytes, or is a pipe or a device, which
             could block or never end.
     """
+    with open_regular(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, at most {most:,} are read")
+        return stream.readall()[:most]
+
+
+def open_regular(file: Path) -> io.FileIO:
+    """Open a file for reading, without a buffer.
+
+    Raises:
+        OSError: It cannot be opened, or is a pipe, a device or a directory.
+    """
     # Without O_NONBLOCK, opening a pipe waits for somebody who writes into it.
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
-    with open(descriptor, "rb") as stream:  # noqa: PTH123  (of a descriptor)
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
-        if status.st_size > most:
-            raise OSError(
-                errno.EFBIG, f"it has {status.st_size:,} bytes, at most {most:,} are read"
-            )
-        return stream.read(most)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return io.FileIO(descriptor)
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
 
 
 def read_text(file: Path, most: int = MOST_BYTES) -> str:

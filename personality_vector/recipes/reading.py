@@ -12,7 +12,7 @@ from personality_vector.errors import RecipeError, blame, reason_of
 from personality_vector.files.reading import read_text
 from personality_vector.recipes.schema import Recipe, Typed
 
-_MOST_BYTES = 1_000_000
+_MOST_BYTES, _MOST_PARTS = 1_000_000, 100_000
 R = TypeVar("R", bound=Recipe)
 
 
@@ -56,7 +56,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RecipeError: The file is missing, larger than 1 MB, not YAML, or not a mapping.
     """
     try:
-        data = yaml.load(read_text(path, _MOST_BYTES), Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
+        data = yaml.load(_read_text(path), Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
+        raise RecipeError(f"{path}:{line} {error.problem}") from error
+    except RecipeError:
+        raise
+    except Exception as error:  # `!!float ''` is an IndexError, `!!timestamp x` another
+        raise RecipeError(f"{path}: not YAML: {reason_of(error)}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is {_kind(data)}")
+    return data
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = read_text(path, _MOST_BYTES)
     except FileNotFoundError as error:
         raise RecipeError(
             f"{path}: no such file; `pvec recipes` lists the shipped recipes"
@@ -64,19 +79,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         if getattr(error, "errno", None) == errno.EFBIG:
             raise RecipeError(f"{path}: a recipe of more than 1 MB is refused") from error
-        raise RecipeError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
-        raise RecipeError(f"{path}:{line} {error.problem}") from error
-    except (
-        Exception
-    ) as error:  # constructing `!!float ''` is an IndexError, `!!timestamp x` another
-        raise RecipeError(f"{path}: not YAML: {reason_of(error)}") from error
-    if not isinstance(data, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is {_kind(data)}")
-    return data
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(f"{path}: cannot be read: {reason}") from error
+    if sum(map(text.count, ",:[{\n")) > _MOST_PARTS:
+        raise RecipeError(f"{path}: a recipe of more than {_MOST_PARTS:,} parts is refused")
+    return text
 
 
 def read_recipe(

@@ -186,7 +186,6 @@ class Study:
         ]
 
     def _begin(self, store: Store) -> None:
-        _require_same_verb(store.path.parent, [store["recipe"]], self._recipe)
         store.begin(
             self.digest,
             self._judged,

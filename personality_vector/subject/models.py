@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from personality_vector.checkpoint import FLOATS, read_json
-from personality_vector.checkpoint.folder import side_files
+from personality_vector.checkpoint.folder import require_unquantised_config, side_files
 from personality_vector.errors import CheckpointError, ModelError, foreign, some
 from personality_vector.files.reading import MOST_BYTES, is_stray
 
@@ -91,6 +91,7 @@ def _require_inert(path: Path) -> None:
             "model that it names; merge it first, with `pvec merge`"
         )
     _require_bounded(path)
+    require_unquantised_config(path)
     config = read_json(path / "config.json")
     kind = config.get("model_type")
     if "auto_map" in config and kind not in CONFIG_MAPPING:

@@ -1,6 +1,7 @@
 """A disk that is too small, and inputs that change while they are read: nothing is mixed."""
 
 import os
+import re
 import shutil
 
 import pytest
@@ -15,7 +16,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_merged(merge, bench, mon
     monkeypatch.setattr(ShardWriter, "__enter__", lambda _: pytest.fail("a shard was begun"))
     code, err = merge()
     assert code == 4
-    assert "out: cannot be written: needs 0.00 GB, 0.00 GB are free" in err
+    assert re.search(r"out: cannot be written: needs [1-9][\d.]* kB, 0 GB are free there", err)
     assert err.count("\n") == 1
     assert sorted(path.name for path in folder.iterdir()) == ["mine.yaml", "tuned"]
 

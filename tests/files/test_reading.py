@@ -4,12 +4,16 @@ import os
 
 import pytest
 
+from personality_vector.errors import DataError
+from personality_vector.files import content_of
+from personality_vector.files.ahead import look_ahead
 from personality_vector.files.reading import is_stray, parse_json, read_bytes, read_text
 
 
 @pytest.fixture
 def pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "model.safetensors")
     return tmp_path / "pipe"
 
 
@@ -19,6 +23,9 @@ def test_a_pipe_a_device_and_a_folder_are_refused_without_waiting(pipe):
             read_bytes(path)
     with pytest.raises(OSError, match="device"):
         read_bytes(type(pipe)("/dev/zero"))
+    with pytest.raises(DataError, match="pipe: cannot be read: it is a pipe"):
+        content_of(pipe)
+    look_ahead([str(pipe.parent)])
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path):

@@ -186,3 +186,10 @@ def test_a_recipe_that_is_a_pipe_is_refused_without_waiting(tmp_path):
 def test_the_home_of_a_user_who_does_not_exist_is_one_sentence(read):
     with pytest.raises(RecipeError, match="~nosuchuser/base: there is no user of this name"):
         read(GOOD.replace("./base", "~nosuchuser/base"))
+
+
+@pytest.mark.parametrize("text", ["a: [" + "[]," * 300_000 + "]", "a: [" + "1," * 400_000 + "]"])
+def test_a_recipe_of_too_many_parts_is_refused_at_once(tmp_path, text):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(RecipeError, match="more than 100,000 parts"):
+        read_yaml(tmp_path / "r.yaml")

@@ -1,6 +1,8 @@
 """Steering vectors are vectors: their algebra, what they refuse, and how they are kept."""
 
 import json
+import subprocess
+import sys
 from dataclasses import fields, replace
 from typing import Any
 
@@ -252,3 +254,30 @@ def test_a_damaged_vector_is_refused(tmp_path, damage, message):
     damage(path)
     with pytest.raises(CheckpointError, match=message):
         SteeringVector.load(path)
+
+
+FULL = """
+import resource, signal, sys
+import torch
+from personality_vector.errors import StorageError
+from personality_vector.steering import SteeringVector
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+vector = SteeringVector({1: torch.ones(10000)}, model="v2", pole=None, label="a", counts=(1, 1),
+    pooling="response_mean", estimator="mean")
+try:
+    vector.save(sys.argv[1])
+except StorageError as error:
+    print(error.exit_code, error)
+"""
+
+
+def test_a_vector_that_the_disk_has_no_room_for_is_a_storage_error(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "v")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith(f"4 {tmp_path / 'v'}: cannot be written: "), done.stderr
+    assert not list(tmp_path.iterdir())
