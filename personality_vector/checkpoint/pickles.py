@@ -7,6 +7,7 @@ child process that passes on nothing but a safetensors file.
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from personality_vector.manifest import WEIGHTS, write_manifest
 from personality_vector.progress import progress
 
 _SINGLE, _INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_ADAPTER, _CONFIG = "adapter_model.bin", "adapter_config.json"
 _HEAD = "lm_head.weight"
 _SAFE_TORCH = "2.10"
 _REFUSED, _DISK = 1, 4
@@ -43,7 +45,8 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
     all stored.
 
     Args:
-        source: Directory with ``pytorch_model.bin``, or its shards and their index.
+        source: Directory with ``pytorch_model.bin``, or its shards and their index; or a PEFT adapter
+            with ``adapter_model.bin``.
         out: Directory to write; it appears whole or not at all.
         force: Replace an output that this tool wrote.
 
@@ -60,19 +63,22 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
             "pip install 'torch>=2.10'"
         )
     path = locate(Path(source))
-    files = weight_files(path, _SINGLE, _INDEX)
+    is_adapter = (path / _ADAPTER).is_file()
+    files = {path / _ADAPTER: None} if is_adapter else weight_files(path, _SINGLE, _INDEX)
     if not files:
-        raise CheckpointError(f"{path}: has neither {_SINGLE} nor {_INDEX}: nothing to convert")
+        raise CheckpointError(
+            f"{path}: has no {_SINGLE}, {_INDEX} or {_ADAPTER}: nothing to convert"
+        )
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"{file}: is missing; {_INDEX} lists it")
     start = Checkpoint(path, {})
-    tied = start.config.get("tie_word_embeddings") is True
+    tied = not is_adapter and start.config.get("tie_word_embeddings") is True
     left_out: list[str] = []
     size = sum(map(_size, files))
     with AtomicDirectory(out, kind="convert", force=force, inputs=[path], size=size) as partial:
-        shards = zip(progress(list(files), "convert", _size), shard_names(len(files)), strict=True)
-        for file, name in shards:
+        names = ["adapter_model.safetensors"] if is_adapter else shard_names(len(files))
+        for file, name in zip(progress(list(files), "convert", _size), names, strict=True):
             left_out += _in_a_child(file, partial / name, files[file], tied=tied)
         if len(files) > 1:
             headers = [read_header(file) for file in sorted(partial.glob("*.safetensors"))]
@@ -81,7 +87,11 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
             write_index(partial, sum(entry.size for entry in entries), weight_map)
         start.copy_side_files(partial)
         (partial / _INDEX).unlink(missing_ok=True)
-        written = Checkpoint.open(partial)
+        if is_adapter:
+            shutil.copyfile(path / _CONFIG, partial / _CONFIG)
+            written = Checkpoint(partial, read_header(partial / names[0]))
+        else:
+            written = Checkpoint.open(partial)
         content = {
             "source": path.name,
             "pickles": {file.name: _size(file) for file in files},

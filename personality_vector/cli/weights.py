@@ -135,7 +135,7 @@ def convert(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A directory with pytorch_model.bin, or with shards and their index.",
+            help="A directory with pytorch_model.bin, its shards and index, or adapter_model.bin.",
         ),
     ],
     out: options.OutDir,
@@ -143,7 +143,7 @@ def convert(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Rewrite a checkpoint of pickled weights (.bin) as safetensors.
+    """Rewrite a checkpoint or adapter of pickled weights (.bin) as safetensors.
 
     Nothing in a pickle is run, and a pickle that holds more than tensors is refused.
     """

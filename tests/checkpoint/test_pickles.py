@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.torch_version import TorchVersion
 
 from personality_vector.checkpoint import Checkpoint
@@ -212,3 +213,15 @@ def test_an_output_is_never_overwritten_and_a_full_disk_says_so(pickled, tmp_pat
     with pytest.raises(StorageError, match="GB are free"):
         convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_converted_with_its_config(tmp_path, tensors, pickled):
+    path = pickled(tensors)
+    (path / "pytorch_model.bin").rename(path / "adapter_model.bin")
+    (path / "config.json").rename(path / "adapter_config.json")
+    (path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    convert(path, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert (tmp_path / "out" / "adapter_config.json").read_text() == '{"peft_type": "LORA"}'
