@@ -45,8 +45,8 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
     all stored.
 
     Args:
-        source: Directory with ``pytorch_model.bin``, or its shards and their index; or a PEFT adapter
-            with ``adapter_model.bin``.
+        source: Directory with ``pytorch_model.bin``, or its shards and their index, or the
+            ``adapter_model.bin`` of a PEFT adapter.
         out: Directory to write; it appears whole or not at all.
         force: Replace an output that this tool wrote.
 
@@ -67,7 +67,7 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
     files = {path / _ADAPTER: None} if is_adapter else weight_files(path, _SINGLE, _INDEX)
     if not files:
         raise CheckpointError(
-            f"{path}: has no {_SINGLE}, {_INDEX} or {_ADAPTER}: nothing to convert"
+            f"{path}: has neither {_SINGLE} nor {_INDEX} nor {_ADAPTER}: nothing to convert"
         )
     for file in files:
         if not file.is_file():
