@@ -6,13 +6,18 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check format bench bench-merging bench-steering clean
+.PHONY: demo test extras check format bench bench-merging bench-steering clean
 
 demo: $(VENV)/installed
 	$(BIN)/pvec demo --out runs/demo
 
 test: $(VENV)/installed
 	$(BIN)/pytest -n auto --dist worksteal
+
+# The tests that need an extra: the report in a browser, if there is a Chromium on this machine.
+extras: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev,browser]"
+	$(BIN)/pytest tests/report/test_browser.py -rs
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
