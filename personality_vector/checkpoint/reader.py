@@ -374,6 +374,9 @@ def _why_unreadable(path: Path) -> str:
         )
     if (path / "results.sqlite").is_file():
         return f"{path}: is a run, not a model; see `pvec report {path}`"
+    steps = sorted(path.glob("checkpoint-*"), key=lambda one: (len(one.name), one.name))
+    if steps:
+        return f"{path}: is a training with its checkpoints; give one of them, such as {steps[-1]}"
     pickles = sorted(file.name for file in path.glob("*.bin"))
     if pickles:
         return (

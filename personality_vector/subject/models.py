@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from personality_vector.checkpoint import FLOATS, read_json
+from personality_vector.checkpoint import FLOATS, Checkpoint, is_buffer, read_json
 from personality_vector.checkpoint.folder import require_unquantised_config, side_files
 from personality_vector.errors import CheckpointError, ModelError, foreign, some
 from personality_vector.files.reading import MOST_BYTES, is_stray
@@ -45,7 +45,13 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
             use_safetensors=True,
             trust_remote_code=False,
         )
-    absent = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
+    entries = Checkpoint.open(Path(path)).entries if report["unexpected_keys"] else {}
+    unexpected = [
+        name
+        for name in report["unexpected_keys"]
+        if not (name in entries and is_buffer(entries[name]))  # old files hold masks and tables
+    ]
+    absent = sorted(report["missing_keys"]) + sorted(unexpected)
     if absent:
         raise ModelError(
             f"{path}: config.json and the weights disagree on {len(absent)} tensors "
