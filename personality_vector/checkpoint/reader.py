@@ -367,21 +367,22 @@ def _read_entries(path: Path) -> dict[str, TensorEntry]:
 
 def _why_unreadable(path: Path) -> str:
     """Say what a directory without weights is, and what to do with it."""
+    steps = sorted(path.glob("checkpoint-*"), key=lambda one: (len(one.name), one.name))
+    pickles = sorted(file.name for file in path.glob("*.bin"))
+    why = f"has neither {_SINGLE} nor {_INDEX}"
     if (path / "adapter_config.json").is_file():
-        return (
-            f"{path}: is a LoRA adapter, not a whole model; merge it into its base first, with "
+        why = (
+            "is a LoRA adapter, not a whole model; merge it into its base first, with "
             f"`pvec merge --base BASE --term {path}=1 --out DIR`"
         )
-    if (path / "results.sqlite").is_file():
-        return f"{path}: is a run, not a model; see `pvec report {path}`"
-    steps = sorted(path.glob("checkpoint-*"), key=lambda one: (len(one.name), one.name))
-    if steps:
-        return f"{path}: is a training with its checkpoints; give one of them, such as {steps[-1]}"
-    pickles = sorted(file.name for file in path.glob("*.bin"))
-    if pickles:
-        return (
-            f"{path / pickles[0]}: pickled weights can run code and are not opened; convert them "
-            f"once with `pvec convert {path} --out DIR`"
+    elif (path / "results.sqlite").is_file():
+        why = f"is a run, not a model; see `pvec report {path}`"
+    elif steps:
+        why = f"is a training with its checkpoints; give one of them, such as {steps[-1].name}"
+    elif pickles:
+        path /= pickles[0]
+        why = (
+            "pickled weights can run code and are not opened; convert them once with "
+            f"`pvec convert {path.parent} --out DIR`"
         )
-    quantised = "; its .gguf is for llama.cpp" if any(path.glob("*.gguf")) else ""
-    return f"{path}: has neither {_SINGLE} nor {_INDEX}{quantised}"
+    return f"{path}: {why}"

@@ -24,6 +24,15 @@ Storage = Annotated[
         "keeps the factors of an adapter, and reference only the paths of BASE and TUNED.",
     ),
 ]
+Rank = Annotated[
+    int | None,
+    typer.Option(
+        "--low-rank",
+        min=1,
+        metavar="R",
+        help="Keep the R largest singular values of every matrix.",
+    ),
+]
 
 
 def check(recipe: "TrainRecipe") -> dict[str, Any]:
@@ -61,15 +70,7 @@ def diff(
     out: options.OutDir,
     pole: options.PoleOption = None,
     storage: Storage = None,
-    rank: Annotated[
-        int | None,
-        typer.Option(
-            "--low-rank",
-            min=1,
-            metavar="R",
-            help="Keep the R largest singular values of every matrix.",
-        ),
-    ] = None,
+    rank: Rank = None,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
