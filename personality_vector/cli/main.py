@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -102,6 +102,7 @@ for group, verbs in _VERBS.items():
         group.command(name)(verb)
 
 
+_is_interrupted = False
 _OF_DISK = (*FULL, errno.EIO)
 _PRINTED = ("show", "similarity", "recipes", "export-mergekit", "monitor", "--dry-run", "--help")
 """With these words, what is printed is the result, and not a note about one that is on disk."""
@@ -119,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.unraisablehook = _not_lost
     words = [word for word in given if word != "--traceback"]
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
         code = run(words, with_traceback=with_traceback)
         signal.signal(signal.SIGINT, end_on_interrupt)
     except KeyboardInterrupt:
@@ -133,6 +134,16 @@ def main(arguments: list[str] | None = None) -> None:
         # Everything is on disk, and an orderly shutdown of torch would take half a second.
         os._exit(code)
     sys.exit(code)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """Raise KeyboardInterrupt, and remember it: a library may swallow it and fail otherwise.
+
+    An import that was cut short does so: what it left is used later.
+    """
+    global _is_interrupted
+    _is_interrupted = True
+    raise KeyboardInterrupt
 
 
 def _not_lost(unraisable: Any) -> None:
@@ -157,7 +168,7 @@ def run(arguments: list[str], *, with_traceback: bool = False) -> int:
         code = getattr(error, "exit_code", 4 if getattr(error, "errno", 0) in _OF_DISK else 1)
         _refuse(error, with_traceback=with_traceback)
     except Exception as error:
-        if not _was_interrupted(error):
+        if not (_is_interrupted or _was_interrupted(error)):
             raise
         code = 130
     if code == 130:

@@ -1,5 +1,6 @@
 """The compiled form of a formula computes the bits of its operations, whatever it is given."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import personality_vector as pv
 from personality_vector import Checkpoint, Delta, merge
+from personality_vector.checkpoint import read_header
 from personality_vector.errors import NonFiniteError, RecipeError
 from personality_vector.merging.formula import Vote
 from personality_vector.merging.loop import Cast, changed, written_at_once
@@ -194,6 +196,10 @@ def spoil(toy, tmp_path) -> Callable[..., Any]:
         at = len(content) - 2 * (5_000 - place)
         content[at : at + 2] = torch.tensor([value]).bfloat16().view(torch.uint8).numpy().tobytes()
         file.write_bytes(content)
+        if kind == "saved":  # as if it had been saved like that
+            record = json.loads((bad / "delta.json").read_text())
+            record["hashes"]["w"] = Checkpoint(bad, read_header(file)).digests["w"]
+            (bad / "delta.json").write_text(json.dumps(record))
         return base, good, bad, file
 
     return make

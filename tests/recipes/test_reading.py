@@ -46,7 +46,7 @@ MISTAKES = {
     "unknown key": (GOOD + "sede: 3\n", "unknown key 'sede'; did you mean 'seed'?"),
     "unlike any key": (
         GOOD + "zzz: 3\n",
-        "unknown key 'zzz'; known keys are base, device, exclude, inc",
+        "unknown key 'zzz'; known keys are base, device, embeddings, exclude",
     ),
     "unknown key in a list": (
         GOOD.replace("alpha: 0.8", "alfa: 0.8"),
@@ -67,7 +67,7 @@ MISTAKES = {
     "only a comment": ("# nothing\n", "this is empty"),
     "list": ("- base\n", "this is a list"),
     "text": ("base\n", "this is a text"),
-    "2 MB": (GOOD + "#" * 2_000_000, "larger than 1 MB"),
+    "2 MB": (GOOD + "#" * 2_000_000, "of more than 1 MB"),
     "not YAML": (GOOD + "terms: [\n", "line 8: "),
     "control character": (GOOD + "seed: \x07\n", "not YAML: unacceptable character"),
     "not UTF-8": (GOOD.encode() + b"# \xff\n", "cannot be read: "),
