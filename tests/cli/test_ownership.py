@@ -92,8 +92,14 @@ ALTERED = [
 ]
 
 
-@pytest.mark.parametrize("change", ALTERED)
-@pytest.mark.parametrize("verb", ["report", "judge", "eval"])
+@pytest.mark.parametrize(
+    ("verb", "change"),
+    [
+        *(("report", change) for change in ALTERED),
+        *(("judge", change) for change in ALTERED[::2]),
+        *(("eval", change) for change in ALTERED[::4]),  # which measures again what is gone
+    ],
+)
 def test_altered_results_are_one_sentence_or_still_good(pvec, made, tmp_path, verb, change):
     import shutil
 
