@@ -79,14 +79,16 @@ def digests(ranges: Sequence[Range]) -> list[str]:
 def begin(models: Iterable[Path]) -> None:
     """Begin to hash the tensors of models in another process, while this one imports torch.
 
-    The next call of :func:`digests` waits for it. Nothing is begun once torch is there.
+    The next call of :func:`digests` waits for it. Nothing is begun once torch is there, nor for
+    models so small that their digests are not kept.
     """
     global _ahead
-    folders = [str(path.absolute()) for path in models if path.is_dir()]
-    if "torch" not in sys.modules and folders:
-        words = [sys.executable, "-P", "-m", _AHEAD, *folders]
-        nowhere = subprocess.DEVNULL
-        with suppress(OSError):
+    with suppress(OSError):
+        files = [file for path in models for file in path.glob("model*.safetensors")]
+        large = {file.parent for file in files if file.stat().st_size >= _WORTH_KEEPING}
+        if "torch" not in sys.modules and large:
+            words = [sys.executable, "-P", "-m", _AHEAD, *(str(one.absolute()) for one in large)]
+            nowhere = subprocess.DEVNULL
             _ahead = subprocess.Popen(words, stdin=nowhere, stdout=nowhere, stderr=nowhere)
 
 

@@ -24,8 +24,8 @@ from personality_vector.subject.models import load_model
 from personality_vector.subject.subject import Subject
 from tests.rows import EVERY_ROW
 
-FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "phi", "gpt2", "mixtral")
-OTHERS = ("qwen3", "gemma3_text", "mistral", "phi3", "olmo2")
+FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "mixtral")
+OTHERS = ("phi", "gpt2", "qwen3", "gemma3_text", "mistral", "phi3", "olmo2")
 DTYPES = ("float32", "bfloat16")
 TOLERANCE = 1e-5
 
