@@ -23,7 +23,6 @@ from personality_vector.checkpoint.fingerprint import (
 from personality_vector.checkpoint.folder import (
     has_code,
     read_json,
-    read_manifest,
     require_unquantised,
     require_unquantised_config,
     side_files,
@@ -31,6 +30,7 @@ from personality_vector.checkpoint.folder import (
 from personality_vector.checkpoint.tensors import TensorEntry, read_header
 from personality_vector.errors import BaseMismatchError, CheckpointError, VerificationError, some
 from personality_vector.files.header import PLAIN_NAME, UNQUANTISED
+from personality_vector.files.owned import manifest_of
 from personality_vector.files.ranges import Stamp
 from personality_vector.lab import BUILTIN, builtin, expanded
 from personality_vector.manifest import MANIFEST, WEIGHTS
@@ -139,7 +139,7 @@ class Checkpoint:
             VerificationError: This tool wrote it, and has written other weights there.
         """
         found = fingerprint(self.entries.values(), self.digests)
-        written = read_manifest(self.path).get(WEIGHTS, found.digest)
+        written = (manifest_of(self.path) or {}).get(WEIGHTS, found.digest)
         if written != found.digest:
             raise VerificationError(
                 f"{self.path}: the weights are not those that were written: {MANIFEST} says "

@@ -164,3 +164,11 @@ def test_what_an_earlier_version_recorded_is_told_apart_and_compared_with_its_sa
     assert found.digest_like(found.fingerprint.digest) == found.fingerprint.digest
     tensors["long"][0] += 1.0
     assert Checkpoint.open(single(tensors, "changed")).digest_like(recorded) != recorded
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"weights": "v2 of somebody else"}'])
+def test_a_manifest_that_is_not_ours_says_nothing_about_the_weights(single, tensors, content):
+    path = single(tensors)
+    before = digest(path)
+    (path / "MANIFEST.json").write_text(content)
+    assert digest(path) == before
