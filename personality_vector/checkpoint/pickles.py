@@ -89,9 +89,7 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
         (partial / _INDEX).unlink(missing_ok=True)
         if is_adapter:
             shutil.copyfile(path / _CONFIG, partial / _CONFIG)
-            written = Checkpoint(partial, read_header(partial / names[0]))
-        else:
-            written = Checkpoint.open(partial)
+        written = Checkpoint.written(partial)
         content = {
             "source": path.name,
             "pickles": {file.name: _size(file) for file in files},

@@ -86,6 +86,16 @@ class Checkpoint:
         require_unquantised(path, entries)
         return cls(path, entries, None if is_local else str(where))
 
+    @classmethod
+    def written(cls, directory: Path) -> "Checkpoint":
+        """Return the weights in a directory that this tool has just written: a model or an adapter.
+
+        Raises:
+            CheckpointError: Its files contradict each other.
+        """
+        adapter = directory / "adapter_model.safetensors"
+        return cls(directory, read_header(adapter)) if adapter.is_file() else cls.open(directory)
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Tensor names, sorted."""

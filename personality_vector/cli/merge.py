@@ -31,6 +31,8 @@ Terms = Annotated[
         "another base.",
     ),
 ]
+Method = Annotated[str | None, typer.Option("--method", help="Such as ties or dare.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of random masks.")]
 Exclude = Annotated[
     list[str],
     typer.Option(
@@ -58,11 +60,11 @@ def merge(
     settings: options.Settings = [],
     base: Annotated[str | None, typer.Option("--base", help="The base, if no RECIPE.")] = None,
     term: Terms = [],
-    method: Annotated[str | None, typer.Option("--method", help="Such as ties or dare.")] = None,
+    method: Method = None,
     option: options.MethodOption = [],
     exclude: Exclude = [],
     embeddings: Embeddings = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of random masks.")] = None,
+    seed: Seed = None,
     device: options.Device = "auto",
     out: options.Out = None,
     dry_run: options.DryRun = False,

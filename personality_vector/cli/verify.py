@@ -8,13 +8,13 @@ import typer
 
 import personality_vector as pv
 from personality_vector.cli import options
-from personality_vector.cli.merge import Embeddings, Exclude, Terms, short_form
+from personality_vector.cli.merge import Embeddings, Exclude, Method, Seed, Terms, short_form
 from personality_vector.errors import CheckpointError, RecipeError, VerificationError
 from personality_vector.files.digests import digests_forgotten
 from personality_vector.manifest import WEIGHTS
 
 if TYPE_CHECKING:
-    from personality_vector.merging.verifying import Difference
+    from personality_vector.merging.verifying import Distance
 
 
 def verify(
@@ -25,11 +25,11 @@ def verify(
         str | None, typer.Option("--base", help="The base, to compute a merge again.")
     ] = None,
     term: Terms = [],
-    method: Annotated[str | None, typer.Option("--method", help="Such as ties or dare.")] = None,
+    method: Method = None,
     option: options.MethodOption = [],
     exclude: Exclude = [],
     embeddings: Embeddings = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of random masks.")] = None,
+    seed: Seed = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -48,31 +48,30 @@ def verify(
 
     recipe = short_form(base, term, method, option, exclude, embeddings, seed, "cpu", [])
     plan = plan_recipe(recipe)
-    difference = verify_merge(plan, pv.Checkpoint.open(path))
-    said = _sentence(path, difference)
-    if not difference.is_rounding:
+    distance = verify_merge(plan, pv.Checkpoint.open(path))
+    said = _sentence(path, distance)
+    if not distance.is_rounding:
         raise VerificationError(said)
     result = {
         "path": str(path),
-        "differing": difference.entries,
-        "largest": difference.largest,
-        "tensor": difference.tensor,
+        "differing": distance.entries,
+        "largest": distance.largest,
+        "tensor": distance.tensor,
     }
     options.show(result, as_json=as_json, text=lambda: said)
 
 
-def _sentence(path: Path, difference: "Difference") -> str:
-    if not difference.entries:
+def _sentence(path: Path, distance: "Distance") -> str:
+    if not distance.entries:
         return f"{path}: is this merge, bit for bit"
     found = (
-        f"{difference.entries} entries differ by at most {difference.largest:.3g}, "
-        f"in {difference.tensor}"
+        f"{distance.entries} entries differ by at most {distance.largest:.3g}, in {distance.tensor}"
     )
-    if difference.is_rounding:
+    if distance.is_rounding:
         return f"{path}: is this merge but for rounding: {found}"
-    share = difference.along / difference.change if difference.change else math.inf
+    share = distance.along / distance.change if distance.change else math.inf
     return (
-        f"{path}: is not this merge: {found}; {difference.coarse} by more than rounding explains, "
+        f"{path}: is not this merge: {found}; {distance.coarse} by more than rounding explains, "
         f"and on the whole by {share:+.2%} of the change"
     )
 
@@ -86,6 +85,7 @@ def _as_written(path: Path) -> dict[str, Any]:
     """
     from personality_vector.checkpoint import Checkpoint, read_header
     from personality_vector.delta.storage import is_saved_delta
+    from personality_vector.delta.storage import verify as verified
     from personality_vector.files.owned import changes_in, manifest_of
 
     manifest = manifest_of(path)
@@ -97,11 +97,11 @@ def _as_written(path: Path) -> dict[str, Any]:
     for change in changes_in(path, manifest):
         raise VerificationError(f"{path}: is not as it was written: {change}")
     said = f"{len(manifest['files'])} files"
-    with digests_forgotten():
-        if is_saved_delta(path):
-            said += f" and {pv.Delta.load(path).verify()} tensors"
-        elif WEIGHTS in manifest:
-            headers = [read_header(file) for file in sorted(path.glob("*.safetensors"))]
-            entries = {name: entry for header in headers for name, entry in header.items()}
+    if is_saved_delta(path):
+        said += f" and {verified(path)} tensors"
+    elif WEIGHTS in manifest:
+        headers = [read_header(file) for file in sorted(path.glob("*.safetensors"))]
+        entries = {name: entry for header in headers for name, entry in header.items()}
+        with digests_forgotten():
             said += f" and {Checkpoint(path, entries).fingerprint.tensors} tensors"
     return {"path": str(path), "kind": manifest["kind"], "verified": f"{said} are as written"}

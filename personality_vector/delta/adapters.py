@@ -26,7 +26,7 @@ from personality_vector.delta.layers import block_of
 from personality_vector.delta.lora import CONFIG, Adapter, Factors, scaling_of
 from personality_vector.delta.provenance import require_trained_on
 from personality_vector.delta.sources import TensorSource, require_finite
-from personality_vector.errors import CheckpointError, TensorMismatchError, some
+from personality_vector.errors import CheckpointError, TensorMismatchError, foreign, some
 from personality_vector.numeric.kernels import difference
 
 _WEIGHTS, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
@@ -39,7 +39,6 @@ _STORED = re.compile(
     r"(?:lora_(?:embedding_)?(?P<half>[AB])(?:\.weight)?|(?:base_layer\.|modules_to_save\.)?"
     r"(?P<whole>weight|bias))"
 )
-_FOREIGN = (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -267,23 +266,17 @@ def _by_peft(config: AdapterConfig, base: Checkpoint, tensors: Checkpoint) -> Co
     from personality_vector.subject.models import load_model, parameters_on_disk
 
     path, model = config.path, load_model(base.path)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # PEFT reads a property that is deprecated
-            options = PeftConfig.from_pretrained(str(path))
-            ignored = [
-                key for key, value in config.given.items() if value and not hasattr(options, key)
-            ]
-            adapted: Any = get_peft_model(model, options)
-            lost = set_peft_model_state_dict(adapted, load_file(path / _WEIGHTS))
-            absent = [name for name in lost.missing_keys if adapted.base_model.prefix in name]
-            merged, _ = parameters_on_disk(adapted.merge_and_unload())
-        if differing := [*ignored, *lost.unexpected_keys, *absent]:
-            raise ValueError(f"config and weights disagree on {some(differing)}")
-    except _FOREIGN as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(
-            f"{path}: PEFT cannot merge this {config.kind} adapter into {base.path}: {reason}"
-        ) from error
+    what = f"{path}: PEFT cannot merge this {config.kind} adapter into {base.path}"
+    # PEFT reads a property that is deprecated.
+    with foreign(CheckpointError, what), warnings.catch_warnings(action="ignore"):
+        options = PeftConfig.from_pretrained(str(path))
+        adapted: Any = get_peft_model(model, options)
+        lost = set_peft_model_state_dict(adapted, load_file(path / _WEIGHTS))
+        absent = [name for name in lost.missing_keys if adapted.base_model.prefix in name]
+        merged, _ = parameters_on_disk(adapted.merge_and_unload())
+    ignored = [key for key, value in config.given.items() if value and not hasattr(options, key)]
+    if differing := [*ignored, *lost.unexpected_keys, *absent]:
+        raise CheckpointError(f"{what}: config and weights disagree on {some(differing)}")
     changed = {
         name: merged[name].detach().reshape(-1)
         for name in base.names

@@ -2,12 +2,11 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from safetensors.torch import save_file
-from torch import Tensor
 
 from personality_vector.checkpoint import FLOATS, Checkpoint, read_header
 from personality_vector.delta import writing
@@ -24,6 +23,7 @@ from personality_vector.delta.record import (
 from personality_vector.delta.sources import Difference, Stored, TensorSource
 from personality_vector.errors import CheckpointError, RecipeError, VerificationError, some
 from personality_vector.files import AtomicDirectory
+from personality_vector.files.digests import digests_forgotten
 from personality_vector.manifest import rounded, write_manifest
 from personality_vector.numeric.parallel import pieces
 
@@ -126,7 +126,7 @@ def open_stored(directory: Path) -> tuple[TensorSource, DeltaRecord]:
     tensors = Checkpoint(directory, read_header(directory / _TENSORS))
     exact = Checkpoint(directory, read_header(directory / _EXACT)) if record.exact else None
     _require_agreement(tensors, exact, record)
-    _require_written(directory, record, tensors, *([exact] if exact else []))
+    _require_written(directory, record, {**tensors.digests, **(exact.digests if exact else {})})
     shapes = {name: row.shape for name, row in record.tensors.items()}
     if record.adapter is not None:
         factors = {name: factors_of(name, tensors, record.adapter) for name in shapes}
@@ -171,10 +171,9 @@ def _require_agreement(tensors: Checkpoint, exact: Checkpoint | None, record: De
         )
 
 
-def _require_written(directory: Path, record: DeltaRecord, *stored: Checkpoint) -> None:
-    """Compare every tensor with what was written; what was seen before is not read again."""
-    found = {name: digest for one in stored for name, digest in one.digests.items()}
-    differing = [name for name, digest in found.items() if record.hashes[name] != digest]
+def _require_written(directory: Path, record: DeltaRecord, found: Mapping[str, str]) -> None:
+    """Compare the hash of every tensor with that of what was written."""
+    differing = [name for name, digest in record.hashes.items() if found.get(name) != digest]
     if differing:
         raise VerificationError(
             f"{directory}: {some(differing)}: the content is not what was saved; "
@@ -188,21 +187,13 @@ def verify(directory: Path) -> int:
     Raises:
         VerificationError: A tensor is not; names all of them.
     """
-    source, record = open_stored(directory)
+    with digests_forgotten():
+        source, record = open_stored(directory)  # which compares what is stored
     if record.reference is not None:
-        found = {name: _hash(source.part, name, source.shape(name)) for name in source.names}
-    else:
-        exact = read_header(directory / _EXACT) if record.exact else {}
-        stored = Checkpoint(directory, read_header(directory / _TENSORS) | exact)
-        found = {name: _hash(stored.part, name, one.shape) for name, one in stored.entries.items()}
-    differing = [name for name, digest in record.hashes.items() if found.get(name) != digest]
-    if differing:
-        raise VerificationError(
-            f"{directory}: {some(differing)}: the content is not what was saved; "
-            "take the delta again"
-        )
-    return len(found)
-
-
-def _hash(read: Callable[[str, slice], Tensor], name: str, shape: tuple[int, ...]) -> str:
-    return writing.hash_of(read(name, part) for part in pieces(math.prod(shape)))
+        parts = {name: pieces(math.prod(source.shape(name))) for name in source.names}
+        found = {
+            name: writing.hash_of(source.part(name, part) for part in own)
+            for name, own in parts.items()
+        }
+        _require_written(directory, record, found)
+    return len(record.hashes)

@@ -111,7 +111,7 @@ def transferred(
             f"{delta.label}: is a delta of base {delta.base}, but {of.path} is {of.fingerprint}; "
             "name the model that it was taken from"
         )
-    back = counterparts(target, of)
+    back = {} if embeddings == "strict" else counterparts(target, of)
     rows = rows_between(target, of, back) if embeddings == "match" else {}
     is_skipped = embeddings == "skip" and differ(target, of, back)
     left_out = tuple(

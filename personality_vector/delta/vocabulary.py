@@ -215,6 +215,8 @@ def fitted(
     Raises:
         CheckpointError: Rows are to be carried, and there is no ``tokenizer.json``.
     """
+    if embeddings == "strict":
+        return tuned, lambda _: False
     own = {name: name for name, other in counterparts(base, tuned).items() if name == other}
     if embeddings == "match" and (rows := rows_between(base, tuned, own)):
         return ByToken(base, tuned, rows), lambda _: False

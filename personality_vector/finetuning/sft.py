@@ -63,11 +63,6 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
     chats = read_chats(recipe.data.narrowed(recipe.pole))
     with AtomicDirectory(out, kind="train", force=force, inputs=[base.path]) as partial:
         losses = _fit(recipe, base, chats, partial)
-        weights = (
-            Checkpoint.open(partial)
-            if recipe.sft.lora is None
-            else Checkpoint(partial, read_header(partial / "adapter_model.safetensors"))
-        )
         manifest = write_manifest(
             partial,
             "train",
@@ -78,7 +73,7 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
                 "seed": recipe.seed,
                 "examples": len(chats),
                 "losses": losses,
-                WEIGHTS: weights.fingerprint.digest,
+                WEIGHTS: Checkpoint.written(partial).fingerprint.digest,
             },
         )
     log.info("trained %s on %d chats into %s", recipe.pole, len(chats), out)

@@ -194,7 +194,7 @@ def complete(
         text = json.dumps(named, indent=2) + "\n"
         (directory / "config.json").write_text(text, encoding="utf-8")
     (directory / "README.md").write_text(model_card(content), encoding="utf-8")
-    weights = Checkpoint.open(directory).fingerprint.digest
+    weights = Checkpoint.written(directory).fingerprint.digest
     return write_manifest(directory, "merge", {**content, WEIGHTS: weights})
 
 

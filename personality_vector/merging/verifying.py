@@ -20,7 +20,7 @@ _BIAS = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Distance:
     """How far some entries are from what the merge writes.
 
     Attributes:
@@ -44,10 +44,10 @@ class Difference:
         """Whether no entry is too far away, and all together are not on one side."""
         return not self.coarse and abs(self.along) <= _BIAS * self.change
 
-    def plus(self, other: "Difference") -> "Difference":
+    def plus(self, other: "Distance") -> "Distance":
         """Return that of both together."""
         largest = max(self, other, key=lambda one: one.largest)
-        return Difference(
+        return Distance(
             self.entries + other.entries,
             self.coarse + other.coarse,
             largest.largest,
@@ -57,7 +57,7 @@ class Difference:
         )
 
 
-def verify_merge(plan: MergePlan, written: Checkpoint) -> Difference:
+def verify_merge(plan: MergePlan, written: Checkpoint) -> Distance:
     """Compute a merge again and compare it with a checkpoint, in the dtypes of that checkpoint.
 
     A merge by this tool is the same to the bit. One by PEFT or mergekit, which multiply and add in
@@ -82,7 +82,7 @@ def verify_merge(plan: MergePlan, written: Checkpoint) -> Difference:
     plan.merged.survey(plan.device)
     batches = [(tensor, part) for tensor in tensors for part in runs(tensor.shape, BATCH)]
     shown = progress(batches, "verify", lambda b: (b[1].stop - b[1].start) * b[0].dtype.itemsize)
-    total = Difference()
+    total = Distance()
     with closing(in_parallel(partial(_compared, plan, found), batches)) as done:
         for _, difference in zip(shown, done, strict=True):
             total = total.plus(difference)
@@ -94,9 +94,9 @@ def verify_merge(plan: MergePlan, written: Checkpoint) -> Difference:
     return total
 
 
-def _compared(plan: MergePlan, found: Checkpoint, batch: tuple[TensorPlan, slice]) -> Difference:
+def _compared(plan: MergePlan, found: Checkpoint, batch: tuple[TensorPlan, slice]) -> Distance:
     """Compare some entries of one tensor."""
-    (tensor, part), total = batch, Difference()
+    (tensor, part), total = batch, Distance()
     for start, wanted, _ in merged_runs(plan, tensor, part):
         run = slice(start, start + len(wanted))
         entries, base = (model.part(tensor.name, run) for model in (found, plan.base))
@@ -108,7 +108,7 @@ def _compared(plan: MergePlan, found: Checkpoint, batch: tuple[TensorPlan, slice
         scale = max(base.abs().max().item(), one.abs().max().item()) if len(wanted) else 0.0
         step = 2 * torch.finfo(tensor.dtype).eps * scale if is_number else 0.0
         total = total.plus(
-            Difference(
+            Distance(
                 int((apart != 0).sum()),
                 int((apart.abs() > step).sum()),
                 float(apart.abs().max()) if len(wanted) else 0.0,

@@ -294,15 +294,12 @@ def names_on_disk(path: str | Path) -> dict[str, str]:
     Raises:
         ModelError: transformers cannot build the model.
     """
-    from transformers import AutoConfig
     from transformers.core_model_loading import revert_weight_conversion
 
-    try:
-        with torch.device("meta"):
-            config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
-            model = _class_of(path).from_config(config)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{path}: transformers cannot build this model: {error}") from error
+    config = read_config(path)
+    what = f"{path}: transformers cannot build this model"
+    with foreign(ModelError, what), torch.device("meta"):
+        model = _class_of(path).from_config(config)
     live = dict(model.named_parameters(remove_duplicate=False))
     names = {id(tensor): name for name, tensor in live.items()}
     on_disk = revert_weight_conversion(model, live)

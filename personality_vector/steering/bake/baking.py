@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from personality_vector.checkpoint import Checkpoint, read_header
+from personality_vector.checkpoint import Checkpoint
 from personality_vector.checkpoint.cards import LOADING, fenced, metadata, shown
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.files import AtomicDirectory
@@ -173,13 +173,7 @@ def _publish(
             "proof": asdict(proof),
         }
         (directory / "README.md").write_text(bake_card(content), encoding="utf-8")
-        file = directory / "adapter_model.safetensors"
-        written = (
-            Checkpoint(directory, read_header(file))
-            if file.is_file()
-            else Checkpoint.open(directory)
-        )
-        content[WEIGHTS] = written.fingerprint.digest
+        content[WEIGHTS] = Checkpoint.written(directory).fingerprint.digest
         write_manifest(directory, "bake", content)
     log.info("baked %s into %s, error %.1e", asked["route"], out, proof.error)
     return BakeResult(out, asked["route"], proof)
