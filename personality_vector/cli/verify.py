@@ -35,7 +35,7 @@ def verify(
 ) -> None:
     """Check that PATH is as it was written; with --base and --term, that it is that merge.
 
-    Exit code 5: it is not. 6: it cannot be told.
+    Exit code 5 means that it is not, 6 that it cannot be told.
     """
     if base is None and not term:
         if method or option or exclude or embeddings or seed is not None:
