@@ -14,6 +14,8 @@ from personality_vector.recipes.reading import override, parse_value, read_recip
 from personality_vector.recipes.schema import Typed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from personality_vector.merging.engine import MergeReport
     from personality_vector.merging.mergekit.bridge import BridgePlan
     from personality_vector.merging.plan import MergePlan
@@ -94,7 +96,7 @@ def merge(
         *(folder, dry_run, force, as_json, plan.inputs, "merge"),
     ):
         return
-    done = _written(plan, folder, force=force)
+    done = _writer_of(plan)(plan, folder, force=force)
     result = {key: value for key, value in done.manifest.items() if key not in _BULKY}
     options.show({"out": str(folder), **result}, as_json=as_json, text=lambda: _summary(plan, done))
 
@@ -118,17 +120,17 @@ def export_mergekit(
         files.write_file(out, text.encode())
 
 
-def _written(plan: "MergePlan | BridgePlan", out: Path, *, force: bool) -> "MergeReport":
-    """Carry out a plan."""
+def _writer_of(plan: "MergePlan | BridgePlan") -> "Callable[..., MergeReport]":
+    """Return what carries out a plan."""
     from personality_vector.merging.plan import MergePlan
 
     if isinstance(plan, MergePlan):
         from personality_vector.merging.engine import write_merge
 
-        return write_merge(plan, out, force=force)
+        return write_merge
     from personality_vector.merging.mergekit.bridge import write_bridge
 
-    return write_bridge(plan, out, force=force)
+    return write_bridge
 
 
 def _summary(plan: "MergePlan | BridgePlan", done: "MergeReport") -> str:

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -31,6 +31,8 @@ from personality_vector.numeric.random import key_for
 from personality_vector.progress import progress
 
 log = logging.getLogger(__name__)
+Write = Callable[[str, int, Tensor], None]
+"""Takes entries of a tensor of the merge: its name, the place of the first, the entries, flat."""
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
@@ -120,7 +122,9 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
             )
             names = set(plan.merged.names)
             # Closed, so that no thread writes on when this loop is left early.
-            with closing(in_parallel(partial(_merge_batch, plan, writer), batches)) as done:
+            with closing(
+                in_parallel(partial(merge_batch, plan, writer.write_part), batches)
+            ) as done:
                 for (tensor, _), squares in zip(shown, done, strict=True):
                     if tensor.name in names:
                         measured.setdefault(tensor.name, []).append(squares)
@@ -142,33 +146,25 @@ def write_merge(plan: MergePlan, out: str | Path, *, force: bool = False) -> Mer
     return MergeReport(Path(out), realised, manifest)
 
 
-def _merge_batch(plan: MergePlan, writer: ShardWriter, batch: tuple[TensorPlan, slice]) -> Squares:
-    """Merge and write some entries of one tensor, a run at a time."""
-    (tensor, part), total = batch, Squares()
-    for start, written, squares in merged_runs(plan, tensor, part):
-        writer.write_part(tensor.name, start, written)
-        total = total.plus(squares)
-    return total
-
-
-def merged_runs(
-    plan: MergePlan, tensor: TensorPlan, part: slice
-) -> Iterator[tuple[int, Tensor, Squares]]:
-    """Yield the entries of a tensor of the merge, run by run: place of the first, entries, sums."""
-    name, combine = tensor.name, plan.merged.combine
+def merge_batch(plan: MergePlan, write: Write, batch: tuple[TensorPlan, slice]) -> Squares:
+    """Merge some entries of one tensor, and hand them on a run at a time."""
+    tensor, part = batch
+    name, combine, total = tensor.name, plan.merged.combine, Squares()
     key = key_for(plan.merged.seed, f"rounding:{name}")
     cast = Cast(tensor.dtype, plan.output.rounding, key)
     with blame(tensor=name):
         for run in runs_over(tensor.shape, part, plan.device):
-            stored, squares = require_finite(plan.base, name, run), Squares()
+            stored = require_finite(plan.base, name, run)
             if slices := plan.merged.slices(name, run, plan.device):
                 written, squares = written_at_once(combine, slices, stored, cast) or added(
                     changed(combine, slices), slices, stored, cast
                 )
+                total = total.plus(squares)
             else:  # adding zero turns -0.0 into 0.0, as in any other sum
                 same = stored.dtype == cast.dtype
                 written = stored if same else cast.rounded(stored.double() + 0.0, run.start)
-            yield run.start, written.cpu(), squares
+            write(name, run.start, written.cpu())
+    return total
 
 
 def complete(

@@ -2,14 +2,15 @@
 
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import torch
+from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint, TensorPlan
 from personality_vector.delta import matched
 from personality_vector.errors import TensorMismatchError, UndecidedError
-from personality_vector.merging.engine import merged_runs
+from personality_vector.merging.engine import merge_batch
 from personality_vector.merging.plan import MergePlan
 from personality_vector.merging.terms import BATCH, runs
 from personality_vector.numeric.parallel import in_parallel
@@ -82,10 +83,8 @@ def verify_merge(plan: MergePlan, written: Checkpoint) -> Distance:
     plan.merged.survey(plan.device)
     batches = [(tensor, part) for tensor in tensors for part in runs(tensor.shape, BATCH)]
     shown = progress(batches, "verify", lambda b: (b[1].stop - b[1].start) * b[0].dtype.itemsize)
-    total = Distance()
     with closing(in_parallel(partial(_compared, plan, found), batches)) as done:
-        for _, difference in zip(shown, done, strict=True):
-            total = total.plus(difference)
+        total = reduce(Distance.plus, (one for _, one in zip(shown, done, strict=True)), Distance())
     if not total.is_rounding and "drop_rate" in plan.merged.combine.options:
         raise UndecidedError(
             f"{written.path}: cannot tell: {total.entries} entries differ from {plan.method} with "
@@ -96,25 +95,33 @@ def verify_merge(plan: MergePlan, written: Checkpoint) -> Distance:
 
 def _compared(plan: MergePlan, found: Checkpoint, batch: tuple[TensorPlan, slice]) -> Distance:
     """Compare some entries of one tensor."""
-    (tensor, part), total = batch, Distance()
-    for start, wanted, _ in merged_runs(plan, tensor, part):
+    distances: list[Distance] = []
+
+    def compare(name: str, start: int, wanted: Tensor) -> None:
         run = slice(start, start + len(wanted))
-        entries, base = (model.part(tensor.name, run) for model in (found, plan.base))
-        is_number = tensor.dtype.is_floating_point
-        one, other, base = (numbers.double() for numbers in (wanted, entries, base))
-        change, apart = one - base, torch.nan_to_num(other - one, nan=torch.inf)
-        # The product of two factors is rounded in proportion to what cancels in it, which is of
-        # the size of the largest entries near by.
-        scale = max(base.abs().max().item(), one.abs().max().item()) if len(wanted) else 0.0
-        step = 2 * torch.finfo(tensor.dtype).eps * scale if is_number else 0.0
-        total = total.plus(
-            Distance(
-                int((apart != 0).sum()),
-                int((apart.abs() > step).sum()),
-                float(apart.abs().max()) if len(wanted) else 0.0,
-                tensor.name,
-                float(torch.dot(apart, change)) if torch.isfinite(apart).all() else torch.inf,
-                float(change.square().sum()),
-            )
-        )
-    return total
+        numbers = wanted, found.part(name, run), plan.base.part(name, run)
+        distances.append(_distance(name, wanted.dtype, *(one.double() for one in numbers)))
+
+    merge_batch(plan, compare, batch)
+    return reduce(Distance.plus, distances, Distance())
+
+
+def _distance(
+    name: str, dtype: torch.dtype, wanted: Tensor, found: Tensor, base: Tensor
+) -> Distance:
+    """Return how far entries of a tensor are from what is wanted, all as float64."""
+    if not len(wanted):
+        return Distance()
+    change, apart = wanted - base, torch.nan_to_num(found - wanted, nan=torch.inf)
+    # The product of two factors is rounded in proportion to what cancels in it, which is of the
+    # size of the largest entries near by.
+    scale = max(base.abs().max().item(), wanted.abs().max().item())
+    step = 2 * torch.finfo(dtype).eps * scale if dtype.is_floating_point else 0.0
+    return Distance(
+        int((apart != 0).sum()),
+        int((apart.abs() > step).sum()),
+        float(apart.abs().max()),
+        name,
+        float(torch.dot(apart, change)) if torch.isfinite(apart).all() else torch.inf,
+        float(change.square().sum()),
+    )

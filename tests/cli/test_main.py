@@ -148,7 +148,7 @@ def test_an_interrupt_is_130_and_leaves_nothing(pvec, lab, tmp_path, monkeypatch
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("personality_vector.merging.engine._merge_batch", interrupted)
+    monkeypatch.setattr("personality_vector.merging.engine.merge_batch", interrupted)
     ended = pvec("merge", lab.merge, "--out", tmp_path / "out")
     assert ended.code == 130
     assert "interrupted" in ended.err
