@@ -1,6 +1,5 @@
 """``pvec``: parse, run a verb, turn an error into one sentence and an exit code."""
 
-import _thread
 import errno
 import gc
 import logging
@@ -121,6 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     words = [word for word in given if word != "--traceback"]
     try:
         signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
         code = run(words, with_traceback=with_traceback)
         signal.signal(signal.SIGINT, end_on_interrupt)
     except KeyboardInterrupt:
@@ -147,9 +147,12 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _not_lost(unraisable: Any) -> None:
-    """Repeat a Ctrl-C that came while an object was being destroyed, where it raises nothing."""
+    """Repeat a Ctrl-C that came while an object was being destroyed, where it raises nothing.
+
+    It is repeated a moment later: raised in this function, it would be lost once more.
+    """
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        _thread.interrupt_main()
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
     else:
         sys.__unraisablehook__(unraisable)
 

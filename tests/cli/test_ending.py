@@ -98,6 +98,29 @@ def test_an_interrupt_at_any_moment_says_one_line(lab, tmp_path, delay):
     assert left <= {"out", ".out.partial"}
 
 
+DESTROYED = """
+import signal, sys, time
+import personality_vector.cli.main as m
+
+class Thing:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def verb(*_, **__):
+    Thing()
+    time.sleep(20)
+    return 0
+
+m.run = verb
+m.main([])
+"""
+
+
+def test_an_interrupt_while_an_object_is_destroyed_is_not_lost():
+    done = subprocess.run([sys.executable, "-c", DESTROYED], capture_output=True, check=False)
+    assert (done.returncode, done.stderr.count(b"\n")) == (130, 1), done.stderr
+
+
 def test_an_interrupt_that_a_library_wraps_is_an_interrupt():
     def failed(outer):
         try:
