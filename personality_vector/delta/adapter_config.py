@@ -1,16 +1,18 @@
 """The config of a PEFT adapter: which base it names, which modules it targets, and how."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from personality_vector.checkpoint import Checkpoint, is_hub_id, read_json
 from personality_vector.delta.layers import block_of
 from personality_vector.delta.lora import CONFIG, Scaling
 from personality_vector.errors import BaseMismatchError, CheckpointError
+from personality_vector.recipes.schema import sentence
 
 # Keys of PEFT's config that are understood here, or that do not change what the tensors mean. With
 # any other that is set the adapter is left to PEFT, so that an unknown variant of LoRA is not
@@ -25,6 +27,22 @@ _UNDERSTOOD = {
 }
 # PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA start by changing the base, so B A is not the difference.
 _HARMLESS_INITS = (True, False, "gaussian", "eva", "orthogonal")
+
+
+class _Keys(BaseModel, strict=True):
+    """Types of the keys that are read here."""
+
+    peft_type: str
+    base_model_name_or_path: str | None = None
+    r: Annotated[int, Field(ge=0)] = 0
+    lora_alpha: FiniteFloat | None = None
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, FiniteFloat] | None = None
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,15 +60,14 @@ class AdapterConfig:
             CheckpointError: It is not a config, or of factors that are not the difference.
         """
         given = read_json(path / CONFIG)
-        alpha, init = given.get("lora_alpha"), given.get("init_lora_weights", True)
-        if not isinstance(given.get("peft_type"), str):
-            raise CheckpointError(f"{path / CONFIG}: names no peft_type")
-        if given["peft_type"] == "LORA":
-            is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-            if not is_number or not math.isfinite(alpha or 0):
-                raise CheckpointError(
-                    f"{path / CONFIG}: lora_alpha must be a number, got {alpha!r}"
-                )
+        try:
+            keys = _Keys.model_validate(given)
+        except ValidationError as error:
+            raise CheckpointError(f"{path / CONFIG}: {sentence(_Keys, error)}") from error
+        init = given.get("init_lora_weights", True)
+        if keys.peft_type == "LORA":
+            if keys.lora_alpha is None:
+                raise CheckpointError(f"{path / CONFIG}: the key 'lora_alpha' is missing")
             if init not in _HARMLESS_INITS:
                 raise CheckpointError(
                     f"{path / CONFIG}: init_lora_weights: {init} changes the base before training, "

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ MOST_BYTES = 100_000_000
 _MOST_CONTAINERS, _MOST_VALUES = 1_000_000, 4_000_000
 """Numbers of lists and tables, and of values, in a JSON text: with these, reading one takes less
 than 500 MB and 5 seconds."""
+_MOST_LEVELS = 100
+"""What is nested more deeply could exhaust the stack of whoever walks through it later."""
 
 
 def read_bytes(file: Path, most: int = MOST_BYTES) -> bytes:
@@ -71,9 +74,21 @@ def parse_json(text: str | bytes, **how: Any) -> Any:
     if sum(counts[:2]) > _MOST_CONTAINERS or counts[2] > _MOST_VALUES:
         raise ValueError("it has too many parts")
     try:
-        return json.loads(text, **how)
+        found = json.loads(text, **how)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    level = [found]
+    for _ in range(_MOST_LEVELS):
+        level = [part for outer in level for part in _parts(outer)]
+    if level:
+        raise ValueError(f"it is nested too deeply: at most {_MOST_LEVELS} levels are read")
+    return found
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def is_stray(file: Path, folder: Path | None = None) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -21,6 +21,7 @@ LOWEST, HIGHEST = 1.0, 5.0
 """Ends of the scale; 3 is neutral."""
 
 _C = 10.0  # by 5-fold AUC on the train part of big5_statements: the knee between 0.3 and 30
+_KEPT = 10  # traits whose classifiers this process keeps: learning them takes longer than rating
 _LOOP_WORDS = 6  # a shorter text has too few bigrams to tell a loop from a sentence
 _LOOP_SHARE = 1 / 3  # a phrase said three times or more leaves at most this share distinct
 
@@ -103,7 +104,7 @@ class StatementJudge(BaseJudge):
     @cached_property
     def classifiers(self) -> dict[Trait, Any]:
         """A pipeline of scikit-learn for each trait, fitted when it is needed."""
-        return {trait: _fitted(self.train, trait) for trait in self.traits}
+        return {trait: _fitted(tuple(self.train), trait) for trait in self.traits}
 
     def identity(self) -> str:
         """Return the digest of the statements of both parts."""
@@ -140,10 +141,11 @@ class StatementJudge(BaseJudge):
         alone, a known confound, would achieve. ``judge_off_topic`` is how far from 3 the mean
         score lies on the worst pole of another trait, where there is one.
         """
+        train, held_out = tuple(self.train), tuple(self.held_out)
         return [
-            Quality(trait, name, value, sum(s.trait == trait for s in self.held_out))
-            for trait, classifier in self.classifiers.items()
-            for name, value in self._measured(trait, classifier).items()
+            Quality(trait, name, value, sum(s.trait == trait for s in held_out))
+            for trait in self.traits
+            for name, value in _measured(train, held_out, trait).items()
             if value is not None
         ]
 
@@ -166,31 +168,6 @@ class StatementJudge(BaseJudge):
             value if pole.level == "high" else LOWEST + HIGHEST - value,
             f"P(high) = {probability:.3f}",
         )
-
-    def _measured(self, trait: Trait, classifier: Any) -> dict[str, float | None]:
-        # Slow to import.
-        from sklearn.metrics import roc_auc_score
-        from sklearn.preprocessing import StandardScaler
-
-        (seen, learned), (texts, labels) = (
-            _labelled(self.train, trait, "train"),
-            _labelled(self.held_out, trait, "held-out"),
-        )
-        lengths, others = ([[float(len(text))] for text in part] for part in (seen, texts))
-        by_length = _regression_on(StandardScaler(), "balanced").fit(lengths, learned)
-        poles = {statement.pole for statement in self.held_out if statement.trait != trait}
-        means = [
-            classifier.predict_proba([s.text for s in self.held_out if s.pole == pole])[:, 1].mean()
-            for pole in poles
-        ]
-        return {
-            "judge_accuracy": float(classifier.score(texts, labels)),
-            "judge_auc": float(roc_auc_score(labels, classifier.predict_proba(texts)[:, 1])),
-            "judge_accuracy_length_only": float(by_length.score(others, labels)),
-            "judge_off_topic": max(
-                ((HIGHEST - LOWEST) * abs(float(mean) - 0.5) for mean in means), default=None
-            ),
-        }
 
 
 def _flaw(text: str) -> str:
@@ -215,7 +192,8 @@ def _labelled(
     return texts, labels
 
 
-def _fitted(statements: Sequence[Statement], trait: Trait) -> Any:
+@lru_cache(_KEPT)
+def _fitted(statements: tuple[Statement, ...], trait: Trait) -> Any:
     """Learn the poles with equal weight, and all other statements as both, with as much again."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -232,6 +210,36 @@ def _fitted(statements: Sequence[Statement], trait: Trait) -> Any:
         [*labels, *[True] * len(neutral), *[False] * len(neutral)],
         logisticregression__sample_weight=weights,
     )
+
+
+@lru_cache(_KEPT)
+def _measured(
+    train: tuple[Statement, ...], held_out: tuple[Statement, ...], trait: Trait
+) -> dict[str, float | None]:
+    # Slow to import.
+    from sklearn.metrics import roc_auc_score
+    from sklearn.preprocessing import StandardScaler
+
+    classifier = _fitted(train, trait)
+    (seen, learned), (texts, labels) = (
+        _labelled(train, trait, "train"),
+        _labelled(held_out, trait, "held-out"),
+    )
+    lengths, others = ([[float(len(text))] for text in part] for part in (seen, texts))
+    by_length = _regression_on(StandardScaler(), "balanced").fit(lengths, learned)
+    poles = {statement.pole for statement in held_out if statement.trait != trait}
+    means = [
+        classifier.predict_proba([s.text for s in held_out if s.pole == pole])[:, 1].mean()
+        for pole in poles
+    ]
+    return {
+        "judge_accuracy": float(classifier.score(texts, labels)),
+        "judge_auc": float(roc_auc_score(labels, classifier.predict_proba(texts)[:, 1])),
+        "judge_accuracy_length_only": float(by_length.score(others, labels)),
+        "judge_off_topic": max(
+            ((HIGHEST - LOWEST) * abs(float(mean) - 0.5) for mean in means), default=None
+        ),
+    }
 
 
 def _regression_on(features: Any, weights: str | None = None) -> Any:

@@ -155,6 +155,8 @@ def sentence(recipe: type[BaseModel], error: ValidationError) -> str:
             message = f"{wanted}, not {first['input']!r:.40}"
         case "too_short":
             message = "needs at least one"
+        case "model_type" | "dict_type":
+            message = f"give keys with their values, not {first['input']!r:.40}"
         case "float_type" | "int_type" | "tuple_type":
             message += f", not {first['input']!r:.40}"
     return f"{where}: {message}" if where else message

@@ -44,9 +44,8 @@ def _share_questions(measures: Any) -> Any:
     rows = [{row: {}} if isinstance(row, str) else row for row in measures]
     if not all(isinstance(row, Mapping) for row in rows):
         return measures
-    interview: Mapping[str, Any] = next(
-        (row["interview"] for row in rows if row.get("interview")), {}
-    )
+    interviews = (row.get("interview") for row in rows)
+    interview = next((each for each in interviews if each and isinstance(each, Mapping)), {})
     shared = {key: interview[key] for key in ASKED if key in interview}
     return [{key: _with(key, body, shared) for key, body in row.items()} for row in rows]
 

@@ -161,6 +161,8 @@ def load_tokenizer(path: str | Path) -> Any:
     ):
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+            # An attribute of a wrong type is not seen before it is used.
+            tokenizer.decode(tokenizer("one")["input_ids"], skip_special_tokens=True)
         except ValueError as error:
             if "trust_remote_code" not in str(error):
                 raise

@@ -130,7 +130,9 @@ def test_parameters_of_experts_are_adapted_by_peft(pico, adapter):
 
 def test_an_adapter_that_peft_cannot_merge_is_refused(pico, adapter):
     assert "PROMPT_TUNING" in refusal(adapter(config={"peft_type": "PROMPT_TUNING"}), pico("llama"))
-    assert "names no peft_type" in refusal(adapter(config={"peft_type": None}), pico("llama"))
+    assert "peft_type: Input should be a valid string" in refusal(
+        adapter(config={"peft_type": None}), pico("llama")
+    )
 
 
 # What config, weights and base say about each other.
