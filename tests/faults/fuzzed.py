@@ -125,13 +125,13 @@ DOORS = [
     Door("adapter/adapter_model.safetensors", B, "merge adapter.yaml --out out --quiet"),
     Door("delta/MANIFEST.json", J, "show delta"),
     Door("delta/MANIFEST.json", J, "merge delta.yaml --out out --quiet"),
-    Door("delta/delta.safetensors", B, "similarity delta"),
+    Door("delta/delta.safetensors", B, "similarity delta delta"),
     Door("merged/MANIFEST.json", J, "verify merged"),
     Door("merged/MANIFEST.json", J, "show merged"),
     Door("merged/MANIFEST.json", J, "merge merge.yaml --out merged --force --dry-run"),
     Door("vector/MANIFEST.json", J, "show vector"),
-    Door("vector/vector.json", J, "similarity vector"),
-    Door("vector/vector.safetensors", B, "steer fuse vector --out out"),
+    Door("vector/vector.json", J, "similarity vector vector"),
+    Door("vector/vector.safetensors", B, "steer fuse vector vector --out out"),
     Door("vector.gguf", B, "steer export-gguf vector --out vector.gguf --force"),
     Door("neurons/neurons.json", J, "show neurons"),
     Door("old/pytorch_model.bin", B, "convert old --out out"),
@@ -187,8 +187,21 @@ class Lab:
             given = answer(door.words.split())
         file.write_bytes(kept)
         os.utime(file, ns=(stamp, stamp))
-        shutil.rmtree(self.folder / "out", ignore_errors=True)
+        self.clean()
         return given, broken
+
+    def clean(self) -> None:
+        """Remove what commands wrote."""
+        for path in self.folder.glob("out*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def require_whole(self) -> None:
+        """Run every command on files that nobody broke; a door that is always shut hides faults."""
+        for words in {*RECIPES.values(), *(door.words for door in self.doors())}:
+            with contextlib.chdir(self.folder):
+                given = answer(words.split())
+            assert given.code == 0, (words, given.said)
+            self.clean()
 
     def doors(self) -> list[Door]:
         """Return the doors whose file is there."""
@@ -236,15 +249,16 @@ def _fill(folder: Path) -> None:
 
 def _texts() -> dict[str, str]:
     rows = [
-        {"trait": trait, "level": level, "statement": f"{text} {part}", "part": part}
+        {"trait": trait, "level": level, "statement": f"{text} {part} {n}", "part": part}
         for trait in ("extraversion", "openness")
         for level, text in (("high", "I love parties"), ("low", "I am quiet"))
         for part in ("train", "held_out")
+        for n in range(9)
     ]
     chats = [
         {"prompt": [{"role": "user", "content": f"q{n}"}]}
         | {"completion": [{"role": "assistant", "content": "I am quiet."}]}
-        for n in range(4)
+        for n in range(9)
     ]
     asked = {"traits": ["extraversion"], "statements": "statements.jsonl"}
     interview = {"traits": ["extraversion"], "judges": ["classifier"]}
@@ -253,6 +267,7 @@ def _texts() -> dict[str, str]:
     common = {"device": "cpu", "measures": [{"likelihood": asked}]}
     both = [{"likelihood": asked}, {"interview": interview}]
     data = {"source": "statements.jsonl", "limit": 2}
+    taught = {"source": "chats.jsonl", "format": "chats"}
     pole = "extraversion:high"
     sides = {"positive": data, "negative": data, "layers": [1, 2]}
     persona = {
@@ -267,15 +282,19 @@ def _texts() -> dict[str, str]:
     sweep["interventions"] = [
         {"label": "weights", "tuned": "tuned"},
         {"label": "sum", "method": "ties", "terms": [{"delta": "delta", "alpha": 1.0}]},
-        {"label": "vector", "vector": "vector", "strengths": [1.0]},
-        {"label": "words", "prompt": pole},
+        {"label": "vector", "vector": "vector", "layers": [1], "strengths": [1.0]},
+        {"label": "words", "prompt": pole, "strengths": [1]},
     ]
     term = {"tuned": "tuned", "alpha": 0.5}
     recipes: dict[str, Any] = {
         "merge": {"base": "base", "method": "ties", "terms": [term], "options": {"density": 0.5}},
-        "delta": {"base": "base", "terms": [{"delta": "delta", "alpha": 0.5, "layers": [0, 1]}]},
+        "delta": {"base": "base", "terms": [{"delta": "delta", "alpha": [0.5, 1.0, 0.5]}]},
         "adapter": {"base": "base", "terms": [{"tuned": "adapter", "alpha": 0.5}]},
-        "train": {"base": "base", "pole": pole, "data": {"source": "chats.jsonl"}},
+        "train": {
+            "base": "base",
+            "pole": pole,
+            "data": taught,
+        },
         "eval": {"model": "base", **common},
         "interview": {"model": "base", "device": "cpu", "measures": both},
         "sweep": sweep,
@@ -284,7 +303,7 @@ def _texts() -> dict[str, str]:
         "neurons": {"model": "base", "pole": pole, "positive": data, "negative": data},
         "asked": asks,
         "reuse": {**asks, "rollouts": {**rollouts, "reuse": "rollouts.jsonl"}},
-        "choose": {"model": "base", "vector": "vector", "measures": [{"likelihood": asked}]},
+        "choose": {"model": "base", "vector": "vector", "statements": "statements.jsonl"},
     }
     csv = {**asked, "statements": "statements.csv"}
     recipes["csv"] = {"model": "base", "device": "cpu", "measures": [{"likelihood": csv}]}
@@ -294,8 +313,8 @@ def _texts() -> dict[str, str]:
     texts["persona.yaml"] = yaml.safe_dump(persona)
     texts["statements.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows)
     texts["chats.jsonl"] = "".join(json.dumps(row) + "\n" for row in chats)
-    texts["statements.csv"] = "trait,level,statement\n" + "".join(
-        f'{row["trait"]},{row["level"]},"{row["statement"]}"\n' for row in rows
+    texts["statements.csv"] = "part,trait,level,statement\n" + "".join(
+        f"{row['part']},{row['trait']},{row['level']},{row['statement']}\n" for row in rows
     )
     texts["kit.yml"] = (
         "merge_method: task_arithmetic\nbase_model: base\nmodels:\n"
@@ -374,7 +393,7 @@ def main() -> int:
     faults = 0
     with tempfile.TemporaryDirectory() as place:
         lab = Lab(Path(place) / "lab")
-        answer(["show", str(lab.folder / "base")])
+        lab.require_whole()
         found: dict[str, list[Answer]] = {}
         kinds = [
             headers(Path(place), given.headers, given.seed),

@@ -193,7 +193,7 @@ def _extract_persona(
 
     beside = out.with_name(f"{out.name}.{ROLLOUTS}")
     reuse = recipe.rollouts.reuse
-    resumes = reuse is not None and reuse.exists() and reuse.samefile(beside)
+    resumes = reuse is not None and reuse.resolve() == beside.resolve()
     if beside.exists() and not resumes:
         if not force:
             raise OutputExistsError(
