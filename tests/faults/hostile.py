@@ -117,7 +117,7 @@ def _other(dice: Dice, value: Any) -> Any:
     if what < 0.05:
         return [value] * dice.choice([1, 2, 40])
     if what < 0.1:
-        return _deep(value, dice.choice([1, 3, 90, 900]))
+        return _deep(value, dice.choice([1, 3, 90, 200]))
     if what < 0.2 and isinstance(value, str):
         return text(dice, value)
     return deepcopy(dice.choice(VALUES))
