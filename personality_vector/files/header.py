@@ -31,6 +31,7 @@ WIDTHS: Mapping[str, int] = {
 _MOST_TENSORS = 200_000
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,300}")
 """What a tensor or a shard may be called: nothing that a path or a terminal would act on."""
+_MINUS_ZERO = re.compile(rb"[\s\[:,]-0[\s\],}]")
 _LFS_POINTER = b"version https://git-lfs"
 _QUANTISED = ("F8_", "F6_", "F4")
 _MOST_TEXT = 50_000_000
@@ -120,6 +121,8 @@ def _json(text: bytes) -> Any:
 
     if not text.startswith(b"{"):
         raise ValueError("it does not begin with {")
+    if _MINUS_ZERO.search(text):
+        raise ValueError("it holds the number -0, which safetensors does not read")
     how: dict[str, Any] = {"object_pairs_hook": without_duplicates}
     table = parse_json(text.decode(), parse_constant=_refuse_constant, **how)
     if b"\\u" in text:

@@ -171,11 +171,10 @@ class Lab:
         self.whole = self.content()
 
     def content(self) -> dict[str, tuple[int, int]]:
-        """Return every file with its size and time of change."""
-        files = [
-            path for path in self.folder.rglob("*") if path.is_file() and "run" not in path.parts
-        ]
-        return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in files}
+        """Return every file that no door writes, with its size and time of change."""
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        inputs = [path for path in files if "run" not in path.parts and path.suffix != ".gguf"]
+        return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in inputs}
 
     def try_door(self, door: Door, dice: random.Random) -> tuple[Answer, bytes]:
         """Break the file of a door, run its command, and put the file back."""
