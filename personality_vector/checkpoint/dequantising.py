@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import logging
 import re
 import tempfile
+import warnings
 from collections.abc import Generator
 from math import prod
 from pathlib import Path
@@ -20,6 +22,7 @@ from personality_vector.files import AtomicDirectory
 from personality_vector.files.digests import content_of
 from personality_vector.manifest import WEIGHTS, write_manifest
 
+_NAME = "model.gguf"
 _ROPE_TABLE = re.compile(r"(?:blk\.\d+\.)?rope_(?:freqs|factors_\w+)\.weight")
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA3_CONTEXT = 8192
@@ -66,9 +69,11 @@ def dequantise(
         out, kind="convert", force=force, inputs=[source.path], size=size
     ) as partial:
         with _quietly(source) as folder:
-            model = _model(source, folder, dtype)
-            _tokenizer(source, folder).save_pretrained(partial)
+            config = _config(source, folder)
+            left_out = _left_out(source, config)
+            tokenizer, model = _tokenizer(source, folder), _model(source, folder, config, dtype)
         model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
         written = Checkpoint.written(partial)
         content = {
             "source": source.path.name,
@@ -76,7 +81,7 @@ def dequantise(
             "architecture": source.architecture,
             "types": source.types,
             "dtype": dtype,
-            "left_out": _left_out(source, written, model),
+            "left_out": left_out,
             "tensors": len(written.names),
             WEIGHTS: written.fingerprint.digest,
         }
@@ -89,30 +94,35 @@ def _quietly(source: GgufFile) -> Generator[str]:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        contextlib.redirect_stderr(io.StringIO()),
-        foreign(CheckpointError, f"{source.path}: transformers cannot read this model"),
-    ):
-        (Path(folder) / "model.gguf").symlink_to(source.path.resolve())
-        yield folder
+    log = logging.getLogger("transformers")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # what it would say of a file is said here, in one sentence
+    try:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(action="ignore"),
+            foreign(CheckpointError, f"{source.path}: transformers cannot read this model"),
+        ):
+            (Path(folder) / _NAME).symlink_to(source.path.resolve())
+            yield folder
+    finally:
+        log.setLevel(level)
 
 
-def _model(source: GgufFile, folder: str, dtype: str) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
+def _model(source: GgufFile, folder: str, config: Any, dtype: str) -> Any:
+    from transformers import AutoModelForCausalLM, GgufConfig
 
-    how: dict[str, Any] = {"gguf_file": "model.gguf", "trust_remote_code": False}
-    config = AutoConfig.from_pretrained(folder, **how)
-    _complete(source, config)
     # Otherwise kernels for blocks of codes may be fetched from the Hub, and run.
     plain = GgufConfig(dequantize=True)
     model, report = AutoModelForCausalLM.from_pretrained(
         folder,
+        gguf_file=_NAME,
         config=config,
         dtype=FLOATS[dtype],
         quantization_config=plain,
         output_loading_info=True,
-        **how,
+        trust_remote_code=False,
     )
     absent = report["missing_keys"]
     if absent:
@@ -132,12 +142,15 @@ def _model(source: GgufFile, folder: str, dtype: str) -> Any:
     return model
 
 
-def _complete(source: GgufFile, config: Any) -> None:
-    """Put into a config what the file says, or llama.cpp computes, and transformers does not read.
+def _config(source: GgufFile, folder: str) -> Any:
+    """Return the config, with what the file says or llama.cpp does and transformers does not read.
 
     Raises:
         CheckpointError: The config has no place for it.
     """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, gguf_file=_NAME, trust_remote_code=False)
     config.__dict__.pop("_model_name_or_path", None)
     for key, value in vars(config).items():
         if isinstance(value, float):  # 1e-05 is stored as the float32 that is nearest
@@ -153,6 +166,7 @@ def _complete(source: GgufFile, config: Any) -> None:
         for key, name in _IDS.items():  # otherwise the class's own, such as 1 for Llama
             setattr(config, key, source.fields.get(f"tokenizer.ggml.{name}_token_id"))
     _scale_rope(source, config)
+    return config
 
 
 def _scale_rope(source: GgufFile, config: Any) -> None:
@@ -209,9 +223,7 @@ def _tokenizer(source: GgufFile, folder: str) -> Any:
     fields = source.fields
     if "tokenizer.ggml.tokens" not in fields:
         raise CheckpointError(f"{source.path}: holds no tokenizer (tokenizer.ggml.tokens)")
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder, gguf_file="model.gguf", trust_remote_code=False
-    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_NAME, trust_remote_code=False)
     for key in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(key, None)
     cut = fields.get("tokenizer.ggml.pre", "default")
@@ -236,31 +248,39 @@ def _tokenizer(source: GgufFile, folder: str) -> Any:
     return tokenizer
 
 
-def _left_out(source: GgufFile, written: Checkpoint, model: Any) -> list[str]:
-    """Return the tensors that transformers rightly has no place for.
+def _left_out(source: GgufFile, config: Any) -> list[str]:
+    """Return the tensors that transformers rightly has no place for, before it loads any.
 
     Those are tables of rotary embeddings, blocks that predict further tokens, and a tied head.
 
     Raises:
-        CheckpointError: It dropped others, without which the model is another one.
+        CheckpointError: The model that the fields describe has more or fewer numbers than the file,
+            so that it would be another one.
     """
-    blocks = model.config.get_text_config().num_hidden_layers
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    blocks = config.get_text_config().num_hidden_layers
 
     def is_needed(name: str) -> bool:
         block = _BEYOND.fullmatch(name)
         is_extra = _ROPE_TABLE.fullmatch(name) or (block and int(block[1]) >= blocks)
-        return not (is_extra or (name == "output.weight" and model.config.tie_word_embeddings))
+        return not (is_extra or (name == "output.weight" and config.tie_word_embeddings))
 
     needed = {one.name: prod(one.shape) for one in source.tensors if is_needed(one.name)}
-    given = sum(needed.values())
-    taken = sum(prod(entry.shape) for entry in written.entries.values())
+    given, taken = sum(needed.values()), sum(one.numel() for one in model.parameters())
     if given != taken:
         gguf = gguf_package("a GGUF file")
         kind = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == source.architecture)
         places = gguf.get_tensor_name_map(kind, blocks)
-        placed = {places.get_name(name, (".weight", ".bias")) for name in model.state_dict()}
+        names = (name for name, _ in model.named_parameters())
+        placed = {places.get_name(name, (".weight", ".bias")) or name for name in names}
+        dropped, absent = some(needed.keys() - placed), some(placed - needed.keys())
         raise CheckpointError(
-            f"{source.path}: transformers reads {taken:,} of its {given:,} numbers, so the model "
-            f"would be another one; dropped would be {some(needed.keys() - placed) or 'some'}"
+            f"{source.path}: holds {given:,} numbers, and the model that transformers reads has "
+            f"{taken:,}, so it would be another one"
+            f"{f'; it has no place for {dropped}' if dropped else ''}"
+            f"{f'; absent are {absent}' if absent else ''}"
         )
     return [one.name for one in source.tensors if one.name not in needed]

@@ -117,17 +117,23 @@ class GgufFile:
         return gguf.dequantize(rows.view(stored) if stored else rows, kind)
 
     def require_model(self) -> None:
-        """Refuse what is neither a model nor an adapter.
+        """Refuse what is not a model.
 
         Raises:
-            CheckpointError: The message says what it is.
+            CheckpointError: It is something else, or says that it has more blocks than tensors.
         """
         kind = self.fields.get("general.type", "model")
         for name in (self.architecture, kind):
             if name in _NOT_MODELS:
                 raise CheckpointError(f"{self.path}: {_NOT_MODELS[name]}")
-        if kind not in ("model", "adapter"):
+        if kind != "model":
             raise CheckpointError(f"{self.path}: is of type {kind!r:.40}, not a model")
+        blocks = self.of_architecture("block_count")
+        if not isinstance(blocks, int) or not 0 < blocks <= len(self.tensors):
+            raise CheckpointError(
+                f"{self.path}: says that it has {blocks!r:.40} blocks, and holds "
+                f"{len(self.tensors)} tensors; it is damaged"
+            )
 
     def _require_whole(self) -> None:
         parts = self.fields.get("split.count", 0)
