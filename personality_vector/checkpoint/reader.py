@@ -73,7 +73,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, where: "str | Path | Checkpoint") -> "Checkpoint":
-        """Open a directory, ``builtin:demo`` or a Hub id.
+        """Open a directory, ``builtin:demo``, ``builtin:smollm2`` or a Hub id.
 
         Raises:
             CheckpointError: Nothing is there, or its files contradict each other.
@@ -289,7 +289,7 @@ class Checkpoint:
 
 
 def locate(where: str | Path) -> Path:
-    """Return the directory of a checkpoint: a path, ``builtin:demo``, or a Hub snapshot.
+    """Return the directory of a checkpoint: a path, ``builtin:...``, or a Hub snapshot.
 
     Raises:
         CheckpointError: Neither this machine nor the Hub has it.

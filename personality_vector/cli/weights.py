@@ -63,7 +63,10 @@ def train(recipe: "TrainRecipe", out: Path, force: bool, as_json: bool) -> None:
 
 
 def diff(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="Directory, Hub id or builtin:demo.")],
+    base: Annotated[
+        str,
+        typer.Argument(metavar="BASE", help="Directory, Hub id, builtin:demo or builtin:smollm2."),
+    ],
     tuned: Annotated[
         str, typer.Argument(metavar="TUNED", help="A fine-tune of BASE, or an adapter.")
     ],
