@@ -24,7 +24,7 @@ _FIELDS = {
 _PERMUTED = (".q_proj.weight", ".k_proj.weight")
 
 
-def write_gguf(source, file, architecture="llama", *, stored="F32", cut="default", change=None):
+def write_gguf(source, file, architecture="llama", *, stored="F32", cut="gpt-2", change=None):
     """Write a checkpoint as a GGUF file.
 
     Args:

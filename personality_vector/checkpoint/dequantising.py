@@ -29,10 +29,11 @@ _LLAMA3_CONTEXT = 8192
 _BEYOND = re.compile(r"blk\.(\d+)\..*")
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 """Pre-tokenizers of llama.cpp that cut text as GPT-2 does, after every digit is cut off."""
-_LIKE_GPT2 = ("default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "gpt3-finnish")
-_LLAMA3_CUTS = ("llama3", "llama-v3", "llama-bpe")
-"""Pre-tokenizers with which llama.cpp keeps a word that is a token whole, whatever the merges give,
-and begins a text with ``bos`` unless the file says otherwise."""
+_LIKE_GPT2 = ("default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion")
+"""Those that cut as GPT-2 does. ``default`` stands in old files, and tells nothing."""
+_BEGUN = ("llama3", "llama-v3", "llama-bpe", "tekken")
+"""Those with which llama.cpp keeps a word that is a token whole, whatever the merges give, and
+begins a text with ``bos`` unless the file says otherwise."""
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 _ENDS = ("eos", "eot", "eom")
 _GEMMA_27B = (("gemma2", 46), ("gemma3", 62))
@@ -175,7 +176,7 @@ def _scale_rope(source: GgufFile, config: Any) -> None:
     Raises:
         CheckpointError: It is a kind that cannot be put there.
     """
-    kind = source.of_architecture("rope.scaling.type")
+    kind, factor = (source.of_architecture(f"rope.scaling.{key}") for key in ("type", "factor"))
     tables = [one for one in source.tensors if _ROPE_TABLE.fullmatch(one.name)]
     rope = getattr(config, "rope_parameters", None) or {}
     rope = rope.get("full_attention", rope)
@@ -184,8 +185,8 @@ def _scale_rope(source: GgufFile, config: Any) -> None:
     found: dict[str, Any] | None = None
     if [one.name for one in tables] == ["rope_freqs.weight"]:
         found = _like_llama3(source.numbers(tables[0]), rope)
-    elif kind in ("linear", "yarn") and not tables:
-        found = {"rope_type": kind, "factor": source.of_architecture("rope.scaling.factor")}
+    elif kind in ("linear", "yarn") and factor and not tables:
+        found = {"rope_type": kind, "factor": factor}
         context = source.of_architecture("rope.scaling.original_context_length")
         if kind == "yarn" and context:
             found["original_max_position_embeddings"] = context
@@ -242,7 +243,7 @@ def _tokenizer(source: GgufFile, folder: str) -> Any:
             f"{source.path}: its tokenizer cuts text in a way ({cut!r:.40}) that transformers does "
             "not know; take the checkpoint that it was made from"
         )
-    if cut in _LLAMA3_CUTS:
+    if cut in _BEGUN:
         backend.model.ignore_merges = True
         tokenizer.add_bos_token = fields.get("tokenizer.ggml.add_bos_token", True)
     return tokenizer

@@ -63,10 +63,7 @@ def train(recipe: "TrainRecipe", out: Path, force: bool, as_json: bool) -> None:
 
 
 def diff(
-    base: Annotated[
-        str,
-        typer.Argument(metavar="BASE", help="Directory, Hub id, builtin:demo or builtin:smollm2."),
-    ],
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Directory, Hub id or builtin:NAME.")],
     tuned: Annotated[
         str, typer.Argument(metavar="TUNED", help="A fine-tune of BASE, or an adapter.")
     ],

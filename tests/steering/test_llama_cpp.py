@@ -80,7 +80,7 @@ def test_a_converted_model_reads_text_and_answers_as_in_llama_cpp(llama, ours, t
         found = model(torch.tensor([tokens])).logits[0].numpy()
     assert abs(llama.logits(tokens) - found).max() < CLOSE
     tokenizer = AutoTokenizer.from_pretrained(out)
-    for text in ("I am  42 of\n them", "<|user|>hi<|end|>", "  7", "it's caf\u00e9"):
+    for text in ("I am  42 of\n them", "<|user|>hi<|end|>", "  7", "it's caf\u00e9, 1,234.5!"):
         assert tokenizer(text)["input_ids"] == llama.tokens(text)
 
 

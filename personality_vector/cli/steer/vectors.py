@@ -26,10 +26,7 @@ Scale = Annotated[
 
 
 def between(
-    base: Annotated[
-        str,
-        typer.Argument(metavar="BASE", help="Directory, Hub id, builtin:demo or builtin:smollm2."),
-    ],
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Directory, Hub id or builtin:NAME.")],
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="A fine-tuned checkpoint of BASE.")],
     *,
     prompts: options.Prompts,
