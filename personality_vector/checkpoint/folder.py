@@ -126,3 +126,35 @@ def require_unquantised(path: Path, entries: Mapping[str, TensorEntry]) -> None:
         is_code = entry.dtype in (torch.int8, torch.uint8) and len(entry.shape) > 1
         if _QUANTISED_NAME.fullmatch(name) or (is_code and name.endswith(".weight")):
             raise CheckpointError(f"{path}: is quantised (it has a tensor {name}); {UNQUANTISED}")
+
+
+def why_unreadable(path: Path, why: str) -> str:
+    """Say what a directory without weights is, and what to do with it.
+
+    Args:
+        path: The directory.
+        why: What to say of one that is nothing that this tool knows.
+    """
+    steps = sorted(path.glob("checkpoint-*"), key=lambda one: (len(one.name), one.name))
+    pickles, of_llama = (sorted(f.name for f in path.glob(end)) for end in ("*.bin", "*.gguf"))
+    if (path / "adapter_config.json").is_file():
+        why = (
+            "is a LoRA adapter, not a whole model; merge it into its base first, with "
+            f"`pvec merge --base BASE --term {path}=1 --out DIR`"
+        )
+    elif (path / "results.sqlite").is_file():
+        why = f"is a run, not a model; see `pvec report {path}`"
+    elif steps:
+        why = f"is a training with its checkpoints; give one of them, such as {steps[-1].name}"
+    elif pickles:
+        path /= pickles[0]
+        why = (
+            "pickled weights can run code and are not opened; convert them once with "
+            f"`pvec convert {path.parent} --out DIR`"
+        )
+    elif of_llama:
+        why = (
+            "holds files of llama.cpp; make a checkpoint of one first, with "
+            f"`pvec convert {path / of_llama[0]} --out DIR`"
+        )
+    return f"{path}: {why}"

@@ -66,8 +66,10 @@ def convert(source: str | Path, out: str | Path, *, force: bool = False) -> dict
     is_adapter = (path / _ADAPTER).is_file()
     files = {path / _ADAPTER: None} if is_adapter else weight_files(path, _SINGLE, _INDEX)
     if not files:
+        of_llama = sorted(file.name for file in path.glob("*.gguf"))
         raise CheckpointError(
             f"{path}: has neither {_SINGLE} nor {_INDEX} nor {_ADAPTER}: nothing to convert"
+            f"{f'; give its file {of_llama[0]} itself' if of_llama else ''}"
         )
     for file in files:
         if not file.is_file():

@@ -26,10 +26,11 @@ from personality_vector.checkpoint.folder import (
     require_unquantised,
     require_unquantised_config,
     side_files,
+    why_unreadable,
 )
 from personality_vector.checkpoint.tensors import TensorEntry, read_header
 from personality_vector.errors import BaseMismatchError, CheckpointError, VerificationError, some
-from personality_vector.files.header import PLAIN_NAME, UNQUANTISED
+from personality_vector.files.header import PLAIN_NAME
 from personality_vector.files.owned import manifest_of
 from personality_vector.files.ranges import Stamp
 from personality_vector.lab import BUILTIN, builtin, expanded
@@ -72,7 +73,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, where: "str | Path | Checkpoint") -> "Checkpoint":
-        """Open a directory, ``builtin:demo`` or a Hub id.
+        """Open a directory, ``builtin:demo``, ``builtin:smollm2`` or a Hub id.
 
         Raises:
             CheckpointError: Nothing is there, or its files contradict each other.
@@ -288,7 +289,7 @@ class Checkpoint:
 
 
 def locate(where: str | Path) -> Path:
-    """Return the directory of a checkpoint: a path, ``builtin:demo``, or a Hub snapshot.
+    """Return the directory of a checkpoint: a path, ``builtin:...``, or a Hub snapshot.
 
     Raises:
         CheckpointError: Neither this machine nor the Hub has it.
@@ -297,8 +298,11 @@ def locate(where: str | Path) -> Path:
     path = builtin(text) if text.startswith(BUILTIN) else expanded(where)
     if path.is_dir():
         return path.absolute()
-    if path.suffix == ".gguf" and path.exists():
-        raise CheckpointError(f"{path}: is for llama.cpp, and usually quantised; {UNQUANTISED}")
+    if path.suffix.lower() == ".gguf" and path.exists():
+        raise CheckpointError(
+            f"{path}: is a file of llama.cpp; make a checkpoint of it first, with "
+            f"`pvec convert {path} --out DIR`"
+        )
     if path.exists():
         raise CheckpointError(f"{path}: is a file; give the directory of the checkpoint")
     if isinstance(where, Path) or text.count("/") > 1 or text.startswith((".", "~", BUILTIN)):
@@ -364,7 +368,7 @@ def _listed(index: Path, suffix: str) -> dict[Path, set[str] | None]:
 def _read_entries(path: Path) -> dict[str, TensorEntry]:
     files = weight_files(path, _SINGLE, _INDEX)
     if not files:
-        raise CheckpointError(_why_unreadable(path))
+        raise CheckpointError(why_unreadable(path, f"has neither {_SINGLE} nor {_INDEX}"))
     entries: dict[str, TensorEntry] = {}
     for file, listed in files.items():
         found = read_header(file)
@@ -373,26 +377,3 @@ def _read_entries(path: Path) -> dict[str, TensorEntry]:
             raise CheckpointError(f"{file}: index and shard disagree on {differing}")
         entries |= found
     return entries
-
-
-def _why_unreadable(path: Path) -> str:
-    """Say what a directory without weights is, and what to do with it."""
-    steps = sorted(path.glob("checkpoint-*"), key=lambda one: (len(one.name), one.name))
-    pickles = sorted(file.name for file in path.glob("*.bin"))
-    why = f"has neither {_SINGLE} nor {_INDEX}"
-    if (path / "adapter_config.json").is_file():
-        why = (
-            "is a LoRA adapter, not a whole model; merge it into its base first, with "
-            f"`pvec merge --base BASE --term {path}=1 --out DIR`"
-        )
-    elif (path / "results.sqlite").is_file():
-        why = f"is a run, not a model; see `pvec report {path}`"
-    elif steps:
-        why = f"is a training with its checkpoints; give one of them, such as {steps[-1].name}"
-    elif pickles:
-        path /= pickles[0]
-        why = (
-            "pickled weights can run code and are not opened; convert them once with "
-            f"`pvec convert {path.parent} --out DIR`"
-        )
-    return f"{path}: {why}"

@@ -42,7 +42,10 @@ BatchSize = Annotated[
     int, typer.Option("--batch-size", min=1, help="Number of texts in one forward pass.")
 ]
 Model = Annotated[
-    str, typer.Option("--model", help="The model: a directory, Hub id or builtin:demo.")
+    str,
+    typer.Option(
+        "--model", help="The model: a directory, Hub id, builtin:demo or builtin:smollm2."
+    ),
 ]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"],

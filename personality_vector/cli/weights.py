@@ -8,7 +8,7 @@ import typer
 import personality_vector as pv
 from personality_vector import files
 from personality_vector.cli import options
-from personality_vector.errors import RecipeError
+from personality_vector.errors import CheckpointError, RecipeError, some
 from personality_vector.lab import expanded
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def train(recipe: "TrainRecipe", out: Path, force: bool, as_json: bool) -> None:
 
 
 def diff(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="Directory, Hub id or builtin:demo.")],
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Directory, Hub id or builtin:NAME.")],
     tuned: Annotated[
         str, typer.Argument(metavar="TUNED", help="A fine-tune of BASE, or an adapter.")
     ],
@@ -136,28 +136,71 @@ def convert(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A directory with pytorch_model.bin, its shards and index, or adapter_model.bin.",
+            help="A GGUF file of llama.cpp, or a directory with pytorch_model.bin, its shards and "
+            "index, or adapter_model.bin.",
         ),
     ],
     out: options.OutDir,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(
+            "--dtype",
+            help="How to store what was quantised. float32, the default, is exact; the others are "
+            "half as large.",
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="The model of an adapter in GGUF, which does not name it."),
+    ] = None,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Rewrite a checkpoint or adapter of pickled weights (.bin) as safetensors.
+    """Rewrite weights that other verbs do not open: a GGUF file or pickles (.bin), as safetensors.
 
-    Nothing in a pickle is run, and a pickle that holds more than tensors is refused.
+    A model in GGUF becomes a checkpoint with its tokenizer and chat template, dequantised; an
+    adapter becomes one of PEFT. Nothing in a pickle is run, and a pickle that holds more than
+    tensors is refused.
     """
-    from personality_vector.checkpoint.pickles import convert
+    file = expanded(source)
+    if file.suffix.lower() == ".gguf" or file.is_file():
+        manifest = _convert_gguf(file, out, dtype, base, force=force)
+    elif dtype or base:
+        raise RecipeError(f"{source}: --dtype and --base are for GGUF files; pickles keep theirs")
+    else:
+        from personality_vector.checkpoint.pickles import convert
 
-    manifest = convert(source, out, force=force)
+        manifest = convert(source, out, force=force)
     result = {
         "out": str(out),
         **{key: manifest[key] for key in manifest if key not in ("files", "digests")},
     }
-    left_out = f", without {', '.join(result['left_out'])}" if result["left_out"] else ""
+    left_out = f", without {some(result['left_out'])}" if result["left_out"] else ""
     options.show(
         result,
         as_json=as_json,
         text=lambda: f"{out}: {result['tensors']} tensors of {source}{left_out}",
     )
+
+
+def _convert_gguf(
+    file: Path, out: Path, dtype: str | None, base: str | None, *, force: bool
+) -> dict[str, Any]:
+    from personality_vector.checkpoint.dequantising import dequantise
+    from personality_vector.checkpoint.gguf_file import GgufFile
+
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file")
+    read = GgufFile.open(file)
+    if read.is_adapter:
+        from personality_vector.delta.gguf_adapters import convert_adapter
+
+        if base is None:
+            raise RecipeError(f"{file}: is an adapter; name the model that it adapts with --base")
+        return convert_adapter(
+            read, pv.Checkpoint.open(base), out, dtype=dtype or "float32", force=force
+        )
+    if base is not None:
+        raise RecipeError(f"{file}: is a model, not an adapter; leave out --base")
+    return dequantise(read, out, dtype=dtype or "float32", force=force)

@@ -8,16 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from personality_vector.errors import CheckpointError
-from personality_vector.files.digests import Range, cache_folder, digests, is_worth_keeping
+from personality_vector.files.digests import Range, digests, is_worth_keeping
 from personality_vector.files.header import read_table
 from personality_vector.files.ranges import Stamp
 from personality_vector.files.reading import open_regular
+from personality_vector.lab import cache_folder
 from personality_vector.numeric.parallel import cores
 
 
 def look_ahead(models: Iterable[str]) -> None:
     """Hash the tensors of models as long as what is found can be kept and somebody waits for it."""
-    parent, folder = os.getppid(), cache_folder()
+    parent, folder = os.getppid(), cache_folder("digests")
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(file for path in models for file in Path(path).glob("model*.safetensors")):
         if os.getppid() != parent or not os.access(folder, os.W_OK):

@@ -20,6 +20,7 @@ import xxhash
 from personality_vector.errors import CheckpointError, DataError
 from personality_vector.files.ranges import MAPPED, Stamp, leased, read
 from personality_vector.files.reading import open_regular, parse_json
+from personality_vector.lab import cache_folder
 from personality_vector.numeric.parallel import in_parallel
 
 _SETTLED_NS = 3 * 10**9
@@ -160,16 +161,6 @@ def _of_file(file: Path) -> str:
         return digests([Range(file, stream.fileno(), place)])[0]
 
 
-def cache_folder() -> Path:
-    """Return where digests are kept: in ``PVEC_CACHE``, or else in the user's cache folder."""
-    given, shared = os.environ.get("PVEC_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
-    if given:
-        return Path(given).expanduser() / "digests"
-    # The standard has a relative path ignored.
-    home = Path(shared) if Path(shared).is_absolute() else Path("~/.cache").expanduser()
-    return home / "personality-vector" / "digests"
-
-
 def _kept(file: Path, stamp: Stamp) -> dict[tuple[int, int], str]:
     """Return the digests of ranges of a file that were kept when it had this stamp."""
     if stamp.size < _WORTH_KEEPING or _is_forgotten:
@@ -217,7 +208,9 @@ def _of(file: Path, stamp: Stamp) -> list[object]:
 
 
 def _entry(file: Path) -> Path:
-    return cache_folder() / f"{xxhash.xxh3_128_hexdigest(os.fsencode(file.absolute()))}.json"
+    return (
+        cache_folder("digests") / f"{xxhash.xxh3_128_hexdigest(os.fsencode(file.absolute()))}.json"
+    )
 
 
 def _check(text: str) -> str:

@@ -102,8 +102,8 @@ class AtomicDirectory:
             os.close(self._lock)
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             why = error.strerror
-        elif isinstance(error, SafetensorError) and "os error" in str(error):
-            why = str(error)
+        elif type(error) in (SafetensorError, Exception) and "os error" in str(error):
+            why = str(error)  # of a library in Rust: safetensors or tokenizers
         else:
             return
         raise StorageError(

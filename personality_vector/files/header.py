@@ -84,9 +84,22 @@ def read_table(file: Path) -> dict[str, Stored]:
     return entries
 
 
-def _check_length(file: Path, size: int, head: bytes, length: int, start: bytes) -> None:
-    if (head + start).startswith(_LFS_POINTER):
+def require_no_pointer(file: Path, start: bytes) -> None:
+    """Refuse a file that Git LFS has not replaced by the weights.
+
+    Args:
+        file: The file, for the message.
+        start: Its first bytes.
+
+    Raises:
+        CheckpointError: It is a pointer.
+    """
+    if start.startswith(_LFS_POINTER):
         raise CheckpointError(f"{file}: is a Git-LFS pointer, not weights; run `git lfs pull`")
+
+
+def _check_length(file: Path, size: int, head: bytes, length: int, start: bytes) -> None:
+    require_no_pointer(file, head + start)
     if _MOST_TEXT < length <= size - 8:
         raise CheckpointError(f"{file}: its header claims {length} bytes, more than {_MOST_TEXT}")
     if size < 8 or length > size - 8:

@@ -113,10 +113,10 @@ def located(value: Any, info: Any) -> Any:
     """Return the absolute path that a text in a recipe means, and any other value unchanged."""
     if not isinstance(value, str):
         return value
-    if value.startswith(BUILTIN):
-        return builtin(value)
     folder = (info.context or {}).get("folder")
     try:
+        if value.startswith(BUILTIN):
+            return builtin(value)
         path = expanded(value)
     except RecipeError as error:
         raise ValueError(str(error)) from error
@@ -136,7 +136,8 @@ LocalPath = Annotated[Path, BeforeValidator(located)]
 """A file or folder on this machine."""
 
 ModelRef = Annotated[str, BeforeValidator(_model)]
-"""A checkpoint directory, ``builtin:demo``, or a Hub id such as ``meta-llama/Llama-3.1-8B``."""
+"""A checkpoint directory, ``builtin:demo``, ``builtin:smollm2``, or a Hub id such as
+``meta-llama/Llama-3.1-8B``."""
 
 
 def sentence(recipe: type[BaseModel], error: ValidationError) -> str:

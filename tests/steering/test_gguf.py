@@ -7,7 +7,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from personality_vector.errors import DataError, NonFiniteError, OutputExistsError, RecipeError
+from personality_vector.errors import (
+    DataError,
+    ModelError,
+    NonFiniteError,
+    OutputExistsError,
+    RecipeError,
+)
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
 from personality_vector.steering.storage import export_gguf
@@ -50,6 +56,18 @@ def test_direction_l_is_added_to_the_output_of_block_l(tmp_path):
     assert [row is None for row in added] == [True, False, True, False]
     for layer in (1, 3):
         np.testing.assert_array_equal(added[layer], (-1.5 * vector[layer]).numpy())
+
+
+def test_zeros_fill_the_other_blocks_up_to_the_last(tmp_path):
+    vector = _vector(2)
+    file = export_gguf(vector, tmp_path / "warm.gguf", blocks=5)
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors}
+    assert sorted(tensors) == [f"direction.{block}" for block in range(1, 5)]
+    np.testing.assert_array_equal(tensors["direction.2"], vector[2].numpy())
+    assert not any(tensors[f"direction.{block}"].any() for block in (1, 3, 4))
+    with pytest.raises(ModelError, match="this model has 2 blocks, 0 to 1"):
+        export_gguf(vector, tmp_path / "short.gguf", blocks=2)
+    export_gguf(vector, file, blocks=3, force=True)
 
 
 def test_the_keys_are_those_of_a_control_vector(tmp_path):
@@ -119,8 +137,10 @@ def test_the_verb(tmp_path):
     _vector(0, 2).save(tmp_path / "vector")
     out = tmp_path / "warm.gguf"
     arguments = [str(tmp_path / "vector"), "--out", str(out), "--layer", "2", "--coefficient", "2"]
+    arguments += ["--blocks", "4"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     assert "1 directions" in done.output
+    assert "zeros for the other blocks of 4" in done.output
     added = _added_by_llama_cpp(out, blocks=3)
     np.testing.assert_array_equal(added[2], (2 * _vector(2)[2]).numpy())

@@ -159,6 +159,16 @@ def export_gguf(
     coefficient: Annotated[
         float, typer.Option("--coefficient", help="Factor on the vector.")
     ] = 1.0,
+    blocks: Annotated[
+        int | None,
+        typer.Option(
+            "--blocks",
+            metavar="N",
+            min=1,
+            help="Number of decoder blocks of the model: write zeros for those that are not "
+            "steered, so that nothing stays of a vector loaded before into a running llama.cpp.",
+        ),
+    ] = None,
     model_hint: Annotated[
         str,
         typer.Option("--model-hint", help="Name of the architecture in llama.cpp, such as llama."),
@@ -171,10 +181,13 @@ def export_gguf(
 
     read = pv.SteeringVector.load(vector)
     layers = layer or list(read.layers)
-    export(read, out, layers=layers, coefficient=coefficient, model_hint=model_hint, force=force)
-    result = {"out": str(out), "layers": layers, "coefficient": coefficient}
+    how: dict[str, Any] = {"coefficient": coefficient, "blocks": blocks}
+    export(read, out, layers=layers, model_hint=model_hint, force=force, **how)
+    zeros = f", zeros for the other blocks of {blocks}" if blocks else ""
     options.show(
-        result, as_json=as_json, text=lambda: f"{out}: {len(layers)} directions for llama.cpp"
+        {"out": str(out), "layers": layers, **how},
+        as_json=as_json,
+        text=lambda: f"{out}: {len(layers)} directions for llama.cpp{zeros}",
     )
 
 

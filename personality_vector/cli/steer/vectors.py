@@ -26,7 +26,7 @@ Scale = Annotated[
 
 
 def between(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="Directory, Hub id or builtin:demo.")],
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Directory, Hub id or builtin:NAME.")],
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="A fine-tuned checkpoint of BASE.")],
     *,
     prompts: options.Prompts,
