@@ -7,7 +7,6 @@ import fcntl
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +20,7 @@ from personality_vector.errors import (
     StorageError,
     require_new,
 )
-from personality_vector.files.owned import require_replaceable
+from personality_vector.files.owned import PARTIAL, require_replaceable
 
 _DISK_ERRORS = {*FULL, errno.EIO, errno.EACCES, errno.EPERM}
 _RENAME_EXCHANGE = 2
@@ -204,6 +203,8 @@ def explained(path: Path) -> Generator[None]:
 def write_file(path: Path, write: bytes | Callable[[Path], object]) -> None:
     """Write a file that appears whole or not at all, and flush it to disk.
 
+    A killed process leaves a hidden file, which the next one that writes ``path`` takes over.
+
     Args:
         path: The file; it is replaced if it exists.
         write: The content, or what writes it into the path that it is given.
@@ -213,17 +214,32 @@ def write_file(path: Path, write: bytes | Callable[[Path], object]) -> None:
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(descriptor)
-        partial = Path(name)
-        try:
-            write(partial) if callable(write) else partial.write_bytes(write)
-            partial.chmod(0o666 & ~_umask())
-            _sync(partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        partial = path.with_name(f".{path.name}{PARTIAL}")
+        with _locked(partial):
+            try:
+                write(partial) if callable(write) else partial.write_bytes(write)
+                partial.chmod(0o666 & ~_umask())
+                _sync(partial)
+                partial.replace(path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
         _sync(path.parent)
+
+
+@contextlib.contextmanager
+def _locked(partial: Path) -> Generator[None]:
+    """Create a file, or take over what a killed process left, and keep other processes from it."""
+    while True:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Otherwise the process that had the lock has given the file its final name.
+            if partial.exists() and os.path.samestat(os.fstat(descriptor), partial.stat()):
+                yield
+                return
+        finally:
+            os.close(descriptor)
 
 
 def sync_tree(folder: Path) -> None:
