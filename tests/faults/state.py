@@ -1,11 +1,11 @@
 """What is on the disk after a disturbance, and which laws it breaks."""
 
+import contextlib
 import json
 import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def rows_of(file: Path, queries: Mapping[str, str] = _ROWS) -> Rows:
         for part in (file, file.with_name(f"{file.name}-wal")):
             if part.exists():
                 shutil.copy(part, folder)
-        with closing(sqlite3.connect(Path(folder) / file.name)) as opened:
+        with contextlib.closing(sqlite3.connect(Path(folder) / file.name)) as opened:
             if opened.execute("PRAGMA integrity_check").fetchall() != [("ok",)]:
                 raise RuntimeError(f"{file}: is damaged")
             tables = {name for (name,) in opened.execute("SELECT name FROM sqlite_master")}
@@ -68,10 +68,11 @@ def content_of(file: Path) -> bytes:
     if file.name.startswith(RESULTS):  # a log of writes, which is read with the file
         return b""
     data = file.read_bytes()
-    if file.name == "MANIFEST.json" and (file.parent / RESULTS).exists():
-        manifest = json.loads(data)
-        manifest["files"].pop(RESULTS, None)  # free pages of a database come and go
-        return json.dumps(manifest).encode()
+    if file.name == "MANIFEST.json" and RESULTS.encode() in data:
+        with contextlib.suppress(ValueError):
+            manifest = json.loads(data)
+            manifest["files"].pop(RESULTS, None)  # free pages of a database come and go
+            return json.dumps(manifest).encode()
     return data
 
 
