@@ -25,6 +25,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,19 +61,26 @@ class Bench:
             self.require_done(case, words)
         shutil.copytree(self.work, self.kept, symlinks=True)
         old, old_rows = snapshot(self.work), self._rows()
+        started = time.perf_counter()
         self.require_done(case, case.words)
+        seconds = time.perf_counter() - started
         state = State(old, snapshot(self.work), {}, old_rows, self._rows())
+        state.seconds = seconds
         state.discards = "--force" in case.words and case.verb in ("eval", "sweep", "compare")
         return state
 
-    def moments(self, case: Case, state: State, counting: Kill) -> list[str]:
-        """Return the operation of every moment of a case; note what its files hold meanwhile."""
-        names: list[str] = []
+    def moments(self, case: Case, state: State, ways: Iterable[str]) -> dict[str, list[str]]:
+        """Return the operations of a case that can be disturbed, and note its files meanwhile."""
+        counting = {how: _disturbing(how, 0) for how in ways}
+        names: dict[str, list[str]] = {how: [] for how in ways}
         self.restore()
 
         def noted(run: Callable[[], Any], name: str, args: Arguments) -> Any:
-            result = counting(run, name, args)
-            names.extend([name] * (counting.passed - len(names)))
+            for counted in counting.values():
+                run = partial(counted, run, name, args)
+            result = run()
+            for how, counted in counting.items():
+                names[how] += [name] * (counted.passed - len(names[how]))
             if name in ("replace", "rename") and Path(args[1]).is_file():
                 path = Path(args[1]).resolve()
                 if path.is_relative_to(self.work):
@@ -180,30 +188,27 @@ class Tally:
     """What became of the disturbances of one case."""
 
     case: Case
+    how: str
     moments: int = 0
     ended: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
 
 
-Disturbance = Callable[[int], tuple[Around, float | None]]
 NUMBERS = {"kill": 0, "random": 0, "full disk": errno.ENOSPC, "I/O error": errno.EIO}
 
 
-def tally(bench: Bench, case: Case, how: str, points: int) -> Tally:
-    """Disturb a case at so many moments, evenly spread."""
-    state, number = bench.prepare(case), NUMBERS[how]
-    names = bench.moments(case, state, Fail(0, number) if number else Kill(0))
-    found, moments = Tally(case, len(names)), random.Random(0)
-    started = time.perf_counter()
-    bench.restore()
-    bench.disturbed(case, Kill(0), None)
-    usual = time.perf_counter() - started
-    chosen = sorted({int((i + 0.5) * len(names) / points) + 1 for i in range(points)})
-    for n in chosen:
-        around = Fail(n, number) if number else Kill(n if how == "kill" else 0)
-        after = moments.uniform(0, usual) if how == "random" else None
+def _disturbing(how: str, n: int) -> Kill:
+    """Return what disturbs the ``n``-th moment; with 0 it only counts them."""
+    return Fail(n, NUMBERS[how]) if NUMBERS[how] else Kill(n if how == "kill" else 0)
+
+
+def tally(bench: Bench, case: Case, state: State, how: str, names: list[str], points: int) -> Tally:
+    """Disturb a case at so many of its moments, evenly spread."""
+    found, times = Tally(case, how, len(names)), random.Random(0)
+    for n in sorted({int((i + 0.5) * len(names) / points) + 1 for i in range(points)}):
+        after = times.uniform(0, state.seconds) if how == "random" else None
         bench.restore()
-        ended, told = bench.disturbed(case, around, after)
+        ended, told = bench.disturbed(case, _disturbing(how, n), after)
         left = snapshot(bench.work)
         found.ended.update(["killed" if ended == -signal.SIGKILL else f"exit {ended}"])
         found.ended.update([state.name(left)])
@@ -234,9 +239,9 @@ def _complaints(state: State, left: Snapshot, how: str, ended: int, told: str) -
 def main(words: list[str] | None = None) -> int:
     """Disturb the verbs, print a table, and return 1 if a law is broken."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--points", type=int, default=200, help="moments over all cases")
-    parser.add_argument("--how", choices=NUMBERS, default="kill")
-    parser.add_argument("--only", default="", help="words of names of cases, separated by commas")
+    parser.add_argument("--points", type=int, default=200, help="moments over all cases, for each")
+    parser.add_argument("--how", nargs="+", choices=NUMBERS, default=["kill"])
+    parser.add_argument("--only", nargs="+", default=[""], help="words of the names of cases")
     asked = parser.parse_args(words)
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a disk would be flushed
     with tempfile.TemporaryDirectory(dir=memory) as scratch:
@@ -246,13 +251,11 @@ def main(words: list[str] | None = None) -> int:
             each.mkdir()
         bench, tallies = Bench(folder), list[Tally]()
         with cases(lab) as found, still(bench):
-            parts = asked.only.split(",")
-            wanted = [case for case in found if any(part in case.name for part in parts)]
-            inputs, left = snapshot(lab), asked.points
+            wanted = [case for case in found if any(part in case.name for part in asked.only)]
+            inputs = snapshot(lab)
             gc.freeze()  # what a child touches it must copy
-            for index, case in enumerate(wanted):
-                tallies.append(tally(bench, case, asked.how, -(-left // (len(wanted) - index))))
-                left -= sum(tallies[-1].ended.values()) // 2
+            for one in _tallies(bench, wanted, asked.how, asked.points):
+                tallies.append(one)
                 sys.stdout.write("\n  ".join([_row(tallies[-1]), *tallies[-1].faults]) + "\n")
                 sys.stdout.flush()
             if snapshot(lab) != inputs:
@@ -265,10 +268,24 @@ def main(words: list[str] | None = None) -> int:
     return 1 if faults else 0
 
 
+def _tallies(
+    bench: Bench, wanted: list[Case], ways: Iterable[str], points: int
+) -> Generator[Tally]:
+    """Disturb each case in each way, at so many moments over all cases."""
+    left = dict.fromkeys(ways, points)
+    for index, case in enumerate(wanted):
+        state = bench.prepare(case)
+        for how, names in bench.moments(case, state, left).items():
+            share = -(-left[how] // (len(wanted) - index))
+            yield (found := tally(bench, case, state, how, names, share))
+            left[how] -= sum(found.ended.values()) // 2
+
+
 def _row(found: Tally) -> str:
     """Return a line of the table."""
     ended = ", ".join(f"{count} {name}" for name, count in sorted(found.ended.items()))
-    return f"{found.case.name:32} {found.moments:4} moments: {ended}, {len(found.faults)} faults"
+    name = f"{found.case.name}, {found.how}"
+    return f"{name:42} {found.moments:4} moments: {ended}, {len(found.faults)} faults"
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ class State:
         stages: File to the contents that it has had for a while, each written whole.
         old_rows: What runs had measured before.
         new_rows: What they have measured afterwards.
+        seconds: How long it takes.
         discards: Whether the command replaces what a run has measured.
     """
 
@@ -107,14 +108,15 @@ class State:
     stages: dict[str, set[bytes]] = field(default_factory=dict)
     old_rows: dict[str, Rows] = field(default_factory=dict)
     new_rows: dict[str, Rows] = field(default_factory=dict)
+    seconds: float = 0.0
     discards: bool = False
 
     def name(self, found: Snapshot) -> str:
-        """Return what is there: ``absent``, ``old``, ``new``, or ``part`` of a run."""
+        """Return what is there: ``absent``, ``old``, ``new``, or what is to be ``resumed``."""
         seen = {name: content for name, content in found.items() if not _is_hidden(name)}
         if seen == self.new:
             return "new"
-        return "part" if seen != self.old else "old" if self.old else "absent"
+        return "resumed" if seen != self.old else "old" if self.old else "absent"
 
     def broken(self, folder: Path) -> Iterator[str]:
         """Yield every law that a folder breaks after a disturbance."""

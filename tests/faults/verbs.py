@@ -26,10 +26,11 @@ _SAID = {
     "low": ["I am quiet", "alone again", "I say little at every party", "people are loud"],
 }
 _ASKED = {"traits": [_TRAIT], "statements": "said.jsonl"}
+_JUDGE = {"classifier": {"statements": "said.jsonl"}}
 _SHORT = {"max_new_tokens": 2, "samples": 1}
 _MEASURES = [
     {"likelihood": _ASKED},
-    {"interview": {"traits": [_TRAIT], "judges": ["classifier"], "generation": _SHORT}},
+    {"interview": {"traits": [_TRAIT], "judges": [_JUDGE], "generation": _SHORT}},
 ]
 _WRITTEN = {
     "instructions": [{"positive": f"Be calm, {i}.", "negative": f"Be wild: {i}"} for i in range(5)],
@@ -225,6 +226,8 @@ class _Lab:
             ("steer", "choose", self.recipe("choose", shares=shares))
             for shares in ([0.1, 0.2], [0.1])
         ]
+        judge = self.lab.folder / "judge.yaml"
+        judge.write_text(json.dumps(_JUDGE))
         return [
             Case("eval, fresh", asked),
             Case("eval, over", (*asked, "--force"), (answered,)),
@@ -232,7 +235,7 @@ class _Lab:
             Case("sweep, more", long, (short,)),
             Case("sweep, over", (*other, "--force"), (short,)),
             Case("compare, fresh", compare),
-            Case("judge", ("judge", OUT, "--judge", "classifier"), (answered,)),
+            Case("judge", ("judge", OUT, "--judge", str(judge)), (answered,)),
             Case("report", ("report", OUT), (asked,)),
             *self.forced("steer choose", *chooses),
         ]
