@@ -78,6 +78,7 @@ class AtomicDirectory:
                 wanted = f"needs {_amount(1.05 * self._size)}, {_amount(free)} are free there"
                 raise OSError(errno.ENOSPC, wanted)
             self._lock = _create_locked(self._partial)
+            _return(_aside(self._partial), self.path)
         except OSError as error:
             raise StorageError(
                 f"{self.path}: cannot be written: {error.strerror or error}"
@@ -176,10 +177,23 @@ def _exchange(one: Path, other: Path) -> None:
     names = os.fsencode(one), os.fsencode(other)
     if swap and swap(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
         return
-    aside = one.with_name(f"{one.name}.old")
-    other.rename(aside)
+    other.rename(_aside(one))
     one.rename(other)
-    aside.rename(one)
+    _aside(one).rename(one)
+
+
+def _aside(partial: Path) -> Path:
+    """Return where an old output is for a moment while a new one takes its name."""
+    return partial.with_name(f"{partial.name}.old")
+
+
+def _return(aside: Path, path: Path) -> None:
+    """Give an old output its name again, or remove it if a killed process had published a new one.
+
+    One that is not marked is not ours.
+    """
+    if aside.is_dir() and aside.stat().st_mode & stat.S_ISVTX:
+        shutil.rmtree(aside) if path.exists() else aside.rename(path)
 
 
 def _sync(path: Path) -> None:

@@ -14,7 +14,7 @@ CASES = ["merge, ", "fuse, over", "similarity, over", "eval, over"]
 def test_disturbed_at_any_moment_nothing_is_lost_or_mixed():
     """A few moments of a few verbs; ``--points 200`` without ``--only`` tries all verbs."""
     script = [sys.executable, "-m", "tests.faults.disturbed"]
-    words = ["--points", "15", "--how", "kill", "full disk", "I/O error", "--only", *CASES]
+    words = ["--points", "12", "--how", "kill", "full disk", "I/O error", "--only", *CASES]
     env = {**os.environ, "PVEC_THREADS": "1", "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[2]
     done = subprocess.run(

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from threading import Thread
@@ -202,6 +203,26 @@ def test_somebody_elses_partial_is_neither_written_to_nor_removed(tmp_path):
     (tmp_path / ".x.txt.partial").write_text("kept")
     write_file(tmp_path / "x.txt", b"new")
     assert (tmp_path / ".x.txt.partial").read_text() == "kept"
+
+
+@pytest.mark.parametrize("is_published", [False, True], ids=["before", "after"])
+def test_killed_between_two_renames_the_old_output_returns_or_goes(tmp_path, is_published):
+    """Where two folders cannot be exchanged in one step, the old one is aside for a moment."""
+    out, aside = tmp_path / "out", tmp_path / ".out.partial.old"
+    publish(out, "old")
+    out.chmod(out.stat().st_mode | stat.S_ISVTX)
+    out.rename(aside)
+    if is_published:
+        publish(tmp_path / "newer", "newer")
+        (tmp_path / "newer").rename(out)
+    with pytest.raises(KeyboardInterrupt):
+        fail(out, KeyboardInterrupt, force=True)
+    assert (out / "a.txt").read_text() == ("newer" if is_published else "old")
+    publish(out, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    aside.mkdir()
+    publish(out, force=True)
+    assert aside.exists(), "what is not marked is not ours"
 
 
 def test_a_file_that_a_killed_process_was_writing_is_taken_over(tmp_path):
