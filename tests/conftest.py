@@ -113,11 +113,10 @@ def pico(tmp_path_factory: pytest.TempPathFactory) -> Pico:
     """
 
     @cache
-    def make(
-        family: str, dtype: str = "float32", *, tied: bool | None = None, sharded: bool = False
-    ) -> Path:
-        path = tmp_path_factory.mktemp("pico") / f"{family}-{dtype}"
-        return _save(_model(family, dtype, tied), path, sharded)
+    def make(family: str, dtype: str = "float32", **how: Any) -> Path:
+        return save_pico(
+            tmp_path_factory.mktemp("pico") / f"{family}-{dtype}", family, dtype, **how
+        )
 
     return make
 
@@ -130,25 +129,31 @@ def pico_tuned(tmp_path_factory: pytest.TempPathFactory) -> Pico:
     """
 
     @cache
-    def make(
-        family: str,
-        dtype: str = "float32",
-        seed: int = 0,
-        *,
-        tied: bool | None = None,
-        sharded: bool = False,
-    ) -> Path:
-        model = _model(family, dtype, tied)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                generator = generator_for(seed, f"tuned {name}")
-                change = torch.randn(parameter.shape, generator=generator)
-                size = 0.05 * parameter.float().square().mean().sqrt()
-                parameter.copy_(parameter.float() + size * change)
+    def make(family: str, dtype: str = "float32", seed: int = 0, **how: Any) -> Path:
         path = tmp_path_factory.mktemp("pico") / f"{family}-{dtype}-tuned-{seed}"
-        return _save(model, path, sharded)
+        return save_pico(path, family, dtype, seed, **how)
 
     return make
+
+
+def save_pico(
+    path: Path,
+    family: str,
+    dtype: str = "float32",
+    seed: int | None = None,
+    *,
+    tied: bool | None = None,
+    sharded: bool = False,
+) -> Path:
+    """Save a model of random weights; with a seed, plus a small random change."""
+    model = _model(family, dtype, tied)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters() if seed is not None else ():
+            generator = generator_for(seed, f"tuned {name}")
+            change = torch.randn(parameter.shape, generator=generator)
+            size = 0.05 * parameter.float().square().mean().sqrt()
+            parameter.copy_(parameter.float() + size * change)
+    return _save(model, path, sharded)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import typer
 
 from personality_vector.cli import options
 from personality_vector.errors import OutputExistsError, RecipeError
+from personality_vector.files import write_file
 from personality_vector.lab import find_recipe
 from personality_vector.lab import recipes as shipped_recipes
 
@@ -30,8 +31,7 @@ def recipes(
     target = destination / source.name if is_folder else destination
     if target.exists():
         raise OutputExistsError(f"{target}: exists; choose another destination")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(source.read_bytes())
+    write_file(target, source.read_bytes())
     options.show({"copied": str(target)}, as_json=as_json, text=lambda: str(target))
 
 

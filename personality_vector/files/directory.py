@@ -7,7 +7,6 @@ import fcntl
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +20,7 @@ from personality_vector.errors import (
     StorageError,
     require_new,
 )
-from personality_vector.files.owned import require_replaceable
+from personality_vector.files.owned import PARTIAL, require_replaceable
 
 _DISK_ERRORS = {*FULL, errno.EIO, errno.EACCES, errno.EPERM}
 _RENAME_EXCHANGE = 2
@@ -79,6 +78,7 @@ class AtomicDirectory:
                 wanted = f"needs {_amount(1.05 * self._size)}, {_amount(free)} are free there"
                 raise OSError(errno.ENOSPC, wanted)
             self._lock = _create_locked(self._partial)
+            _return(_aside(self._partial), self.path)
         except OSError as error:
             raise StorageError(
                 f"{self.path}: cannot be written: {error.strerror or error}"
@@ -177,10 +177,23 @@ def _exchange(one: Path, other: Path) -> None:
     names = os.fsencode(one), os.fsencode(other)
     if swap and swap(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
         return
-    aside = one.with_name(f"{one.name}.old")
-    other.rename(aside)
+    other.rename(_aside(one))
     one.rename(other)
-    aside.rename(one)
+    _aside(one).rename(one)
+
+
+def _aside(partial: Path) -> Path:
+    """Return where an old output is for a moment while a new one takes its name."""
+    return partial.with_name(f"{partial.name}.old")
+
+
+def _return(aside: Path, path: Path) -> None:
+    """Give an old output its name again, or remove it if a killed process had published a new one.
+
+    One that is not marked is not ours.
+    """
+    if aside.is_dir() and aside.stat().st_mode & stat.S_ISVTX:
+        shutil.rmtree(aside) if path.exists() else aside.rename(path)
 
 
 def _sync(path: Path) -> None:
@@ -204,6 +217,8 @@ def explained(path: Path) -> Generator[None]:
 def write_file(path: Path, write: bytes | Callable[[Path], object]) -> None:
     """Write a file that appears whole or not at all, and flush it to disk.
 
+    A killed process leaves a hidden file, which the next one that writes ``path`` takes over.
+
     Args:
         path: The file; it is replaced if it exists.
         write: The content, or what writes it into the path that it is given.
@@ -213,17 +228,32 @@ def write_file(path: Path, write: bytes | Callable[[Path], object]) -> None:
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(descriptor)
-        partial = Path(name)
-        try:
-            write(partial) if callable(write) else partial.write_bytes(write)
-            partial.chmod(0o666 & ~_umask())
-            _sync(partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        partial = path.with_name(f".{path.name}{PARTIAL}")
+        with _locked(partial):
+            try:
+                write(partial) if callable(write) else partial.write_bytes(write)
+                partial.chmod(0o666 & ~_umask())
+                _sync(partial)
+                partial.replace(path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
         _sync(path.parent)
+
+
+@contextlib.contextmanager
+def _locked(partial: Path) -> Generator[None]:
+    """Create a file, or take over what a killed process left, and keep other processes from it."""
+    while True:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Otherwise the process that had the lock has given the file its final name.
+            if partial.exists() and os.path.samestat(os.fstat(descriptor), partial.stat()):
+                yield
+                return
+        finally:
+            os.close(descriptor)
 
 
 def sync_tree(folder: Path) -> None:

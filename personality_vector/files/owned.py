@@ -12,18 +12,27 @@ from personality_vector.files.reading import parse_json, read_bytes
 
 MANIFEST = "MANIFEST.json"
 RESULTS = "results.sqlite"
+PARTIAL = ".pvec-partial"
+"""End of the name of a hidden file that is being written, or that a killed process left."""
 _WHOLE = 1 << 20
 _WINDOWS, _WINDOW = 64, 1 << 14
 
 
 def sizes_in(directory: Path) -> dict[str, int]:
-    """Return the size in bytes of everything in a directory that is not a directory, by path."""
+    """Return the size in bytes of everything in a directory that is not a directory, by path.
+
+    A file that is being written is not counted.
+    """
     found = {}
     for folder, folders, files in os.walk(directory):
         links = [name for name in folders if (Path(folder) / name).is_symlink()]
-        for path in (Path(folder) / name for name in [*files, *links]):
+        for path in (Path(folder) / name for name in [*files, *links] if not _is_partial(name)):
             found[path.relative_to(directory).as_posix()] = path.lstat().st_size
     return dict(sorted(found.items()))
+
+
+def _is_partial(name: str) -> bool:
+    return name.startswith(".") and name.endswith(PARTIAL)
 
 
 def text_digest(text: str) -> str:

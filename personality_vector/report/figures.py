@@ -4,6 +4,7 @@ import math
 import re
 import textwrap
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from personality_vector.files import write_file
 from personality_vector.study.design import BASE
 from personality_vector.study.run import Run
 from personality_vector.study.tables import (
@@ -169,9 +171,9 @@ def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> Figure:
 
 def save_figure(figure: Figure, folder: Path, name: str, *suffixes: str) -> None:
     """Write ``name.png`` and ``name.svg``, or only that of the two which is asked for."""
-    folder.mkdir(parents=True, exist_ok=True)
     for suffix in suffixes or (".png", ".svg"):
-        figure.savefig(folder / f"{name}{suffix}", **_PAPER, metadata=_METADATA.get(suffix))
+        how = {**_PAPER, "format": suffix[1:], "metadata": _METADATA.get(suffix)}
+        write_file(folder / f"{name}{suffix}", partial(figure.savefig, **how))
 
 
 def inlined(svg: Path) -> str:

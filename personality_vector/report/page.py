@@ -95,7 +95,7 @@ def _page(run: Run, environment: "Environment", texts: Mapping[str, str]) -> str
     cells, tables = run.cells(), tables_of(run)
     for name, file in _FILES.items():
         if name in tables:
-            tables[name].to_csv(run.folder / file, index=False)
+            write_file(run.folder / file, tables[name].to_csv(index=False).encode())
     shown = {title: tables[name] for name, title in _TITLES.items() if name in tables}
     shown["How good the judges are"] = _qualities(run)
     return environment.get_template("report.html.jinja").render(

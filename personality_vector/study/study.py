@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -146,13 +146,15 @@ class Study:
         if workers < 1:
             raise RecipeError(f"workers must be at least 1, got {workers}")
         helpers = Helpers(packed(self) if workers > 1 else b"", out, workers - 1)
+        if not (out / FILE).exists():
+            _restore(out)
         is_new = not out.exists()
         if not is_new and not (out / FILE).exists() and any(out.iterdir()):
             raise OutputExistsError(
                 f"{out}: exists but is not a results folder; choose another --out"
             )
         with (
-            _replaced_results(out, self._recipe) if force else nullcontext(),
+            _replaced_results(out, self._recipe, force=force),
             Store.open(out / FILE, create=True) as store,
         ):
             try:
@@ -275,36 +277,71 @@ def _strengths_of(
 
 
 @contextmanager
-def _replaced_results(out: Path, recipe: Mapping[str, Any]) -> Generator[None]:
+def _replaced_results(out: Path, recipe: Mapping[str, Any], *, force: bool) -> Generator[None]:
     """Remove the results of an earlier run of the same verb once there are new ones.
+
+    With ``force``, they are put aside first. Without it, those that a killed process put aside are
+    removed once the block succeeds.
 
     Raises:
         CheckpointError: The file of that name is not a results file.
         OutputExistsError: Another verb began it.
     """
-    path = out / FILE
-    if path.exists():
-        with explained(path), closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as old:
-            found = {name for (name,) in old.execute("SELECT name FROM sqlite_master")}
-            noted = "SELECT value FROM run WHERE key = 'recipe'"
-            rows = old.execute(noted).fetchall() if "run" in found else []
-        if not {"run", "cells", "answers"} <= found:
+    path, is_done = out / FILE, False
+    if force and path.exists():
+        _put_aside(path, recipe)
+    try:
+        yield
+        is_done = True
+    finally:
+        if not path.exists():
+            _restore(out)
+        elif force or is_done:
+            for file in _parts(out / f"{_OLD}{FILE}"):
+                file.unlink(missing_ok=True)
+
+
+def _put_aside(path: Path, recipe: Mapping[str, Any]) -> None:
+    """Rename results, unless they are the empty successors of others that are still there."""
+    out = path.parent
+    with explained(path), closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as old:
+        found = {name for (name,) in old.execute("SELECT name FROM sqlite_master")}
+        noted = "SELECT value FROM run WHERE key = 'recipe'"
+        rows = old.execute(noted).fetchall() if "run" in found else []
+        # A process that was killed as it began leaves a file without tables.
+        if found and not {"run", "cells", "answers"} <= found:
             raise CheckpointError(
                 f"{path}: is an SQLite file without results; move it away, or choose another folder"
             )
-        with suppress(ValueError, TypeError):  # a damaged note is replaced
-            _require_same_verb(out, [parse_json(text) for (text,) in rows], recipe)
-        for file in out.glob(f"{FILE}*"):
-            file.rename(out / f"{_OLD}{file.name}")
-    try:
-        yield
-    finally:
-        is_replaced = path.exists()
-        for file in out.glob(f"{_OLD}*"):
-            if is_replaced:
-                file.unlink()
-            else:
-                file.rename(out / file.name.removeprefix(_OLD))
+        is_empty = not found or not old.execute("SELECT 1 FROM cells LIMIT 1").fetchall()
+    with suppress(ValueError, TypeError):  # a damaged note is replaced
+        _require_same_verb(out, [parse_json(text) for (text,) in rows], recipe)
+    if is_empty and (out / f"{_OLD}{FILE}").exists():
+        _remove(path)
+        return
+    for file in _parts(path):
+        file.rename(out / f"{_OLD}{file.name}")
+
+
+def _restore(out: Path) -> None:
+    """Give results that were put aside their name again: there are no others."""
+    for file in reversed(_parts(out / f"{_OLD}{FILE}")):
+        file.rename(out / file.name.removeprefix(_OLD))
+
+
+def _remove(path: Path) -> None:
+    for file in reversed(_parts(path)):
+        file.unlink()
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return those files of a database that exist: itself, the log of its writes, and its index.
+
+    The file itself is the first to be put aside and the last to return or to go: a log that lies
+    where the file is missing then never belongs to another one.
+    """
+    names = (path.name, f"{path.name}-wal", f"{path.name}-shm")
+    return [file for file in map(path.with_name, names) if file.exists()]
 
 
 def _require_same_verb(out: Path, noted: Sequence[Any], recipe: Mapping[str, Any]) -> None:
@@ -334,7 +371,6 @@ def _remove_if_empty(store: Store, out: Path, *, is_new: bool) -> None:
     """Remove a store in which nothing was measured, and its folder if this run created it."""
     if store.is_empty():
         store.connection.close()
-        for file in out.glob(f"{FILE}*"):
-            file.unlink()
+        _remove(out / FILE)
         if is_new and not any(out.iterdir()):
             out.rmdir()

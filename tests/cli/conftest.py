@@ -1,8 +1,9 @@
 """The command line in this process, and a small lab for it to work in."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,8 +46,13 @@ def pvec(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory, pico: Any, pico_tuned: Any) -> SimpleNamespace:
     """Return paths: two models, two saved deltas, and a recipe of every verb."""
-    folder = tmp_path_factory.mktemp("lab")
-    base, tuned = str(pico("llama")), str(pico_tuned("llama"))
+    tuned = [pico_tuned("llama", seed=seed) for seed in (0, 1)]
+    return make_lab(tmp_path_factory.mktemp("lab"), pico("llama"), tuned)
+
+
+def make_lab(folder: Path, model: Path, fine_tunes: Sequence[Path]) -> SimpleNamespace:
+    """Return the paths of a lab in ``folder``."""
+    base, tuned = str(model), str(fine_tunes[0])
     rows = [
         {"trait": trait, "level": level, "statement": f"{text} {trait} {part}", "part": part}
         for trait in TRAITS
@@ -74,9 +80,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, pico: Any, pico_tuned: Any) ->
         paths[name] = folder / f"{name}.yaml"
         paths[name].write_text(json.dumps(content))  # JSON is YAML
     deltas = [
-        Delta.between(base, pico_tuned("llama", seed=seed), label=f"seed {seed}").save(
-            folder / f"delta-{seed}"
-        )
-        for seed in (0, 1)
+        Delta.between(base, one, label=f"seed {seed}").save(folder / f"delta-{seed}")
+        for seed, one in enumerate(fine_tunes)
     ]
     return SimpleNamespace(folder=folder, base=base, tuned=tuned, deltas=deltas, **paths)

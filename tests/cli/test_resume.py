@@ -1,5 +1,6 @@
 """Runs go on where they stopped; what a changed recipe adds is measured, and nothing else."""
 
+import errno
 import sqlite3
 from contextlib import closing
 
@@ -91,6 +92,42 @@ def test_force_forgets_what_the_folder_holds(short, measured, tmp_path):
     assert short(force=True).code == 0
     assert len(measured) == 2
     assert set(Run(tmp_path / "run").readings()["seed"]) == {0}
+
+
+@pytest.mark.parametrize("tables", [None, ""], ids=["before", "after"])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_force_that_was_killed_loses_nothing(short, measured, tmp_path, tables, force):
+    """Killed before or after it made a new file, which is then empty."""
+    run = tmp_path / "run"
+    assert short().code == 0
+    first = Run(run).readings()
+    (run / FILE).rename(run / f".old-{FILE}")
+    if tables is not None:
+        sqlite3.connect(run / FILE).close()
+    assert short("base=/no/such", force=force).code == 1
+    refused = short("interventions.0.tuned=/no/such", force=force)
+    assert (refused.code, measured) == (1, [])
+    assert short(force=force).code == 0
+    assert len(measured) == (0 if tables is None and not force else 2)
+    assert Run(run).readings().equals(first)
+    assert not list(run.glob(".*"))
+
+
+def test_what_a_killed_force_put_aside_returns_if_the_new_run_fails(short, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    assert short().code == 0
+    first = Run(run).readings()
+    (run / FILE).rename(run / f".old-{FILE}")
+    sqlite3.connect(run / FILE).close()
+    (run / f"{FILE}.mine").write_text("kept")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(Worker, "_found", fail)
+    assert short(force=True).code == 4
+    assert Run(run).readings().equals(first)
+    assert (run / f"{FILE}.mine").read_text() == "kept"
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "report.html"])

@@ -1,245 +1,292 @@
-"""A script: merges that are killed or that fail at every moment, and what is on the disk then.
+"""A script: verbs that are killed or that fail at every moment, and what is on the disk then.
 
-It imports everything once. A merge that is to be killed runs in a forked child; one that is to fail
-runs here. Every function of the system that changes files is wrapped meanwhile, so that the
-``n``-th call can be the last one or raise. ``python disturbed.py FOLDER EXPERIMENT fresh|over``
-prints a JSON row for every moment.
+It imports everything once; what is disturbed runs in a forked child.
+``python -m tests.faults.disturbed --points 200`` spreads so many moments over all verbs, prints
+what became of each, and exits with 1 if a law is broken: an output is the old one, the new one or
+absent; the same command then does what was asked, as if nothing had happened; a run measures no
+finished cell again; and no input changes.
 """
 
-import builtins
+import argparse
 import contextlib
 import errno
 import gc
+import importlib
 import io
-import json
-import mmap
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Generator
+import traceback
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-CHANGING = (
-    *("open", "pwrite", "write", "fsync", "truncate", "ftruncate", "mkdir", "rename", "replace"),
-    *("unlink", "remove", "rmdir", "chmod", "link", "symlink", "sendfile", "copy_file_range"),
+import pytest
+
+from tests.faults.moments import Arguments, Around, Fail, Kill, wrapped
+from tests.faults.state import (
+    RESULTS,
+    Snapshot,
+    State,
+    content_of,
+    finished_cells,
+    rows_of,
+    snapshot,
 )
-FILLING = {"pwrite", "write", "truncate", "ftruncate", "mkdir", "sendfile", "copy_file_range"}
-"""What needs space on the disk."""
-
-Arguments = tuple[Any, ...]
-Around = Callable[[Callable[[], Any], str, Arguments], Any]
-Row = dict[str, Any]
-
-
-@contextlib.contextmanager
-def wrapped(around: Around) -> Generator[None]:
-    """Call ``around(function, name, arguments)`` in place of all that changes files."""
-    usual = {name: getattr(os, name) for name in CHANGING if hasattr(os, name)}
-    opened = io.open
-    try:
-        for name, function in usual.items():
-            setattr(os, name, _instead(function, name, around))
-        builtins.open = io.open = _instead(opened, "create", around)
-        yield
-    finally:
-        builtins.open = io.open = opened
-        for name, function in usual.items():
-            setattr(os, name, function)
-
-
-def _instead(function: Callable[..., Any], name: str, around: Around) -> Callable[..., Any]:
-    def call(*args: Any, **given: Any) -> Any:
-        mode = str(given.get("mode", args[1] if name == "create" and len(args) > 1 else "r"))
-        if name == "create" and not set(mode) & set("wax+"):
-            return function(*args, **given)  # a file that is only read
-        return around(lambda: function(*args, **given), name, args)
-
-    return call
-
-
-class Kill:
-    """Dies by SIGKILL at the ``n``-th moment.
-
-    There is one before each operation, when half of what it would write has been written, and one
-    more after a file was created, when it is still empty.
-    """
-
-    def __init__(self, n: int) -> None:
-        self.left = n
-        self.pwrite = os.pwrite
-        self.struck = mmap.mmap(-1, 1)  # shared by parent and child: whether the moment came
-
-    def __call__(self, run: Callable[[], Any], name: str, args: Arguments) -> Any:
-        if self.left == 1 and name == "pwrite":
-            descriptor, data, offset = args
-            self.pwrite(descriptor, bytes(data)[: len(data) // 2], offset)
-        self._moment()
-        result = run()
-        if name in ("create", "open"):
-            self._moment()
-        return result
-
-    def _moment(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self.struck[0] = True
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Fail:
-    """Fails at the ``n``-th operation: once with EIO, or from there on with a full disk."""
-
-    def __init__(self, n: int, number: int) -> None:
-        self.left = n
-        self.number = number
-        self.struck = [False]
-
-    def __call__(self, run: Callable[[], Any], name: str, args: Arguments) -> Any:
-        creates = name == "create" or (name == "open" and args[1] & (os.O_WRONLY | os.O_RDWR))
-        fills = bool(creates) or name in FILLING
-        full = self.number == errno.ENOSPC
-        self.left -= fills or (not full and name in ("fsync", "rename", "chmod"))
-        if (fills and self.left <= 0) if full else (self.left == 0):
-            self.left -= 1
-            self.struck[0] = True
-            raise OSError(self.number, os.strerror(self.number))
-        return run()
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Return every file below a folder."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")}
+from tests.faults.verbs import Case, cases
 
 
 class Bench:
-    """A folder with a base and a fine-tune, and the outputs of two merges to compare with."""
+    """A folder in which one case after the other is made ready, disturbed, and looked at."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.out = folder / "work", folder / "work" / "out"
-        self.words = ["merge", str(folder / "recipe.yaml"), "--out", str(self.out)]
-        self.words += ["--force", "--quiet", "--set"]
-        self.folder.mkdir()
-        self.wholes: dict[str, dict[str, bytes]] = {}
-        for name, alpha in (("old", 0.25), ("new", 0.5)):
-            self.alpha = f"terms.0.alpha={alpha}"
-            self.merge()  # imports and compiles everything for all children
-            self.wholes[name] = content(self.out)
-        gc.freeze()  # what a child touches it must copy
+        self.work, self.kept = folder / "work", folder / "kept"
+        self.measured: list[Any] = []  # the cells that were measured here
 
-    def merge(self) -> list[Any]:
-        """Merge here; return the exit code and what it said."""
+    def prepare(self, case: Case) -> State:
+        """Return what a case begins and ends with, after carrying it out undisturbed."""
+        shutil.rmtree(self.kept, ignore_errors=True)
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir()
+        for words in case.before:
+            self.require_done(case, words)
+        shutil.copytree(self.work, self.kept, symlinks=True)
+        old, old_rows = snapshot(self.work), self._rows()
+        started = time.perf_counter()
+        self.require_done(case, case.words)
+        seconds = time.perf_counter() - started
+        state = State(old, snapshot(self.work), {}, old_rows, self._rows())
+        state.seconds = seconds
+        state.discards = "--force" in case.words and case.verb in ("eval", "sweep", "compare")
+        return state
+
+    def moments(self, case: Case, state: State, ways: Iterable[str]) -> dict[str, list[str]]:
+        """Return the operations of a case that can be disturbed, and note its files meanwhile."""
+        counting = {how: _disturbing(how, 0) for how in ways}
+        names: dict[str, list[str]] = {how: [] for how in ways}
+        self.restore()
+
+        def noted(run: Callable[[], Any], name: str, args: Arguments) -> Any:
+            for counted in counting.values():
+                run = partial(counted, run, name, args)
+            result = run()
+            for how, counted in counting.items():
+                names[how] += [name] * (counted.passed - len(names[how]))
+            if name in ("replace", "rename") and Path(args[1]).is_file():
+                path = Path(args[1]).resolve()
+                if path.is_relative_to(self.work):
+                    place = path.relative_to(self.work).as_posix()
+                    state.stages.setdefault(place, set()).add(content_of(path))
+            return result
+
+        with wrapped(noted):
+            self.require_done(case, case.words)
+        if snapshot(self.work) != state.new:
+            raise RuntimeError(f"{case.name}: is not the same twice: {self._differing(state)}")
+        return names
+
+    def restore(self) -> None:
+        """Put what was there before into the folder."""
+        shutil.rmtree(self.work)
+        shutil.copytree(self.kept, self.work, symlinks=True)
+
+    def here(self, case: Case, words: Iterable[str]) -> tuple[int, str]:
+        """Carry out a command here; return the exit code and what it said."""
         from personality_vector.cli.main import run
 
-        said = io.StringIO()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-            return [run([*self.words, self.alpha]), said.getvalue()]
+        told, filled = io.StringIO(), case.filled(tuple(words), self.work / case.name_of_out)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(told):
+            try:
+                return run(filled), told.getvalue()
+            except Exception:  # noqa: BLE001  (what no verb may end with)
+                return 70, traceback.format_exc()
 
-    def merge_and_die(self, kill: Kill | None = None, after: float | None = None) -> int:
-        """Merge in a child that is killed, by itself or after some seconds; return its signal."""
+    def require_done(self, case: Case, words: Iterable[str]) -> None:
+        """Carry out a command that must succeed."""
+        code, told = self.here(case, words)
+        if code or told:
+            raise RuntimeError(f"{case.name}: {' '.join(words)}: {code}: {told}")
+
+    def disturbed(self, case: Case, around: Around, after: float | None) -> tuple[int, str]:
+        """Carry out a case in a child; return how it ended and what it said."""
+        reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
-            with wrapped(kill) if kill else contextlib.nullcontext():
-                self.merge()
-            os._exit(0)
+            with wrapped(around):
+                code, told = self.here(case, case.words)
+            os.write(writing, told.encode()[-60_000:])
+            os._exit(code)
+        os.close(writing)
         if after is not None:
             time.sleep(after)
             os.kill(child, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        with os.fdopen(reading) as told_there:
+            told = told_there.read()
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), told
 
-    def prepare(self, *, over: bool) -> None:
-        """Empty the folder; with ``over`` put the old output there."""
-        for left in list(self.folder.iterdir()):
-            shutil.rmtree(left)
-        for name, data in self.wholes["old"].items() if over else ():
-            file = self.out / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(data)
+    def again(self, case: Case, state: State) -> Generator[str]:
+        """Yield what is wrong with the same command, carried out once more."""
+        finished, found = finished_cells(self.work), state.name(snapshot(self.work))
+        self.measured.clear()
+        code, told = self.here(case, case.words)
+        if (code, told) != (0, "") and not (found == "new" and "exists; choose another" in told):
+            yield f"again: exit code {code}: {told[-300:]}"
+        elif differing := self._differing(state):
+            yield f"again: differs from an undisturbed run in {differing}"
+        twice = finished.intersection(self.measured)
+        if twice and not state.discards:
+            yield f"again: {len(twice)} finished cells were measured again"
 
-    def row(self, ended: int, said: str = "") -> Row:
-        """Return what is there after a disturbed merge, and what merging again makes of it."""
-        row = {"ended": ended, "said": said, "state": self.state(), "impostors": self.impostors()}
-        row["left"] = sorted(path.name for path in self.folder.iterdir() if path != self.out)
-        row["again"] = [*self.merge(), self.state(), len(list(self.folder.iterdir()))]
-        return row
+    def _differing(self, state: State) -> list[str]:
+        found = snapshot(self.work)
+        return sorted(n for n in {*found, *state.new} if found.get(n) != state.new.get(n))[:5]
 
-    def state(self) -> str:
-        """Return what the output is: ``absent``, ``old``, ``new``, or ``broken``."""
-        if not self.out.exists():
-            return "absent"
-        found = content(self.out)
-        return next((name for name, whole in self.wholes.items() if whole == found), "broken")
-
-    def impostors(self) -> list[str]:
-        """Return the folders that a loader would take for a model and that are neither whole.
-
-        Loaders want a config, and the weights in one file or all that an index lists.
-        """
-        found = []
-        for folder in self.folder.iterdir():
-            files = content(folder)
-            index = json.loads(files.get("model.safetensors.index.json") or b"{}")
-            wanted = set(index.get("weight_map", {}).values()) or {"model.safetensors"}
-            if "config.json" in files and wanted <= set(files):
-                weights = {name: files[name] for name in wanted}
-                if not any(weights.items() <= whole.items() for whole in self.wholes.values()):
-                    found.append(folder.name)
-        return found
+    def _rows(self) -> dict[str, Any]:
+        return {file.parent.name: rows_of(file) for file in self.work.glob(f"*/{RESULTS}")}
 
 
-def killed(bench: Bench, *, over: bool) -> Generator[Row]:
-    """Kill a merge at the first moment, the second, and so on until there are no more."""
-    n, kill = 1, Kill(1)
-    while True:
-        bench.prepare(over=over)
-        ended = bench.merge_and_die(kill)
-        if not kill.struck[0]:
-            return
-        yield bench.row(ended)
-        n, kill = n + 1, Kill(n + 1)
+@contextlib.contextmanager
+def still(bench: Bench) -> Generator[None]:
+    """Stop the clock, note what is measured, and start no other process.
+
+    What verbs start is run here, where a kill reaches it and nothing is imported again.
+    """
+    from personality_vector.study import worker
+    from personality_vector.subject import subject
+
+    def here(words: list[str], **_: Any) -> Any:
+        module, told = importlib.import_module(words[3]), io.StringIO()
+        with contextlib.redirect_stdout(told):
+            code = getattr(module, "main", None) or module._child
+            return subprocess.CompletedProcess(words, code(*words[4:]), told.getvalue(), "")
+
+    found, clock = worker.Worker._found, SimpleNamespace(monotonic=lambda: 0.0, sleep=time.sleep)
+
+    def noted(self: Any, cells: Any, point: Any) -> Any:
+        bench.measured.extend(map(tuple, cells))
+        return found(self, cells, point)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "run", here)
+        patch.setattr(worker, "time", clock)
+        patch.setattr(subject, "time", clock)
+        patch.setattr(worker.Worker, "_found", noted)
+        yield
 
 
-def failed(bench: Bench, number: int, *, over: bool) -> Generator[Row]:
-    """Let a merge fail at the first operation, the second, and so on until there are no more."""
-    n, fail = 1, Fail(1, number)
-    while True:
-        bench.prepare(over=over)
-        with wrapped(fail):
-            ended, said = bench.merge()
-        if not fail.struck[0]:
-            return
-        yield bench.row(ended, said)
-        n, fail = n + 1, Fail(n + 1, number)
+@dataclass
+class Tally:
+    """What became of the disturbances of one case."""
+
+    case: Case
+    how: str
+    moments: int = 0
+    ended: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
 
 
-def killed_at_random(bench: Bench, times: int, *, over: bool) -> Generator[Row]:
-    """Kill merges from outside, at random times that a whole merge takes, until enough are dead."""
-    usual, moments, dead = min(_duration(bench) for _ in range(3)), random.Random(0), 0
-    for _ in range(10 * times):
-        bench.prepare(over=over)
-        row = bench.row(bench.merge_and_die(after=moments.uniform(0, usual)))
-        dead += row["ended"] == -signal.SIGKILL
-        yield row
-        if dead == times:
-            return
+NUMBERS = {"kill": 0, "random": 0, "full disk": errno.ENOSPC, "I/O error": errno.EIO}
 
 
-def _duration(bench: Bench) -> float:
-    start = time.perf_counter()
-    bench.merge_and_die()
-    return time.perf_counter() - start
+def _disturbing(how: str, n: int) -> Kill:
+    """Return what disturbs the ``n``-th moment; with 0 it only counts them."""
+    return Fail(n, NUMBERS[how]) if NUMBERS[how] else Kill(n if how == "kill" else 0)
 
 
-EXPERIMENTS: dict[str, Callable[..., Generator[Row]]] = {
-    "kill": killed,
-    "full disk": lambda bench, over: failed(bench, errno.ENOSPC, over=over),
-    "I/O error": lambda bench, over: failed(bench, errno.EIO, over=over),
-    "random": lambda bench, over: killed_at_random(bench, 20, over=over),
-}
+def tally(bench: Bench, case: Case, state: State, how: str, names: list[str], points: int) -> Tally:
+    """Disturb a case at so many of its moments, evenly spread."""
+    found, times = Tally(case, how, len(names)), random.Random(0)
+    for n in sorted({int((i + 0.5) * len(names) / points) + 1 for i in range(points)}):
+        after = times.uniform(0, state.seconds) if how == "random" else None
+        bench.restore()
+        ended, told = bench.disturbed(case, _disturbing(how, n), after)
+        left = snapshot(bench.work)
+        found.ended.update(["killed" if ended == -signal.SIGKILL else f"exit {ended}"])
+        found.ended.update([state.name(left)])
+        wrong = [*state.broken(bench.work), *_complaints(state, left, how, ended, told)]
+        wrong += bench.again(case, state)
+        found.faults += [f"{case.name}, {how} at {n} ({names[n - 1]}): {one}" for one in wrong]
+    return found
+
+
+def _complaints(state: State, left: Snapshot, how: str, ended: int, told: str) -> Generator[str]:
+    """Yield what is wrong with how a command ended."""
+    if how == "kill" and ended != -signal.SIGKILL:
+        yield f"was not killed: {ended}: {told[-300:]}"
+    if how in ("kill", "random"):
+        return
+    if hidden := [name for name in left if name.startswith(".") or "/." in name]:
+        yield f"left {hidden[:3]}"
+    is_new = state.name(left) == "new"
+    if ended == 0:  # a way to copy that is tried first, a folder that is there already
+        if told or not is_new:
+            yield f"exit code 0, but {state.name(left)}: {told[-300:]}"
+    elif ended not in (1, 4) or not told.startswith("error: ") or told.count("\n") != 1:
+        yield f"exit code {ended}: {told[-300:]}"
+    elif how == "full disk" and is_new and state.old != state.new:
+        yield "was published although it was refused"
+
+
+def main(words: list[str] | None = None) -> int:
+    """Disturb the verbs, print a table, and return 1 if a law is broken."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--points", type=int, default=200, help="moments over all cases, for each")
+    parser.add_argument("--how", nargs="+", choices=NUMBERS, default=["kill"])
+    parser.add_argument("--only", nargs="+", default=[""], help="words of the names of cases")
+    asked = parser.parse_args(words)
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a disk would be flushed
+    with tempfile.TemporaryDirectory(dir=memory) as scratch:
+        folder, lab = Path(scratch), Path(scratch) / "lab"
+        tempfile.tempdir = str(folder / "tmp")
+        for each in (lab, folder / "tmp"):
+            each.mkdir()
+        bench, tallies = Bench(folder), list[Tally]()
+        with cases(lab) as found, still(bench):
+            wanted = [case for case in found if any(part in case.name for part in asked.only)]
+            inputs = snapshot(lab)
+            gc.freeze()  # what a child touches it must copy
+            for one in _tallies(bench, wanted, asked.how, asked.points):
+                tallies.append(one)
+                sys.stdout.write("\n  ".join([_row(tallies[-1]), *tallies[-1].faults]) + "\n")
+                sys.stdout.flush()
+            if snapshot(lab) != inputs:
+                tallies[-1].faults.append("an input was changed")
+    faults = [fault for one in tallies for fault in one.faults]
+    total = sum((one.ended for one in tallies), Counter[str]())
+    said = ", ".join(f"{count} {name}" for name, count in sorted(total.items()))
+    points = sum(total.values()) // 2
+    sys.stdout.write(f"{len(tallies)} cases, {points} points: {said}, {len(faults)} faults\n")
+    return 1 if faults else 0
+
+
+def _tallies(
+    bench: Bench, wanted: list[Case], ways: Iterable[str], points: int
+) -> Generator[Tally]:
+    """Disturb each case in each way, at so many moments over all cases."""
+    left = dict.fromkeys(ways, points)
+    for index, case in enumerate(wanted):
+        state = bench.prepare(case)
+        for how, names in bench.moments(case, state, left).items():
+            share = -(-left[how] // (len(wanted) - index))
+            yield (found := tally(bench, case, state, how, names, share))
+            left[how] -= sum(found.ended.values()) // 2
+
+
+def _row(found: Tally) -> str:
+    """Return a line of the table."""
+    ended = ", ".join(f"{count} {name}" for name, count in sorted(found.ended.items()))
+    name = f"{found.case.name}, {found.how}"
+    return f"{name:42} {found.moments:4} moments: {ended}, {len(found.faults)} faults"
+
 
 if __name__ == "__main__":
-    rows = EXPERIMENTS[sys.argv[2]](Bench(Path(sys.argv[1])), over=sys.argv[3] == "over")
-    sys.stdout.write(json.dumps(list(rows)))
+    sys.exit(main())

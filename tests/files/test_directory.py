@@ -5,13 +5,16 @@ import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
+from threading import Thread
 
 import pytest
 
 from personality_vector.errors import LockedError, OutputExistsError, StorageError
 from personality_vector.files import AtomicDirectory, write_file
+from personality_vector.files.owned import PARTIAL
 from personality_vector.manifest import MANIFEST, write_manifest
 
 
@@ -200,6 +203,62 @@ def test_somebody_elses_partial_is_neither_written_to_nor_removed(tmp_path):
     (tmp_path / ".x.txt.partial").write_text("kept")
     write_file(tmp_path / "x.txt", b"new")
     assert (tmp_path / ".x.txt.partial").read_text() == "kept"
+
+
+@pytest.mark.parametrize("is_published", [False, True], ids=["before", "after"])
+def test_killed_between_two_renames_the_old_output_returns_or_goes(tmp_path, is_published):
+    """Where two folders cannot be exchanged in one step, the old one is aside for a moment."""
+    out, aside = tmp_path / "out", tmp_path / ".out.partial.old"
+    publish(out, "old")
+    out.chmod(out.stat().st_mode | stat.S_ISVTX)
+    out.rename(aside)
+    if is_published:
+        publish(tmp_path / "newer", "newer")
+        (tmp_path / "newer").rename(out)
+    with pytest.raises(KeyboardInterrupt):
+        fail(out, KeyboardInterrupt, force=True)
+    assert (out / "a.txt").read_text() == ("newer" if is_published else "old")
+    publish(out, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    aside.mkdir()
+    publish(out, force=True)
+    assert aside.exists(), "what is not marked is not ours"
+
+
+def test_a_file_that_a_killed_process_was_writing_is_taken_over(tmp_path):
+    left = tmp_path / f".{MANIFEST}{PARTIAL}"
+    left.write_text("half of something longer")
+    assert write_manifest(tmp_path, "eval", {})["files"] == {}
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+    left.write_text("half")
+    write_file(tmp_path / MANIFEST, b"new")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"new"]
+
+
+def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path):
+    def fail(partial):
+        partial.write_text("half")
+        raise OSError(errno.ENOSPC, "full")
+
+    (tmp_path / "x.txt").write_text("old")
+    with pytest.raises(StorageError, match=r"x.txt: cannot be written: full"):
+        write_file(tmp_path / "x.txt", fail)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_two_writers_of_a_file_take_turns(tmp_path):
+    """The second begins when the first is done, and neither writes into the file of the other."""
+    file, second = tmp_path / "x.txt", Thread(target=write_file, args=(tmp_path / "x.txt", b"2"))
+
+    def write(partial):
+        second.start()
+        second.join(0.2)
+        assert second.is_alive()
+        partial.write_text("1")
+
+    write_file(file, write)
+    second.join()
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["2"]
 
 
 @pytest.mark.parametrize("output", ["model", "model/merged", ".", "link", "link/merged"])
