@@ -1,29 +1,257 @@
-"""Trying a chat template in a process of its own: a template is a program that a model brings.
+"""Chat templates: setting their options, finding out what they can show, bounding what they take.
 
-It cannot reach files or the network, since it is rendered in a sandbox, but it can loop for ever or
-fill the memory.
+A template is a program that a model brings. It cannot reach files or the network, since it is
+rendered in a sandbox, but it can loop for ever or fill the memory: each is first tried in a process
+of its own.
 """
 
+import json
+import logging
 import os
 import resource
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from personality_vector.errors import DataError
+from personality_vector.errors import DataError, foreign, some
+from personality_vector.subject.spec import Option, Template, parsed
+
+log = logging.getLogger(__name__)
+
+TODAY = date(2024, 7, 26)
+"""The day that a template is told when it asks for today's date, whenever it is rendered."""
+DATE_OPTION, NOW = "date_string", "strftime_now"
+"""The option that sets the date, and the function by which templates ask for it."""
+_DIRECTIVES = "aAbBcdefFgGhHIjmMnpSTuUVwWxXyYzZDR%"
+_OURS = ("messages", "add_generation_prompt")
 
 _SECONDS, _BYTES = 5, 1 << 29
 """What rendering one chat may take, beyond what this process takes already."""
 _DONE, _FAILED, _FULL = 0, 1, 2
 _WAIT = 0.002
+_known: dict[str, "Manner"] = {}
+"""Templates that have been rendered within bounds, and what they can show."""
+_said = set[str]()
 
 
-def require_bounded(render: Callable[[], str]) -> None:
-    """Render a chat in a forked process, within bounds; whatever else is wrong is seen later.
+def set_template(tokenizer: Any, template: Template, where: str) -> dict[str, Any]:
+    """Give a tokenizer another chat template, or fix variables that its own reads.
+
+    The options become the first line of the template, so that whoever renders it renders the same.
+    A template that asks for today's date is told a fixed one, or the option ``date_string``.
+
+    Args:
+        tokenizer: Changed in place.
+        template: What a recipe says.
+        where: The model, for messages.
+
+    Returns:
+        The options that the template reads from now on, with the date; none if nothing was set.
+
+    Raises:
+        DataError: The template does not read an option, or cannot be read.
+    """
+    if template.text is not None:
+        tokenizer.chat_template = template.text
+    if tokenizer.chat_template is None:
+        if template.options:
+            raise DataError(
+                f"{where}: the tokenizer has no chat template that could read template_options; "
+                "give chat_template as well"
+            )
+        return {}
+    with foreign(DataError, f"{where}: the chat template cannot be used"):
+        text = str(tokenizer.get_chat_template())
+        asks_date = NOW in text
+        if template.options:
+            _require_read(text, template.options, where, asks_date=asks_date)
+    given = {**template.options}
+    lines = [f"{{% set {name} = {_literal(value)} %}}" for name, value in given.items()]
+    if asks_date:
+        lines.append(_date_macro(given.get(DATE_OPTION)))
+        if DATE_OPTION not in given:
+            _say(
+                f"the chat template prints today's date; it is told {TODAY} on every day, so that "
+                f"the same recipe gives the same result tomorrow; template_options: "
+                f"{{{DATE_OPTION}: ...}} sets another"
+            )
+    if lines:
+        # Jinja leaves out the line break after a statement, so the template itself is unchanged.
+        tokenizer.chat_template = "".join(lines) + "\n" + text
+    used = {**given, **({DATE_OPTION: fixed_date(text, given)} if asks_date else {})}
+    return {"template_options": used} if used else {}
+
+
+def fixed_date(text: str, options: Mapping[str, Option]) -> str:
+    """Return the date that a template is told, or "" if it asks for none."""
+    return str(options.get(DATE_OPTION, TODAY)) if NOW in text else ""
+
+
+def _require_read(text: str, options: Mapping[str, Option], where: str, *, asks_date: bool) -> None:
+    """Refuse an option that a template never reads.
+
+    Raises:
+        DataError: It is named, with those that the template reads.
+    """
+    ours = [name for name in options if name in _OURS]
+    if ours:
+        raise DataError(f"template_options: {ours[0]} is set for each chat; leave it out")
+    require_bounded(lambda: _variables(text))
+    read = _variables(text) | ({DATE_OPTION} if asks_date else set())
+    unread = sorted(options.keys() - read)
+    if unread:
+        known = sorted(read - {*_OURS, NOW, "raise_exception", "namespace", "range", "dict"})
+        raise DataError(
+            f"{where}: the chat template never reads the option {some(unread)}; "
+            + (f"it reads {', '.join(known[:20])}" if known else "it has no options")
+        )
+
+
+def _variables(text: str) -> set[str]:
+    from jinja2 import meta
+
+    return set(meta.find_undeclared_variables(parsed(text)))
+
+
+def _literal(value: Option) -> str:
+    """Return a value as Jinja writes it, whose texts have the escapes of JSON."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _date_macro(given: Option | None) -> str:
+    """Return a macro in place of the function that returns today's date."""
+    if given is not None:
+        found = _literal(str(given))
+    else:
+        words = {f"%{one}": TODAY.strftime(f"%{one}") for one in _DIRECTIVES}
+        words |= {f"%-{one}": words[f"%{one}"].lstrip("0") or "0" for one in "dmHIMSjy"}
+        filters = "".join(
+            f" | replace({_literal(mark)}, {_literal(word)})" for mark, word in words.items()
+        )
+        found = f"format{filters}"
+    return f"{{% macro {NOW}(format) %}}{{{{ {found} }}}}{{% endmacro %}}"
+
+
+class Manner(NamedTuple):
+    """What a template can show, as found by rendering chats that differ in one place.
+
+    Attributes:
+        parts: It reads contents as lists of parts: ``[{"type": "text", "text": ...}]``.
+        system: It shows what a system message says, before a reply and after one.
+    """
+
+    parts: bool = False
+    system: bool = True
+
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+def adapted(chat: Messages, manner: Manner) -> list[Mapping[str, Any]]:
+    """Return a chat as a template of this manner can show it.
+
+    A system message that would be refused or left out opens the user's turn instead.
+    """
+    found = [*chat]
+    if found and found[0]["role"] == "system" and not manner.system:
+        system, *rest = found
+        _say(
+            "the chat template has no system role: what a system message says opens the user's "
+            "first message"
+        )
+        if rest and rest[0]["role"] == "user":
+            user, *rest = rest
+            text = f"{system['content']}\n\n{user['content']}"
+        else:
+            text = system["content"]
+        found = [{"role": "user", "content": text}, *rest]
+    if manner.parts:
+        found = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in found]
+    return found
+
+
+def manner_of(tokenizer: Any, chat: Messages, *, reply_follows: bool) -> Manner:
+    """Return what a tokenizer's template can show; the first time, it is tried within bounds.
+
+    Args:
+        tokenizer: With a chat template.
+        chat: One that is going to be rendered, tried first of all.
+        reply_follows: Whether the assistant speaks next.
+
+    Raises:
+        DataError: Rendering takes more than 5 seconds or 512 MB, or shows no question.
+    """
+    key = str(tokenizer.chat_template)
+    if key not in _known:
+
+        def tried() -> Manner:
+            _shown(tokenizer, chat, reply_follows=reply_follows)
+            return _probed(tokenizer)
+
+        require_bounded(tried)
+        _known[key] = _probed(tokenizer)
+    return _known[key]
+
+
+def _probed(tokenizer: Any) -> Manner:
+    asked = [[{"role": "user", "content": word}] for word in ("Cedar", "Maple")]
+    parts = False
+    if not _differ(tokenizer, asked, reply_follows=True):
+        parts = _differ(
+            tokenizer, [adapted(one, Manner(parts=True)) for one in asked], reply_follows=True
+        )
+        if not parts and _shown(tokenizer, asked[0], reply_follows=True) is not None:
+            raise DataError(
+                "the chat template renders the same text for different questions; it has to show "
+                "the content of each message"
+            )
+    told = [
+        adapted([{"role": "system", "content": word}, *asked[0]], Manner(parts))
+        for word in ("Birch", "Aspen")
+    ]
+    reply = adapted([{"role": "assistant", "content": "Elm"}], Manner(parts))
+    return Manner(
+        parts,
+        _differ(tokenizer, told, reply_follows=True)
+        and _differ(tokenizer, [[*one, *reply] for one in told], reply_follows=False),
+    )
+
+
+def _differ(tokenizer: Any, chats: Sequence[Messages], *, reply_follows: bool) -> bool:
+    """Return whether two chats are both rendered, and differently."""
+    one, other = (_shown(tokenizer, chat, reply_follows=reply_follows) for chat in chats)
+    return one is not None and other is not None and one != other
+
+
+def _shown(tokenizer: Any, chat: Messages, *, reply_follows: bool) -> str | None:
+    """Return a chat as a template shows it, or ``None`` if it refuses."""
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                list(chat), tokenize=False, add_generation_prompt=reply_follows
+            )
+        )
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001  (a template may fail in any way)
+        return None
+
+
+def _say(sentence: str) -> None:
+    """Print a sentence once in the life of this process."""
+    if sentence not in _said:
+        _said.add(sentence)
+        log.warning("%s", sentence)
+
+
+def require_bounded(render: Callable[[], object]) -> None:
+    """Render in a forked process, within bounds; whatever else is wrong is seen later.
 
     Raises:
         DataError: It takes more than 5 seconds or 512 MB.
@@ -57,7 +285,7 @@ def _ended(child: int) -> int:
         time.sleep(_WAIT)
 
 
-def _render_and_exit(render: Callable[[], str]) -> None:
+def _render_and_exit(render: Callable[[], object]) -> None:
     code = _FAILED
     with suppress(BaseException):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
