@@ -102,7 +102,6 @@ def _require_read(text: str, options: Mapping[str, Option], where: str, *, asks_
     ours = [name for name in options if name in _OURS]
     if ours:
         raise DataError(f"template_options: {ours[0]} is set for each chat; leave it out")
-    require_bounded(lambda: _variables(text))
     read = _variables(text) | ({DATE_OPTION} if asks_date else set())
     unread = sorted(options.keys() - read)
     if unread:
@@ -114,9 +113,29 @@ def _require_read(text: str, options: Mapping[str, Option], where: str, *, asks_
 
 
 def _variables(text: str) -> set[str]:
-    from jinja2 import meta
+    """Return the variables that a template reads before it sets them itself.
 
-    return set(meta.find_undeclared_variables(parsed(text)))
+    From its syntax alone: the function of Jinja for this would compute constants, without bounds.
+    """
+    from jinja2 import nodes
+
+    tree = parsed(text)
+    bound = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "param"}
+    for loop in tree.find_all(nodes.For):
+        bound |= _names(loop.target, "store")
+    read: set[str] = set()
+    for statement in tree.body:
+        read |= _names(statement, "load") - bound
+        if isinstance(statement, nodes.Assign):
+            bound |= _names(statement.target, "store") - read
+    return read
+
+
+def _names(node: Any, ctx: str) -> set[str]:
+    from jinja2 import nodes
+
+    found = [node, *node.find_all(nodes.Name)]
+    return {one.name for one in found if isinstance(one, nodes.Name) and one.ctx == ctx}
 
 
 def _literal(value: Option) -> str:

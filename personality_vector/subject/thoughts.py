@@ -118,8 +118,13 @@ def visible(tokenizer: Any, rows: Any, marks: Sequence[Marks]) -> list[str]:
         rows: Token ids of replies, on any device.
         marks: Those of the model, which may be special tokens.
     """
-    ids = tokenizer.convert_tokens_to_ids([mark for pair in marks for mark in pair])
-    special = set(tokenizer.all_special_ids).intersection(ids)
+    known = tokenizer.get_added_vocab()
+    tokens = {known[mark]: mark for pair in marks for mark in pair if mark in known}
+    special = {
+        token: mark
+        for token, mark in tokens.items()
+        if not tokenizer.decode([token], skip_special_tokens=True)
+    }
     if not special:
         return list(tokenizer.batch_decode(rows, skip_special_tokens=True))
     texts = []
@@ -127,6 +132,6 @@ def visible(tokenizer: Any, rows: Any, marks: Sequence[Marks]) -> list[str]:
         cuts = [i for i, token in enumerate(row) if token in special]
         pieces = [row[a + 1 : b] for a, b in zip([-1, *cuts], [*cuts, len(row)], strict=True)]
         words = [tokenizer.decode(piece, skip_special_tokens=True) for piece in pieces]
-        names = [*tokenizer.convert_ids_to_tokens([row[cut] for cut in cuts]), ""]
+        names = [*(special[row[cut]] for cut in cuts), ""]
         texts.append("".join(word + name for word, name in zip(words, names, strict=True)))
     return texts
