@@ -13,7 +13,7 @@ from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import NonFiniteError
-from personality_vector.files.reading import read_text
+from personality_vector.files.reading import read_bytes
 from personality_vector.numeric.random import key_for
 from personality_vector.subject.chat import Chat, ChatEdit, batched, render, unchanged
 from personality_vector.subject.encoding import (
@@ -196,8 +196,8 @@ def base_identity(
     found = {file.name: file for pattern in _CONFIGURED for file in base.path.glob(pattern)}
     read = {name: file for name, file in found.items() if name not in _NOT_READ}
     given = template or Template()
-    texts = [given.text] if given.text else [read_text(read[n]) for n in _TEMPLATES if n in read]
-    dates = [fixed_date(text, given.options) for text in texts]
+    own = [read_bytes(read[name]).decode(errors="replace") for name in _TEMPLATES if name in read]
+    dates = {fixed_date(text, given.options) for text in ([given.text] if given.text else own)}
     asked = [given] if given != Template() else []
     kind = resolve_device(device).partition(":")[0]
     return digest_of(base.fingerprint.digest, read, dtype, kind, *asked, *filter(None, dates))
