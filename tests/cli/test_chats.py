@@ -141,7 +141,9 @@ def test_monitor_takes_the_keys_of_a_recipe(lab, pvec, base, tmp_path):
     words += ["--layer", 0, "--max-new-tokens", 4, "--json", "--quiet"]
     (row,) = pvec(*words).json["prompts"]
     assert (row["reply"], row["response"]) == ("", None)  # the thought that the prompt opens
-    (row,) = pvec(*words, "--set", "chat_template='{{ messages[0].content }}'").json["prompts"]
+    (tmp_path / "plain.jinja").write_text(families.PHI4)
+    told = ["--set", f"chat_template={tmp_path / 'plain.jinja'}"]
+    (row,) = pvec(*words, *told).json["prompts"]
     assert row["reply"]
     ended = pvec(*words, "--set", "template=1")
     assert ended.code == 1
