@@ -25,7 +25,7 @@ from personality_vector.recipes.schema import (
     schema_of,
 )
 from personality_vector.study.design import Arm, Design, Grid, Matched
-from personality_vector.subject import Checkpoint, GenerationSpec, TemplatedRecipe
+from personality_vector.subject import Checkpoint, GenerationSpec, Template, TemplatedRecipe
 from personality_vector.traits import BIG_FIVE_POLES, Pole
 
 if TYPE_CHECKING:
@@ -222,10 +222,13 @@ def open_study(recipe: EvalRecipe | SweepRecipe) -> "Study":
     """
     from personality_vector import checkpoint
     from personality_vector.study.study import Study
+    from personality_vector.subject.models import load_tokenizer
 
     base = checkpoint.Checkpoint.open(
         recipe.base if isinstance(recipe, SweepRecipe) else recipe.model
     )
+    if recipe.template != Template():
+        load_tokenizer(base.path, recipe.template)  # refused before anything is measured
     return Study(
         base,
         _arms(recipe, base) if isinstance(recipe, SweepRecipe) else (),

@@ -179,6 +179,9 @@ def load_tokenizer(path: str | Path, template: Template | None = None) -> Any:
             ) from error
     tokenizer.padding_side = "left"
     tokenizer.chosen = _with_marks(tokenizer, Path(path))
+    beside = Path(path) / "chat_template.json"  # of the processor of an older vision model
+    if tokenizer.chat_template is None and beside.is_file():
+        tokenizer.chat_template = read_json(beside).get("chat_template")
     tokenizer.chosen |= set_template(tokenizer, template or Template(), str(path))
     return tokenizer
 

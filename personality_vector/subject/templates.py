@@ -59,33 +59,24 @@ def set_template(tokenizer: Any, template: Template, where: str) -> dict[str, An
     """
     if template.text is not None:
         tokenizer.chat_template = template.text
-    if tokenizer.chat_template is None:
-        if template.options:
-            raise DataError(
-                f"{where}: the tokenizer has no chat template that could read template_options; "
-                "give chat_template as well"
-            )
+    own, options = tokenizer.chat_template, dict(template.options)
+    if own is None and options:
+        raise DataError(
+            f"{where}: the tokenizer has no chat template that could read template_options; "
+            "give chat_template as well"
+        )
+    if own is None or (not options and NOW not in str(own)):
         return {}
     with foreign(DataError, f"{where}: the chat template cannot be used"):
         text = str(tokenizer.get_chat_template())
-        asks_date = NOW in text
-        if template.options:
-            _require_read(text, template.options, where, asks_date=asks_date)
-    given = {**template.options}
-    lines = [f"{{% set {name} = {_literal(value)} %}}" for name, value in given.items()]
-    if asks_date:
-        lines.append(_date_macro(given.get(DATE_OPTION)))
-        if DATE_OPTION not in given:
-            _say(
-                f"the chat template prints today's date; it is told {TODAY} on every day, so that "
-                f"the same recipe gives the same result tomorrow; template_options: "
-                f"{{{DATE_OPTION}: ...}} sets another"
-            )
-    if lines:
-        # Jinja leaves out the line break after a statement, so the template itself is unchanged.
-        tokenizer.chat_template = "".join(lines) + "\n" + text
-    used = {**given, **({DATE_OPTION: fixed_date(text, given)} if asks_date else {})}
-    return {"template_options": used} if used else {}
+        _require_read(text, options, where)
+    lines = [f"{{% set {name} = {_literal(value)} %}}" for name, value in options.items()]
+    if NOW in text:
+        lines.append(_date_macro(options.get(DATE_OPTION)))
+        options[DATE_OPTION] = fixed_date(text, options)
+    # Jinja leaves out the line break after a statement, so the template itself is unchanged.
+    tokenizer.chat_template = "".join(lines) + "\n" + text
+    return {"template_options": options}
 
 
 def fixed_date(text: str, options: Mapping[str, Option]) -> str:
@@ -93,7 +84,7 @@ def fixed_date(text: str, options: Mapping[str, Option]) -> str:
     return str(options.get(DATE_OPTION, TODAY)) if NOW in text else ""
 
 
-def _require_read(text: str, options: Mapping[str, Option], where: str, *, asks_date: bool) -> None:
+def _require_read(text: str, options: Mapping[str, Option], where: str) -> None:
     """Refuse an option that a template never reads.
 
     Raises:
@@ -102,7 +93,7 @@ def _require_read(text: str, options: Mapping[str, Option], where: str, *, asks_
     ours = [name for name in options if name in _OURS]
     if ours:
         raise DataError(f"template_options: {ours[0]} is set for each chat; leave it out")
-    read = _variables(text) | ({DATE_OPTION} if asks_date else set())
+    read = _variables(text) | ({DATE_OPTION} if NOW in text else set())
     unread = sorted(options.keys() - read)
     if unread:
         known = sorted(read - {*_OURS, NOW, "raise_exception", "namespace", "range", "dict"})
@@ -148,6 +139,11 @@ def _date_macro(given: Option | None) -> str:
     if given is not None:
         found = _literal(str(given))
     else:
+        _say(
+            f"the chat template prints today's date; it is told {TODAY} on every day, so that the "
+            f"same recipe gives the same result tomorrow; template_options: {{{DATE_OPTION}: ...}} "
+            "sets another"
+        )
         words = {f"%{one}": TODAY.strftime(f"%{one}") for one in _DIRECTIVES}
         words |= {f"%-{one}": words[f"%{one}"].lstrip("0") or "0" for one in "dmHIMSjy"}
         filters = "".join(

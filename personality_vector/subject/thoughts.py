@@ -16,6 +16,8 @@ _CLOSERS = (
     # <|END_THINKING|>, <|end_of_thought|>
     re.compile(rf"<\|end(?:_of)?_{_WORD}\|>", re.IGNORECASE),
 )
+_CHANNELS = ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>")
+"""What stands before a thought and before an answer where a reply has channels."""
 Marks = tuple[str, str]
 
 
@@ -52,15 +54,19 @@ def said(text: str, marks: Sequence[Marks] = ((OPEN, CLOSE),), *, inside: bool =
         return Said(text.strip())
     openers, closers = [mark for mark, _ in marks], [mark for _, mark in marks]
     answer, thoughts, rest = "", list[str](), text
-    while inside or (opened := _first(rest, openers)):
-        if not inside and opened:
+    while True:
+        opened, closed = _first(rest, openers), _first(rest, closers)
+        # A thought that is closed and never opened was opened by the prompt.
+        inside = inside or (closed is not None and (opened is None or closed < opened))
+        if not inside and opened is None:
+            return Said((answer + rest).strip(), "\n".join(filter(None, thoughts)))
+        if not inside and opened is not None:
             answer, rest = answer + rest[: opened[0]], rest[opened[1] :]
-        closed = _first(rest, closers)
+            closed = _first(rest, closers)
         if closed is None:
             return Said("", "\n".join([*thoughts, rest.strip()]).strip(), is_finished=False)
         thoughts.append(rest[: closed[0]].strip())
         rest, inside = rest[closed[1] :], False
-    return Said((answer + rest).strip(), "\n".join(filter(None, thoughts)))
 
 
 def _first(text: str, marks: Sequence[str]) -> tuple[int, int] | None:
@@ -72,12 +78,13 @@ def _first(text: str, marks: Sequence[str]) -> tuple[int, int] | None:
 def marks_of(tokenizer: Any) -> list[Marks]:
     """Return the think marks that a tokenizer or its template names, and the usual ones."""
     closers = dict.fromkeys([CLOSE, *_closers(tokenizer)])
-    return [(_opener(mark), mark) for mark in closers]
+    found = [(_opener(mark), mark) for mark in closers]
+    return [*found, _CHANNELS] if _CHANNELS[0] in str(tokenizer.chat_template) else found
 
 
 def names_marks(tokenizer: Any) -> bool:
     """Return whether a tokenizer or its template has think marks."""
-    return any(_closers(tokenizer))
+    return len(marks_of(tokenizer)) > 1 or any(_closers(tokenizer))
 
 
 def _closers(tokenizer: Any) -> Iterator[str]:
@@ -118,12 +125,11 @@ def visible(tokenizer: Any, rows: Any, marks: Sequence[Marks]) -> list[str]:
         rows: Token ids of replies, on any device.
         marks: Those of the model, which may be special tokens.
     """
-    known = tokenizer.get_added_vocab()
-    tokens = {known[mark]: mark for pair in marks for mark in pair if mark in known}
+    parts = "".join(mark for pair in marks for mark in pair)
     special = {
-        token: mark
-        for token, mark in tokens.items()
-        if not tokenizer.decode([token], skip_special_tokens=True)
+        token: text
+        for text, token in tokenizer.get_added_vocab().items()
+        if text in parts and not tokenizer.decode([token], skip_special_tokens=True)
     }
     if not special:
         return list(tokenizer.batch_decode(rows, skip_special_tokens=True))

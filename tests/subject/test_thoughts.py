@@ -27,6 +27,7 @@ def tokenizer(pico):
         ("<think>\n\n</think>\n\nHi", False, "Hi", ""),
         ("<think>hm</think> Hi", False, "Hi", "hm"),
         ("hm</think>Hi", True, "Hi", "hm"),
+        ("hm</think>Hi", False, "Hi", "hm"),  # where the prompt opened it unseen
         ("So. <think>a</think>Hi <think>b</think>there", False, "So. Hi there", "a\nb"),
         ("[THINK]a[/THINK]Hi", False, "Hi", "a"),
         ("a > b and </b>", False, "a > b and </b>", ""),
@@ -74,6 +75,20 @@ def test_a_prompt_is_closed_only_if_it_opens_a_thought():
     assert closed("<think>", TWO) == "<think>\n\n</think>\n\n"
     assert closed("[THINK]\n", TWO) == "[THINK]\n\n[/THINK]\n\n"
     assert left_open("<think>\n", TWO) == THINK[0]
+
+
+def test_a_reply_in_channels_is_its_final_one(tokenizer):
+    marks = ["<|channel|>", "<|message|>", "<|start|>"]
+    tokenizer.add_tokens(marks, special_tokens=True)
+    tokenizer.chat_template = families.PHI4 + "{# <|channel|>analysis<|message|> #}"
+    text = (
+        "<|channel|>analysis<|message|>hm<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>I am quiet.<|end|>"
+    )
+    for cut, answer in ((text, "I am quiet."), (text[text.index("<|start|>") :], "I am quiet.")):
+        row = tokenizer(cut, add_special_tokens=False)["input_ids"]
+        (found,) = generate_replies(Written(row), tokenizer, [question("Hi?")], Sampling(), seed=0)
+        assert (found.text, found.is_finished) == (answer, True)
 
 
 class Written(torch.nn.Module):
