@@ -110,7 +110,8 @@ class Divergence(BaseMeasure):
         if not found:
             raise DataError(
                 f"{self.name}: the base gives only empty replies or unfinished thoughts, so there "
-                "is nothing to compare; ask it other questions, or allow longer replies"
+                "is nothing to compare; ask it other questions, allow longer replies, or turn "
+                "thinking off with template_options"
             )
         return [chat for _, chat in sorted(found, key=lambda row: row[0])]
 

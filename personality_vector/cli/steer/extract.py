@@ -60,6 +60,8 @@ def write_persona(
         raise RecipeError(
             "give either --model (and --endpoint, unless it is OpenAI's own) or --local"
         )
+    if settings and local is None:
+        raise RecipeError("--set is about the chat template of --local; a server has its own")
     generator: writing.Generator
     if local is not None:
         template = options.template(settings)
@@ -109,7 +111,10 @@ def check(recipe: "SteerRecipe") -> dict[str, Any]:
     from personality_vector.elicitation.extract import open_judge, read_persona, read_sides
     from personality_vector.elicitation.rollouts import planned
 
-    found: dict[str, Any] = {"fingerprint": str(pv.Checkpoint.open(recipe.model).fingerprint)}
+    checkpoint = pv.Checkpoint.open(recipe.model)
+    if recipe.chat_template or recipe.template_options:
+        pv.load_tokenizer(checkpoint.path, recipe.template)  # refuses what does not fit
+    found: dict[str, Any] = {"fingerprint": str(checkpoint.fingerprint)}
     if recipe.persona is None:
         positive, negative = map(len, read_sides(recipe))
         return {**found, "positive": positive, "negative": negative}
