@@ -43,8 +43,8 @@ _said = set[str]()
 def set_template(tokenizer: Any, template: Template, where: str) -> dict[str, Any]:
     """Give a tokenizer another chat template, or fix variables that its own reads.
 
-    The options become the first line of the template, so that whoever renders it renders the same.
-    A template that asks for today's date is told a fixed one, or the option ``date_string``.
+    The options become the first line of the template, so that every library that renders it shows
+    the same. A template that asks for today's date is given a fixed one, or ``date_string``.
 
     Args:
         tokenizer: Changed in place.
@@ -140,9 +140,9 @@ def _date_macro(given: Option | None) -> str:
         found = _literal(str(given))
     else:
         _say(
-            f"the chat template prints today's date; it is told {TODAY} on every day, so that the "
-            f"same recipe gives the same result tomorrow; template_options: {{{DATE_OPTION}: ...}} "
-            "sets another"
+            f"the chat template asks for today's date and is always given {TODAY}, so that a "
+            f"recipe gives the same result tomorrow; template_options: {{{DATE_OPTION}: ...}} sets "
+            "another"
         )
         words = {f"%{one}": TODAY.strftime(f"%{one}") for one in _DIRECTIVES}
         words |= {f"%-{one}": words[f"%{one}"].lstrip("0") or "0" for one in "dmHIMSjy"}
@@ -171,14 +171,14 @@ Messages = Sequence[Mapping[str, Any]]
 def adapted(chat: Messages, manner: Manner) -> list[Mapping[str, Any]]:
     """Return a chat as a template of this manner can show it.
 
-    A system message that would be refused or left out opens the user's turn instead.
+    A system message that would be refused or left out is put at the start of the user's turn.
     """
     found = [*chat]
     if found and found[0]["role"] == "system" and not manner.system:
         system, *rest = found
         _say(
-            "the chat template has no system role: what a system message says opens the user's "
-            "first message"
+            "the chat template has no system role: the system text is put at the start of the "
+            "user's first message"
         )
         if rest and rest[0]["role"] == "user":
             user, *rest = rest
