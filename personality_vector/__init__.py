@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from personality_vector.study.study import Study
     from personality_vector.subject.models import load_model, load_tokenizer
     from personality_vector.subject.protocols import Intervention
-    from personality_vector.subject.spec import Sampling
+    from personality_vector.subject.spec import Sampling, Template
     from personality_vector.subject.subject import Subject
     from personality_vector.traits import BIG_FIVE, Pole
 
@@ -68,6 +68,7 @@ _HOMES = {
     "SteeringVector": "steering",
     "Study": "study.study",
     "Subject": "subject.subject",
+    "Template": "subject.spec",
     "SystemPrompt": "interventions.prompts",
     "WeightEdit": "interventions.weights",
     "bake": "steering.bake",
@@ -108,6 +109,7 @@ __all__ = [
     "Study",
     "Subject",
     "SystemPrompt",
+    "Template",
     "WeightEdit",
     "bake",
     "fuse",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
@@ -16,7 +16,10 @@ import yaml
 import personality_vector as pv
 from personality_vector.lab import find_recipe, folder_of
 from personality_vector.progress import silence
-from personality_vector.recipes.reading import read_recipe
+from personality_vector.recipes.reading import override, read_recipe
+
+if TYPE_CHECKING:
+    from personality_vector.subject import Template
 
 
 def silenced(on: bool) -> bool:
@@ -67,6 +70,14 @@ MethodOption = Annotated[
 Prompts = Annotated[
     Path,
     typer.Option("--prompts", metavar="FILE", help="A text file with one prompt on each line."),
+]
+ChatSettings = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY.PATH=VALUE",
+        help="chat_template=FILE or template_options.NAME=VALUE, as in a recipe; repeatable.",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.", callback=silenced)]
 
@@ -170,6 +181,20 @@ def require_writable(out: Path, kind: str, *, force: bool, inputs: Sequence[Path
     from personality_vector.files import AtomicDirectory
 
     AtomicDirectory(out, kind=kind, force=force, inputs=inputs)
+
+
+def template(settings: Sequence[str]) -> "Template":
+    """Return the chat template and its options that a command line gives.
+
+    Raises:
+        RecipeError: The template is missing or not one, or a key is not one of a template.
+    """
+    from personality_vector.subject.spec import TemplatedRecipe
+
+    given: dict[str, Any] = {}
+    for setting in settings:
+        override(given, setting)
+    return TemplatedRecipe.parse(given, origin="--set", folder=Path.cwd()).template
 
 
 def opened(model: str, device: str) -> "tuple[pv.Checkpoint, str]":

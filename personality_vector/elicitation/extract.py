@@ -91,7 +91,7 @@ def extract_recipe(recipe: SteerRecipe) -> SteeringVector:
     sides = read_sides(recipe)
     return _between(
         recipe,
-        Subject.load(recipe.model, dtype=recipe.dtype, device=recipe.device),
+        load_subject(recipe),
         sides,
         recipe.pole,
     )
@@ -117,7 +117,7 @@ def extract_persona(
     """
     persona = read_persona(recipe)
     judge = open_judge(recipe, persona)
-    subject = Subject.load(recipe.model, dtype=recipe.dtype, device=recipe.device)
+    subject = load_subject(recipe)
     if recipe.layers is not None:
         resolve_layers(
             subject.model, recipe.layers
@@ -126,6 +126,18 @@ def extract_persona(
     positive, negative = elicited.kept("positive"), elicited.kept("negative")
     vector = _between(recipe, subject, (positive, negative), persona.pole, persona.label)
     return replace(vector, judge=elicited.judge), elicited
+
+
+def load_subject(recipe: SteerRecipe) -> Subject:
+    """Load the model of a recipe as the recipe says.
+
+    Raises:
+        CheckpointError: It is missing.
+        ModelError: It cannot be loaded.
+    """
+    return Subject.load(
+        recipe.model, dtype=recipe.dtype, device=recipe.device, template=recipe.template
+    )
 
 
 def read_sides(recipe: SteerRecipe) -> tuple[list[Chat], list[Chat]]:

@@ -18,7 +18,7 @@ from personality_vector.recipes.schema import (
     Whole,
     by_only_key,
 )
-from personality_vector.subject import GenerationSpec
+from personality_vector.subject import GenerationSpec, TemplatedRecipe
 
 
 def _judge(value: Any, info: Any) -> Any:
@@ -63,7 +63,7 @@ class ThresholdSpec(Recipe):
     adaptive: bool = False
 
 
-class SteerRecipe(Recipe):
+class SteerRecipe(TemplatedRecipe):
     """Extract a steering vector: positive minus negative activations.
 
     The two sides are ``positive`` and ``negative`` data with their ``pole``, or replies of the

@@ -17,6 +17,7 @@ from personality_vector.progress import progress
 from personality_vector.recipes.schema import Recipe
 from personality_vector.subject import Chat, Score, answered, question
 from personality_vector.subject.subject import Subject, sample_seed
+from personality_vector.subject.thoughts import said
 
 Side = Literal["positive", "negative"]
 SIDES: tuple[Side, ...] = ("positive", "negative")
@@ -25,6 +26,8 @@ ROLLOUTS = "rollouts.jsonl"
 
 RULES: tuple[str, ...] = ("empty", "unscored", "positive_trait", "negative_trait", "coherence")
 """Why a pair is dropped: the rules in their order, of which the first that applies counts."""
+_UNFINISHED = "unfinished_thought"
+"""The rule before them, of models that think: a reply ended inside a thought."""
 
 _HIGH_MEDIAN = 70.0  # BILLY: above this median the negatives show the trait themselves
 _POSITIVE_FLOOR = 80.0  # BILLY: the rating that positives must then reach
@@ -38,7 +41,7 @@ class Rollout(Recipe):
         side: Which instruction of the pair the model was under.
         system: The instruction, which is the whole system prompt.
         question: The user's message.
-        reply: The reply, without surrounding white space.
+        reply: The reply, without surrounding white space; thoughts stand between think marks.
         trait: The judge's rating in [0, 100]; ``None`` if unscored or not judged.
         coherence: The rating of coherence, likewise.
         reason: Why it is unscored.
@@ -59,8 +62,8 @@ class Rollout(Recipe):
 
     @property
     def chat(self) -> Chat:
-        """The chat as the model read and answered it."""
-        return answered(question(self.question, system=self.system), self.reply)
+        """The chat as the model read and answered it, without its thoughts."""
+        return answered(question(self.question, system=self.system), said(self.reply).answer)
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -131,7 +134,7 @@ def draw(subject: Subject, persona: Persona, spec: RolloutSpec, seed: int) -> li
                 sample_seed(seed, sample),
             )
             rollouts += [
-                row.model_copy(update={"reply": reply.text})
+                row.model_copy(update={"reply": reply.raw})
                 for row, reply in zip(rows, replies, strict=True)
             ]
     return rollouts
@@ -275,11 +278,12 @@ def filtered(
     pairs = paired(rollouts)
     cut = None if thresholds is None else Cut.of(thresholds, pairs)
     rules = [_rule(pair, cut) for pair in pairs]
+    known = RULES if _UNFINISHED not in rules else (_UNFINISHED, *RULES)
     return [
         row.model_copy(update={"kept": not rule, "rule": rule})
         for pair, rule in zip(pairs, rules, strict=True)
         for row in pair
-    ], FilterReport(len(pairs), {rule: rules.count(rule) for rule in RULES}, cut)
+    ], FilterReport(len(pairs), {rule: rules.count(rule) for rule in known}, cut)
 
 
 def require_kept(report: FilterReport, label: str) -> None:
@@ -304,6 +308,9 @@ def require_kept(report: FilterReport, label: str) -> None:
 
 
 def _rule(pair: Pair, cut: Cut | None) -> str:
-    if not all(row.reply.strip() for row in pair):
+    replies = [said(row.reply) for row in pair]
+    if not all(reply.is_finished for reply in replies):
+        return _UNFINISHED
+    if not all(reply.answer for reply in replies):
         return "empty"
     return "" if cut is None else cut.rule_against(pair)

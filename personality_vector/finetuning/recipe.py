@@ -14,6 +14,7 @@ from personality_vector.recipes.schema import (
     Recipe,
     Whole,
 )
+from personality_vector.subject import TemplatedRecipe
 
 
 class LoraSpec(Recipe):
@@ -43,7 +44,7 @@ class SftSpec(Recipe):
     gradient_checkpointing: bool = False
 
 
-class TrainRecipe(Recipe):
+class TrainRecipe(TemplatedRecipe):
     """Fine-tune ``base`` on one pole."""
 
     base: ModelRef

@@ -25,8 +25,15 @@ from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.manifest import WEIGHTS, write_manifest
 from personality_vector.progress import progress
 from personality_vector.subject import Chat
-from personality_vector.subject.chat import render
-from personality_vector.subject.models import load_model, load_tokenizer, resolve_device
+from personality_vector.subject.chat import fitted, render
+from personality_vector.subject.encoding import training_row
+from personality_vector.subject.models import (
+    chosen_for,
+    load_model,
+    load_tokenizer,
+    resolve_device,
+)
+from personality_vector.subject.thoughts import left_open, marks_of
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +80,7 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
                 "seed": recipe.seed,
                 "examples": len(chats),
                 "losses": losses,
+                **chosen_for(base.path, recipe.template),
                 WEIGHTS: Checkpoint.written(partial).fingerprint.digest,
             },
         )
@@ -96,6 +104,9 @@ def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) ->
     _require_finite(out)
     if recipe.sft.lora is None:
         _add_missing(out, base)
+        if recipe.chat_template is not None:
+            # What it was trained on is what it should be asked with.
+            (out / "chat_template.jinja").write_text(recipe.chat_template, encoding="utf-8")
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
@@ -150,9 +161,13 @@ def _trainer(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], arguments
     from trl import SFTTrainer
 
     disable_progress_bar()
-    tokenizer = load_tokenizer(base.path)
-    render(tokenizer, chats[0])  # TRL would let a template run without bounds
-    rows = [{"prompt": list(chat[:-1]), "completion": [chat[-1]]} for chat in chats]
+    tokenizer = load_tokenizer(base.path, recipe.template)
+    prompt = render(tokenizer, chats[0][:-1], reply_follows=True)  # TRL would not bound a template
+    if left_open(prompt, marks_of(tokenizer)):
+        rows: list[dict[str, Any]] = [training_row(tokenizer, chat) for chat in chats]
+    else:
+        shown = [fitted(tokenizer, chat) for chat in chats]
+        rows = [{"prompt": chat[:-1], "completion": [chat[-1]]} for chat in shown]
     trainer = SFTTrainer(
         model=load_model(base.path, dtype=recipe.sft.dtype),
         args=arguments,

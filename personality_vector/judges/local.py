@@ -11,12 +11,12 @@ from personality_vector.errors import ModelError, some
 from personality_vector.judges.spec import NumberJudge, expected_number
 from personality_vector.progress import progress
 from personality_vector.recipes.schema import Device, Dtype, ModelRef, Whole
-from personality_vector.subject import Chat, Subject, batched, digest_of
+from personality_vector.subject import Chat, Subject, TemplatedRecipe, batched, digest_of
 
 _SPACES = " \N{LOWER ONE EIGHTH BLOCK}\u0120"  # as text, in SentencePiece and in byte-level BPE
 
 
-class LocalJudge(NumberJudge):
+class LocalJudge(TemplatedRecipe, NumberJudge):
     """An instruction-tuned checkpoint that is asked for a digit: its expectation, times 100 / 9.
 
     Digits, because longer numbers are several tokens of most tokenizers, and the first would not
@@ -29,7 +29,9 @@ class LocalJudge(NumberJudge):
     device: Device = "auto"
 
     highest: ClassVar[int] = 9
-    neutral: ClassVar[frozenset[str]] = frozenset({"checkpoint", "device"})
+    neutral: ClassVar[frozenset[str]] = frozenset(
+        {"checkpoint", "device", "chat_template", "template_options"}
+    )
 
     def open(self) -> "LocalJudge":
         """Return this judge; its model is loaded when it rates for the first time.
@@ -47,7 +49,8 @@ class LocalJudge(NumberJudge):
         from personality_vector.checkpoint import Checkpoint
         from personality_vector.subject.models import load_tokenizer
 
-        vocabulary = load_tokenizer(Checkpoint.open(self.checkpoint).path).get_vocab()
+        path = Checkpoint.open(self.checkpoint).path
+        vocabulary = load_tokenizer(path, self.template).get_vocab()
         digits = {str(number) for number in range(self.highest + 1)}
         bare = ((index, token.lstrip(_SPACES)) for token, index in vocabulary.items())
         found = {index: token for index, token in bare if token in digits}
@@ -69,7 +72,9 @@ class LocalJudge(NumberJudge):
         """The model, loaded when it is first asked."""
         from personality_vector.subject import subject
 
-        return subject.Subject.load(self.checkpoint, dtype=self.dtype, device=self.device)
+        return subject.Subject.load(
+            self.checkpoint, dtype=self.dtype, device=self.device, template=self.template
+        )
 
     def identity(self) -> str:
         """Return the digest of the checkpoint, of how it is loaded, and of the prompts."""
@@ -78,7 +83,7 @@ class LocalJudge(NumberJudge):
 
         return digest_of(
             super().identity(),
-            base_identity(Checkpoint.open(self.checkpoint), self.dtype, self.device),
+            base_identity(Checkpoint.open(self.checkpoint), self.dtype, self.device, self.template),
         )
 
     def expected(self, prompts: Sequence[Chat]) -> list[float | None]:

@@ -109,8 +109,9 @@ class Divergence(BaseMeasure):
         ]
         if not found:
             raise DataError(
-                f"{self.name}: the base gives only empty replies, so there is nothing to "
-                "compare; ask it other questions"
+                f"{self.name}: the base gives only empty replies or unfinished thoughts, so there "
+                "is nothing to compare; ask it other questions, allow longer replies, or turn "
+                "thinking off with template_options"
             )
         return [chat for _, chat in sorted(found, key=lambda row: row[0])]
 

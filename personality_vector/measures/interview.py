@@ -77,7 +77,7 @@ class Interview(BaseMeasure):
                 item.id,
                 sample,
                 item.text,
-                reply.text,
+                reply.raw,
                 () if item.trait is None else (item.trait,),
                 reply.tokens_in,
                 reply.tokens_out,

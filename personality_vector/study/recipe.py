@@ -18,7 +18,6 @@ from personality_vector.recipes.schema import (
     ModelRef,
     PoleField,
     Real,
-    Recipe,
     Strengths,
     Whole,
     Words,
@@ -26,7 +25,7 @@ from personality_vector.recipes.schema import (
     schema_of,
 )
 from personality_vector.study.design import Arm, Design, Grid, Matched
-from personality_vector.subject import Checkpoint, GenerationSpec
+from personality_vector.subject import Checkpoint, GenerationSpec, Template, TemplatedRecipe
 from personality_vector.traits import BIG_FIVE_POLES, Pole
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ default the ten of the Big Five.
 """
 
 
-class StudyRecipe(Recipe):
+class StudyRecipe(TemplatedRecipe):
     """What all studies have: measures, seeds, and how the model is loaded."""
 
     measures: Measures
@@ -181,7 +180,7 @@ def _outwards(shares: tuple[float, ...]) -> tuple[float, ...]:
 Shares = Annotated[tuple[Real, ...], Field(min_length=1), AfterValidator(_outwards)]
 
 
-class ChooseRecipe(Recipe):
+class ChooseRecipe(TemplatedRecipe):
     """Choose the layer and the range of coefficients of a steering vector.
 
     ``statements`` of ``part`` decide: half of them, by a hash of their text, rank the layers and
@@ -222,10 +221,13 @@ def open_study(recipe: EvalRecipe | SweepRecipe) -> "Study":
     """
     from personality_vector import checkpoint
     from personality_vector.study.study import Study
+    from personality_vector.subject.models import load_tokenizer
 
     base = checkpoint.Checkpoint.open(
         recipe.base if isinstance(recipe, SweepRecipe) else recipe.model
     )
+    if recipe.template != Template():
+        load_tokenizer(base.path, recipe.template)  # refused before anything is measured
     return Study(
         base,
         _arms(recipe, base) if isinstance(recipe, SweepRecipe) else (),
@@ -235,6 +237,7 @@ def open_study(recipe: EvalRecipe | SweepRecipe) -> "Study":
         recipe.device,
         _design(recipe),
         recipe.model_dump(mode="json"),
+        recipe.template,
     )
 
 

@@ -16,6 +16,8 @@ from personality_vector.files.directory import sync_tree
 from personality_vector.manifest import write_manifest
 from personality_vector.measures.likelihood import Z95
 from personality_vector.study.store import FILE, Store
+from personality_vector.subject import Template
+from personality_vector.subject.models import chosen_for
 
 _FORMULA = r"^([=+\-@\t\r])"  # what a spreadsheet may execute (OWASP)
 
@@ -175,7 +177,9 @@ class Run:
     def write_manifest(self, kind: str) -> None:
         """Write the manifest of a finished run."""
         with self.opened() as store:
-            content = {"recipe": store["recipe"], "base": store["base"], "seeds": store["seeds"]}
+            base = store["base"]
+            content = {"recipe": store["recipe"], "base": base, "seeds": store["seeds"]}
+            content |= chosen_for(base["path"], Template(**base.get("template", {})))
         write_manifest(self.folder, kind, content)
         sync_tree(self.folder)
 

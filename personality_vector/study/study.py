@@ -28,7 +28,7 @@ from personality_vector.study.worker import (
     rubrics_of,
     scale_of,
 )
-from personality_vector.subject import Cell, Intervention, Measure, digest_of
+from personality_vector.subject import Cell, Intervention, Measure, Template, digest_of
 from personality_vector.subject.subject import base_identity
 
 # Prefix of the names of results that are about to be replaced.
@@ -48,6 +48,7 @@ class Study:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         design: Which points are measured, and in which order.
         recipe: What the study was read from, for the report.
+        template: A chat template and its options, in place of the base's own.
 
     Raises:
         RecipeError: Two arms, two measures or two seeds are the same, or there is no measure.
@@ -62,6 +63,7 @@ class Study:
     device: str = "auto"
     design: Design = field(default_factory=Grid)
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    template: Template = field(default_factory=Template)
 
     def __post_init__(self) -> None:
         labels = [arm.label for arm in self.arms]
@@ -89,7 +91,7 @@ class Study:
     @cached_property
     def base_identity(self) -> str:
         """Digest of the base: weights, tokenizer, template, dtype and kind of device."""
-        return base_identity(self.base, self.dtype, self.device)
+        return base_identity(self.base, self.dtype, self.device, self.template)
 
     @cached_property
     def identities(self) -> dict[tuple[str, int | None], str]:
@@ -198,6 +200,7 @@ class Study:
                 "identity": self.base_identity,
                 "dtype": self.dtype,
                 "device": self.device,
+                **({} if self.template == Template() else {"template": asdict(self.template)}),
             },
             arms={arm.label: list(arm.strengths) for arm in self.arms},
             seeds=list(self.seeds),
@@ -248,7 +251,7 @@ def study(
         strengths: For all interventions; or label to strengths.
         measures: :class:`Measure` objects; judges are those that a measure names.
         seeds: Each is a repetition with other random numbers.
-        **how: ``dtype``, ``device`` and ``design`` of :class:`Study`.
+        **how: ``dtype``, ``device``, ``design`` and ``template`` of :class:`Study`.
 
     Raises:
         CheckpointError: The base does not exist.

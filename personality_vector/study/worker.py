@@ -18,7 +18,16 @@ from personality_vector.progress import progress, silence
 from personality_vector.study.database import Judged, Planned
 from personality_vector.study.design import BASE, Point, require_distinct
 from personality_vector.study.store import FILE, Store, key_of
-from personality_vector.subject import Cell, Findings, Judge, Measure, Rubric, digest_of, rated
+from personality_vector.subject import (
+    Cell,
+    Findings,
+    Judge,
+    Measure,
+    Rubric,
+    Template,
+    digest_of,
+    rated,
+)
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
 
@@ -43,7 +52,12 @@ class Worker:
     def base(self) -> Subject:
         """The loaded base. It never changes, so what it replied is remembered."""
         return replace(
-            Subject.load(self.study.base, dtype=self.study.dtype, device=self.study.device),
+            Subject.load(
+                self.study.base,
+                dtype=self.study.dtype,
+                device=self.study.device,
+                template=self.study.template,
+            ),
             memory={},
         )
 
@@ -252,7 +266,8 @@ def judge_run(folder: Path, judge: Judge) -> int:
             }
             planned = [row for row in store.planned() if rubrics.get(row.name)]
             cells = [row for row in planned if store.is_finished(row.cell)]
-            base = {key: str(store["base"][key]) for key in ("path", "dtype", "device")}
+            path, *how = (str(store["base"][key]) for key in ("path", "dtype", "device"))
+            template = Template(**store["base"].get("template", {}))
         if not cells:
             raise RecipeError(f"{folder}: has no answers to judge; only an interview gives answers")
         judged = [
@@ -261,9 +276,7 @@ def judge_run(folder: Path, judge: Judge) -> int:
             for rubric in found
         ]
         store.require_same_judge(judged)
-        ready = judge.prepare(
-            Subject.load(base["path"], dtype=base["dtype"], device=base["device"])
-        )
+        ready = judge.prepare(Subject.load(path, dtype=how[0], device=how[1], template=template))
         for row in progress(cells, "judge"):
             for rubric in rubrics[row.name]:
                 _judge_cell(store, row.cell, judge, rubric, lambda _: ready)

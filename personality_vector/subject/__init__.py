@@ -22,7 +22,7 @@ from personality_vector.subject.protocols import (
     Subject,
     rated,
 )
-from personality_vector.subject.spec import GenerationSpec, Sampling
+from personality_vector.subject.spec import GenerationSpec, Sampling, Template, TemplatedRecipe
 
 __all__ = [
     "Answer",
@@ -43,6 +43,8 @@ __all__ = [
     "Sampling",
     "Score",
     "Subject",
+    "Template",
+    "TemplatedRecipe",
     "answered",
     "batched",
     "digest_of",

@@ -1,19 +1,17 @@
 """Chats: messages with roles, and the text that a model reads."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 from personality_vector.errors import DataError, foreign
-from personality_vector.subject.templates import require_bounded
+from personality_vector.subject.spec import EXAMPLE
+from personality_vector.subject.templates import adapted, manner_of
 
 Message = Mapping[str, str]
 Chat = Sequence[Message]
 ChatEdit = Callable[[Chat], Chat]
 """What an intervention does to a chat before the model reads it, such as adding a prompt."""
 T = TypeVar("T")
-_tried = set[str]()
-"""Templates that have been rendered within bounds."""
 
 
 def question(text: str, *, system: str | None = None) -> list[Message]:
@@ -50,18 +48,34 @@ def render(tokenizer: Any, chat: Chat, *, reply_follows: bool = False) -> str:
     Raises:
         DataError: The tokenizer has no chat template, or its template refuses the chat.
     """
-    if tokenizer.chat_template is None:
-        raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no chat template")
-    roles = ", ".join(message["role"] for message in chat)
-    with foreign(DataError, f"the chat template refuses a chat of {roles}"):
-        rendered = partial(
-            tokenizer.apply_chat_template,
-            list(chat),
-            tokenize=False,
-            add_generation_prompt=reply_follows,
+    shown = fitted(tokenizer, chat, reply_follows=reply_follows)
+    with foreign(DataError, _refused(chat)):
+        return str(
+            tokenizer.apply_chat_template(
+                shown, tokenize=False, add_generation_prompt=reply_follows
+            )
         )
-        template = str(tokenizer.chat_template)
-        if template not in _tried:
-            require_bounded(rendered)
-            _tried.add(template)
-        return str(rendered())
+
+
+def fitted(tokenizer: Any, chat: Chat, *, reply_follows: bool = False) -> list[Mapping[str, Any]]:
+    """Return ``chat`` as the tokenizer's template can show it.
+
+    The text of a system message moves into the user's turn where there is no system role, and
+    contents are lists of parts where the template wants these.
+
+    Raises:
+        DataError: The tokenizer has no chat template, or its template takes too much time or memory
+            or shows no question.
+    """
+    if tokenizer.chat_template is None:
+        raise DataError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template; give a file or the "
+            f"text of one, such as chat_template: {EXAMPLE}"
+        )
+    with foreign(DataError, _refused(chat)):
+        return adapted(chat, manner_of(tokenizer, chat, reply_follows=reply_follows))
+
+
+def _refused(chat: Chat) -> str:
+    roles = ", ".join(message["role"] for message in chat)
+    return f"the chat template refuses a chat of {roles}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from personality_vector.errors import DataError
 from personality_vector.subject.chat import Chat, render
 from personality_vector.subject.prompts import Prompts, reading
+from personality_vector.subject.thoughts import Marks, closed, left_open, marks_of, said
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class EncodedChats:
     input_ids: Int[Tensor, "batch seq"]
     attention_mask: Int[Tensor, "batch seq"]
     response_mask: Bool[Tensor, "batch seq"]
-    """True on the tokens of the last message's content; template and end marks are False."""
+    """True on the tokens of the last message's answer, not on template, thoughts or end marks."""
 
     @property
     def prompts(self) -> Prompts:
@@ -48,9 +49,21 @@ def encode_chats(tokenizer: Any, chats: Sequence[Chat]) -> EncodedChats:
         DataError: A chat does not end with a non-empty assistant message, or cannot be rendered.
     """
     rows = [_encode(tokenizer, chat) for chat in chats]
-    input_ids, attention_mask = right_padded([ids for ids, _ in rows], int(tokenizer.pad_token_id))
+    input_ids, attention_mask = right_padded([ids for ids, _ in rows], _padding(tokenizer))
     response_mask, _ = right_padded([is_response for _, is_response in rows])
     return EncodedChats(input_ids, attention_mask, response_mask.bool())
+
+
+def training_row(tokenizer: Any, chat: Chat) -> dict[str, list[int]]:
+    """Return a chat as ``input_ids`` and ``labels``: the loss is on the answer and its end.
+
+    For templates that open a thought, which is then empty and not learned.
+    """
+    text, begin, _ = _located(tokenizer, chat, chat[-1]["content"].strip())
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, spans = encoded["input_ids"], encoded["offset_mapping"]
+    labels = [token if last > begin else -100 for token, (_, last) in zip(ids, spans, strict=True)]
+    return {"input_ids": ids, "labels": labels}
 
 
 def right_padded(
@@ -65,29 +78,75 @@ def right_padded(
     return nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=fill), mask
 
 
-def encode_prompts(tokenizer: Any, chats: Sequence[Chat]) -> Any:
-    """Return chats before a reply, padded on the left, as ``generate`` reads them."""
-    texts = [render(tokenizer, chat, reply_follows=True) for chat in chats]
+def encode_prompts(tokenizer: Any, texts: Sequence[str]) -> Any:
+    """Return prompts padded on the left, as ``generate`` reads them."""
+    _padding(tokenizer)
     return tokenizer(
-        texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+        list(texts),
+        add_special_tokens=False,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
     )
+
+
+def before_answer(tokenizer: Any, chat: Chat) -> str:
+    """Return a chat as text after which an answer stands: a thought that it opens is empty."""
+    return closed(render(tokenizer, chat, reply_follows=True), marks_of(tokenizer))
+
+
+def _padding(tokenizer: Any) -> int:
+    if tokenizer.pad_token_id is None:
+        raise DataError(
+            f"{tokenizer.name_or_path}: the tokenizer has no token for padding or for the end of a "
+            'text, and config.json names none; add "pad_token" to tokenizer_config.json'
+        )
+    return int(tokenizer.pad_token_id)
 
 
 def _encode(tokenizer: Any, chat: Chat) -> tuple[list[int], list[bool]]:
     content = chat[-1]["content"].strip() if chat and chat[-1]["role"] == "assistant" else ""
     if not content:
         raise DataError("a chat must end with a message of the assistant, and it must not be empty")
+    text, begin, end = _located(tokenizer, chat, content)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    spans = encoded["offset_mapping"]
+    return encoded["input_ids"], [first < end and last > begin for first, last in spans]
+
+
+def _located(tokenizer: Any, chat: Chat, content: str) -> tuple[str, int, int]:
+    """Return a chat as text, and where the answer in its last message begins and ends.
+
+    An answer follows the thought: an empty one, where the prompt opens one and the template leaves
+    it out of a finished chat.
+    """
+    marks = marks_of(tokenizer)
+    answer = said(content, marks).answer
+    if not answer:
+        raise DataError(f"the response {content[:60]!r} is a thought without an answer")
     text = render(tokenizer, chat)
     # After the prompt, since the same words may occur in it.
     prompt = render(tokenizer, chat[:-1], reply_follows=True) if chat[:-1] else ""
     differ = (i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b)
-    begin = text.find(content, next(differ, min(len(prompt), len(text))))
+    start, opened = next(differ, min(len(prompt), len(text))), left_open(prompt, marks)
+    if opened:
+        start = min(start, prompt.rindex(opened[0]))
+    begin = text.find(answer, _after_thought(text, start, [opened] if opened else marks))
     if begin < 0:
         raise DataError(f"the chat template rewrites the response {content[:60]!r}")
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    spans = encoded["offset_mapping"]
-    end = begin + len(content)
-    return encoded["input_ids"], [first < end and last > begin for first, last in spans]
+    if opened and opened[1] not in text[start:begin]:
+        whole = closed(prompt, marks)
+        text, begin = whole + text[begin:], len(whole)
+    return text, begin, begin + len(answer)
+
+
+def _after_thought(text: str, start: int, marks: Sequence[Marks]) -> int:
+    """Return where a thought ends that begins at ``start``, so that no answer is found in it."""
+    rest = text[start:]
+    for before, after in marks:
+        if rest.lstrip().startswith(before) and after in rest:
+            return start + rest.index(after) + len(after)
+    return start
 
 
 def mean_log_probs(model: nn.Module, encoded: EncodedChats) -> Float[Tensor, " batch"]:

@@ -16,6 +16,8 @@ from personality_vector.checkpoint import FLOATS, Checkpoint, is_buffer, read_js
 from personality_vector.checkpoint.folder import require_unquantised_config, side_files
 from personality_vector.errors import CheckpointError, ModelError, foreign, some
 from personality_vector.files.reading import MOST_BYTES, is_stray
+from personality_vector.subject.spec import Template
+from personality_vector.subject.templates import set_template
 
 log = logging.getLogger(__name__)
 
@@ -145,11 +147,19 @@ def _class_of(path: str | Path) -> Any:
     return AutoModelForImageTextToText if kind in only_vision else AutoModelForCausalLM
 
 
-def load_tokenizer(path: str | Path) -> Any:
+def load_tokenizer(path: str | Path, template: Template | None = None) -> Any:
     """Return the tokenizer of a checkpoint directory, with a padding token and left padding.
+
+    What is missing and can be chosen is noted in its ``chosen``, for manifests: a token for padding
+    or for the end of a text, and the date that the chat template is told.
+
+    Args:
+        path: The folder.
+        template: A chat template and its options, in place of the tokenizer's own.
 
     Raises:
         CheckpointError: The tokenizer cannot be read.
+        DataError: The chat template does not read an option.
     """
     from transformers import AutoTokenizer
 
@@ -170,9 +180,51 @@ def load_tokenizer(path: str | Path) -> Any:
                 f"{path}: its tokenizer needs code of its own, which is never run"
             ) from error
     tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chosen = _with_marks(tokenizer, Path(path))
+    beside = Path(path) / "chat_template.json"  # of the processor of an older vision model
+    if tokenizer.chat_template is None and beside.is_file():
+        tokenizer.chat_template = read_json(beside).get("chat_template")
+    tokenizer.chosen |= set_template(tokenizer, template or Template(), str(path))
     return tokenizer
+
+
+def chosen_for(path: str | Path, template: Template) -> dict[str, Any]:
+    """Return ``{"tokenizer": ...}`` with what :func:`load_tokenizer` chose, if anything."""
+    chosen = load_tokenizer(path, template).chosen
+    return {"tokenizer": chosen} if chosen else {}
+
+
+def _with_marks(tokenizer: Any, path: Path) -> dict[str, str]:
+    """Choose tokens for the end of a text and for padding where there are none.
+
+    The end is what the model's configuration names. Padding is never read, so any token will do:
+    the end, else what the configuration names, else the unknown token.
+
+    Returns:
+        What was chosen.
+    """
+    had = tokenizer.eos_token_id is not None
+    chosen = {}
+    if not had and (end := _token_of(tokenizer, path, "eos_token_id")):
+        tokenizer.eos_token = chosen["eos_token"] = end
+    if tokenizer.pad_token_id is None:
+        named = None if had else _token_of(tokenizer, path, "pad_token_id")
+        padding = named or tokenizer.eos_token or tokenizer.unk_token
+        if padding:
+            tokenizer.pad_token = chosen["pad_token"] = padding
+    return chosen
+
+
+def _token_of(tokenizer: Any, path: Path, key: str) -> str | None:
+    """Return the token that the configuration of a model names, if it names one."""
+    for name in ("generation_config.json", "config.json"):
+        config = read_json(path / name) if (path / name).is_file() else {}
+        found = config.get(key, (config.get("text_config") or {}).get(key))
+        first = found[0] if isinstance(found, list) and found else found
+        if isinstance(first, int) and 0 <= first < len(tokenizer):
+            token = tokenizer.convert_ids_to_tokens(first)
+            return str(token) if token else None
+    return None
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:

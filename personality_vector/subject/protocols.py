@@ -6,10 +6,11 @@ Any object with these attributes and methods works; nothing has to inherit from 
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from personality_vector.errors import DataError, NonFiniteError
+from personality_vector.subject.thoughts import UNFINISHED, Said, said
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
@@ -37,16 +38,26 @@ class Reply:
     """One reply.
 
     Attributes:
-        text: The reply without surrounding white space; nothing else is removed.
+        text: The answer: the reply without surrounding white space and without thoughts. It is ""
+            if the reply ends inside a thought.
         tokens_in: Tokens of the prompt.
-        tokens_out: Tokens of the reply, the end mark included.
+        tokens_out: Tokens of the reply, those of thoughts and the end mark included.
         seconds: Its share of the time that its batch took.
+        thought: What the model wrote between think marks.
+        is_finished: Whether it closed its thoughts.
     """
 
     text: str
     tokens_in: int
     tokens_out: int
     seconds: float
+    thought: str = ""
+    is_finished: bool = True
+
+    @property
+    def raw(self) -> str:
+        """The reply with its thoughts, between the marks that :func:`said` knows."""
+        return Said(self.text, self.thought, self.is_finished).text
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +87,7 @@ class Answer:
         item: Identifier of the question within its measure.
         sample: 0-based number of the repetition.
         question: The user's message.
-        reply: What the model said.
+        reply: What the model said, with its thoughts between think marks.
         traits: Names of the rubrics that it is rated for; empty for all.
         tokens_in: Tokens of the prompt.
         tokens_out: Tokens of the reply.
@@ -245,15 +256,19 @@ class Quality:
 def rated(judge: Judge, rubric: Rubric, answers: Sequence[Answer]) -> list[Score]:
     """Return a judge's scores, one for each answer and all of them on its scale.
 
+    A judge reads answers without thoughts; a reply that ends inside a thought is unscored.
+
     Without answers, this only gives the judge the chance to refuse the rubric.
 
     Raises:
         DataError: The judge cannot rate the rubric, or did not return exactly one score on its
             scale for each answer.
     """
-    scores = judge(rubric, answers)
-    if len(scores) != len(answers):
-        raise DataError(f"{judge.name}: returned {len(scores)} scores for {len(answers)} answers")
+    spoken = [_spoken(answer) for answer in answers]
+    asked = [answer for answer in spoken if answer is not None]
+    scores = judge(rubric, asked)
+    if len(scores) != len(asked):
+        raise DataError(f"{judge.name}: returned {len(scores)} scores for {len(asked)} answers")
     low, high = judge.scale
     for score in scores:
         if not isinstance(score, Score):
@@ -262,4 +277,15 @@ def rated(judge: Judge, rubric: Rubric, answers: Sequence[Answer]) -> list[Score
             raise DataError(
                 f"{judge.name}: a score must be in [{low:g}, {high:g}], got {score.value}"
             )
-    return scores
+    given = iter(scores)
+    return [Score(None, UNFINISHED) if answer is None else next(given) for answer in spoken]
+
+
+def _spoken(answer: Answer) -> Answer | None:
+    """Return an answer without thoughts, or ``None`` if it ends inside one."""
+    reply, base_reply = said(answer.reply), answer.base_reply
+    if not reply.is_finished:
+        return None
+    if base_reply is not None:
+        base_reply = said(base_reply).answer
+    return replace(answer, reply=reply.answer, base_reply=base_reply)

@@ -1,10 +1,16 @@
-"""How replies are drawn, and the keys that set it in a recipe."""
+"""How replies are drawn and chats become text, and the keys that set both in a recipe."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from personality_vector.recipes.schema import Real, Recipe, Whole
+from personality_vector.files.reading import read_text
+from personality_vector.recipes.schema import Real, Recipe, Whole, located
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +55,103 @@ class GenerationSpec(Recipe):
     def sampling(self) -> Sampling:
         """Return how one sample is drawn."""
         return Sampling(self.max_new_tokens, self.temperature, self.top_p, self.batch_size)
+
+
+_JINJA = re.compile(r"\{[{%]")
+_GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
+_MOST_BYTES = 1_000_000
+EXAMPLE = (
+    '"{% for m in messages %}{{ m.role }}: {{ m.content }}\\n{% endfor %}'
+    '{% if add_generation_prompt %}assistant:{% endif %}"'
+)
+"""A chat template as a recipe may hold it, for messages."""
+Option = bool | int | float | str
+"""The value of a variable that a chat template reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A chat template and its options, where they are not those of the tokenizer.
+
+    Attributes:
+        text: In place of the tokenizer's own; ``None`` keeps that.
+        options: Variables that the template reads, such as ``enable_thinking`` or ``date_string``.
+    """
+
+    text: str | None = None
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+def _template(value: Any, info: Any) -> Any:
+    """Return the text of a chat template, which a recipe gives as such or as a file."""
+    if not isinstance(value, str):
+        return value
+    if _JINJA.search(value):
+        _require_jinja("the text", value)
+        return str(value)
+    file = Path(located(value, info))
+    try:
+        text = read_text(file, _MOST_BYTES)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not text"
+        raise ValueError(
+            f"{file}: {reason}; give the file of a chat template, or its text, such as {EXAMPLE}"
+        ) from error
+    _require_jinja(str(file), text)
+    return text
+
+
+def _require_jinja(origin: str, text: str) -> None:
+    try:
+        parsed(text)
+    except Exception as error:
+        line = f", line {error.lineno}" if hasattr(error, "lineno") else ""
+        raise ValueError(f"{origin} is not a Jinja template{line}: {error}") from error
+
+
+def parsed(text: str) -> Any:
+    """Return the syntax tree of a chat template.
+
+    Raises:
+        Exception: It is not a template; Jinja may fail in any way.
+    """
+    from jinja2 import Environment
+
+    # ``generation`` is a tag that transformers adds: it marks what the assistant says.
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    return environment.parse(_GENERATION.sub("", text))
+
+
+def _options(value: Any) -> Any:
+    """Return the options of a template; a date is the text that YAML was given."""
+    if not isinstance(value, Mapping):
+        raise ValueError("give options by name, such as {enable_thinking: false}")
+    found: dict[str, Any] = {}
+    for name, given in value.items():
+        is_text = isinstance(given, str | date)
+        if not str(name).isidentifier() or not (is_text or isinstance(given, Option)):
+            raise ValueError(
+                f"{name}: give each option a text, a number, true or false, not {given!r:.40}"
+            )
+        found[str(name)] = str(given) if is_text else given
+    return found
+
+
+class TemplatedRecipe(Recipe):
+    """What all recipes have whose model reads chats.
+
+    ``chat_template`` is a file or the text of a template, for a model without one;
+    ``template_options`` are variables that the template reads, such as ``enable_thinking: false``.
+    """
+
+    chat_template: Annotated[str | None, BeforeValidator(_template)] = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
+    template_options: Annotated[dict[str, Option], BeforeValidator(_options)] = Field(
+        default={}, exclude_if=lambda value: not value
+    )
+
+    @property
+    def template(self) -> Template:
+        """Both keys."""
+        return Template(self.chat_template, self.template_options)

@@ -1,7 +1,8 @@
 """A model that can be asked: what interventions change and what measures read."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import NonFiniteError
+from personality_vector.files.reading import read_bytes
 from personality_vector.numeric.random import key_for
-from personality_vector.subject.chat import Chat, ChatEdit, batched, unchanged
+from personality_vector.subject.chat import Chat, ChatEdit, batched, render, unchanged
 from personality_vector.subject.encoding import (
     EncodedChats,
+    before_answer,
     encode_chats,
     encode_prompts,
     mean_log_probs,
@@ -30,10 +33,13 @@ from personality_vector.subject.models import (
 )
 from personality_vector.subject.prompts import Prompts, reading
 from personality_vector.subject.protocols import Reply
-from personality_vector.subject.spec import Sampling
+from personality_vector.subject.spec import Sampling, Template
+from personality_vector.subject.templates import fixed_date
+from personality_vector.subject.thoughts import left_open, marks_of, said, visible
 
 _CONFIGURED = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 _NOT_READ = ("MANIFEST.json", "model.safetensors.index.json")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,18 +70,29 @@ class Subject:
 
     @classmethod
     def load(
-        cls, base: str | Path | Checkpoint, *, dtype: str = "float32", device: str = "auto"
+        cls,
+        base: str | Path | Checkpoint,
+        *,
+        dtype: str = "float32",
+        device: str = "auto",
+        template: Template | None = None,
     ) -> "Subject":
         """Load the model and the tokenizer of a checkpoint.
 
+        Args:
+            base: The checkpoint.
+            dtype: Of the loaded weights.
+            device: Where to compute.
+            template: A chat template and its options, in place of the tokenizer's own.
+
         Raises:
             CheckpointError: The checkpoint or its tokenizer is missing.
+            DataError: The chat template does not read an option.
             ModelError: The model cannot be built, or the device is not available.
         """
         path = Checkpoint.open(base).path
-        return cls(
-            load_model(path, dtype=dtype, device=resolve_device(device)), load_tokenizer(path)
-        )
+        tokenizer = load_tokenizer(path, template)
+        return cls(load_model(path, dtype=dtype, device=resolve_device(device)), tokenizer)
 
     @torch.no_grad()
     def replies(self, chats: Sequence[Chat], seed: int) -> list[Reply]:
@@ -125,33 +142,30 @@ class Subject:
     def next_token(
         self, chats: Sequence[Chat], among: Sequence[int], batch_size: int = 8
     ) -> Float[Tensor, "chats tokens"]:
-        """Return the log-probabilities of given first tokens of a reply to each chat.
+        """Return the log-probabilities of given first tokens of an answer to each chat.
 
-        float32, on the CPU, normalised over the whole vocabulary.
+        Where the chat template opens a thought, it is closed first. float32, on the CPU,
+        normalised over the whole vocabulary.
         """
         return torch.cat([self._first_tokens(batch) for batch in batched(chats, batch_size)])[
             :, torch.tensor(among)
         ]
 
     def _first_tokens(self, chats: Sequence[Chat]) -> Float[Tensor, "chats vocab"]:
-        encoded = encode_prompts(self.tokenizer, [self.edit(chat) for chat in chats]).to(
-            device_of(self.model)
-        )
+        texts = [before_answer(self.tokenizer, self.edit(chat)) for chat in chats]
+        encoded = encode_prompts(self.tokenizer, texts).to(device_of(self.model))
         # generate(), since it alone knows how each architecture counts positions behind padding
         # and how to compute the logits of the last position only.
-        made = self.model.generate(
-            input_ids=encoded["input_ids"],
-            attention_mask=encoded["attention_mask"],
-            max_new_tokens=1,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            num_beams=1,
-            pad_token_id=self.tokenizer.pad_token_id,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
+        with _fresh_settings(self.model, self.tokenizer):
+            made = self.model.generate(
+                input_ids=encoded["input_ids"],
+                attention_mask=encoded["attention_mask"],
+                max_new_tokens=1,
+                do_sample=False,
+                pad_token_id=self.tokenizer.pad_token_id,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
         return torch.log_softmax(made.logits[0].float(), dim=-1).cpu()
 
     def edited(self, chat: Chat) -> Chat:
@@ -159,7 +173,8 @@ class Subject:
         return [*self.edit(chat[:-1]), chat[-1]]
 
     def _require_numbers(self, chat: Chat) -> None:
-        tokens = encode_prompts(self.tokenizer, [chat])["input_ids"]
+        text = render(self.tokenizer, chat, reply_follows=True)
+        tokens = encode_prompts(self.tokenizer, [text])["input_ids"]
         with reading(Prompts.of(tokens)):
             last = self.model(input_ids=tokens.to(device_of(self.model))).logits[0, -1].float()
         # Single words may be ruled out with -inf, so it is their sum that must be a number.
@@ -169,15 +184,23 @@ class Subject:
             )
 
 
-def base_identity(base: Checkpoint, dtype: str, device: str) -> str:
+def base_identity(
+    base: Checkpoint, dtype: str, device: str, template: Template | None = None
+) -> str:
     """Return the digest of a model as it is asked.
 
     It covers every byte of the weights, the configuration, tokenizer and chat template, the dtype
-    that the weights are loaded in, and the kind of device.
+    that the weights are loaded in, and the kind of device; also what a recipe puts in place of the
+    template, and the date that a template is told.
     """
     found = {file.name: file for pattern in _CONFIGURED for file in base.path.glob(pattern)}
     read = {name: file for name, file in found.items() if name not in _NOT_READ}
-    return digest_of(base.fingerprint.digest, read, dtype, resolve_device(device).partition(":")[0])
+    given = template or Template()
+    own = [read_bytes(read[name]).decode(errors="replace") for name in _TEMPLATES if name in read]
+    dates = {fixed_date(text, given.options) for text in ([given.text] if given.text else own)}
+    asked = [given] if given != Template() else []
+    kind = resolve_device(device).partition(":")[0]
+    return digest_of(base.fingerprint.digest, read, dtype, kind, *asked, *filter(None, dates))
 
 
 def sample_seed(seed: int, sample: int) -> int:
@@ -209,33 +232,61 @@ def generate_replies(
 
 def _generate(model: Any, tokenizer: Any, chats: Sequence[Chat], sampling: Sampling) -> list[Reply]:
     started = time.monotonic()
-    prompts = encode_prompts(tokenizer, chats).to(device_of(model))
+    texts = [render(tokenizer, chat, reply_follows=True) for chat in chats]
+    prompts = encode_prompts(tokenizer, texts).to(device_of(model))
     drawing = (
         {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
         if sampling.temperature > 0
-        else {"do_sample": False, "temperature": None, "top_p": None}
+        else {"do_sample": False}
     )
-    tokens = model.generate(
-        input_ids=prompts["input_ids"],
-        attention_mask=prompts["attention_mask"],
-        max_new_tokens=sampling.max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        # A model's own generation_config may set these; they would be hidden settings.
-        top_k=None,
-        num_beams=1,
-        repetition_penalty=sampling.repetition_penalty,
-        no_repeat_ngram_size=sampling.no_repeat_ngram,
-        **drawing,
-    )
-    new = tokens[:, prompts["input_ids"].shape[1] :]
-    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+    with _fresh_settings(model, tokenizer):
+        tokens = model.generate(
+            input_ids=prompts["input_ids"],
+            attention_mask=prompts["attention_mask"],
+            max_new_tokens=sampling.max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            repetition_penalty=sampling.repetition_penalty,
+            no_repeat_ngram_size=sampling.no_repeat_ngram,
+            # The default of transformers would keep the 50 likeliest tokens.
+            top_k=None,
+            **drawing,
+        )
+    new, marks = tokens[:, prompts["input_ids"].shape[1] :], marks_of(tokenizer)
+    found = [
+        said(reply, marks, inside=left_open(text, marks) is not None)
+        for reply, text in zip(visible(tokenizer, new, marks), texts, strict=True)
+    ]
     seconds = (time.monotonic() - started) / len(texts)
     read = prompts["attention_mask"].sum(1).tolist()
-    said = _lengths(new, tokenizer).tolist()
+    lengths = _lengths(new, tokenizer).tolist()
     return [
-        Reply(text.strip(), taken, made, seconds)
-        for text, taken, made in zip(texts, read, said, strict=True)
+        Reply(one.answer, taken, made, seconds, one.thought, one.is_finished)
+        for one, taken, made in zip(found, read, lengths, strict=True)
     ]
+
+
+@contextmanager
+def _fresh_settings(model: Any, tokenizer: Any) -> Generator[None]:
+    """Hide a model's own settings of ``generate``, which would change replies unseen.
+
+    The marks that begin, end and pad a text stay; the tokenizer's end mark counts where the model
+    names none.
+    """
+    from transformers import GenerationConfig
+
+    own = getattr(model, "generation_config", None)
+    if own is None:  # a model of another library has none to hide
+        yield
+        return
+    kept = {name: getattr(own, name, None) for name in ("bos_token_id", "pad_token_id")}
+    ends = own.eos_token_id
+    if ends is None:
+        ends = tokenizer.eos_token_id
+    model.generation_config = GenerationConfig(eos_token_id=ends, **kept)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _lengths(new: torch.Tensor, tokenizer: Any) -> torch.Tensor:

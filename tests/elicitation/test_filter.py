@@ -53,6 +53,18 @@ def clear(count, positive=90.0, negative=10.0):
     return rollouts([((positive, 80.0, "a"), (negative, 80.0, "b"))] * count)
 
 
+def test_a_reply_that_ends_inside_a_thought_is_dropped_by_that_name():
+    both = (90.0, 80.0), (10.0, 80.0)
+    said = [("<think>\nhm\n</think>\n\nI talk.", "I rest."), ("I talk.", "<think>\nhm")]
+    rows = rollouts(
+        [[(*rated, text) for rated, text in zip(both, texts, strict=True)] for texts in said]
+    )
+    rows, report = filtered(rows, FIXED)
+    assert kept(rows) == {"pair0"}
+    assert report.dropped["unfinished_thought"] == 1
+    assert rows[0].chat[-1]["content"] == "I talk."
+
+
 @settings(max_examples=50)
 @given(PAIRS)
 def test_a_pair_is_kept_iff_the_paper_keeps_it(pairs):

@@ -88,7 +88,7 @@ def test_a_model_that_writes_no_digit_leaves_all_unscored(pico, judging, high, a
 
 def test_a_vocabulary_without_digits_cannot_judge(pico, monkeypatch):
     tokenizer = SimpleNamespace(get_vocab=lambda: {"a": 0, "7": 1})
-    monkeypatch.setattr("personality_vector.subject.models.load_tokenizer", lambda _: tokenizer)
+    monkeypatch.setattr("personality_vector.subject.models.load_tokenizer", lambda *_: tokenizer)
     with pytest.raises(ModelError, match="has no token for 0, 1, 2 and 6 more"):
         LocalJudge(checkpoint=str(pico("llama"))).open()
 

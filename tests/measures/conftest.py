@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from personality_vector.subject.protocols import Reply
 from personality_vector.subject.subject import Subject
+from personality_vector.subject.thoughts import said
 
 MARKS = ["<pad>", "<system>", "<user>", "<assistant>", "<end>"]
 TEMPLATE = (
@@ -94,7 +95,10 @@ class Parrot(Subject):
     said: tuple[str, ...] = ()
 
     def replies(self, chats, seed):  # noqa: ARG002
-        return [Reply(text, 3, len(text), 0.0) for _, text in zip(chats, cycle(self.said))]
+        told = [(text, said(text)) for _, text in zip(chats, cycle(self.said))]
+        return [
+            Reply(one.answer, 3, len(text), 0.0, one.thought, one.is_finished) for text, one in told
+        ]
 
 
 @pytest.fixture

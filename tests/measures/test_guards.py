@@ -56,6 +56,25 @@ def test_recall_is_word_for_word_but_for_case_space_and_the_last_mark(parrot, sp
     assert found(said, one)["verbatim"].value == 1 / 4, "what was held out is no recall"
 
 
+def test_thoughts_are_counted_and_an_unfinished_one_is_no_reply(parrot):
+    readings = found(parrot("<think>a b c</think>I am here.", "<think>\nI am", "Yes", "No"))
+    assert (readings["words"].value, readings["words"].n) == ((3 + 1 + 1) / 3, 3)
+    assert readings["words"].unscored == readings["distinct_2"].unscored == 1
+    assert (readings["thoughts"].value, readings["unfinished"].value) == (2 / 4, 1 / 4)
+    only = found(parrot("<think>\nI am"), frozenset({"i am"}))
+    assert (only["words"].value, only["verbatim"].value, only["unfinished"].value) == (
+        None,
+        None,
+        1,
+    )
+
+
+def test_a_model_with_think_marks_says_that_it_did_not_think(parrot):
+    subject = parrot("Yes")
+    subject.tokenizer.add_tokens(["<think>", "</think>"])
+    assert found(subject)["thoughts"].value == found(subject)["unfinished"].value == 0
+
+
 def test_what_rounding_left_of_an_edit_is_reported(parrot):
     reading = found(parrot("Yes", realised=0.875))["realised"]
     assert (reading.value, reading.n) == (0.875, 1)

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from personality_vector.errors import CheckpointError, ModelError
+from personality_vector.errors import CheckpointError, DataError, ModelError
+from personality_vector.subject.chat import answered, question
+from personality_vector.subject.encoding import encode_chats
 from personality_vector.subject.models import (
     decoder_blocks,
     device_of,
@@ -144,6 +146,45 @@ def test_a_tokenizer_pads_on_the_left_with_some_token(copy):
     tokenizer = load_tokenizer(copy)
     assert tokenizer.padding_side == "left"
     assert tokenizer.pad_token == tokenizer.eos_token == "<|end|>"
+
+
+def without_marks(copy):
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    for name in ("pad_token", "eos_token"):
+        settings.pop(name)
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize(
+    ("config", "end", "padding"),
+    [
+        ({"eos_token_id": [4, 3], "pad_token_id": 0}, "<|end|>", "<|endoftext|>"),
+        ({"eos_token_id": 4, "pad_token_id": None}, "<|end|>", "<|end|>"),
+        ({"text_config": {"eos_token_id": 4}}, "<|end|>", "<|end|>"),
+        ({"eos_token_id": 10**6, "pad_token_id": -1}, None, None),
+    ],
+)
+def test_missing_marks_are_those_of_the_configuration_and_noted(copy, config, end, padding):
+    without_marks(copy)
+    (copy / "generation_config.json").write_text("{}")
+    whole = json.loads((copy / "config.json").read_text())
+    for name in ("eos_token_id", "pad_token_id"):
+        whole.pop(name, None)
+    (copy / "config.json").write_text(json.dumps({**whole, **config}))
+    tokenizer = load_tokenizer(copy)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == (end, padding)
+    noted = {"eos_token": end, "pad_token": padding}
+    assert tokenizer.chosen == {name: token for name, token in noted.items() if token}
+    if padding is None:
+        with pytest.raises(DataError, match='add "pad_token" to tokenizer_config'):
+            encode_chats(tokenizer, [answered(question("Hi?"), "Hi.")])
+
+
+def test_a_template_may_lie_beside_the_tokenizer_as_processors_have_it(copy):
+    (copy / "chat_template.jinja").rename(copy / "kept")
+    text = (copy / "kept").read_text()
+    (copy / "chat_template.json").write_text(json.dumps({"chat_template": text}))
+    assert load_tokenizer(copy).chat_template == text
 
 
 def test_a_folder_without_a_tokenizer_is_refused(copy):

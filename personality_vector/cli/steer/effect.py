@@ -39,6 +39,7 @@ def monitor(
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
     max_new_tokens: options.LongestReply = 64,
     another_model: AnotherModel = False,
+    settings: options.ChatSettings = [],
     batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
@@ -54,8 +55,9 @@ def monitor(
     """
     from personality_vector.data.chats import read_prompts
     from personality_vector.steering import resolve_layers
-    from personality_vector.subject.chat import question
+    from personality_vector.subject import question
 
+    template = options.template(settings)
     chats = [question(text, system=system) for text in read_prompts(prompts)]
     found, (checkpoint, place) = pv.SteeringVector.load(vector), options.opened(model, device)
     if layer is None and len(found.layers) > 1:
@@ -64,21 +66,17 @@ def monitor(
         )
     made_from = "" if another_model else found.model
     remedy = "if one is fine-tuned from the other, add --another-model"
-    named = _fitting(
-        found, [found.layers[0] if layer is None else layer], checkpoint, made_from, remedy
-    )
+    chosen = found.layers[0] if layer is None else layer
+    named = _fitting(found, [chosen], checkpoint, made_from, remedy)
     if options.plan_only(
-        lambda: {
-            "vector": found.label,
-            "layer": named[0],
-            "model": str(checkpoint.fingerprint),
-            "prompts": len(chats),
-            "max_new_tokens": max_new_tokens,
-        },
+        lambda: (
+            {"vector": found.label, "layer": named[0], "model": str(checkpoint.fingerprint)}
+            | {"prompts": len(chats), "max_new_tokens": max_new_tokens}
+        ),
         *(None, dry_run, False, as_json),
     ):
         return
-    subject = pv.Subject.load(checkpoint, dtype=dtype, device=place)
+    subject = pv.Subject.load(checkpoint, dtype=dtype, device=place, template=template)
     (block,) = resolve_layers(subject.model, named)
     rows = _measured(subject, chats, (found, block), (max_new_tokens, batch_size))
     if as_json:

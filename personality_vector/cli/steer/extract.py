@@ -44,6 +44,7 @@ def write_persona(
         str | None, typer.Option("--local", metavar="PATH", help="A checkpoint, without a server.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the local model's sampling.")] = 0,
+    settings: options.ChatSettings = [],
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.yaml.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -59,9 +60,12 @@ def write_persona(
         raise RecipeError(
             "give either --model (and --endpoint, unless it is OpenAI's own) or --local"
         )
+    if settings and local is None:
+        raise RecipeError("--set is about the chat template of --local; a server has its own")
     generator: writing.Generator
     if local is not None:
-        generator = writing.local_generator(pv.Subject.load(local), seed=seed)
+        template = options.template(settings)
+        generator = writing.local_generator(pv.Subject.load(local, template=template), seed=seed)
     else:
         generator = writing.endpoint_generator(Endpoint(str(model), endpoint, api_key_env))
     persona = writing.write_persona(name, description, generator, opposite=opposite, pole=pole)
@@ -107,7 +111,10 @@ def check(recipe: "SteerRecipe") -> dict[str, Any]:
     from personality_vector.elicitation.extract import open_judge, read_persona, read_sides
     from personality_vector.elicitation.rollouts import planned
 
-    found: dict[str, Any] = {"fingerprint": str(pv.Checkpoint.open(recipe.model).fingerprint)}
+    checkpoint = pv.Checkpoint.open(recipe.model)
+    if recipe.chat_template or recipe.template_options:
+        pv.load_tokenizer(checkpoint.path, recipe.template)  # refuses what does not fit
+    found: dict[str, Any] = {"fingerprint": str(checkpoint.fingerprint)}
     if recipe.persona is None:
         positive, negative = map(len, read_sides(recipe))
         return {**found, "positive": positive, "negative": negative}
@@ -224,13 +231,12 @@ def find_recipe_neurons(recipe: "SteerRecipe") -> "NeuronSet":
         DataError: A side cannot be read or selects nothing, or no neuron tells them apart.
         ModelError: The model cannot be loaded, or its neurons cannot be found.
     """
-    from personality_vector.elicitation.extract import read_sides
+    from personality_vector.elicitation.extract import load_subject, read_sides
     from personality_vector.interventions.neurons.find import find_neurons
 
     require_for_neurons(recipe)
     positive, negative = read_sides(recipe)
-    checkpoint = pv.Checkpoint.open(recipe.model)
-    subject = pv.Subject.load(checkpoint, dtype=recipe.dtype, device=recipe.device)
+    checkpoint, subject = pv.Checkpoint.open(recipe.model), load_subject(recipe)
     found = find_neurons(
         subject.model,
         subject.tokenizer,

@@ -35,6 +35,7 @@ def between(
         Literal["prompt_last", "prompt_mean"],
         typer.Option("--pooling", help="Tokens whose activations are averaged."),
     ] = "prompt_last",
+    settings: options.ChatSettings = [],
     batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
@@ -55,6 +56,7 @@ def between(
     from personality_vector.steering.fit import require_same_shape
     from personality_vector.subject.chat import question
 
+    template = options.template(settings)
     chats = [question(text) for text in read_prompts(prompts)]
     (start, place), (end, _) = (options.opened(model, device) for model in (base, tuned))
     require_same_shape(read_config(start), read_config(end))
@@ -72,7 +74,7 @@ def between(
         return
     plain, moved = (pv.load_model(each.path, dtype=dtype, device=place) for each in (start, end))
     vector = pv.SteeringVector.between(
-        *(plain, moved, pv.load_tokenizer(start.path), chats),
+        *(plain, moved, pv.load_tokenizer(start.path, template), chats),
         layers=layer or None,
         pooling=pooling,
         batch_size=batch_size,
@@ -89,6 +91,7 @@ def creativity(
             "--pairs", metavar="FILE", help="JSONL file with rows {creative, uncreative}."
         ),
     ] = f"{BUILTIN}training/steering/creativity.jsonl",
+    settings: options.ChatSettings = [],
     batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
@@ -102,13 +105,14 @@ def creativity(
     from personality_vector.elicitation.extract import creativity_direction, read_creativity_pairs
 
     read = read_creativity_pairs(builtin(pairs) if pairs.startswith(BUILTIN) else Path(pairs))
+    template = options.template(settings)
     checkpoint, place = options.opened(model, device)
     if options.plan_only(
         lambda: {"model": str(checkpoint.fingerprint), "pairs": len(read)},
         *(out, dry_run, force, as_json),
     ):
         return
-    subject = pv.Subject.load(checkpoint, dtype=dtype, device=place)
+    subject = pv.Subject.load(checkpoint, dtype=dtype, device=place, template=template)
     vector = creativity_direction(subject.model, subject.tokenizer, read, batch_size=batch_size)
     options.save_vector(vector, checkpoint, out, force=force, as_json=as_json)
 

@@ -138,7 +138,9 @@ def choose(recipe: ChooseRecipe, folder: Path) -> Choice:
 
 
 def _examined(recipe: ChooseRecipe, inputs: Inputs) -> list[Evidence]:
-    subject = Subject.load(inputs.base, dtype=recipe.dtype, device=recipe.device)
+    subject = Subject.load(
+        inputs.base, dtype=recipe.dtype, device=recipe.device, template=recipe.template
+    )
     # What is added to the last block's output acts on one token's logits alone.
     every = range(max(1, len(decoder_blocks(subject.model)) - 1))
     layers = resolve_layers(subject.model, every if recipe.layers is None else recipe.layers)
@@ -177,6 +179,7 @@ def _study(recipe: ChooseRecipe, inputs: Inputs, scan: Scan) -> Study:
         recipe.device,
         scan,
         recipe.model_dump(mode="json"),
+        recipe.template,
     )
 
 
