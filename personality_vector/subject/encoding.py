@@ -149,6 +149,22 @@ def _after_thought(text: str, start: int, marks: Sequence[Marks]) -> int:
     return start
 
 
+def require_known(model: nn.Module, ids: Int[Tensor, "batch seq"]) -> None:
+    """Check that a model has an embedding of every token.
+
+    Raises:
+        DataError: The tokenizer is one of another model, or of a larger vocabulary.
+    """
+    # A model of another library need not have this method.
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    rows = embeddings.weight.shape[0] if embeddings is not None else int(ids.max()) + 1
+    if int(ids.max()) >= rows:
+        raise DataError(
+            f"the tokenizer makes token {int(ids.max())}, and the model knows tokens 0 to "
+            f"{rows - 1}; give the model the tokenizer that belongs to it"
+        )
+
+
 def mean_log_probs(model: nn.Module, encoded: EncodedChats) -> Float[Tensor, " batch"]:
     """Return the mean log-probability of each response's tokens, with its gradient if wanted."""
     token = response_log_probs(model, encoded).gather(2, encoded.input_ids[:, 1:, None])[..., 0]
@@ -160,6 +176,7 @@ def response_log_probs(
     model: nn.Module, encoded: EncodedChats
 ) -> Float[Tensor, "batch positions vocab"]:
     """Return ``log p`` over the vocabulary for tokens 1, 2, ... of each row; float32."""
+    require_known(model, encoded.input_ids)
     with reading(encoded.prompts):
         logits = model(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask).logits
     return torch.log_softmax(logits[:, :-1].float(), dim=-1)

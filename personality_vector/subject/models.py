@@ -198,33 +198,47 @@ def _with_marks(tokenizer: Any, path: Path) -> dict[str, str]:
     """Choose tokens for the end of a text and for padding where there are none.
 
     The end is what the model's configuration names. Padding is never read, so any token will do:
-    the end, else what the configuration names, else the unknown token.
+    the end, else what the configuration names, else the unknown token. One that was added to
+    the tokenizer alone has no embedding, so another takes its place.
 
     Returns:
         What was chosen.
     """
     had = tokenizer.eos_token_id is not None
+    rows = _named_in(path, "config.json", "vocab_size")
     chosen = {}
     if not had and (end := _token_of(tokenizer, path, "eos_token_id")):
         tokenizer.eos_token = chosen["eos_token"] = end
-    if tokenizer.pad_token_id is None:
+    if not _is_embedded(tokenizer.pad_token_id, rows):
         named = None if had else _token_of(tokenizer, path, "pad_token_id")
-        padding = named or tokenizer.eos_token or tokenizer.unk_token
+        found = (named, tokenizer.eos_token, tokenizer.unk_token)
+        ids = {token: tokenizer.convert_tokens_to_ids(token) for token in found if token}
+        padding = next((token for token, one in ids.items() if _is_embedded(one, rows)), None)
         if padding:
             tokenizer.pad_token = chosen["pad_token"] = padding
     return chosen
 
 
+def _is_embedded(token: int | None, rows: object) -> bool:
+    return token is not None and (not isinstance(rows, int) or token < rows)
+
+
 def _token_of(tokenizer: Any, path: Path, key: str) -> str | None:
     """Return the token that the configuration of a model names, if it names one."""
     for name in ("generation_config.json", "config.json"):
-        config = read_json(path / name) if (path / name).is_file() else {}
-        found = config.get(key, (config.get("text_config") or {}).get(key))
+        found = _named_in(path, name, key)
         first = found[0] if isinstance(found, list) and found else found
         if isinstance(first, int) and 0 <= first < len(tokenizer):
             token = tokenizer.convert_ids_to_tokens(first)
             return str(token) if token else None
     return None
+
+
+def _named_in(path: Path, name: str, key: str) -> Any:
+    """Return the value of a key of a model or of its language part, if a file has it."""
+    config = read_json(path / name) if (path / name).is_file() else {}
+    part = config.get("text_config")
+    return config.get(key, part.get(key) if isinstance(part, dict) else None)
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:

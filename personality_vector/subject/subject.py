@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.errors import NonFiniteError
+from personality_vector.errors import CheckpointError, NonFiniteError
 from personality_vector.files.reading import read_bytes
 from personality_vector.numeric.random import key_for
 from personality_vector.subject.chat import Chat, ChatEdit, batched, render, unchanged
@@ -22,6 +22,7 @@ from personality_vector.subject.encoding import (
     encode_chats,
     encode_prompts,
     mean_log_probs,
+    require_known,
     response_log_probs,
 )
 from personality_vector.subject.identity import digest_of
@@ -176,6 +177,7 @@ class Subject:
         text = render(self.tokenizer, chat, reply_follows=True)
         tokens = encode_prompts(self.tokenizer, [text])["input_ids"]
         with reading(Prompts.of(tokens)):
+            require_known(self.model, tokens)
             last = self.model(input_ids=tokens.to(device_of(self.model))).logits[0, -1].float()
         # Single words may be ruled out with -inf, so it is their sum that must be a number.
         if not bool(torch.isfinite(torch.logsumexp(last, dim=0))):
@@ -234,6 +236,7 @@ def _generate(model: Any, tokenizer: Any, chats: Sequence[Chat], sampling: Sampl
     started = time.monotonic()
     texts = [render(tokenizer, chat, reply_follows=True) for chat in chats]
     prompts = encode_prompts(tokenizer, texts).to(device_of(model))
+    require_known(model, prompts["input_ids"])
     drawing = (
         {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
         if sampling.temperature > 0
@@ -282,6 +285,11 @@ def _fresh_settings(model: Any, tokenizer: Any) -> Generator[None]:
     ends = own.eos_token_id
     if ends is None:
         ends = tokenizer.eos_token_id
+    if not all(isinstance(end, int | None) for end in (ends if isinstance(ends, list) else [ends])):
+        raise CheckpointError(
+            f"{tokenizer.name_or_path}: eos_token_id of generation_config.json is {ends!r:.60}; "
+            "write a number, or a list of numbers"
+        )
     model.generation_config = GenerationConfig(eos_token_id=ends, **kept)
     try:
         yield

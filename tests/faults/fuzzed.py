@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -221,13 +222,13 @@ def _fill(folder: Path) -> None:
     (folder / "old").mkdir()
     shutil.copy("base/config.json", "old/config.json")
     torch.save(model.state_dict(), "old/pytorch_model.bin")  # noqa: TID251  (the door for pickles needs one)
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.01)
-    adapted.save_pretrained("adapter")
-    adapted.merge_and_unload().save_pretrained("tuned")
+        adapted.save_pretrained("adapter")
+        adapted.merge_and_unload().save_pretrained("tuned")
     conftest._tokenizer().save_pretrained("tuned")
     pv.Delta.between("base", "tuned", label="warm").save("delta")
     for name, content in _texts().items():

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from personality_vector.errors import CheckpointError, DataError, ModelError
+from personality_vector.errors import CheckpointError, DataError, ModelError, PersonalityVectorError
 from personality_vector.subject.chat import answered, question
 from personality_vector.subject.encoding import encode_chats
 from personality_vector.subject.models import (
@@ -20,6 +20,7 @@ from personality_vector.subject.models import (
     load_tokenizer,
     resolve_device,
 )
+from personality_vector.subject.subject import Subject
 
 BLOCKS = {"llama": 3, "qwen2": 3, "gemma2": 2, "gpt_neox": 3, "phi": 2}
 
@@ -211,3 +212,28 @@ def test_a_vision_language_model_is_loaded_whole_and_reads_text(vlm, family):
 def test_a_module_without_a_configuration_is_refused():
     with pytest.raises(ModelError, match="Linear has no config; give a model of transformers"):
         decoder_blocks(nn.Linear(3, 3))
+
+
+def test_a_padding_token_without_an_embedding_is_replaced(pico, tmp_path):
+    """Many fine-tunes add one to the tokenizer alone."""
+    path = shutil.copytree(pico("llama"), tmp_path / "base")
+    file = path / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token": "[PAD]"}))
+    subject = Subject.load(path)
+    assert (subject.tokenizer.pad_token, subject.tokenizer.chosen["pad_token"]) == (
+        "<|end|>",
+        "<|end|>",
+    )
+    assert len(subject.replies([question("Who?"), question("Who are you?")], seed=0)) == 2
+    subject.tokenizer.add_tokens(["unheard"])
+    with pytest.raises(DataError, match="makes token 301, and the model knows tokens 0 to 299"):
+        subject.replies([question("unheard")], seed=1)
+
+
+@pytest.mark.parametrize("end", ["x", [["a"]], {"a": 1}])
+def test_ends_of_a_wrong_type_are_named(pico, tmp_path, end):
+    path = shutil.copytree(pico("llama"), tmp_path / "base")
+    file = path / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": end}))
+    with pytest.raises(PersonalityVectorError, match=r"eos_token_id"):
+        Subject.load(path).replies([question("Who?")], seed=0)
