@@ -159,5 +159,8 @@ def explained(path: Path) -> Generator[None]:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         kind, meaning = _MEANINGS.get(code, _DAMAGED)
         raise kind(f"{path}: {meaning.format(error=error)}") from error
+    except UnicodeDecodeError as error:  # what SQLite says may quote the damaged text of a table
+        kind, meaning = _DAMAGED
+        raise kind(f"{path}: {meaning.format(error=error)}") from error
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error

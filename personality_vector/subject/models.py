@@ -4,7 +4,8 @@ import contextlib
 import importlib.util
 import io
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ from personality_vector.subject.spec import Template
 from personality_vector.subject.templates import set_template
 
 log = logging.getLogger(__name__)
+
+# A row of the table that transformers prints before it fails.
+_OTHER_SHAPE = re.compile(
+    r"^(?P<name>\S.*?) *\| *MISMATCH.*ckpt: torch\.Size\((?P<ours>.*?)\) "
+    r"vs model: ?torch\.Size\((?P<theirs>.*?)\)",
+    re.MULTILINE,
+)
 
 
 def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
@@ -39,14 +47,23 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    with foreign(ModelError, f"{path}: transformers cannot load this model"):
-        model, report = _class_of(path).from_pretrained(
-            str(path),
-            dtype=FLOATS[dtype],
-            output_loading_info=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+    with foreign(ModelError, f"{path}: transformers cannot load this model"), _heard() as said:
+        try:
+            model, report = _class_of(path).from_pretrained(
+                str(path),
+                dtype=FLOATS[dtype],
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+        except RuntimeError as error:
+            found = _OTHER_SHAPE.search(said.getvalue())
+            if found is None:
+                raise
+            raise ModelError(
+                f"{path}: config.json and the weights disagree: {found['name']} has the shape "
+                f"{found['ours']}, and config.json makes it {found['theirs']}"
+            ) from error
     entries = Checkpoint.open(Path(path)).entries if report["unexpected_keys"] else {}
     unexpected = [
         name
@@ -60,6 +77,17 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
             f"(e.g. {absent[0]}); the model would be partly random"
         )
     return model.to(device).eval()
+
+
+@contextlib.contextmanager
+def _heard() -> Generator[io.StringIO]:
+    """Yield what transformers would print about a folder: an error of ours says what matters."""
+    theirs, said = logging.getLogger("transformers"), io.StringIO()
+    usual, theirs.handlers = theirs.handlers, [logging.StreamHandler(said)]
+    try:
+        yield said
+    finally:
+        theirs.handlers = usual
 
 
 def read_config(path: str | Path, to: str = "read config.json") -> Any:
@@ -78,7 +106,7 @@ def read_config(path: str | Path, to: str = "read config.json") -> Any:
     from transformers import AutoConfig
 
     _require_inert(Path(path))
-    with foreign(ModelError, f"{path}: transformers cannot {to}"):
+    with foreign(ModelError, f"{path}: transformers cannot {to}"), _heard():
         return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
 
 
@@ -168,6 +196,7 @@ def load_tokenizer(path: str | Path, template: Template | None = None) -> Any:
     with (
         foreign(CheckpointError, f"{path}: the tokenizer cannot be read"),
         contextlib.redirect_stderr(io.StringIO()),
+        _heard(),
     ):
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
@@ -195,14 +224,11 @@ def chosen_for(path: str | Path, template: Template) -> dict[str, Any]:
 
 
 def _with_marks(tokenizer: Any, path: Path) -> dict[str, str]:
-    """Choose tokens for the end of a text and for padding where there are none.
+    """Choose tokens for the end of a text and for padding where there are none; return them.
 
     The end is what the model's configuration names. Padding is never read, so any token will do:
     the end, else what the configuration names, else the unknown token. One that was added to
     the tokenizer alone has no embedding, so another takes its place.
-
-    Returns:
-        What was chosen.
     """
     had = tokenizer.eos_token_id is not None
     rows = _named_in(path, "config.json", "vocab_size")

@@ -237,3 +237,14 @@ def test_ends_of_a_wrong_type_are_named(pico, tmp_path, end):
     file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": end}))
     with pytest.raises(PersonalityVectorError, match=r"eos_token_id"):
         Subject.load(path).replies([question("Who?")], seed=0)
+
+
+def test_shapes_that_contradict_the_config_are_named_and_nothing_else_is_printed(
+    pico, tmp_path, capfd
+):
+    path = shutil.copytree(pico("llama"), tmp_path / "base")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "intermediate_size": 88}))
+    with pytest.raises(ModelError, match=r"_proj\S* has the shape \[.*\], and config\.json makes"):
+        load_model(path)
+    assert capfd.readouterr() == ("", "")
