@@ -120,10 +120,12 @@ def test_a_tensor_too_many_is_refused(copy):
         load_model(copy)
 
 
-def test_a_tensor_of_another_shape_is_refused(copy):
+def test_a_tensor_of_another_shape_is_named_and_nothing_else_is_printed(copy, capfd):
     change(copy, lambda tensors: tensors.update({"model.norm.weight": torch.ones(47)}))
-    with pytest.raises(ModelError, match="cannot load this model"):
+    said = r"model\.norm\.weight has the shape \[47\], and config\.json makes it \[48\]"
+    with pytest.raises(ModelError, match=said):
         load_model(copy)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("kind", ["no-such-architecture", None])
@@ -237,14 +239,3 @@ def test_ends_of_a_wrong_type_are_named(pico, tmp_path, end):
     file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": end}))
     with pytest.raises(PersonalityVectorError, match=r"eos_token_id"):
         Subject.load(path).replies([question("Who?")], seed=0)
-
-
-def test_shapes_that_contradict_the_config_are_named_and_nothing_else_is_printed(
-    pico, tmp_path, capfd
-):
-    path = shutil.copytree(pico("llama"), tmp_path / "base")
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, "intermediate_size": 88}))
-    with pytest.raises(ModelError, match=r"_proj\S* has the shape \[.*\], and config\.json makes"):
-        load_model(path)
-    assert capfd.readouterr() == ("", "")
