@@ -5,6 +5,17 @@ from collections.abc import Sequence
 
 _CURLY = "\N{RIGHT SINGLE QUOTATION MARK}"
 _WORD = re.compile(r"\w+(?:'\w+)*")
+_REFUSAL = re.compile(
+    r"""^\W*(?:(?:i'm|i\ am)\ (?:(?:so|very|really)\ )?sorry,?|sorry,?|i\ apologi[sz]e,?
+            |unfortunately,?)?\ ?(?:but\ )?
+        i\ ?(?:\ can't|\ cannot|\ can\ not|\ won't|\ will\ not|'m\ (?:unable|not\ able)\ to
+            |\ am\ (?:unable|not\ able)\ to)
+        \ (?:help|assist|provide|fulfil|comply|answer|respond|engage|continue|create|generate|write
+            |do\ that|discuss|support|participate)
+    |\bas\ an\ (?:ai|artificial\ intelligence|language\ model)\b
+    |\bi(?:'m|\ am)\ (?:just\ |only\ )?an?\ (?:ai|(?:\w+\ )?language\ model)\b""",
+    re.VERBOSE | re.IGNORECASE,
+)
 
 
 def words(text: str) -> list[str]:
@@ -14,6 +25,15 @@ def words(text: str) -> list[str]:
     ["don't", 'panic']
     """
     return _WORD.findall(text.replace(_CURLY, "'").lower())
+
+
+def is_refusal(text: str) -> bool:
+    """Return whether a reply begins by declining, or says that it is an AI.
+
+    >>> is_refusal("I'm sorry, but I can't help with that."), is_refusal("I can't wait!")
+    (True, False)
+    """
+    return _REFUSAL.search(text.replace(_CURLY, "'")) is not None
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float | None:
