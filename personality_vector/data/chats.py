@@ -28,13 +28,15 @@ from personality_vector.traits import Pole
 log = logging.getLogger(__name__)
 _LISTED = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']""")
 Format = Literal["statements", "big5chat", "chats"]
+_OfHub = Annotated[Words | None, Field(exclude_if=lambda value: value is None)]
 
 
 class DataSpec(Recipe):
     """Texts that become chats.
 
     ``source`` is a file (JSONL, a JSON array, CSV, TSV or Parquet), a directory of statements, or
-    the id of a data set on the Hub, with its ``config`` and ``split`` (``train`` by default).
+    the id of a data set on the Hub, with its ``config``, ``split`` (``train`` by default) and
+    ``revision``.
 
     ``statements``: rows ``{trait, level, statement}``; each becomes the answer to one of
     ``questions``. ``big5chat``: rows ``{trait, level, train_input, train_output}``.
@@ -46,8 +48,9 @@ class DataSpec(Recipe):
     """
 
     source: DataRef
-    config: Words | None = Field(default=None, exclude_if=lambda value: value is None)
-    split: Words | None = Field(default=None, exclude_if=lambda value: value is None)
+    config: _OfHub = None
+    split: _OfHub = None
+    revision: _OfHub = None
     format: Format | None = None
     pole: PoleField | None = None
     part: Literal["train", "held_out", "all"] = "train"
@@ -61,9 +64,10 @@ class DataSpec(Recipe):
 
     @model_validator(mode="after")
     def _require_hub(self) -> "DataSpec":
-        if isinstance(self.source, Path) and (self.config or self.split):
+        if isinstance(self.source, Path) and (self.config or self.split or self.revision):
             raise ValueError(
-                f"config and split are of a data set on the Hub, but {self.source} is a path"
+                "config, split and revision are of a data set on the Hub, but "
+                f"{self.source} is a path"
             )
         return self
 
@@ -72,7 +76,7 @@ class DataSpec(Recipe):
         """Where the rows are."""
         if isinstance(self.source, Path):
             return self.source
-        return HubData(self.source, self.config, self.split)
+        return HubData(self.source, self.config, self.split, self.revision)
 
     def narrowed(self, pole: Pole) -> "DataSpec":
         """Return this data for ``pole`` alone, unless it names one or its rows have none."""

@@ -19,11 +19,12 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 
 
 class HubData(NamedTuple):
-    """A data set on the Hub: its id, and the configuration and split as ``datasets`` names them."""
+    """A data set on the Hub, by its id; the other parts are those that ``datasets`` knows."""
 
     name: str
     config: str | None = None
     split: str | None = None
+    revision: str | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -134,7 +135,7 @@ def _of_table(file: Path, content: bytes, delimiter: str) -> list[tuple[str, dic
         # A quote that is never closed would swallow the last line.
         text = f"{content.decode()}\n{_END}" if content.strip() else _END
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-        names = reader.fieldnames or [_END]
+        names = list(reader.fieldnames or [""])
         rows = [(f"{file} line {reader.line_num}", row) for row in reader]
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: cannot be read: {error}; save it as UTF-8") from error
@@ -144,21 +145,27 @@ def _of_table(file: Path, content: bytes, delimiter: str) -> list[tuple[str, dic
         csv.field_size_limit(usual)
     if names == [_END]:
         return []
+    _require_header(file, names, delimiter)
     if not rows or rows.pop()[1][names[0]] != _END:
         raise DataError(f"{file}: cannot be read: a quoted cell is not closed before the end")
-    other = next((mark for mark in ";\t,|" if mark in names[0]), None) if not names[1:] else None
-    if other:
-        raise DataError(
-            f"{file}: its columns are separated by {other!r}; save it with {delimiter!r} between "
-            "them, or as JSONL or Parquet"
-        )
     for place, row in rows:
-        if None in row:
+        if any(row.pop(None, ())):
             raise DataError(
                 f"{place}: has more cells than the {len(names)} of the header; a cell with "
                 f"{delimiter!r} in its text must be quoted"
             )
     return rows
+
+
+def _require_header(file: Path, names: list[str], delimiter: str) -> None:
+    if names == [""]:
+        raise DataError(f"{file}: begins with a blank line; the names of the columns come first")
+    others = [mark for mark in ";\t,|" if mark in names[0] and mark != delimiter]
+    if others and not names[1:]:
+        raise DataError(
+            f"{file}: its columns are separated by {others[0]!r}; save it with {delimiter!r} "
+            "between them, or as JSONL or Parquet"
+        )
 
 
 def _of_parquet(file: Path, content: bytes) -> Rows:
@@ -179,7 +186,8 @@ def _of_hub(data: HubData) -> Rows:
     with foreign(DataError, f"{data}: is not a file here, and cannot be loaded from the Hub"):
         import datasets
 
-        found = datasets.load_dataset(data.name, data.config, split=data.split or "train")
+        name, config, split, revision = data
+        found = datasets.load_dataset(name, config, split=split or "train", revision=revision)
         _require_bounded(data, found.num_rows, found.data.nbytes)
         for number, row in enumerate(found, 1):
             yield f"{data} row {number}", row

@@ -141,8 +141,8 @@ def _shorten(trainer: Any, most: int) -> _Lengths:
         )
     if too_long or cut:
         log.warning(
-            "sft.max_length: %d tokens are too few for %d of %d chats: %d without a completion are "
-            "dropped, %d completions are cut; %d would hold every chat",
+            "sft.max_length: %d tokens are too few for %d of %d chats (dropped for want of a "
+            "completion: %d, cut: %d); %d would hold every chat",
             *(most, too_long + cut, len(sizes), too_long, cut, max(sizes)),
         )
         shorter = whole.map(lambda row: {key: row[key][:most] for key in ("input_ids", "labels")})

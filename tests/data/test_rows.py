@@ -118,8 +118,8 @@ def hub(monkeypatch):
 
     asked = []
 
-    def load(path, name=None, *, split):
-        asked.append((path, name, split))
+    def load(path, name=None, *, split, revision):
+        asked.append((path, name, split, revision))
         if path == "nobody/nothing":
             raise ConnectionError("the Hub cannot be\nreached")
         return datasets.Dataset.from_list(ROWS)
@@ -132,13 +132,11 @@ def test_a_data_set_of_the_hub_is_named_by_its_id(hub, tmp_path):
     spec = {"source": "some-one/big.five", "part": "all"}
     chats = read_chats(DataSpec.parse(spec, origin="r.yaml", folder=tmp_path))
     assert [chat[-1]["content"] for chat in chats] == [row["statement"] for row in ROWS]
-    more = spec | {"config": "en", "split": "test[:10%]", "format": "statements"}
+    more = spec | {"config": "en", "split": "test[:10%]", "revision": "a1", "format": "statements"}
     recipe = DataSpec.parse(more, origin="r.yaml", folder=tmp_path)
     assert len(read_chats(recipe)) == len(chats)
-    assert set(hub) == {
-        ("some-one/big.five", None, "train"),
-        ("some-one/big.five", "en", "test[:10%]"),
-    }
+    whole, part = (spec["source"], None, "train", None), (spec["source"], "en", "test[:10%]", "a1")
+    assert set(hub) == {whole, part}
     assert recipe.model_dump(mode="json").items() >= more.items()
 
 
@@ -156,6 +154,6 @@ def test_what_is_there_or_named_like_a_file_is_a_file(tmp_path):
     for source in ("some-one/rows", "some-one/data.csv", "rows"):
         spec = DataSpec.parse({"source": source}, origin="r.yaml", folder=tmp_path)
         assert spec.source == tmp_path / source
-        assert set(spec.model_dump()).isdisjoint({"config", "split", "drop"})
-    with pytest.raises(PersonalityVectorError, match="config and split are of a data set on the"):
+        assert set(spec.model_dump()).isdisjoint({"config", "split", "revision", "drop"})
+    with pytest.raises(PersonalityVectorError, match="config, split and revision are of a data"):
         DataSpec.parse({"source": "rows", "split": "x"}, origin="r.yaml", folder=tmp_path)
