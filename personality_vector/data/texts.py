@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 _CURLY = "\N{RIGHT SINGLE QUOTATION MARK}"
 _WORD = re.compile(r"\w+(?:'\w+)*")
+_SORRY = r"(?:i(?:'m|\ am)\ (?:\w+\ )?sorry|sorry|i\ apologi[sz]e|unfortunately),?\ (?:but\ )?"
+_CANNOT = r"i(?:\ can't|\ cannot|\ won't|\ will\ not|(?:'m|\ am)\ (?:unable|not\ able)\ to)\ "
+# Without an apology only what assistants say: "I can't help laughing" is a person.
 _REFUSAL = re.compile(
-    r"""^\W*(?:(?:i'm|i\ am)\ (?:(?:so|very|really)\ )?sorry,?|sorry,?|i\ apologi[sz]e,?
-            |unfortunately,?)?\ ?(?:but\ )?
-        i\ ?(?:\ can't|\ cannot|\ can\ not|\ won't|\ will\ not|'m\ (?:unable|not\ able)\ to
-            |\ am\ (?:unable|not\ able)\ to)
-        \ (?:help|assist|provide|fulfil|comply|answer|respond|engage|continue|create|generate|write
-            |do\ that|discuss|support|participate)
-    |\bas\ an\ (?:ai|artificial\ intelligence|language\ model)\b
+    rf"""^\W*(?:{_SORRY})?{_CANNOT}(?:(?:help|assist)(?:\ you)?(?:\ with|[.,!;]|$)|fulfil|comply
+            |provide|generate|engage\ in|participate\ in|create\ content)
+    |^\W*{_SORRY}{_CANNOT}(?:do\ that|answer|respond|continue|discuss|write|create|support)
+    |\bas\ an?\ (?:ai|artificial\ intelligence|(?:\w+\ )?language\ model)\b
     |\bi(?:'m|\ am)\ (?:just\ |only\ )?an?\ (?:ai|(?:\w+\ )?language\ model)\b""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -30,7 +30,7 @@ def words(text: str) -> list[str]:
 def is_refusal(text: str) -> bool:
     """Return whether a reply begins by declining, or says that it is an AI.
 
-    >>> is_refusal("I'm sorry, but I can't help with that."), is_refusal("I can't wait!")
+    >>> is_refusal("I'm sorry, but I can't help with that."), is_refusal("I can't help laughing.")
     (True, False)
     """
     return _REFUSAL.search(text.replace(_CURLY, "'")) is not None
