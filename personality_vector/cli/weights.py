@@ -37,28 +37,39 @@ Rank = Annotated[
 
 def check(recipe: "TrainRecipe") -> dict[str, Any]:
     """Open the base and read the data."""
-    from personality_vector.data.chats import read_chats
+    from personality_vector.data.chats import select_chats
 
+    base = pv.Checkpoint.open(recipe.base)
+    data = select_chats(recipe.data.narrowed(recipe.pole))
     return {
-        "base": str(pv.Checkpoint.open(recipe.base).fingerprint),
-        "examples": len(read_chats(recipe.data.narrowed(recipe.pole))),
+        "base": str(base.fingerprint),
+        "examples": len(data.chats),
+        "dropped": dict(data.dropped),
     }
 
 
 def train(recipe: "TrainRecipe", out: Path, force: bool, as_json: bool) -> None:
     """Fine-tune a base on one pole."""
+    from personality_vector.data.chats import said_of
     from personality_vector.finetuning.sft import train as fine_tune
 
     done = fine_tune(recipe, out, force=force)
+    dropped, cut = done.manifest["dropped"], done.manifest["cut"]
+    said = f"; dropped: {said_of(dropped)}" if dropped else ""
+    said += f"; cut at max_length: {cut}" if cut else ""
     options.show(
         {
             "out": str(done.path),
             "pole": str(recipe.pole),
             "examples": done.examples,
+            "dropped": dropped,
+            "cut": cut,
             "loss": done.loss,
         },
         as_json=as_json,
-        text=lambda: f"{done.path}: {recipe.pole}, {done.examples} examples, loss {done.loss:.3f}",
+        text=lambda: (
+            f"{done.path}: {recipe.pole}, {done.examples} examples, loss {done.loss:.3f}{said}"
+        ),
     )
 
 

@@ -1,40 +1,82 @@
 """Data files as chats that end with the assistant's response.
 
-To add a format, write its reader and add it to ``_READERS`` and ``DataSpec.format``.
+To add a format, write its reader and add it to ``_READERS``, ``_COLUMNS`` and ``Format``.
 """
 
 import json
-from collections.abc import Callable
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from personality_vector.data.rows import raw_rows
+from personality_vector.data.rows import HubData, first_row, keys_of, raw_rows
 from personality_vector.data.statements import part_of, read_statements
+from personality_vector.data.texts import is_refusal
 from personality_vector.errors import DataError, TraitError
-from personality_vector.files.reading import read_text
-from personality_vector.recipes.schema import LocalPath, PoleField, Real, Recipe, Whole, Words
-from personality_vector.subject import Chat, answered, question
+from personality_vector.files.reading import parse_json, read_text
+from personality_vector.recipes.schema import DataRef, PoleField, Real, Recipe, Whole, Words
+from personality_vector.subject import Chat, Message, answered, question
 from personality_vector.traits import Pole
+
+log = logging.getLogger(__name__)
+_LISTED = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']""")
+Format = Literal["statements", "big5chat", "chats"]
+_OfHub = Annotated[Words | None, Field(exclude_if=lambda value: value is None)]
 
 
 class DataSpec(Recipe):
     """Texts that become chats.
 
+    ``source`` is a file (JSONL, a JSON array, CSV, TSV or Parquet), a directory of statements, or
+    the id of a data set on the Hub, with its ``config``, ``split`` (``train`` by default) and
+    ``revision``.
+
     ``statements``: rows ``{trait, level, statement}``; each becomes the answer to one of
     ``questions``. ``big5chat``: rows ``{trait, level, train_input, train_output}``.
-    ``chats``: rows ``{prompt, completion}`` of chat messages, as TRL takes them.
+    ``chats``: rows ``{prompt, completion}``, texts or lists of messages, or ``{messages}``. Without
+    ``format``, the columns of the first row tell.
+
+    Rows with an empty text are dropped and counted; ``drop`` adds chats that repeat an earlier one,
+    and replies that refuse.
     """
 
-    source: LocalPath
-    format: Literal["statements", "big5chat", "chats"] = "statements"
+    source: DataRef
+    config: _OfHub = None
+    split: _OfHub = None
+    revision: _OfHub = None
+    format: Format | None = None
     pole: PoleField | None = None
     part: Literal["train", "held_out", "all"] = "train"
     held_out: Real = Field(default=0.2, ge=0.0, lt=1.0)
     limit: Whole | None = Field(default=None, ge=1)
     questions: Annotated[tuple[Words, ...], Field(min_length=1)] = ("What kind of person are you?",)
     system: str | None = None
+    drop: tuple[Literal["duplicate", "refusal"], ...] = Field(
+        default=(), exclude_if=lambda value: not value
+    )
+
+    @model_validator(mode="after")
+    def _require_hub(self) -> "DataSpec":
+        if isinstance(self.source, Path) and (self.config or self.split or self.revision):
+            raise ValueError(
+                "config, split and revision are of a data set on the Hub, but "
+                f"{self.source} is a path"
+            )
+        return self
+
+    @property
+    def origin(self) -> Path | HubData:
+        """Where the rows are."""
+        if isinstance(self.source, Path):
+            return self.source
+        return HubData(self.source, self.config, self.split, self.revision)
 
     def narrowed(self, pole: Pole) -> "DataSpec":
         """Return this data for ``pole`` alone, unless it names one or its rows have none."""
@@ -43,18 +85,53 @@ class DataSpec(Recipe):
         return self.model_copy(update={"pole": pole})
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The chats that a :class:`DataSpec` selects, and how many rows were dropped for which reason.
+
+    The reasons are ``empty``, ``duplicate`` and ``refusal``.
+    """
+
+    chats: list[Chat]
+    dropped: Mapping[str, int]
+
+
 def read_chats(spec: DataSpec) -> list[Chat]:
-    """Return the chats that ``spec`` selects, in file order.
+    """Return the chats that ``spec`` selects, in file order; see :func:`select_chats`."""
+    return select_chats(spec).chats
+
+
+def select_chats(spec: DataSpec) -> Selection:
+    """Return the chats that ``spec`` selects, in file order, and count what is dropped.
 
     Raises:
-        DataError: The file is missing, a line cannot be read (named by its number), or nothing
-            is selected.
+        DataError: The source cannot be read, a row does not have the shape of the others (named by
+            its place, with its keys), or nothing is selected.
     """
-    chats = _READERS[spec.format](spec)
+    shape = spec.format or _recognised(spec.origin)
+    chats: list[Chat] = []
+    seen: set[str] = set()
+    dropped: Counter[str] = Counter()
+    for chat in _READERS[shape](spec):
+        reason = "empty" if chat is None else _reason_against(chat, spec, seen)
+        if chat is not None and not reason:
+            chats.append(chat)
+        dropped[reason] += bool(reason)
+    counts = dict(+dropped)
+    said = f"dropped rows: {said_of(counts)}"
     if not chats:
-        wanted = f" of {spec.pole}" if spec.pole else ""
-        raise DataError(f"{spec.source}: has no {spec.part} rows{wanted}")
-    return chats[: spec.limit]
+        part = "" if spec.part == "all" else f"{spec.part} "
+        wanted = f" of {spec.pole}" if spec.pole and shape != "chats" else ""
+        why = f"; {said}" if counts else ""
+        raise DataError(f"{spec.source}: has no {part}rows{wanted}{why}")
+    if counts:
+        log.warning("%s: %s", spec.source, said)
+    return Selection(chats[: spec.limit], counts)
+
+
+def said_of(dropped: Mapping[str, int]) -> str:
+    """Return counts of rows by reason, such as ``2 empty, 1 duplicate``."""
+    return ", ".join(f"{count} {reason}" for reason, count in dropped.items())
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -73,55 +150,103 @@ def read_prompts(file: Path) -> list[str]:
     return texts
 
 
-def _from_statements(spec: DataSpec) -> list[Chat]:
+def _recognised(origin: Path | HubData) -> Format:
+    """Return the format that has the columns of the first row; statements if there is no row."""
+    found = None if isinstance(origin, Path) and origin.is_dir() else first_row(origin)
+    place, row = found or ("", {"statement": ""})
+    for name, columns in _COLUMNS.items():
+        if columns & row.keys():
+            return name
+    raise DataError(
+        f"{place}: {keys_of(row)}; needed are prompt and completion, or messages (chats); "
+        "trait, level, train_input and train_output (BIG5-CHAT); or trait, level and statement"
+    )
+
+
+def _reason_against(chat: Chat, spec: DataSpec, seen: set[str]) -> str:
+    """Return why a chat is to be dropped, or ""."""
+    if "refusal" in spec.drop and is_refusal(chat[-1]["content"]):
+        return "refusal"
+    if "duplicate" in spec.drop:
+        text = json.dumps(chat)
+        if text in seen:
+            return "duplicate"
+        seen.add(text)
+    return ""
+
+
+def _from_statements(spec: DataSpec) -> Iterator[Chat | None]:
     statements = read_statements(
-        spec.source,
+        spec.origin,
         trait=spec.pole.trait if spec.pole else None,
         level=spec.pole.level if spec.pole else None,
         part=None if spec.part == "all" else spec.part,
         held_out=spec.held_out,
     )
     asked = spec.questions
-    return [
-        answered(question(asked[index % len(asked)], system=spec.system), statement.text)
-        for index, statement in enumerate(statements)
-    ]
+    for index, statement in enumerate(statements):
+        yield answered(question(asked[index % len(asked)], system=spec.system), statement.text)
 
 
-def _from_big5chat(spec: DataSpec) -> list[Chat]:
+def _from_big5chat(spec: DataSpec) -> Iterator[Chat | None]:
     """Read BIG5-CHAT rows without the instruction, which names the trait: labels would leak."""
-    chats: list[Chat] = []
-    for place, row in raw_rows(spec.source).items():
+    for place, row in raw_rows(spec.origin).items():
         try:
-            pole = Pole.parse(f"{row['trait']}:{row['level']}".lower())
+            pole = Pole.parse(":".join(str(row[key]).strip() for key in ("trait", "level")).lower())
             asked, said = (row[key] or "" for key in ("train_input", "train_output"))
         except KeyError as error:
-            raise DataError(f"{place}: a BIG5-CHAT row needs the key {error}") from error
+            raise DataError(
+                f"{place}: a BIG5-CHAT row needs the key {error}; {keys_of(row)}"
+            ) from error
         except TraitError as error:
             raise DataError(f"{place}: {error}") from error
         if not (isinstance(asked, str) and isinstance(said, str)):
             raise DataError(f"{place}: train_input and train_output must be texts")
-        if spec.pole in (None, pole) and asked and said and _selected(spec, asked):
-            chats.append(answered(question(asked, system=spec.system), said))
-    return chats
+        if spec.pole in (None, pole) and (not asked or _selected(spec, asked)):
+            is_whole = asked and said
+            yield answered(question(asked, system=spec.system), said) if is_whole else None
 
 
-def _from_chats(spec: DataSpec) -> list[Chat]:
-    chats: list[Chat] = []
-    for place, row in raw_rows(spec.source).items():
-        parts = [row.get("prompt"), row.get("completion")]
-        messages = [message for part in parts if isinstance(part, list) for message in part]
-        if not all(isinstance(part, list) for part in parts) or not all(map(_is_message, messages)):
-            raise DataError(
-                f"{place}: needs prompt and completion, lists of {{role, content}} messages"
-            )
-        if not parts[0] or not messages or not messages[-1]["content"].strip():
-            raise DataError(f"{place}: the prompt or the completion is empty")
-        if messages[-1]["role"] != "assistant":
-            raise DataError(f"{place}: the completion must end with a message of the assistant")
-        if _selected(spec, json.dumps(parts[0])):
-            chats.append(messages)
-    return chats
+def _from_chats(spec: DataSpec) -> Iterator[Chat | None]:
+    asked = partial(question, system=spec.system)
+    for place, row in raw_rows(spec.origin).items():
+        if "completion" not in row and "messages" in row:
+            messages = _messages(place, row, "messages")
+            prompt, completion = messages[:-1], messages[-1:]
+        elif {"prompt", "completion"} <= row.keys():
+            prompt = _messages(place, row, "prompt", asked)
+            completion = _messages(place, row, "completion", partial(answered, ()))
+        else:
+            raise DataError(f"{place}: needs prompt and completion, or messages; {keys_of(row)}")
+        if not prompt or not completion or not completion[-1]["content"].strip():
+            yield None
+        elif completion[-1]["role"] != "assistant":
+            raise DataError(f"{place}: the chat must end with a message of the assistant")
+        elif _selected(spec, json.dumps(prompt)):
+            yield [*prompt, *completion]
+
+
+def _messages(
+    place: str,
+    row: Mapping[str, Any],
+    key: str,
+    of_text: Callable[[str], list[Message]] | None = None,
+) -> list[Message]:
+    """Return the messages of a cell: a list, a list written as JSON, or a plain text."""
+    value = row[key]
+    if isinstance(value, str) and (of_text is None or _LISTED.match(value)):
+        with suppress(ValueError):
+            value = parse_json(value) if value.strip() else None
+    elif isinstance(value, str) and of_text is not None:
+        value = of_text(value) if value.strip() else None
+    if value is None:
+        return []
+    if isinstance(value, list) and all(map(_is_message, value)):
+        return value
+    raise DataError(
+        f"{place}: {key} must be {'a text or ' if of_text else ''}a list of messages, each with a "
+        "role and a content that are texts; a list in a cell is written as JSON"
+    )
 
 
 def _is_message(message: Any) -> bool:
@@ -134,8 +259,16 @@ def _selected(spec: DataSpec, text: str) -> bool:
     return spec.part == "all" or part_of(text, spec.held_out) == spec.part
 
 
-_READERS: dict[str, Callable[[DataSpec], list[Chat]]] = {
+_COLUMNS: dict[Format, set[str]] = {
+    "statements": {"statement"},
+    "big5chat": {"train_input", "train_output"},
+    "chats": {"prompt", "completion", "messages"},
+}
+"""Columns by which a format is recognised."""
+
+_READERS: dict[Format, Callable[[DataSpec], Iterator[Chat | None]]] = {
     "statements": _from_statements,
     "big5chat": _from_big5chat,
     "chats": _from_chats,
 }
+"""Each yields the selected chats in file order, and ``None`` for a selected row with no text."""

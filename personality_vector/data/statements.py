@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
-from personality_vector.data.rows import read_rows
+from personality_vector.data.rows import HubData, read_rows
 from personality_vector.errors import DataError, some
 from personality_vector.recipes.schema import Name, Recipe
 from personality_vector.traits import Level, Pole, Trait
@@ -55,17 +55,18 @@ class _Row(Recipe):
 
 
 def read_statements(
-    path: Path,
+    path: Path | HubData,
     *,
     trait: Trait | None = None,
     level: Level | None = None,
     part: Part | None = None,
     held_out: float = 0.2,
 ) -> list[Statement]:
-    """Return the statements of a JSONL file, or of every ``*.jsonl`` in a directory, in file order.
+    """Return the statements of a data file, or of every ``*.jsonl`` in a directory, in file order.
 
     Args:
-        path: UTF-8; a row is ``{"trait", "level", "statement"}`` and optionally ``"part"``.
+        path: Anything that :func:`read_rows` reads, or a directory; a row is
+            ``{"trait", "level", "statement"}`` and optionally ``"part"``.
         trait: Only this trait; all if ``None``.
         level: Only this end; both if ``None``.
         part: Only this part; both if ``None``.
@@ -139,7 +140,9 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path | HubData) -> list[Path] | list[HubData]:
+    if isinstance(path, HubData):
+        return [path]
     if path.is_file():
         return [path]
     if not path.is_dir():

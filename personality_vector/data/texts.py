@@ -5,6 +5,17 @@ from collections.abc import Sequence
 
 _CURLY = "\N{RIGHT SINGLE QUOTATION MARK}"
 _WORD = re.compile(r"\w+(?:'\w+)*")
+_SORRY = r"(?:i(?:'m|\ am)\ (?:\w+\ )?sorry|sorry|i\ apologi[sz]e|unfortunately),?\ (?:but\ )?"
+_CANNOT = r"i(?:\ can't|\ cannot|\ won't|\ will\ not|(?:'m|\ am)\ (?:unable|not\ able)\ to)\ "
+# Without an apology only what assistants say: "I can't help laughing" is a person.
+_REFUSAL = re.compile(
+    rf"""^\W*(?:{_SORRY})?{_CANNOT}(?:(?:help|assist)(?:\ you)?(?:\ with|[.,!;]|$)|fulfil|comply
+            |provide|generate|engage\ in|participate\ in|create\ content)
+    |^\W*{_SORRY}{_CANNOT}(?:do\ that|answer|respond|continue|discuss|write|create|support)
+    |\bas\ an?\ (?:ai|artificial\ intelligence|(?:\w+\ )?language\ model)\b
+    |\bi(?:'m|\ am)\ (?:just\ |only\ )?an?\ (?:ai|(?:\w+\ )?language\ model)\b""",
+    re.VERBOSE | re.IGNORECASE,
+)
 
 
 def words(text: str) -> list[str]:
@@ -14,6 +25,15 @@ def words(text: str) -> list[str]:
     ["don't", 'panic']
     """
     return _WORD.findall(text.replace(_CURLY, "'").lower())
+
+
+def is_refusal(text: str) -> bool:
+    """Return whether a reply begins by declining, or says that it is an AI.
+
+    >>> is_refusal("I'm sorry, but I can't help with that."), is_refusal("I can't help laughing.")
+    (True, False)
+    """
+    return _REFUSAL.search(text.replace(_CURLY, "'")) is not None
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float | None:

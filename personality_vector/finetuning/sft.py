@@ -5,18 +5,19 @@ import math
 import random
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from personality_vector.checkpoint import Checkpoint, ShardWriter, TensorPlan, read_header
-from personality_vector.data.chats import read_chats
+from personality_vector.data.chats import select_chats
 from personality_vector.delta.provenance import matched
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import NonFiniteError, TrainingError, foreign
@@ -44,7 +45,7 @@ class TrainReport:
 
     Attributes:
         path: A checkpoint directory, or a LoRA adapter if the recipe has ``lora``.
-        examples: Number of chats.
+        examples: Number of chats that it learned from.
         loss: Training loss of the last step, nats per token.
         manifest: The content of ``MANIFEST.json``.
     """
@@ -63,13 +64,14 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
 
     Raises:
         DataError: The data cannot be read or selects nothing.
-        TrainingError: The loss is not finite.
+        TrainingError: The loss is not finite, or ``sft.max_length`` leaves nothing to learn.
         OutputExistsError: ``out`` exists.
     """
     base = Checkpoint.open(recipe.base)
-    chats = read_chats(recipe.data.narrowed(recipe.pole))
+    data = select_chats(recipe.data.narrowed(recipe.pole))
     with AtomicDirectory(out, kind="train", force=force, inputs=[base.path]) as partial:
-        losses = _fit(recipe, base, chats, partial)
+        losses, lengths = _fit(recipe, base, data.chats, partial)
+        examples = len(data.chats) - lengths.too_long
         manifest = write_manifest(
             partial,
             "train",
@@ -78,17 +80,28 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
                 "base": {"path": str(base.path), "fingerprint": base.fingerprint.digest},
                 "pole": str(recipe.pole),
                 "seed": recipe.seed,
-                "examples": len(chats),
+                "examples": examples,
+                "dropped": dict(+Counter({**data.dropped, "too long": lengths.too_long})),
+                "cut": lengths.cut,
                 "losses": losses,
                 **chosen_for(base.path, recipe.template),
                 WEIGHTS: Checkpoint.written(partial).fingerprint.digest,
             },
         )
-    log.info("trained %s on %d chats into %s", recipe.pole, len(chats), out)
-    return TrainReport(Path(out), len(chats), manifest["losses"][-1], manifest)
+    log.info("trained %s on %d chats into %s", recipe.pole, examples, out)
+    return TrainReport(Path(out), examples, manifest["losses"][-1], manifest)
 
 
-def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) -> list[float]:
+class _Lengths(NamedTuple):
+    """How many chats ``max_length`` left without a token to learn, and how many it cut."""
+
+    too_long: int
+    cut: int
+
+
+def _fit(
+    recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path
+) -> tuple[list[float], _Lengths]:
     """Train, save into ``out`` and return the loss of every step."""
     device = resolve_device(recipe.device)
     with (
@@ -99,6 +112,7 @@ def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) ->
         warnings.simplefilter("ignore", FutureWarning)  # v6 renames gradient_checkpointing
         with foreign(TrainingError, f"{base.reference}: TRL cannot train it like this"):
             trainer = _trainer(recipe, base, chats, _arguments(recipe, scratch, device))
+            lengths = _shorten(trainer, recipe.sft.max_length)
             trainer.train()
     trainer.model.save_pretrained(out)
     _require_finite(out)
@@ -107,7 +121,33 @@ def _fit(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path) ->
         if recipe.chat_template is not None:
             # What it was trained on is what it should be asked with.
             (out / "chat_template.jinja").write_text(recipe.chat_template, encoding="utf-8")
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row], lengths
+
+
+def _shorten(trainer: Any, most: int) -> _Lengths:
+    """Cut the trainer's examples to ``most`` tokens as TRL does, which does not count them."""
+    whole = trainer.train_dataset
+    sizes = [len(ids) for ids in whole["input_ids"]]
+    starts = [  # of the completions: -100 stands for a token that is not learned
+        next((at for at, label in enumerate(labels) if label >= 0), len(labels))
+        for labels in whole["labels"]
+    ]
+    too_long = sum(map(most.__le__, starts))
+    cut = sum(map(most.__lt__, sizes)) - too_long
+    if too_long == len(sizes):
+        raise TrainingError(
+            f"sft.max_length: {most} tokens cut away every completion, since the shortest prompt "
+            f"has {min(starts)}; {max(sizes)} would hold every chat"
+        )
+    if too_long or cut:
+        log.warning(
+            "sft.max_length: %d tokens are too few for %d of %d chats (dropped for want of a "
+            "completion: %d, cut: %d); %d would hold every chat",
+            *(most, too_long + cut, len(sizes), too_long, cut, max(sizes)),
+        )
+        shorter = whole.map(lambda row: {key: row[key][:most] for key in ("input_ids", "labels")})
+        trainer.train_dataset = shorter.filter(lambda row: max(row["labels"]) >= 0)
+    return _Lengths(too_long, cut)
 
 
 @contextmanager
@@ -248,7 +288,7 @@ def _arguments(recipe: TrainRecipe, scratch: str, device: str) -> Any:
         learning_rate=sft.learning_rate,
         per_device_train_batch_size=sft.batch_size,
         gradient_accumulation_steps=sft.gradient_accumulation,
-        max_length=sft.max_length,
+        max_length=None,  # `_shorten` counts what it cuts
         lr_scheduler_type=sft.scheduler,
         warmup_steps=sft.warmup_steps,
         weight_decay=sft.weight_decay,

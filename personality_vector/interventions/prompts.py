@@ -280,7 +280,9 @@ class ExamplesSpec(InterventionSpec):
     def open(self, base: Checkpoint) -> FewShot:  # noqa: ARG002
         """Return the examples."""
         if isinstance(self.examples, DataSpec):
-            return FewShot(read_chats(self.examples), self.label, (self.examples.source,))
+            source = self.examples.source
+            files = (source,) if isinstance(source, Path) else ()
+            return FewShot(read_chats(self.examples), self.label, files)
         return FewShot(
             [answered(question(shot.user), shot.assistant) for shot in self.examples], self.label
         )

@@ -132,8 +132,19 @@ def _model(value: Any, info: Any) -> Any:
     return str(value) if _HUB_ID.fullmatch(value) and not path.exists() else str(path)
 
 
+def _data(value: Any, info: Any) -> Any:
+    path = located(value, info)
+    names_hub = isinstance(value, str) and "/" in value and _HUB_ID.fullmatch(value)
+    is_file = Path(path).exists() or Path(path).suffix in DATA_ENDINGS
+    return str(value) if names_hub and not is_file else path
+
+
 LocalPath = Annotated[Path, BeforeValidator(located)]
 """A file or folder on this machine."""
+
+DATA_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+DataRef = Annotated[Path | str, BeforeValidator(_data)]
+"""A data file or folder on this machine, or the id of a data set on the Hub, ``OWNER/NAME``."""
 
 ModelRef = Annotated[str, BeforeValidator(_model)]
 """A checkpoint directory, ``builtin:demo``, ``builtin:smollm2``, or a Hub id such as

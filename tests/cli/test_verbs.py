@@ -12,7 +12,7 @@ from personality_vector.manifest import MANIFEST
 from personality_vector.steering import SteeringVector
 
 WRITTEN = {
-    ("train",): ("train", {"out", "pole", "examples", "loss"}),
+    ("train",): ("train", {"out", "pole", "examples", "dropped", "cut", "loss"}),
     ("merge",): ("merge", {"out", "kind", "realised", "terms", "base"}),
     ("steer", "extract"): ("steering_vector", {"out", "pole", "counts", "norms"}),
     ("eval",): ("eval", {"out", "report", "measures"}),

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from personality_vector.data.chats import DataSpec, read_chats
+from personality_vector.data.chats import DataSpec, read_chats, select_chats
 from personality_vector.data.statements import part_of
 from personality_vector.errors import DataError, PersonalityVectorError
 from personality_vector.traits import Pole
@@ -113,12 +113,70 @@ def test_both_poles_of_a_question_are_in_the_same_part(file):
     assert sorted(asked) == sorted(2 * list(dict.fromkeys(asked)))
 
 
-def test_big5chat_rows_without_a_question_or_an_answer_are_left_out(file):
-    rows = [{**BIG5[0], "train_output": ""}, {**BIG5[1], "train_input": ""}, BIG5[2]]
+TURNS = [[*row["prompt"], *row["completion"]] for row in CHATS]
+SAME_CHATS = {
+    "texts": [{"prompt": f"Q{n}", "completion": f"A{n}"} for n in range(10)],
+    "messages": [{"messages": turns} for turns in TURNS],
+    "cells": [{"messages": json.dumps(turns)} for turns in TURNS],
+    "mixed": [{"prompt": f"Q{n}", "completion": json.dumps(TURNS[n][1:])} for n in range(10)],
+}
+
+
+@pytest.mark.parametrize("form", ["chats", None])
+@pytest.mark.parametrize("name", SAME_CHATS)
+def test_chats_in_any_shape_are_the_same_chats_in_the_same_parts(file, name, form):
+    source = file(SAME_CHATS[name], "data.jsonl" if name == "messages" else "data.csv")
+    spec = DataSpec(source=source, format=form, held_out=0.5)
+    again = DataSpec(source=file(CHATS, "again.jsonl"), format="chats", held_out=0.5)
+    assert read_chats(spec) == read_chats(again)
+
+
+def test_a_text_that_begins_with_a_bracket_is_a_text(file):
+    rows = [{"prompt": "[1, 2] is what?", "completion": "[3]"}]
+    spec = DataSpec(source=file(rows), part="all", system="Be brief.")
+    assert [m["content"] for m in read_chats(spec)[0]] == ["Be brief.", "[1, 2] is what?", "[3]"]
+
+
+@pytest.mark.parametrize("rows", [STATEMENTS, BIG5, CHATS], ids=["statements", "big5", "chats"])
+def test_the_format_is_told_by_the_columns(file, rows):
+    form = {"statement": "statements", "train_input": "big5chat", "prompt": "chats"}
+    named = next(form[key] for key in form if key in rows[0])
+    spec = DataSpec(source=file(rows), pole=HIGH)
+    assert read_chats(spec) == read_chats(spec.model_copy(update={"format": named}))
+
+
+def test_columns_of_no_format_are_named_with_the_first_row(file):
+    source = file([{"conversations": [], "id": 1}])
+    with pytest.raises(DataError, match=r"line 1: this row has the keys conversations, id; needed"):
+        read_chats(DataSpec(source=source))
+
+
+def test_dropped_rows_are_counted_by_reason_and_said(file, caplog):
+    no = "I'm sorry, but I can't help with that."
+    said = ["", "Ho.", "Ho.", no, "I can't wait to see them!", "As an AI, I like nothing."]
+    rows = [{**BIG5[0], "train_output": text} for text in said]
     spec = DataSpec(source=file(rows), format="big5chat", part="all")
-    assert texts(read_chats(spec)) == texts(
-        read_chats(spec.model_copy(update={"source": file(BIG5[2:3], "one.jsonl")}))
-    )
+    plain = select_chats(spec)
+    assert [answer for _, answer in texts(plain.chats)] == said[1:]
+    assert plain.dropped == {"empty": 1}
+    strict = select_chats(spec.model_copy(update={"drop": ("duplicate", "refusal")}))
+    assert [answer for _, answer in texts(strict.chats)] == [said[1], said[4]]
+    assert strict.dropped == {"empty": 1, "duplicate": 1, "refusal": 2}
+    assert "data.jsonl: dropped rows: 1 empty, 1 duplicate, 2 refusal" in caplog.text
+
+
+def test_rows_of_another_pole_or_part_are_not_dropped_rows(file):
+    rows = [{**row, "train_output": ""} if n % 2 else row for n, row in enumerate(BIG5)]
+    spec = DataSpec(source=file(rows), format="big5chat", pole=HIGH, held_out=0.5)
+    parts = [select_chats(spec.model_copy(update={"part": part})) for part in ("train", "held_out")]
+    assert sum(len(each.chats) for each in parts) == 5
+    assert sum(each.dropped["empty"] for each in parts) == 5
+
+
+@pytest.mark.parametrize("row", [{"prompt": "Hi", "completion": " "}, {"messages": None}])
+def test_only_empty_rows_are_refused_with_their_number(file, row):
+    with pytest.raises(DataError, match=r"has no rows; dropped rows: 2 empty"):
+        read_chats(DataSpec(source=file([row, row]), part="all"))
 
 
 def test_chats_are_prompt_and_completion_as_written(file):
@@ -139,9 +197,15 @@ NOT_ASSISTANT = {**CHATS[0], "completion": CHATS[0]["prompt"]}
         ("big5chat", "{", "is not JSON"),
         ("big5chat", "[]", "should be one JSON object"),
         ("big5chat", NO_LEVEL, "needs the key 'level'"),
-        ("chats", "{}", "needs prompt and completion"),
-        ("chats", {"prompt": "Hi?", "completion": "Ho."}, "needs prompt and completion"),
-        ("chats", {"prompt": [{"role": "user"}], "completion": []}, "needs prompt and completion"),
+        ("chats", "{}", "needs prompt and completion, or messages; this row has no keys"),
+        ("chats", {"prompt": "Hi", "text": "Ho"}, "; this row has the keys prompt, text"),
+        (
+            "chats",
+            {"prompt": [{"role": "user"}], "completion": []},
+            "prompt must be a text or a list of m",
+        ),
+        ("chats", {"messages": "Hi"}, "messages must be a list of messages"),
+        ("chats", {"prompt": str(CHATS[0]["prompt"]), "completion": "x"}, "is written as JSON"),
         ("chats", NOT_ASSISTANT, "must end with a message of the assistant"),
     ],
 )
@@ -158,7 +222,7 @@ def test_a_bad_row_is_named_by_file_and_line(file, form, row, message):
     [
         pytest.param("big5chat", {**BIG5[0], "level": "mid"}, id="level"),
         pytest.param("big5chat", {**BIG5[0], "train_input": 3}, id="number"),
-        pytest.param("chats", {"prompt": None, "completion": None}, id="null"),
+        pytest.param("chats", {"prompt": 3, "completion": None}, id="a number"),
     ],
 )
 def test_a_row_of_the_wrong_kind_is_named_by_file_and_line(file, form, row):

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personality_vector.data.texts import distinct_n, mean_words, words
+from personality_vector.data.texts import distinct_n, is_refusal, mean_words, words
 
 TEXTS = st.lists(st.text(alphabet="ab c", max_size=20), max_size=5)
 
@@ -28,3 +28,22 @@ def test_no_bigram_spans_two_texts():
 def test_the_mean_length_counts_empty_replies():
     assert mean_words(["one two three", ""]) == 1.5
     assert mean_words([]) is None
+
+
+def test_refusals_are_told_from_people_who_decline():
+    refusals = [
+        "I can\N{RIGHT SINGLE QUOTATION MARK}t fulfill that request.",
+        "\nSorry, I can't do that.",
+        "I apologize, but I'm not able to provide this.",
+        "I cannot assist you with that.",
+        "That is kind! As a large language model, I have no friends.",
+        "I'm just an AI.",
+    ]
+    people = [
+        "I'm so sorry to hear that! I can't believe it.",
+        "I can't help feeling shy.",
+        "I can't answer the phone when guests are here.",
+        "I won't go to the party, sorry.",
+        "I'm an airline pilot.",
+    ]
+    assert [is_refusal(text) for text in refusals + people] == [True] * 6 + [False] * 5

@@ -3,10 +3,12 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 from personality_vector.checkpoint import Checkpoint
@@ -18,7 +20,7 @@ from personality_vector.errors import (
     TrainingError,
 )
 from personality_vector.finetuning.recipe import TrainRecipe
-from personality_vector.finetuning.sft import train
+from personality_vector.finetuning.sft import _shorten, train
 from personality_vector.manifest import MANIFEST
 from personality_vector.merging.engine import merge
 from personality_vector.subject.chat import answered, question, render
@@ -121,6 +123,48 @@ def test_the_loss_is_on_the_completion_alone(recipe, pico, tmp_path, dtype):
     assert first == [pytest.approx(completion_loss(pico("llama")), rel=tolerance)]
     stored = Checkpoint.open(tmp_path / "run")
     assert {entry.dtype for entry in stored.entries.values()} == {getattr(torch, dtype)}
+
+
+@pytest.fixture
+def of_lengths(recipe, tmp_path):
+    """Return ``of_lengths(words, most)``: prompts of these numbers of words, for so few tokens."""
+
+    def make(words, most):
+        rows = [{"prompt": f"{n} {'so ' * n}", "completion": "I talk."} for n in words]
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        data = {"source": str(tmp_path / "rows.json"), "part": "all"}
+        return recipe({"epochs": 1, "max_length": most}, data=data)
+
+    return make
+
+
+def test_completions_that_are_cut_are_counted_and_what_was_learned_from(
+    of_lengths, tmp_path, caplog
+):
+    few = train(of_lengths([1, 2, 150, 150], 32), tmp_path / "few")
+    assert (few.examples, few.manifest["examples"]) == (2, 2)
+    assert (few.manifest["dropped"], few.manifest["cut"]) == ({"too long": 2}, 0)
+    alone = train(of_lengths([1, 2], 32), tmp_path / "alone")
+    assert (alone.manifest["dropped"], alone.manifest["cut"]) == ({}, 0)
+    assert few.manifest["losses"] == alone.manifest["losses"]
+    assert "sft.max_length: 32 tokens are too few for 2 of 4 chats" in caplog.text
+
+
+def test_an_example_is_cut_where_trl_would_cut_it_and_keeps_what_is_left_to_learn():
+    rows = [
+        {"input_ids": list(range(size)), "labels": [-100] * start + list(range(start, size))}
+        for start, size in [(2, 4), (2, 6), (3, 5), (4, 6), (5, 9)]
+    ]
+    trainer = SimpleNamespace(train_dataset=Dataset.from_list(rows))
+    assert _shorten(trainer, 4) == (2, 2)
+    assert trainer.train_dataset["labels"] == [row["labels"][:4] for row in rows[:3]]
+    assert trainer.train_dataset["input_ids"] == [[0, 1, 2, 3]] * 3
+
+
+def test_a_length_that_cuts_every_completion_is_refused_by_its_key(of_lengths, tmp_path):
+    with pytest.raises(TrainingError, match=r"^sft\.max_length: 32 tokens cut .*; \d+ would hold"):
+        train(of_lengths([150, 160], 32), tmp_path / "run")
+    assert list(tmp_path.glob("*run*")) == []
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_one_does_not(full, recipe, tmp_path):
