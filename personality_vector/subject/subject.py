@@ -38,6 +38,7 @@ from personality_vector.subject.spec import Sampling, Template
 from personality_vector.subject.templates import fixed_date
 from personality_vector.subject.thoughts import left_open, marks_of, said, visible
 
+_MOST_TOKENS = 1 << 31
 _CONFIGURED = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 _NOT_READ = ("MANIFEST.json", "model.safetensors.index.json")
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
@@ -285,7 +286,8 @@ def _fresh_settings(model: Any, tokenizer: Any) -> Generator[None]:
     ends = own.eos_token_id
     if ends is None:
         ends = tokenizer.eos_token_id
-    if not all(isinstance(end, int | None) for end in (ends if isinstance(ends, list) else [ends])):
+    listed = ends if isinstance(ends, list) else [ends] if ends is not None else []
+    if not all(isinstance(end, int) and abs(end) < _MOST_TOKENS for end in listed):
         raise CheckpointError(
             f"{tokenizer.name_or_path}: eos_token_id of generation_config.json is {ends!r:.60}; "
             "write a number, or a list of numbers"

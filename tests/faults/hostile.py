@@ -154,7 +154,7 @@ def text(dice: Dice, whole: str) -> str:
         elif what < 0.8:
             whole = whole[:start] + whole[min(end, start + dice.choice([1, 5, 10**6])) :]
         else:
-            whole = whole[:end] + whole[start:end][:2000] * dice.choice([1, 2, 30]) + whole[end:]
+            whole = whole[:end] + whole[start:end][:2000] * dice.choice([1, 2, 8]) + whole[end:]
     return whole
 
 

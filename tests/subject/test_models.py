@@ -232,7 +232,7 @@ def test_a_padding_token_without_an_embedding_is_replaced(pico, tmp_path):
         subject.replies([question("unheard")], seed=1)
 
 
-@pytest.mark.parametrize("end", ["x", [["a"]], {"a": 1}])
+@pytest.mark.parametrize("end", ["x", [["a"]], {"a": 1}, [None], 2**64])
 def test_ends_of_a_wrong_type_are_named(pico, tmp_path, end):
     path = shutil.copytree(pico("llama"), tmp_path / "base")
     file = path / "generation_config.json"
