@@ -86,7 +86,7 @@ def _as_written(path: Path) -> dict[str, Any]:
     from personality_vector.checkpoint import Checkpoint, read_header
     from personality_vector.delta.storage import is_saved_delta
     from personality_vector.delta.storage import verify as verified
-    from personality_vector.files.owned import changes_in, manifest_of
+    from personality_vector.files.owned import RESULTS, changes_in, manifest_of
 
     manifest = manifest_of(path)
     if manifest is None:
@@ -99,6 +99,8 @@ def _as_written(path: Path) -> dict[str, Any]:
     said = f"{len(manifest['files'])} files"
     if is_saved_delta(path):
         said += f" and {verified(path)} tensors"
+    elif RESULTS in manifest["files"]:
+        said += f" and {len(pv.Run(path).cells())} cells"
     elif WEIGHTS in manifest:
         headers = [read_header(file) for file in sorted(path.glob("*.safetensors"))]
         entries = {name: entry for header in headers for name, entry in header.items()}

@@ -1,10 +1,13 @@
 """The SQLite file of a run: its tables, durable connections and errors of this package."""
 
+import json
 import sqlite3
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import xxhash
 
 from personality_vector.errors import (
     CheckpointError,
@@ -82,6 +85,31 @@ TABLES: dict[str, str] = {
 ``planned`` and ``judged`` hold what the latest recipe asks for; the other tables only grow.
 """
 
+DIGEST = "digest"
+"""Key of the note that every row of a result is mixed into as it is inserted."""
+RESULTS = ("cells", "answers", "scores", "readings")
+"""The tables whose rows are measurements, which nobody changes afterwards."""
+
+
+def mixed(digest: str, *row: Any) -> str:
+    """Return a digest after a row is added: that of a set of rows, in any order.
+
+    Source:
+        AdHash: Bellare and Micciancio 1997, "A New Paradigm for Collision-Free Hashing". It guards
+        against damage and honest edits, since anybody can compute it.
+    """
+    text = json.dumps(row, ensure_ascii=False).encode(errors="surrogatepass")
+    return f"{(int(digest, 16) + xxhash.xxh3_128_intdigest(text)) % (1 << 128):032x}"
+
+
+def trigger_of(table: str, columns: Iterable[str]) -> str:
+    """Return the statement by which SQLite mixes each row that is inserted into the digest."""
+    row = ", ".join(f"NEW.{column}" for column in columns)
+    return (
+        f"CREATE TRIGGER {DIGEST}_{table} AFTER INSERT ON {table} BEGIN UPDATE run "
+        f"SET value = {DIGEST}(value, '{table}', {row}) WHERE key = '{DIGEST}'; END"
+    )
+
 
 class Planned(NamedTuple):
     """A cell under the names that the recipe gives it.
@@ -147,6 +175,7 @@ def connected(path: Path) -> Generator[sqlite3.Connection]:
         with explained(path):
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
+            connection.create_function(DIGEST, -1, mixed, deterministic=True)
         yield connection
 
 

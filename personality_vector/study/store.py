@@ -15,15 +15,34 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from personality_vector.errors import CheckpointError, NonFiniteError, RecipeError
+from personality_vector.errors import (
+    CheckpointError,
+    NonFiniteError,
+    RecipeError,
+    VerificationError,
+)
 from personality_vector.files.reading import parse_json
 from personality_vector.study.claims import LEASE, Claims
-from personality_vector.study.database import FORMAT, TABLES, Database, Judged, Planned, connected
+from personality_vector.study.database import (
+    DIGEST,
+    FORMAT,
+    RESULTS,
+    TABLES,
+    Database,
+    Judged,
+    Planned,
+    connected,
+    mixed,
+    trigger_of,
+)
 from personality_vector.subject import Answer, Cell, Findings, Rubric, Score
 
 log = logging.getLogger(__name__)
 
 FILE = "results.sqlite"
+_NO_ROWS = "0" * 32
+_checked = set[tuple[Path, str]]()
+"""Files and their digests that this process has compared already."""
 
 _IS_CELL = "base = ? AND intervention = ? AND strength = ? AND measure = ? AND seed = ?"
 
@@ -53,6 +72,7 @@ class Store(Database):
             CheckpointError: There is no file, or it is damaged, of another format or not a store.
             LockedError: Another process keeps it locked.
             StorageError: The disk is full, read-only or failing.
+            VerificationError: Its results were changed after they were written.
         """
         if not create and not path.is_file():
             raise CheckpointError(f"{path}: there is no results file")
@@ -70,7 +90,11 @@ class Store(Database):
         if not found and create:
             for table, columns in TABLES.items():
                 self.connection.execute(f"CREATE TABLE {table} ({columns})")
+            for table in RESULTS:
+                names = [row[1] for row in self.rows(f"PRAGMA table_info({table})")]
+                self.connection.execute(trigger_of(table, names))
             self._note({"format": FORMAT})
+            self.connection.execute("INSERT INTO run VALUES (?, ?)", (DIGEST, _NO_ROWS))
         elif not {"run", "cells"} <= found:
             raise CheckpointError(
                 f"{self.path}: is an SQLite file without results; move it away, or choose "
@@ -81,6 +105,24 @@ class Store(Database):
                 f"{self.path}: holds results of format {stored}, but this version writes format "
                 f"{FORMAT}; choose another folder, or start again with --force"
             )
+        self._require_unchanged()
+
+    def _require_unchanged(self) -> None:
+        """Check that every result is as it was written; once for each state of a file."""
+        noted = self.rows("SELECT value FROM run WHERE key = ?", (DIGEST,))
+        # A store of an earlier version notes nothing.
+        if not noted or (self.path, noted[0][0]) in _checked:
+            return
+        found = _NO_ROWS
+        for table in RESULTS:
+            for row in self.rows(f"SELECT * FROM {table}"):
+                found = mixed(found, table, *row)
+        if found != noted[0][0]:
+            raise VerificationError(
+                f"{self.path}: its results were changed after they were written; restore the file, "
+                "or measure again with --force"
+            )
+        _checked.add((self.path, found))
 
     def __getitem__(self, key: str) -> Any:
         """Return a note about the run, or ``None`` if there is none."""
@@ -114,7 +156,7 @@ class Store(Database):
             if self["plan"] == plan:  # a judge that was added stays
                 values["judges"] = {**values["judges"], **self["judges"]}
             else:
-                for old in ("planned", "judged", "run WHERE key != 'format'"):
+                for old in ("planned", "judged", f"run WHERE key NOT IN ('format', '{DIGEST}')"):
                     self.connection.execute(f"DELETE FROM {old}")
             self._note({**values, "plan": plan})
             self._judge(judged)
