@@ -133,8 +133,10 @@ def _model(value: Any, info: Any) -> Any:
 
 
 def _data(value: Any, info: Any) -> Any:
+    if not isinstance(value, str):
+        return value
     path = located(value, info)
-    names_hub = isinstance(value, str) and "/" in value and _HUB_ID.fullmatch(value)
+    names_hub = "/" in value and _HUB_ID.fullmatch(value)
     is_file = Path(path).exists() or Path(path).suffix in DATA_ENDINGS
     return str(value) if names_hub and not is_file else path
 
