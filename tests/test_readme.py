@@ -14,7 +14,7 @@ from personality_vector.cli.main import run
 
 ROOT = Path(__file__).parents[1]
 MARK = "<!-- run by tests/test_readme.py -->\n```sh\n"
-_SHORT = ["measures.0.likelihood.limit=10", "measures.1.interview.generation.max_new_tokens=12"]
+_SHORT = ["measures.0.likelihood.limit=4", "measures.1.interview.generation.max_new_tokens=4"]
 SMALLER = {
     "training/smoke.yaml": ["sft.epochs=1"],
     "eval/sweeps/smoke.yaml": [*_SHORT, "strengths=[-1.0, 1.0]"],
@@ -23,9 +23,9 @@ SMALLER = {
         "limit=12",
         "verify=1",
         "shares=[0.1, 0.4]",
-        "generation={max_new_tokens: 12, samples: 1}",
+        "generation={max_new_tokens: 6, samples: 1}",
     ],
-    "training/steering/smoke-persona.yaml": ["rollouts.questions=4", "rollouts.max_new_tokens=12"],
+    "training/steering/smoke-persona.yaml": ["rollouts.questions=4", "rollouts.max_new_tokens=8"],
     "eval/compare/smoke.yaml": [
         *_SHORT,
         "points=2",

@@ -196,15 +196,16 @@ def recipe(method, paths, **top):
     }
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "normalize"), [*((method, False) for method in METHODS), ("ties", True)]
+)
 def test_in_bfloat16_every_entry_is_mergekits(both, models, method, normalize):
     parameters = {"normalize": normalize, "lambda": 0.7}
     given = recipe(method, models(torch.bfloat16), dtype="bfloat16", parameters=parameters)
     assert agreement(*both(given)) == 1.0
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_linear", "della"])
 def test_computed_in_float32_and_written_in_bfloat16(both, models, method):
     # A float32 L1 norm depends on the order of its sum, so rescaled entries may round otherwise.
     top = {"dtype": "float32", "out_dtype": "bfloat16"}
@@ -235,7 +236,7 @@ def test_rescale_can_be_turned_on_and_int8_mask_changes_nothing(both, models, me
     assert agreement(*both(given)) == 1.0
 
 
-@pytest.mark.parametrize("density", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("density", [0.5])
 def test_distinct_magnitudes_need_no_stable_sort(both, models, density):
     given = recipe("ties", models(torch.float32), parameters={"normalize": False})
     for model in given["models"]:
@@ -243,8 +244,9 @@ def test_distinct_magnitudes_need_no_stable_sort(both, models, density):
     assert agreement(*both(given, patched=False)) >= 0.9999
 
 
-@pytest.mark.parametrize("density", [0.2, 0.9])
-@pytest.mark.parametrize("method", ["ties", "dare_ties", "breadcrumbs"])
+@pytest.mark.parametrize(
+    ("method", "density"), [("ties", 0.2), ("dare_ties", 0.9), ("breadcrumbs", 0.2)]
+)
 def test_density_that_is_not_given_to_each_model(both, models, method, density):
     given = recipe(method, models(torch.bfloat16), parameters={"density": density})
     for model in given["models"]:
