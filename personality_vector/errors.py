@@ -6,6 +6,8 @@ The command line prints the message and exits with ``exit_code``:
 """
 
 import errno
+import io
+import logging
 import os
 import re
 from collections.abc import Generator, Iterable
@@ -147,6 +149,17 @@ def foreign(kind: type[PersonalityVectorError], what: str) -> Generator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise kind(f"{what}: {reason_of(error)}") from error
+
+
+@contextmanager
+def heard() -> Generator[io.StringIO]:
+    """Yield what transformers would print about a model: an error of ours says what matters."""
+    theirs, said = logging.getLogger("transformers"), io.StringIO()
+    usual, theirs.handlers = theirs.handlers, [logging.StreamHandler(said)]
+    try:
+        yield said
+    finally:
+        theirs.handlers = usual
 
 
 def reason_of(error: BaseException) -> str:

@@ -13,6 +13,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["PVEC_THREADS"] = "1"  # threads cost more than they save here; law 8 sets its own
 
 from collections.abc import Callable
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,21 @@ def text(tmp_path_factory) -> Callable[..., Path]:
 def vlm(tmp_path_factory) -> Callable[..., Path]:
     """Return ``vlm(family, layout, **options)``: the directory of a VLM, made once."""
     return vlms.once(vlms.save_vlm, tmp_path_factory.mktemp("vlm"))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return ``clock(year)``: transformers believes that it is that year."""
+
+    def stopped(year: int) -> None:
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> "Clock":  # noqa: ARG003
+                return cls(year, 5, 17)
+
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
+
+    return stopped
 
 
 @pytest.fixture(scope="session")

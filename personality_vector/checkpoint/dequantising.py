@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import logging
 import re
 import tempfile
 import warnings
@@ -17,7 +16,7 @@ import torch
 from personality_vector.checkpoint.gguf_file import GgufFile, gguf_package
 from personality_vector.checkpoint.reader import Checkpoint
 from personality_vector.checkpoint.tensors import FLOATS
-from personality_vector.errors import CheckpointError, foreign, some
+from personality_vector.errors import CheckpointError, foreign, heard, some
 from personality_vector.files import AtomicDirectory
 from personality_vector.files.digests import content_of
 from personality_vector.manifest import WEIGHTS, write_manifest
@@ -95,20 +94,15 @@ def _quietly(source: GgufFile) -> Generator[str]:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    log = logging.getLogger("transformers")
-    level = log.level
-    log.setLevel(logging.CRITICAL)  # what it would say of a file is said here, in one sentence
-    try:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            contextlib.redirect_stderr(io.StringIO()),
-            warnings.catch_warnings(action="ignore"),
-            foreign(CheckpointError, f"{source.path}: transformers cannot read this model"),
-        ):
-            (Path(folder) / _NAME).symlink_to(source.path.resolve())
-            yield folder
-    finally:
-        log.setLevel(level)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stderr(io.StringIO()),
+        heard(),
+        warnings.catch_warnings(action="ignore"),
+        foreign(CheckpointError, f"{source.path}: transformers cannot read this model"),
+    ):
+        (Path(folder) / _NAME).symlink_to(source.path.resolve())
+        yield folder
 
 
 def _model(source: GgufFile, folder: str, config: Any, dtype: str) -> Any:

@@ -11,7 +11,7 @@ import torch
 from personality_vector.checkpoint.tensors import TensorEntry
 from personality_vector.errors import CheckpointError
 from personality_vector.files.header import UNQUANTISED
-from personality_vector.files.owned import MANIFEST
+from personality_vector.files.owned import MANIFEST, RESULTS
 from personality_vector.files.reading import is_stray, parse_json, read_text
 
 _TEMPLATES = "additional_chat_templates"
@@ -142,7 +142,7 @@ def why_unreadable(path: Path, why: str) -> str:
             "is a LoRA adapter, not a whole model; merge it into its base first, with "
             f"`pvec merge --base BASE --term {path}=1 --out DIR`"
         )
-    elif (path / "results.sqlite").is_file():
+    elif (path / RESULTS).is_file():
         why = f"is a run, not a model; see `pvec report {path}`"
     elif steps:
         why = f"is a training with its checkpoints; give one of them, such as {steps[-1].name}"

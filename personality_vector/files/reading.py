@@ -77,11 +77,12 @@ def parse_json(text: str | bytes, **how: Any) -> Any:
         found = json.loads(text, **how)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    level = [found]
-    for _ in range(_MOST_LEVELS):
-        level = [part for outer in level for part in _parts(outer)]
-    if level:
-        raise ValueError(f"it is nested too deeply: at most {_MOST_LEVELS} levels are read")
+    if sum(counts[:2]) > _MOST_LEVELS:  # otherwise it cannot be that deep
+        level = [found]
+        for _ in range(_MOST_LEVELS):
+            level = [part for outer in level for part in _parts(outer)]
+        if level:
+            raise ValueError(f"it is nested too deeply: at most {_MOST_LEVELS} levels are read")
     return found
 
 

@@ -87,7 +87,7 @@ TABLES: dict[str, str] = {
 
 DIGEST = "digest"
 """Key of the note that every row of a result is mixed into as it is inserted."""
-RESULTS = ("cells", "answers", "scores", "readings")
+MEASURED = ("cells", "answers", "scores", "readings")
 """The tables whose rows are measurements, which nobody changes afterwards."""
 
 

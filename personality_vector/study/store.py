@@ -26,7 +26,7 @@ from personality_vector.study.claims import LEASE, Claims
 from personality_vector.study.database import (
     DIGEST,
     FORMAT,
-    RESULTS,
+    MEASURED,
     TABLES,
     Database,
     Judged,
@@ -90,7 +90,7 @@ class Store(Database):
         if not found and create:
             for table, columns in TABLES.items():
                 self.connection.execute(f"CREATE TABLE {table} ({columns})")
-            for table in RESULTS:
+            for table in MEASURED:
                 names = [row[1] for row in self.rows(f"PRAGMA table_info({table})")]
                 self.connection.execute(trigger_of(table, names))
             self._note({"format": FORMAT})
@@ -114,7 +114,7 @@ class Store(Database):
         if not noted or (self.path, noted[0][0]) in _checked:
             return
         found = _NO_ROWS
-        for table in RESULTS:
+        for table in MEASURED:
             for row in self.rows(f"SELECT * FROM {table}"):
                 found = mixed(found, table, *row)
         if found != noted[0][0]:

@@ -157,10 +157,12 @@ def require_known(model: nn.Module, ids: Int[Tensor, "batch seq"]) -> None:
     """
     # A model of another library need not have this method.
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
-    rows = embeddings.weight.shape[0] if embeddings is not None else int(ids.max()) + 1
-    if int(ids.max()) >= rows:
+    if embeddings is None:
+        return
+    largest, rows = int(ids.max()), embeddings.weight.shape[0]
+    if largest >= rows:
         raise DataError(
-            f"the tokenizer makes token {int(ids.max())}, and the model knows tokens 0 to "
+            f"the tokenizer makes token {largest}, and the model knows tokens 0 to "
             f"{rows - 1}; give the model the tokenizer that belongs to it"
         )
 

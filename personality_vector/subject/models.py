@@ -5,7 +5,7 @@ import importlib.util
 import io
 import logging
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from personality_vector.checkpoint import FLOATS, Checkpoint, is_buffer, read_json
 from personality_vector.checkpoint.folder import require_unquantised_config, side_files
-from personality_vector.errors import CheckpointError, ModelError, foreign, some
+from personality_vector.errors import CheckpointError, ModelError, foreign, heard, some
 from personality_vector.files.reading import MOST_BYTES, is_stray
 from personality_vector.subject.spec import Template
 from personality_vector.subject.templates import set_template
@@ -47,7 +47,7 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    with foreign(ModelError, f"{path}: transformers cannot load this model"), _heard() as said:
+    with foreign(ModelError, f"{path}: transformers cannot load this model"), heard() as said:
         try:
             model, report = _class_of(path).from_pretrained(
                 str(path),
@@ -79,17 +79,6 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
     return model.to(device).eval()
 
 
-@contextlib.contextmanager
-def _heard() -> Generator[io.StringIO]:
-    """Yield what transformers would print about a folder: an error of ours says what matters."""
-    theirs, said = logging.getLogger("transformers"), io.StringIO()
-    usual, theirs.handlers = theirs.handlers, [logging.StreamHandler(said)]
-    try:
-        yield said
-    finally:
-        theirs.handlers = usual
-
-
 def read_config(path: str | Path, to: str = "read config.json") -> Any:
     """Return the configuration of a checkpoint as transformers reads it, defaults filled in.
 
@@ -106,7 +95,7 @@ def read_config(path: str | Path, to: str = "read config.json") -> Any:
     from transformers import AutoConfig
 
     _require_inert(Path(path))
-    with foreign(ModelError, f"{path}: transformers cannot {to}"), _heard():
+    with foreign(ModelError, f"{path}: transformers cannot {to}"), heard():
         return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
 
 
@@ -196,7 +185,7 @@ def load_tokenizer(path: str | Path, template: Template | None = None) -> Any:
     with (
         foreign(CheckpointError, f"{path}: the tokenizer cannot be read"),
         contextlib.redirect_stderr(io.StringIO()),
-        _heard(),
+        heard(),
     ):
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)

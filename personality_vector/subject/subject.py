@@ -155,7 +155,7 @@ class Subject:
 
     def _first_tokens(self, chats: Sequence[Chat]) -> Float[Tensor, "chats vocab"]:
         texts = [before_answer(self.tokenizer, self.edit(chat)) for chat in chats]
-        encoded = encode_prompts(self.tokenizer, texts).to(device_of(self.model))
+        encoded = _encoded(self.model, self.tokenizer, texts)
         # generate(), since it alone knows how each architecture counts positions behind padding
         # and how to compute the logits of the last position only.
         with _fresh_settings(self.model, self.tokenizer):
@@ -176,10 +176,9 @@ class Subject:
 
     def _require_numbers(self, chat: Chat) -> None:
         text = render(self.tokenizer, chat, reply_follows=True)
-        tokens = encode_prompts(self.tokenizer, [text])["input_ids"]
+        tokens = _encoded(self.model, self.tokenizer, [text])["input_ids"]
         with reading(Prompts.of(tokens)):
-            require_known(self.model, tokens)
-            last = self.model(input_ids=tokens.to(device_of(self.model))).logits[0, -1].float()
+            last = self.model(input_ids=tokens).logits[0, -1].float()
         # Single words may be ruled out with -inf, so it is their sum that must be a number.
         if not bool(torch.isfinite(torch.logsumexp(last, dim=0))):
             raise NonFiniteError(
@@ -236,8 +235,7 @@ def generate_replies(
 def _generate(model: Any, tokenizer: Any, chats: Sequence[Chat], sampling: Sampling) -> list[Reply]:
     started = time.monotonic()
     texts = [render(tokenizer, chat, reply_follows=True) for chat in chats]
-    prompts = encode_prompts(tokenizer, texts).to(device_of(model))
-    require_known(model, prompts["input_ids"])
+    prompts = _encoded(model, tokenizer, texts)
     drawing = (
         {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
         if sampling.temperature > 0
@@ -267,6 +265,13 @@ def _generate(model: Any, tokenizer: Any, chats: Sequence[Chat], sampling: Sampl
         Reply(one.answer, taken, made, seconds, one.thought, one.is_finished)
         for one, taken, made in zip(found, read, lengths, strict=True)
     ]
+
+
+def _encoded(model: Any, tokenizer: Any, texts: Sequence[str]) -> Any:
+    """Return prompts as ``generate`` reads them, on the device of the model."""
+    prompts = encode_prompts(tokenizer, texts)
+    require_known(model, prompts["input_ids"])  # on the CPU, where nothing has to wait for it
+    return prompts.to(device_of(model))
 
 
 @contextmanager

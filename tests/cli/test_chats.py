@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from datetime import datetime
 
 import pytest
 
@@ -37,19 +36,6 @@ def base(lab, tmp_path):
 @pytest.fixture
 def here(lab, monkeypatch):
     monkeypatch.chdir(lab.folder)
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    def stopped(year):
-        class Clock(datetime):
-            @classmethod
-            def now(cls, tz=None):  # noqa: ARG003
-                return cls(year, 5, 17)
-
-        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
-
-    return stopped
 
 
 def manifest(path):

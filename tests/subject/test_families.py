@@ -1,7 +1,6 @@
 """Templates of known families, by behaviour: what is asked is shown, and the answer is found."""
 
 import logging
-from datetime import datetime
 
 import pytest
 
@@ -30,21 +29,6 @@ def of(tokenizer):
         return tokenizer
 
     return given
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """Return ``clock(year)``: transformers believes that it is that year."""
-
-    def stopped(year):
-        class Clock(datetime):
-            @classmethod
-            def now(cls, tz=None):  # noqa: ARG003
-                return cls(year, 5, 17)
-
-        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
-
-    return stopped
 
 
 def response(tokenizer, chat):
