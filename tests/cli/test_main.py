@@ -1,6 +1,8 @@
 """The frame of the command line: help, exit codes, one sentence for an error."""
 
+import gc
 import json
+import signal
 import subprocess
 import sys
 
@@ -111,6 +113,19 @@ def test_nothing_at_all_shows_the_help(pvec):
     assert (ended.out + ended.err).startswith("Usage: ")
 
 
+@pytest.fixture
+def process(monkeypatch):
+    """What a command line sets for its whole process, this one gets back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)}
+    threshold = gc.get_threshold()
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    yield
+    gc.set_threshold(*threshold)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("process")
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_traceback_is_shown_wherever_it_is_asked_for(capsys, tmp_path, place):
     words = ["show", str(tmp_path / "absent")]
