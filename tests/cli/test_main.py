@@ -114,7 +114,7 @@ def test_nothing_at_all_shows_the_help(pvec):
 
 
 @pytest.fixture
-def process(monkeypatch):
+def restored(monkeypatch):
     """What a command line sets for its whole process, this one gets back."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)}
     threshold = gc.get_threshold()
@@ -125,7 +125,7 @@ def process(monkeypatch):
         signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("process")
+@pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_traceback_is_shown_wherever_it_is_asked_for(capsys, tmp_path, place):
     words = ["show", str(tmp_path / "absent")]
