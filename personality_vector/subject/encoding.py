@@ -1,6 +1,7 @@
 """Chats as tokens: which tokens are the response, and how likely they are."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from personality_vector.errors import DataError
 from personality_vector.subject.chat import Chat, render
 from personality_vector.subject.prompts import Prompts, reading
 from personality_vector.subject.thoughts import Marks, closed, left_open, marks_of, said
+
+MOST_LOGITS = 1 << 26
+"""Of one forward pass: 256 MiB in float32, or 524 tokens of 128,000 words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,12 @@ class EncodedChats:
             self.attention_mask.to(device),
             self.response_mask.to(device),
         )
+
+    def parts(self, most: int) -> "Iterator[EncodedChats]":
+        """Yield the chats again, at most ``most`` at once."""
+        every = (self.input_ids, self.attention_mask, self.response_mask)
+        for tensors in zip(*(torch.split(tensor, most) for tensor in every), strict=True):
+            yield EncodedChats(*tensors)
 
 
 def encode_chats(tokenizer: Any, chats: Sequence[Chat]) -> EncodedChats:
@@ -155,30 +165,51 @@ def require_known(model: nn.Module, ids: Int[Tensor, "batch seq"]) -> None:
     Raises:
         DataError: The tokenizer is one of another model, or of a larger vocabulary.
     """
-    # A model of another library need not have this method.
-    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
-    if embeddings is None:
-        return
-    largest, rows = int(ids.max()), embeddings.weight.shape[0]
-    if largest >= rows:
+    largest, rows = int(ids.max()), _vocabulary(model)
+    if rows is not None and largest >= rows:
         raise DataError(
             f"the tokenizer makes token {largest}, and the model knows tokens 0 to "
             f"{rows - 1}; give the model the tokenizer that belongs to it"
         )
 
 
+def _vocabulary(model: nn.Module) -> int | None:
+    """Return the number of embeddings, where a model of another library says it."""
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    return None if embeddings is None else int(embeddings.weight.shape[0])
+
+
 def mean_log_probs(model: nn.Module, encoded: EncodedChats) -> Float[Tensor, " batch"]:
     """Return the mean log-probability of each response's tokens, with its gradient if wanted."""
-    token = response_log_probs(model, encoded).gather(2, encoded.input_ids[:, 1:, None])[..., 0]
-    mask = encoded.response_mask[:, 1:]
-    return (token * mask).sum(1) / mask.sum(1)
+    rows = zip(response_tokens(encoded), response_log_probs(model, encoded), strict=True)
+    return torch.stack([log_probs.gather(1, tokens[:, None]).mean() for tokens, log_probs in rows])
+
+
+def response_tokens(encoded: EncodedChats) -> list[Int[Tensor, " tokens"]]:
+    """Return the tokens of each response; the first token of all has nothing that predicts it."""
+    rows = zip(encoded.input_ids[:, 1:], encoded.response_mask[:, 1:], strict=True)
+    return [ids[is_response] for ids, is_response in rows]
 
 
 def response_log_probs(
     model: nn.Module, encoded: EncodedChats
-) -> Float[Tensor, "batch positions vocab"]:
-    """Return ``log p`` over the vocabulary for tokens 1, 2, ... of each row; float32."""
+) -> Iterator[Float[Tensor, "tokens vocab"]]:
+    """Yield ``log p`` over the vocabulary before each token of a response, row by row; float32.
+
+    Logits are computed from the first response on, and for so many rows at once that there are at
+    most ``MOST_LOGITS`` of them, or for one row.
+    """
     require_known(model, encoded.input_ids)
-    with reading(encoded.prompts):
-        logits = model(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask).logits
-    return torch.log_softmax(logits[:, :-1].float(), dim=-1)
+    mask = encoded.response_mask[:, 1:]
+    begin = int(mask.int().argmax(dim=1).min())
+    kept = encoded.input_ids.shape[1] - begin
+    takes = inspect.signature(model.forward).parameters
+    keeping = {"logits_to_keep": kept} if "logits_to_keep" in takes else {}
+    most = max(1, MOST_LOGITS // (kept * (_vocabulary(model) or 1)))
+    for part in encoded.parts(most):
+        with reading(part.prompts):
+            logits = model(
+                input_ids=part.input_ids, attention_mask=part.attention_mask, **keeping
+            ).logits
+        for row, is_response in zip(logits[:, -kept:-1], part.response_mask, strict=True):
+            yield torch.log_softmax(row[is_response[begin + 1 :]].float(), dim=-1)

@@ -1,14 +1,14 @@
 """A model that can be asked: what interventions change and what measures read."""
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
@@ -17,13 +17,13 @@ from personality_vector.files.reading import read_bytes
 from personality_vector.numeric.random import key_for
 from personality_vector.subject.chat import Chat, ChatEdit, batched, render, unchanged
 from personality_vector.subject.encoding import (
-    EncodedChats,
     before_answer,
     encode_chats,
     encode_prompts,
     mean_log_probs,
     require_known,
     response_log_probs,
+    response_tokens,
 )
 from personality_vector.subject.identity import digest_of
 from personality_vector.subject.models import (
@@ -131,14 +131,20 @@ class Subject:
             [mean_log_probs(self.model, b.to(device_of(self.model))).cpu() for b in encoded]
         )
 
-    @torch.no_grad()
-    def predictions(self, chats: Sequence[Chat]) -> tuple[EncodedChats, Tensor]:
-        """Return the last messages as tokens, and the log-probabilities before each of them.
+    def predictions(
+        self, chats: Sequence[Chat], batch_size: int = 8
+    ) -> Iterator[tuple[Int[Tensor, " tokens"], Float[Tensor, "tokens vocab"]]]:
+        """Yield the last message of each chat as tokens, and the log-probabilities before each.
 
-        ``(batch, positions, vocab)`` for tokens 1, 2, ...; float32, on the CPU.
+        float32, on the CPU.
         """
-        encoded = encode_chats(self.tokenizer, [self.edited(chat) for chat in chats])
-        return encoded, response_log_probs(self.model, encoded.to(device_of(self.model))).cpu()
+        for batch in batched(chats, batch_size):
+            encoded = encode_chats(self.tokenizer, [self.edited(chat) for chat in batch])
+            found = response_log_probs(self.model, encoded.to(device_of(self.model)))
+            for tokens in response_tokens(encoded):
+                with torch.no_grad():  # not around a yield, which would set it for the caller
+                    log_probs = next(found).cpu()
+                yield tokens, log_probs
 
     @torch.no_grad()
     def next_token(

@@ -10,6 +10,7 @@ import torch
 from personality_vector.data.statements import Statement
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.measures.likelihood import Likelihood
+from personality_vector.subject import encoding
 from personality_vector.subject.chat import question
 
 ASKED = "Who are you?"
@@ -54,6 +55,22 @@ def test_every_trait_is_measured_on_its_own_statements(tiny):
     expected = restated(tiny, "I dream") - restated(tiny, "I do what I always did")
     assert readings["openness"].value == pytest.approx(expected, abs=1e-5)
     assert readings["openness"].low is readings["openness"].high is None, "of one statement each"
+
+
+@pytest.mark.parametrize("most", [1, 3 * 262 * 40])
+def test_a_forward_pass_makes_a_bounded_number_of_logits(tiny, monkeypatch, most):
+    made = []
+    head = tiny.model.lm_head
+    plain = found(tiny)
+    monkeypatch.setattr(encoding, "MOST_LOGITS", most)
+    head.register_forward_hook(lambda _, __, logits: made.append(logits.shape))
+    bounded = found(tiny)
+    assert all(rows == 1 or rows * columns * words <= most for rows, columns, words in made)
+    assert len(made) > 1
+    longest = max(len(statement.text) for statement in STATEMENTS)
+    assert max(columns for _, columns, _ in made) == longest + 2, "none of the prompt's"
+    for trait, reading in plain.items():
+        assert bounded[trait].value == pytest.approx(reading.value, abs=1e-6)
 
 
 def test_swapping_the_poles_changes_the_sign_and_nothing_else(tiny):
