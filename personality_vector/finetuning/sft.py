@@ -16,7 +16,13 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
-from personality_vector.checkpoint import Checkpoint, ShardWriter, TensorPlan, read_header
+from personality_vector.checkpoint import (
+    Checkpoint,
+    ShardWriter,
+    TensorPlan,
+    read_header,
+    revision_of,
+)
 from personality_vector.data.chats import select_chats
 from personality_vector.delta.provenance import matched
 from personality_vector.delta.sources import require_finite
@@ -77,7 +83,11 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
             "train",
             {
                 "recipe": recipe.model_dump(mode="json"),
-                "base": {"path": str(base.path), "fingerprint": base.fingerprint.digest},
+                "base": {
+                    "path": str(base.path),
+                    "fingerprint": base.fingerprint.digest,
+                    **revision_of(base.path),
+                },
                 "pole": str(recipe.pole),
                 "seed": recipe.seed,
                 "examples": examples,
