@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from personality_vector.data.rows import HubData, first_row, keys_of, raw_rows
-from personality_vector.data.statements import part_of, read_statements
+from personality_vector.data.rows import HubData, first_row, is_blank, keys_of, raw_rows
+from personality_vector.data.statements import part_of, select_statements
 from personality_vector.data.texts import is_refusal
 from personality_vector.errors import DataError, TraitError
 from personality_vector.files.reading import parse_json, read_text
@@ -176,13 +177,14 @@ def _reason_against(chat: Chat, spec: DataSpec, seen: set[str]) -> str:
 
 
 def _from_statements(spec: DataSpec) -> Iterator[Chat | None]:
-    statements = read_statements(
+    statements, empty = select_statements(
         spec.origin,
         trait=spec.pole.trait if spec.pole else None,
         level=spec.pole.level if spec.pole else None,
         part=None if spec.part == "all" else spec.part,
         held_out=spec.held_out,
     )
+    yield from repeat(None, empty)
     asked = spec.questions
     for index, statement in enumerate(statements):
         yield answered(question(asked[index % len(asked)], system=spec.system), statement.text)
@@ -191,6 +193,9 @@ def _from_statements(spec: DataSpec) -> Iterator[Chat | None]:
 def _from_big5chat(spec: DataSpec) -> Iterator[Chat | None]:
     """Read BIG5-CHAT rows without the instruction, which names the trait: labels would leak."""
     for place, row in raw_rows(spec.origin).items():
+        if is_blank(row):
+            yield None
+            continue
         try:
             pole = Pole.parse(":".join(str(row[key]).strip() for key in ("trait", "level")).lower())
             asked, said = (row[key] or "" for key in ("train_input", "train_output"))

@@ -57,16 +57,27 @@ def read_rows(source: Path | HubData, kind: type[Row]) -> dict[str, Row]:
     Raises:
         DataError: The source cannot be read, or a row does not fit the schema.
     """
-    rows = {}
-    for place, row in _each(source):
-        try:
-            rows[place] = kind.model_validate(row)
-        except ValidationError as error:
-            needed = {name for name, field in kind.model_fields.items() if field.is_required()}
-            fits = needed <= row.keys() <= kind.model_fields.keys()
-            found = "" if fits else f"; {keys_of(row)}"
-            raise DataError(f"{place}: {sentence(kind, error)}{found}") from error
-    return rows
+    return {place: fitted(place, row, kind) for place, row in _each(source)}
+
+
+def fitted(place: str, row: dict[str, Any], kind: type[Row]) -> Row:
+    """Return a row by its schema.
+
+    Raises:
+        DataError: It does not fit the schema.
+    """
+    try:
+        return kind.model_validate(row)
+    except ValidationError as error:
+        needed = {name for name, field in kind.model_fields.items() if field.is_required()}
+        fits = needed <= row.keys() <= kind.model_fields.keys()
+        found = "" if fits else f"; {keys_of(row)}"
+        raise DataError(f"{place}: {sentence(kind, error)}{found}") from error
+
+
+def is_blank(row: dict[str, Any]) -> bool:
+    """Return whether no cell of a row holds anything, as below the last row of a spreadsheet."""
+    return not any(value.strip() if isinstance(value, str) else value for value in row.values())
 
 
 def keys_of(row: dict[str, Any]) -> str:
