@@ -172,8 +172,8 @@ def test_a_rehearsal_counts_what_a_training_would_without_weights(
     found = train(asked, tmp_path / "run").manifest
     assert found["cut"] > 0 < found["dropped"]["too long"]
     monkeypatch.setattr("personality_vector.finetuning.sft.load_model", pytest.fail)
-    expected = {key: found[key] for key in ("examples", "dropped", "cut", "tokenizer")}
-    assert rehearse(asked) == expected
+    kept = {"examples", "dropped", "cut", "tokenizer"} & found.keys()
+    assert rehearse(asked) == {key: found[key] for key in kept}
 
 
 @pytest.mark.parametrize("begin", [rehearse, lambda recipe: train(recipe, "run")])
