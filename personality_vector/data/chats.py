@@ -152,9 +152,12 @@ def read_prompts(file: Path) -> list[str]:
 
 
 def _recognised(origin: Path | HubData) -> Format:
-    """Return the format that has the columns of the first row; statements if there is no row."""
-    found = None if isinstance(origin, Path) and origin.is_dir() else first_row(origin)
-    place, row = found or ("", {"statement": ""})
+    """Return the format that has the columns of the first row; of a directory, statements."""
+    is_folder = isinstance(origin, Path) and origin.is_dir()
+    found = ("", {"statement": ""}) if is_folder else first_row(origin)
+    if found is None:
+        raise DataError(f"{origin}: has no rows")
+    place, row = found
     for name, columns in _COLUMNS.items():
         if columns & row.keys():
             return name
@@ -197,7 +200,9 @@ def _from_big5chat(spec: DataSpec) -> Iterator[Chat | None]:
             yield None
             continue
         try:
-            pole = Pole.parse(":".join(str(row[key]).strip() for key in ("trait", "level")).lower())
+            pole = Pole.parse(
+                ":".join(str(row[key] or "").strip() for key in ("trait", "level")).lower()
+            )
             asked, said = (row[key] or "" for key in ("train_input", "train_output"))
         except KeyError as error:
             raise DataError(
@@ -226,7 +231,10 @@ def _from_chats(spec: DataSpec) -> Iterator[Chat | None]:
         if not prompt or not completion or not completion[-1]["content"].strip():
             yield None
         elif completion[-1]["role"] != "assistant":
-            raise DataError(f"{place}: the chat must end with a message of the assistant")
+            roles = ", ".join(message["role"] for message in [*prompt, *completion])
+            raise DataError(
+                f"{place}: the chat must end with a message of the assistant; its roles are {roles}"
+            )
         elif _selected(spec, json.dumps(prompt)):
             yield [*prompt, *completion]
 
@@ -246,11 +254,13 @@ def _messages(
         value = of_text(value) if value.strip() else None
     if value is None:
         return []
-    if isinstance(value, list) and all(map(_is_message, value)):
-        return value
+    messages = [_with_text(each) for each in value] if isinstance(value, list) else [value]
+    wrong = next((each for each in messages if not _is_message(each)), None)
+    if wrong is None and isinstance(value, list):
+        return messages
     raise DataError(
         f"{place}: {key} must be {'a text or ' if of_text else ''}a list of messages, each with a "
-        "role and a content that are texts; a list in a cell is written as JSON"
+        f"role and a content that are texts, not {wrong!r:.80}; a list in a cell is written as JSON"
     )
 
 
@@ -258,6 +268,17 @@ def _is_message(message: Any) -> bool:
     return isinstance(message, dict) and all(
         isinstance(message.get(key), str) for key in ("role", "content")
     )
+
+
+def _with_text(message: Any) -> Any:
+    """Return a message whose content is a list of texts, as vision models take it, as one text."""
+    parts = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(parts, list) or not all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        for part in parts
+    ):
+        return message
+    return {**message, "content": "".join(part["text"] for part in parts)}
 
 
 def _selected(spec: DataSpec, text: str) -> bool:

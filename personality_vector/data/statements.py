@@ -59,7 +59,7 @@ class _Row(Recipe):
         BeforeValidator(lambda value: "" if value is None else value),
         StringConstraints(strip_whitespace=True),
     ]
-    part: Part | None = None
+    part: Annotated[Part | None, BeforeValidator(lambda value: value or None)] = None
 
 
 def read_statements(

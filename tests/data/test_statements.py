@@ -113,7 +113,7 @@ GOOD = json.dumps(row(1)).encode()
         (b"{", "is not JSON"),
         (b"[1]", "should be one JSON object"),
         (b'"text"', "should be one JSON object"),
-        (b"\xff\xfe", "is not JSON: .*codec"),
+        (b"\xff\xfe", "is not UTF-8: .*codec"),
         (b'{"trait": "openness", "level": "high"}', "the key 'statement' is missing"),
         (b'{"trait": "openness", "level": "middle", "statement": "x"}', "level"),
         (b'{"trait": "Openness", "level": "high", "statement": "x"}', "trait"),
