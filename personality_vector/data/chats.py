@@ -24,6 +24,7 @@ from personality_vector.errors import DataError, TraitError
 from personality_vector.files.reading import parse_json, read_text
 from personality_vector.recipes.schema import DataRef, PoleField, Real, Recipe, Whole, Words
 from personality_vector.subject import Chat, Message, answered, question
+from personality_vector.subject.thoughts import said
 from personality_vector.traits import Pole
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,8 @@ class DataSpec(Recipe):
     ``chats``: rows ``{prompt, completion}``, texts or lists of messages, or ``{messages}``. Without
     ``format``, the columns of the first row tell.
 
-    Rows with an empty text are dropped and counted; ``drop`` adds chats that repeat an earlier one,
-    and replies that refuse.
+    Rows with an empty text, or a reply that is a thought without an answer, are dropped and
+    counted; ``drop`` adds chats that repeat an earlier one, and replies that refuse.
     """
 
     source: DataRef
@@ -228,7 +229,7 @@ def _from_chats(spec: DataSpec) -> Iterator[Chat | None]:
             completion = _messages(place, row, "completion", partial(answered, ()))
         else:
             raise DataError(f"{place}: needs prompt and completion, or messages; {keys_of(row)}")
-        if not prompt or not completion or not completion[-1]["content"].strip():
+        if not prompt or not completion or not said(completion[-1]["content"]).answer:
             yield None
         elif completion[-1]["role"] != "assistant":
             roles = ", ".join(message["role"] for message in [*prompt, *completion])

@@ -189,7 +189,15 @@ def test_rows_of_another_pole_or_part_are_not_dropped_rows(file):
     assert sum(each.dropped["empty"] for each in parts) == 5
 
 
-@pytest.mark.parametrize("row", [{"prompt": "Hi", "completion": " "}, {"messages": None}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "completion": " "},
+        {"messages": None},
+        {"prompt": "Hi", "completion": "<think>So, they said hi.</think>\n"},
+        {"prompt": "Hi", "completion": "<think>Cut off bef"},
+    ],
+)
 def test_only_empty_rows_are_refused_with_their_number(file, row):
     with pytest.raises(DataError, match=r"has no rows; dropped rows: 2 empty"):
         read_chats(DataSpec(source=file([row, row]), part="all"))
