@@ -24,7 +24,9 @@ _FIELDS = {
 _PERMUTED = (".q_proj.weight", ".k_proj.weight")
 
 
-def write_gguf(source, file, architecture="llama", *, stored="F32", cut="gpt-2", change=None):
+def write_gguf(
+    source, file, architecture="llama", *, stored="F32", cut="gpt-2", change=None, **split
+):
     """Write a checkpoint as a GGUF file.
 
     Args:
@@ -34,10 +36,11 @@ def write_gguf(source, file, architecture="llama", *, stored="F32", cut="gpt-2",
         stored: How its matrices are stored, if their rows divide into blocks; the rest is F32.
         cut: Name of the pre-tokenizer.
         change: Called with the writer and the tensors by their name there, before they are written.
+        **split: How ``gguf`` splits the file, such as ``split_max_tensors=10``.
     """
     checkpoint = Checkpoint.open(source)
     config = checkpoint.config
-    writer = gguf.GGUFWriter(file, architecture)
+    writer = gguf.GGUFWriter(file, architecture, **split)
     writer.add_type(gguf.GGUFType.MODEL)
     for key, add in _FIELDS.items():
         if config.get(key) is not None:

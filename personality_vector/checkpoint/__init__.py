@@ -11,7 +11,7 @@ from personality_vector.checkpoint.names import (
     is_buffer,
     kind,
 )
-from personality_vector.checkpoint.reader import Checkpoint, is_hub_id, locate
+from personality_vector.checkpoint.reader import Checkpoint, is_hub_id, locate, revision_of
 from personality_vector.checkpoint.tensors import (
     DTYPES,
     FLOATS,
@@ -45,4 +45,5 @@ __all__ = [
     "read_header",
     "read_json",
     "read_manifest",
+    "revision_of",
 ]

@@ -18,7 +18,6 @@ from personality_vector.checkpoint.reader import Checkpoint
 from personality_vector.checkpoint.tensors import FLOATS
 from personality_vector.errors import CheckpointError, foreign, heard, some
 from personality_vector.files import AtomicDirectory
-from personality_vector.files.digests import content_of
 from personality_vector.manifest import WEIGHTS, write_manifest
 
 _NAME = "model.gguf"
@@ -65,10 +64,11 @@ def dequantise(
     """
     source.require_model()
     size = sum(prod(one.shape) for one in source.tensors) * FLOATS[dtype].itemsize
+    size += sum(one.size for one in source.tensors) if source.others else 0
     with AtomicDirectory(
-        out, kind="convert", force=force, inputs=[source.path], size=size
+        out, kind="convert", force=force, inputs=[source.path, *source.others], size=size
     ) as partial:
-        with _quietly(source) as folder:
+        with _quietly(source, partial) as folder:
             config = _config(source, folder)
             left_out = _left_out(source, config)
             tokenizer, model = _tokenizer(source, folder), _model(source, folder, config, dtype)
@@ -76,8 +76,7 @@ def dequantise(
         tokenizer.save_pretrained(partial)
         written = Checkpoint.written(partial)
         content = {
-            "source": source.path.name,
-            "digest": content_of(source.path),
+            **source.recorded,
             "architecture": source.architecture,
             "types": source.types,
             "dtype": dtype,
@@ -89,19 +88,29 @@ def dequantise(
 
 
 @contextlib.contextmanager
-def _quietly(source: GgufFile) -> Generator[str]:
+def _quietly(source: GgufFile, out: Path) -> Generator[str]:
     """Yield a folder that holds nothing but the file, while transformers says nothing."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     with (
-        tempfile.TemporaryDirectory() as folder,
+        _alone(source, out) as folder,
         contextlib.redirect_stderr(io.StringIO()),
         heard(),
         warnings.catch_warnings(action="ignore"),
         foreign(CheckpointError, f"{source.path}: transformers cannot read this model"),
     ):
-        (Path(folder) / _NAME).symlink_to(source.path.resolve())
+        yield folder
+
+
+@contextlib.contextmanager
+def _alone(source: GgufFile, out: Path) -> Generator[str]:
+    """Yield a folder in ``out`` that holds nothing but the file, joined if it is in parts."""
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        if source.others:
+            source.join(Path(folder) / _NAME)
+        else:
+            (Path(folder) / _NAME).symlink_to(source.path.resolve())
         yield folder
 
 

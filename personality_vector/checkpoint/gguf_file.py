@@ -7,7 +7,7 @@ of tensors, and the data, aligned (https://github.com/ggml-org/ggml/blob/master/
 import mmap
 import struct
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from personality_vector.errors import CheckpointError, RecipeError, foreign
+from personality_vector.errors import CheckpointError, RecipeError, foreign, some
+from personality_vector.files.digests import content_of
 from personality_vector.files.header import PLAIN_NAME, require_no_pointer
 from personality_vector.files.reading import open_regular
 
@@ -25,6 +26,8 @@ _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=
 """The letter of a number for ``struct``, by its type in a file."""
 _TEXT, _ARRAY = 8, 9
 _MOST_DIMENSIONS = 4
+_PART = "-{:05d}-of-{:05d}.gguf"
+_MOST_PARTS, _MOST_COPIED = 99_999, 1 << 24
 _NOT_MODELS = {
     "controlvector": "is a control vector of llama.cpp, not a model",
     "mmproj": "holds the vision part of a model (mmproj); give the file of its language model",
@@ -40,6 +43,7 @@ class GgufTensor:
     Attributes:
         type: How its numbers are stored, such as ``F32`` or ``Q4_1``.
         shape: As torch gives it, rows first.
+        path: The file; that of the first part, or of another one.
     """
 
     name: str
@@ -47,24 +51,44 @@ class GgufTensor:
     shape: tuple[int, ...]
     start: int
     size: int
+    path: Path
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """The fields and the tensors of a file."""
+    """The fields and the tensors of a file, or of the parts that one was split into.
+
+    Attributes:
+        path: The file, or the first part.
+        fields: Of the first part.
+        tensors: Of all parts.
+        described: Where the header of the file goes on from its fields to its tensors.
+        others: The other parts.
+    """
 
     path: Path
     fields: dict[str, Any]
     tensors: tuple[GgufTensor, ...]
+    described: int
+    others: tuple[Path, ...] = ()
 
     @classmethod
     def open(cls, path: Path) -> "GgufFile":
-        """Read and check the header of a file.
+        """Read and check the header of a file, and of the other parts that it was split into.
 
         Raises:
-            CheckpointError: It is not GGUF, truncated, damaged, a part, or holds no tensors.
+            CheckpointError: It is not GGUF, truncated, damaged, not the first of its parts, without
+                one of the others, or holds no tensors.
             RecipeError: The package ``gguf`` is not installed.
         """
+        found = cls._opened(path)
+        if found.fields.get("split.count", 0) not in (0, 1):
+            found = found._with_others()
+        found._require_model_of_tensors()
+        return found
+
+    @classmethod
+    def _opened(cls, path: Path) -> "GgufFile":
         gguf = gguf_package("a GGUF file")
         try:
             with open_regular(path) as stream:
@@ -77,15 +101,96 @@ class GgufFile:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
         with data, foreign(CheckpointError, f"{path}: is truncated or damaged"):
             try:
-                read = _read(_Cursor(data), gguf)
+                fields, tensors, described = _read(_Cursor(data), gguf, path)
             except (struct.error, OverflowError, MemoryError) as error:
                 raise CheckpointError(
                     f"{path}: is truncated or damaged: its header is not complete in "
                     f"{len(data):,} bytes"
                 ) from error
-        found = cls(path, *read)
-        found._require_whole()
-        return found
+            size = len(data)
+        for one in tensors:
+            if one.start + one.size > size:
+                raise CheckpointError(
+                    f"{path}: is truncated: tensor {one.name} ends at byte "
+                    f"{one.start + one.size:,}, and the file has {size:,}"
+                )
+        return cls(path, fields, tensors, described)
+
+    def _with_others(self) -> "GgufFile":
+        """Return this first part with the tensors of the others, which lie beside it."""
+        number, count = (self.fields.get(f"split.{key}") for key in ("no", "count"))
+        if not (
+            isinstance(number, int)
+            and isinstance(count, int)
+            and 0 <= number < count <= _MOST_PARTS
+        ):
+            raise CheckpointError(
+                f"{self.path}: is damaged: it is part {number!r:.40} of {count!r:.40}"
+            )
+        which = f"is part {number + 1} of {count} of a model"
+        ending = _PART.format(number + 1, count)
+        stem = self.path.name.removesuffix(ending)
+        if stem == self.path.name:
+            raise CheckpointError(
+                f"{self.path}: {which}; its name should end with {ending}, by which the other "
+                "parts are found"
+            )
+        parts = [self.path.with_name(stem + _PART.format(i, count)) for i in range(1, count + 1)]
+        if number:
+            raise CheckpointError(f"{self.path}: {which}; give the first, {parts[0]}")
+        absent = [part.name for part in parts if not part.is_file()]
+        if absent:
+            raise CheckpointError(
+                f"{self.path}: {which}; not beside it, where it should be, is {some(absent)}"
+            )
+        read = [self, *map(self._opened, parts[1:])]
+        for place, one in enumerate(read):
+            found = tuple(one.fields.get(f"split.{key}") for key in ("no", "count"))
+            if found != (place, count):
+                raise CheckpointError(
+                    f"{one.path}: should be part {place + 1} of {count}; its header says otherwise"
+                )
+        tensors = tuple(tensor for one in read for tensor in one.tensors)
+        total = self.fields.get("split.tensors.count", len(tensors))
+        if len({tensor.name for tensor in tensors}) != len(tensors) or total != len(tensors):
+            raise CheckpointError(
+                f"{self.path}: its parts hold {len(tensors)} tensors where there should be "
+                f"{total!r:.40}, or one of them twice; they are not of one model"
+            )
+        return replace(self, tensors=tensors, others=tuple(parts[1:]))
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a manifest says about where its output is from."""
+        others = {part.name: content_of(part) for part in self.others}
+        digest = content_of(self.path)
+        parts = {"parts": {self.path.name: digest, **others}} if others else {}
+        return {"source": self.path.name, "digest": digest, **parts}
+
+    def join(self, target: Path) -> None:
+        """Write the parts as one file: the fields of the first and the tensors of all."""
+        gguf = gguf_package("a GGUF file")
+        step = self.fields.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
+        at, table = 0, bytearray()
+        for one in self.tensors:
+            name, kind = one.name.encode(), gguf.GGMLQuantizationType[one.type]
+            table += struct.pack("<Q", len(name)) + name
+            table += struct.pack(f"<I{len(one.shape)}Q", len(one.shape), *one.shape[::-1])
+            table += struct.pack("<IQ", kind, at)
+            at += -(-one.size // step) * step
+        with self.path.open("rb") as first, target.open("wb") as out:
+            magic, version, _, fields = struct.unpack("<4sIQQ", first.read(24))
+            out.write(struct.pack("<4sIQQ", magic, version, len(self.tensors), fields))
+            out.write(first.read(self.described - 24) + table)
+            for one in self.tensors:
+                out.write(bytes(-out.tell() % step))
+                with one.path.open("rb") as part:
+                    part.seek(one.start)
+                    for rest in range(one.size, 0, -_MOST_COPIED):
+                        if out.write(part.read(min(rest, _MOST_COPIED))) < min(rest, _MOST_COPIED):
+                            raise CheckpointError(
+                                f"{one.path}: was changed while it was being read"
+                            )
 
     @property
     def architecture(self) -> str:
@@ -109,7 +214,7 @@ class GgufFile:
     def numbers(self, tensor: GgufTensor) -> Any:
         """Return the numbers of a tensor, dequantised, as an array in float32."""
         gguf = gguf_package("a GGUF file")
-        raw = np.fromfile(self.path, np.uint8, tensor.size, offset=tensor.start)
+        raw = np.fromfile(tensor.path, np.uint8, tensor.size, offset=tensor.start)
         kind = gguf.GGMLQuantizationType[tensor.type]
         block, width = gguf.GGML_QUANT_SIZES[kind]
         rows = raw.reshape(*tensor.shape[:-1], tensor.shape[-1] // block * width)
@@ -135,24 +240,11 @@ class GgufFile:
                 f"{len(self.tensors)} tensors; it is damaged"
             )
 
-    def _require_whole(self) -> None:
-        parts = self.fields.get("split.count", 0)
-        if isinstance(parts, int) and parts > 1:
-            raise CheckpointError(
-                f"{self.path}: is part {self.fields.get('split.no', 0) + 1} of {parts} of a model; "
-                "put them together first, with `llama-gguf-split --merge FIRST WHOLE` of llama.cpp"
-            )
+    def _require_model_of_tensors(self) -> None:
         if not isinstance(self.fields.get("general.architecture"), str):
             raise CheckpointError(f"{self.path}: names no architecture (general.architecture)")
         if not self.tensors:
             raise CheckpointError(f"{self.path}: holds no tensors, only a vocabulary or a record")
-        size = self.path.stat().st_size
-        for one in self.tensors:
-            if one.start + one.size > size:
-                raise CheckpointError(
-                    f"{self.path}: is truncated: tensor {one.name} ends at byte "
-                    f"{one.start + one.size:,}, and the file has {size:,}"
-                )
 
 
 def gguf_package(what: str) -> Any:
@@ -201,8 +293,10 @@ class _Cursor:
         return list(self.take(f"{count}{_SCALARS[inner]}"))
 
 
-def _read(cursor: _Cursor, gguf: Any) -> tuple[dict[str, Any], tuple[GgufTensor, ...]]:
-    """Return the fields and the tensors.
+def _read(
+    cursor: _Cursor, gguf: Any, path: Path
+) -> tuple[dict[str, Any], tuple[GgufTensor, ...], int]:
+    """Return the fields, the tensors, and the place between the two.
 
     Raises:
         ValueError: A part of the header means nothing.
@@ -217,6 +311,7 @@ def _read(cursor: _Cursor, gguf: Any) -> tuple[dict[str, Any], tuple[GgufTensor,
         if name in fields:
             raise ValueError(f"it has the field {name!r:.80} twice")
         fields[name] = cursor.value(cursor.take("I")[0])
+    described = cursor.at
     rows: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(tensors):
         name = cursor.text()
@@ -231,12 +326,14 @@ def _read(cursor: _Cursor, gguf: Any) -> tuple[dict[str, Any], tuple[GgufTensor,
     if not isinstance(alignment, int) or alignment < 1:
         raise ValueError(f"its alignment is {alignment!r:.40}")
     start = -(-cursor.at // alignment) * alignment
-    return fields, tuple(_tensor(gguf, name, *row, start) for name, row in rows.items())
+    found = [_tensor(gguf, path, name, row, start) for name, row in rows.items()]
+    return fields, tuple(found), described
 
 
 def _tensor(
-    gguf: Any, name: str, shape: tuple[int, ...], kind: int, offset: int, start: int
+    gguf: Any, path: Path, name: str, row: tuple[tuple[int, ...], int, int], start: int
 ) -> GgufTensor:
+    shape, kind, offset = row
     try:
         stored = gguf.GGMLQuantizationType(kind)
     except ValueError as error:
@@ -247,4 +344,4 @@ def _tensor(
     if not shape or 0 in shape or shape[-1] % block:
         raise ValueError(f"tensor {name} of {stored.name} has the shape {list(shape)}")
     size = prod(shape) // block * width
-    return GgufTensor(name, stored.name, shape, start + offset, size)
+    return GgufTensor(name, stored.name, shape, start + offset, size, path)

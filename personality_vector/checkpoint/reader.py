@@ -319,6 +319,18 @@ def locate(where: str | Path) -> Path:
         ) from error
 
 
+def revision_of(path: Path) -> dict[str, str]:
+    """Return ``{"revision": commit}`` of a snapshot in the cache of the Hub, for manifests.
+
+    A Hub id stands for whatever its owner uploaded last.
+
+    >>> revision_of(Path("hub/models--o--m/snapshots/5d1f"))
+    {'revision': '5d1f'}
+    """
+    is_snapshot = path.match("models--*/snapshots/*")
+    return {"revision": path.name} if is_snapshot else {}
+
+
 def is_hub_id(name: str) -> bool:
     """Return whether a name has the form of a Hub id: ``owner/model``."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) is not None

@@ -208,7 +208,10 @@ def save_vector(
     vector: "pv.SteeringVector", model: "pv.Checkpoint", out: Path, *, force: bool, as_json: bool
 ) -> None:
     """Save a steering vector of a model, and print its path and its norm at each layer."""
-    replace(vector, model=model.fingerprint.digest).save(out, force=force)
+    from personality_vector.checkpoint import revision_of
+
+    made_with = {**vector.made_with, **revision_of(model.path)}
+    replace(vector, model=model.fingerprint.digest, made_with=made_with).save(out, force=force)
     norms = {layer: vector.norm(layer) for layer in vector.layers}
     shown = ", ".join(f"{layer}: {norm:.3g}" for layer, norm in norms.items())
     show(

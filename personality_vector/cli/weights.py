@@ -36,16 +36,10 @@ Rank = Annotated[
 
 
 def check(recipe: "TrainRecipe") -> dict[str, Any]:
-    """Open the base and read the data."""
-    from personality_vector.data.chats import select_chats
+    """Open the base, read the data, and try the chat template and ``max_length`` on them."""
+    from personality_vector.finetuning.sft import rehearse
 
-    base = pv.Checkpoint.open(recipe.base)
-    data = select_chats(recipe.data.narrowed(recipe.pole))
-    return {
-        "base": str(base.fingerprint),
-        "examples": len(data.chats),
-        "dropped": dict(data.dropped),
-    }
+    return {"base": str(pv.Checkpoint.open(recipe.base).fingerprint), **rehearse(recipe)}
 
 
 def train(recipe: "TrainRecipe", out: Path, force: bool, as_json: bool) -> None:

@@ -11,18 +11,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from personality_vector.data.rows import HubData, first_row, keys_of, raw_rows
-from personality_vector.data.statements import part_of, read_statements
+from personality_vector.data.rows import HubData, first_row, is_blank, keys_of, raw_rows
+from personality_vector.data.statements import part_of, select_statements
 from personality_vector.data.texts import is_refusal
 from personality_vector.errors import DataError, TraitError
 from personality_vector.files.reading import parse_json, read_text
 from personality_vector.recipes.schema import DataRef, PoleField, Real, Recipe, Whole, Words
 from personality_vector.subject import Chat, Message, answered, question
+from personality_vector.subject.thoughts import said
 from personality_vector.traits import Pole
 
 log = logging.getLogger(__name__)
@@ -43,8 +45,8 @@ class DataSpec(Recipe):
     ``chats``: rows ``{prompt, completion}``, texts or lists of messages, or ``{messages}``. Without
     ``format``, the columns of the first row tell.
 
-    Rows with an empty text are dropped and counted; ``drop`` adds chats that repeat an earlier one,
-    and replies that refuse.
+    Rows with an empty text, or a reply that is a thought without an answer, are dropped and
+    counted; ``drop`` adds chats that repeat an earlier one, and replies that refuse.
     """
 
     source: DataRef
@@ -151,9 +153,12 @@ def read_prompts(file: Path) -> list[str]:
 
 
 def _recognised(origin: Path | HubData) -> Format:
-    """Return the format that has the columns of the first row; statements if there is no row."""
-    found = None if isinstance(origin, Path) and origin.is_dir() else first_row(origin)
-    place, row = found or ("", {"statement": ""})
+    """Return the format that has the columns of the first row; of a directory, statements."""
+    is_folder = isinstance(origin, Path) and origin.is_dir()
+    found = ("", {"statement": ""}) if is_folder else first_row(origin)
+    if found is None:
+        raise DataError(f"{origin}: has no rows")
+    place, row = found
     for name, columns in _COLUMNS.items():
         if columns & row.keys():
             return name
@@ -176,13 +181,14 @@ def _reason_against(chat: Chat, spec: DataSpec, seen: set[str]) -> str:
 
 
 def _from_statements(spec: DataSpec) -> Iterator[Chat | None]:
-    statements = read_statements(
+    statements, empty = select_statements(
         spec.origin,
         trait=spec.pole.trait if spec.pole else None,
         level=spec.pole.level if spec.pole else None,
         part=None if spec.part == "all" else spec.part,
         held_out=spec.held_out,
     )
+    yield from repeat(None, empty)
     asked = spec.questions
     for index, statement in enumerate(statements):
         yield answered(question(asked[index % len(asked)], system=spec.system), statement.text)
@@ -191,8 +197,13 @@ def _from_statements(spec: DataSpec) -> Iterator[Chat | None]:
 def _from_big5chat(spec: DataSpec) -> Iterator[Chat | None]:
     """Read BIG5-CHAT rows without the instruction, which names the trait: labels would leak."""
     for place, row in raw_rows(spec.origin).items():
+        if is_blank(row):
+            yield None
+            continue
         try:
-            pole = Pole.parse(":".join(str(row[key]).strip() for key in ("trait", "level")).lower())
+            pole = Pole.parse(
+                ":".join(str(row[key] or "").strip() for key in ("trait", "level")).lower()
+            )
             asked, said = (row[key] or "" for key in ("train_input", "train_output"))
         except KeyError as error:
             raise DataError(
@@ -218,10 +229,13 @@ def _from_chats(spec: DataSpec) -> Iterator[Chat | None]:
             completion = _messages(place, row, "completion", partial(answered, ()))
         else:
             raise DataError(f"{place}: needs prompt and completion, or messages; {keys_of(row)}")
-        if not prompt or not completion or not completion[-1]["content"].strip():
+        if not prompt or not completion or not said(completion[-1]["content"]).answer:
             yield None
         elif completion[-1]["role"] != "assistant":
-            raise DataError(f"{place}: the chat must end with a message of the assistant")
+            roles = ", ".join(message["role"] for message in [*prompt, *completion])
+            raise DataError(
+                f"{place}: the chat must end with a message of the assistant; its roles are {roles}"
+            )
         elif _selected(spec, json.dumps(prompt)):
             yield [*prompt, *completion]
 
@@ -241,11 +255,13 @@ def _messages(
         value = of_text(value) if value.strip() else None
     if value is None:
         return []
-    if isinstance(value, list) and all(map(_is_message, value)):
-        return value
+    messages = [_with_text(each) for each in value] if isinstance(value, list) else [value]
+    wrong = next((each for each in messages if not _is_message(each)), None)
+    if wrong is None and isinstance(value, list):
+        return messages
     raise DataError(
         f"{place}: {key} must be {'a text or ' if of_text else ''}a list of messages, each with a "
-        "role and a content that are texts; a list in a cell is written as JSON"
+        f"role and a content that are texts, not {wrong!r:.80}; a list in a cell is written as JSON"
     )
 
 
@@ -253,6 +269,17 @@ def _is_message(message: Any) -> bool:
     return isinstance(message, dict) and all(
         isinstance(message.get(key), str) for key in ("role", "content")
     )
+
+
+def _with_text(message: Any) -> Any:
+    """Return a message whose content is a list of texts, as vision models take it, as one text."""
+    parts = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(parts, list) or not all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        for part in parts
+    ):
+        return message
+    return {**message, "content": "".join(part["text"] for part in parts)}
 
 
 def _selected(spec: DataSpec, text: str) -> bool:

@@ -1,14 +1,19 @@
 """Rows of data files and of data sets on the Hub, each with the place where it stands."""
 
+import codecs
 import csv
 import io
+import json
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from personality_vector.errors import DataError, foreign, some
+from personality_vector.errors import CheckpointError, DataError, foreign, some
+from personality_vector.files.header import require_no_pointer
 from personality_vector.files.reading import parse_json, read_bytes
 from personality_vector.recipes.schema import DATA_ENDINGS, Recipe, sentence
 
@@ -34,21 +39,32 @@ def raw_rows(source: Path | HubData) -> dict[str, dict[str, Any]]:
     """Return the rows of a data file, or of a data set on the Hub: place to row.
 
     JSONL, a JSON array of objects, CSV or TSV with a header, or Parquet. Texts are UTF-8, with or
-    without a byte order mark; blank lines of JSONL are skipped. Nothing in the data is run.
+    without a byte order mark, or UTF-16 with one; blank lines of JSONL are skipped. A cell of NaN
+    is empty. Nothing in the data is run.
 
     Raises:
         DataError: The source cannot be read, is too large, or holds a row that is not an object.
     """
-    return dict(_each(source))
+    return {place: without_nan(row) for place, row in _each(source)}
+
+
+def without_nan(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with ``None`` for NaN, which pandas puts into empty cells."""
+    return {key: None if value != value else value for key, value in row.items()}
 
 
 def first_row(source: Path | HubData) -> tuple[str, dict[str, Any]] | None:
-    """Return the first row and its place; ``None`` if there is no row.
+    """Return the first row and its place, a blank one if all are; ``None`` if there is no row.
 
     Raises:
         DataError: The source cannot be read.
     """
-    return next(_each(source), None)
+    first = None
+    for found in _each(source):
+        if not is_blank(found[1]):
+            return found
+        first = first or found
+    return first
 
 
 def read_rows(source: Path | HubData, kind: type[Row]) -> dict[str, Row]:
@@ -57,16 +73,28 @@ def read_rows(source: Path | HubData, kind: type[Row]) -> dict[str, Row]:
     Raises:
         DataError: The source cannot be read, or a row does not fit the schema.
     """
-    rows = {}
-    for place, row in _each(source):
-        try:
-            rows[place] = kind.model_validate(row)
-        except ValidationError as error:
-            needed = {name for name, field in kind.model_fields.items() if field.is_required()}
-            fits = needed <= row.keys() <= kind.model_fields.keys()
-            found = "" if fits else f"; {keys_of(row)}"
-            raise DataError(f"{place}: {sentence(kind, error)}{found}") from error
-    return rows
+    return {place: fitted(place, row, kind) for place, row in raw_rows(source).items()}
+
+
+def fitted(place: str, row: dict[str, Any], kind: type[Row]) -> Row:
+    """Return a row by its schema.
+
+    Raises:
+        DataError: It does not fit the schema.
+    """
+    try:
+        return kind.model_validate(row)
+    except ValidationError as error:
+        needed = {name for name, field in kind.model_fields.items() if field.is_required()}
+        fits = needed <= row.keys() <= kind.model_fields.keys()
+        found = "" if fits else f"; {keys_of(row)}"
+        raise DataError(f"{place}: {sentence(kind, error)}{found}") from error
+
+
+def is_blank(row: dict[str, Any]) -> bool:
+    """Return whether no cell of a row holds anything, as below the last row of a spreadsheet."""
+    filled = (value.strip() if isinstance(value, str) else value for value in row.values())
+    return bool(row) and not any(filled)
 
 
 def keys_of(row: dict[str, Any]) -> str:
@@ -81,10 +109,7 @@ def _each(source: Path | HubData) -> Rows:
         inside = some(file.name for file in source.iterdir() if file.suffix in DATA_ENDINGS)
         there = f", such as {inside}" if inside else ""
         raise DataError(f"{source}: is a directory; give one data file{there}")
-    try:
-        content = read_bytes(source, _MOST_BYTES).removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise DataError(f"{source}: cannot be read: {error}") from error
+    content = _content(source)
     ending, begin = source.suffix.lower(), content.lstrip()[:1]
     if ending == ".parquet":
         rows = _of_parquet(source, content)
@@ -102,15 +127,44 @@ def _each(source: Path | HubData) -> Rows:
     return rows
 
 
+def _content(file: Path) -> bytes:
+    """Return the content of a file, if it is a text in UTF-8 without a byte order mark."""
+    try:
+        content = read_bytes(file, _MOST_BYTES)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error}") from error
+    try:
+        require_no_pointer(file, content)
+    except CheckpointError as error:
+        raise DataError(str(error)) from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        with foreign(DataError, f"{file}: cannot be read as UTF-16; save it as UTF-8"):
+            content = content.decode("utf-16").encode()
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
 def _of_lines(file: Path, content: bytes) -> Rows:
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
             place = f"{file} line {number}"
             try:
                 row = parse_json(line.decode())
-            except ValueError as error:  # also of text that is not UTF-8
+            except UnicodeDecodeError as error:
+                raise DataError(f"{place}: is not UTF-8: {error}; save it as UTF-8") from error
+            except ValueError as error:
+                _require_not_whole(file, content)
                 raise DataError(f"{place}: is not JSON: {error}") from error
             yield place, _object(place, row)
+
+
+def _require_not_whole(file: Path, content: bytes) -> None:
+    """Refuse a file of one JSON object on many lines, which is not a row."""
+    with suppress(ValueError):
+        keys = some(map(str, parse_json(content.decode())), 12)
+        raise DataError(
+            f"{file}: is one JSON object with the keys {keys}; give the rows as a JSON array of "
+            "objects, or one object on each line"
+        )
 
 
 def _of_array(file: Path, content: bytes) -> Rows:
@@ -125,7 +179,11 @@ def _of_array(file: Path, content: bytes) -> Rows:
 
 def _object(place: str, row: Any) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise DataError(f"{place}: should be one JSON object")
+        raise DataError(f"{place}: should be one JSON object, not {json.dumps(row):.40}")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place}: holds half of a surrogate pair, not a character") from error
     return row
 
 
@@ -135,7 +193,8 @@ def _of_table(file: Path, content: bytes, delimiter: str) -> list[tuple[str, dic
         # A quote that is never closed would swallow the last line.
         text = f"{content.decode()}\n{_END}" if content.strip() else _END
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-        names = list(reader.fieldnames or [""])
+        names = [name.strip() for name in reader.fieldnames or [""]]
+        reader.fieldnames = names
         rows = [(f"{file} line {reader.line_num}", row) for row in reader]
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: cannot be read: {error}; save it as UTF-8") from error
@@ -160,6 +219,9 @@ def _of_table(file: Path, content: bytes, delimiter: str) -> list[tuple[str, dic
 def _require_header(file: Path, names: list[str], delimiter: str) -> None:
     if names == [""]:
         raise DataError(f"{file}: begins with a blank line; the names of the columns come first")
+    twice = [name for name, count in Counter(filter(None, names)).items() if count > 1]
+    if twice:
+        raise DataError(f"{file}: has two columns with the name {some(twice)}; remove one")
     others = [mark for mark in ";\t,|" if mark in names[0] and mark != delimiter]
     if others and not names[1:]:
         raise DataError(

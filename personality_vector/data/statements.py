@@ -5,19 +5,23 @@ likelihoods and accuracies are measured on the second.
 """
 
 import hashlib
+import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import StringConstraints
+from pydantic import BeforeValidator, StringConstraints
 
-from personality_vector.data.rows import HubData, read_rows
+from personality_vector.data.rows import HubData, fitted, is_blank, raw_rows
 from personality_vector.errors import DataError, some
 from personality_vector.recipes.schema import Name, Recipe
 from personality_vector.traits import Level, Pole, Trait
+
+log = logging.getLogger(__name__)
 
 Part = Literal["train", "held_out"]
 """Who may read a statement: what learns from it, or what measures with it."""
@@ -50,8 +54,12 @@ class Statement:
 class _Row(Recipe):
     trait: Name
     level: Level
-    statement: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-    part: Part | None = None
+    statement: Annotated[
+        str,
+        BeforeValidator(lambda value: "" if value is None else value),
+        StringConstraints(strip_whitespace=True),
+    ]
+    part: Annotated[Part | None, BeforeValidator(lambda value: value or None)] = None
 
 
 def read_statements(
@@ -63,6 +71,8 @@ def read_statements(
     held_out: float = 0.2,
 ) -> list[Statement]:
     """Return the statements of a data file, or of every ``*.jsonl`` in a directory, in file order.
+
+    Rows without a statement are dropped, which is said once.
 
     Args:
         path: Anything that :func:`read_rows` reads, or a directory; a row is
@@ -77,30 +87,56 @@ def read_statements(
         DataError: The path is missing, a line cannot be read as a row (file and line are named), a
             statement is in both parts, or the selection is empty.
     """
+    chosen, empty = select_statements(path, trait=trait, level=level, part=part, held_out=held_out)
+    if empty:
+        _say_dropped(path, empty)
+    return chosen
+
+
+def select_statements(
+    path: Path | HubData,
+    *,
+    trait: Trait | None = None,
+    level: Level | None = None,
+    part: Part | None = None,
+    held_out: float = 0.2,
+) -> tuple[list[Statement], int]:
+    """Return what :func:`read_statements` does, and the number of rows without a statement."""
+    rows = [each for file in _files(path) for each in raw_rows(file).items()]
+    read = [(place, fitted(place, row, _Row)) for place, row in rows if not is_blank(row)]
     found = [
         Statement(
             row.trait,
             row.level,
             row.statement,
-            row.part or part_of(row.statement, held_out),
+            row.part or (part_of(row.statement, held_out) if row.statement else None),
             place,
         )
-        for file in _files(path)
-        for place, row in read_rows(file, _Row).items()
+        for place, row in read
     ]
-    _require_disjoint_parts(found)
-    chosen = [
+    asked = [
         each
         for each in found
-        if trait in (None, each.trait) and level in (None, each.level) and part in (None, each.part)
+        if trait in (None, each.trait)
+        and level in (None, each.level)
+        and (part is None or each.part in (part, None))
     ]
+    _require_disjoint_parts([each for each in found if each.text])
+    chosen = [each for each in asked if each.text]
+    empty = len(rows) - len(found) + len(asked) - len(chosen)
     if not chosen:
-        asked = " ".join(word for word in (part, trait, level) if word)
-        counts = Counter((str(each.pole), each.part) for each in found)
+        wanted = " ".join(word for word in (part, trait, level) if word)
+        counts = Counter((str(each.pole), each.part) for each in found if each.text)
         listed = [f"{pole} {part} {count}" for (pole, part), count in sorted(counts.items())]
-        there = ", ".join(listed) or "no rows at all"
-        raise DataError(f"{path}: no {asked or 'statements'} there; it has {there}")
-    return chosen
+        there = ", ".join(listed) or ("no other rows" if empty else "no rows at all")
+        dropped = f"; dropped rows: {empty} empty" if empty else ""
+        raise DataError(f"{path}: no {wanted or 'statements'} there{dropped}; it has {there}")
+    return chosen, empty
+
+
+@cache
+def _say_dropped(path: Path | HubData, empty: int) -> None:
+    log.warning("%s: dropped rows: %d empty", path, empty)
 
 
 def of_both_poles(

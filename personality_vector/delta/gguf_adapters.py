@@ -13,7 +13,6 @@ from personality_vector.checkpoint.gguf_file import GgufFile, GgufTensor, gguf_p
 from personality_vector.delta.lora import CONFIG
 from personality_vector.errors import CheckpointError, TensorMismatchError, some
 from personality_vector.files import AtomicDirectory
-from personality_vector.files.digests import content_of
 from personality_vector.manifest import WEIGHTS, write_manifest
 
 _AS_THEY_ARE = ("qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "starcoder2")
@@ -64,7 +63,7 @@ def convert_adapter(
     ranks = {module: found["A"].shape[0] for module, found in factors.items()}
     size = 4 * sum(one.shape[0] * one.shape[1] for one in source.tensors)
     with AtomicDirectory(
-        out, kind="convert", force=force, inputs=[source.path, base.path], size=size
+        out, kind="convert", force=force, inputs=[source.path, *source.others, base.path], size=size
     ) as partial:
         plans, tensors = [], dict[str, Tensor]()
         for module, halves in sorted(factors.items()):
@@ -78,8 +77,7 @@ def convert_adapter(
         config = _config(source, base, ranks)
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         content = {
-            "source": source.path.name,
-            "digest": content_of(source.path),
+            **source.recorded,
             "architecture": architecture,
             "types": source.types,
             "dtype": dtype,

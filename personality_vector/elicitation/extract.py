@@ -1,14 +1,15 @@
 """Steering vectors from two sides of data, from a persona, and of creativity."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from personality_vector.checkpoint import Checkpoint
-from personality_vector.data.chats import read_chats
+from personality_vector.checkpoint import Checkpoint, revision_of
+from personality_vector.data.chats import Selection, select_chats
 from personality_vector.data.personas import COHERENCE, Persona
 from personality_vector.data.rows import read_rows
 from personality_vector.elicitation.recipe import SteerRecipe
@@ -89,12 +90,8 @@ def extract_recipe(recipe: SteerRecipe) -> SteeringVector:
         ModelError: The model cannot be loaded, or a layer is out of range.
     """
     sides = read_sides(recipe)
-    return _between(
-        recipe,
-        load_subject(recipe),
-        sides,
-        recipe.pole,
-    )
+    chats = sides[0].chats, sides[1].chats
+    return _between(recipe, load_subject(recipe), chats, recipe.pole, dropped=dropped_of(sides))
 
 
 def extract_persona(
@@ -124,7 +121,10 @@ def extract_persona(
         )  # refused now rather than after hours of rollouts
     elicited = elicit(recipe, subject, judge, record=record)
     positive, negative = elicited.kept("positive"), elicited.kept("negative")
-    vector = _between(recipe, subject, (positive, negative), persona.pole, persona.label)
+    vector = _between(
+        *(recipe, subject, (positive, negative), persona.pole, persona.label),
+        dropped=+Counter(elicited.report.dropped),
+    )
     return replace(vector, judge=elicited.judge), elicited
 
 
@@ -140,7 +140,7 @@ def load_subject(recipe: SteerRecipe) -> Subject:
     )
 
 
-def read_sides(recipe: SteerRecipe) -> tuple[list[Chat], list[Chat]]:
+def read_sides(recipe: SteerRecipe) -> tuple[Selection, Selection]:
     """Return the positive and the negative chats of a recipe with two sides of data.
 
     Data without a pole of its own is narrowed: positive rows to the recipe's pole, negative ones
@@ -155,8 +155,13 @@ def read_sides(recipe: SteerRecipe) -> tuple[list[Chat], list[Chat]]:
             "a steer recipe with a persona has no data to read; "
             "give positive and negative instead of persona"
         )
-    positive = read_chats(recipe.positive.narrowed(recipe.pole))
-    return positive, read_chats(recipe.negative.narrowed(recipe.pole.opposite))
+    positive = select_chats(recipe.positive.narrowed(recipe.pole))
+    return positive, select_chats(recipe.negative.narrowed(recipe.pole.opposite))
+
+
+def dropped_of(sides: Sequence[Selection]) -> Counter[str]:
+    """Return how many rows of both sides were dropped, by reason."""
+    return sum((Counter(side.dropped) for side in sides), Counter[str]())
 
 
 def elicit(
@@ -229,21 +234,33 @@ def _between(
     sides: tuple[list[Chat], list[Chat]],
     pole: Pole | None,
     label: str = "",
+    *,
+    dropped: Mapping[str, int],
 ) -> SteeringVector:
-    return replace(
-        SteeringVector.extract(
-            subject.model,
-            subject.tokenizer,
-            *sides,
-            layers=recipe.layers,
-            pooling=recipe.pooling,
-            estimator=recipe.estimator,
-            batch_size=recipe.batch_size,
-            pole=pole,
-            label=label,
-        ),
-        model=Checkpoint.open(recipe.model).fingerprint.digest,
+    vector = SteeringVector.extract(
+        subject.model,
+        subject.tokenizer,
+        *sides,
+        layers=recipe.layers,
+        pooling=recipe.pooling,
+        estimator=recipe.estimator,
+        batch_size=recipe.batch_size,
+        pole=pole,
+        label=label,
     )
+    return replace(vector, **origin(recipe, vector.made_with, dropped))
+
+
+def origin(
+    recipe: SteerRecipe, made_with: Mapping[str, Any], dropped: Mapping[str, int]
+) -> dict[str, Any]:
+    """Return what ties a vector or neurons to the model of the recipe, and what was dropped."""
+    checkpoint = Checkpoint.open(recipe.model)
+    counts = {"dropped": dict(dropped)} if dropped else {}
+    return {
+        "model": checkpoint.fingerprint.digest,
+        "made_with": {**made_with, **counts, **revision_of(checkpoint.path)},
+    }
 
 
 class CreativityPair(Recipe):

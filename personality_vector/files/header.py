@@ -95,7 +95,9 @@ def require_no_pointer(file: Path, start: bytes) -> None:
         CheckpointError: It is a pointer.
     """
     if start.startswith(_LFS_POINTER):
-        raise CheckpointError(f"{file}: is a Git-LFS pointer, not weights; run `git lfs pull`")
+        raise CheckpointError(
+            f"{file}: is a Git-LFS pointer, not the file itself; run `git lfs pull`"
+        )
 
 
 def _check_length(file: Path, size: int, head: bytes, length: int, start: bytes) -> None:

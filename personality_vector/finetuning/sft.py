@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,14 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
-from personality_vector.checkpoint import Checkpoint, ShardWriter, TensorPlan, read_header
-from personality_vector.data.chats import select_chats
+from personality_vector.checkpoint import (
+    Checkpoint,
+    ShardWriter,
+    TensorPlan,
+    read_header,
+    revision_of,
+)
+from personality_vector.data.chats import Selection, select_chats
 from personality_vector.delta.provenance import matched
 from personality_vector.delta.sources import require_finite
 from personality_vector.errors import NonFiniteError, TrainingError, foreign
@@ -71,25 +78,46 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
     data = select_chats(recipe.data.narrowed(recipe.pole))
     with AtomicDirectory(out, kind="train", force=force, inputs=[base.path]) as partial:
         losses, lengths = _fit(recipe, base, data.chats, partial)
-        examples = len(data.chats) - lengths.too_long
+        counts = _counts(data, lengths)
         manifest = write_manifest(
             partial,
             "train",
             {
                 "recipe": recipe.model_dump(mode="json"),
-                "base": {"path": str(base.path), "fingerprint": base.fingerprint.digest},
+                "base": {
+                    "path": str(base.path),
+                    "fingerprint": base.fingerprint.digest,
+                    **revision_of(base.path),
+                },
                 "pole": str(recipe.pole),
                 "seed": recipe.seed,
-                "examples": examples,
-                "dropped": dict(+Counter({**data.dropped, "too long": lengths.too_long})),
-                "cut": lengths.cut,
+                **counts,
                 "losses": losses,
                 **chosen_for(base.path, recipe.template),
                 WEIGHTS: Checkpoint.written(partial).fingerprint.digest,
             },
         )
-    log.info("trained %s on %d chats into %s", recipe.pole, examples, out)
-    return TrainReport(Path(out), examples, manifest["losses"][-1], manifest)
+    log.info("trained %s on %d chats into %s", recipe.pole, counts["examples"], out)
+    return TrainReport(Path(out), counts["examples"], manifest["losses"][-1], manifest)
+
+
+def rehearse(recipe: TrainRecipe) -> dict[str, Any]:
+    """Return what a training would learn from, and what it would drop and cut, without weights.
+
+    Raises:
+        DataError: The data cannot be read, or the chat template cannot show them.
+        TrainingError: ``sft.max_length`` leaves nothing to learn.
+    """
+    base = Checkpoint.open(recipe.base)
+    data = select_chats(recipe.data.narrowed(recipe.pole))
+    tokenizer = load_tokenizer(base.path, recipe.template)
+    if _opens_a_thought(tokenizer, data.chats[0]):
+        rows = [training_row(tokenizer, chat)["labels"] for chat in data.chats]
+        spans = [(_start(labels), len(labels)) for labels in rows]
+    else:
+        spans = [_span(tokenizer, chat) for chat in data.chats]
+    lengths = _measured(spans, recipe.sft.max_length)
+    return {**_counts(data, lengths), **chosen_for(base.path, recipe.template)}
 
 
 class _Lengths(NamedTuple):
@@ -97,6 +125,14 @@ class _Lengths(NamedTuple):
 
     too_long: int
     cut: int
+
+
+def _counts(data: Selection, lengths: _Lengths) -> dict[str, Any]:
+    return {
+        "examples": len(data.chats) - lengths.too_long,
+        "dropped": dict(+Counter({**data.dropped, "too long": lengths.too_long})),
+        "cut": lengths.cut,
+    }
 
 
 def _fit(
@@ -127,11 +163,36 @@ def _fit(
 def _shorten(trainer: Any, most: int) -> _Lengths:
     """Cut the trainer's examples to ``most`` tokens as TRL does, which does not count them."""
     whole = trainer.train_dataset
-    sizes = [len(ids) for ids in whole["input_ids"]]
-    starts = [  # of the completions: -100 stands for a token that is not learned
-        next((at for at, label in enumerate(labels) if label >= 0), len(labels))
-        for labels in whole["labels"]
-    ]
+    found = _measured([(_start(labels), len(labels)) for labels in whole["labels"]], most)
+    if any(found):
+        shorter = whole.map(lambda row: {key: row[key][:most] for key in ("input_ids", "labels")})
+        trainer.train_dataset = shorter.filter(lambda row: max(row["labels"]) >= 0)
+    return found
+
+
+def _start(labels: list[int]) -> int:
+    """Return where a completion starts: -100 stands for a token that is not learned."""
+    return next((at for at, label in enumerate(labels) if label >= 0), len(labels))
+
+
+def _span(tokenizer: Any, chat: Chat) -> tuple[int, int]:
+    """Return where the completion of a chat starts and ends, in tokens, as TRL finds it."""
+    prompt, whole = (
+        tokenizer(render(tokenizer, shown, reply_follows=follows), add_special_tokens=False)
+        for shown, follows in ((chat[:-1], True), (chat, False))
+    )
+    ids = whole["input_ids"]
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(prompt["input_ids"], ids, strict=False))
+    return len(list(same)), len(ids)
+
+
+def _measured(spans: list[tuple[int, int]], most: int) -> _Lengths:
+    """Count the completions that ``most`` tokens leave nothing of, and those that they cut.
+
+    Raises:
+        TrainingError: They leave nothing of any.
+    """
+    starts, sizes = zip(*spans, strict=True)
     too_long = sum(map(most.__le__, starts))
     cut = sum(map(most.__lt__, sizes)) - too_long
     if too_long == len(sizes):
@@ -145,8 +206,6 @@ def _shorten(trainer: Any, most: int) -> _Lengths:
             "completion: %d, cut: %d); %d would hold every chat",
             *(most, too_long + cut, len(sizes), too_long, cut, max(sizes)),
         )
-        shorter = whole.map(lambda row: {key: row[key][:most] for key in ("input_ids", "labels")})
-        trainer.train_dataset = shorter.filter(lambda row: max(row["labels"]) >= 0)
     return _Lengths(too_long, cut)
 
 
@@ -202,8 +261,7 @@ def _trainer(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], arguments
 
     disable_progress_bar()
     tokenizer = load_tokenizer(base.path, recipe.template)
-    prompt = render(tokenizer, chats[0][:-1], reply_follows=True)  # TRL would not bound a template
-    if left_open(prompt, marks_of(tokenizer)):
+    if _opens_a_thought(tokenizer, chats[0]):
         rows: list[dict[str, Any]] = [training_row(tokenizer, chat) for chat in chats]
     else:
         shown = [fitted(tokenizer, chat) for chat in chats]
@@ -218,6 +276,12 @@ def _trainer(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], arguments
     )
     trainer.remove_callback(PrinterCallback)  # it prints every log line to stdout
     return trainer
+
+
+def _opens_a_thought(tokenizer: Any, chat: Chat) -> bool:
+    """Return whether a prompt ends inside a thought; TRL would not bound a template."""
+    prompt = render(tokenizer, chat[:-1], reply_follows=True)
+    return left_open(prompt, marks_of(tokenizer)) is not None
 
 
 def _require_finite(out: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from personality_vector.checkpoint import FLOATS, Checkpoint, TensorPlan
+from personality_vector.checkpoint import FLOATS, Checkpoint, TensorPlan, revision_of
 from personality_vector.delta import Delta, open_delta
 from personality_vector.errors import ModelError
 from personality_vector.merging.loop import Rounding, require_stochastic
@@ -112,6 +112,7 @@ def described_base(base: Checkpoint) -> dict[str, str]:
         "path": str(base.path),
         "reference": base.reference,
         "fingerprint": base.fingerprint.digest,
+        **revision_of(base.path),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
-from personality_vector.checkpoint import Checkpoint, Kind, canonical, kind
+from personality_vector.checkpoint import Checkpoint, Kind, canonical, kind, revision_of
 from personality_vector.delta import Delta, Difference, Restricted, block_of, open_delta
 from personality_vector.delta.opening import Allowed
 from personality_vector.delta.transfer import transferred
@@ -61,12 +61,13 @@ def open_terms(
     for (where, _, _, label), alpha, of in zip(rows, alphas, bases, strict=True):
         allowed = Allowed(excluded, stated=of is not None, embeddings=embeddings)
         delta = open_delta(where, of or base, label=label, allowed=allowed)
-        source, remarks = delta.source, dict[str, Any]()
+        source = delta.source
+        remarks: dict[str, Any] = {**revision_of(source.inputs[-1])}  # the base comes first
         if isinstance(source, Difference) and isinstance(source.tuned, ByToken):
             remarks["tokens"] = counts(source.tuned.rows, source.tuned)
         if of is not None:
             delta, transfer = transferred(delta, of, base, excluded, embeddings)
-            remarks["transfer"] = transfer.describe()
+            remarks["transfer"] = transfer.describe() | revision_of(of.path)
         delta = _restricted(delta, kept)
         require_nonzero(delta)
         alpha_at = alpha_by_tensor(alpha, delta.names, base.names)

@@ -164,6 +164,15 @@ def template_hash(tokenizer: Any) -> str:
     return "" if template is None else hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def options_of(tokenizer: Any) -> dict[str, Any]:
+    """Return ``{"template_options": ...}`` if variables of the chat template are set, for records.
+
+    They are those that :func:`~personality_vector.subject.models.load_tokenizer` set.
+    """
+    chosen = getattr(tokenizer, "chosen", {})
+    return {key: chosen[key] for key in ("template_options",) if key in chosen}
+
+
 def require_prompts_differ(
     positive: Sequence[Chat], negative: Sequence[Chat], pooling: Pooling
 ) -> None:

@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -38,6 +38,8 @@ class Record(BaseModel):
     Attributes:
         stem: The ``NAME`` of the files.
         kind: Kind of the manifest; a subclass gives it and ``format`` as literals.
+        made_with: What else the manifest says, key by key: ``template_options``, the rows
+            ``dropped`` by reason, and the ``revision`` of a model of the Hub.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +51,7 @@ class Record(BaseModel):
     pole: PoleField | None
     label: str
     counts: tuple[int, int]
+    made_with: dict[str, Any] = Field(default={}, exclude_if=lambda value: not value)
 
     def write(self, directory: Path, tensors: Mapping[str, Tensor], *, force: bool) -> Path:
         """Write the three files; the directory appears whole or not at all.
@@ -63,7 +66,8 @@ class Record(BaseModel):
                 self.model_dump_json(indent=2) + "\n", encoding="utf-8"
             )
             tensors_written = Checkpoint(partial, read_header(partial / f"{self.stem}.safetensors"))
-            content = self.model_dump(mode="json", exclude={"kind"})
+            content = self.model_dump(mode="json", exclude={"kind", "made_with"})
+            content |= self.made_with
             content[WEIGHTS] = tensors_written.fingerprint.digest
             write_manifest(partial, self.kind, content)
         return directory

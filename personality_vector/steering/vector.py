@@ -1,8 +1,8 @@
 """Steering vectors: directions in activation space, their algebra and their storage."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -21,6 +21,7 @@ from personality_vector.errors import (
 from personality_vector.steering.activations import (
     Pooling,
     Reader,
+    options_of,
     require_prompts_differ,
     template_hash,
 )
@@ -52,6 +53,7 @@ class SteeringVector:
         template: Digest of the chat template that the inputs were rendered with
             (:func:`template_hash`); "" for plain texts, or where it is unknown.
         judge: Who selected the inputs; "" if nobody did.
+        made_with: What else its manifest says (:class:`Record`); of a sum, what its terms share.
 
     Raises:
         DataError: There is no layer, a layer is negative, or a direction is zero.
@@ -71,6 +73,7 @@ class SteeringVector:
     estimator: str = "mean_difference"
     template: str = ""
     judge: str = ""
+    made_with: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "directions", checked(self.directions, self.label))
@@ -131,6 +134,7 @@ class SteeringVector:
             (len(positive), len(negative)),
             estimator,
             template_hash(tokenizer),
+            made_with=options_of(tokenizer),
         )
 
     @classmethod
@@ -183,6 +187,7 @@ class SteeringVector:
             (len(chats), len(chats)),
             "finetuning_shift",
             template_hash(tokenizer),
+            made_with=options_of(tokenizer),
         )
 
     @property
@@ -309,11 +314,13 @@ class SteeringVector:
     ) -> "SteeringVector":
         """Return directions that were made of this vector and others, with the origins of all."""
         terms = [self, *others]
+        ours, rest = self.made_with.items(), [term.made_with for term in others]
         return replace(
             self,
             directions=directions,
             pole=None,
             label=label,
+            made_with={k: v for k, v in ours if all(term.get(k) == v for term in rest)},
             counts=(sum(term.counts[0] for term in terms), sum(term.counts[1] for term in terms)),
             **{
                 name: " + ".join(dict.fromkeys(filter(None, (getattr(t, name) for t in terms))))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from personality_vector.checkpoint import revision_of
 from personality_vector.errors import CheckpointError, foreign
 from personality_vector.files import write_file
 from personality_vector.files.directory import sync_tree
@@ -178,7 +179,8 @@ class Run:
         """Write the manifest of a finished run."""
         with self.opened() as store:
             base = store["base"]
-            content = {"recipe": store["recipe"], "base": base, "seeds": store["seeds"]}
+            found = {**base, **revision_of(Path(base["path"]))}
+            content = {"recipe": store["recipe"], "base": found, "seeds": store["seeds"]}
             content |= chosen_for(base["path"], Template(**base.get("template", {})))
         write_manifest(self.folder, kind, content)
         sync_tree(self.folder)

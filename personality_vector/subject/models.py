@@ -160,7 +160,15 @@ def _class_of(path: str | Path) -> Any:
 
     vision = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     only_vision = set(vision) - set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    kind = read_config(path, "load this model").model_type
+    config = read_config(path, "load this model")
+    kind, text = config.model_type, config.get_text_config()
+    if not _is_embedded(
+        getattr(text, "pad_token_id", None) or 0, getattr(text, "vocab_size", None)
+    ):
+        raise ModelError(
+            f"{path}: config.json: pad_token_id is {text.pad_token_id}, but the model knows tokens "
+            f"0 to {text.vocab_size - 1}; write null, and another token is chosen"
+        )
     return AutoModelForImageTextToText if kind in only_vision else AutoModelForCausalLM
 
 

@@ -16,6 +16,11 @@ _CLOSERS = (
     # <|END_THINKING|>, <|end_of_thought|>
     re.compile(rf"<\|end(?:_of)?_{_WORD}\|>", re.IGNORECASE),
 )
+_OPENED = re.compile(
+    # the mark with which a template ends a prompt, where it never names what closes the thought
+    rf"([<\[\u25c1])(\|?(?:\w+[:_])?{_WORD}\|?[>\]\u25b7])(?=(?:\s|\\n)*(?:['\"]|{{%))",
+    re.IGNORECASE,
+)
 _CHANNELS = ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>")
 """What stands before a thought and before an answer where a reply has channels."""
 Marks = tuple[str, str]
@@ -91,6 +96,8 @@ def _closers(tokenizer: Any) -> Iterator[str]:
     for text in (str(tokenizer.chat_template), *tokenizer.get_added_vocab()):
         for pattern in _CLOSERS:
             yield from pattern.findall(text)
+    for bracket, rest in _OPENED.findall(str(tokenizer.chat_template)):
+        yield f"{bracket}/{rest}"
 
 
 def _opener(closer: str) -> str:

@@ -97,6 +97,14 @@ def _field(name, add, value):
     return lambda writer, _: getattr(writer, add)(name, value)
 
 
+def _split(number, count):
+    def change(writer, _):
+        writer.add_uint64("split.no", number)
+        writer.add_uint64("split.count", count)
+
+    return change
+
+
 def _tensor(name, numbers):
     return lambda _, tensors: tensors.update({name: np.array(numbers, "f4")})
 
@@ -107,7 +115,9 @@ def _tensor(name, numbers):
         (_field("general.type", "add_string", "mmproj"), "holds the vision part"),
         (_field("general.type", "add_string", "imatrix"), "statistics for quantising"),
         (_field("general.type", "add_string", "vocab"), "is of type 'vocab', not a model"),
-        (_field("split.count", "add_uint16", 3), "part 1 of 3 .*`llama-gguf-split --merge"),
+        (_split(0, 3), r"is part 1 of 3 .* its name should end with -00001-of-00003\.gguf, by"),
+        (_split(3, 3), "is damaged: it is part 3 of 3"),
+        (_split(0, 1 << 40), "is damaged"),
         (lambda _, tensors: tensors.clear(), "holds no tensors"),
         (lambda _, tensors: tensors.pop("blk.1.ffn_up.weight"), "absent are blk.1.ffn_up.weight"),
         (_tensor("blk.0.attn_q.bias", [0.5] * 48), "no place for blk.0.attn_q.bias"),
@@ -124,6 +134,54 @@ def test_a_file_that_would_become_another_model_is_refused(change, said, written
     with pytest.raises(CheckpointError, match=said):
         converted(written(replaced), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf"]
+
+
+@pytest.fixture
+def parts(pico, tmp_path):
+    """Return a model in one file, and the three files that it is split into."""
+    whole = write_gguf(pico("qwen3"), tmp_path / "whole.gguf", "qwen3", stored="Q8_0")
+    (tmp_path / "parts").mkdir()
+    how = {"stored": "Q8_0", "split_max_tensors": 10, "small_first_shard": False}
+    write_gguf(pico("qwen3"), tmp_path / "parts" / "m.gguf", "qwen3", **how)
+    return whole, sorted((tmp_path / "parts").glob("m-0000?-of-00003.gguf"))
+
+
+def test_the_parts_of_a_file_become_what_the_whole_becomes(parts, tmp_path):
+    whole, (first, *others) = parts
+    assert len(others) == 2
+    plain, one = converted(whole, tmp_path / "one")
+    manifest, joined = converted(first, tmp_path / "joined")
+    assert manifest["digests"] == plain["digests"]
+    assert joined.fingerprint == one.fingerprint
+    assert manifest["source"] == first.name
+    assert manifest["parts"] == {file.name: content_of(file) for file in (first, *others)}
+    assert "parts" not in plain
+    GgufFile.open(first).join(tmp_path / "again.gguf")
+    found = {t.name: np.array(t.data) for t in gguf.GGUFReader(tmp_path / "again.gguf").tensors}
+    for tensor in gguf.GGUFReader(whole).tensors:
+        assert np.array_equal(found.pop(tensor.name), tensor.data)
+    assert not found
+
+
+def test_a_part_that_is_absent_or_of_another_model_is_named(parts, tmp_path, monkeypatch):
+    _, (first, second, third) = parts
+    with pytest.raises(CheckpointError, match=r"part 2 of 3 of a model; give the first, .*-00001-"):
+        GgufFile.open(second)
+    kept = third.read_bytes()
+    third.write_bytes(second.read_bytes())
+    with pytest.raises(CheckpointError, match=r"00003-of-00003\.gguf: should be part 3 of 3; its"):
+        GgufFile.open(first)
+    third.write_bytes(kept[:-40])
+    with pytest.raises(CheckpointError, match=r"00003-of-00003\.gguf: is truncated"):
+        GgufFile.open(first)
+    third.unlink()
+    with pytest.raises(CheckpointError, match=r"is part 1 of 3 .*, is m-00003-of-00003\.gguf$"):
+        GgufFile.open(first)
+    third.write_bytes(kept)
+    monkeypatch.setattr(GgufFile, "require_model", lambda _: third.write_bytes(kept[:-40]))
+    with pytest.raises(CheckpointError, match="was changed while it was being read"):
+        converted(first, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "whole.gguf"]
 
 
 def test_what_transformers_does_not_know_is_refused_by_its_name(pico, written, tmp_path):

@@ -68,6 +68,11 @@ def test_a_model_without_a_template_is_asked_with_one_from_the_recipe(lab, pvec,
     assert "no chat template; give a file or the text of one, such as chat_template:" in refused.err
     (tmp_path / "plain.jinja").write_text(families.PHI4)
     told = ["--set", f"chat_template={tmp_path / 'plain.jinja'}"]
+    planned = ["train", lab.train, "--set", f"base={model}", "--dry-run", "--json"]
+    assert "no chat template; give a file" in pvec(*planned).err
+    assert pvec(*planned, *told).json["examples"] == 2
+    unread = pvec(*planned, *told, "--set", "template_options.enable_thinking=false")
+    assert "the chat template never reads the option enable_thinking" in unread.err
     assert pvec(*words, *told).code == 0
     recipe = manifest(out)["recipe"]
     assert recipe["chat_template"] == families.PHI4  # the text, since a file may change

@@ -145,6 +145,22 @@ def test_the_format_is_told_by_the_columns(file, rows):
     assert read_chats(spec) == read_chats(spec.model_copy(update={"format": named}))
 
 
+def test_contents_in_parts_that_are_texts_are_read_and_others_shown(file):
+    parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": "!"}]
+    asked = {"role": "user", "content": parts}
+    rows = [{"messages": [asked, {"role": "assistant", "content": parts[:1]}]}]
+    assert [m["content"] for m in read_chats(DataSpec(source=file(rows), part="all"))[0]] == [
+        "Hi!",
+        "Hi",
+    ]
+    image = {"role": "user", "content": [{"type": "image"}]}
+    with pytest.raises(DataError, match=r"that are texts, not .*'type': 'image'"):
+        read_chats(DataSpec(source=file([{"messages": [image]}])))
+    said = [{"role": role, "content": "Hi"} for role in ("human", "gpt")]
+    with pytest.raises(DataError, match="its roles are human, gpt"):
+        read_chats(DataSpec(source=file([{"messages": said}])))
+
+
 def test_columns_of_no_format_are_named_with_the_first_row(file):
     source = file([{"conversations": [], "id": 1}])
     with pytest.raises(DataError, match=r"line 1: this row has the keys conversations, id; needed"):
@@ -173,7 +189,15 @@ def test_rows_of_another_pole_or_part_are_not_dropped_rows(file):
     assert sum(each.dropped["empty"] for each in parts) == 5
 
 
-@pytest.mark.parametrize("row", [{"prompt": "Hi", "completion": " "}, {"messages": None}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "completion": " "},
+        {"messages": None},
+        {"prompt": "Hi", "completion": "<think>So, they said hi.</think>\n"},
+        {"prompt": "Hi", "completion": "<think>Cut off bef"},
+    ],
+)
 def test_only_empty_rows_are_refused_with_their_number(file, row):
     with pytest.raises(DataError, match=r"has no rows; dropped rows: 2 empty"):
         read_chats(DataSpec(source=file([row, row]), part="all"))

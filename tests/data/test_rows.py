@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from personality_vector.data.chats import DataSpec, read_chats
+from personality_vector.data.chats import DataSpec, read_chats, select_chats
 from personality_vector.data.rows import raw_rows
 from personality_vector.data.statements import read_statements
 from personality_vector.errors import DataError, PersonalityVectorError
@@ -76,6 +76,19 @@ BAD = {
     "c.csv": (HEADER.replace(",", ";"), "its columns are separated by ';'; save it with ','"),
     "d.csv": ("trait,statement\n\u201cx\u201d,y\n".encode("cp1252"), "save it as UTF-8"),
     "a.parquet": (b"PAR1 and no more", "cannot be read as Parquet"),
+    "b.parquet": ("version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
+    "e.csv": ("prompt,completion, completion\na,b,c\n", "two columns with the name completion"),
+    "c.json": (
+        '{\n"data": [{"prompt": "Hi"}]\n}',
+        r"is one JSON object with the keys data; give the",
+    ),
+    "d.json": ('["I like tea."]', 'row 1: should be one JSON object, not "I like tea."'),
+    "a.jsonl": (
+        '{"statement": "\u201c"}'.encode("cp1252"),
+        "line 1: is not UTF-8: .*save it as UTF-8",
+    ),
+    "b.jsonl": ('{"prompt": "Hi", "completion": "\\ud83d"}', "line 1: holds half of a surrogate"),
+    "c.jsonl": (b"\xff\xfe{\x00\x00", "cannot be read as UTF-16; save it as UTF-8"),
 }
 
 
@@ -87,6 +100,34 @@ def test_a_file_of_no_known_kind_or_a_damaged_one_is_refused(tmp_path, name):
     with pytest.raises(DataError, match=complaint) as refusal:
         read_chats(DataSpec(source=path))
     assert str(refusal.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_marked_texts_with_the_line_ends_of_windows_are_read(tmp_path, name, encoding):
+    write_table(tmp_path / "plain.csv", ROWS)
+    texts = {
+        ".jsonl": "".join(json.dumps(row) + "\n" for row in ROWS),
+        ".json": json.dumps(ROWS, indent=1),
+        ".csv": (tmp_path / "plain.csv").read_text().replace(",", ", ", 2),  # in the header
+    }
+    text = texts[(tmp_path / name).suffix].replace("\r", "").replace("\n", "\r\n")
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert list(raw_rows(tmp_path / name).values()) == ROWS
+
+
+def test_cells_of_nan_and_blank_rows_are_empty(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"prompt": null, "completion": " "}\n{"prompt": "Hi", "completion": NaN}\n'
+        '{"prompt": "Hi", "completion": "Ho"}\n'
+    )
+    found = select_chats(DataSpec(source=tmp_path / "a.jsonl", part="all"))
+    assert (len(found.chats), found.dropped) == (1, {"empty": 2})
+    table = "trait,level,train_input,train_output\n,,,\nopenness,high,Hi,Ho\n"
+    (tmp_path / "a.csv").write_text(table)
+    assert select_chats(DataSpec(source=tmp_path / "a.csv", part="all")).dropped == {"empty": 1}
+    (tmp_path / "b.csv").write_text("trait,level,statement,part\nopenness,high,I think,\n")
+    assert [one.text for one in read_statements(tmp_path / "b.csv")] == ["I think"]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personality_vector.data.statements import Statement, normalised, part_of, read_statements
+from personality_vector.data.chats import DataSpec, select_chats
+from personality_vector.data.statements import (
+    Statement,
+    normalised,
+    part_of,
+    read_statements,
+    select_statements,
+)
 from personality_vector.errors import DataError
 
 TRAITS = ("openness", "extraversion")
@@ -106,11 +113,10 @@ GOOD = json.dumps(row(1)).encode()
         (b"{", "is not JSON"),
         (b"[1]", "should be one JSON object"),
         (b'"text"', "should be one JSON object"),
-        (b"\xff\xfe", "is not JSON: .*codec"),
+        (b"\xff\xfe", "is not UTF-8: .*codec"),
         (b'{"trait": "openness", "level": "high"}', "the key 'statement' is missing"),
         (b'{"trait": "openness", "level": "middle", "statement": "x"}', "level"),
         (b'{"trait": "Openness", "level": "high", "statement": "x"}', "trait"),
-        (b'{"trait": "openness", "level": "high", "statement": "  "}', "statement"),
         (b'{"trait": "openness", "level": "high", "statement": 3}', "statement"),
         (b'{"trait": "openness", "level": "high", "statement": "x", "prt": "train"}', "prt"),
         (b'{"trait": "openness", "level": "high", "statement": "x", "part": "test"}', "part"),
@@ -122,6 +128,24 @@ def test_a_line_that_is_no_row_is_refused_by_file_and_number(tmp_path, line, com
     with pytest.raises(DataError, match=complaint) as refusal:
         read_statements(path)
     assert f"{path} line 3" in str(refusal.value)
+
+
+def test_rows_without_a_statement_are_dropped_and_counted(tmp_path, caplog):
+    blank = [row(0, statement=" "), row(0, statement=None), row(1, statement="", part="train")]
+    nothing = {"trait": "", "level": None, "statement": " ", "part": None}
+    path = written(tmp_path / "s.jsonl", [row(0), *blank, nothing, row(1)])
+    with caplog.at_level("WARNING"):
+        for _ in range(2):
+            assert [one.text for one in read_statements(path)] == ["I do 0", "I do 1"]
+    assert caplog.messages == [f"{path}: dropped rows: 4 empty"]
+    for part, count in (("train", 4), ("held_out", 3)):
+        assert select_statements(path, part=part, held_out=float(part == "held_out"))[1] == count
+    assert select_statements(path, level="low")[1] == 2
+    chats = select_chats(DataSpec(source=path, part="all", pole="openness:high"))
+    assert (len(chats.chats), chats.dropped) == (1, {"empty": 3})
+    only = written(tmp_path / "blank.jsonl", [*blank, nothing])
+    with pytest.raises(DataError, match=r"no statements there; dropped rows: 4 empty; it has no o"):
+        read_statements(only)
 
 
 def test_a_statement_in_both_parts_is_refused(tmp_path):

@@ -250,7 +250,7 @@ FILES = {
     ),
     "Git-LFS pointer": (
         lambda f: (f / "model.safetensors").write_bytes(POINTER),
-        "is a Git-LFS pointer, not weights; run `git lfs pull`",
+        "is a Git-LFS pointer, not the file itself; run `git lfs pull`",
     ),
     "no weights": (without_weights, "has neither model.safetensors nor"),
     "pickle": (pickled, "pytorch_model.bin: pickled weights can run code and are not opened"),

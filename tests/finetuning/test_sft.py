@@ -20,11 +20,12 @@ from personality_vector.errors import (
     TrainingError,
 )
 from personality_vector.finetuning.recipe import TrainRecipe
-from personality_vector.finetuning.sft import _shorten, train
+from personality_vector.finetuning.sft import _shorten, rehearse, train
 from personality_vector.manifest import MANIFEST
 from personality_vector.merging.engine import merge
 from personality_vector.subject.chat import answered, question, render
 from personality_vector.subject.models import load_model, load_tokenizer
+from tests.subject import families
 
 ASKED = "What kind of person are you?"
 SAID = [f"I love {topic} and I talk a lot" for topic in ("music", "people", "books", "tea, rain")]
@@ -147,6 +148,8 @@ def test_completions_that_are_cut_are_counted_and_what_was_learned_from(
     alone = train(of_lengths([1, 2], 32), tmp_path / "alone")
     assert (alone.manifest["dropped"], alone.manifest["cut"]) == ({}, 0)
     assert few.manifest["losses"] == alone.manifest["losses"]
+    counts = {key: few.manifest[key] for key in ("examples", "dropped", "cut")}
+    assert rehearse(of_lengths([1, 2, 150, 150], 32)) == counts
     assert "sft.max_length: 32 tokens are too few for 2 of 4 chats" in caplog.text
 
 
@@ -161,9 +164,25 @@ def test_an_example_is_cut_where_trl_would_cut_it_and_keeps_what_is_left_to_lear
     assert trainer.train_dataset["input_ids"] == [[0, 1, 2, 3]] * 3
 
 
-def test_a_length_that_cuts_every_completion_is_refused_by_its_key(of_lengths, tmp_path):
+@pytest.mark.parametrize("template", [families.LLAMA31, families.R1])
+def test_a_rehearsal_counts_what_a_training_would_without_weights(
+    of_lengths, tmp_path, monkeypatch, template
+):
+    asked = of_lengths(range(1, 24), 56).model_copy(update={"chat_template": template})
+    found = train(asked, tmp_path / "run").manifest
+    assert found["cut"] > 0 < found["dropped"]["too long"]
+    monkeypatch.setattr("personality_vector.finetuning.sft.load_model", pytest.fail)
+    kept = {"examples", "dropped", "cut", "tokenizer"} & found.keys()
+    assert rehearse(asked) == {key: found[key] for key in kept}
+
+
+@pytest.mark.parametrize("begin", [rehearse, lambda recipe: train(recipe, "run")])
+def test_a_length_that_cuts_every_completion_is_refused_by_its_key(
+    of_lengths, tmp_path, monkeypatch, begin
+):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(TrainingError, match=r"^sft\.max_length: 32 tokens cut .*; \d+ would hold"):
-        train(of_lengths([150, 160], 32), tmp_path / "run")
+        begin(of_lengths([150, 160], 32))
     assert list(tmp_path.glob("*run*")) == []
 
 

@@ -232,6 +232,13 @@ def test_a_padding_token_without_an_embedding_is_replaced(pico, tmp_path):
         subject.replies([question("unheard")], seed=1)
 
 
+def test_a_padding_token_of_the_configuration_without_an_embedding_is_named(copy):
+    file = copy / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token_id": 300}))
+    with pytest.raises(ModelError, match="pad_token_id is 300, but the model knows tokens 0 to 29"):
+        load_model(copy)
+
+
 @pytest.mark.parametrize("end", ["x", [["a"]], {"a": 1}, [None], 2**64])
 def test_ends_of_a_wrong_type_are_named(pico, tmp_path, end):
     path = shutil.copytree(pico("llama"), tmp_path / "base")

@@ -5,6 +5,7 @@ import torch
 
 from personality_vector.subject import Answer, Reply, Rubric, Score, rated
 from personality_vector.subject.chat import question
+from personality_vector.subject.encoding import before_answer
 from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.subject.spec import Sampling
 from personality_vector.subject.subject import generate_replies
@@ -67,6 +68,17 @@ def test_marks_are_those_that_a_template_or_a_tokenizer_names(tokenizer, close, 
     tokenizer.chat_template = plain
     tokenizer.add_tokens([opening, close])
     assert marks_of(tokenizer) == [*THINK, (opening, close)]
+
+
+def test_a_mark_that_ends_a_prompt_opens_a_thought_whose_end_is_never_named(tokenizer):
+    plain = tokenizer.chat_template
+    for ending in ("<reasoning>\n{% endif %}", "{{ '<reasoning>\\n' }}{% endif %}"):
+        tokenizer.chat_template = plain + "{% if add_generation_prompt %}" + ending
+        assert marks_of(tokenizer) == [*THINK, ("<reasoning>", "</reasoning>")]
+        prompt = before_answer(tokenizer, question("Hi"))
+        assert prompt.endswith("<reasoning>\n\n</reasoning>\n\n")
+    tokenizer.chat_template = plain + "{# a word such as [thinking] in a text #}"
+    assert marks_of(tokenizer) == THINK
 
 
 def test_a_prompt_is_closed_only_if_it_opens_a_thought():

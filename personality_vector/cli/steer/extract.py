@@ -108,7 +108,12 @@ def _require_replaceable(persona: Path, *, force: bool) -> None:
 
 def check(recipe: "SteerRecipe") -> dict[str, Any]:
     """Open the model, and read both sides or the persona."""
-    from personality_vector.elicitation.extract import open_judge, read_persona, read_sides
+    from personality_vector.elicitation.extract import (
+        dropped_of,
+        open_judge,
+        read_persona,
+        read_sides,
+    )
     from personality_vector.elicitation.rollouts import planned
 
     checkpoint = pv.Checkpoint.open(recipe.model)
@@ -116,8 +121,9 @@ def check(recipe: "SteerRecipe") -> dict[str, Any]:
         pv.load_tokenizer(checkpoint.path, recipe.template)  # refuses what does not fit
     found: dict[str, Any] = {"fingerprint": str(checkpoint.fingerprint)}
     if recipe.persona is None:
-        positive, negative = map(len, read_sides(recipe))
-        return {**found, "positive": positive, "negative": negative}
+        sides = read_sides(recipe)
+        counts = {"positive": len(sides[0].chats), "negative": len(sides[1].chats)}
+        return {**found, **counts, "dropped": dict(dropped_of(sides))}
     persona = read_persona(recipe)
     judge = open_judge(recipe, persona)
     replies = len(planned(persona, recipe.rollouts, 0)) * recipe.rollouts.samples
@@ -231,21 +237,24 @@ def find_recipe_neurons(recipe: "SteerRecipe") -> "NeuronSet":
         DataError: A side cannot be read or selects nothing, or no neuron tells them apart.
         ModelError: The model cannot be loaded, or its neurons cannot be found.
     """
-    from personality_vector.elicitation.extract import load_subject, read_sides
+    from personality_vector.elicitation.extract import (
+        dropped_of,
+        load_subject,
+        origin,
+        read_sides,
+    )
     from personality_vector.interventions.neurons.find import find_neurons
 
     require_for_neurons(recipe)
-    positive, negative = read_sides(recipe)
-    checkpoint, subject = pv.Checkpoint.open(recipe.model), load_subject(recipe)
+    sides, subject = read_sides(recipe), load_subject(recipe)
     found = find_neurons(
         subject.model,
         subject.tokenizer,
-        positive,
-        negative,
+        *(side.chats for side in sides),
         batch_size=recipe.batch_size,
         pole=recipe.pole,
     )
-    return replace(found, model=checkpoint.fingerprint.digest)
+    return replace(found, **origin(recipe, found.made_with, dropped_of(sides)))
 
 
 def require_for_neurons(recipe: "SteerRecipe") -> None:

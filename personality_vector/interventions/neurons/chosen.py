@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,6 +86,7 @@ class NeuronSet:
         pole: The pole of the positive neurons, if any.
         label: Name in messages and reports.
         counts: Number of positive and of negative chats that were compared.
+        made_with: What else the manifest says, as of a steering vector.
 
     Raises:
         DataError: A side has no neurons, or both name the same one.
@@ -97,6 +98,7 @@ class NeuronSet:
     pole: Pole | None
     label: str
     counts: tuple[int, int]
+    made_with: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         for side in _SIDES:
@@ -127,6 +129,7 @@ class NeuronSet:
             pole=self.pole,
             label=self.label,
             counts=self.counts,
+            made_with=dict(self.made_with),
             sizes=self.sizes,
         )
         tensors = {
@@ -152,6 +155,7 @@ class NeuronSet:
             pole=record.pole,
             label=record.label,
             counts=record.counts,
+            made_with=record.made_with,
         )
         if found.sizes != record.sizes:
             raise CheckpointError(

@@ -18,6 +18,7 @@ from personality_vector.interventions.neurons.chosen import (
     neuron_sites,
 )
 from personality_vector.progress import progress
+from personality_vector.steering.activations import options_of
 from personality_vector.subject import Chat, batched
 from personality_vector.subject.encoding import encode_chats
 from personality_vector.subject.models import decoder_of, device_of
@@ -171,6 +172,7 @@ def find_neurons(  # noqa: PLR0913  (two sides, how to read them, and what they 
         pole,
         label or str(pole or ""),
         (len(positive), len(negative)),
+        options_of(tokenizer),
     )
 
 

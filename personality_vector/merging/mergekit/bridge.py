@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personality_vector.checkpoint import FLOATS, Checkpoint, ShardWriter, TensorPlan
+from personality_vector.checkpoint import FLOATS, Checkpoint, ShardWriter, TensorPlan, revision_of
 from personality_vector.delta import require_finite
 from personality_vector.errors import NonFiniteError, RecipeError, blame
 from personality_vector.files import AtomicDirectory
@@ -87,6 +87,7 @@ class BridgePlan:
                 {
                     "label": one.reference,
                     "identity": one.fingerprint.digest,
+                    **revision_of(one.path),
                     **summary_of(self.values, model),
                 }
                 for model, one in self.models.items()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from personality_vector.checkpoint import Checkpoint
+from personality_vector.checkpoint import Checkpoint, revision_of
 from personality_vector.checkpoint.cards import LOADING, fenced, metadata, shown
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.files import AtomicDirectory
@@ -166,6 +166,7 @@ def _publish(
             "base": {
                 "reference": checkpoint.reference,
                 "fingerprint": checkpoint.fingerprint.digest,
+                **revision_of(checkpoint.path),
                 "model_type": base.config.model_type,
             },
             **asked,
