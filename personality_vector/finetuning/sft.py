@@ -64,7 +64,8 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
 
     Raises:
         DataError: The data cannot be read or selects nothing.
-        TrainingError: The loss is not finite, or ``sft.max_length`` leaves nothing to learn.
+        TrainingError: The loss is not finite, or ``sft.max_length`` leaves nothing to learn or more
+            than the model reads.
         OutputExistsError: ``out`` exists.
     """
     base = Checkpoint.open(recipe.base)
@@ -113,6 +114,7 @@ def _fit(
         with foreign(TrainingError, f"{base.reference}: TRL cannot train it like this"):
             trainer = _trainer(recipe, base, chats, _arguments(recipe, scratch, device))
             lengths = _shorten(trainer, recipe.sft.max_length)
+            _require_read(trainer)
             trainer.train()
     trainer.model.save_pretrained(out)
     _require_finite(out)
@@ -148,6 +150,16 @@ def _shorten(trainer: Any, most: int) -> _Lengths:
         shorter = whole.map(lambda row: {key: row[key][:most] for key in ("input_ids", "labels")})
         trainer.train_dataset = shorter.filter(lambda row: max(row["labels"]) >= 0)
     return _Lengths(too_long, cut)
+
+
+def _require_read(trainer: Any) -> None:
+    most = trainer.processing_class.most_tokens
+    longest = max(map(len, trainer.train_dataset["input_ids"]))
+    if most is not None and longest > most:
+        raise TrainingError(
+            f"sft.max_length: allows chats of {longest:,} tokens, and the model reads at most "
+            f"{most:,}; set it to {most} or less"
+        )
 
 
 @contextmanager
