@@ -8,8 +8,10 @@ from personality_vector.checkpoint.names import (
     canonical,
     canonical_names,
     counterparts,
+    embeddings_of,
     is_buffer,
     kind,
+    untied,
 )
 from personality_vector.checkpoint.reader import Checkpoint, is_hub_id, locate
 from personality_vector.checkpoint.tensors import (
@@ -36,6 +38,7 @@ __all__ = [
     "canonical",
     "canonical_names",
     "counterparts",
+    "embeddings_of",
     "is_buffer",
     "is_hub_id",
     "is_sampled",
@@ -45,4 +48,5 @@ __all__ = [
     "read_header",
     "read_json",
     "read_manifest",
+    "untied",
 ]
