@@ -82,6 +82,22 @@ class DataError(PersonalityVectorError):
     """A row, statement, chat or instrument that cannot be used."""
 
 
+class LengthError(DataError):
+    """A chat that has more tokens than the model reads.
+
+    Attributes:
+        text: Its longest message, by which a caller finds the place of the chat in a file.
+    """
+
+    def __init__(self, text: str, tokens: str, most: int, remedy: str = "") -> None:
+        remedy = remedy or "shorten it, or check the quotes of the file that it comes from"
+        super().__init__(
+            f"the chat with {text[:60]!r} has {tokens} tokens, and the model reads at most "
+            f"{most:,}; {remedy}"
+        )
+        self.text = text
+
+
 class TrainingError(PersonalityVectorError):
     """A fine-tuning run that cannot start or that diverged."""
 

@@ -8,8 +8,10 @@ from personality_vector.checkpoint.names import (
     canonical,
     canonical_names,
     counterparts,
+    embeddings_of,
     is_buffer,
     kind,
+    untied,
 )
 from personality_vector.checkpoint.reader import Checkpoint, is_hub_id, locate, revision_of
 from personality_vector.checkpoint.tensors import (
@@ -36,6 +38,7 @@ __all__ = [
     "canonical",
     "canonical_names",
     "counterparts",
+    "embeddings_of",
     "is_buffer",
     "is_hub_id",
     "is_sampled",
@@ -46,4 +49,5 @@ __all__ = [
     "read_json",
     "read_manifest",
     "revision_of",
+    "untied",
 ]

@@ -9,6 +9,8 @@ text model without its head is written as ``layers.0``, and GPT-2 as ``h.0`` or 
 """
 
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal
 
 from personality_vector.checkpoint.reader import Checkpoint
@@ -36,6 +38,7 @@ _BUFFER = re.compile(
     r"\brotary_emb\.\w+$|\battn\.(?:masked_)?bias$|\battention\.(?:masked_)?bias$|\bposition_ids$"
 )
 
+_POSITIONS = re.compile(r"(?:wpe|embed_positions)\.weight$")
 _BEGINNING = re.compile(r"(?:(?:model|language_model|text_model)\.)*[^.]+")
 _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("vision", re.compile(rf"^(?:{_PART})(?:\.|$)")),
@@ -122,4 +125,30 @@ def canonical_names(checkpoint: Checkpoint) -> dict[str, str]:
                 "a model has each tensor once"
             )
         found[given] = name
+    return found
+
+
+def embeddings_of(model: Checkpoint) -> str | None:
+    """Return the name of the embeddings that are also the head, in a model that ties the two."""
+    tables = [name for name in model.names if kind(name) in ("embeddings", "head")]
+    found = [name for name in tables if not _POSITIONS.search(name)]
+    return found[0] if len(found) == 1 and kind(found[0]) == "embeddings" else None
+
+
+def untied(model: Checkpoint, names: Iterable[str]) -> Checkpoint:
+    """Return a model with the head that some names ask for, if it ties its own to its embeddings.
+
+    That head is read where the embeddings lie, and config.json says that the two are not tied. The
+    fingerprint stays, since the model computes the same.
+    """
+    heads = [name for name in names if kind(name) == "head" and name not in model.entries]
+    embeddings = embeddings_of(model) if len(heads) == 1 else None
+    config = model.config if embeddings and (model.path / "config.json").is_file() else {}
+    is_tied = config.get("tie_word_embeddings", True) is True
+    if embeddings is None or not config or not is_tied or "text_config" in config:
+        return model
+    head = replace(model.entries[embeddings], name=heads[0])
+    found = Checkpoint(model.path, {**model.entries, head.name: head}, model.reference)
+    found.fingerprint = model.fingerprint
+    found.config = {**config, "tie_word_embeddings": False}
     return found

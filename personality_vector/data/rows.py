@@ -17,7 +17,7 @@ from personality_vector.files.header import require_no_pointer
 from personality_vector.files.reading import parse_json, read_bytes
 from personality_vector.recipes.schema import DATA_ENDINGS, Recipe, sentence
 
-_MOST_BYTES, _MOST_ROWS = 1 << 28, 4_000_000
+_MOST_BYTES, _MOST_ROWS, _MOST_IN_CELL = 1 << 28, 4_000_000, 1 << 20
 _END = "<the end of this file>"
 Row = TypeVar("Row", bound=Recipe)
 Rows = Iterator[tuple[str, dict[str, Any]]]
@@ -188,18 +188,25 @@ def _object(place: str, row: Any) -> dict[str, Any]:
 
 
 def _of_table(file: Path, content: bytes, delimiter: str) -> list[tuple[str, dict[str, Any]]]:
-    usual = csv.field_size_limit(_MOST_BYTES)  # a cell may be as long as the file
+    usual = csv.field_size_limit(_MOST_IN_CELL)
+    rows: list[tuple[str, dict[Any, Any]]] = []
     try:
         # A quote that is never closed would swallow the last line.
         text = f"{content.decode()}\n{_END}" if content.strip() else _END
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
         names = [name.strip() for name in reader.fieldnames or [""]]
         reader.fieldnames = names
-        rows = [(f"{file} line {reader.line_num}", row) for row in reader]
+        rows.extend((f"{file} line {reader.line_num}", row) for row in reader)
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: cannot be read: {error}; save it as UTF-8") from error
     except csv.Error as error:
-        raise DataError(f"{file}: cannot be read: {error}") from error
+        if "field limit" not in str(error):
+            raise DataError(f"{file}: cannot be read: {error}") from error
+        before = rows[-1][0] if rows else f"{file} line 1"
+        raise DataError(
+            f"{before}: is followed by a cell of more than {_MOST_IN_CELL:,} characters; check "
+            "that every quote is closed, or save the data as JSONL"
+        ) from error
     finally:
         csv.field_size_limit(usual)
     if names == [_END]:

@@ -17,9 +17,11 @@ from personality_vector.checkpoint import (
     TensorEntry,
     canonical,
     canonical_names,
+    embeddings_of,
     kind,
     read_header,
     read_json,
+    untied,
 )
 from personality_vector.delta.adapter_config import AdapterConfig
 from personality_vector.delta.layers import block_of
@@ -34,6 +36,8 @@ _WEIGHTS, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 # others in between that do not.
 _CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
 _CONV1D_LAYER = re.compile(r"\.(?:c_attn|c_proj|c_fc|q_attn)\.weight$")
+_HEAD = "lm_head.weight"
+_ADAPTED = re.compile(r"base_model\.model\.(?P<module>.+?)\.(?:lora|hada|lokr|vera|oft|ia3)_.+")
 _STORED = re.compile(
     r"base_model\.model\.(?P<module>.+?)\."
     r"(?:lora_(?:embedding_)?(?P<half>[AB])(?:\.weight)?|(?:base_layer\.|modules_to_save\.)?"
@@ -99,6 +103,7 @@ def open_adapter(path: Path, base: Checkpoint, *, stated: bool = False) -> Adapt
     if found is None:
         return _by_peft(config, base, tensors)
     modules, copied = found
+    base, own_head = _untied(base, tensors, modules, copied)
     places = _places(base, [*modules, *copied], path)
     if any(len(base.entries[places[weight]].shape) != 2 for weight in modules):
         return _by_peft(config, base, tensors)
@@ -115,7 +120,7 @@ def open_adapter(path: Path, base: Checkpoint, *, stated: bool = False) -> Adapt
                 f"{base.path} has {list(ours)}"
             )
     _require_all_layers(config, base, {places[weight]: weight for weight in modules})
-    shapes = {name: base.entries[name].shape for name in {**factors, **copies}}
+    shapes = {name: base.entries[name].shape for name in {**factors, **copies, **own_head}}
     return Adapter(tensors, shapes, base, config.scaling, factors, copies)
 
 
@@ -146,6 +151,33 @@ def _grouped(tensors: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, 
     return weights, copied
 
 
+def _untied(
+    base: Checkpoint, tensors: Checkpoint, modules: Mapping[str, Any], copied: dict[str, str]
+) -> tuple[Checkpoint, dict[str, str]]:
+    """Return the base, and its head by name, untied where an adapter changes only one of the two.
+
+    PEFT adapts a module, and not the parameter that two modules share: the other one goes on with
+    the parameter as it was. Copies of both that are equal are one parameter.
+    """
+    embeddings = embeddings_of(base)
+    heads = [name for name in (*modules, *copied) if kind(name) == "head"]
+    tables = [
+        name for name in (*modules, *copied) if canonical(name) == canonical(embeddings or "")
+    ]
+    if embeddings is None or not (heads or tables):
+        return base, {}
+    stored = [tensors[copied[name]] for name in (*heads, *tables) if name in copied]
+    is_adapted = any(name in modules for name in (*heads, *tables))
+    if not is_adapted:
+        others = stored[1:] if heads and tables else [base[embeddings]]
+        if all(torch.equal(stored[0], other.to(stored[0].dtype)) for other in others):
+            copied.pop(heads[0] if heads else "", None)
+            return base, {}
+    head = heads[0] if heads else _HEAD
+    found = untied(base, [head])
+    return found, {head: embeddings} if found is not base else {}
+
+
 def _places(base: Checkpoint, names: Sequence[str], path: Path) -> dict[str, str]:
     """Return ``{name in memory: name on disk}`` of tensors that an adapter names.
 
@@ -169,16 +201,9 @@ def _places(base: Checkpoint, names: Sequence[str], path: Path) -> dict[str, str
 
         known = names_on_disk(base.path)
         places |= {name: known[name] for name in unknown if known.get(name) in base.entries}
-    unknown = [name for name in names if name not in places]
-    if unknown:
-        tied = [name for name in unknown if kind(name) == "head"]
-        why = (
-            "; the base ties its head to its embeddings, and what is learned for one of the two "
-            "cannot be merged into both"
-        )
+    if lacking := set(names) - places.keys():
         raise TensorMismatchError(
-            f"{path}: adapts {some(unknown)}, which the base {base.path} does not have"
-            f"{why if tied else ''}"
+            f"{path}: adapts {some(lacking)}, which the base {base.path} does not have"
         )
     return places
 
@@ -266,6 +291,11 @@ def _by_peft(config: AdapterConfig, base: Checkpoint, tensors: Checkpoint) -> Co
     from personality_vector.subject.models import load_model, parameters_on_disk
 
     path, model = config.path, load_model(base.path)
+    modules = {found["module"] for found in map(_ADAPTED.fullmatch, tensors.names) if found}
+    base, own_head = _untied(base, tensors, {f"{module}.weight": None for module in modules}, {})
+    if own_head:
+        head = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
     what = f"{path}: PEFT cannot merge this {config.kind} adapter into {base.path}"
     # PEFT reads a property that is deprecated.
     with foreign(CheckpointError, what), warnings.catch_warnings(action="ignore"):

@@ -148,13 +148,14 @@ class Adapter(LowRank):
         """What its numbers depend on, as digests and texts."""
         models = self.base.fingerprint.digest, self.tensors.fingerprint.digest
         more = () if self.is_plain else (repr(sorted(self.factors.items())), repr(self.copies))
-        return "lora", *models, repr(astuple(self.scaling)), *more
+        kept = sorted(self.shapes.keys() - self.factors.keys() - self.copies.keys())
+        return "lora", *models, repr(astuple(self.scaling)), *more, *kept
 
     @property
     def is_plain(self) -> bool:
         """Whether names, ranks and one scaling say everything about it."""
         plain = {name: factors_of(name, self.tensors, self.scaling) for name in self.factors}
-        return not self.copies and self.factors == plain
+        return not self.copies and self.factors == plain and self.shapes.keys() == plain.keys()
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return entries of ``scaling * B @ A``, multiplying only the rows that they lie in.

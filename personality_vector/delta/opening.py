@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from personality_vector.checkpoint import Checkpoint, locate
+from personality_vector.checkpoint import Checkpoint, locate, untied
 from personality_vector.delta.delta import Delta
 from personality_vector.delta.lora import is_adapter
 from personality_vector.delta.provenance import require_related, require_trained_on, trained_pole
@@ -60,8 +60,9 @@ def open_delta(
             f"{delta.base}, but {base.path} is {base.fingerprint}; use the base "
             "it was taken from, or name that one with of"
         )
+    entries = untied(base, delta.names).entries
     for name in delta.names:
-        entry = base.entries.get(name)
+        entry = entries.get(name)
         if entry is None or entry.shape != delta.shape(name):
             found = "no such tensor" if entry is None else list(entry.shape)
             raise TensorMismatchError(

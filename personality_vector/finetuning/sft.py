@@ -71,7 +71,8 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
 
     Raises:
         DataError: The data cannot be read or selects nothing.
-        TrainingError: The loss is not finite, or ``sft.max_length`` leaves nothing to learn.
+        TrainingError: The loss is not finite, or ``sft.max_length`` leaves nothing to learn or more
+            than the model reads.
         OutputExistsError: ``out`` exists.
     """
     base = Checkpoint.open(recipe.base)
@@ -106,7 +107,7 @@ def rehearse(recipe: TrainRecipe) -> dict[str, Any]:
 
     Raises:
         DataError: The data cannot be read, or the chat template cannot show them.
-        TrainingError: ``sft.max_length`` leaves nothing to learn.
+        TrainingError: ``sft.max_length`` leaves nothing to learn, or more than the model reads.
     """
     base = Checkpoint.open(recipe.base)
     data = select_chats(recipe.data.narrowed(recipe.pole))
@@ -116,7 +117,7 @@ def rehearse(recipe: TrainRecipe) -> dict[str, Any]:
         spans = [(_start(labels), len(labels)) for labels in rows]
     else:
         spans = [_span(tokenizer, chat) for chat in data.chats]
-    lengths = _measured(spans, recipe.sft.max_length)
+    lengths = _measured(tokenizer, spans, recipe.sft.max_length)
     return {**_counts(data, lengths), **chosen_for(base.path, recipe.template)}
 
 
@@ -163,7 +164,8 @@ def _fit(
 def _shorten(trainer: Any, most: int) -> _Lengths:
     """Cut the trainer's examples to ``most`` tokens as TRL does, which does not count them."""
     whole = trainer.train_dataset
-    found = _measured([(_start(labels), len(labels)) for labels in whole["labels"]], most)
+    spans = [(_start(labels), len(labels)) for labels in whole["labels"]]
+    found = _measured(trainer.processing_class, spans, most)
     if any(found):
         shorter = whole.map(lambda row: {key: row[key][:most] for key in ("input_ids", "labels")})
         trainer.train_dataset = shorter.filter(lambda row: max(row["labels"]) >= 0)
@@ -186,13 +188,19 @@ def _span(tokenizer: Any, chat: Chat) -> tuple[int, int]:
     return len(list(same)), len(ids)
 
 
-def _measured(spans: list[tuple[int, int]], most: int) -> _Lengths:
+def _measured(tokenizer: Any, spans: list[tuple[int, int]], most: int) -> _Lengths:
     """Count the completions that ``most`` tokens leave nothing of, and those that they cut.
 
     Raises:
-        TrainingError: They leave nothing of any.
+        TrainingError: They leave nothing of any, or more than the model reads.
     """
     starts, sizes = zip(*spans, strict=True)
+    longest = min(most, max(sizes))
+    if tokenizer.most_tokens is not None and longest > tokenizer.most_tokens:
+        raise TrainingError(
+            f"sft.max_length: allows chats of {longest:,} tokens, and the model reads at most "
+            f"{tokenizer.most_tokens:,}; set it to {tokenizer.most_tokens} or less"
+        )
     too_long = sum(map(most.__le__, starts))
     cut = sum(map(most.__lt__, sizes)) - too_long
     if too_long == len(sizes):

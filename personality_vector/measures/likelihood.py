@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from personality_vector.data.statements import Part, Statement, of_both_poles, read_statements
-from personality_vector.errors import DataError, NonFiniteError
+from personality_vector.errors import DataError, LengthError, NonFiniteError
 from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
 from personality_vector.measures.spec import QUESTION, BaseMeasure, MeasureSpec
 from personality_vector.recipes.schema import LocalPath, Real, Whole, Words, distinct
@@ -105,6 +105,7 @@ class Likelihood(BaseMeasure):
         """Return the number of every trait.
 
         Raises:
+            DataError: A statement is longer than the model reads.
             NonFiniteError: The model gives a statement a likelihood that is not a number.
         """
         by_pole: dict[Pole, list[float]] = {}
@@ -121,7 +122,11 @@ class Likelihood(BaseMeasure):
         # By length, so that a batch holds little padding.
         order = sorted(range(len(self.statements)), key=lambda i: len(self.statements[i].text))
         chats = [answered(asked, self.statements[index].text) for index in order]
-        found = subject.log_likelihood(chats, self.batch_size).tolist()
+        try:
+            found = subject.log_likelihood(chats, self.batch_size).tolist()
+        except LengthError as error:
+            places = (each.place for each in self.statements if each.text == error.text)
+            raise DataError(f"{next(places, '') or self.name}: {error}") from error
         likelihoods = dict(zip(order, found, strict=True))
         for index, value in likelihoods.items():
             if not math.isfinite(value):

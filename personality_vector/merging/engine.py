@@ -12,7 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from personality_vector.checkpoint import Checkpoint, ShardWriter, TensorPlan, parse_size
+from personality_vector.checkpoint import (
+    Checkpoint,
+    ShardWriter,
+    TensorPlan,
+    parse_size,
+    read_json,
+)
 from personality_vector.checkpoint.folder import has_code
 from personality_vector.delta.sources import require_finite
 from personality_vector.delta.vocabulary import Embeddings
@@ -184,9 +190,11 @@ def complete(
             "config.json names Python files (auto_map): loading them takes trust_remote_code=True"
         )
         content = {**content, "notes": [*content.get("notes", ()), note]}
+    named = base.config if (base.path / "config.json").is_file() else {}
     if dtype != "same":
         # Also in the parts of a vision-language model.
-        named = json.loads(json.dumps(base.config), object_hook=partial(_with_dtype, dtype))
+        named = json.loads(json.dumps(named), object_hook=partial(_with_dtype, dtype))
+    if named and named != read_json(base.path / "config.json"):
         text = json.dumps(named, indent=2) + "\n"
         (directory / "config.json").write_text(text, encoding="utf-8")
     (directory / "README.md").write_text(model_card(content), encoding="utf-8")

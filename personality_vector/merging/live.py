@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from personality_vector.checkpoint import kind
 from personality_vector.delta import Delta
 from personality_vector.errors import NonFiniteError, TensorMismatchError, blame, some
 from personality_vector.merging.loop import Cast, Squares, added, changed
@@ -22,7 +23,8 @@ def live_edit(model: nn.Module, delta: Delta, strength: float = 1.0) -> Generato
 
     The model holds the weights that a merge of this delta with ``alpha = strength`` writes, bit for
     bit; if the delta is itself a merge, those that it writes with its lambda times ``strength``.
-    Nothing is undone by subtracting. Memory: a copy of each edited parameter. Strength 0 touches
+    Nothing is undone by subtracting. A head is untied meanwhile, if the delta changes it but
+    not the embeddings in the same way. Memory: a copy of each edited parameter. Strength 0 touches
     nothing.
 
     Args:
@@ -41,21 +43,42 @@ def live_edit(model: nn.Module, delta: Delta, strength: float = 1.0) -> Generato
     """
     if not math.isfinite(strength):
         raise NonFiniteError(f"{delta.label}: the strength must be a finite number, got {strength}")
-    parameters = _edited_parameters(model, delta)
     source, squares = Merged.of(delta, strength), Squares()
     saved: dict[str, Tensor] = {}
+    with _own_head(model, delta):
+        parameters = _edited_parameters(model, delta)
+        try:
+            if strength:
+                source.survey()
+            for name, parameter in parameters.items() if strength else ():
+                with blame(tensor=name, alpha=strength):
+                    saved[name] = parameter.detach().clone()
+                    squares = squares.plus(_add(parameter, source, name))
+            yield squares
+        finally:
+            with torch.no_grad():
+                for name, original in saved.items():
+                    parameters[name].copy_(original)
+
+
+@contextmanager
+def _own_head(model: Any, delta: Delta) -> Generator[None]:
+    """Untie the head of a model while a delta changes it and not the embeddings in the same way."""
+    heads = [name for name in delta.names if kind(name) == "head"]
+    head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    shared = head.weight if heads and head is not None else None
+    if shared is None or shared is not model.get_input_embeddings().weight:
+        yield
+        return
+    tables = [name for name in delta.names if kind(name) == "embeddings"]
+    if any(torch.equal(delta[name], delta[heads[0]]) for name in tables):
+        yield
+        return
+    head.weight = nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad)
     try:
-        if strength:
-            source.survey()
-        for name, parameter in parameters.items() if strength else ():
-            with blame(tensor=name, alpha=strength):
-                saved[name] = parameter.detach().clone()
-                squares = squares.plus(_add(parameter, source, name))
-        yield squares
+        yield
     finally:
-        with torch.no_grad():
-            for name, original in saved.items():
-                parameters[name].copy_(original)
+        head.weight = shared
 
 
 @torch.no_grad()

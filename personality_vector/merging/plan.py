@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from personality_vector.checkpoint import FLOATS, Checkpoint, TensorPlan, revision_of
+from personality_vector.checkpoint import FLOATS, Checkpoint, TensorPlan, revision_of, untied
 from personality_vector.delta import Delta, open_delta
 from personality_vector.errors import ModelError
 from personality_vector.merging.loop import Rounding, require_stochastic
@@ -155,7 +155,7 @@ def plan_merge(
     source = delta.source if isinstance(delta.source, Merged) else Merged.of(delta)
     if output.dtype != "same":
         _ = start.config  # which will be rewritten, so it has to be there
-    plan = MergePlan(start, source, output, resolve_device(device))
+    plan = MergePlan(untied(start, source.names), source, output, resolve_device(device))
     for tensor in plan.tensors if output.rounding == "stochastic" else ():
         if tensor.dtype.is_floating_point:
             require_stochastic(tensor.dtype)

@@ -9,12 +9,25 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
-from personality_vector.checkpoint import Checkpoint, Kind, canonical, kind, revision_of
+from personality_vector.checkpoint import (
+    Checkpoint,
+    Kind,
+    canonical,
+    embeddings_of,
+    kind,
+    revision_of,
+    untied,
+)
 from personality_vector.delta import Delta, Difference, Restricted, block_of, open_delta
 from personality_vector.delta.opening import Allowed
 from personality_vector.delta.transfer import transferred
 from personality_vector.delta.vocabulary import ByToken, Embeddings, counts
-from personality_vector.errors import CheckpointError, NonFiniteError, RecipeError
+from personality_vector.errors import (
+    CheckpointError,
+    NonFiniteError,
+    RecipeError,
+    TensorMismatchError,
+)
 from personality_vector.lab import expanded
 from personality_vector.merging.terms import CHUNK, Alpha, Term, runs
 
@@ -68,13 +81,35 @@ def open_terms(
         if of is not None:
             delta, transfer = transferred(delta, of, base, excluded, embeddings)
             remarks["transfer"] = transfer.describe() | revision_of(of.path)
-        delta = _restricted(delta, kept)
+        own_head = set(untied(base, delta.names).names).difference(base.names)
+        delta = _restricted(delta, kept | {name for name in own_head if not excluded(name)})
         require_nonzero(delta)
         alpha_at = alpha_by_tensor(alpha, delta.names, base.names)
         read = where.directory if isinstance(where, Delta) else expanded(where)
         inputs = tuple(filter(None, (of.path if of else None, read)))
         opened.append(Term(delta, alpha, alpha_at, len(opened), remarks, inputs))
+    _require_one_way_to_tie(base, [term.delta for term in opened])
     return tuple(opened)
+
+
+def _require_one_way_to_tie(base: Checkpoint, deltas: Sequence[Delta]) -> None:
+    """Refuse deltas of which one unties the head of a base and another changes it while it is tied.
+
+    Raises:
+        TensorMismatchError: There are both.
+    """
+    names = {name for delta in deltas for name in delta.names}
+    for head in set(untied(base, names).names).difference(base.names):
+        by = {
+            embeddings_of(base) in delta.names: delta.label for delta in deltas if head not in delta
+        }
+        if True in by:
+            other = next(delta.label for delta in deltas if head in delta)
+            raise TensorMismatchError(
+                f"{by[True]}: changes the embeddings, to which {base.path} ties its head, and "
+                f"{other} gives it a head of its own; exclude embeddings or head, or merge one "
+                "of the two first"
+            )
 
 
 def _restricted(delta: Delta, names: set[str]) -> Delta:

@@ -17,7 +17,7 @@ from personality_vector.errors import DataError, NonFiniteError, blame
 from personality_vector.progress import progress
 from personality_vector.steering.apply import hidden_states, resolve_layers
 from personality_vector.subject import Chat, batched, render
-from personality_vector.subject.encoding import encode_chats, right_padded
+from personality_vector.subject.encoding import encode_chats, encode_text, right_padded
 from personality_vector.subject.models import decoder_blocks, decoder_of, device_of
 from personality_vector.subject.prompts import Prompts, reading
 
@@ -196,7 +196,8 @@ def row_of(tokenizer: Any, chat: Chat, pooling: Pooling) -> Row:
     """Return a chat as one input.
 
     Raises:
-        DataError: It lacks the text that is pooled, or cannot be rendered.
+        DataError: It lacks the text that is pooled, cannot be rendered, or is longer than the model
+            reads.
     """
     asked = _prompt(chat)
     if pooling == "response_mean" or (pooling == "last" and len(asked) < len(chat)):
@@ -208,7 +209,7 @@ def row_of(tokenizer: Any, chat: Chat, pooling: Pooling) -> Row:
         if not asked:
             raise DataError(f"pooling {pooling} needs a prompt, and this chat has none")
         prompt = render(tokenizer, asked, reply_follows=True)
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        ids = encode_text(tokenizer, prompt, asked)["input_ids"]
         columns, prompt_end = list(range(len(ids))), len(ids)
     return Row(ids, prompt_end, columns[-1:] if pooling.endswith("last") else columns)
 

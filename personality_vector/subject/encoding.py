@@ -1,7 +1,7 @@
 """Chats as tokens: which tokens are the response, and how likely they are."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from personality_vector.errors import DataError
+from personality_vector.errors import DataError, LengthError
 from personality_vector.subject.chat import Chat, render
 from personality_vector.subject.prompts import Prompts, reading
 from personality_vector.subject.thoughts import Marks, closed, left_open, marks_of, said
 
 MOST_LOGITS = 1 << 26
 """Of one forward pass: 256 MiB in float32, or 524 tokens of 128,000 words."""
+_POSITIONS = ("max_position_embeddings", "n_positions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ def encode_chats(tokenizer: Any, chats: Sequence[Chat]) -> EncodedChats:
 
     Raises:
         DataError: A chat does not end with a non-empty assistant message, or cannot be rendered.
+        LengthError: One is longer than the model reads.
     """
     rows = [_encode(tokenizer, chat) for chat in chats]
     input_ids, attention_mask = right_padded([ids for ids, _ in rows], _padding(tokenizer))
@@ -88,16 +90,94 @@ def right_padded(
     return nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=fill), mask
 
 
-def encode_prompts(tokenizer: Any, texts: Sequence[str]) -> Any:
-    """Return prompts padded on the left, as ``generate`` reads them."""
+def encode_prompts(tokenizer: Any, texts: Sequence[str], chats: Sequence[Chat]) -> Any:
+    """Return prompts padded on the left, as ``generate`` reads them.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        texts: The prompts.
+        chats: What they show, for messages.
+
+    Raises:
+        LengthError: One is longer than the model reads.
+    """
     _padding(tokenizer)
-    return tokenizer(
+    for text, chat in zip(texts, chats, strict=True):
+        _require_short(tokenizer, text, chat)
+    encoded = tokenizer(
         list(texts),
         add_special_tokens=False,
         padding=True,
         padding_side="left",
         return_tensors="pt",
     )
+    for count, chat in zip(encoded["attention_mask"].sum(1).tolist(), chats, strict=True):
+        _require_read(tokenizer, count, chat)
+    return encoded
+
+
+def encode_text(tokenizer: Any, text: str, chat: Chat) -> Any:
+    """Return the tokens of a text and where each begins and ends in it.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        text: The text.
+        chat: What it shows, for messages.
+
+    Raises:
+        LengthError: It is longer than the model reads.
+    """
+    _require_short(tokenizer, text, chat)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    _require_read(tokenizer, len(encoded["input_ids"]), chat)
+    return encoded
+
+
+def most_tokens(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a model reads, or ``None`` where its config.json sets no bound.
+
+    >>> most_tokens({"n_positions": 1024})
+    1024
+    """
+    language = config.get("text_config")
+    parts = [config, language] if isinstance(language, dict) else [config]
+    found: list[int] = [
+        part[key] for part in parts for key in _POSITIONS if type(part.get(key)) is int
+    ]
+    if not found or found[-1] < 1 or config.get("alibi") is True:
+        return None
+    ropes = [part.get(key) for part in parts for key in ("rope_scaling", "rope_parameters")]
+    return max(found[-1], *(_stretched(rope, found[-1]) for rope in ropes))
+
+
+def _stretched(rope: Any, most: int) -> int:
+    """Return how many tokens scaled rotary positions reach, which need not be in the config."""
+    if not isinstance(rope, dict):
+        return 0
+    factor, start = rope.get("factor"), rope.get("original_max_position_embeddings", most)
+    fits = isinstance(factor, int | float) and 1 < factor < most and isinstance(start, int)
+    inner = (_stretched(part, most) for part in rope.values())  # one for each type of layer
+    return max(int(factor * start) if fits else 0, *inner, 0)
+
+
+def longest_of(chat: Chat) -> str:
+    """Return the longest message of a chat."""
+    return max((message["content"] for message in chat), key=len, default="")
+
+
+def _require_short(tokenizer: Any, text: str, chat: Chat) -> None:
+    """Refuse a text that no tokens of this vocabulary fit into the model, before it is split."""
+    most = getattr(tokenizer, "most_tokens", None)
+    if most is None or len(text) <= most:
+        return  # a token has at least one character, and the vocabulary takes time to walk through
+    if len(text) > most * max(map(len, tokenizer.get_vocab())):
+        raise LengthError(longest_of(chat), f"more than {most:,}", most)
+
+
+def _require_read(tokenizer: Any, count: int, chat: Chat) -> None:
+    most = getattr(tokenizer, "most_tokens", None)
+    if most is not None and count > most:
+        raise LengthError(longest_of(chat), f"{count:,}", most)
 
 
 def before_answer(tokenizer: Any, chat: Chat) -> str:
@@ -119,7 +199,7 @@ def _encode(tokenizer: Any, chat: Chat) -> tuple[list[int], list[bool]]:
     if not content:
         raise DataError("a chat must end with a message of the assistant, and it must not be empty")
     text, begin, end = _located(tokenizer, chat, content)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = encode_text(tokenizer, text, chat)
     spans = encoded["offset_mapping"]
     return encoded["input_ids"], [first < end and last > begin for first, last in spans]
 

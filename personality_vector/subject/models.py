@@ -17,6 +17,7 @@ from personality_vector.checkpoint import FLOATS, Checkpoint, is_buffer, read_js
 from personality_vector.checkpoint.folder import require_unquantised_config, side_files
 from personality_vector.errors import CheckpointError, ModelError, foreign, heard, some
 from personality_vector.files.reading import MOST_BYTES, is_stray
+from personality_vector.subject.encoding import most_tokens
 from personality_vector.subject.spec import Template
 from personality_vector.subject.templates import set_template
 
@@ -175,8 +176,8 @@ def _class_of(path: str | Path) -> Any:
 def load_tokenizer(path: str | Path, template: Template | None = None) -> Any:
     """Return the tokenizer of a checkpoint directory, with a padding token and left padding.
 
-    What is missing and can be chosen is noted in its ``chosen``, for manifests: a token for padding
-    or for the end of a text, and the date that the chat template is told.
+    Its ``chosen`` notes what was missing, for manifests: a token for padding or for the end of a
+    text, and the date that the template is told. ``most_tokens`` is how many the model reads.
 
     Args:
         path: The folder.
@@ -207,6 +208,8 @@ def load_tokenizer(path: str | Path, template: Template | None = None) -> Any:
             ) from error
     tokenizer.padding_side = "left"
     tokenizer.chosen = _with_marks(tokenizer, Path(path))
+    config = Path(path, "config.json")
+    tokenizer.most_tokens = most_tokens(read_json(config)) if config.is_file() else None
     beside = Path(path) / "chat_template.json"  # of the processor of an older vision model
     if tokenizer.chat_template is None and beside.is_file():
         tokenizer.chat_template = read_json(beside).get("chat_template")

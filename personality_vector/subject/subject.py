@@ -1,5 +1,6 @@
 """A model that can be asked: what interventions change and what measures read."""
 
+import re
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.errors import CheckpointError, NonFiniteError
+from personality_vector.errors import CheckpointError, LengthError, NonFiniteError
 from personality_vector.files.reading import read_bytes
 from personality_vector.numeric.random import key_for
 from personality_vector.subject.chat import Chat, ChatEdit, batched, render, unchanged
@@ -20,6 +21,7 @@ from personality_vector.subject.encoding import (
     before_answer,
     encode_chats,
     encode_prompts,
+    longest_of,
     mean_log_probs,
     require_known,
     response_log_probs,
@@ -39,6 +41,7 @@ from personality_vector.subject.templates import fixed_date
 from personality_vector.subject.thoughts import left_open, marks_of, said, visible
 
 _MOST_TOKENS = 1 << 31
+_PAST_THE_END = re.compile(r"index|out of (range|bounds)|device-side assert", re.IGNORECASE)
 _CONFIGURED = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 _NOT_READ = ("MANIFEST.json", "model.safetensors.index.json")
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
@@ -102,6 +105,7 @@ class Subject:
 
         Raises:
             DataError: The chat template refuses a chat.
+            LengthError: A chat is longer than the model reads, or its reply would be.
             NonFiniteError: The model predicts NaN or infinity after the first chat, of which greedy
                 decoding would still make words.
         """
@@ -122,11 +126,14 @@ class Subject:
         """Return the mean log-probability per token of the last message of each chat, in nats.
 
         float32, on the CPU. The intervention's edit is applied to what precedes that message.
+
+        Raises:
+            LengthError: A chat is longer than the model reads.
         """
-        encoded = (
+        encoded = [  # all of them before the first is read: what is too long is refused at once
             encode_chats(self.tokenizer, [self.edited(chat) for chat in batch])
             for batch in batched(chats, batch_size)
-        )
+        ]
         return torch.cat(
             [mean_log_probs(self.model, b.to(device_of(self.model))).cpu() for b in encoded]
         )
@@ -161,7 +168,7 @@ class Subject:
 
     def _first_tokens(self, chats: Sequence[Chat]) -> Float[Tensor, "chats vocab"]:
         texts = [before_answer(self.tokenizer, self.edit(chat)) for chat in chats]
-        encoded = _encoded(self.model, self.tokenizer, texts)
+        encoded = _encoded(self.model, self.tokenizer, texts, chats)
         # generate(), since it alone knows how each architecture counts positions behind padding
         # and how to compute the logits of the last position only.
         with _fresh_settings(self.model, self.tokenizer):
@@ -182,7 +189,7 @@ class Subject:
 
     def _require_numbers(self, chat: Chat) -> None:
         text = render(self.tokenizer, chat, reply_follows=True)
-        tokens = _encoded(self.model, self.tokenizer, [text])["input_ids"]
+        tokens = _encoded(self.model, self.tokenizer, [text], [chat])["input_ids"]
         with reading(Prompts.of(tokens)):
             last = self.model(input_ids=tokens).logits[0, -1].float()
         # Single words may be ruled out with -inf, so it is their sum that must be a number.
@@ -241,13 +248,13 @@ def generate_replies(
 def _generate(model: Any, tokenizer: Any, chats: Sequence[Chat], sampling: Sampling) -> list[Reply]:
     started = time.monotonic()
     texts = [render(tokenizer, chat, reply_follows=True) for chat in chats]
-    prompts = _encoded(model, tokenizer, texts)
+    prompts = _encoded(model, tokenizer, texts, chats)
     drawing = (
         {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
         if sampling.temperature > 0
         else {"do_sample": False}
     )
-    with _fresh_settings(model, tokenizer):
+    with _fresh_settings(model, tokenizer), _within(tokenizer, prompts, chats, sampling):
         tokens = model.generate(
             input_ids=prompts["input_ids"],
             attention_mask=prompts["attention_mask"],
@@ -273,11 +280,29 @@ def _generate(model: Any, tokenizer: Any, chats: Sequence[Chat], sampling: Sampl
     ]
 
 
-def _encoded(model: Any, tokenizer: Any, texts: Sequence[str]) -> Any:
+def _encoded(model: Any, tokenizer: Any, texts: Sequence[str], chats: Sequence[Chat]) -> Any:
     """Return prompts as ``generate`` reads them, on the device of the model."""
-    prompts = encode_prompts(tokenizer, texts)
+    prompts = encode_prompts(tokenizer, texts, chats)
     require_known(model, prompts["input_ids"])  # on the CPU, where nothing has to wait for it
     return prompts.to(device_of(model))
+
+
+@contextmanager
+def _within(
+    tokenizer: Any, prompts: Any, chats: Sequence[Chat], sampling: Sampling
+) -> Generator[None]:
+    """Name the chat whose reply led a model with a table of positions past the table's end."""
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        counts = prompts["attention_mask"].sum(1).tolist()
+        count, chat = max(zip(counts, chats, strict=True), key=lambda row: row[0])
+        most, new = getattr(tokenizer, "most_tokens", None), sampling.max_new_tokens
+        # On a GPU it is an assertion of the device, on a CPU one of several errors.
+        if most is None or count + new <= most + 1 or not _PAST_THE_END.search(str(error)):
+            raise
+        remedy = f"max_new_tokens is {new:,}, and may be {most + 1 - count:,} at most"
+        raise LengthError(longest_of(chat), f"{count:,}", most, remedy) from error
 
 
 @contextmanager

@@ -56,7 +56,7 @@ DRAWN = {"pairs": 4, "questions": 20, "samples": 2, "max_new_tokens": TOKENS}
 SFT = {
     "lora": {"rank": 16, "alpha": 32},
     "learning_rate": 2e-4,
-    "epochs": 2,
+    "epochs": 1,
     "batch_size": 4,
     "gradient_accumulation": 4,
 }
@@ -64,11 +64,11 @@ BUDGET = (
     ("model", "from the Hub, else converted from a package of 93 MB", 1),
     ("answer", "25 answers, 40 statements", 2),
     ("extract", "2 x 160 replies of at most 64 tokens", 8),
-    ("train", "two LoRAs of rank 16, 160 replies each, 2 epochs", 24),
+    ("train", "two LoRAs of rank 16, 160 replies each, 1 epoch", 12),
     ("merge, verify", "base + high - low", 1),
     ("sweep", "7 points: 25 answers, 40 statements, 1,500 tokens compared", 7),
     ("steer", "4 points of the same", 4),
-    ("bake, export", "one layer", 1),
+    ("bake, export", "one layer, and the proof that it steers as hooks do", 4),
     ("generate", "25 answers by transformers alone, for comparison", 1),
 )
 """Step, what it takes, minutes on two cores."""
@@ -181,7 +181,7 @@ def taken(out: Path, name: str, command: list[str]) -> list[str]:
 
 def swept(folder: Path) -> str:
     """Return what was measured at each strength."""
-    table = Run.load(folder).readings()
+    table = Run(folder).readings()
     table = table[table["trait"].isin(["", "extraversion"])]
     wide = table.pivot_table("value", ["intervention", "strength"], "measure")
     shown = wide.reset_index()
@@ -194,7 +194,7 @@ def swept(folder: Path) -> str:
 
 def shares(folder: Path) -> str:
     """Return where the time of a sweep went, and its tokens per second beside a bare `generate`."""
-    run = Run.load(folder)
+    run = Run(folder)
     used = json.loads((folder.parent / "sweep.usage.json").read_text(encoding="utf-8"))
     seconds = run.cells().groupby("measure")["seconds"].sum()
     with run.opened() as store:
@@ -227,7 +227,8 @@ def bare(repeats: int = 3) -> list[float]:
     model, tokenizer = load_model(path), load_tokenizer(path)
     asked = read_recipe(builtin(INSTRUMENT), Instrument)
     chats = [question(item.text, system=asked.system) for item in asked.items]
-    prompts = encode_prompts(tokenizer, [render(tokenizer, c, reply_follows=True) for c in chats])
+    texts = [render(tokenizer, chat, reply_follows=True) for chat in chats]
+    prompts = encode_prompts(tokenizer, texts, chats)
     torch.set_num_threads(cores())
     speeds = []
     for _ in range(repeats):

@@ -76,8 +76,8 @@ def _hang(*_: object) -> None:
     raise Hang
 
 
-def answer(words: list[str], patience: float = 30) -> Answer:
-    """Run a command in this process."""
+def answer(words: list[str], patience: float = 120) -> Answer:
+    """Run a command in this process; patience is for one that waits, on a machine that is busy."""
     from personality_vector.cli.main import run
 
     usual = signal.signal(signal.SIGALRM, _hang)

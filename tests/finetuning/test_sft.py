@@ -158,10 +158,14 @@ def test_an_example_is_cut_where_trl_would_cut_it_and_keeps_what_is_left_to_lear
         {"input_ids": list(range(size)), "labels": [-100] * start + list(range(start, size))}
         for start, size in [(2, 4), (2, 6), (3, 5), (4, 6), (5, 9)]
     ]
-    trainer = SimpleNamespace(train_dataset=Dataset.from_list(rows))
+    reader = SimpleNamespace(most_tokens=None)
+    trainer = SimpleNamespace(train_dataset=Dataset.from_list(rows), processing_class=reader)
     assert _shorten(trainer, 4) == (2, 2)
     assert trainer.train_dataset["labels"] == [row["labels"][:4] for row in rows[:3]]
     assert trainer.train_dataset["input_ids"] == [[0, 1, 2, 3]] * 3
+    reader.most_tokens = 3
+    with pytest.raises(TrainingError, match=r"^sft\.max_length: allows chats of 4 .* most 3;"):
+        _shorten(trainer, 4)
 
 
 @pytest.mark.parametrize("template", [families.LLAMA31, families.R1])

@@ -39,19 +39,21 @@ def test_the_head_of_gpt_neox_is_found_under_its_name_on_disk(pico, edit_of):
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma2"])
-def test_tied_parameters_are_edited_once(pico, edit_of, family):
+def test_tied_parameters_are_edited_once_or_untied(pico, edit_of, family):
     model = load_model(pico(family))
-    ones = torch.ones(300, 48)
-    both = {"lm_head.weight": ones, "model.embed_tokens.weight": ones}
+    ones, head, table = torch.ones(300, 48), "lm_head.weight", "model.embed_tokens.weight"
     before = states(model)
-    with (
-        pytest.raises(TensorMismatchError, match=r"embed_tokens.*one tied parameter"),
-        edit_of(family, {**both, "lm_head.weight": 2 * ones}).applied(Subject(model, None), 1.0),
-    ):
-        pytest.fail("the body must not run")
-    for given in (both, *({name: ones} for name in both)):
-        with edit_of(family, given).applied(Subject(model, None), 1.0):
-            assert torch.equal(model.lm_head.weight, before["lm_head.weight"] + 1)
+    given = [
+        ({head: ones, table: ones}, 1, 1),
+        ({table: ones}, 1, 1),  # the head is this very parameter
+        ({head: ones}, 1, 0),
+        ({head: 2 * ones, table: ones}, 2, 1),
+    ]
+    for tensors, of_head, of_table in given:
+        with edit_of(family, tensors).applied(Subject(model, None), 1.0):
+            assert torch.equal(model.lm_head.weight, before[head] + of_head)
+            assert torch.equal(model.model.embed_tokens.weight, before[table] + of_table)
+        assert model.lm_head.weight is model.model.embed_tokens.weight
     assert all(torch.equal(value, before[name]) for name, value in states(model).items())
 
 

@@ -1,6 +1,8 @@
 """The judge in memory: the digit that a model expects."""
 
+import json
 import pickle
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +25,7 @@ def judging(pico, monkeypatch):
 
     def make(model, family="llama", **options):
         subject = Subject(model, load_tokenizer(pico(family)))
+        subject.tokenizer.most_tokens = None  # the prompts of a judge are longer
         monkeypatch.setattr(Subject, "load", lambda *_, **__: subject)
         return LocalJudge(checkpoint=str(pico(family)), device="cpu", **options)
 
@@ -93,13 +96,15 @@ def test_a_vocabulary_without_digits_cannot_judge(pico, monkeypatch):
         LocalJudge(checkpoint=str(pico("llama"))).open()
 
 
-def test_a_model_is_loaded_once_and_not_before_it_rates(pico, high, answers, monkeypatch):
-    loaded = []
+def test_a_model_is_loaded_once_and_not_before_it_rates(pico, high, answers, monkeypatch, tmp_path):
+    loaded, path = [], shutil.copytree(pico("llama"), tmp_path / "judge")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1024}))
     load = Subject.load
     monkeypatch.setattr(Subject, "load", lambda *a, **k: loaded.append(a) or load(*a, **k))
-    judge = LocalJudge(checkpoint=str(pico("llama")), device="cpu").open()
+    judge = LocalJudge(checkpoint=str(path), device="cpu").open()
     assert isinstance(judge, Judge)
-    assert judge.name == f"local {pico('llama').name}"
+    assert judge.name == "local judge"
     there = pickle.loads(pickle.dumps(judge.prepare(None)))  # noqa: S301
     assert there(high, ()) == loaded == []
     for _ in range(2):
