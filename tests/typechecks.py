@@ -11,8 +11,9 @@ jaxtyping decorates every function of the package. Patched here, before any of i
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from importlib.machinery import SourceFileLoader
+from inspect import isgeneratorfunction
 from types import CodeType, FunctionType
 from typing import Any, ForwardRef, Literal, get_args, get_origin
 from unittest.mock import patch
@@ -37,6 +38,15 @@ def _names_an_axis(part: Any) -> bool:
     return isinstance(part, type) and issubclass(part, AbstractArray) and part.dim_str != "..."
 
 
+def _with_axes_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _jaxtyped("context"):
+            return function(*args, **kwargs)
+
+    return call
+
+
 def _checked(*, typechecker: Callable[..., Any]) -> Callable[..., Any]:
     def decorate(it: Any) -> Any:
         if not isinstance(it, FunctionType):
@@ -45,10 +55,13 @@ def _checked(*, typechecker: Callable[..., Any]) -> Callable[..., Any]:
             return it
         _seen.add((it.__module__, it.__code__))
         parts = [part for hint in it.__annotations__.values() for part in _parts(hint)]
-        if any(isinstance(part, str | ForwardRef) for part in parts):
-            return _jaxtyped(it, typechecker=typechecker)  # it passes over what it cannot resolve
-        checked = beartype(it)
-        return _jaxtyped(checked, typechecker=None) if any(map(_names_an_axis, parts)) else checked
+        has_axes = any(map(_names_an_axis, parts))
+        # jaxtyping passes over what it cannot resolve, and checks a generator where it is made.
+        if any(isinstance(part, str | ForwardRef) for part in parts) or (
+            has_axes and isgeneratorfunction(it)
+        ):
+            return _jaxtyped(it, typechecker=typechecker)
+        return _with_axes_of_its_own(beartype(it)) if has_axes else beartype(it)
 
     return decorate
 
