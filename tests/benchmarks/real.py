@@ -51,7 +51,7 @@ ASKED: list[dict[str, Any]] = [
     },
 ]
 PERSONA = "builtin:training/steering/personas/extraversion.yaml"
-DRAWN = {"pairs": 4, "questions": 20, "samples": 2, "max_new_tokens": TOKENS}
+DRAWN = {"pairs": 4, "questions": 20, "samples": 1, "max_new_tokens": TOKENS}
 # Four batches of 4 make the update of one of 16, in two fifths of its memory.
 SFT = {
     "lora": {"rank": 16, "alpha": 32},
@@ -63,8 +63,8 @@ SFT = {
 BUDGET = (
     ("model", "from the Hub, else converted from a package of 93 MB", 1),
     ("answer", "25 answers, 40 statements", 2),
-    ("extract", "2 x 160 replies of at most 64 tokens", 8),
-    ("train", "two LoRAs of rank 16, 160 replies each, 1 epoch", 12),
+    ("extract", "2 x 80 replies of at most 64 tokens", 4),
+    ("train", "two LoRAs of rank 16, 160 replies each (or those 80), 1 epoch", 12),
     ("merge, verify", "base + high - low", 1),
     ("sweep", "7 points: 25 answers, 40 statements, 1,500 tokens compared", 7),
     ("steer", "4 points of the same", 4),
