@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # One thread is several times faster than two for models of this size.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# The suite starts some hundred processes, each of which would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test extras faults smollm2 real check format bench bench-merging bench-steering clean
 

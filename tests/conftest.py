@@ -1,6 +1,7 @@
 """Pico models: real architectures, random weights, no download; and the rounding of an oracle."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -21,10 +22,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _pytest.doctest import DoctestModule
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
+import tests.typechecks  # noqa: F401 - before anything of the package is imported
+
+# isort: split
 from personality_vector.numeric.random import generator_for
 from tests import vlms
 
@@ -104,6 +109,19 @@ Pico = Callable[..., Path]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the slow tests, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file() -> Any:
+    """Look for doctests in what is not a test file: it is imported, if only for that."""
+    found = yield
+    return [one for one in found if len(found) == 1 or not isinstance(one, DoctestModule)]
+
+
+def pytest_collection_finish() -> None:
+    """Take modules and tests, which stay, out of the work of each garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

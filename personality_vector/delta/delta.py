@@ -15,7 +15,7 @@ from torch import Tensor
 from personality_vector.checkpoint import Checkpoint, Fingerprint
 from personality_vector.delta.adapter_config import AdapterConfig
 from personality_vector.delta.adapters import open_adapter
-from personality_vector.delta.provenance import matched
+from personality_vector.delta.provenance import matched, untied_beside
 from personality_vector.delta.sources import (
     Combination,
     Difference,
@@ -86,6 +86,7 @@ class Delta:
             TensorMismatchError: Names, shapes or integer tensors differ.
         """
         start, end = Checkpoint.open(base), Checkpoint.open(tuned)
+        start, end = untied_beside(start, end), untied_beside(end, start)
         pole = Pole.parse(pole) if isinstance(pole, str) else pole
         difference = Difference(start, matched(start, end, excluded))
         identity = digest("difference", start.fingerprint.digest, end.fingerprint.digest)

@@ -14,6 +14,7 @@ from personality_vector.checkpoint import (
     is_buffer,
     kind,
     read_manifest,
+    untied,
 )
 from personality_vector.delta.sources import Difference, require_finite
 from personality_vector.errors import BaseMismatchError, TensorMismatchError, some
@@ -135,6 +136,14 @@ def matched(
             if base.entries[name].shape == tuned.entries[other].shape
         }
     )
+
+
+def untied_beside(model: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """Return a model, with a head of its own if it ties its head and ``other`` does not."""
+    if any(kind(name) == "head" for name in model.names):
+        return model
+    heads = [name for name in other.names if kind(name) == "head"]
+    return untied(model, [name for name in heads if not copied_from(other, name)])
 
 
 def copied_from(model: Checkpoint, name: str) -> list[str]:

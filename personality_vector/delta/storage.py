@@ -12,7 +12,7 @@ from personality_vector.checkpoint import FLOATS, Checkpoint, read_header
 from personality_vector.delta import writing
 from personality_vector.delta.layers import layer_of
 from personality_vector.delta.lora import LEFT, RIGHT, Adapter, LowRank, factors_of
-from personality_vector.delta.provenance import matched
+from personality_vector.delta.provenance import matched, untied_beside
 from personality_vector.delta.record import (
     RECORD,
     DeltaRecord,
@@ -122,6 +122,7 @@ def open_stored(directory: Path) -> tuple[TensorSource, DeltaRecord]:
     if record.reference is not None:
         base = _unmoved(directory, record.reference.base, record.base.digest)
         tuned = _unmoved(directory, record.reference.tuned, record.reference.tuned_digest)
+        base, tuned = untied_beside(base, tuned), untied_beside(tuned, base)
         return Difference(base, matched(base, tuned)), record
     tensors = Checkpoint(directory, read_header(directory / _TENSORS))
     exact = Checkpoint(directory, read_header(directory / _EXACT)) if record.exact else None

@@ -51,7 +51,7 @@ ASKED: list[dict[str, Any]] = [
     },
 ]
 PERSONA = "builtin:training/steering/personas/extraversion.yaml"
-DRAWN = {"pairs": 4, "questions": 20, "samples": 2, "max_new_tokens": TOKENS}
+DRAWN = {"pairs": 4, "questions": 20, "samples": 1, "max_new_tokens": TOKENS}
 # Four batches of 4 make the update of one of 16, in two fifths of its memory.
 SFT = {
     "lora": {"rank": 16, "alpha": 32},
@@ -63,8 +63,8 @@ SFT = {
 BUDGET = (
     ("model", "from the Hub, else converted from a package of 93 MB", 1),
     ("answer", "25 answers, 40 statements", 2),
-    ("extract", "2 x 160 replies of at most 64 tokens", 8),
-    ("train", "two LoRAs of rank 16, 160 replies each, 1 epoch", 12),
+    ("extract", "2 x 80 replies of at most 64 tokens", 4),
+    ("train", "two LoRAs of rank 16, 160 replies each (or those 80), 1 epoch", 12),
     ("merge, verify", "base + high - low", 1),
     ("sweep", "7 points: 25 answers, 40 statements, 1,500 tokens compared", 7),
     ("steer", "4 points of the same", 4),
@@ -196,15 +196,19 @@ def shares(folder: Path) -> str:
     """Return where the time of a sweep went, and its tokens per second beside a bare `generate`."""
     run = Run(folder)
     used = json.loads((folder.parent / "sweep.usage.json").read_text(encoding="utf-8"))
-    seconds = run.cells().groupby("measure")["seconds"].sum()
+    cells = run.cells()
+    seconds = cells.groupby("measure")["seconds"].sum()
+    edited = cells[(cells["measure"] == "interview") & (cells["strength"] != 0)]["seconds"].sum()
     with run.opened() as store:
-        [(made, spent)] = store.rows("SELECT SUM(tokens_out), SUM(seconds) FROM answers")
+        # What the base replies is drawn for the divergence, before its cell of the interview.
+        [(made,)] = store.rows(
+            "SELECT SUM(a.tokens_out) FROM answers a JOIN cells c ON c.id = a.cell "
+            "WHERE c.strength != 0"
+        )
     alone = statistics.median(used["bare"])
     rates = [
-        ["generate of transformers, before and after the sweep", alone],
-        ["generate within the sweep", made / spent],
-        ["cells of the interview", made / seconds["interview"]],
-        ["the whole command", made / used["wall"]],
+        ("generate of transformers, before and after the sweep", alone),
+        ("the interview's cells of edited models", made / edited),
     ]
     parts = [*seconds.items(), ("loading, editing, judging, report", used["wall"] - seconds.sum())]
     return "\n\n".join(

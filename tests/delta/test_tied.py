@@ -126,3 +126,26 @@ def test_a_head_of_a_model_without_one_is_refused(pico, adapter, tmp_path):
     (base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
     with pytest.raises(TensorMismatchError, match=r"adapts lm_head\.weight, which the base"):
         pv.merge(base, [(path, 1.0)], out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(("family", "is_base"), [("llama", True), ("llama", False), ("gpt2", True)])
+def test_a_fine_tune_is_restored_where_only_one_of_the_two_ties_its_head(
+    pico, tmp_path, family, is_base
+):
+    tied, own = pico(family, tied=True), tmp_path / "own"
+    model = load_model(tied)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 1.5 + 0.01)
+    model.save_pretrained(own)
+    base, tuned = (tied, own) if is_base else (own, tied)
+    expected, plain = logits(load_model(tuned)), load_model(base)
+    before = logits(plain)
+    assert (before - expected).abs().max() > 1e-2
+    delta = pv.Delta.between(base, tuned)
+    for storage in ("reference", "float32"):
+        saved = pv.Delta.load(delta.save(tmp_path / storage, storage=storage))
+        merged = pv.merge(base, [(saved, 1.0)], out=tmp_path / f"merged {storage}").path
+        torch.testing.assert_close(logits(load_model(merged)), expected, rtol=0, atol=0)
+    with live_edit(plain, delta, 1.0):
+        torch.testing.assert_close(logits(plain), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(plain), before, rtol=0, atol=0)

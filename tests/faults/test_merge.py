@@ -155,25 +155,6 @@ def test_a_wrong_tensor_is_refused(merge, bench, edit, message):
     require_refused(folder, merge(), message)
 
 
-@pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize(
-    ("tied", "message"),
-    [
-        (True, "tuned: adds lm_head.weight (one of the two ties its head to its embeddings);"),
-        (False, "tuned: lacks lm_head.weight (one of the two ties its head to its embeddings);"),
-    ],
-    ids=["base", "fine-tuned"],
-)
-def test_a_head_that_only_one_of_the_two_has_is_refused(
-    merge, bench, pico, pico_tuned, tied, message
-):
-    folder, recipe = bench
-    shutil.rmtree(folder / "tuned")
-    shutil.copytree(pico_tuned("llama", tied=not tied), folder / "tuned")
-    recipe["base"] = str(pico("llama", tied=tied))
-    require_refused(folder, merge(), message)
-
-
 def test_a_head_that_is_a_copy_of_the_embeddings_is_passed_over(merge, bench, pico, pico_tuned):
     folder, recipe = bench
     recipe["base"] = str(pico("llama", tied=True))

@@ -2,9 +2,10 @@
 
 import shutil
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import cycle, product
 from typing import Any
 
 import pytest
@@ -28,6 +29,11 @@ FAMILIES = ("llama", "qwen2", "gemma2", "gpt_neox", "mixtral")
 OTHERS = ("phi", "gpt2", "qwen3", "gemma3_text", "mistral", "phi3", "olmo2")
 DTYPES = ("float32", "bfloat16")
 TOLERANCE = 1e-5
+
+
+def _turned(dtypes: Sequence[str], alphas: Sequence[float]) -> list[tuple[str, str, float]]:
+    """Return every family in every dtype, each with one alpha, in turn."""
+    return [(*each, a) for each, a in zip(product(FAMILIES, dtypes), cycle(alphas), strict=False)]
 
 
 @dataclass
@@ -206,9 +212,7 @@ def test_a_live_edit_restores_what_addition_cannot(
             require_same_bytes(held(model, ends), same_dtype)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("alpha", [-1.0, 0.3, 1.0])
+@pytest.mark.parametrize(("family", "dtype", "alpha"), _turned(DTYPES, [-1.0, 0.3, 1.0]))
 def test_weights_are_base_plus_alpha_delta_rounded_once(
     pico, pico_tuned, delta, family, dtype, alpha, restated, require_same_bytes
 ):
@@ -219,9 +223,7 @@ def test_weights_are_base_plus_alpha_delta_rounded_once(
     require_same_bytes(found, restated(base, [(pico_tuned(family, dtype), alpha)]))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("dtype", [*DTYPES, "float16"])
-@pytest.mark.parametrize("alpha", [-1.3, 1.0])
+@pytest.mark.parametrize(("family", "dtype", "alpha"), _turned([*DTYPES, "float16"], [-1.3, 1.0]))
 def test_a_live_edit_holds_the_weights_that_a_merge_writes(
     pico, delta, merged, family, dtype, alpha, require_same_bytes
 ):

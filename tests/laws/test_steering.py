@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from itertools import cycle
+from itertools import cycle, product
 from typing import Any
 
 import pytest
@@ -100,8 +100,9 @@ def test_every_way_of_steering_is_one_model(loaded, differences, family, clause,
     assert max(found.values()) < TOLERANCE, found
 
 
-@pytest.mark.parametrize("side", ["above", "below"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "side"), list(zip(FAMILIES, cycle(["above", "below"]), strict=False))
+)
 def test_a_gated_model_is_one_model(loaded, differences, rows, family, side):
     """The threshold lies between the rows, so that some are steered and some are not."""
     model = loaded(family)
@@ -133,9 +134,13 @@ def similarities(model: Any, rows: Any, direction: Tensor) -> list[float]:
     return [float(torch.cosine_similarity(mean, direction, dim=0)) for mean in seen]
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("clause", ["all", "response"])
+@pytest.mark.parametrize(
+    ("how", "family", "clause"),
+    [
+        (*each, c)
+        for each, c in zip(product(HOW, FAMILIES), cycle(["all", "response"]), strict=False)
+    ],
+)
 def test_strengths_of_rows_are_independent(loaded, rows, family, clause, how):
     """A batch with a strength for each row gives each what it gets alone; 0 is the plain model."""
     model = loaded(family)
@@ -348,16 +353,18 @@ def wrongly_steered(
 EVERYWHERE = {"cached", "chunked", "generated", "generated_in_chunks", "beams"}
 
 
+WRONG = [
+    (last_position, EVERYWHERE | {"right_padded"}),
+    (after_index, EVERYWHERE | {"left_padded"}),
+    (first_row, {"right_padded", "left_padded", "generated", "beams"}),
+    (in_prefill, EVERYWHERE),
+]
+
+
 @pytest.mark.parametrize(
-    ("rule", "broken"),
-    [
-        (last_position, EVERYWHERE | {"right_padded"}),
-        (after_index, EVERYWHERE | {"left_padded"}),
-        (first_row, {"right_padded", "left_padded", "generated", "beams"}),
-        (in_prefill, EVERYWHERE),
-    ],
+    ("family", "rule", "broken"),
+    [(family, *wrong) for family, wrong in zip(FAMILIES, cycle(WRONG), strict=False)],
 )
-@pytest.mark.parametrize("family", FAMILIES)
 def test_the_check_finds_the_hooks_of_the_field_wrong(loaded, differences, family, rule, broken):
     model = loaded(family)
     with wrongly_steered(model, directions_for(model), rule):

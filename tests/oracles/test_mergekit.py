@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from personality_vector.merging import terms
 from personality_vector.merging.engine import write_merge
 from personality_vector.merging.mergekit.bridge import write_bridge
 from personality_vector.merging.mergekit.export import export_mergekit
 from personality_vector.merging.mergekit.plan import plan_mergekit
 from personality_vector.merging.plan import MergePlan
 from personality_vector.merging.recipe import MergeRecipe
-from personality_vector.merging.terms import CHUNK
 from personality_vector.numeric.random import generator_for
 
 METHODS = [
@@ -36,6 +36,7 @@ TERMS = [(0.6, 0.2), (-0.5, 0.5), (0.8, 0.8)]
 """Weight and density of each model; .9 and epsilon .15 would leave della's range."""
 
 LAYERS, HIDDEN, INNER = 3, 64, 96
+CHUNK = 1 << 13
 VOCAB = CHUNK // HIDDEN + 50  # so that embeddings and head are more than a chunk each
 CONFIG = {
     "model_type": "llama",
@@ -129,6 +130,11 @@ class Torch:
     def bernoulli(self, kept_with):
         drawn = self.drawn[self.tensor].pop(0).reshape(kept_with.shape)
         return (drawn < kept_with.float()).to(kept_with.dtype)
+
+
+@pytest.fixture(autouse=True)
+def chunk(monkeypatch):
+    monkeypatch.setattr(terms, "CHUNK", CHUNK)
 
 
 @pytest.fixture
@@ -372,8 +378,8 @@ def test_an_exported_recipe_does_in_mergekit_what_it_does_here(
     from personality_vector.recipes.reading import read_yaml
 
     base, *tuned = models(torch.float32)
-    terms = [{"tuned": model, "alpha": a} for model, a in zip(tuned, alphas, strict=False)]
-    data = {"base": base, "method": method, "options": options, "terms": terms}
+    summands = [{"tuned": model, "alpha": a} for model, a in zip(tuned, alphas, strict=False)]
+    data = {"base": base, "method": method, "options": options, "terms": summands}
     data["output"] = {"dtype": "bfloat16"}
     read = MergeRecipe.parse(data, origin="test", folder=tmp_path)
     (tmp_path / "exported.yaml").write_text(export_mergekit(read))
