@@ -138,7 +138,8 @@ def test_an_endpoint_is_held_to_the_schema():
     assert persona.instructions[4].positive == "Be calm, 4."
 
 
-def test_a_local_model_that_babbles_is_refused(subject):
+def test_a_local_model_that_babbles_is_refused(subject, monkeypatch):
+    monkeypatch.setattr(subject.tokenizer, "most_tokens", None)  # the request is longer
     generator = local_generator(subject, Sampling(max_new_tokens=8))
     with pytest.raises(DataError, match="the generator wrote"):
         write_persona("calm", "Is calm.", generator)

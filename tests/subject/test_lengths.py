@@ -49,7 +49,7 @@ def pooled(pooling):
 
 DOORS = {
     "likelihood": lambda subject: subject.log_likelihood([SAID]),
-    "predictions": lambda subject: subject.predictions([SAID]),
+    "predictions": lambda subject: list(subject.predictions([SAID])),
     "divergence": lambda subject: _first(subject, [SAID], 9),
     "replies": lambda subject: subject.replies([ASKED], 0),
     "later replies": lambda subject: subject.replies([question("Hi?"), ASKED], 0),
