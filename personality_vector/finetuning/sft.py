@@ -195,7 +195,7 @@ def _measured(tokenizer: Any, spans: list[tuple[int, int]], most: int) -> _Lengt
         TrainingError: They leave nothing of any, or more than the model reads.
     """
     starts, sizes = zip(*spans, strict=True)
-    longest = min(most, max(sizes))
+    longest = max((min(size, most) for start, size in spans if start < most), default=0)
     if tokenizer.most_tokens is not None and longest > tokenizer.most_tokens:
         raise TrainingError(
             f"sft.max_length: allows chats of {longest:,} tokens, and the model reads at most "

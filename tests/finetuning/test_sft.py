@@ -166,6 +166,9 @@ def test_an_example_is_cut_where_trl_would_cut_it_and_keeps_what_is_left_to_lear
     reader.most_tokens = 3
     with pytest.raises(TrainingError, match=r"^sft\.max_length: allows chats of 4 .* most 3;"):
         _shorten(trainer, 4)
+    trainer.train_dataset = Dataset.from_list([rows[0], rows[4]])
+    reader.most_tokens = 4
+    assert _shorten(trainer, 5) == (1, 0), "what is dropped need not be read"
 
 
 @pytest.mark.parametrize("template", [families.LLAMA31, families.R1])
