@@ -162,17 +162,17 @@ class Adapter(LowRank):
 
         Of a tensor that is held whole they are ``copy - base``, plus that product if there is one.
         """
-        change = torch.zeros(part.stop - part.start, dtype=torch.float64)
+        change = None
         if name in self.copies:
             copy = require_finite(self.tensors, self.copies[name], part)
             change = difference(copy, require_finite(self.base, name, part))
         if name in self.factors:
             one = self.factors[name]
-            product = rows_of_factors(
+            product = one.scaling * rows_of_factors(
                 self.tensors, one.up, one.down, part, transposed=one.transposed
             )
-            return change + one.scaling * product if name in self.copies else one.scaling * product
-        return change
+            change = product if change is None else change + product
+        return torch.zeros(part.stop - part.start).double() if change is None else change
 
 
 def is_smaller_factored(shape: tuple[int, ...], rank: int) -> bool:

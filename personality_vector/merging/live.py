@@ -1,8 +1,9 @@
 """Adding a delta to the live weights of a model, and restoring them bit for bit."""
 
 import math
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import closing, contextmanager
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from personality_vector.errors import NonFiniteError, TensorMismatchError, blame
 from personality_vector.merging.loop import Cast, Squares, added, changed
 from personality_vector.merging.merged import Merged
 from personality_vector.merging.terms import runs_over
+from personality_vector.numeric.parallel import in_parallel
 from personality_vector.subject.models import parameters_on_disk
 
 
@@ -43,7 +45,7 @@ def live_edit(model: nn.Module, delta: Delta, strength: float = 1.0) -> Generato
     """
     if not math.isfinite(strength):
         raise NonFiniteError(f"{delta.label}: the strength must be a finite number, got {strength}")
-    source, squares = Merged.of(delta, strength), Squares()
+    source = Merged.of(delta, strength)
     saved: dict[str, Tensor] = {}
     with _own_head(model, delta):
         parameters = _edited_parameters(model, delta)
@@ -51,10 +53,8 @@ def live_edit(model: nn.Module, delta: Delta, strength: float = 1.0) -> Generato
             if strength:
                 source.survey()
             for name, parameter in parameters.items() if strength else ():
-                with blame(tensor=name, alpha=strength):
-                    saved[name] = parameter.detach().clone()
-                    squares = squares.plus(_add(parameter, source, name))
-            yield squares
+                saved[name] = parameter.detach().clone()
+            yield _add(source, {name: parameters[name] for name in saved}, strength)
         finally:
             with torch.no_grad():
                 for name, original in saved.items():
@@ -81,21 +81,39 @@ def _own_head(model: Any, delta: Delta) -> Generator[None]:
         head.weight = shared
 
 
-@torch.no_grad()
-def _add(parameter: Tensor, source: Merged, name: str) -> Squares:
-    """Write ``parameter + change`` as a merge does, by the runs of a merge."""
-    whole, cast, sums = parameter.contiguous(), Cast(parameter.dtype), []
-    flat = whole.view(-1)
-    # The GPU of a Mac has no float64.
-    device = "cpu" if parameter.is_mps else str(parameter.device)
-    for run in runs_over(source.shape(name), slice(0, flat.numel()), device):
+def _add(source: Merged, parameters: Mapping[str, Tensor], strength: float) -> Squares:
+    """Write ``parameter + change`` as a merge does, by the runs of a merge, on all cores."""
+    whole = {name: parameter.detach().contiguous() for name, parameter in parameters.items()}
+    batches = [
+        (name, run)
+        for name, tensor in whole.items()
+        for run in runs_over(source.shape(name), slice(0, tensor.numel()), _device(tensor))
+    ]
+    measured: dict[str, list[Squares]] = {}
+    with closing(in_parallel(partial(_add_run, source, whole, strength), batches)) as done:
+        for (name, _), squares in zip(batches, done, strict=True):
+            measured.setdefault(name, []).append(squares)
+    for name, parameter in parameters.items():
+        if not parameter.is_contiguous():
+            parameter.detach().copy_(whole[name])
+    return reduce(Squares.plus, map(Squares.total, measured.values()), Squares())
+
+
+def _add_run(
+    source: Merged, whole: Mapping[str, Tensor], strength: float, batch: tuple[str, slice]
+) -> Squares:
+    name, run = batch
+    flat, device = whole[name].view(-1), _device(whole[name])
+    with blame(tensor=name, alpha=strength):
         slices = source.slices(name, run, device)
         change = changed(source.combine, slices)
-        flat[run], squares = added(change, slices, flat[run].to(device), cast)
-        sums.append(squares)
-    if whole is not parameter:
-        parameter.copy_(whole)
-    return Squares.total(sums)
+        flat[run], squares = added(change, slices, flat[run].to(device), Cast(flat.dtype))
+    return squares
+
+
+def _device(tensor: Tensor) -> str:
+    """Return where a change is computed; the GPU of a Mac has no float64."""
+    return "cpu" if tensor.is_mps else str(tensor.device)
 
 
 def _edited_parameters(model: nn.Module, delta: Delta) -> dict[str, Tensor]:

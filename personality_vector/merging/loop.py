@@ -21,7 +21,7 @@ from personality_vector.errors import NonFiniteError, RecipeError, blame
 from personality_vector.merging.formula import Combine, Formula, Vote
 from personality_vector.merging.terms import Slice
 from personality_vector.numeric.compiled import BLOCK, merge_all
-from personality_vector.numeric.kernels import difference, is_finite, projection, rounded
+from personality_vector.numeric.kernels import difference, is_finite, projection, rounded, summed
 from personality_vector.numeric.random import uniform
 
 Rounding = Literal["nearest", "stochastic"]
@@ -226,10 +226,15 @@ def added(
     Raises:
         NonFiniteError: A sum does not fit the dtype.
     """
-    start = base.to(change.device).double()
     written = _restored(slices, change, base)
-    if written is None or written.dtype != cast.dtype:
-        written = cast.rounded(start + change, slices[0].part.start)
+    if written is not None and written.dtype == cast.dtype:
+        return written, Squares(*projection(base.to(change.device).double(), change, written))
+    if cast.rounding == "nearest":
+        written, squares = summed(base, change, cast.dtype)
+        require_fit(written, lambda: base.to(change.device).double() + change)
+        return written, Squares(*squares)
+    start = base.to(change.device).double()
+    written = cast.rounded(start + change, slices[0].part.start)
     return written, Squares(*projection(start, change, written))
 
 

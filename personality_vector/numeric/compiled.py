@@ -129,11 +129,22 @@ def nearest_bfloat16(value: Any) -> Any:
     return np.uint16((bits + np.uint32(0x7FFF) + even) >> np.uint32(16))
 
 
+def nearest(value: Any, out: Any) -> Any:
+    """Return a float64 as ``out`` holds numbers: as floats, or as the bits of a bfloat16."""
+
+
+@overload(nearest, strict=False)  # type: ignore[untyped-decorator]
+def _nearest(value: Any, out: Any) -> Any:  # noqa: ARG001
+    if isinstance(out.dtype, types.Float):
+        return lambda value, out: value  # noqa: ARG005
+    return lambda value, out: nearest_bfloat16(value)  # noqa: ARG005
+
+
 @compiled
 def round_all(values: Any, out: Any) -> None:
-    """Write float64 as the bits of the nearest bfloat16."""
+    """Write float64 as the nearest float32, or as the bits of the nearest bfloat16."""
     for i in range(out.size):
-        out[i] = nearest_bfloat16(values[i])
+        out[i] = nearest(values[i], out)
 
 
 @partial(compiled, fastmath={"reassoc"})  # the order of the sum is left to the compiler
@@ -143,7 +154,25 @@ def project(base: Any, change: Any, written: Any) -> tuple[float, float, float]:
     for i in range(written.size):
         of_base += base[i] * base[i]
         of_change += change[i] * change[i]
-        along += (wide(written[i]) - base[i]) * change[i]
+        along += (entry_of(written[i], 0.0) - base[i]) * change[i]
+    return of_base, of_change, along
+
+
+@compiled
+def sum_all(base: Any, change: Any, written: Any) -> tuple[float, float, float]:
+    """Write base and change, rounded once, block by block; return the inner products."""
+    scratch = np.empty((2, BLOCK))
+    of_base = of_change = along = 0.0
+    for first in range(0, base.size, BLOCK):
+        here = slice(first, min(first + BLOCK, base.size))
+        weights, merged = scratch[0, : here.stop - first], scratch[1, : here.stop - first]
+        for j in range(weights.size):
+            weights[j] = entry_of(base[first + j], 0.0)
+        np.add(weights, change[here], merged)
+        round_all(merged, written[here])
+        squares = project(weights, change[here], written[here])
+        of_base, of_change = of_base + squares[0], of_change + squares[1]
+        along += squares[2]
     return of_base, of_change, along
 
 

@@ -18,8 +18,11 @@ from personality_vector.numeric.compiled import (
     count_bits,
     project,
     round_all,
+    sum_all,
     widen,
 )
+
+_COMPILED = {torch.bfloat16, torch.float32}
 
 _EXPONENT = {
     torch.bfloat16: (torch.int16, 0x7F80),
@@ -119,11 +122,31 @@ def projection(
     written: Float[Tensor, " entries"],
 ) -> tuple[float, float, float]:
     """Return ``<base, base>``, ``<change, change>`` and ``<written - base, change>`` in float64."""
-    if written.is_cpu and written.dtype == torch.bfloat16:
-        of_base, of_change, along = project(base.numpy(), change.numpy(), _bits(written))
+    if written.is_cpu and written.dtype in _COMPILED:
+        of_base, of_change, along = project(base.numpy(), change.numpy(), _array(written))
         return of_base, of_change, along
     made = written.double() - base
     return float(base.dot(base)), float(change.dot(change)), float(made.dot(change))
+
+
+def summed(
+    base: Float[Tensor, " entries"], change: Float64[Tensor, " entries"], dtype: torch.dtype
+) -> tuple[Float[Tensor, " entries"], tuple[float, float, float]]:
+    """Return ``base + change``, added in float64 and then :func:`rounded`, and its projection.
+
+    It lies where ``change`` does.
+    """
+    if change.is_cpu and base.is_cpu and {base.dtype, dtype} <= _COMPILED:
+        out = torch.empty(base.shape, dtype=dtype)
+        of_base, of_change, along = sum_all(_array(base), change.numpy(), _array(out))
+        return out, (of_base, of_change, along)
+    start = base.to(change.device).double()
+    written = rounded(start + change, dtype)
+    return written, projection(start, change, written)
+
+
+def _array(entries: Tensor) -> Any:
+    return _bits(entries) if entries.dtype == torch.bfloat16 else entries.numpy()
 
 
 def _bits(entries: Tensor) -> Any:

@@ -198,9 +198,10 @@ def shares(folder: Path) -> str:
 
 
 def paces(recipe: Path, rounds: int = 7) -> str:
-    """Return tokens per second of `generate` alone and of a cell, in turns on the same prompts.
+    """Return tokens per second of a cell, and of `generate` alone by the same edited model.
 
-    A cell is the edit of the weights, the interview and the weights put back.
+    A cell is the edit of the weights, the interview and the weights put back. `generate` alone is
+    timed within it, on the same prompts, before the interview or after it, in turns.
     """
     torch.set_num_threads(cores())
     study = open_study(read_recipe(recipe, SweepRecipe))
@@ -209,21 +210,31 @@ def paces(recipe: Path, rounds: int = 7) -> str:
     texts = [item.text for item in interview.asking.instrument.items]
     chats = [question(text, system=interview.asking.instrument.system) for text in texts]
     found = []
-    for seed in range(rounds):
-        alone = bare(base, chats)
+    for seed in range(rounds + 1):
         started = time.perf_counter()
         with arm.applied(replace(base, memory={}), 1.0) as subject:
+            before = bare(subject, chats) if seed % 2 else None
+            asked = time.perf_counter()
             answers = interview.collect(subject, seed)
-        made = sum(answer.tokens_out for answer in answers)
-        found.append((alone, made / (time.perf_counter() - started)))
-    rows = [[f"{alone:.1f}", f"{cell:.1f}", f"{cell / alone:.2f}"] for alone, cell in found]
-    ratio = statistics.median(cell / alone for alone, cell in found)
-    table = markdown(["generate alone, tokens/s", "a cell of the sweep", "ratio"], rows)
-    return f"{table}\n\nMedian of the ratios: {ratio:.2f}, {len(chats)} chats in a batch."
+            made, asking = sum(answer.tokens_out for answer in answers), time.perf_counter() - asked
+            tokens, alone = before or bare(subject, chats)
+        cell = time.perf_counter() - started - alone
+        found.append((tokens / alone, made / cell, asking / cell))
+    found = found[1:]  # what is read and compiled for the first time is no cell's
+    rows = [
+        [f"{alone:.1f}", f"{cell:.1f}", f"{cell / alone:.2f}", f"{asking:.0%}"]
+        for alone, cell, asking in found
+    ]
+    ratio = statistics.median(cell / alone for alone, cell, _ in found)
+    heads = ["generate alone, tokens/s", "a cell of the sweep", "ratio", "of it asking"]
+    return (
+        f"{markdown(heads, rows)}\n\nMedian of the ratios: {ratio:.2f}, "
+        f"{len(chats)} chats in a batch."
+    )
 
 
-def bare(base: Subject, chats: Sequence[Chat]) -> float:
-    """Return the tokens per second of `generate` on these chats, in one batch."""
+def bare(base: Subject, chats: Sequence[Chat]) -> tuple[int, float]:
+    """Return how many tokens `generate` makes of these chats in one batch, and its seconds."""
     started = time.perf_counter()
     pad = base.tokenizer.pad_token_id
     texts = [render(base.tokenizer, chat, reply_follows=True) for chat in chats]
@@ -239,7 +250,7 @@ def bare(base: Subject, chats: Sequence[Chat]) -> float:
         )
     took = time.perf_counter() - started
     is_padding = tokens[:, prompts["input_ids"].shape[1] :] == pad
-    return int((is_padding.cumsum(1) <= 1).sum()) / took  # the first one ends a reply
+    return int((is_padding.cumsum(1) <= 1).sum()), took  # the first one ends a reply
 
 
 def cores() -> int:
