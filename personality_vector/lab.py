@@ -14,6 +14,12 @@ BUILTIN = "builtin:"
 BIG_FIVE_STATEMENTS = f"{BUILTIN}training/data/big5_statements.jsonl"
 """Statements of both poles of the Big Five, written for this project."""
 
+PERSONALITY_TEXTS = f"{BUILTIN}eval/judges/personality.jsonl"
+"""Statements, replies and stories of both poles of the Big Five, which judges learn from."""
+
+NEUTRAL_TEXTS = f"{BUILTIN}eval/judges/neutral.jsonl"
+"""Texts that show nothing of their speaker's personality."""
+
 SMOLLM2 = "smollm2"
 """Name of SmolLM2-135M-Instruct after ``builtin:``; it is converted once, into the cache."""
 

@@ -16,6 +16,7 @@ from typer.exceptions import TyperException
 
 from personality_vector.cli import (
     end_on_interrupt,
+    judge,
     merge,
     push,
     runs,
@@ -71,7 +72,7 @@ _VERBS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
         "sweep": recipe_verb("study.recipe.SweepRecipe", runs.sweep, runs.check),
         "compare": recipe_verb("study.recipe.CompareRecipe", runs.compare, runs.check),
         "eval": recipe_verb("study.recipe.EvalRecipe", runs.evaluate, runs.check),
-        "judge": runs.judge,
+        "judge": judge.judge,
         "show": show.show,
         "verify": verify.verify,
         "similarity": show.similarity,

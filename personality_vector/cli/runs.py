@@ -1,13 +1,11 @@
-"""``pvec sweep``, ``compare``, ``eval``, ``judge`` and ``report``: measure, rate, draw."""
+"""``pvec sweep``, ``compare``, ``eval`` and ``report``: measure and draw."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import personality_vector as pv
 from personality_vector.cli import options
-from personality_vector.errors import RecipeError
 
 if TYPE_CHECKING:
     from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe
@@ -53,45 +51,6 @@ def compare(recipe: "CompareRecipe", out: Path, force: bool, as_json: bool) -> N
 def evaluate(recipe: "EvalRecipe", out: Path, force: bool, as_json: bool) -> None:
     """Measure one model as it is."""
     _measure(recipe, out, "eval", force, as_json)
-
-
-def judge(
-    run: RunArgument,
-    judge: Annotated[
-        str,
-        typer.Option(
-            "--judge",
-            metavar="NAME|FILE",
-            help="A kind of judge by name, such as classifier; or a YAML file such as "
-            "{local: {checkpoint: DIR}}.",
-        ),
-    ],
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Let one more judge rate the stored answers of RUN.
-
-    Nothing is generated again, and no answer is rated twice by the same judge.
-    """
-    from personality_vector.judges.spec import JudgeRecipe
-    from personality_vector.recipes.reading import read_yaml
-    from personality_vector.report.page import write_report
-    from personality_vector.study.worker import judge_run
-
-    file = Path(judge)
-    if file.suffix in (".yaml", ".yml") and not file.is_file():
-        raise RecipeError(f"{file}: no such file")
-    data = read_yaml(file) if file.is_file() else {judge: {}}
-    folder = file.resolve().parent if file.is_file() else Path.cwd()
-    opened = JudgeRecipe.parse({"judge": data}, origin=judge, folder=folder).judge.open()
-    cells = judge_run(run, opened)
-    page, readings = write_report(run), pv.Run(run).readings()
-    rows = readings[readings["judge"] == opened.name].to_dict("records")
-    options.show(
-        options.without_nan({"judge": opened.name, "cells": cells, "readings": rows}),
-        as_json=as_json,
-        text=lambda: f"{run}: {opened.name} rated {cells} cells; report: {page}",
-    )
 
 
 def report(

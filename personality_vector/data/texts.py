@@ -1,7 +1,11 @@
-"""Words and repetition of texts, without a model."""
+"""Texts without a label: reading them, their words and their repetition, without a model."""
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
+
+from personality_vector.data.rows import keys_of, raw_rows
+from personality_vector.errors import DataError
 
 _CURLY = "\N{RIGHT SINGLE QUOTATION MARK}"
 _WORD = re.compile(r"\w+(?:'\w+)*")
@@ -16,6 +20,27 @@ _REFUSAL = re.compile(
     |\bi(?:'m|\ am)\ (?:just\ |only\ )?an?\ (?:ai|(?:\w+\ )?language\ model)\b""",
     re.VERBOSE | re.IGNORECASE,
 )
+
+
+def read_texts(path: Path, part: str | None = None) -> list[str]:
+    """Return the ``text`` of every row of a data file; other keys but ``part`` are not read.
+
+    Args:
+        path: Anything that :func:`raw_rows` reads.
+        part: Only rows whose ``part`` is this one; a row that names no part is ``train``.
+
+    Raises:
+        DataError: The file cannot be read, a row has no text (file and line are named), or no row
+            is left.
+    """
+    rows = raw_rows(path)
+    for place, row in rows.items():
+        if not isinstance(row.get("text"), str):
+            raise DataError(f"{place}: needs a text under the key text; {keys_of(row)}")
+    found = [r["text"] for r in rows.values() if part in (None, r.get("part") or "train")]
+    if not rows:
+        raise DataError(f'{path}: has no rows; write one text a line, as {{"text": "..."}}')
+    return found
 
 
 def words(text: str) -> list[str]:

@@ -1,73 +1,96 @@
-"""An offline judge: bag-of-words classifiers that learned from labelled statements."""
+"""An offline judge: classifiers that learned both poles of a trait, and what is neither."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
+from personality_vector.data.features import StateFeatures, WordFeatures, identity_of_model
 from personality_vector.data.personas import COHERENCE
 from personality_vector.data.statements import Statement, normalised, read_statements
-from personality_vector.data.texts import distinct_n, words
+from personality_vector.data.texts import distinct_n, read_texts, words
 from personality_vector.errors import DataError, some
 from personality_vector.judges.spec import BaseJudge, JudgeSpec
-from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
-from personality_vector.recipes.schema import LocalPath, Real, Words
-from personality_vector.subject import Answer, Quality, Rubric, Score, identity_of
-from personality_vector.traits import Pole, Trait
+from personality_vector.lab import NEUTRAL_TEXTS, PERSONALITY_TEXTS, builtin
+from personality_vector.recipes.schema import LocalPath, ModelRef, Real
+from personality_vector.recipes.schema import Words as Text
+from personality_vector.subject import Answer, Quality, Rubric, Score, digest_of, identity_of
+from personality_vector.traits import Level, Pole, Trait
 
 LOWEST, HIGHEST = 1.0, 5.0
 """Ends of the scale; 3 is neutral."""
 
-_C = 10.0  # by 5-fold AUC on the train part of big5_statements: the knee between 0.3 and 30
+_FALSE_ALARMS = 0.04  # of neutral texts of a kind that was not learned
+_FOLDS = 3
+_OTHERS = 0.5  # weight of a statement of another trait; one of the trait has 1 on average
+_KNOWN = 1 / 3  # share of the words that a text in the language of the statements has at least
 _KEPT = 10  # traits whose classifiers this process keeps: learning them takes longer than rating
 _LOOP_WORDS = 6  # a shorter text has too few bigrams to tell a loop from a sentence
 _LOOP_SHARE = 1 / 3  # a phrase said three times or more leaves at most this share distinct
 
 
 class ClassifierJudge(JudgeSpec):
-    """Classifiers of the poles of ``statements``, of which a share is ``held_out`` to test them."""
+    """Classifiers of the poles of ``statements`` and of ``neutral`` texts, which show neither.
 
-    statements: LocalPath = builtin(BIG_FIVE_STATEMENTS)
+    Rows whose ``part`` is ``held_out`` are not learned; they measure the judge. Statements that
+    name no part are divided by ``held_out``. The judge sees words, or with a ``model`` the hidden
+    states of that model as it reads the text, which is slower and better.
+    """
+
+    statements: LocalPath = builtin(PERSONALITY_TEXTS)
+    neutral: LocalPath | None = builtin(NEUTRAL_TEXTS)
     held_out: Real = Field(default=0.2, gt=0.0, lt=1.0)
-    name: Words = "classifier"
+    model: ModelRef | None = None
+    name: Text = "classifier"
 
     def open(self) -> "StatementJudge":
         """Return the judge, which learns when it rates for the first time.
 
         Raises:
-            DataError: The statements cannot be read, or a pole is missing from either part.
+            DataError: The texts cannot be read, or a pole is missing from either part.
+            CheckpointError: The model is not a checkpoint.
         """
+        learned, unseen = (
+            tuple(read_texts(self.neutral, part)) if self.neutral else ()
+            for part in ("train", "held_out")
+        )
         return StatementJudge(
             tuple(read_statements(self.statements, part="train", held_out=self.held_out)),
             tuple(read_statements(self.statements, part="held_out", held_out=self.held_out)),
             self.name,
+            learned,
+            unseen,
+            self.model,
         )
 
 
 @dataclass(frozen=True)
 class StatementJudge(BaseJudge):
-    """For each trait, TF-IDF of words and word pairs and a logistic regression.
+    """For each trait, a logistic regression of three classes: high pole, low pole and neither.
 
-    A high pole scores ``1 + 4 P(high | reply)``, a low one ``5 - 4 P(high | reply)``, and
-    coherence 5 wherever the judge can read the reply. A text that is empty, repeats itself or has
-    no word known to the judge is unscored.
+    ``s = P(high | text) - P(low | text)``. A text with ``|s|`` below a threshold is *unscored*: it
+    shows too little of the trait. The threshold is such that 4 % of the neutral texts exceed it
+    when their kind was left out of learning. Above it, a high pole scores ``1 + 4 P(high | text,
+    not neither)``, a low one 6 minus that, where the probability is a logistic function of ``s``,
+    fitted on statements that were left out. Coherence is 5 wherever the judge can read the reply.
+    A text that is empty, repeats itself or has too few known words is unscored as well.
 
-    Statements of the other traits are learned as neutral: each counts as high and as low, and
-    together they weigh as much as the trait's own. Without them, an answer about ideas would move
-    extraversion by more than a point, since both traits' statements say "new" and "enjoy".
+    Statements of the other traits are examples of neither. Without neutral texts, everything that
+    can be read is scored.
 
-    Deterministic, free, and a weak witness: it reads vocabulary, not behaviour. It learned from
-    single statements, so a long answer, irony or an unfamiliar negation can mislead it. An
-    answer about nothing in particular is scored too, by its function words, somewhere around 3.
-    ``P(high)`` is not calibrated beyond the balance of the two poles: compare scores of one judge
-    with each other, not with a human's 4.2. Use it together with the likelihood.
+    Deterministic and free. Its words are a weak witness: it reads vocabulary, not behaviour, and
+    irony misleads it.
 
     Attributes:
-        train: Labelled statements, both poles of each trait; their order does not matter.
+        train: Labelled statements, both poles of each trait; related ones stand together.
         held_out: Other labelled statements, on which its quality is measured.
         name: Name in tables.
+        neutral: Texts without personality, in the order of their kinds.
+        unseen: Other such texts, on which its false alarms are measured.
+        model: A checkpoint whose hidden states are the features, in place of words.
 
     Raises:
         DataError: A pole is missing from either part, or a statement is in both.
@@ -76,9 +99,12 @@ class StatementJudge(BaseJudge):
     train: Sequence[Statement]
     held_out: Sequence[Statement]
     name: str = field(default="classifier", compare=False)
+    neutral: Sequence[str] = ()
+    unseen: Sequence[str] = ()
+    model: str | None = None
 
     scale: ClassVar[tuple[float, float]] = (LOWEST, HIGHEST)
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     """Raised when the same statements give other scores."""
 
     def __post_init__(self) -> None:
@@ -101,19 +127,14 @@ class StatementJudge(BaseJudge):
         """The traits that it knows, in alphabetical order."""
         return tuple(sorted({statement.trait for statement in self.train}))
 
-    @cached_property
-    def classifiers(self) -> dict[Trait, Any]:
-        """A pipeline of scikit-learn for each trait, fitted when it is needed."""
-        return {trait: _fitted(tuple(self.train), trait) for trait in self.traits}
-
     def identity(self) -> str:
-        """Return the digest of the statements of both parts."""
+        """Return the digest of the texts of both parts, and of the model."""
         return self._identity
 
     @cached_property
     def _identity(self) -> str:
         # Thousands of statements, and a study asks for every cell.
-        return identity_of(self)
+        return digest_of(identity_of(self), *map(identity_of_model, filter(None, [self.model])))
 
     def __call__(self, rubric: Rubric, answers: Sequence[Answer], /) -> list[Score]:
         """Return one score for each answer, in order.
@@ -131,43 +152,78 @@ class StatementJudge(BaseJudge):
                 )
             if pole.trait not in self.traits:
                 raise DataError(f"the judge knows {some(self.traits)}, not {pole.trait!r}")
-        return [self._rate(answer.reply, pole) for answer in answers]
+        return self._rated([answer.reply for answer in answers], pole) if answers else []
 
     def quality(self) -> list[Quality]:
-        """Return how well each trait's poles are told apart on held-out statements.
+        """Return how well each trait's poles are told apart, and from neutral texts.
 
-        ``judge_accuracy`` is the share on the right side of 3 and ``judge_auc`` the area under the
-        ROC curve; chance is 0.5. ``judge_accuracy_length_only`` is what the number of characters
-        alone, a known confound, would achieve. ``judge_off_topic`` is how far from 3 the mean
-        score lies on the worst pole of another trait, where there is one.
+        On held-out statements: ``judge_coverage`` is the share that is scored, ``judge_accuracy``
+        the share of these on the right side of 3, and ``judge_auc`` the area under the ROC curve
+        over all, with the unscored at 3; chance is 0.5. ``judge_accuracy_length_only`` is what the
+        number of characters alone, a known confound, would achieve. ``judge_false_alarms`` is the
+        share of held-out neutral texts that get a score, and ``judge_off_topic`` that of held-out
+        statements of other traits.
         """
-        train, held_out = tuple(self.train), tuple(self.held_out)
         return [
-            Quality(trait, name, value, sum(s.trait == trait for s in held_out))
+            Quality(trait, name, value, sum(s.trait == trait for s in self.held_out))
             for trait in self.traits
-            for name, value in _measured(train, held_out, trait).items()
+            for name, value in self._measured(trait).items()
             if value is not None
         ]
 
-    def _rate(self, text: str, pole: Pole | None) -> Score:
-        """Return the score of one text for a pole, or for coherence if there is none."""
-        flaw = _flaw(text)
-        if flaw:
-            return Score(None, flaw)
+    def _rated(self, texts: Sequence[str], pole: Pole | None) -> list[Score]:
+        """Return the scores of texts for a pole, or for coherence if there is none."""
         # Every trait's classifier has learned the words of all.
-        trait = pole.trait if pole else self.traits[0]
-        vectorizer, regression = (step for _, step in self.classifiers[trait].steps)
-        features = vectorizer.transform([text])
-        if features.nnz == 0:
-            return Score(None, "no word of the answer is known to the judge")
-        if pole is None:
-            return Score(HIGHEST)
-        probability = float(regression.predict_proba(features)[0, 1])
-        value = LOWEST + (HIGHEST - LOWEST) * probability
-        return Score(
-            value if pole.level == "high" else LOWEST + HIGHEST - value,
-            f"P(high) = {probability:.3f}",
+        learned = self._learned(pole.trait if pole else self.traits[0])
+        flaws = [_flaw(text) or _unknown(learned.features.known(text)) for text in texts]
+        readable = [text for text, flaw in zip(texts, flaws, strict=True) if not flaw]
+        leaning = iter(learned.leaning(readable) if readable and pole else [0.0] * len(readable))
+        return [
+            Score(None, flaw)
+            if flaw
+            else learned.score(next(leaning), pole.level)
+            if pole
+            else Score(HIGHEST)
+            for flaw in flaws
+        ]
+
+    def _learned(self, trait: Trait) -> "Learned":
+        return _learned(tuple(self.train), tuple(self.neutral), trait, self.model)
+
+    def _measured(self, trait: Trait) -> dict[str, float | None]:
+        # Slow to import.
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.metrics import roc_auc_score
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        (seen, seen_high), (texts, is_high) = (
+            _labelled(self.train, trait, "train"),
+            _labelled(self.held_out, trait, "held-out"),
         )
+        by_length = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
+        by_length.fit([[len(text)] for text in seen], seen_high)
+        pole, lengths = Pole(trait, "high"), [[len(text)] for text in texts]
+        values = [score.value for score in self._rated(texts, pole)]
+        right = [
+            (value > 3.0) == high
+            for value, high in zip(values, is_high, strict=True)
+            if value is not None
+        ]
+        others = [s.text for s in self.held_out if s.trait != trait]
+        return {
+            "judge_accuracy": sum(right) / len(right) if right else None,
+            "judge_auc": float(roc_auc_score(is_high, [v or 3.0 for v in values])),
+            "judge_coverage": len(right) / len(values),
+            "judge_accuracy_length_only": float(by_length.score(lengths, is_high)),
+            "judge_false_alarms": self._scored(list(self.unseen), pole),
+            "judge_off_topic": self._scored(others, pole),
+        }
+
+    def _scored(self, texts: Sequence[str], pole: Pole) -> float | None:
+        """Return the share of texts that get a score, if there are any."""
+        found = [score.value is not None for score in self._rated(texts, pole)] if texts else []
+        return sum(found) / len(found) if found else None
 
 
 def _flaw(text: str) -> str:
@@ -181,71 +237,122 @@ def _flaw(text: str) -> str:
     return "the answer repeats itself" if is_loop else ""
 
 
+def _unknown(share: float) -> str:
+    if share == 0.0:
+        return "no word of the answer is known to the judge"
+    return "" if share >= _KNOWN else f"the judge knows {share:.0%} of the words of the answer"
+
+
 def _labelled(
     statements: Sequence[Statement], trait: Trait, part: str
 ) -> tuple[list[str], list[bool]]:
     """Return the statements of a trait, and whether each is of the high pole."""
-    rows = sorted((s.text, s.level == "high") for s in statements if s.trait == trait)
-    texts, labels = [text for text, _ in rows], [is_high for _, is_high in rows]
+    own = [statement for statement in statements if statement.trait == trait]
+    texts, labels = [one.text for one in own], [one.level == "high" for one in own]
     if len(set(labels)) < 2:
         raise DataError(f"the judge of {trait} needs {part} statements of both poles")
     return texts, labels
 
 
+class Learned(NamedTuple):
+    """The classifier of one trait.
+
+    Attributes:
+        features: From texts to rows of numbers.
+        regression: Of three classes: 1 high, -1 low and 0 neither.
+        threshold: Texts with a smaller ``|P(high) - P(low)|`` are unscored.
+        slope: ``P(high | not neither) = 1 / (1 + exp(-slope (P(high) - P(low))))``; where it is
+            ``None``, the mean of 1 and ``P(high) - P(low)``.
+    """
+
+    features: Any
+    regression: Any
+    threshold: float = 0.0
+    slope: float | None = None
+
+    def leaning(self, texts: Sequence[str]) -> list[float]:
+        """Return ``P(high) - P(low)`` of each text."""
+        found: list[float] = _leaning(self.regression, self.features(texts)).tolist()
+        return found
+
+    def score(self, leaning: float, level: Level) -> Score:
+        """Return the score of a text for one pole."""
+        if abs(leaning) < self.threshold:
+            return Score(None, f"shows too little of the trait (P(high) - P(low) = {leaning:.2f})")
+        lean = leaning if self.slope is None else math.tanh(self.slope * leaning / 2)
+        high = (1.0 + lean) / 2
+        value = LOWEST + (HIGHEST - LOWEST) * (high if level == "high" else 1.0 - high)
+        return Score(value, f"P(high) = {high:.3f}")
+
+
 @lru_cache(_KEPT)
-def _fitted(statements: tuple[Statement, ...], trait: Trait) -> Any:
-    """Learn the poles with equal weight, and all other statements as both, with as much again."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
+def _learned(
+    statements: tuple[Statement, ...], neutral: tuple[str, ...], trait: Trait, model: str | None
+) -> Learned:
+    """Learn one trait; its threshold and slope come from texts that were left out of learning."""
+    import numpy as np
 
-    texts, labels = _labelled(statements, trait, "train")
-    neutral = sorted(s.text for s in statements if s.trait != trait)
-    share = {label: len(labels) / (2 * labels.count(label)) for label in (True, False)}
-    weights = [share[label] for label in labels]
-    weights += [len(labels) / (2 * len(neutral))] * (2 * len(neutral)) if neutral else []
-    vectorizer = TfidfVectorizer(
-        tokenizer=words, token_pattern=None, lowercase=False, ngram_range=(1, 2), sublinear_tf=True
-    )
-    return _regression_on(vectorizer).fit(
-        [*texts, *neutral, *neutral],
-        [*labels, *[True] * len(neutral), *[False] * len(neutral)],
-        logisticregression__sample_weight=weights,
-    )
-
-
-@lru_cache(_KEPT)
-def _measured(
-    train: tuple[Statement, ...], held_out: tuple[Statement, ...], trait: Trait
-) -> dict[str, float | None]:
-    # Slow to import.
-    from sklearn.metrics import roc_auc_score
-    from sklearn.preprocessing import StandardScaler
-
-    classifier = _fitted(train, trait)
-    (seen, learned), (texts, labels) = (
-        _labelled(train, trait, "train"),
-        _labelled(held_out, trait, "held-out"),
-    )
-    lengths, others = ([[float(len(text))] for text in part] for part in (seen, texts))
-    by_length = _regression_on(StandardScaler(), "balanced").fit(lengths, learned)
-    poles = {statement.pole for statement in held_out if statement.trait != trait}
-    means = [
-        classifier.predict_proba([s.text for s in held_out if s.pole == pole])[:, 1].mean()
-        for pole in poles
-    ]
-    return {
-        "judge_accuracy": float(classifier.score(texts, labels)),
-        "judge_auc": float(roc_auc_score(labels, classifier.predict_proba(texts)[:, 1])),
-        "judge_accuracy_length_only": float(by_length.score(others, labels)),
-        "judge_off_topic": max(
-            ((HIGHEST - LOWEST) * abs(float(mean) - 0.5) for mean in means), default=None
-        ),
-    }
+    examples = _Examples.of(statements, neutral, trait)
+    features, regression = examples.learned(model)
+    if not neutral:
+        return Learned(features, regression)
+    # Thirds of each class in its order, so that what stands together is left out together: a kind
+    # of neutral texts, or a statement and the opposite that was written for it.
+    folds = np.zeros(len(examples.texts), int)
+    for which in (1, -1, 0):
+        (places,) = np.nonzero(examples.classes == which)
+        folds[places] = np.arange(len(places)) * _FOLDS // len(places)
+    leaning = np.zeros(len(examples.texts))
+    for fold in range(_FOLDS):
+        out = folds == fold
+        left, right = examples.where(~out), examples.where(out)
+        seen, fitted = left.learned(model)
+        leaning[out] = _leaning(fitted, seen(right.texts))
+    threshold = np.quantile(np.abs(leaning[-len(neutral) :]), 1 - _FALSE_ALARMS)
+    own = examples.classes != 0
+    slope = _regression(1.0, fit_intercept=False).fit(leaning[own, None], examples.classes[own])
+    return Learned(features, regression, float(threshold), float(slope.coef_[0, 0]))
 
 
-def _regression_on(features: Any, weights: str | None = None) -> Any:
+class _Examples(NamedTuple):
+    """Texts, their classes and their weights: both poles with equal weight, and neither."""
+
+    texts: Sequence[str]
+    classes: Any
+    weights: Any
+
+    @classmethod
+    def of(
+        cls, statements: Sequence[Statement], neutral: Sequence[str], trait: Trait
+    ) -> "_Examples":
+        import numpy as np
+
+        own, is_high = _labelled(statements, trait, "train")
+        others = [s.text for s in statements if s.trait != trait]
+        share = {label: len(own) / (2 * is_high.count(label)) for label in (True, False)}
+        weights = [share[label] for label in is_high]
+        weights += [_OTHERS] * len(others) + [1.0] * len(neutral)
+        classes = [1 if label else -1 for label in is_high] + [0] * (len(others) + len(neutral))
+        return cls([*own, *others, *neutral], np.array(classes), np.array(weights))
+
+    def where(self, chosen: Any) -> "_Examples":
+        """Return those that are chosen."""
+        texts = [text for text, is_chosen in zip(self.texts, chosen, strict=True) if is_chosen]
+        return _Examples(texts, self.classes[chosen], self.weights[chosen])
+
+    def learned(self, model: str | None) -> tuple[Any, Any]:
+        """Return the features and the regression on them."""
+        features = StateFeatures(model) if model else WordFeatures()
+        rows = features.learned(self.texts)
+        return features, _regression(features.strength).fit(rows, self.classes, self.weights)
+
+
+def _regression(strength: float, *, fit_intercept: bool = True) -> Any:
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
 
-    return make_pipeline(
-        features, LogisticRegression(C=_C, max_iter=1000, random_state=0, class_weight=weights)
-    )
+    return LogisticRegression(C=strength, max_iter=1000, fit_intercept=fit_intercept)
+
+
+def _leaning(regression: Any, rows: Any) -> Any:
+    by_class = dict(zip(regression.classes_, regression.predict_proba(rows).T, strict=True))
+    return by_class[1] - by_class[-1]

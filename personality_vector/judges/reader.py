@@ -1,0 +1,210 @@
+"""A judge without training: an unedited model that reads an answer, and what could follow it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import tanh
+from statistics import fmean, stdev
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import Field
+
+from personality_vector.data.statements import Statement, of_both_poles, read_statements
+from personality_vector.data.texts import read_texts, words
+from personality_vector.errors import DataError, LengthError, some
+from personality_vector.judges.spec import BaseJudge, JudgeSpec
+from personality_vector.lab import NEUTRAL_TEXTS, PERSONALITY_TEXTS, builtin
+from personality_vector.progress import progress
+from personality_vector.recipes.schema import LocalPath, Real, Whole, Words
+from personality_vector.subject import (
+    Answer,
+    Chat,
+    Rubric,
+    Score,
+    Subject,
+    answered,
+    identity_of,
+    question,
+)
+from personality_vector.traits import Trait
+
+LOWEST, HIGHEST = 1.0, 5.0
+"""Ends of the scale; 3 is the middle."""
+
+ASKED = "What would you like to talk about?"
+"""The question that a text without one answers."""
+NEXT = "And what else would you say about yourself?"
+"""The user's message that the statements answer."""
+
+_LONGEST = 16  # words of a statement
+_FAR = 10.0
+"""A preference of so many standard deviations of neutral texts is three quarters of the way."""
+
+
+class ReaderJudge(JudgeSpec):
+    """The unedited base as a reader: which pole's ``statements`` it expects the speaker to add.
+
+    ``per_pole`` statements of each pole are read after each answer. An answer whose preference lies
+    within ``band`` standard deviations of that of ``neutral`` texts (``limit`` of them) is
+    unscored.
+    """
+
+    statements: LocalPath = builtin(PERSONALITY_TEXTS)
+    per_pole: Whole = Field(default=12, ge=2)
+    neutral: LocalPath = builtin(NEUTRAL_TEXTS)
+    limit: Whole = Field(default=60, ge=10)
+    band: Real = Field(default=2.0, ge=0.0)
+    name: Words = "reader"
+
+    def open(self) -> "Reader":
+        """Return the judge, which reads the neutral texts when it rates for the first time.
+
+        Raises:
+            DataError: A file cannot be read, a pole is missing, or there are too few neutral texts.
+        """
+        found = [
+            one
+            for one in read_statements(self.statements, part="train")
+            if len(words(one.text)) <= _LONGEST
+        ]
+        traits = sorted({statement.trait for statement in found})
+        poles = of_both_poles(found, traits, f"{self.statements}: no statements")
+        texts = read_texts(self.neutral, "train")
+        if len(texts) < self.limit:
+            raise DataError(f"{self.neutral}: has {len(texts)} texts; the band needs {self.limit}")
+        return Reader(
+            tuple(one for rows in poles.values() for one in _spread(rows, self.per_pole)),
+            tuple(_spread(texts, self.limit)),
+            self.band,
+            self.name,
+        )
+
+
+class Band(NamedTuple):
+    """The preference that neutral texts get, in nats per token: mean and standard deviation."""
+
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Reader(BaseJudge):
+    """What an unedited model expects somebody to say next who gave this answer.
+
+    ``d = mean log p(s | answer) over high-pole statements s - the same over low-pole ones``, in
+    nats per token. ``z = (d - m) / sd``, with mean and standard deviation of ``d`` over neutral
+    texts. The score is ``3 + 2 tanh(z / 10)``, or its mirror for a low pole; where ``|z|`` is at
+    most ``band``, the answer is unscored. Nothing is learned. The reader is as good as the model.
+
+    Attributes:
+        statements: Of both poles of each trait, the same number of each.
+        neutral: Texts without personality.
+        band: Half the width of the neutral band, in standard deviations.
+        name: Name in tables.
+        subject: The unedited model, once there is one.
+    """
+
+    statements: Sequence[Statement]
+    neutral: Sequence[str]
+    band: float = 2.0
+    name: str = field(default="reader", compare=False)
+    subject: Subject | None = field(default=None, compare=False)
+
+    scale: ClassVar[tuple[float, float]] = (LOWEST, HIGHEST)
+    version: ClassVar[int] = 1
+    """Raised when the same texts give other scores."""
+
+    @cached_property
+    def traits(self) -> tuple[Trait, ...]:
+        """The traits that it has statements of."""
+        return tuple(dict.fromkeys(statement.trait for statement in self.statements))
+
+    def identity(self) -> str:
+        """Return the digest of the texts and the band; the model is that of the run."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
+        return identity_of(self)
+
+    def prepare(self, base: Subject, /) -> "Reader":
+        """Return it with the model that reads."""
+        return replace(self, subject=base)
+
+    def __call__(self, rubric: Rubric, answers: Sequence[Answer], /) -> list[Score]:
+        """Return one score for each answer, in order.
+
+        Raises:
+            DataError: The rubric has no pole, its trait has no statements, or no model is there.
+        """
+        if rubric.pole is None or rubric.pole.trait not in self.traits:
+            raise DataError(
+                f"{self.name}: has statements of {some(self.traits)}, and none of {rubric.trait}; "
+                "choose another judge"
+            )
+        if not answers:
+            return []
+        trait, sign = rubric.pole.trait, rubric.pole.sign
+        return [self._score(answer, trait, sign) for answer in progress(answers, "judge")]
+
+    def preference(self, answer: Answer, trait: Trait) -> float:
+        """Return ``d``: how much likelier high-pole statements are next, in nats per token."""
+        key = (answer.question, answer.reply)
+        if key not in self._read:
+            self._read[key] = self._preferences(*key)
+        return self._read[key][trait]
+
+    @cached_property
+    def _read(self) -> dict[tuple[str, str], dict[Trait, float]]:
+        """What was read already: all traits are read at once."""
+        return {}
+
+    def _score(self, answer: Answer, trait: Trait, sign: int) -> Score:
+        if not answer.reply.strip():
+            return Score(None, "the answer is empty")
+        try:
+            z = (self.preference(answer, trait) - self.bands[trait].mean) / self.bands[
+                trait
+            ].deviation
+        except LengthError:
+            return Score(None, "the answer is longer than the model reads")
+        if abs(z) <= self.band:
+            return Score(None, f"reads like text without personality (z = {z:.2f})")
+        return Score(3.0 + 2.0 * sign * tanh(z / _FAR), f"z = {z:.2f}")
+
+    @cached_property
+    def bands(self) -> dict[Trait, Band]:
+        """The neutral band of each trait."""
+        found = [self._preferences("", text) for text in progress(self.neutral, "neutral texts")]
+        columns = {trait: [row[trait] for row in found] for trait in self.traits}
+        return {
+            trait: Band(fmean(column), max(stdev(column), 1e-6))
+            for trait, column in columns.items()
+        }
+
+    def _preferences(self, asked: str, reply: str) -> dict[Trait, float]:
+        from personality_vector.subject.continuations import reply_likelihoods
+
+        if self.subject is None:
+            raise DataError(f"{self.name}: needs a model that reads; name one with --model")
+        so_far: Chat = answered(question(asked or ASKED), reply)
+        so_far = [*so_far, *question(NEXT)]
+        texts = [statement.text for statement in self.statements]
+        subject = self.subject
+        found = reply_likelihoods(subject.model, subject.tokenizer, so_far, texts).tolist()
+        means: dict[Any, float] = {
+            (trait, level): fmean(
+                value
+                for value, one in zip(found, self.statements, strict=True)
+                if (one.trait, one.level) == (trait, level)
+            )
+            for trait in self.traits
+            for level in ("high", "low")
+        }
+        return {trait: means[trait, "high"] - means[trait, "low"] for trait in self.traits}
+
+
+def _spread(rows: Sequence[Any], count: int) -> Iterable[Any]:
+    """Return ``count`` rows, evenly spread, or all of them if there are fewer."""
+    step = max(1.0, len(rows) / count)
+    return [rows[int(index * step)] for index in range(min(count, len(rows)))]
