@@ -216,14 +216,16 @@ class StatementJudge(BaseJudge):
             "judge_auc": float(roc_auc_score(is_high, [v or 3.0 for v in values])),
             "judge_coverage": len(right) / len(values),
             "judge_accuracy_length_only": float(by_length.score(lengths, is_high)),
-            "judge_false_alarms": self._scored(list(self.unseen), pole),
+            "judge_false_alarms": self._scored(self.unseen, pole),
             "judge_off_topic": self._scored(others, pole),
         }
 
     def _scored(self, texts: Sequence[str], pole: Pole) -> float | None:
-        """Return the share of texts that get a score, if there are any."""
-        found = [score.value is not None for score in self._rated(texts, pole)] if texts else []
-        return sum(found) / len(found) if found else None
+        """Return the share of texts that get a score, if any could be left unscored."""
+        if not texts or not self.neutral:
+            return None
+        found = [score.value is not None for score in self._rated(texts, pole)]
+        return sum(found) / len(found)
 
 
 def _flaw(text: str) -> str:

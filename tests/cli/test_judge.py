@@ -1,8 +1,11 @@
 """``pvec judge``: one more judge of stored answers, and nothing is asked again."""
 
+import json
+
 import pytest
 
 from personality_vector.study.run import Run
+from personality_vector.traits import BIG_FIVE
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def test_another_judge_of_a_name_that_is_taken_is_refused(run, pvec, lab):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("oracle", "oracle: judge: known are classifier, endpoint or local"),
+        ("oracle", "oracle: judge: known are classifier, endpoint, local or reader"),
         ("clasifier", "unknown key 'clasifier'; did you mean 'classifier'?"),
         ("local", "the key 'checkpoint' is missing"),
         ("nowhere.yaml", "nowhere.yaml: no such file"),
@@ -100,3 +103,66 @@ def test_a_folder_without_a_run_is_refused(pvec, tmp_path):
     ended = pvec("judge", tmp_path, "--judge", "classifier")
     assert ended.code == 1
     assert "there is no results file" in ended.err
+
+
+# --- plain texts ---
+
+
+@pytest.fixture
+def texts(tmp_path):
+    file = tmp_path / "texts.jsonl"
+    said = ["I love big parties and meeting new people.", "The capital of France is Paris.", ""]
+    file.write_text("".join(json.dumps({"text": text, "id": 1}) + "\n" for text in said))
+    return file
+
+
+def test_texts_are_rated_for_every_trait_and_unscored_with_the_reason(pvec, texts):
+    ended = pvec("judge", texts, "--judge", "classifier", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    rows = ended.json
+    assert len(rows) == 15
+    assert all(set(row) == {"text", "trait", "score", "reason"} for row in rows)
+    assert {row["trait"] for row in rows} == set(BIG_FIVE)
+    by_text = {(row["text"][:3], row["trait"]): row for row in rows}
+    assert by_text["I l", "extraversion"]["score"] > 4
+    unscored = [row for row in rows if row["text"][:3] != "I l"]
+    assert {row["score"] for row in unscored} == {None}
+    assert all(row["reason"] for row in unscored)
+    told = pvec("judge", texts, "--judge", "classifier").out
+    assert "The capital of France" in told
+    assert "of 15 are unscored" in told
+
+
+def test_a_reader_needs_a_model_and_takes_one(pvec, texts, lab):
+    ended = pvec("judge", texts, "--judge", "reader")
+    assert (ended.code, ended.out) == (1, "")
+    assert "needs a model that reads; name one with --model" in ended.err
+    file = lab.folder / "reader.yaml"
+    file.write_text("reader: {per_pole: 2, limit: 10}\n")
+    ended = pvec("judge", texts, "--judge", file, "--model", "builtin:demo", "--json")
+    assert ended.code == 0
+    assert len(ended.json) == 15
+
+
+def test_the_reader_of_a_run_is_its_base(run, pvec):
+    ended = pvec("judge", run, "--judge", "reader", "--model", "builtin:demo")
+    assert ended.code == 1
+    assert "the reader of a run is its base; leave --model out" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            '{"reply": "I love it"}\n',
+            "needs a text under the key text; this row has the keys reply",
+        ),
+        ('{"text": 3}\n', "line 1: needs a text under the key text"),
+        ("", "has no rows"),
+    ],
+)
+def test_a_file_of_other_rows_is_refused_by_line(pvec, tmp_path, content, says):
+    (tmp_path / "other.jsonl").write_text(content)
+    ended = pvec("judge", tmp_path / "other.jsonl", "--judge", "classifier")
+    assert (ended.code, ended.out) == (1, "")
+    assert says in ended.err

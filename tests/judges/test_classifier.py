@@ -5,9 +5,11 @@ import random
 import pytest
 
 from personality_vector.data.personas import COHERENCE, rubric_of
-from personality_vector.data.statements import Statement
+from personality_vector.data.statements import Statement, normalised, read_statements
+from personality_vector.data.texts import read_texts
 from personality_vector.errors import DataError
 from personality_vector.judges.classifier import ClassifierJudge, StatementJudge
+from personality_vector.lab import NEUTRAL_TEXTS, builtin
 from personality_vector.subject.protocols import Answer, Judge, Rubric
 from personality_vector.traits import BIG_FIVE, Pole
 
@@ -107,7 +109,8 @@ def test_its_identity_is_what_it_learned_and_is_measured_on(judge):
 def test_the_shipped_statements_are_its_default():
     judge = ClassifierJudge().open()
     assert judge.traits == tuple(sorted(BIG_FIVE))
-    assert (len(judge.train), len(judge.held_out)) == (3000, 1000)
+    assert (len(judge.train), len(judge.held_out)) == (3060, 240)
+    assert (len(judge.neutral), len(judge.unseen)) == (660, 360)
 
 
 def test_swapping_the_labels_mirrors_every_score(judge):
@@ -150,8 +153,7 @@ def test_an_answer_about_another_trait_is_neutral():
     assert score(alone, text).value > 3.8
     assert score(both, text).value == pytest.approx(3, abs=0.4)
     assert quality(both)["judge_accuracy"] == 1.0
-    assert quality(both)["judge_off_topic"] < 0.4
-    assert "judge_off_topic" not in quality(alone)
+    assert "judge_off_topic" not in quality(both)  # without neutral texts, everything is scored
 
 
 def test_the_order_of_statements_does_not_matter(judge):
@@ -159,7 +161,7 @@ def test_the_order_of_statements_does_not_matter(judge):
     again = StatementJudge(shuffled, HELD_OUT[::-1])
     assert again.quality() == judge.quality()
     text = "I seek the unknown crowds"
-    assert score(again, text) == score(judge, text)
+    assert score(again, text).value == pytest.approx(score(judge, text).value)
 
 
 @pytest.mark.parametrize(
@@ -213,3 +215,79 @@ def test_a_statement_in_both_parts_is_refused():
 def test_a_missing_pole_is_refused(train, held_out, complaint):
     with pytest.raises(DataError, match=complaint):
         StatementJudge(train, held_out)
+
+
+# --- abstention ---
+
+NEUTRAL = [
+    f"The {thing} {verb} at {hour}"
+    for thing in ("train", "shop", "office", "bank", "post", "library")
+    for verb in ("opens", "closes", "leaves", "arrives")
+    for hour in ("six", "noon")
+]
+
+
+@pytest.fixture(scope="module")
+def cautious():
+    # By place: what is left out together must not be all that is said with one verb.
+    train = sorted(TRAIN, key=lambda one: one.text.split()[-1])
+    return StatementJudge(train, HELD_OUT, neutral=NEUTRAL[:36], unseen=NEUTRAL[36:])
+
+
+def test_text_without_personality_is_unscored_and_the_rest_is_scored(cautious, judge):
+    for text in NEUTRAL[36:]:
+        assert score(judge, text).value is None or 2 < score(judge, text).value < 4
+        found = score(cautious, text)
+        assert found.value is None
+        assert "too little of the trait" in found.reason or "knows" in found.reason
+    high, low = (score(cautious, f"I {verb} the crowds").value for verb in ("love", "dread"))
+    assert low < 2 < 4 < high
+    found = quality(cautious)
+    assert (found["judge_coverage"], found["judge_false_alarms"]) == (1.0, 0.0)
+
+
+def test_the_low_pole_mirrors_the_high_one_and_abstains_where_it_does(cautious):
+    low = Rubric("silence", pole=Pole("extraversion", "low"))
+    for text in ("I love the crowds", "I dread the crowds", "The bank opens at noon"):
+        one, other = score(cautious, text), score(cautious, text, low)
+        assert (one.value is None) == (other.value is None)
+        assert one.value is None or other.value == pytest.approx(6 - one.value)
+
+
+def test_neutral_texts_are_part_of_the_identity(cautious, judge):
+    fewer = StatementJudge(TRAIN, HELD_OUT, neutral=NEUTRAL[:35], unseen=NEUTRAL[36:])
+    assert len({one.identity() for one in (cautious, judge, fewer)}) == 3
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return ClassifierJudge().open()
+
+
+@pytest.mark.parametrize("trait", BIG_FIVE)
+def test_the_shipped_judge_abstains_on_text_that_it_never_saw(shipped, trait):
+    found = quality(shipped, trait)
+    assert found["judge_false_alarms"] <= 0.05
+    assert found["judge_off_topic"] <= 0.15
+    assert found["judge_accuracy"] >= 0.8
+    assert found["judge_coverage"] >= 0.25  # of characters, who hint more than they say
+
+
+@pytest.mark.parametrize("trait", BIG_FIVE)
+def test_the_shipped_judge_reads_statements_of_others(shipped, shared, trait):
+    from sklearn.metrics import roc_auc_score
+
+    rows = read_statements(shared / "data" / "big5_statements" / f"{trait}.jsonl")
+    found = shipped(rubric_of(trait), [Answer("s", i, "", s.text) for i, s in enumerate(rows)])
+    scored = [one.value is not None for one in found]
+    assert sum(scored) / len(scored) >= 0.6
+    values = [3.0 if one.value is None else one.value for one in found]
+    assert roc_auc_score([s.level == "high" for s in rows], values) >= 0.8
+
+
+def test_nothing_that_was_learned_is_measured_on():
+    texts = {
+        part: {normalised(text) for text in read_texts(builtin(NEUTRAL_TEXTS), part)}
+        for part in ("train", "held_out")
+    }
+    assert not texts["train"] & texts["held_out"]

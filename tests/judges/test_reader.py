@@ -1,0 +1,97 @@
+"""A judge that reads: what an unedited model expects the speaker to add."""
+
+import math
+import statistics
+
+import pytest
+
+from personality_vector.data.statements import Statement
+from personality_vector.errors import DataError
+from personality_vector.judges.reader import ASKED, NEXT, Reader, ReaderJudge
+from personality_vector.subject import answered, question
+from personality_vector.subject.protocols import Answer, Judge, Rubric
+from personality_vector.subject.subject import Subject
+from personality_vector.traits import BIG_FIVE, Pole
+
+STATEMENTS = [
+    Statement("extraversion", "high", "I love parties."),
+    Statement("extraversion", "high", "Crowds give me energy."),
+    Statement("extraversion", "low", "I stay at home."),
+    Statement("extraversion", "low", "Crowds drain me."),
+]
+NEUTRAL = ["It is six.", "The bus is late.", "Two and two is four.", "Paris is in France."]
+HIGH, LOW = (Rubric("extraversion", pole=Pole("extraversion", level)) for level in ("high", "low"))
+
+
+@pytest.fixture(scope="module")
+def subject(pico):
+    return Subject.load(pico("llama"))
+
+
+@pytest.fixture
+def reader(subject):
+    return Reader(STATEMENTS, NEUTRAL, band=0.0).prepare(subject)
+
+
+def said(text, asked=""):
+    return Answer("who", 0, asked, text)
+
+
+def preference(subject, text, asked=ASKED):
+    """Return what the reader prefers, by reading every statement whole."""
+    chat = [*answered(question(asked), text), *question(NEXT)]
+    found = subject.log_likelihood([answered(chat, s.text) for s in STATEMENTS]).tolist()
+    return statistics.fmean(found[:2]) - statistics.fmean(found[2:])
+
+
+def test_the_score_is_its_formula(reader, subject):
+    usual = [preference(subject, text) for text in NEUTRAL]
+    for asked in ("", "What now?"):
+        found = reader(HIGH, [said("I went dancing.", asked)])[0].value
+        z = (preference(subject, "I went dancing.", asked or ASKED) - statistics.fmean(usual)) / (
+            statistics.stdev(usual)
+        )
+        assert found == pytest.approx(3 + 2 * math.tanh(z / 10), abs=1e-3)
+        assert reader(LOW, [said("I went dancing.", asked)])[0].value == pytest.approx(6 - found)
+    assert isinstance(reader, Judge)
+
+
+def test_what_lies_in_the_band_is_unscored(subject):
+    wide = Reader(STATEMENTS, NEUTRAL, band=1e9).prepare(subject)
+    found = wide(HIGH, [said("I went dancing."), said(" "), said("I " * 5000)])
+    assert [one.value for one in found] == [None, None, None]
+    assert "reads like text without personality" in found[0].reason
+    assert found[1].reason == "the answer is empty"
+    assert found[2].reason == "the answer is longer than the model reads"
+
+
+@pytest.mark.parametrize(
+    "rubric", [Rubric("gardener"), Rubric("openness", pole=Pole("openness", "high"))]
+)
+def test_what_it_has_no_statements_of_is_refused_even_without_answers(reader, rubric):
+    with pytest.raises(DataError, match="has statements of extraversion, and none of"):
+        reader(rubric, [])
+
+
+def test_without_a_model_it_does_not_rate():
+    with pytest.raises(DataError, match="needs a model that reads"):
+        Reader(STATEMENTS, NEUTRAL)(HIGH, [said("I went dancing.")])
+
+
+def test_its_identity_is_its_texts_and_its_band(subject):
+    one = Reader(STATEMENTS, NEUTRAL)
+    assert one.identity() == one.prepare(subject).identity()
+    others = [Reader(STATEMENTS, NEUTRAL, 3.0), Reader(STATEMENTS, NEUTRAL[1:])]
+    assert len({each.identity() for each in (one, *others)}) == 3
+
+
+def test_the_shipped_one_has_short_statements_of_every_pole():
+    reader = ReaderJudge(per_pole=5, limit=20).open()
+    assert (set(reader.traits), len(reader.statements), len(reader.neutral)) == (
+        set(BIG_FIVE),
+        50,
+        20,
+    )
+    assert max(len(one.text.split()) for one in reader.statements) <= 17
+    with pytest.raises(DataError, match="has 660 texts; the band needs 1000"):
+        ReaderJudge(limit=1000).open()
