@@ -78,7 +78,7 @@ class WordFeatures:
         self._every = make_union(self._whole, TfidfVectorizer(analyzer=parts, min_df=2, **options))
         return self._every.fit_transform(texts)
 
-    def __call__(self, texts: Sequence[str]) -> Any:
+    def __call__(self, texts: Sequence[str], *, keep: bool = False) -> Any:  # noqa: ARG002
         """Return the features of texts, a sparse row each."""
         return self._every.transform(texts)
 
@@ -108,20 +108,26 @@ class StateFeatures:
 
     def learned(self, texts: Sequence[str]) -> Any:
         """Return the states of texts, a standardised row each, and keep the scale."""
-        from safetensors.torch import load_file, save_file
         from sklearn.preprocessing import StandardScaler
 
-        file = cache_folder("states") / f"{digest_of(identity_of_model(self._model), texts)}.st"
+        states = self._kept(texts)
+        self._scaler = StandardScaler().fit(states)
+        return self._scaler.transform(states)
+
+    def __call__(self, texts: Sequence[str], *, keep: bool = False) -> Any:
+        """Return the states of texts, a standardised row each; kept in the cache if wanted."""
+        states = self._kept(texts) if keep else self._states(texts).numpy()
+        return self._scaler.transform(states)
+
+    def _kept(self, texts: Sequence[str]) -> Any:
+        from safetensors.torch import load_file, save_file
+
+        name = digest_of(identity_of_model(self._model), texts)
+        file = cache_folder("states") / f"{name}.safetensors"
         if not file.is_file():
             states = self._states(texts)
             write_file(file, lambda path: save_file({"states": states}, path))
-        states = load_file(file)["states"]
-        self._scaler = StandardScaler().fit(states.numpy())
-        return self._scaler.transform(states.numpy())
-
-    def __call__(self, texts: Sequence[str]) -> Any:
-        """Return the states of texts, a standardised row each."""
-        return self._scaler.transform(self._states(texts).numpy())
+        return load_file(file)["states"].numpy()
 
     def known(self, text: str) -> float:
         """Return 1: a model reads every text."""

@@ -9,6 +9,7 @@ from personality_vector.errors import DataError
 
 _CURLY = "\N{RIGHT SINGLE QUOTATION MARK}"
 _WORD = re.compile(r"\w+(?:'\w+)*")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 _SORRY = r"(?:i(?:'m|\ am)\ (?:\w+\ )?sorry|sorry|i\ apologi[sz]e|unfortunately),?\ (?:but\ )?"
 _CANNOT = r"i(?:\ can't|\ cannot|\ won't|\ will\ not|(?:'m|\ am)\ (?:unable|not\ able)\ to)\ "
 # Without an apology only what assistants say: "I can't help laughing" is a person.
@@ -50,6 +51,15 @@ def words(text: str) -> list[str]:
     ["don't", 'panic']
     """
     return _WORD.findall(text.replace(_CURLY, "'").lower())
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a text that have three words or more; the text itself if none has.
+
+    >>> sentences("Oh. I do like tea! Do you?")
+    ['I do like tea!']
+    """
+    return [one for one in _SENTENCE.split(text) if len(words(one)) >= 3] or [text]
 
 
 def is_refusal(text: str) -> bool:

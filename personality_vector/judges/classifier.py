@@ -11,7 +11,7 @@ from pydantic import Field
 from personality_vector.data.features import StateFeatures, WordFeatures, identity_of_model
 from personality_vector.data.personas import COHERENCE
 from personality_vector.data.statements import Statement, normalised, read_statements
-from personality_vector.data.texts import distinct_n, read_texts, words
+from personality_vector.data.texts import distinct_n, read_texts, sentences, words
 from personality_vector.errors import DataError, some
 from personality_vector.judges.spec import BaseJudge, JudgeSpec
 from personality_vector.lab import NEUTRAL_TEXTS, PERSONALITY_TEXTS, builtin
@@ -23,8 +23,9 @@ from personality_vector.traits import Level, Pole, Trait
 LOWEST, HIGHEST = 1.0, 5.0
 """Ends of the scale; 3 is neutral."""
 
-_FALSE_ALARMS = 0.04  # of neutral texts of a kind that was not learned
+_FALSE_ALARMS = 0.03  # of neutral texts of a kind that was not learned
 _FOLDS = 3
+_LEVELS: tuple[Level, ...] = ("high", "low")
 _OTHERS = 0.5  # weight of a statement of another trait; one of the trait has 1 on average
 _KNOWN = 1 / 3  # share of the words that a text in the language of the statements has at least
 _KEPT = 10  # traits whose classifiers this process keeps: learning them takes longer than rating
@@ -71,12 +72,14 @@ class ClassifierJudge(JudgeSpec):
 class StatementJudge(BaseJudge):
     """For each trait, a logistic regression of three classes: high pole, low pole and neither.
 
-    ``s = P(high | text) - P(low | text)``. A text with ``|s|`` below a threshold is *unscored*: it
-    shows too little of the trait. The threshold is such that 4 % of the neutral texts exceed it
-    when their kind was left out of learning. Above it, a high pole scores ``1 + 4 P(high | text,
-    not neither)``, a low one 6 minus that, where the probability is a logistic function of ``s``,
-    fitted on statements that were left out. Coherence is 5 wherever the judge can read the reply.
-    A text that is empty, repeats itself or has too few known words is unscored as well.
+    ``s`` is ``P(high | text) - P(low | text)``; or, if it is further from 0, the same summed over
+    the ``n`` sentences of the text and divided by ``sqrt(n)``, since a long text is mostly about
+    other things. A text with ``|s|`` below a threshold is *unscored*: it shows too little of the
+    trait. The threshold is such that 3 % of the neutral texts exceed it when their kind was left
+    out of learning. Above it, a high pole scores ``1 + 4 P(high | text, not neither)``, a low one
+    6 minus that, where the probability is a logistic function of ``s``, fitted on statements that
+    were left out. Coherence is 5 wherever the judge can read the reply. A text that is empty,
+    repeats itself or has too few known words is unscored as well.
 
     Statements of the other traits are examples of neither. Without neutral texts, everything that
     can be read is scored.
@@ -262,9 +265,9 @@ class Learned(NamedTuple):
     Attributes:
         features: From texts to rows of numbers.
         regression: Of three classes: 1 high, -1 low and 0 neither.
-        threshold: Texts with a smaller ``|P(high) - P(low)|`` are unscored.
-        slope: ``P(high | not neither) = 1 / (1 + exp(-slope (P(high) - P(low))))``; where it is
-            ``None``, the mean of 1 and ``P(high) - P(low)``.
+        threshold: Texts with a smaller ``|s|`` are unscored.
+        slope: ``P(high | not neither) = 1 / (1 + exp(-slope s))``; where it is ``None``, the mean
+            of 1 and ``s``.
     """
 
     features: Any
@@ -273,15 +276,21 @@ class Learned(NamedTuple):
     slope: float | None = None
 
     def leaning(self, texts: Sequence[str]) -> list[float]:
-        """Return ``P(high) - P(low)`` of each text."""
-        found: list[float] = _leaning(self.regression, self.features(texts)).tolist()
+        """Return ``s`` of each text."""
+        passages = list(map(_passages, texts))
+        rows = self.features([passage for text in passages for passage in text])
+        found: list[float] = _leaning(self.regression, rows, list(map(len, passages))).tolist()
         return found
 
     def score(self, leaning: float, level: Level) -> Score:
         """Return the score of a text for one pole."""
         if abs(leaning) < self.threshold:
-            return Score(None, f"shows too little of the trait (P(high) - P(low) = {leaning:.2f})")
-        lean = leaning if self.slope is None else math.tanh(self.slope * leaning / 2)
+            return Score(None, f"shows too little of the trait (s = {leaning:.2f})")
+        lean = (
+            max(-1.0, min(leaning, 1.0))
+            if self.slope is None
+            else math.tanh(self.slope * leaning / 2)
+        )
         high = (1.0 + lean) / 2
         value = LOWEST + (HIGHEST - LOWEST) * (high if level == "high" else 1.0 - high)
         return Score(value, f"P(high) = {high:.3f}")
@@ -291,70 +300,89 @@ class Learned(NamedTuple):
 def _learned(
     statements: tuple[Statement, ...], neutral: tuple[str, ...], trait: Trait, model: str | None
 ) -> Learned:
-    """Learn one trait; its threshold and slope come from texts that were left out of learning."""
+    """Learn one trait; its threshold and slope come from texts that were left out of learning.
+
+    Both poles have equal weight.
+    """
     import numpy as np
 
-    examples = _Examples.of(statements, neutral, trait)
-    features, regression = examples.learned(model)
+    _, is_high = _labelled(statements, trait, "train")
+    share = {level: len(is_high) / (2 * is_high.count(level == "high")) for level in _LEVELS}
+    own = [s.trait == trait for s in statements]
+    signs = [s.pole.sign if mine else 0 for s, mine in zip(statements, own, strict=True)]
+    weights = [share[s.level] if mine else _OTHERS for s, mine in zip(statements, own, strict=True)]
+    classes = np.array(signs + [0] * len(neutral))
+    weighted = np.array(weights + [1.0] * len(neutral))
+    whole, *thirds = _seen(statements, neutral, model)
+    strength = whole.features.strength
+    regression = _regression(strength).fit(whole.rows, classes, weighted)
     if not neutral:
-        return Learned(features, regression)
-    # Thirds of each class in its order, so that what stands together is left out together: a kind
-    # of neutral texts, or a statement and the opposite that was written for it.
-    folds = np.zeros(len(examples.texts), int)
-    for which in (1, -1, 0):
-        (places,) = np.nonzero(examples.classes == which)
-        folds[places] = np.arange(len(places)) * _FOLDS // len(places)
-    leaning = np.zeros(len(examples.texts))
-    for fold in range(_FOLDS):
-        out = folds == fold
-        left, right = examples.where(~out), examples.where(out)
-        seen, fitted = left.learned(model)
-        leaning[out] = _leaning(fitted, seen(right.texts))
+        return Learned(whole.features, regression)
+    leaning = np.zeros(len(classes))
+    for seen in thirds:
+        kept = ~seen.is_left_out
+        part = _regression(strength).fit(seen.rows, classes[kept], weighted[kept])
+        leaning[seen.is_left_out] = _leaning(part, seen.left_out, seen.lengths)
     threshold = np.quantile(np.abs(leaning[-len(neutral) :]), 1 - _FALSE_ALARMS)
-    own = examples.classes != 0
-    slope = _regression(1.0, fit_intercept=False).fit(leaning[own, None], examples.classes[own])
-    return Learned(features, regression, float(threshold), float(slope.coef_[0, 0]))
+    mine = classes != 0
+    slope = _regression(1.0, fit_intercept=False).fit(leaning[mine, None], classes[mine])
+    return Learned(whole.features, regression, float(threshold), float(slope.coef_[0, 0]))
 
 
-class _Examples(NamedTuple):
-    """Texts, their classes and their weights: both poles with equal weight, and neither."""
+class _Seen(NamedTuple):
+    """Features of what is learned, and of the passages of the texts that are left out."""
 
-    texts: Sequence[str]
-    classes: Any
-    weights: Any
+    features: Any
+    rows: Any
+    is_left_out: Any
+    left_out: Any
+    lengths: Sequence[int]
 
-    @classmethod
-    def of(
-        cls, statements: Sequence[Statement], neutral: Sequence[str], trait: Trait
-    ) -> "_Examples":
-        import numpy as np
 
-        own, is_high = _labelled(statements, trait, "train")
-        others = [s.text for s in statements if s.trait != trait]
-        share = {label: len(own) / (2 * is_high.count(label)) for label in (True, False)}
-        weights = [share[label] for label in is_high]
-        weights += [_OTHERS] * len(others) + [1.0] * len(neutral)
-        classes = [1 if label else -1 for label in is_high] + [0] * (len(others) + len(neutral))
-        return cls([*own, *others, *neutral], np.array(classes), np.array(weights))
+@lru_cache(1)
+def _seen(
+    statements: tuple[Statement, ...], neutral: tuple[str, ...], model: str | None
+) -> list[_Seen]:
+    """Return the features of all texts, and those with each third left out, for every trait.
 
-    def where(self, chosen: Any) -> "_Examples":
-        """Return those that are chosen."""
-        texts = [text for text, is_chosen in zip(self.texts, chosen, strict=True) if is_chosen]
-        return _Examples(texts, self.classes[chosen], self.weights[chosen])
+    A third of each pole and of the neutral texts in their order, so that what stands together is
+    left out together: a kind of text, or a statement and the opposite that was written for it.
+    """
+    import numpy as np
 
-    def learned(self, model: str | None) -> tuple[Any, Any]:
-        """Return the features and the regression on them."""
-        features = StateFeatures(model) if model else WordFeatures()
-        rows = features.learned(self.texts)
-        return features, _regression(features.strength).fit(rows, self.classes, self.weights)
+    texts = np.array([*(s.text for s in statements), *neutral], dtype=object)
+    groups = np.array([*(str(s.pole) for s in statements), *[""] * len(neutral)])
+    third = np.zeros(len(texts), int)
+    for group in set(groups):
+        (places,) = np.nonzero(groups == group)
+        third[places] = np.arange(len(places)) * _FOLDS // len(places)
+    found = []
+    for number in range(-1, _FOLDS if neutral else 0):
+        features, out = StateFeatures(model) if model else WordFeatures(), third == number
+        rows, passages = features.learned(list(texts[~out])), list(map(_passages, texts[out]))
+        flat = [passage for text in passages for passage in text]
+        left_out = features(flat, keep=True) if flat else None
+        found.append(_Seen(features, rows, out, left_out, list(map(len, passages))))
+    return found
 
 
 def _regression(strength: float, *, fit_intercept: bool = True) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=strength, max_iter=1000, fit_intercept=fit_intercept)
+    return LogisticRegression(C=strength, max_iter=1000, tol=1e-3, fit_intercept=fit_intercept)
 
 
-def _leaning(regression: Any, rows: Any) -> Any:
+def _passages(text: str) -> list[str]:
+    return [text, *sentences(text)]
+
+
+def _leaning(regression: Any, rows: Any, lengths: Sequence[int]) -> Any:
+    """Return ``s`` of texts with so many passages each, whose features are ``rows`` in a row."""
+    import numpy as np
+
     by_class = dict(zip(regression.classes_, regression.predict_proba(rows).T, strict=True))
-    return by_class[1] - by_class[-1]
+    each, count = by_class[1] - by_class[-1], np.array(lengths)
+    first = np.cumsum(count) - count
+    whole, sums = each[first], np.add.reduceat(each, first) - each[first]
+    together = sums / np.sqrt(count - 1)
+    return np.where(np.abs(whole) >= np.abs(together), whole, together)
