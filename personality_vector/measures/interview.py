@@ -54,7 +54,7 @@ class Interview(BaseMeasure):
     """Answers to the items of an instrument.
 
     Its number is the mean score of a judge, on that judge's scale; the interval is that of the
-    mean, as if answers were independent; samples of one item are not.
+    mean over items and samples, both drawn again (bootstrap).
 
     Attributes:
         asking: The questions, and how replies are drawn.

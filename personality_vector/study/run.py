@@ -15,7 +15,7 @@ from personality_vector.errors import CheckpointError, foreign
 from personality_vector.files import write_file
 from personality_vector.files.directory import sync_tree
 from personality_vector.manifest import write_manifest
-from personality_vector.measures.likelihood import Z95
+from personality_vector.numeric.statistics import bootstrapped
 from personality_vector.study.store import FILE, Store
 from personality_vector.subject import Template
 from personality_vector.subject.models import chosen_for
@@ -108,11 +108,12 @@ class Run:
             )
             scores = store.rows(
                 "SELECT p.position, 1, j.rowid, p.label, p.nominal, p.seed, p.name, j.called, "
-                f"j.trait, s.value FROM {_SCORED} ORDER BY p.position, j.rowid, a.id"
+                f"j.trait, a.item, a.sample, s.value FROM {_SCORED} "
+                "ORDER BY p.position, j.rowid, a.id"
             )
             judged = [
-                (*key, *_mean([row[-1] for row in rows]))
-                for key, rows in groupby(scores, key=lambda row: row[:-1])
+                (*key, *_mean([row[-3:] for row in rows]))
+                for key, rows in groupby(scores, key=lambda row: row[:-3])
             ]
             return _sorted(measured + judged, 3, READINGS)
 
@@ -192,15 +193,15 @@ def _sorted(rows: list[tuple[Any, ...]], keys: int, columns: Mapping[str, str]) 
     return pd.DataFrame(ordered, columns=list(columns)).astype(columns)
 
 
-def _mean(scores: Sequence[float | None]) -> tuple[Any, ...]:
+def _mean(scores: Sequence[tuple[str, int, float | None]]) -> tuple[Any, ...]:
     """Return mean, 95 % interval, number of scored and number of unscored answers."""
-    values = [score for score in scores if score is not None]
+    values = [score for _, _, score in scores if score is not None]
     missing = len(scores) - len(values)
-    if len(values) < 2:
-        return values[0] if values else None, None, None, len(values), missing
-    mean = statistics.fmean(values)
-    half = Z95 * statistics.stdev(values) / len(values) ** 0.5
-    return mean, mean - half, mean + half, len(values), missing
+    mean = statistics.fmean(values) if values else None
+    table = pd.DataFrame(scores, columns=["item", "sample", "score"]).astype({"score": "float64"})
+    wide = table.pivot(index="item", columns="sample", values="score")
+    low, high = bootstrapped(wide.to_numpy()) or (None, None)
+    return mean, low, high, len(values), missing
 
 
 def _csv(frame: pd.DataFrame) -> str:

@@ -1,0 +1,51 @@
+"""The interval of a mean over items and seeds, and the agreement of raters."""
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+_RESAMPLES, _SEED = 2000, 0
+
+
+def bootstrapped(values: Float[ndarray, "items seeds"]) -> tuple[float, float] | None:
+    """Return the 95 % interval of a mean over items and seeds, each drawn again with replacement.
+
+    The percentile interval of the bootstrap (Efron 1979); items and seeds are crossed, so both are
+    drawn (Owen 2007, arXiv:0712.1111). NaN is left out. ``None`` if there are fewer than two items
+    with a value, or if a resample is likely to have none.
+    """
+    rng = np.random.default_rng(_SEED)
+    items, seeds = values.shape
+    known = np.isfinite(values)
+    if known.any(axis=1).sum() < 2:
+        return None
+    rows = rng.multinomial(items, np.full(items, 1 / items), _RESAMPLES).astype(float)
+    columns = rng.multinomial(seeds, np.full(seeds, 1 / seeds), _RESAMPLES).astype(float)
+    sums = np.einsum("ri,is,rs->r", rows, np.where(known, values, 0.0), columns, optimize=True)
+    counts = np.einsum("ri,is,rs->r", rows, known.astype(float), columns, optimize=True)
+    if (counts > 0).mean() < 0.99:
+        return None
+    means = sums[counts > 0] / counts[counts > 0]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def krippendorff(ratings: Float[ndarray, "raters units"]) -> float:
+    """Return Krippendorff's alpha for interval data; NaN where ratings are missing or all alike.
+
+    ``1 - observed / expected`` disagreement, by squared differences: within units, and among all
+    values that can be paired. 1 is perfect agreement and 0 what chance gives.
+
+    Source:
+        Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability".
+    """
+    columns = [column[np.isfinite(column)] for column in ratings.T]
+    paired = [column for column in columns if len(column) > 1]
+    if not paired:
+        return float("nan")
+    values = np.concatenate(paired)
+    # The sum of squared differences over ordered pairs is 2 n times the sum of squares about the
+    # mean.
+    within = sum(2 * len(one) * one.var() * len(one) / (len(one) - 1) for one in paired)
+    among = 2 * len(values) * values.var() * len(values) / (len(values) - 1)
+    return float(1 - within / among) if among else float("nan")
