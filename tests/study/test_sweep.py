@@ -27,7 +27,8 @@ TRAITS = ("extraversion", "openness")
 STRENGTHS = (-1, 1, 2)
 CELLS = [(BASE, 0.0), *product(("weights", "prompt"), map(float, STRENGTHS))]
 SIDES = {"guards.words", "guards.distinct_2", "guards.verbatim"}
-SIDES |= {"divergence.kl_base_edited", "divergence.perplexity"}
+DISTANCES = {f"divergence.{n}" for n in ("mean", "p95", "max", "base_replies")}
+SIDES |= DISTANCES | {"divergence.perplexity"}
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +80,9 @@ def test_every_answer_is_kept_with_its_score_or_the_reason_for_none(run):
 
 
 def test_the_base_has_no_divergence_from_itself(run):
-    kl = run.readings().query("measure == 'divergence.kl_base_edited'")
-    assert kl.query("intervention == 'base'")["value"].abs().max() < 1e-6
-    assert kl.query("intervention == 'weights'")["value"].min() > 1e-6
+    frame = run.readings().query("measure in @DISTANCES")
+    assert set(frame.query("intervention == 'base'")["value"]) == {0.0}
+    assert frame.query("intervention == 'weights'")["value"].min() > 1e-6
 
 
 def test_side_measures_ask_nothing_again(recipe, tmp_path, monkeypatch):
