@@ -37,6 +37,7 @@ ANOTHER = {
     "max_tokens": 5,
     "batch_size": 3,
     "judges": ["classifier"],
+    "benign": "builtin:eval/instruments/benign.yaml",
 }
 """Another value of every option."""
 

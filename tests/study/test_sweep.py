@@ -26,7 +26,8 @@ from personality_vector.study.worker import Worker
 TRAITS = ("extraversion", "openness")
 STRENGTHS = (-1, 1, 2)
 CELLS = [(BASE, 0.0), *product(("weights", "prompt"), map(float, STRENGTHS))]
-SIDES = {"guards.words", "guards.distinct_2", "guards.verbatim"}
+GUARDS = "words distinct_2 repetition compression first_person refusals disclaimers other_language"
+SIDES = {f"guards.{name}" for name in (*GUARDS.split(), "verbatim")}
 DISTANCES = {f"divergence.{n}" for n in ("mean", "p95", "max", "base_replies")}
 SIDES |= DISTANCES | {"divergence.perplexity"}
 
