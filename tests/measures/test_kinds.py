@@ -41,6 +41,9 @@ ANOTHER = {
 }
 """Another value of every option."""
 
+OF_KIND = {"instructions": {"instrument": "i.yaml"}}
+"""Another value where that of the other kinds does not fit."""
+
 DRAWN = {"max_new_tokens": 9, "temperature": 0.5, "top_p": 0.9, "batch_size": 2, "samples": 2}
 NEUTRAL = {("interview", "traits"), ("interview", "judges")}
 """What is done to stored answers, at any time. ``batch_size`` is the speed of a measure."""
@@ -62,6 +65,8 @@ def folder(tmp_path_factory):
             for trait, level, n in product(("openness", "humour"), ("high", "low"), range(40))
         ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    item = {"id": "a", "text": "Two words, please.", "check": {"words": 2}}
+    (folder / "i.yaml").write_text(json.dumps({"name": "i", "version": "1", "items": [item]}))
     return folder
 
 
@@ -85,7 +90,8 @@ def base():
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_identity_is_every_option_that_changes_numbers_and_no_other(parsed, kind):
     options = set(schema_of(KINDS, kind).model_fields) - {"generation"}
-    others = {option: parsed(kind, **{option: ANOTHER[option]}).open() for option in options}
+    another = {**ANOTHER, **OF_KIND.get(kind, {})}
+    others = {option: parsed(kind, **{option: another[option]}).open() for option in options}
     if "generation" in schema_of(KINDS, kind).model_fields:
         others |= {
             f"generation.{key}": parsed(kind, generation={key: value}).open()
