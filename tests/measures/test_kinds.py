@@ -7,20 +7,26 @@ import sys
 from itertools import product
 
 import pytest
+import torch
 
 from personality_vector.errors import RecipeError
 from personality_vector.lab import builtin
 from personality_vector.measures.spec import KINDS, AnyMeasure
 from personality_vector.recipes.schema import Recipe, schema_of
+from personality_vector.steering import SteeringVector
 from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.subject.protocols import Measure
 from personality_vector.subject.subject import Subject
+
+HIDDEN = 160
+"""Width of the embedded model."""
 
 GIVEN = {
     "likelihood": {"statements": "s.jsonl", "traits": ["openness", "humour"]},
     "guards": {"statements": "s.jsonl"},
     "interview": {"traits": ["openness"]},
     "cost": {"price_in": 1.0, "price_out": 2.0},
+    "activations": {"vectors": ["v"], "layer": 1},
 }
 """What a kind needs, or what its other options would do nothing without."""
 
@@ -38,6 +44,8 @@ ANOTHER = {
     "max_tokens": 5,
     "batch_size": 3,
     "judges": ["classifier"],
+    "vectors": ["w"],
+    "layer": 2,
     "price_in": 3.0,
     "price_out": 4.0,
     "benign": "builtin:eval/instruments/benign.yaml",
@@ -68,6 +76,9 @@ def folder(tmp_path_factory):
             for trait, level, n in product(("openness", "humour"), ("high", "low"), range(40))
         ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, direction in (("v", torch.ones(HIDDEN)), ("w", torch.arange(float(HIDDEN)))):
+        directions = {1: direction, 2: 2 * direction}
+        SteeringVector(directions, "", None, name, "response_mean", (1, 1)).save(folder / name)
     item = {"id": "a", "text": "Two words, please.", "check": {"words": 2}}
     (folder / "i.yaml").write_text(json.dumps({"name": "i", "version": "1", "items": [item]}))
     return folder
@@ -170,7 +181,7 @@ def test_identities_are_those_of_another_process_and_schemas_need_no_torch(parse
 @pytest.mark.parametrize(
     ("measure", "says"),
     [
-        ("probe", "measure: known are coherence, cost, divergence"),
+        ("probe", "measure: known are activations, coherence, cost"),
         ({"likelyhood": {}}, "unknown key 'likelyhood'; did you mean 'likelihood'?"),
         ({"likelihood": {"traits": []}}, "traits: needs at least one"),
         ({"likelihood": {"traits": ["openness", "openness"]}}, "traits: a value is given twice"),
@@ -183,6 +194,8 @@ def test_identities_are_those_of_another_process_and_schemas_need_no_torch(parse
         ({"coherence": {"persona": "p", "instrument": "i"}}, "an instrument or a persona, not bo"),
         ({"cost": {"price_in": -1.0}}, "price_in: Input should be greater"),
         ({"cost": {"price_in": 1.0}}, "give price_in and price_out together"),
+        ({"activations": {"layer": 1}}, "vectors and layer belong together"),
+        ({"activations": {"vectors": ["v"]}}, "vectors and layer belong together"),
         ({"interview": {}}, "needs traits to rate the answers for"),
         ({"interview": {"traits": ["openness"], "judges": ["oracle"]}}, "judges.0: known are"),
         ({"likelihood": {}, "guards": {}}, "is one key with its options below it"),
