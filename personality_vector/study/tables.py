@@ -191,10 +191,13 @@ def off_targets(run: Run, pole: Pole) -> "pd.Series[float]":
 
 
 def costs(readings: pd.DataFrame) -> pd.DataFrame:
-    """Return the numbers of no trait by intervention and strength, means over seeds."""
-    return readings.query("trait == ''").pivot_table(
-        index=["intervention", "strength"], columns="measure", values="value"
-    )
+    """Return the numbers of no trait by intervention and strength, means over seeds.
+
+    Columns are in the order in which they were measured.
+    """
+    own = readings.query("trait == ''")
+    wide = own.pivot_table(index=["intervention", "strength"], columns="measure", values="value")
+    return wide[[name for name in own["measure"].unique() if name in wide.columns]]
 
 
 def matched_effect(run: Run) -> pd.DataFrame:

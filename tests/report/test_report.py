@@ -406,6 +406,17 @@ def test_a_label_is_not_read_as_markup_of_the_terminal(capsys, label):
     assert label in capsys.readouterr().out
 
 
+def test_a_wide_table_is_printed_in_parts_that_begin_alike(capsys):
+    columns = ["intervention", "strength", *(f"number_{n}" for n in range(23))]
+    print_frame("costs", pd.DataFrame([["weights", 1.0, *map(float, range(23))]], columns=columns))
+    printed = capsys.readouterr().out
+    assert printed.count("weights") == printed.count("intervention") == 3
+    assert printed.count("costs") == 3
+    assert printed.count("further columns") == 2
+    for n in range(23):
+        assert f"number {n} " in printed
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [(0.12345, "0.123"), (1234.5, "1.23e+03"), (float("nan"), "-"), (3, "3"), (-0.5, "-0.5")],

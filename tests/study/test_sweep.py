@@ -86,8 +86,8 @@ def test_the_base_has_no_divergence_from_itself(run):
     assert frame.query("intervention == 'weights'")["value"].min() > 1e-6
 
 
-def test_side_measures_ask_nothing_again(recipe, tmp_path, monkeypatch):
-    """Interview, guards and divergence of a cell share its replies."""
+def test_side_measures_ask_nothing_again(recipe, measures, tmp_path, monkeypatch):
+    """All measures of a cell that ask what the interview asks share its replies."""
     from personality_vector.subject import subject
 
     drawn = []
@@ -98,8 +98,12 @@ def test_side_measures_ask_nothing_again(recipe, tmp_path, monkeypatch):
         return real(model, tokenizer, chats, sampling, seed=seed)
 
     monkeypatch.setattr(subject, "generate_replies", noted)
-    open_study(recipe(strengths=[1.0])).run(tmp_path / "run")
+    asking = [*measures(*TRAITS), "cost", "activations"]
+    run = open_study(recipe(strengths=[1.0], measures=asking)).run(tmp_path / "run")
     assert len(drawn) == 3 * 2, "two samples of the base, of the weights and of the prompt"
+    found = run.readings().query("measure in ['divergence.mean', 'cost.seconds']")
+    assert set(found.query("measure == 'cost.seconds'")["n"]) == {2}
+    assert len(found) == 3 * 2
 
 
 def test_a_finished_sweep_loads_no_model(recipe, run, points, monkeypatch):
