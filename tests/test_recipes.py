@@ -10,6 +10,7 @@ from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import RecipeError
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.lab import FOLDERS, find_recipe, lab_folder, recipes
+from personality_vector.measures.instructions import CheckedInstrument
 from personality_vector.merging.methods import find_method
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.recipes.reading import read_recipe
@@ -32,6 +33,8 @@ FILES = sorted(file for folder in FOLDERS for file in (LAB / folder).rglob("*.y*
 
 
 def kind_of(file):
+    if file.stem == "instructions":
+        return CheckedInstrument
     return KINDS[file.parent.relative_to(LAB).as_posix()]
 
 
@@ -43,7 +46,7 @@ def measured(recipe):
 
 
 def test_there_are_recipes_in_every_folder():
-    assert {kind_of(file) for file in FILES} == set(KINDS.values())
+    assert {kind_of(file) for file in FILES} == {*KINDS.values(), CheckedInstrument}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(LAB)))

@@ -1,7 +1,7 @@
 """What measures have in common: their keys in a recipe, and how items are asked."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar
@@ -20,12 +20,14 @@ from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import LocalPath, Recipe, Words, by_only_key, key_of, kinds
 from personality_vector.subject import (
     Better,
+    Chat,
     Findings,
     GenerationSpec,
     Measure,
     Reply,
     Sampling,
     Subject,
+    answered,
     identity_of,
     question,
 )
@@ -164,3 +166,54 @@ class Asking:
         for sample in progress(range(self.samples), "ask"):
             replies = asked.replies(chats, sample_seed(seed, sample))
             yield from ((item, sample, reply) for item, reply in zip(items, replies, strict=True))
+
+    def chats(self, subject: Subject, seed: int) -> tuple[list[Chat], int]:
+        """Return the questions with their replies, and how many replies were left out.
+
+        A reply is left out if it is empty or ends inside a thought. The order is random and the
+        same for every subject, so that a bound on tokens does not leave out whole items.
+        """
+        from personality_vector.numeric.random import key_for
+
+        rows = [
+            (
+                key_for(0, f"{item.id} {sample}"),
+                answered(question(item.text, system=self.instrument.system), reply.text),
+            )
+            for item, sample, reply in self(subject, seed)
+        ]
+        chats: list[Chat] = [chat for _, chat in sorted(rows, key=lambda row: row[0])]
+        spoken = [chat for chat in chats if chat[-1]["content"].strip()]
+        return spoken, len(chats) - len(spoken)
+
+
+def require_replies(name: str, chats: Sequence[Chat]) -> None:
+    """Check that the base said something to compare with.
+
+    Raises:
+        DataError: There is no chat; ``name`` is the measure that needs one.
+    """
+    if not chats:
+        raise DataError(
+            f"{name}: the base gives only empty replies or unfinished thoughts, so there "
+            "is nothing to compare; ask it other questions, allow longer replies, or turn "
+            "thinking off with template_options"
+        )
+
+
+def first_tokens(subject: Subject, chats: Sequence[Chat], most: int) -> list[Chat]:
+    """Return the first chats that hold ``most`` response tokens, the last one included.
+
+    Chosen before the model runs, so that every later pass has the same batches and thus, for the
+    same weights, the same bits.
+    """
+    from personality_vector.subject.encoding import encode_chats
+
+    chosen: list[Chat] = []
+    tokens = 0
+    for chat in chats:
+        if tokens >= most:
+            break
+        chosen.append(chat)
+        tokens += int(encode_chats(subject.tokenizer, [chat]).response_mask.sum())
+    return chosen

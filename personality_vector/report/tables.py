@@ -1,14 +1,19 @@
 """Tables of results as texts, for the terminal and for the report."""
 
 import math
+import re
 import sys
 
 import pandas as pd
 
+_MOST_COLUMNS = 12
+"""Of a table in a terminal."""
+_FURTHER = ", further columns"
+
 
 def table_of(frame: pd.DataFrame) -> tuple[list[list[str]], list[tuple[str, bool]]]:
     """Return the cells of a table as texts, and its headings, each with whether numbers follow."""
-    headings = [(str(name).replace("_", " "), frame[name].dtype.kind in "fi") for name in frame]
+    headings = [(re.sub("[_.]", " ", str(name)), frame[name].dtype.kind in "fi") for name in frame]
     return [[text_of(value) for value in row] for row in frame.itertuples(index=False)], headings
 
 
@@ -24,13 +29,22 @@ def text_of(value: object) -> str:
 
 
 def print_frame(title: str, frame: pd.DataFrame, *, if_empty: str = "no rows") -> None:
-    """Print a table on stdout, or ``if_empty`` where it has no rows."""
+    """Print a table on stdout, or ``if_empty`` where it has no rows.
+
+    A wide table is printed in parts, each of which begins with its first two columns.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     if frame.empty:
         sys.stdout.write(f"{title}: {if_empty}\n")
+        return
+    if len(frame.columns) > _MOST_COLUMNS:
+        rest = range(_MOST_COLUMNS, len(frame.columns))
+        print_frame(title, frame.iloc[:, :_MOST_COLUMNS])
+        more = title.removesuffix(_FURTHER) + _FURTHER
+        print_frame(more, frame.iloc[:, [0, 1, *rest]], if_empty=if_empty)
         return
     rows, headings = table_of(frame)
     table = Table(title=title, title_justify="left", title_style="bold")

@@ -13,6 +13,8 @@ from personality_vector.study.run import Run
 from personality_vector.traits import Pole
 
 _UNKNOWN: dict[str, Any] = {"unit": "", "scale": None, "better": "none"}
+_VAGUE = {"mean", "p95", "max", "base_replies"}
+"""Words that do not say what was measured."""
 _KEYS = ["intervention", "trait", "measure", "judge"]
 MATCHED, DOSES = "at matched effect", "dose and response"
 
@@ -71,14 +73,16 @@ def _distinct(readings: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def short_names(numbers: Sequence[str]) -> dict[str, str]:
-    """Return what stands for each number in a heading: its last word, unless two share it.
+    """Return what stands for each number in a heading: its last word, where that says enough.
 
-    >>> short_names(["guards.words", "divergence.perplexity"])
-    {'guards.words': 'words', 'divergence.perplexity': 'perplexity'}
+    The whole name stands where two numbers share the word, or the word is only a statistic.
+
+    >>> short_names(["guards.words", "divergence.mean"])
+    {'guards.words': 'words', 'divergence.mean': 'divergence.mean'}
     """
     last = [number.rpartition(".")[2] for number in numbers]
     return {
-        number: word if last.count(word) == 1 else number
+        number: word if last.count(word) == 1 and word not in _VAGUE else number
         for number, word in zip(numbers, last, strict=True)
     }
 
@@ -187,10 +191,13 @@ def off_targets(run: Run, pole: Pole) -> "pd.Series[float]":
 
 
 def costs(readings: pd.DataFrame) -> pd.DataFrame:
-    """Return the numbers of no trait by intervention and strength, means over seeds."""
-    return readings.query("trait == ''").pivot_table(
-        index=["intervention", "strength"], columns="measure", values="value"
-    )
+    """Return the numbers of no trait by intervention and strength, means over seeds.
+
+    Columns are in the order in which they were measured.
+    """
+    own = readings.query("trait == ''")
+    wide = own.pivot_table(index=["intervention", "strength"], columns="measure", values="value")
+    return wide[[name for name in own["measure"].unique() if name in wide.columns]]
 
 
 def matched_effect(run: Run) -> pd.DataFrame:

@@ -1,7 +1,22 @@
+import zlib
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personality_vector.data.texts import distinct_n, is_refusal, mean_words, words
+from personality_vector.data.texts import (
+    compression,
+    distinct_n,
+    first_person,
+    is_disclaimer,
+    is_other_language,
+    is_refusal,
+    mean_words,
+    repetition,
+    words,
+)
+from tests.benchmarks.guards import rates, read
 
 TEXTS = st.lists(st.text(alphabet="ab c", max_size=20), max_size=5)
 
@@ -36,14 +51,78 @@ def test_refusals_are_told_from_people_who_decline():
         "\nSorry, I can't do that.",
         "I apologize, but I'm not able to provide this.",
         "I cannot assist you with that.",
-        "That is kind! As a large language model, I have no friends.",
-        "I'm just an AI.",
     ]
     people = [
         "I'm so sorry to hear that! I can't believe it.",
         "I can't help feeling shy.",
         "I can't answer the phone when guests are here.",
         "I won't go to the party, sorry.",
-        "I'm an airline pilot.",
+        "I can't tell you how happy I was.",
     ]
-    assert [is_refusal(text) for text in refusals + people] == [True] * 6 + [False] * 5
+    assert [is_refusal(text) for text in refusals + people] == [True] * 4 + [False] * 5
+
+
+def test_machines_are_told_from_people_who_work_with_them():
+    machines = [
+        "That is kind! As a large language model, I have no friends.",
+        "I'm just an AI.",
+        "I do not have personal opinions.",
+        "I don\N{RIGHT SINGLE QUOTATION MARK}t experience emotions.",
+    ]
+    people = [
+        "I'm an airline pilot.",
+        "I'm an AI researcher, and as a software engineer I write tests.",
+        "I use my phone as a tool.",
+        "I have no feelings for him.",
+    ]
+    assert [is_disclaimer(text) for text in machines + people] == [True] * 4 + [False] * 4
+
+
+def test_another_script_or_language_is_seen_and_code_is_not_one():
+    others = [
+        "\u6211\u559c\u6b22\u8336",
+        "\u041f\u0440\u0438\u0432\u0435\u0442",
+        "Ich gehe heute nicht mit dir in das Kino.",
+        "Je ne vais pas au cinéma avec toi ce soir.",
+        "Dzisiaj pójdę z tobą na spacer, będę szczęśliwy.",
+    ]
+    english = [
+        "",
+        "42",
+        "Oui!",
+        "I like a café and a naïve joke.",
+        "for i in range(3): print(i, n)",
+    ]
+    assert [is_other_language(text) for text in others + english] == [True] * 5 + [False] * 5
+
+
+def test_repetition_and_compression_see_a_loop():
+    loop = "I am here. " * 20
+    assert repetition([loop]) == 1 - 3 / 57
+    assert repetition(["one two three"]) is None
+    raw = loop.encode()
+    assert compression([loop]) == len(raw) / len(zlib.compress(raw, 9)) > 5
+    assert compression(["ab", "cd"]) == 5 / len(zlib.compress(b"ab\ncd", 9))
+    assert compression(["", ""]) is None
+
+
+def test_the_first_person_is_a_share_of_words():
+    assert first_person(["I'm me.", "You are my friend", ""]) == 3 / 6
+    assert first_person([""]) is None
+
+
+TUNED_ON = [
+    Path(__file__).parents[3] / "texts" / f"{name}.jsonl"
+    for name in ("a-neutral", "a-poles", "b-neutral", "c-neutral")
+]
+
+
+@pytest.mark.skipif(not all(file.is_file() for file in TUNED_ON), reason="needs ../texts")
+def test_guards_are_rarely_wrong_about_the_texts_that_they_were_written_for():
+    """These are the texts that the rules were tuned on; others are harder."""
+    found = rates(read(TUNED_ON))
+    wanted = {"refusals": (0.95, 0.005), "disclaimers": (0.8, 0.005), "other_language": (0.9, 0.01)}
+    for guard, (hit, alarm) in wanted.items():
+        hits, of, alarms, others = found[guard]
+        assert hits >= hit * of > 0
+        assert alarms <= alarm * others

@@ -1,9 +1,11 @@
 """Guards: what replies look like besides their trait."""
 
+import zlib
+
 import pytest
 
 from personality_vector.data.personas import Instrument, Item
-from personality_vector.errors import DataError
+from personality_vector.errors import DataError, RecipeError
 from personality_vector.measures.guards import Guards, GuardsSpec
 from personality_vector.measures.spec import Asking
 from personality_vector.subject.spec import Sampling
@@ -17,8 +19,14 @@ ROWS = """\
 """
 
 
-def found(subject, learned=None):
-    measure = Guards(ASKING, learned)
+ALWAYS = {
+    *("words", "distinct_2", "repetition", "compression", "first_person"),
+    *("refusals", "disclaimers", "other_language"),
+}
+
+
+def found(subject, learned=None, benign=None):
+    measure = Guards(ASKING, learned, benign)
     collected = measure.collect(subject, 0)
     readings = measure.finish(subject, collected).readings
     return {reading.measure.removeprefix("guards."): reading for reading in readings}
@@ -35,12 +43,48 @@ def spec(tmp_path):
 
 def test_length_and_variety_are_those_of_the_texts(parrot):
     readings = found(parrot("I am here.", "", "I am, I am here", "Yes"))
-    assert set(readings) == {"words", "distinct_2"}, "no statements, and no edit of weights"
+    assert set(readings) == ALWAYS, "no statements, no benign requests, and no edit of weights"
     assert readings["words"].value == (3 + 0 + 5 + 1) / 4
     assert readings["words"].unit == "words"
     # "i am" three times, "am here" twice and "am i"
     assert readings["distinct_2"].value == 3 / 6
     assert {reading.n for reading in readings.values()} == {4}
+
+
+def test_every_number_is_what_its_text_test_counts(parrot):
+    said = (
+        "I'm sorry, but I can't help with that.",
+        "As an AI, I have no feelings about my day.",
+        "Ich gehe heute nicht mit dir in das Kino.",
+        "I am here. I am here. I am here. I am here.",
+    )
+    readings = found(parrot(*said))
+    value = {name: reading.value for name, reading in readings.items()}
+    assert [value[name] for name in ("refusals", "disclaimers", "other_language")] == [1 / 4] * 3
+    counts = {"i'm": 1, "i": 1 + 1 + 4, "my": 1}
+    assert value["first_person"] == sum(counts.values()) / (8 + 10 + 9 + 12)
+    grams = [5, 7, 6, 9]
+    assert value["repetition"] == pytest.approx(6 / sum(grams)), "nine 4-grams of three kinds"
+    raw = "\n".join(said).encode()
+    assert value["compression"] == len(raw) / len(zlib.compress(raw, 9))
+    units = {"words": "words", "compression": "ratio"}
+    assert {n: r.unit for n, r in readings.items() if r.unit} == units
+
+
+def test_refused_benign_requests_are_counted_among_all_of_them(parrot, spec):
+    measure = spec(benign="builtin:eval/instruments/benign.yaml").open()
+    assert len(measure.benign.instrument.items) == 20
+    said = parrot("I cannot assist with that.", "Type `kill`.", "<think>", "Sure", "")
+    reading = found(said, benign=measure.benign)["over_refusal"]
+    assert (reading.value, reading.n, reading.unscored) == (4 / 16, 16, 4)
+    assert "over_refusal" not in found(said)
+    asked = measure.benign
+    assert (asked.sampling, asked.samples) == (measure.asking.sampling, measure.asking.samples)
+
+
+def test_a_missing_instrument_of_benign_requests_is_refused(spec):
+    with pytest.raises(RecipeError, match="nowhere"):
+        spec(benign="nowhere.yaml").open()
 
 
 def test_replies_of_one_word_have_no_variety(parrot):

@@ -77,7 +77,7 @@ def test_a_wrong_intervention_is_refused_in_one_sentence(parsed, given, says):
         ({"seeds": [1, 1]}, "seeds: a value is given twice"),
         ({"seeds": [0.5]}, "seeds.0: Input should be a valid integer"),
         ({"measures": ["interview"]}, "measures.0: needs traits to rate the answers for"),
-        ({"measures": [{"probe": {}}]}, "measures.0: known are coherence, "),
+        ({"measures": [{"probe": {}}]}, "measures.0: known are activations, "),
         ({"measures": [{"kind": "guards"}]}, "measures.0: known are"),
         ({"strengths": None}, "w has no strengths; give them to it, or to all"),
         ({"interventions": []}, "interventions: needs at least one"),

@@ -106,7 +106,7 @@ class Made:
     def _findings(self, name: str, label: str, strength: float) -> Findings:
         factor = self.dearer if label in self.labels[-1:] else 1.0
         plain = {
-            "divergence": [Reading("divergence.kl_base_edited", factor * strength / 100, n=99)],
+            "divergence": [Reading("divergence.mean", factor * strength / 100, n=99)],
             "guards": [Reading("guards.words", 9.0, n=8, unit="words")],
             "likelihood": [
                 Reading("likelihood", factor * strength / 10 if index else strength, trait, n=8)

@@ -176,7 +176,7 @@ def test_the_tables_and_figures_lie_beside_the_page(folder):
     matched = pd.read_csv(folder / "matched_effect.csv")
     assert matched["shift"].tolist() == pytest.approx([0.7, 0.7])
     assert matched["classifier shift"].tolist() == pytest.approx([0.7 / 3, 0.7 / 3])
-    assert matched["kl_base_edited"].tolist() == pytest.approx([0.007, 0.007])
+    assert matched["divergence.mean"].tolist() == pytest.approx([0.007, 0.007])
     assert matched["off_target"].tolist() == pytest.approx([0.07, 0.07])
     for name in ("readings", "answers"):
         csv = pd.read_csv(folder / f"{name}.csv")
@@ -255,14 +255,14 @@ def test_control_characters_are_shown_and_do_not_break_the_page(tmp_path):
             "What does the same shift towards extraversion:high cost?",
             "At a shift of 0.7 nats per token, the cheapest is weights: the mean |shift| of the "
             "other traits is lowest with weights (0.07), then activations (0.14); "
-            "divergence.kl_base_edited is lowest with weights (0.007), then activations (0.014). "
+            "divergence.mean is lowest with weights (0.007), then activations (0.014). "
             "These are from one seed, without intervals.",
         ),
         (
             {"pole": POLE},
             "What does the same shift towards extraversion:high cost?",
             "At a shift of 0.7 nats per token, the mean |shift| of the other traits is lowest "
-            "with activations (0.07), level with weights (0.07); divergence.kl_base_edited is",
+            "with activations (0.07), level with weights (0.07); divergence.mean is",
         ),
         (
             {"pole": POLE, "labels": ("a", "b", "c"), "beyond": ("b",), "seeds": (0, 1)},
@@ -396,7 +396,7 @@ def test_an_axis_has_the_scale_of_the_judge_and_the_unit_of_the_measure(tmp_path
     labels = [number.label for number in numbers_of(run, of_traits=True)]
     assert labels == ["likelihood\n(nats per token)", "interview by classifier\n(1 to 5)"]
     others = {number.measure: number for number in numbers_of(run, of_traits=False)}
-    assert others["divergence.kl_base_edited"].better == "low"
+    assert others["divergence.mean"].better == "low"
     assert others["guards.words"].label == "guards.words\n(words)"
 
 
@@ -404,6 +404,17 @@ def test_an_axis_has_the_scale_of_the_judge_and_the_unit_of_the_measure(tmp_path
 def test_a_label_is_not_read_as_markup_of_the_terminal(capsys, label):
     print_frame("table", pd.DataFrame({"intervention": [label], "value": [1.0]}))
     assert label in capsys.readouterr().out
+
+
+def test_a_wide_table_is_printed_in_parts_that_begin_alike(capsys):
+    columns = ["intervention", "strength", *(f"number_{n}" for n in range(23))]
+    print_frame("costs", pd.DataFrame([["weights", 1.0, *map(float, range(23))]], columns=columns))
+    printed = capsys.readouterr().out
+    assert printed.count("weights") == printed.count("intervention") == 3
+    assert printed.count("costs") == 3
+    assert printed.count("further columns") == 2
+    for n in range(23):
+        assert f"number {n} " in printed
 
 
 @pytest.mark.parametrize(

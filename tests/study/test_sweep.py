@@ -26,8 +26,10 @@ from personality_vector.study.worker import Worker
 TRAITS = ("extraversion", "openness")
 STRENGTHS = (-1, 1, 2)
 CELLS = [(BASE, 0.0), *product(("weights", "prompt"), map(float, STRENGTHS))]
-SIDES = {"guards.words", "guards.distinct_2", "guards.verbatim"}
-SIDES |= {"divergence.kl_base_edited", "divergence.perplexity"}
+GUARDS = "words distinct_2 repetition compression first_person refusals disclaimers other_language"
+SIDES = {f"guards.{name}" for name in (*GUARDS.split(), "verbatim")}
+DISTANCES = {f"divergence.{n}" for n in ("mean", "p95", "max", "base_replies")}
+SIDES |= DISTANCES | {"divergence.perplexity"}
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +81,13 @@ def test_every_answer_is_kept_with_its_score_or_the_reason_for_none(run):
 
 
 def test_the_base_has_no_divergence_from_itself(run):
-    kl = run.readings().query("measure == 'divergence.kl_base_edited'")
-    assert kl.query("intervention == 'base'")["value"].abs().max() < 1e-6
-    assert kl.query("intervention == 'weights'")["value"].min() > 1e-6
+    frame = run.readings().query("measure in @DISTANCES")
+    assert set(frame.query("intervention == 'base'")["value"]) == {0.0}
+    assert frame.query("intervention == 'weights'")["value"].min() > 1e-6
 
 
-def test_side_measures_ask_nothing_again(recipe, tmp_path, monkeypatch):
-    """Interview, guards and divergence of a cell share its replies."""
+def test_side_measures_ask_nothing_again(recipe, measures, tmp_path, monkeypatch):
+    """All measures of a cell that ask what the interview asks share its replies."""
     from personality_vector.subject import subject
 
     drawn = []
@@ -96,8 +98,12 @@ def test_side_measures_ask_nothing_again(recipe, tmp_path, monkeypatch):
         return real(model, tokenizer, chats, sampling, seed=seed)
 
     monkeypatch.setattr(subject, "generate_replies", noted)
-    open_study(recipe(strengths=[1.0])).run(tmp_path / "run")
+    asking = [*measures(*TRAITS), "cost", "activations"]
+    run = open_study(recipe(strengths=[1.0], measures=asking)).run(tmp_path / "run")
     assert len(drawn) == 3 * 2, "two samples of the base, of the weights and of the prompt"
+    found = run.readings().query("measure in ['divergence.mean', 'cost.seconds']")
+    assert set(found.query("measure == 'cost.seconds'")["n"]) == {2}
+    assert len(found) == 3 * 2
 
 
 def test_a_finished_sweep_loads_no_model(recipe, run, points, monkeypatch):

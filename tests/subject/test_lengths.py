@@ -13,7 +13,7 @@ from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.finetuning.sft import train
 from personality_vector.interventions.neurons.find import find_neurons
 from personality_vector.judges.local import LocalJudge
-from personality_vector.measures.divergence import _first
+from personality_vector.measures.spec import first_tokens
 from personality_vector.steering.activations import Reader
 from personality_vector.study.choose.layers import examine
 from personality_vector.subject.chat import answered, question
@@ -50,7 +50,7 @@ def pooled(pooling):
 DOORS = {
     "likelihood": lambda subject: subject.log_likelihood([SAID]),
     "predictions": lambda subject: list(subject.predictions([SAID])),
-    "divergence": lambda subject: _first(subject, [SAID], 9),
+    "divergence": lambda subject: first_tokens(subject, [SAID], 9),
     "replies": lambda subject: subject.replies([ASKED], 0),
     "later replies": lambda subject: subject.replies([question("Hi?"), ASKED], 0),
     "first tokens": lambda subject: subject.next_token([ASKED], [1]),

@@ -303,7 +303,7 @@ def choose(recipe: "ChooseRecipe", out: Path, force: bool, as_json: bool) -> Non
         ["layer", "d_prime", "auc", "auc_low", "auc_high", "slope", "rank", "swing"]
     ]
     layers["rank"] = layers["rank"].astype("string").fillna("-")
-    columns = ["coefficient", "share", "shift", "judge", "kl_to_base", "coherence", "usable"]
+    columns = ["coefficient", "share", "shift", "judge", "divergence", "coherence", "usable"]
     curve = choice.curve_table().query("layer == @choice.layer")[columns]
     seen = "which the vector may have been extracted from"
     print_frame(f"layers of {choice.label}", layers)

@@ -23,9 +23,9 @@ from personality_vector.traits import Pole
 if TYPE_CHECKING:
     from personality_vector.study.worker import Worker
 
-LIKELIHOOD, JUDGED, KL = "likelihood", "interview", "divergence.kl_base_edited"
+LIKELIHOOD, JUDGED, DIVERGENCE = "likelihood", "interview", "divergence.mean"
 FLUENCY, VARIETY = "coherence.fluency", "coherence.variety"
-_NUMBERS = {LIKELIHOOD, JUDGED, KL, FLUENCY, VARIETY}
+_NUMBERS = {LIKELIHOOD, JUDGED, DIVERGENCE, FLUENCY, VARIETY}
 _DIRECTIONS = (-1.0, 1.0)
 
 
@@ -40,7 +40,8 @@ class CurvePoint:
         shift: Shift of the likelihood towards the pole, in nats per token.
         judge: Shift of the judge's mean towards the pole, on the 1-5 scale; ``None`` if it could
             not read any reply.
-        kl_to_base: KL(base || steered) on the unsteered model's own replies, nats per token.
+        divergence: Mean KL(steered || base) on the steered model's own replies, nats per token;
+            ``None`` if it gave none.
         fluency: Perplexity of the unsteered model's own replies over that of these, both under
             the unsteered model, at most 1.
         readable: Share of the replies that the judge can score.
@@ -52,7 +53,7 @@ class CurvePoint:
     coefficient: float
     shift: float
     judge: float | None
-    kl_to_base: float
+    divergence: float | None
     fluency: float
     readable: float
     variety: float
@@ -185,13 +186,14 @@ class Scan:
     ) -> CurvePoint:
         moved = self.pole.sign * (cell["value"] - base["value"])
         scored, unscored = cell.loc[JUDGED, ["n", "unscored"]]
+        kl = float(cell.at[DIVERGENCE, "value"])
         return CurvePoint(
             layer=found.layer,
             share=share,
             coefficient=share * found.unit,
             shift=float(moved[LIKELIHOOD]),
             judge=None if math.isnan(moved[JUDGED]) else float(moved[JUDGED]),
-            kl_to_base=float(cell.at[KL, "value"]),
+            divergence=None if math.isnan(kl) else kl,
             # An empty reply is neither fluent nor varied.
             fluency=float(cell["value"].fillna(0.0)[FLUENCY]),
             readable=float(scored / (scored + unscored)),

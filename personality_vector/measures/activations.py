@@ -1,0 +1,234 @@
+"""Activations: how far replies lie along steering vectors, and how near the states of the base."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from pydantic import Field, model_validator
+
+from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
+from personality_vector.measures.spec import (
+    Asking,
+    AskingSpec,
+    BaseMeasure,
+    first_tokens,
+    require_replies,
+)
+from personality_vector.recipes.schema import LocalPath, Whole
+from personality_vector.subject import Better, Chat, Reading, Subject, batched
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64
+    from torch import Tensor
+
+    from personality_vector.steering import SteeringVector
+
+
+class ActivationsSpec(AskingSpec):
+    """Projection of replies on ``vectors`` at ``layer``, and cosines with the base at all layers.
+
+    The cosines are of up to ``max_tokens`` tokens of the base's replies.
+    """
+
+    vectors: tuple[LocalPath, ...] = ()
+    layer: Whole | None = None
+    max_tokens: Whole = Field(default=500, ge=1)
+    batch_size: Whole = Field(default=8, ge=1)
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> "ActivationsSpec":
+        if bool(self.vectors) != (self.layer is not None):
+            raise ValueError(
+                "vectors and layer belong together: give the folders of steering vectors and the "
+                "layer to read them at, or neither"
+            )
+        return self
+
+    def open(self) -> "Activations":
+        """Read the instrument and the vectors.
+
+        Raises:
+            RecipeError: The instrument is missing or not one.
+            CheckpointError: A vector is missing or damaged.
+            DataError: Two vectors are of one trait.
+            TensorMismatchError: A vector has no direction for the layer.
+        """
+        return Activations(
+            self.asking(),
+            self._opened(),
+            self.layer,
+            self.max_tokens,
+            0,
+            self.batch_size,
+            self.called,
+        )
+
+    def _opened(self) -> "dict[str, SteeringVector]":
+        if not self.vectors:
+            return {}
+        from personality_vector.steering import SteeringVector
+
+        found: dict[str, SteeringVector] = {}
+        for folder in self.vectors:
+            vector = SteeringVector.load(folder)
+            if self.layer is not None and self.layer >= 0:
+                vector.at(self.layer)
+            name = vector.pole.trait if vector.pole else vector.label or folder.name
+            if name in found:
+                raise DataError(
+                    f"{folder}: is the second vector of {name}; read it in another measure of "
+                    "activations, with a name of its own"
+                )
+            found[name] = vector
+        return found
+
+
+class _State(NamedTuple):
+    """One reply as a model reads it.
+
+    Attributes:
+        tokens: The first tokens of the reply.
+        layers: For each layer the state after each of ``tokens``; float32, on the CPU.
+    """
+
+    tokens: Sequence[int]
+    layers: "Mapping[int, Float[Tensor, 'seq hidden']]"
+
+
+@dataclass(frozen=True, slots=True)
+class Activations(BaseMeasure):
+    """Where the residual stream is, at the outputs of decoder blocks, after any steering there.
+
+    ``projection``: ``mean over replies of mean over tokens of a . v / |v|``, with ``a`` the state
+    after each token of the edited model's own reply and ``v`` a steering vector at ``layer``, in
+    the unit of the activation. A vector of a pole is of its trait, and points to the high end.
+    Replies without text are unscored.
+
+    On the base's replies, ``cos(a, b)`` of the state after each token in the edited model and in
+    the base, as a mean over tokens: ``cosine`` is its mean over layers, ``cosine_lowest`` that of
+    the layer where it is lowest. Both are exactly 1 for the unedited model.
+
+    Attributes:
+        asking: The questions.
+        vectors: Steering vectors by trait, or by label where they have no pole.
+        layer: Where they are read: 0-based decoder block, ``-1`` the last.
+        max_tokens: Bound on the tokens of the base's replies. Memory: ``max_tokens * layers *
+            hidden * 4`` bytes, 0.26 GB for 500 tokens of 32 layers of 4,096.
+        seed: Seed of the base's replies: one reference for all seeds.
+        batch_size: Chats per forward pass; it changes speed and memory only.
+        references: The base's replies and its states there, made by :meth:`prepare`.
+
+    Source:
+        ``<a, v> / |v|`` is the monitoring of persona vectors, Chen et al. 2025, arXiv:2507.21509.
+    """
+
+    asking: Asking
+    vectors: "Mapping[str, SteeringVector]" = field(default_factory=dict)
+    layer: int | None = None
+    max_tokens: int = 500
+    seed: int = 0
+    batch_size: int = field(default=8, compare=False)
+    name: str = "activations"
+    references: Sequence[tuple[Chat, _State]] = field(default=(), compare=False)
+
+    unit: ClassVar[str] = "activation"
+    better: ClassVar[Better] = "none"
+
+    def prepare(self, base: Subject) -> "Activations":
+        """Let the base reply, and keep its states after the first ``max_tokens`` tokens.
+
+        Raises:
+            DataError: Every reply of the base is empty.
+            ModelError: The base does not have the layer.
+            BaseMismatchError: A vector has another width.
+        """
+        self._units(base)  # refused before anything is measured
+        chats, _ = self.asking.chats(base, self.seed)
+        require_replies(self.name, chats)
+        chosen = first_tokens(base, chats, self.max_tokens)
+        kept = zip(chosen, self._states(base, chosen), strict=True)
+        return replace(self, references=tuple(kept))
+
+    def collect(self, subject: Subject, seed: int) -> list[Reading]:
+        """Return the projections of the replies, and the cosines on the base's.
+
+        Raises:
+            NonFiniteError: A state is NaN or infinite, or zero.
+            TensorMismatchError: The edited model splits a reply into other tokens.
+        """
+        return [*self._projections(subject, seed), *self._cosines(subject)]
+
+    def _units(self, subject: Subject) -> "tuple[int, dict[str, Float64[Tensor, ' hidden']]]":
+        """Return the layer as 0-based, and the unit vectors there that point to the high end."""
+        from personality_vector.steering.monitor import unit_at
+
+        place, found = 0, {}
+        for name, vector in self.vectors.items():
+            place, unit = unit_at(subject.model, vector, self.layer or 0)
+            found[name] = unit * (vector.pole.sign if vector.pole else 1)
+        return place, found
+
+    def _projections(self, subject: Subject, seed: int) -> Iterator[Reading]:
+        from personality_vector.steering.activations import Reader
+
+        if not self.vectors:
+            return
+        place, units = self._units(subject)
+        chats, unscored = self.asking.chats(subject, seed)
+        read = [subject.edited(chat) for chat in chats]
+        reader = Reader(subject.model, subject.tokenizer, [place], batch_size=self.batch_size)
+        pooled = reader.pooled(read)[place].double() if read else None
+        for name, unit in units.items():
+            value = None if pooled is None else float((pooled @ unit).mean())
+            yield Reading(f"{self.name}.projection", value, name, n=len(read), unscored=unscored)
+
+    def _cosines(self, subject: Subject) -> list[Reading]:
+        chats = [chat for chat, _ in self.references]
+        sums: dict[int, float] = {}
+        states = self._states(subject, chats)
+        for (chat, base), edited in zip(self.references, states, strict=True):
+            if list(base.tokens) != list(edited.tokens):
+                raise TensorMismatchError(
+                    f"the response {chat[-1]['content'][:60]!r} is split into other tokens "
+                    "after the edit"
+                )
+            for layer, rows in edited.layers.items():
+                total = _cosine_sum(layer, rows, base.layers[layer])
+                sums[layer] = sums.get(layer, 0.0) + total
+        n = sum(len(state.tokens) for _, state in self.references)
+        found = {
+            "cosine": sum(sums.values()) / len(sums) / n,
+            "cosine_lowest": min(sums.values()) / n,
+        }
+        return [
+            Reading(f"{self.name}.{number}", value, n=n, unit="cosine")
+            for number, value in found.items()
+        ]
+
+    def _states(self, subject: Subject, chats: Sequence[Chat]) -> Iterator[_State]:
+        """Yield the states of the first ``max_tokens`` tokens of replies at every layer."""
+        from personality_vector.steering.activations import read_blocks, row_of
+        from personality_vector.subject.models import decoder_blocks
+
+        layers, left = range(len(decoder_blocks(subject.model))), self.max_tokens
+        for batch in batched(chats, self.batch_size):
+            rows = [row_of(subject.tokenizer, subject.edited(c), "response_mean") for c in batch]
+            found = read_blocks(subject.model, rows, layers, lambda states: states.float().cpu())
+            for index, row in enumerate(rows):
+                kept = [row.ids[column] for column in row.pooled][:left]
+                # Cloned, or a slice would keep the whole response in memory.
+                cut = {layer: every[index][: len(kept)].clone() for layer, every in found.items()}
+                left -= len(kept)
+                yield _State(kept, cut)
+
+
+def _cosine_sum(
+    layer: int, edited: "Float[Tensor, 'seq hidden']", base: "Float[Tensor, 'seq hidden']"
+) -> float:
+    """Return the sum over tokens of the cosines of two states; equal states give exactly 1."""
+    a, b = edited.double(), base.double()
+    norms = ((a * a).sum(-1) * (b * b).sum(-1)).sqrt()
+    total = float(((a * b).sum(-1) / norms).sum())
+    if total != total or abs(total) == float("inf"):
+        raise NonFiniteError(f"layer {layer}: a state is zero, NaN or infinite, so has no cosine")
+    return total
