@@ -1,5 +1,7 @@
 """``pvec sweep``, ``compare``, ``eval``, ``judge`` and ``report``: measure, rate, draw."""
 
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +13,7 @@ from personality_vector.errors import RecipeError
 
 if TYPE_CHECKING:
     from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe
+    from personality_vector.subject import Judge
 
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="Directory of a sweep, compare or eval.")
@@ -76,7 +79,7 @@ def judge(
     from personality_vector.judges.spec import JudgeRecipe
     from personality_vector.recipes.reading import read_yaml
     from personality_vector.report.page import write_report
-    from personality_vector.study.worker import judge_run
+    from personality_vector.study.judging import judge_run
 
     file = Path(judge)
     if file.suffix in (".yaml", ".yml") and not file.is_file():
@@ -84,11 +87,12 @@ def judge(
     data = read_yaml(file) if file.is_file() else {judge: {}}
     folder = file.resolve().parent if file.is_file() else Path.cwd()
     opened = JudgeRecipe.parse({"judge": data}, origin=judge, folder=folder).judge.open()
-    cells = judge_run(run, opened)
+    with _billed([opened], run) as bills:
+        cells = judge_run(run, opened)
     page, readings = write_report(run), pv.Run(run).readings()
     rows = readings[readings["judge"] == opened.name].to_dict("records")
     options.show(
-        options.without_nan({"judge": opened.name, "cells": cells, "readings": rows}),
+        options.without_nan({"judge": opened.name, "cells": cells, "readings": rows, **bills}),
         as_json=as_json,
         text=lambda: f"{run}: {opened.name} rated {cells} cells; report: {page}",
     )
@@ -106,17 +110,39 @@ def report(
     options.show({"report": str(page)}, as_json=as_json, text=lambda: f"report: {page}")
 
 
+@contextmanager
+def _billed(judges: "Sequence[Judge]", folder: Path) -> Generator[dict[str, Any]]:
+    """Print what servers were asked for a run, also if it fails; yield the same for ``--json``."""
+    from personality_vector.study.judging import bills_of
+
+    bills: dict[str, Any] = {}
+    try:
+        yield bills
+    finally:
+        for bill in bills_of(judges, folder):
+            bills.setdefault("bills", []).append(bill)
+            price = f", at a price of {bill['price']:.6g}" if "price" in bill else ""
+            typer.echo(
+                f"{bill['judge']}: {bill['requests']:,} requests for this run so far, "
+                f"{bill['tokens_in']:,} tokens in, {bill['tokens_out']:,} tokens out{price}",
+                err=True,
+            )
+
+
 def _measure(
     recipe: "SweepRecipe | EvalRecipe", out: Path, kind: str, force: bool, as_json: bool
 ) -> None:
     """Run a study, write its report and manifest, and print its tables."""
     from personality_vector.report.page import NO_MATCH, write_report
     from personality_vector.report.tables import print_frame
+    from personality_vector.study.judging import judges_of
     from personality_vector.study.recipe import open_study
     from personality_vector.study.tables import remarks, tables_of
 
-    with options.resumable(out):
-        run = open_study(recipe).run(out, force=force)
+    study = open_study(recipe)
+    judges = [judge for one in study.measures for judge in judges_of(one)]
+    with options.resumable(out), _billed(judges, out) as bills:
+        run = study.run(out, force=force)
     page = write_report(run)
     run.write_manifest(kind)
     tables, notes = tables_of(run), remarks(run) if run["pole"] is not None else []
@@ -124,7 +150,7 @@ def _measure(
         tables.pop("side effects", None)  # without an intervention they are among the measures
     if as_json:
         rows: dict[str, Any] = {"out": str(run.folder), "report": str(page), "remarks": notes}
-        rows |= {title: frame.to_dict("records") for title, frame in tables.items()}
+        rows |= {title: frame.to_dict("records") for title, frame in tables.items()} | bills
         options.show(options.without_nan(rows), as_json=True, text=str)
         return
     for title, frame in tables.items():

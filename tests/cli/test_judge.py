@@ -67,7 +67,7 @@ def test_another_judge_of_a_name_that_is_taken_is_refused(run, pvec, lab):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("oracle", "oracle: judge: known are classifier, endpoint or local"),
+        ("oracle", "oracle: judge: known are classifier, endpoint, humans, local or pairwise"),
         ("clasifier", "unknown key 'clasifier'; did you mean 'classifier'?"),
         ("local", "the key 'checkpoint' is missing"),
         ("nowhere.yaml", "nowhere.yaml: no such file"),

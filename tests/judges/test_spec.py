@@ -9,7 +9,12 @@ from personality_vector.errors import RecipeError
 from personality_vector.judges.spec import KINDS, AnyJudge
 from personality_vector.recipes.schema import Recipe, schema_of
 
-REQUIRED = {"local": {"checkpoint": "org/model"}, "endpoint": {"model": "m"}}
+REQUIRED = {
+    "local": {"checkpoint": "org/model"},
+    "endpoint": {"model": "m"},
+    "pairwise": {"judge": {"endpoint": {"model": "m"}}},
+    "humans": {"ratings": "ratings.csv"},
+}
 
 
 class Asking(Recipe):
