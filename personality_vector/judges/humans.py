@@ -79,8 +79,8 @@ class Rating(NamedTuple):
         """Return whether a column allows an answer that is rated for ``traits``."""
         value, known = self.of.get(column), _value_of(answer, column)
         # At strength 0, everything is the base.
-        is_base = column == "intervention" and _value_of(answer, "strength") == 0.0
-        if value is None or is_base:
+        is_base = self.of.get("strength") == _value_of(answer, "strength") == 0.0
+        if value is None or (is_base and column == "intervention"):
             return True
         if column == "trait":
             return value in traits
@@ -182,9 +182,14 @@ def _unknown(rating: Rating, column: str, left: Sequence[tuple[Answer, Sequence[
     known = (
         {trait for _, traits in left for trait in traits}
         if column == "trait"
-        else {str(_value_of(answer, column)) for answer, _ in left}
+        else {_shown(_value_of(answer, column)) for answer, _ in left}
     )
-    return f"{rating.place}: there is no answer with {column} {value}; known are {some(known, 9)}"
+    shown = f"{column} {_shown(value)}"
+    return f"{rating.place}: there is no answer with {shown}; known are {some(known, 9)}"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _value_of(answer: Answer, column: str) -> Any:

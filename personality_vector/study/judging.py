@@ -205,12 +205,17 @@ def require_known(store: Store, judge: Judge, rubrics: Mapping[str, Sequence[Rub
 
 def prepared(judge: Judge, folder: Path, base: Callable[[], Subject]) -> Judge:
     """Return a judge ready to rate the answers of a run; ``base`` is loaded if it is needed."""
-    if getattr(judge, "is_remote", False):
+    if is_remote(judge):
         ready: Judge = judge.billed_to(folder)  # type: ignore[attr-defined]
         return ready
     # Loading a model takes minutes, and what rates without it does not need it.
     own: Any = type(judge).prepare
     return judge if own is BaseJudge.prepare else judge.prepare(base())
+
+
+def is_remote(judge: Judge) -> bool:
+    """Return whether a server does the work of a judge."""
+    return bool(getattr(judge, "is_remote", False))
 
 
 def place_of(row: Planned) -> Place:
@@ -248,6 +253,6 @@ def quality_of(judge: Judge) -> dict[str, Any]:
 
 def bills_of(judges: Iterable[Judge], folder: Path) -> list[dict[str, Any]]:
     """Return what servers were asked for a run, and at what price."""
-    remote: list[Any] = [judge for judge in judges if getattr(judge, "is_remote", False)]
+    remote: list[Any] = [judge for judge in judges if is_remote(judge)]
     found = [judge.billed_to(folder).bill() for judge in remote]
     return [bill for bill in found if bill["requests"]]

@@ -20,6 +20,7 @@ from personality_vector.study.design import BASE, Point, require_distinct
 from personality_vector.study.judging import (
     Background,
     Work,
+    is_remote,
     judges_of,
     prepared,
     require_known,
@@ -66,6 +67,7 @@ class Worker:
 
     def work(self) -> None:
         """Measure everything that the design asks for and the store does not hold."""
+        seen: list[Point] = []
         with self.background:
             for points in self.study.design.batches(self):
                 self.store.plan(
@@ -77,6 +79,9 @@ class Worker:
                     ),
                 )
                 self.measure(points)
+                seen += points
+            self.background.wait()
+            self._judge(seen, self.study.measures, on_servers=True)
         for judge in {one.name: one for m in self.study.measures for one in judges_of(m)}.values():
             rubrics = {m.name: rubrics_of(m) for m in self.study.measures if judge in judges_of(m)}
             require_known(self.store, judge, rubrics)
@@ -84,6 +89,8 @@ class Worker:
 
     def measure(self, points: Sequence[Point], extra: Sequence[Measure] = ()) -> None:
         """Measure ``points``, and return when all are finished, by this worker or others.
+
+        Only judges on servers may still be rating then.
 
         Args:
             points: The points.
@@ -101,10 +108,7 @@ class Worker:
             todo = self._missing(todo, measures)
             if todo:
                 time.sleep(_POLL_SECONDS)
-        self.background.wait()
-        unrated = points
-        while unrated := [point for point in unrated if not self._is_judged(point, measures)]:
-            time.sleep(_POLL_SECONDS)
+        self._judge(points, measures, on_servers=False)
 
     def value(self, point: Point, measure: Measure, trait: str) -> float:
         """Return a number that has been measured at a point."""
@@ -156,26 +160,35 @@ class Worker:
             )
         return self._prepared[key]
 
-    def _is_judged(self, point: Point, measures: Sequence[Measure]) -> bool:
-        """Have the judges rate what is unrated; return whether nothing is left."""
-        done = [work.done(self.store, self._ready) for work in self._ratings(point, measures)]
-        return all(done)
+    def _judge(
+        self, points: Sequence[Point], measures: Sequence[Measure], *, on_servers: bool
+    ) -> None:
+        """Have judges rate what is unrated, and return when nothing is left."""
+        todo = [
+            work
+            for point in points
+            for work in self._ratings(point, measures, on_servers=on_servers)
+        ]
+        while todo := [work for work in todo if not work.done(self.store, self._ready)]:
+            time.sleep(_POLL_SECONDS)
 
     def _rate_beside(self, point: Point, measures: Sequence[Measure]) -> None:
         """Have servers rate what is finished, while the next point is measured."""
-        for work in self._ratings(point, measures):
+        for work in self._ratings(point, measures, on_servers=True):
             base = work.cell._replace(intervention=work.cell.base, strength=0.0)
-            is_remote = getattr(work.judge, "is_remote", False)
             # The base first: others are compared with it.
-            if is_remote and self.store.is_finished(base) and self.store.is_finished(work.cell):
+            if self.store.is_finished(base) and self.store.is_finished(work.cell):
                 self.background.add(work)
 
-    def _ratings(self, point: Point, measures: Sequence[Measure]) -> list[Work]:
+    def _ratings(
+        self, point: Point, measures: Sequence[Measure], *, on_servers: bool
+    ) -> list[Work]:
         """Return what is to be rated of a point, whether or not it is rated already."""
         return [
             Work(self.study.cell(point, measure), Place(measure.name, *point), judge, rubric)
             for measure in measures
             for judge in judges_of(measure)
+            if is_remote(judge) == on_servers
             for rubric in rubrics_of(measure)
         ]
 
