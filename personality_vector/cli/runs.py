@@ -121,10 +121,10 @@ def _billed(judges: "Sequence[Judge]", folder: Path) -> Generator[dict[str, Any]
     finally:
         for bill in bills_of(judges, folder):
             bills.setdefault("bills", []).append(bill)
-            price = f", at a price of {bill['price']:.6g}" if "price" in bill else ""
+            price = f", price {bill['price']:.6g}" if "price" in bill else ""
             typer.echo(
-                f"{bill['judge']}: {bill['requests']:,} requests for this run so far, "
-                f"{bill['tokens_in']:,} tokens in, {bill['tokens_out']:,} tokens out{price}",
+                f"{bill['judge']}, for this run so far: requests {bill['requests']:,}, tokens in "
+                f"{bill['tokens_in']:,}, tokens out {bill['tokens_out']:,}{price}",
                 err=True,
             )
 

@@ -100,9 +100,9 @@ class Responses:
                     spent = self.spent(account)
                     cost, more = prices.of(*spent[1:]), prices.of(*most)
                     raise ModelError(
-                        f"the budget is used up: {cost:.6g} of {prices.budget:.6g} is spent on "
-                        f"{spent.requests:,} requests, and the next may cost {more:.6g}; what is "
-                        "done stays, so raise budget to have the rest rated"
+                        f"the budget of {prices.budget:.6g} is used up: {cost:.6g} is spent "
+                        f"(requests: {spent.requests:,}), and the next request may cost up to "
+                        f"{more:.6g}; raise budget to have the rest rated, what is done stays"
                     )
                 self._change.wait()
             self._begun.add(number)

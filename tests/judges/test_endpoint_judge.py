@@ -178,7 +178,7 @@ def test_a_budget_is_never_passed_and_the_rest_resumes(high, answers, tmp_path):
 
         for budget in (1.6, 1.6, 2.0):
             before = len(fake.requests)
-            with pytest.raises(ModelError, match=f"budget is used up: .* of {budget:g} is spent"):
+            with pytest.raises(ModelError, match=f"the budget of {budget:g} is used up: "):
                 judge(budget)(high, answers(*replies))
             assert 0.102 * len(fake.requests) <= budget
             assert judge(budget).bill()["price"] == pytest.approx(0.102 * len(fake.requests))

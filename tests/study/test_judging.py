@@ -197,7 +197,7 @@ def test_a_used_up_budget_leaves_what_is_done_and_the_rest_resumes(base, log, tm
             return study.run(tmp_path / "run")
 
         for _ in range(2):
-            with pytest.raises(ModelError, match=r"the budget is used up: .* so raise budget"):
+            with pytest.raises(ModelError, match=r"the budget of 1.5 is used up: .*; raise budget"):
                 run(1.5)
             assert 0 < len(fake.requests) <= 15
         first = len(fake.requests)
