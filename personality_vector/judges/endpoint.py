@@ -21,6 +21,7 @@ from personality_vector.subject.responses import Prices, Responses
 
 _FROM_1_TO_5 = "1-5"
 _LOOK_SECONDS = 0.1
+_DIGITS_TO_TELL = 5  # where numbers are whole tokens, some of the likeliest have two digits
 
 Ask = Callable[[Chat, Callable[[], bool]], Likely | str]
 """Asks a prompt, unless it is told that all was stopped."""
@@ -146,7 +147,7 @@ class EndpointJudge(NumberJudge):
         judge = self.model_copy()
         for name in ("endpoint", "stopped"):
             judge.__dict__.pop(name, None)
-        judge.__dict__["account"] = f"{folder.resolve()} {digest_of(self.model, self.base_url)}"
+        judge.__dict__["account"] = f"{folder.resolve()} {self.identity()}"
         return judge
 
     def stop(self) -> None:
@@ -163,26 +164,42 @@ class EndpointJudge(NumberJudge):
             found["price"] = prices.of(spent.tokens_in, spent.tokens_out)
         return found
 
-    def first_tokens(self, prompts: Sequence[Chat], among: Sequence[str]) -> list[Likely | str]:  # noqa: ARG002
-        """Return the likeliest first tokens of each reply, or why the server gave none."""
+    def first_tokens(self, prompts: Sequence[Chat], among: Sequence[str]) -> list[Likely | str]:
+        """Return the likeliest first tokens of each reply, or why the server gave none.
+
+        Raises:
+            ModelError: See above; or ``among`` has longer numbers, of which the model writes the
+                first digit alone.
+        """
         if not prompts:
             return []
         distinct = {digest_of(prompt): prompt for prompt in prompts}
+        ask = partial(self._first_token, has_numbers=any(len(text) > 1 for text in among))
         with Responses.open() as kept:
-            asking = _Asking(
-                partial(self._first_token, kept), list(distinct.values()), self.stopped
-            )
+            asking = _Asking(partial(ask, kept), list(distinct.values()), self.stopped)
             found = asking.answers(self.requests)
         by_prompt = dict(zip(distinct, found, strict=True))
         return [by_prompt[digest_of(prompt)] for prompt in prompts]
 
     def _first_token(
-        self, kept: Responses, prompt: Chat, is_stopped: Callable[[], bool]
+        self,
+        kept: Responses,
+        prompt: Chat,
+        is_stopped: Callable[[], bool],
+        *,
+        has_numbers: bool,
     ) -> Likely | str:
         try:
-            return self.endpoint.first_token(prompt, kept, is_stopped)
+            found = self.endpoint.first_token(prompt, kept, is_stopped)
         except UnansweredError as error:
             return str(error)
+        lengths = [len(text) for text in {token.strip() for token in found} if text.isdigit()]
+        if has_numbers and len(lengths) >= _DIGITS_TO_TELL and max(lengths) == 1:
+            raise ModelError(
+                f"{self.name}: writes numbers digit by digit, so that its first token cannot tell "
+                "7 from 70; use scale 1-5"
+            )
+        return found
 
 
 class _Asking:

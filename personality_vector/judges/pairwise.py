@@ -102,7 +102,8 @@ class PairwiseJudge(JudgeSpec, BaseJudge):
     def billed_to(self, folder: Path) -> "PairwiseJudge":
         """Return this judge for the answers of a run: a budget is that of the folder."""
         model: Any = self.model
-        judge = self.model_copy(update={"judge": model.billed_to(folder)})
+        # An account of its own, also if the same model rates without a comparison.
+        judge = self.model_copy(update={"judge": model.billed_to(folder / "pairwise")})
         judge.__dict__["_gaps"] = self._gaps
         return judge
 

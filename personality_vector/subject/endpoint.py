@@ -32,7 +32,7 @@ _TOP = 20  # the most that OpenAI returns, and what persona vectors asks for
 _NO_KEY = "no-key"  # the library insists on one; a local server does not look at it
 _SHORTEST_KEY = 8  # a shorter one, such as EMPTY, is no secret and could be a token of a reply
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
-_MOST_BYTES = 1 << 24
+_MOST_BYTES, _LONGEST = 1 << 24, 400
 
 # Statuses that another try may mend; all from 500 on are like them.
 _PASSING = {
@@ -168,7 +168,10 @@ class Endpoint:
         """
         form = {"name": name, "strict": True, "schema": dict(schema)}
         options = {"response_format": {"type": "json_schema", "json_schema": form}}
-        choice: Choice = self._asked(Request(messages, options, lambda choice: choice))
+        try:
+            choice: Choice = self._asked(Request(messages, options, lambda choice: choice))
+        except UnansweredError as error:
+            raise ModelError(f"{self.where}: {error}") from None
         if choice.finish_reason == "length" or not choice.message.content:
             why = choice.message.refusal or f"it ended by {choice.finish_reason}"
             raise ModelError(f"{self.where}: wrote no complete reply: {self._safe(why)}")
@@ -220,7 +223,7 @@ class Endpoint:
         if remedy:
             self._stop(reason + remedy)
         times = "once" if tries == 1 else f"{tries} times"
-        raise UnansweredError(f"the judge was asked {times} without an answer: {reason}")
+        raise UnansweredError(f"no answer though the server was asked {times}: {reason}")
 
     @contextmanager
     def _alone(self) -> Generator[None]:
@@ -311,7 +314,8 @@ class Endpoint:
     def _refused(self, error: Any) -> NoReturn:
         """Raise what a response with an error status means."""
         status, code = error.status_code, getattr(error, "code", None)
-        said = f"it answered {status}: {self._safe(reason_of(error))}"
+        told = error.body.get("message") if isinstance(error.body, dict) else None
+        said = f"it answered {status}: {self._safe(_line(told) or reason_of(error))}"
         if code not in _NO_CREDIT and (status in _PASSING or status >= 500):
             raise PassingError(said, retry_after(error.response.headers), is_free=True) from None
         is_general = code in _NO_CREDIT or status in _REMEDIES
@@ -331,3 +335,8 @@ class Endpoint:
         """Return a text without the API key, which some servers echo."""
         key = self._client.api_key
         return redacted(text if key == _NO_KEY else text.replace(key, "***"))
+
+
+def _line(text: Any) -> str:
+    """Return a text on one line, as far as it is worth showing."""
+    return " ".join(text.split())[:_LONGEST] if isinstance(text, str) else ""

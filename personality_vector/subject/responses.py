@@ -54,7 +54,7 @@ class Responses:
     """The file of responses, open for any number of threads; other processes may use it too."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self._opened: Database | None = database
         self._change = threading.Condition()
         self._begun = set[int]()
 
@@ -74,7 +74,18 @@ class Responses:
             with database.transaction():
                 for table in _TABLES:
                     connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
-            yield cls(database)
+            responses = cls(database)
+            try:
+                yield responses
+            finally:
+                with responses._change:  # a thread that was left behind finds it closed
+                    responses._opened = None
+
+    @property
+    def _database(self) -> Database:
+        if self._opened is None:
+            raise ModelError("nothing is asked any more")
+        return self._opened
 
     def get(self, key: str) -> Any:
         """Return the content that was kept under a key, or ``None``."""

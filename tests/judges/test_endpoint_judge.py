@@ -271,3 +271,18 @@ def test_no_key_is_in_any_file(high, answers, monkeypatch, tmp_path):
     files = [path for path in cache_folder("endpoint").rglob("*") if path.is_file()]
     assert files
     assert not any(key.encode() in path.read_bytes() for path in files)
+
+
+def test_a_model_that_writes_digit_by_digit_is_found_out_at_once(high, answers):
+    """As many open models do: the 7 of 70 is a token of its own."""
+    digits = {"7": 0.5, "8": 0.2, "6": 0.1, " 5": 0.05, "1": 0.05, "Sorry": 0.05}
+    with serving(lambda _: likely(digits)) as fake:
+        judge = EndpointJudge(model="j", base_url=fake.base_url)
+        with pytest.raises(ModelError, match="writes numbers digit by digit"):
+            judge(high, answers(*map(str, range(20))))
+        assert len(fake.requests) == 1
+        fives = EndpointJudge(model="j", base_url=fake.base_url, scale="1-5")
+        assert fives(high, answers("I love parties."))[0].value is None
+    with serving(lambda _: likely({**digits, "70": 0.01})) as fake:
+        judge = EndpointJudge(model="j", base_url=fake.base_url)
+        assert judge(high, answers("I love parties."))[0].value > 5

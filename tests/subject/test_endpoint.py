@@ -143,7 +143,7 @@ def test_a_failure_that_stays_is_a_reason_for_this_request_alone(name):
     fault, reason = PASSING[name]
     with serving(failing(*[fault] * 3)) as fake:
         asked = endpoint(fake, retries=2)
-        with pytest.raises(UnansweredError, match=f"asked 3 times without an answer: {reason}"):
+        with pytest.raises(UnansweredError, match=f"though the server was asked 3 times: {reason}"):
             asked.first_token(ASKED)
         assert asked.first_token(ASKED) == {"7": 1.0}
     assert len(fake.requests) == 4
@@ -153,7 +153,7 @@ def test_a_failure_that_stays_is_a_reason_for_this_request_alone(name):
 def test_a_slow_server_is_left_after_the_timeout():
     late = Fault(seconds=1.0)
     with serving(failing(late)) as fake:
-        with pytest.raises(UnansweredError, match=r"once .*: it did not answer within 0.2 seconds"):
+        with pytest.raises(UnansweredError, match=r"once: it did not answer within 0.2 seconds"):
             endpoint(fake, timeout=0.2, retries=0).first_token(ASKED)
         assert endpoint(fake).first_token(ASKED) == {"7": 1.0}
 
