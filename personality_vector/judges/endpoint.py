@@ -8,10 +8,10 @@ from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from personality_vector.data.personas import COHERENCE
-from personality_vector.errors import DataError, ModelError
+from personality_vector.errors import DataError, ModelError, redacted
 from personality_vector.judges.spec import FIVE, Likely, NumberJudge, prompt_from_1_to_5
 from personality_vector.progress import progress
 from personality_vector.recipes.schema import Real, Whole, Words
@@ -70,6 +70,14 @@ class EndpointJudge(NumberJudge):
         if self.budget is not None and None in (self.price_in, self.price_out):
             raise ValueError("budget needs price_in and price_out, the prices of a million tokens")
         return self
+
+    @field_validator("base_url")
+    @classmethod
+    def _without_a_key(cls, base_url: str | None) -> str | None:
+        # A recipe is copied into results and reports.
+        if base_url is not None and redacted(base_url) != base_url:
+            raise ValueError("holds a key or a password; put it into the variable of api_key_env")
+        return base_url
 
     def open(self) -> "EndpointJudge":
         """Return this judge, after checking that nothing it needs is missing.

@@ -1,9 +1,10 @@
 """Rating the stored answers of a run: now or later, and by servers beside the model."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from personality_vector.subject import (
 )
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
+
+_LOOK_SECONDS = 0.2
 
 
 class Work(NamedTuple):
@@ -73,6 +76,8 @@ class Background:
     def __init__(self, path: Path, ready: Callable[[Judge], Judge]) -> None:
         self._path, self._ready = path, ready
         self._todo: SimpleQueue[Work | None] = SimpleQueue()
+        self._ended: SimpleQueue[None] = SimpleQueue()
+        self._added = 0
         self._is_over = Event()
         self._thread: Thread | None = None
         self._working: Judge | None = None
@@ -95,9 +100,11 @@ class Background:
         """
         self._raise()
         if self._thread is None:
+            self._ended, self._added = SimpleQueue(), 0
             self._thread = Thread(target=self._rate, daemon=True)
             self._thread.start()
         self._todo.put(work._replace(judge=self._ready(work.judge)))
+        self._added += 1
 
     def wait(self) -> None:
         """Wait until everything is rated.
@@ -107,6 +114,11 @@ class Background:
         """
         if self._thread is not None:
             self._todo.put(None)
+            for _ in progress(range(self._added), "judge"):
+                while self._thread.is_alive():
+                    with suppress(Empty):
+                        self._ended.get(timeout=_LOOK_SECONDS)
+                        break
             self._thread.join()
             self._thread = None
         if not self._is_over.is_set():
@@ -122,14 +134,12 @@ class Background:
             with connected(self._path) as connection:  # a connection belongs to one thread
                 store = Store(self._path, connection, LEASE)
                 while (work := self._todo.get()) is not None:
-                    if self._is_over.is_set():
-                        return
-                    self._working = work.judge
-                    work.done(store, lambda judge: judge)
+                    if not self._is_over.is_set():
+                        self._working = work.judge
+                        work.done(store, lambda judge: judge)
+                    self._ended.put(None)
         except BaseException as error:  # noqa: BLE001  (the worker raises it)
             self._error = error
-            while self._todo.get() is not None:
-                pass
 
 
 def judge_run(folder: Path, judge: Judge) -> int:

@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Generator, Mapping
@@ -50,6 +51,7 @@ _REMEDIES = {
 _NO_CREDIT = ("insufficient_quota",)
 # Codes of a request that the server would refuse every time, while it takes others.
 _OF_ONE_PROMPT = ("context_length_exceeded", "content_filter")
+_TOO_LONG = re.compile(r"context (length|size|window)|too (long|large|many tokens)", re.IGNORECASE)
 
 
 class UnansweredError(ModelError):
@@ -100,13 +102,23 @@ class Endpoint:
     ) -> None:
         self.model, self.limits = model, limits or Limits()
         self.where = redacted(f"{model} at {base_url or 'api.openai.com'}")
+        if base_url is not None and not base_url.startswith(("http://", "https://")):
+            raise RecipeError(
+                f"{self.where}: base_url must begin with http:// or https://, such as "
+                "http://localhost:8000/v1"
+            )
         try:
             import openai
         except ImportError as error:
             raise RecipeError(
                 "an endpoint needs the package openai: pip install 'personality-vector[endpoint]'"
             ) from error
-        key = os.environ.get(api_key_env)
+        key = os.environ.get(api_key_env, "").strip()
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise RecipeError(
+                f"the environment variable {api_key_env} holds more than an API key, such as a "
+                "blank or an accent; set it again"
+            )
         if not key and base_url is None:
             raise RecipeError(
                 f"the environment variable {api_key_env} is not set; it holds the API key"
@@ -319,7 +331,8 @@ class Endpoint:
         if code not in _NO_CREDIT and (status in _PASSING or status >= 500):
             raise PassingError(said, retry_after(error.response.headers), is_free=True) from None
         is_general = code in _NO_CREDIT or status in _REMEDIES
-        if code in _OF_ONE_PROMPT or (self._is_answered and not is_general):
+        is_of_prompt = code in _OF_ONE_PROMPT or self._is_answered or _TOO_LONG.search(said)
+        if is_of_prompt and not is_general:
             raise UnansweredError(said) from None
         self._stop(said.removeprefix("it ") + _REMEDIES.get(status, "").format(env=self._key_name))
 

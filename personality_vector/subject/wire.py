@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from personality_vector.subject.responses import Responses
 
 _SLICE = 0.1
+_LONGEST_WAIT = 3600.0
 _TEMPLATE_TOKENS = 256  # more than what a chat template adds to a message
 
 Messages = Sequence[Mapping[str, str]]
@@ -98,13 +99,17 @@ class Request:
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """Return the seconds that a server asks to be left alone, given as a number or as a date."""
-    said = headers.get("retry-after", "")
-    with suppress(ValueError):
-        return max(0.0, float(said))
-    with suppress(ValueError, TypeError):
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
-    return 0.0
+    """Return the seconds that a server asks to be left alone, given as a number or as a date.
+
+    At most an hour.
+    """
+    said, seconds = headers.get("retry-after", ""), 0.0
+    try:
+        seconds = float(said)
+    except ValueError:
+        with suppress(ValueError, TypeError):
+            seconds = parsedate_to_datetime(said).timestamp() - time.time()
+    return min(max(0.0, seconds), _LONGEST_WAIT)
 
 
 def wait(seconds: float, is_stopped: Stopped) -> None:

@@ -27,6 +27,7 @@ def test_the_first_token_is_asked_for_as_the_paper_does(monkeypatch):
     assert request["messages"] == ASKED
     wanted = {"max_tokens": 1, "temperature": 0, "seed": 0, "logprobs": True, "top_logprobs": 20}
     assert {key: request[key] for key in wanted} == wanted
+    assert not request.get("stream")
     assert request["model"] == "judge-1"
 
 
@@ -295,3 +296,32 @@ def test_the_log_probabilities_of_a_later_reply_may_fail():
         asked = endpoint(fake)
         assert asked.first_token(ASKED) == {"7": 1.0}
         assert asked.first_token(ASKED) == {"8": 1.0}
+
+
+@pytest.mark.parametrize("key", ["a key", "k\u00e9y-of-mine", "one\ntwo"])
+def test_what_is_no_key_is_refused_by_its_name(monkeypatch, key):
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(RecipeError, match="variable MY_KEY holds more than an API key") as caught:
+        Endpoint("m", "http://localhost/v1", "MY_KEY")
+    assert key not in str(caught.value)
+
+
+def test_an_address_without_its_protocol_is_refused():
+    with pytest.raises(RecipeError, match="base_url must begin with http:// or https://"):
+        Endpoint("m", "localhost:8000/v1")
+
+
+def test_a_prompt_that_is_too_long_is_refused_alone_even_if_it_is_the_first(hurried):
+    long = failed(400, "This model's maximum context length is 10 tokens.")
+    with serving(failing(long)) as fake:
+        asked = endpoint(fake)
+        with pytest.raises(UnansweredError, match="maximum context length is 10 tokens"):
+            asked.first_token(ASKED)
+        assert asked.first_token(ASKED) == {"7": 1.0}
+    assert hurried == []
+
+
+def test_nobody_waits_for_ever(hurried):
+    with serving(failing(failed(429, "wait", retry_after="inf"))) as fake:
+        endpoint(fake).first_token(ASKED)
+    assert hurried == [3600]
