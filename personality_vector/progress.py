@@ -1,6 +1,7 @@
 """Progress of the outer loops: a bar on a terminal, a line a minute in a log."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sized
 from dataclasses import dataclass
@@ -50,12 +51,16 @@ def progress(
 
     A terminal gets a bar, of the outermost loop only. Anything else, such as the log of a job,
     gets at most one line a minute, which names the loops inside as well. :func:`silence` ends both.
+    A thread in the background shows nothing.
 
     Args:
         items: What to work through; the end can be foretold if they have a length.
         label: Name of the work.
         size: Bytes of an item, to count bytes instead of items.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield from items  # the loops of two threads are not inside each other
+        return
     step, unit = (size, "B") if size else (lambda _: 1, "")
     total = sum(map(step, items)) if isinstance(items, Sized) else None
     loop = _Loop(label, total, unit, time.monotonic())

@@ -1,5 +1,7 @@
 """``pvec judge``: rate the answers of a run, or any texts."""
 
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +14,7 @@ from personality_vector.traits import BIG_FIVE
 
 if TYPE_CHECKING:
     from personality_vector.judges.spec import JudgeSpec
-    from personality_vector.subject import Score
+    from personality_vector.subject import Judge, Score
 
 _WIDTH, _BEGINNING = 12, 60
 
@@ -81,14 +83,15 @@ def _spec(judge: str, model: str | None) -> "tuple[JudgeSpec, str | None]":
 
 def _rate_run(run: Path, spec: "JudgeSpec", as_json: bool) -> None:
     from personality_vector.report.page import write_report
-    from personality_vector.study.worker import judge_run
+    from personality_vector.study.judging import judge_run
 
     opened = spec.open()
-    cells = judge_run(run, opened)
+    with billed([opened], run) as bills:
+        cells = judge_run(run, opened)
     page, readings = write_report(run), pv.Run(run).readings()
     rows = readings[readings["judge"] == opened.name].to_dict("records")
     options.show(
-        options.without_nan({"judge": opened.name, "cells": cells, "readings": rows}),
+        options.without_nan({"judge": opened.name, "cells": cells, "readings": rows, **bills}),
         as_json=as_json,
         text=lambda: f"{run}: {opened.name} rated {cells} cells; report: {page}",
     )
@@ -109,7 +112,8 @@ def _rate_texts(file: Path, spec: "JudgeSpec", reader: str | None, as_json: bool
 
         opened = opened.prepare(Subject.load(reader))
     answers = [Answer(str(number), 0, "", text) for number, text in enumerate(texts, start=1)]
-    scores = {rubric.trait: rated(opened, rubric, answers) for rubric in rubrics}
+    with billed([opened], file):
+        scores = {rubric.trait: rated(opened, rubric, answers) for rubric in rubrics}
     rows: list[dict[str, Any]] = [
         {"text": text, "trait": trait, "score": found[number].value, "reason": found[number].reason}
         for number, text in enumerate(texts)
@@ -129,3 +133,22 @@ def _shown(texts: list[str], scores: "dict[str, list[Score]]") -> str:
     count = sum(score.value is None for found in scores.values() for score in found)
     total = len(texts) * len(scores)
     return "\n".join([*lines, f"{count} of {total} are unscored; --json gives the reasons"])
+
+
+@contextmanager
+def billed(judges: "Sequence[Judge]", folder: Path) -> Generator[dict[str, Any]]:
+    """Print what servers were asked for a run, also if it fails; yield the same for ``--json``."""
+    from personality_vector.study.judging import bills_of
+
+    bills: dict[str, Any] = {}
+    try:
+        yield bills
+    finally:
+        for bill in bills_of(judges, folder):
+            bills.setdefault("bills", []).append(bill)
+            price = f", price {bill['price']:.6g}" if "price" in bill else ""
+            typer.echo(
+                f"{bill['judge']}, for this run so far: requests {bill['requests']:,}, tokens in "
+                f"{bill['tokens_in']:,}, tokens out {bill['tokens_out']:,}{price}",
+                err=True,
+            )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from personality_vector.cli import options
+from personality_vector.cli.judge import billed
 
 if TYPE_CHECKING:
     from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe
@@ -71,11 +72,14 @@ def _measure(
     """Run a study, write its report and manifest, and print its tables."""
     from personality_vector.report.page import NO_MATCH, write_report
     from personality_vector.report.tables import print_frame
+    from personality_vector.study.judging import judges_of
     from personality_vector.study.recipe import open_study
     from personality_vector.study.tables import remarks, tables_of
 
-    with options.resumable(out):
-        run = open_study(recipe).run(out, force=force)
+    study = open_study(recipe)
+    judges = [judge for one in study.measures for judge in judges_of(one)]
+    with options.resumable(out), billed(judges, out) as bills:
+        run = study.run(out, force=force)
     page = write_report(run)
     run.write_manifest(kind)
     tables, notes = tables_of(run), remarks(run) if run["pole"] is not None else []
@@ -83,7 +87,7 @@ def _measure(
         tables.pop("side effects", None)  # without an intervention they are among the measures
     if as_json:
         rows: dict[str, Any] = {"out": str(run.folder), "report": str(page), "remarks": notes}
-        rows |= {title: frame.to_dict("records") for title, frame in tables.items()}
+        rows |= {title: frame.to_dict("records") for title, frame in tables.items()} | bills
         options.show(options.without_nan(rows), as_json=True, text=str)
         return
     for title, frame in tables.items():

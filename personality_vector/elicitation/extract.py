@@ -77,7 +77,8 @@ def open_judge(recipe: SteerRecipe, persona: Persona) -> Judge | None:
     if not isinstance(recipe.judge, JudgeSpec):
         return None
     judge = recipe.judge.open()
-    rated(judge, persona.as_rubric(), ())
+    for rubric in (persona.as_rubric(), COHERENCE):
+        rated(judge, rubric, ())
     return judge
 
 

@@ -8,12 +8,13 @@ from typing import ClassVar
 from pydantic import Field
 
 from personality_vector.errors import ModelError, some
-from personality_vector.judges.spec import NumberJudge, expected_number
+from personality_vector.judges.spec import Likely, NumberJudge
 from personality_vector.progress import progress
 from personality_vector.recipes.schema import Device, Dtype, ModelRef, Whole
 from personality_vector.subject import Chat, Subject, TemplatedRecipe, batched, digest_of
 
 _SPACES = " \N{LOWER ONE EIGHTH BLOCK}\u0120"  # as text, in SentencePiece and in byte-level BPE
+_DIGITS = tuple("0123456789")
 
 
 class LocalJudge(TemplatedRecipe, NumberJudge):
@@ -40,25 +41,36 @@ class LocalJudge(TemplatedRecipe, NumberJudge):
             CheckpointError: The checkpoint or its tokenizer is missing.
             ModelError: The vocabulary lacks a digit.
         """
-        _ = self.tokens
+        self.tokens(_DIGITS)
         return self
 
+    def tokens(self, words: Sequence[str]) -> dict[int, str]:
+        """Return the id of every token that is one of ``words``, perhaps after a space.
+
+        Raises:
+            ModelError: The vocabulary lacks one.
+        """
+        if tuple(words) not in self._found:
+            self._found[tuple(words)] = self._tokens(set(words))
+        return self._found[tuple(words)]
+
     @cached_property
-    def tokens(self) -> dict[int, str]:
-        """Id of every token that is a digit, perhaps after a space, to the digit."""
+    def _found(self) -> dict[tuple[str, ...], dict[int, str]]:
+        return {}
+
+    def _tokens(self, words: set[str]) -> dict[int, str]:
         from personality_vector.checkpoint import Checkpoint
         from personality_vector.subject.models import load_tokenizer
 
         path = Checkpoint.open(self.checkpoint).path
         vocabulary = load_tokenizer(path, self.template).get_vocab()
-        digits = {str(number) for number in range(self.highest + 1)}
         bare = ((index, token.lstrip(_SPACES)) for token, index in vocabulary.items())
-        found = {index: token for index, token in bare if token in digits}
-        lacking = digits - set(found.values())
+        found = {index: token for index, token in bare if token in words}
+        lacking = words - set(found.values())
         if lacking:
             raise ModelError(
                 f"{self.checkpoint}: has no token for {some(lacking)}, so it cannot judge; "
-                "use a model with a token for each digit"
+                f"use a model with a token for each {'digit' if '0' in words else 'letter'}"
             )
         return found
 
@@ -86,19 +98,20 @@ class LocalJudge(TemplatedRecipe, NumberJudge):
             base_identity(Checkpoint.open(self.checkpoint), self.dtype, self.device, self.template),
         )
 
-    def expected(self, prompts: Sequence[Chat]) -> list[float | None]:
-        """Return the expected digit after each prompt, times 100 / 9."""
-        batches, digits = list(batched(prompts, self.batch_size)), list(self.tokens)
+    def first_tokens(self, prompts: Sequence[Chat], among: Sequence[str]) -> list[Likely | str]:
+        """Return the probabilities of the tokens ``among`` as the first of each reply."""
+        batches, tokens = list(batched(prompts, self.batch_size)), self.tokens(among)
         rows = [
             row
             for batch in progress(batches, "judge")
-            for row in self.subject.next_token(batch, digits, len(batch)).exp().tolist()
+            for row in self.subject.next_token(batch, list(tokens), len(batch)).exp().tolist()
         ]
-        found = [expected_number(self._by_digit(row), self.highest) for row in rows]
-        return [None if value is None else value * 100 / self.highest for value in found]
+        return [_added(tokens.values(), row) for row in rows]
 
-    def _by_digit(self, probabilities: Iterable[float]) -> dict[str, float]:
-        likely: dict[str, float] = {}
-        for digit, p in zip(self.tokens.values(), probabilities, strict=True):
-            likely[digit] = likely.get(digit, 0.0) + p
-        return likely
+
+def _added(texts: Iterable[str], probabilities: Iterable[float]) -> dict[str, float]:
+    """Return the probability of each text, of which there may be several tokens."""
+    likely: dict[str, float] = {}
+    for text, p in zip(texts, probabilities, strict=True):
+        likely[text] = likely.get(text, 0.0) + p
+    return likely

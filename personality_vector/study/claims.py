@@ -12,7 +12,8 @@ import uuid
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 
-from personality_vector.study.database import Database, connected
+from personality_vector.files.sqlite import Database
+from personality_vector.study.database import connected
 
 LEASE = 60.0
 """Seconds for which a claim holds unless it is renewed."""

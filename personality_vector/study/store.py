@@ -11,6 +11,7 @@ import math
 import sqlite3
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,20 @@ from personality_vector.errors import (
     VerificationError,
 )
 from personality_vector.files.reading import parse_json
+from personality_vector.files.sqlite import Database
 from personality_vector.study.claims import LEASE, Claims
 from personality_vector.study.database import (
     DIGEST,
     FORMAT,
     MEASURED,
     TABLES,
-    Database,
     Judged,
     Planned,
     connected,
     mixed,
     trigger_of,
 )
-from personality_vector.subject import Answer, Cell, Findings, Rubric, Score
+from personality_vector.subject import Answer, Cell, Findings, Place, Rubric, Score
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +157,7 @@ class Store(Database):
             if self["plan"] == plan:  # a judge that was added stays
                 values["judges"] = {**values["judges"], **self["judges"]}
             else:
+                values["judges"] = self._with_quality(values["judges"])
                 for old in ("planned", "judged", f"run WHERE key NOT IN ('format', '{DIGEST}')"):
                     self.connection.execute(f"DELETE FROM {old}")
             self._note({**values, "plan": plan})
@@ -272,11 +274,13 @@ class Store(Database):
             raise CheckpointError(f"{self.path}: a cell lacks {measure} of {trait or 'no trait'}")
         return float(found[0][0])
 
-    def unscored(self, cell: Cell, rubric: Rubric, judge: str) -> dict[int, Answer]:
+    def unscored(
+        self, cell: Cell, rubric: Rubric | None, judge: str, place: Place | None = None
+    ) -> dict[int, Answer]:
         """Return the answers of a cell that a judge has yet to rate for a rubric, by number.
 
-        Each carries what the base said to the same item. An answer of no trait is rated for every
-        rubric.
+        Each carries what the base said to the same item, and ``place``. An answer of no trait is
+        rated for every rubric; ``None`` stands for all rubrics.
         """
         base = cell._replace(intervention=cell.base, strength=0.0)
         rows = self.rows(
@@ -294,9 +298,9 @@ class Store(Database):
             for number, item, sample, question, reply, traits, *rest in rows
         }
         return {
-            number: answer
+            number: replace(answer, place=place)
             for number, answer in answers.items()
-            if not answer.traits or rubric.trait in answer.traits
+            if rubric is None or not answer.traits or rubric.trait in answer.traits
         }
 
     def write_scores(self, judge: str, trait: str, scores: Mapping[int, Score]) -> None:
@@ -325,7 +329,15 @@ class Store(Database):
         """Add judges to the plan, and note their scale and quality."""
         with self.transaction():
             self._judge(judged)
-            self._note({"judges": {**self["judges"], **judges}})
+            self._note({"judges": {**self["judges"], **self._with_quality(judges)}})
+
+    def _with_quality(self, judges: Mapping[str, Any]) -> dict[str, Any]:
+        """Return judges, each with the quality that is noted unless it has a new one."""
+        noted = self["judges"] or {}
+        return {
+            name: one | {"quality": one["quality"] or noted.get(name, {}).get("quality", [])}
+            for name, one in judges.items()
+        }
 
     def _judge(self, judged: Iterable[Judged]) -> None:
         self.connection.executemany("INSERT OR REPLACE INTO judged VALUES (?, ?, ?, ?)", judged)

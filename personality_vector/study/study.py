@@ -13,22 +13,20 @@ import pandas as pd
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import CheckpointError, OutputExistsError, RecipeError, blame, some
 from personality_vector.files.reading import parse_json
-from personality_vector.study.database import Judged, explained
+from personality_vector.files.sqlite import explained
+from personality_vector.study.database import Judged
 from personality_vector.study.design import BASE, Arm, Design, Grid, Point, require_distinct
-from personality_vector.study.run import Run
-from personality_vector.study.store import FILE, Store
-from personality_vector.study.worker import (
-    Helpers,
-    Worker,
+from personality_vector.study.judging import (
     judge_key,
     judges_of,
-    packed,
     quality_of,
-    require_measures,
     rubrics_of,
     scale_of,
 )
-from personality_vector.subject import Cell, Intervention, Measure, Template, digest_of
+from personality_vector.study.run import Run
+from personality_vector.study.store import FILE, Store
+from personality_vector.study.worker import Helpers, Worker, packed, require_measures
+from personality_vector.subject import Cell, Intervention, Judge, Measure, Template, digest_of
 from personality_vector.subject.subject import base_identity
 
 # Prefix of the names of results that are about to be replaced.
@@ -160,9 +158,13 @@ class Study:
             Store.open(out / FILE, create=True) as store,
         ):
             try:
-                self._begin(store)
+                judges = {name: quality_of(judge) for name, judge in self._judges.items()}
+                self._begin(store, judges)
                 with helpers:
                     Worker(self, store).work()
+                # The quality of some is only known once they have rated.
+                unknown = [name for name, one in judges.items() if not one["quality"]]
+                store.add_judges((), {name: quality_of(self._judges[name]) for name in unknown})
             except BaseException:
                 _remove_if_empty(store, out, is_new=is_new)
                 raise
@@ -180,6 +182,10 @@ class Study:
             raise RecipeError("this study has not been run yet; call run(folder) first")
         return Run(folder).readings()
 
+    @property
+    def _judges(self) -> dict[str, Judge]:
+        return {judge.name: judge for one in self.measures for judge in judges_of(one)}
+
     @cached_property
     def _judged(self) -> list[Judged]:
         return [
@@ -189,7 +195,7 @@ class Study:
             for rubric in rubrics_of(measure)
         ]
 
-    def _begin(self, store: Store) -> None:
+    def _begin(self, store: Store, judges: Mapping[str, Any]) -> None:
         store.begin(
             self.digest,
             self._judged,
@@ -215,7 +221,7 @@ class Study:
                 ]
                 for m in self.measures
             },
-            judges={one.name: quality_of(one) for m in self.measures for one in judges_of(m)},
+            judges=judges,
         )
 
     @property

@@ -4,32 +4,31 @@ import logging
 import multiprocessing
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from personality_vector.errors import CheckpointError, DataError, RecipeError, blame, foreign
+from personality_vector.errors import DataError, RecipeError, blame
 from personality_vector.progress import progress, silence
-from personality_vector.study.database import Judged, Planned
+from personality_vector.study.database import Planned
 from personality_vector.study.design import BASE, Point, require_distinct
-from personality_vector.study.store import FILE, Store, key_of
-from personality_vector.subject import (
-    Cell,
-    Findings,
-    Judge,
-    Measure,
-    Rubric,
-    Template,
-    digest_of,
-    rated,
+from personality_vector.study.judging import (
+    Background,
+    Work,
+    is_remote,
+    judges_of,
+    prepared,
+    require_known,
+    rubrics_of,
 )
+from personality_vector.study.store import FILE, Store
+from personality_vector.subject import Cell, Findings, Judge, Measure, Place
 from personality_vector.subject.subject import Subject
-from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
     from personality_vector.study.study import Study
@@ -61,24 +60,37 @@ class Worker:
             memory={},
         )
 
+    @cached_property
+    def background(self) -> Background:
+        """Servers that rate what is finished, while this worker measures."""
+        return Background(self.store.path, self._ready)
+
     def work(self) -> None:
         """Measure everything that the design asks for and the store does not hold."""
-        for points in self.study.design.batches(self):
-            self.store.plan(
-                self.study.digest,
-                (
-                    Planned(
-                        point.label, point.strength, measure.name, self.study.cell(point, measure)
-                    )
-                    for point in points
-                    for measure in self.study.measures
-                ),
-            )
-            self.measure(points)
+        seen: list[Point] = []
+        with self.background:
+            for points in self.study.design.batches(self):
+                self.store.plan(
+                    self.study.digest,
+                    (
+                        Planned(p.label, p.strength, measure.name, self.study.cell(p, measure))
+                        for p in points
+                        for measure in self.study.measures
+                    ),
+                )
+                self.measure(points)
+                seen += points
+            self.background.wait()
+            self._judge(seen, self.study.measures, on_servers=True)
+        for judge in {one.name: one for m in self.study.measures for one in judges_of(m)}.values():
+            rubrics = {m.name: rubrics_of(m) for m in self.study.measures if judge in judges_of(m)}
+            require_known(self.store, judge, rubrics)
         self.store.plan(self.study.digest, ())  # refused if another recipe was started meanwhile
 
     def measure(self, points: Sequence[Point], extra: Sequence[Measure] = ()) -> None:
         """Measure ``points``, and return when all are finished, by this worker or others.
+
+        Only judges on servers may still be rating then.
 
         Args:
             points: The points.
@@ -86,15 +98,17 @@ class Worker:
         """
         measures = extra or self.study.measures
         todo = self._missing(points, measures)
+        for point in points:
+            if point not in todo:
+                self._rate_beside(point, measures)
         while todo:
             for point in progress(todo, "measure"):
                 self._measure_point(point, measures)
+                self._rate_beside(point, measures)
             todo = self._missing(todo, measures)
             if todo:
                 time.sleep(_POLL_SECONDS)
-        unrated = points
-        while unrated := [point for point in unrated if not self._is_judged(point, measures)]:
-            time.sleep(_POLL_SECONDS)
+        self._judge(points, measures, on_servers=False)
 
     def value(self, point: Point, measure: Measure, trait: str) -> float:
         """Return a number that has been measured at a point."""
@@ -135,22 +149,48 @@ class Worker:
         intervention = self.study.arm(point.label).at(point.seed)
         return intervention.applied(replace(self.base, memory={}), point.strength)
 
-    def _ready(self, measure: Measure | Judge) -> Any:
+    def _ready(self, one: Measure | Judge) -> Any:
         """Return a measure or judge, prepared once."""
-        key = measure.identity()
+        key = one.identity()
         if key not in self._prepared:
-            self._prepared[key] = measure.prepare(self.base)
+            self._prepared[key] = (
+                prepared(one, self.store.path.parent, lambda: self.base)
+                if isinstance(one, Judge)
+                else one.prepare(self.base)
+            )
         return self._prepared[key]
 
-    def _is_judged(self, point: Point, measures: Sequence[Measure]) -> bool:
-        """Have the judges rate what is unrated; return whether nothing is left."""
-        done = [
-            _judge_cell(self.store, self.study.cell(point, measure), judge, rubric, self._ready)
+    def _judge(
+        self, points: Sequence[Point], measures: Sequence[Measure], *, on_servers: bool
+    ) -> None:
+        """Have judges rate what is unrated, and return when nothing is left."""
+        todo = [
+            work
+            for point in points
+            for work in self._ratings(point, measures, on_servers=on_servers)
+        ]
+        while todo := [work for work in todo if not work.done(self.store, self._ready)]:
+            time.sleep(_POLL_SECONDS)
+
+    def _rate_beside(self, point: Point, measures: Sequence[Measure]) -> None:
+        """Have servers rate what is finished, while the next point is measured."""
+        for work in self._ratings(point, measures, on_servers=True):
+            base = work.cell._replace(intervention=work.cell.base, strength=0.0)
+            # The base first: others are compared with it.
+            if self.store.is_finished(base) and self.store.is_finished(work.cell):
+                self.background.add(work)
+
+    def _ratings(
+        self, point: Point, measures: Sequence[Measure], *, on_servers: bool
+    ) -> list[Work]:
+        """Return what is to be rated of a point, whether or not it is rated already."""
+        return [
+            Work(self.study.cell(point, measure), Place(measure.name, *point), judge, rubric)
             for measure in measures
             for judge in judges_of(measure)
+            if is_remote(judge) == on_servers
             for rubric in rubrics_of(measure)
         ]
-        return all(done)
 
 
 def require_measures(measures: Sequence[Measure]) -> None:
@@ -242,98 +282,3 @@ def _help(packed: bytes, folder: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     with Store.open(folder / FILE) as store:
         Worker(pickle.loads(packed), store).work()  # noqa: S301  (made by this very program)
-
-
-def judge_run(folder: Path, judge: Judge) -> int:
-    """Have one more judge rate every stored answer of the latest recipe of a run.
-
-    Returns:
-        The number of cells with answers.
-
-    Raises:
-        CheckpointError: The run does not exist.
-        RecipeError: The run has no answers, or another judge with this name.
-    """
-    damaged = foreign(CheckpointError, f"{folder / FILE}: its notes are damaged or were changed")
-    with Store.open(folder / FILE) as store:
-        with damaged:
-            rubrics = {
-                name: [
-                    Rubric(**row | {"pole": row["pole"] and Pole.parse(row["pole"])})
-                    for row in rows
-                ]
-                for name, rows in store["rubrics"].items()
-            }
-            planned = [row for row in store.planned() if rubrics.get(row.name)]
-            cells = [row for row in planned if store.is_finished(row.cell)]
-            path, *how = (str(store["base"][key]) for key in ("path", "dtype", "device"))
-            template = Template(**store["base"].get("template", {}))
-        if not cells:
-            raise RecipeError(f"{folder}: has no answers to judge; only an interview gives answers")
-        judged = [
-            Judged(name, judge.name, rubric.trait, judge_key(judge, rubric))
-            for name, found in rubrics.items()
-            for rubric in found
-        ]
-        store.require_same_judge(judged)
-        ready = judge.prepare(Subject.load(path, dtype=how[0], device=how[1], template=template))
-        for row in progress(cells, "judge"):
-            for rubric in rubrics[row.name]:
-                _judge_cell(store, row.cell, judge, rubric, lambda _: ready)
-        store.add_judges(judged, {judge.name: quality_of(judge)})
-    return len(cells)
-
-
-def _judge_cell(
-    store: Store, cell: Cell, judge: Judge, rubric: Rubric, ready: Callable[[Judge], Judge]
-) -> bool:
-    """Have a judge rate the answers of a cell that it has not rated yet.
-
-    Args:
-        store: The store of the answers.
-        cell: The cell of the answers.
-        judge: Who rates them.
-        rubric: What they are rated for.
-        ready: Prepares the judge, if there is something to rate.
-
-    Returns:
-        Whether all answers are rated; ``False`` if another process is rating them.
-    """
-    key = judge_key(judge, rubric)
-    if not store.unscored(cell, rubric, key):
-        return True
-    prepared = ready(judge)
-    with store.claims.held(lambda: [f"{key_of(cell)}|{key}"]) as mine:
-        if mine:
-            answers = store.unscored(cell, rubric, key)
-            scores = rated(prepared, rubric, list(answers.values()))
-            store.write_scores(key, rubric.trait, dict(zip(answers, scores, strict=True)))
-        return bool(mine)
-
-
-def judges_of(measure: Measure) -> Sequence[Judge]:
-    """Return the judges of a measure, if it has any."""
-    return tuple(getattr(measure, "judges", ()))
-
-
-def rubrics_of(measure: Measure) -> Sequence[Rubric]:
-    """Return what the answers of a measure are rated for."""
-    return tuple(getattr(measure, "rubrics", ()))
-
-
-def judge_key(judge: Judge, rubric: Rubric) -> str:
-    """Return the digest that scores are kept under."""
-    return digest_of(judge.identity(), rubric)
-
-
-def scale_of(one: Measure | Judge) -> list[float] | None:
-    """Return the ends of a scale, if there is one."""
-    return [float(end) for end in one.scale] if one.scale else None
-
-
-def quality_of(judge: Judge) -> dict[str, Any]:
-    """Return the scale of a judge, and its quality if it reports one."""
-    return {
-        "scale": scale_of(judge),
-        "quality": [asdict(number) for number in getattr(judge, "quality", tuple)()],
-    }

@@ -14,6 +14,7 @@ from personality_vector.subject.protocols import (
     Intervention,
     Judge,
     Measure,
+    Place,
     Quality,
     Reading,
     Reply,
@@ -23,6 +24,7 @@ from personality_vector.subject.protocols import (
     rated,
 )
 from personality_vector.subject.spec import GenerationSpec, Sampling, Template, TemplatedRecipe
+from personality_vector.subject.thoughts import said
 
 __all__ = [
     "Answer",
@@ -36,6 +38,7 @@ __all__ = [
     "Judge",
     "Measure",
     "Message",
+    "Place",
     "Quality",
     "Reading",
     "Reply",
@@ -52,4 +55,5 @@ __all__ = [
     "question",
     "rated",
     "render",
+    "said",
 ]

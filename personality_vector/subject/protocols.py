@@ -79,6 +79,15 @@ class Rubric:
     pole: Pole | None = None
 
 
+class Place(NamedTuple):
+    """Where in a study an answer was given, by the names of its recipe."""
+
+    measure: str
+    intervention: str
+    strength: float
+    seed: int
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What the model said to one item, raw.
@@ -93,6 +102,7 @@ class Answer:
         tokens_out: Tokens of the reply.
         seconds: Time of the reply.
         base_reply: What the base said to the same item, where it is known.
+        place: Where it was given, where it is known.
     """
 
     item: str
@@ -104,6 +114,7 @@ class Answer:
     tokens_out: int = 0
     seconds: float = 0.0
     base_reply: str | None = None
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +234,12 @@ class Measure(Protocol):
 
 @runtime_checkable
 class Judge(Protocol):
-    """Answers in, scores out; what cannot be rated is unscored, with its reason."""
+    """Answers in, scores out; what cannot be rated is unscored, with its reason.
+
+    A judge with ``is_remote`` works in a thread beside the model. It also has ``stop()``,
+    ``bill()``, and ``billed_to(folder)``, which returns it for the answers of a run. One with
+    ``require_known(answers)`` is shown all answers of a run, to refuse ratings of others.
+    """
 
     @property
     def name(self) -> str:

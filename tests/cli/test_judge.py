@@ -2,10 +2,12 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from personality_vector.study.run import Run
 from personality_vector.traits import BIG_FIVE
+from tests.fake_endpoint import likely, serving
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def test_another_judge_of_a_name_that_is_taken_is_refused(run, pvec, lab):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("oracle", "oracle: judge: known are classifier, endpoint, local or reader"),
+        ("oracle", "known are classifier, endpoint, humans, local, pairwise or reader"),
         ("clasifier", "unknown key 'clasifier'; did you mean 'classifier'?"),
         ("local", "the key 'checkpoint' is missing"),
         ("nowhere.yaml", "nowhere.yaml: no such file"),
@@ -166,3 +168,63 @@ def test_a_file_of_other_rows_is_refused_by_line(pvec, tmp_path, content, says):
     ended = pvec("judge", tmp_path / "other.jsonl", "--judge", "classifier")
     assert (ended.code, ended.out) == (1, "")
     assert says in ended.err
+
+
+def endpoint_of(fake, folder, **options):
+    """Return the file of an endpoint judge."""
+    file = folder / "endpoint.yaml"
+    given = {"model": "m", "base_url": fake.base_url, **options}
+    file.write_text(json.dumps({"endpoint": given}))
+    return file
+
+
+@pytest.mark.usefixtures("asleep")
+def test_what_a_server_was_asked_is_billed_at_the_end(run, pvec, tmp_path):
+    with serving(lambda _: likely({"60": 1.0})) as fake:
+        file = endpoint_of(fake, tmp_path, price_in=10.0, price_out=20.0)
+        ended = pvec("judge", run, "--judge", file, "--json")
+        again = pvec("judge", run, "--judge", file)
+    assert (ended.code, again.code) == (0, 0)
+    spent = {"requests": 2, "tokens_in": 200, "tokens_out": 2, "price": pytest.approx(0.00204)}
+    assert ended.json["bills"] == [{"judge": "endpoint m", **spent}]
+    assert {row["value"] for row in ended.json["readings"]} == {60.0}
+    told = "endpoint m, for this run so far: requests 2, tokens in 200, tokens out 2, price 0.00204"
+    assert again.err == f"{told}\n"
+    assert len(fake.requests) == 2
+
+
+def test_a_used_up_budget_is_one_sentence_and_the_rest_resumes(pvec, lab, tmp_path):
+    asked = "{traits: [extraversion, openness], generation: {max_new_tokens: 4}, judges: [%s]}"
+    options = "model: m, base_url: '%s', requests: 1, price_in: 1000, price_out: 0, budget: %g"
+    with serving(lambda _: likely({"60": 1.0})) as fake:
+
+        def run(budget):
+            judge = f"{{endpoint: {{{options % (fake.base_url, budget)}}}}}"
+            change = f"measures=[{{interview: {asked % judge}}}]"
+            return pvec("eval", lab.eval, "--set", change, "--out", tmp_path / "run")
+
+        for _ in range(2):
+            ended = run(1.14)
+            assert ended.code == 1
+            bill, error = ended.err.splitlines()[-2:]
+            assert bill.startswith("endpoint m, for this run so far: requests 1, tokens in 100")
+            assert "the budget of 1.14 is used up: 0.1 is spent (requests: 1)" in error
+            assert len(fake.requests) == 1
+        assert run(10.0).code == 0
+        assert len(fake.requests) == 2
+
+
+def test_people_fill_in_the_table_of_the_answers(run, pvec, tmp_path):
+    table = pd.DataFrame(Run(run).answers()).astype(str)
+    table = table[table["judge"].isin(["", table["judge"].iloc[0]])]
+    table["rating"] = "4"
+    table.to_csv(tmp_path / "filled.csv", index=False)
+    (tmp_path / "us.yaml").write_text("humans: {ratings: filled.csv, scale: [1, 5]}\n")
+    ended = pvec("judge", run, "--judge", tmp_path / "us.yaml", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    assert {row["value"] for row in ended.json["readings"]} == {4.0}
+    table["item"] = "q99"
+    table.to_csv(tmp_path / "filled.csv", index=False)
+    ended = pvec("judge", run, "--judge", tmp_path / "us.yaml")
+    assert ended.code == 1
+    assert "filled.csv line 2: there is no answer with item q99; known are question" in ended.err

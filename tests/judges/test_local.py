@@ -11,6 +11,7 @@ import torch
 from personality_vector.data.personas import COHERENCE
 from personality_vector.errors import CheckpointError, ModelError
 from personality_vector.judges.local import LocalJudge
+from personality_vector.judges.spec import expected_number
 from personality_vector.subject.chat import question
 from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.subject.protocols import Judge
@@ -41,11 +42,13 @@ def test_a_local_judge_expects_a_digit(pico, judging, family):
             if tokenizer.decode([token]).strip() in DIGITS:
                 model.get_output_embeddings().weight[token] *= 3
     judge = judging(model, family, batch_size=2)
-    assert set(judge.tokens.values()) == set(DIGITS)
+    assert set(judge.tokens(DIGITS).values()) == set(DIGITS)
     chats = [question(text) for text in ("Rate this, 0 to 9.", "How?", "A number, please.", "I 7")]
     expected = [restated(model, tokenizer, chat) for chat in chats]
     assert any(value is not None for value in expected)
-    assert judge.expected(chats) == [value and pytest.approx(value, abs=1e-3) for value in expected]
+    found = [expected_number(p, 9) for p in judge.first_tokens(chats, DIGITS)]
+    scores = [value and value * 100 / 9 for value in found]
+    assert scores == [value and pytest.approx(value, abs=1e-3) for value in expected]
 
 
 def restated(model, tokenizer, chat):

@@ -9,7 +9,12 @@ from personality_vector.errors import RecipeError
 from personality_vector.judges.spec import KINDS, AnyJudge
 from personality_vector.recipes.schema import Recipe, schema_of
 
-REQUIRED = {"local": {"checkpoint": "org/model"}, "endpoint": {"model": "m"}}
+REQUIRED = {
+    "local": {"checkpoint": "org/model"},
+    "endpoint": {"model": "m"},
+    "pairwise": {"judge": {"endpoint": {"model": "m"}}},
+    "humans": {"ratings": "ratings.csv"},
+}
 
 
 class Asking(Recipe):
@@ -42,6 +47,16 @@ def test_a_bare_word_is_a_judge_without_options(tmp_path):
         ({"endpoint": {}}, "the key 'model' is missing"),
         ({"endpoint": {"model": " "}}, "model"),
         ({"endpoint": {"model": "m", "checkpoint": "c"}}, "unknown key 'checkpoint'"),
+        (
+            {"endpoint": {"model": "m", "base_url": "http://me:secret@host/v1"}},
+            "base_url: holds a key or a password; put it into the variable of api_key_env",
+        ),
+        ({"endpoint": {"model": "m", "scale": "0-10"}}, "scale"),
+        ({"endpoint": {"model": "m", "budget": 1.0}}, "budget needs price_in and price_out"),
+        ({"pairwise": {}}, "the key 'judge' is missing"),
+        ({"pairwise": {"judge": "classifier"}}, "comparing needs a language model"),
+        ({"humans": {}}, "the key 'ratings' is missing"),
+        ({"humans": {"ratings": "r.csv", "scale": [5.0, 1.0]}}, "give its lower end first"),
         ({"local": {}}, "the key 'checkpoint' is missing"),
         ({"local": {"checkpoint": "c", "base_url": "u"}}, "unknown key 'base_url'"),
         ({"classifier": {"held_out": 1.0}}, "held_out"),

@@ -22,9 +22,9 @@ from personality_vector.errors import (
     RecipeError,
 )
 from personality_vector.study.design import BASE, Arm
+from personality_vector.study.judging import judge_run
 from personality_vector.study.run import READINGS, Run
 from personality_vector.study.store import FILE, Store
-from personality_vector.study.worker import judge_run
 from personality_vector.subject.protocols import Findings, Reading, Rubric, Score
 from tests.study.fakes import Asked, Counted, Rates, Shifted, noted
 
