@@ -101,12 +101,16 @@ def _rate_texts(file: Path, spec: "JudgeSpec", reader: str | None, as_json: bool
     """Print the scores of every text for every trait that the judge knows."""
     from personality_vector.data.personas import rubric_of
     from personality_vector.data.texts import read_texts
+    from personality_vector.study.judging import is_remote
     from personality_vector.subject import Answer, rated
 
-    texts, opened = read_texts(file), spec.open()
+    texts = read_texts(file)
+    opened: Any = spec.open()
     rubrics = [rubric_of(trait) for trait in getattr(opened, "traits", BIG_FIVE)]
     for rubric in rubrics:
         rated(opened, rubric, [])  # refused before a model is loaded, if it cannot
+    if is_remote(opened):
+        opened = opened.billed_to(file)
     if reader:
         from personality_vector.subject.subject import Subject
 

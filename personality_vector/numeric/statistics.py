@@ -1,5 +1,8 @@
 """The interval of a mean over items and seeds, and the agreement of raters."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
@@ -49,3 +52,20 @@ def krippendorff(ratings: Float[ndarray, "raters units"]) -> float:
     within = sum(2 * len(one) * one.var() * len(one) / (len(one) - 1) for one in paired)
     among = 2 * len(values) * values.var() * len(values) / (len(values) - 1)
     return float(1 - within / among) if among else float("nan")
+
+
+def correlation(strengths: Sequence[float], values: Sequence[float]) -> dict[str, float]:
+    """Return Spearman, Pearson with its 95 % interval, and the slope; NaN where undefined."""
+    from scipy import stats
+
+    if len(set(strengths)) < 3 or len(set(values)) < 2:
+        return dict.fromkeys(["spearman", "pearson", "ci_low", "ci_high", "slope"], math.nan)
+    pearson = stats.pearsonr(strengths, values)
+    interval = pearson.confidence_interval(0.95) if len(values) > 3 else (math.nan,) * 2
+    return {
+        "spearman": float(stats.spearmanr(strengths, values).statistic),
+        "pearson": float(pearson.statistic),
+        "ci_low": float(interval[0]),
+        "ci_high": float(interval[1]),
+        "slope": float(stats.linregress(strengths, values).slope),
+    }

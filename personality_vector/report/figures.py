@@ -67,17 +67,36 @@ def dose_response_figure(*runs: Run) -> Figure:
     # Alpha, coefficient and grade of a prompt have different units.
     in_units = all(run["pole"] is None for run in runs)
     numbers = {(one.measure, one.judge): one for one in numbers_of(runs[0], of_traits=True)}
-    table = pd.concat([_doses(run, in_units=in_units) for run in runs], ignore_index=True)
+    found = [on_grid(run, run.readings()).query("trait != ''") for run in runs]
+    table = _doses(runs, found, in_units=in_units)
     keys = zip(table["measure"], table["judge"], strict=True)
     table["number"] = [numbers[key].label for key in keys]
+    silent = _doses(runs, list(map(_shares_unscored, found)), in_units=in_units)
+    silent["number"] = silent["measure"] + " by " + silent["judge"] + "\n(share unscored)"
+    table = pd.concat([table, silent], ignore_index=True)
     scales = {one.label: one.scale for one in numbers.values()}
+    scales |= dict.fromkeys(silent["number"], (0.0, 1.0))
     unit = "alpha or coefficient" if in_units else "share of its own grid"
     return _drawn(table, f"strength ({unit})", scales)
 
 
-def _doses(run: Run, *, in_units: bool) -> pd.DataFrame:
+def _shares_unscored(readings: pd.DataFrame) -> pd.DataFrame:
+    """Return, as readings, the share of answers that each judge leaves unscored, if it does any."""
+    judged = readings[readings["judge"] != ""]
+    counts = judged.groupby(["measure", "judge"])["unscored"].transform("sum")
+    shares = judged["unscored"] / (judged["n"] + judged["unscored"])
+    return judged.assign(value=shares, low=math.nan, high=math.nan, unscored=0)[counts > 0]
+
+
+def _doses(runs: Sequence[Run], found: Sequence[pd.DataFrame], *, in_units: bool) -> pd.DataFrame:
+    """Return one row per point of a curve of every run, whose readings are given."""
+    points = [_points(run, frame, in_units) for run, frame in zip(runs, found, strict=True)]
+    return pd.concat(points, ignore_index=True)
+
+
+def _points(run: Run, readings: pd.DataFrame, in_units: bool) -> pd.DataFrame:
     """Return one row per point of a curve; every curve passes through the base, at strength 0."""
-    frame = on_grid(run, run.readings()).query("trait != ''").dropna(subset="value")
+    frame = readings.dropna(subset="value")
     base = frame[frame["intervention"] == BASE]
     edited = frame[(frame["intervention"] != BASE) & (frame["strength"] != 0.0)]
     whole = pd.concat([edited, *(base.assign(intervention=label) for label in run["arms"])])

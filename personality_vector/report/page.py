@@ -23,8 +23,10 @@ from personality_vector.study.design import BASE
 from personality_vector.study.run import Run
 from personality_vector.study.store import FILE
 from personality_vector.study.tables import (
+    AGREEMENT,
     DOSES,
     MATCHED,
+    MOVED,
     Number,
     numbers_of,
     short_names,
@@ -44,7 +46,9 @@ _TITLES = {
     MATCHED: "At matched effect",
     "measures": "Measured",
     DOSES: "How closely the trait follows the strength",
+    MOVED: "How far answers moved from those of the base",
     "side effects": "Side effects",
+    AGREEMENT: "Do the judges agree?",
     "unscored": "Unscored",
 }
 """Tables to their headings, in the order of the page."""

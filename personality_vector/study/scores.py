@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from personality_vector.numeric.statistics import bootstrapped, krippendorff
+from personality_vector.numeric.statistics import bootstrapped, correlation, krippendorff
 from personality_vector.study.design import BASE
 from personality_vector.study.run import Run
 
@@ -56,8 +56,6 @@ def agreement(run: Run) -> pd.DataFrame:
     ``spearman, pearson, ci_low, ci_high`` (95 %, of Pearson), ``alpha``: Krippendorff's, with every
     judge's scale mapped to [0, 1].
     """
-    from personality_vector.study.tables import correlation
-
     scales = {name: one["scale"] for name, one in run["judges"].items()}
     rows = []
     for trait, answers in run.answers().query("judge != ''").groupby("trait", sort=False):

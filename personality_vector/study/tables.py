@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from personality_vector.numeric.statistics import correlation
 from personality_vector.study.design import BASE, DosePoint, reach
 from personality_vector.study.run import Run
+from personality_vector.study.scores import agreement, shifts_of_scores
 from personality_vector.traits import Pole
 
 _UNKNOWN: dict[str, Any] = {"unit": "", "scale": None, "better": "none"}
@@ -17,6 +19,7 @@ _VAGUE = {"mean", "p95", "max", "base_replies"}
 """Words that do not say what was measured."""
 _KEYS = ["intervention", "trait", "measure", "judge"]
 MATCHED, DOSES = "at matched effect", "dose and response"
+MOVED, AGREEMENT = "answers against the base's", "agreement of judges"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,10 +238,11 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
         found = {DOSES: dose_response(run)}
         if not found[DOSES].empty and found[DOSES]["spearman"].isna().any():
             found["by strength"] = by_strength(run)
+        found[MOVED] = shifts_of_scores(run)
     found["side effects"] = side_effects(run)
     if run["pole"] is not None:
         found[MATCHED] = matched_effect(run)
-    found["unscored"] = unscored(run)
+    found[AGREEMENT], found["unscored"] = agreement(run), unscored(run)
     return {name: table for name, table in found.items() if name == MATCHED or not table.empty}
 
 
@@ -264,20 +268,3 @@ def remarks(run: Run) -> list[str]:
         f"at {target:.3g} no strength of {', '.join(labels)} is near"
         for target, labels in absent.items()
     ]
-
-
-def correlation(strengths: Sequence[float], values: Sequence[float]) -> dict[str, float]:
-    """Return Spearman, Pearson with its 95 % interval, and the slope; NaN where undefined."""
-    from scipy import stats
-
-    if len(set(strengths)) < 3 or len(set(values)) < 2:
-        return dict.fromkeys(["spearman", "pearson", "ci_low", "ci_high", "slope"], math.nan)
-    pearson = stats.pearsonr(strengths, values)
-    interval = pearson.confidence_interval(0.95) if len(values) > 3 else (math.nan,) * 2
-    return {
-        "spearman": float(stats.spearmanr(strengths, values).statistic),
-        "pearson": float(pearson.statistic),
-        "ci_low": float(interval[0]),
-        "ci_high": float(interval[1]),
-        "slope": float(stats.linregress(strengths, values).slope),
-    }
