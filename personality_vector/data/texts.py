@@ -50,7 +50,7 @@ _DISCLAIMER = re.compile(
     |\b(?:human|mental)\ (?:states|traits|qualities|experiences?|characteristics)\b
     |\b(?:made|designed|meant|written|intended)\ for\ (?:humans|human\ beings)\b
     |\bnot\ experience\ the\ world\b
-    |\bno\ (?:person|self|one|human|somebody)\ (?:here|behind)\b
+    |\bno\ (?:person|self|human)\ (?:here|behind)\b
     |\b(?:no\ feelings\ here|no\ 'me'|nobody\ here|no\ mood\ behind)\b""",
     re.VERBOSE,
 )
@@ -92,7 +92,7 @@ _REFUSAL = re.compile(
     |\b(?:i|we)\ (?:must|(?:will\ |am\ going\ to\ )?have\ to|need\ to
     |would\ like\ to)\ (?:\w+ly\ )?
         (?:decline|refuse|stop\ here|pass\ on\ (?:this|that)|turn\ (?:this|that)\ down)\b
-    |\b(?:not|beyond)\ (?:something|a\ \w+|anything|what)\ (?:that\ )?(?:i|we)
+    |\bbeyond\ what\ i\ can\b|\bnot\ (?:something|a\ \w+|anything)\ (?:that\ )?(?:i|we)
         \ (?:can|am\ able\ to|could)\b
     |\b(?:your|this|that|the|such\ an?)\ (?:request|question|content|topic|task|action
     |information)

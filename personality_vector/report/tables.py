@@ -1,7 +1,6 @@
 """Tables of results as texts, for the terminal and for the report."""
 
 import math
-import re
 import sys
 
 import pandas as pd
@@ -13,7 +12,7 @@ _FURTHER = ", further columns"
 
 def table_of(frame: pd.DataFrame) -> tuple[list[list[str]], list[tuple[str, bool]]]:
     """Return the cells of a table as texts, and its headings, each with whether numbers follow."""
-    headings = [(re.sub("[_.]", " ", str(name)), frame[name].dtype.kind in "fi") for name in frame]
+    headings = [(str(name).replace("_", " "), frame[name].dtype.kind in "fi") for name in frame]
     return [[text_of(value) for value in row] for row in frame.itertuples(index=False)], headings
 
 

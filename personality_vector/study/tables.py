@@ -81,11 +81,11 @@ def short_names(numbers: Sequence[str]) -> dict[str, str]:
     The whole name stands where two numbers share the word, or the word is only a statistic.
 
     >>> short_names(["guards.words", "divergence.mean"])
-    {'guards.words': 'words', 'divergence.mean': 'divergence.mean'}
+    {'guards.words': 'words', 'divergence.mean': 'divergence mean'}
     """
     last = [number.rpartition(".")[2] for number in numbers]
     return {
-        number: word if last.count(word) == 1 and word not in _VAGUE else number
+        number: word if last.count(word) == 1 and word not in _VAGUE else number.replace(".", " ")
         for number, word in zip(numbers, last, strict=True)
     }
 

@@ -230,6 +230,9 @@ def test_predictions_wait_in_a_nameless_file_that_is_closed_also_after_an_error(
     measure = ready(max_tokens=26)
     collected = measure.collect(parrot(*OWN), 0)
     collected._file.flush()
+    lists = [each for each in vars(collected).values() if isinstance(each, list)]
+    held = [each for found in lists for each in found if isinstance(each, torch.Tensor)]
+    assert sum(tensor.numel() for tensor in held) == 26, "in memory there is a number a token"
     assert opened() == [26 * len(tiny.tokenizer) * 4]
     measure.finish(tiny.subject(), collected)
     assert opened() == []

@@ -176,7 +176,7 @@ def test_the_tables_and_figures_lie_beside_the_page(folder):
     matched = pd.read_csv(folder / "matched_effect.csv")
     assert matched["shift"].tolist() == pytest.approx([0.7, 0.7])
     assert matched["classifier shift"].tolist() == pytest.approx([0.7 / 3, 0.7 / 3])
-    assert matched["divergence.mean"].tolist() == pytest.approx([0.007, 0.007])
+    assert matched["divergence mean"].tolist() == pytest.approx([0.007, 0.007])
     assert matched["off_target"].tolist() == pytest.approx([0.07, 0.07])
     for name in ("readings", "answers"):
         csv = pd.read_csv(folder / f"{name}.csv")

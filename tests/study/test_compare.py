@@ -55,7 +55,7 @@ def test_matched_rows_have_the_shift_of_their_target(run, comparison):
 def test_a_matched_row_is_what_its_intervention_measures_there(run):
     keys = ["intervention", "strength", "measure", "trait"]
     value = run.readings().set_index(keys)["value"]
-    table = matched_effect(run).rename(columns={"divergence.mean": "divergence"})
+    table = matched_effect(run).rename(columns={"divergence mean": "divergence"})
     for row in table.dropna(subset="strength").itertuples():
         here = (row.intervention, row.strength, "likelihood")
         moved = [
