@@ -3,7 +3,7 @@
 import math
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,11 +90,13 @@ def _shares_unscored(readings: pd.DataFrame) -> pd.DataFrame:
 
 def _doses(runs: Sequence[Run], found: Sequence[pd.DataFrame], *, in_units: bool) -> pd.DataFrame:
     """Return one row per point of a curve of every run, whose readings are given."""
-    points = [_points(run, frame, in_units) for run, frame in zip(runs, found, strict=True)]
+    points = [
+        _points(run, frame, in_units=in_units) for run, frame in zip(runs, found, strict=True)
+    ]
     return pd.concat(points, ignore_index=True)
 
 
-def _points(run: Run, readings: pd.DataFrame, in_units: bool) -> pd.DataFrame:
+def _points(run: Run, readings: pd.DataFrame, *, in_units: bool) -> pd.DataFrame:
     """Return one row per point of a curve; every curve passes through the base, at strength 0."""
     frame = readings.dropna(subset="value")
     base = frame[frame["intervention"] == BASE]
