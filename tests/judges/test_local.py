@@ -140,7 +140,7 @@ def test_a_local_judge_compares_by_letters(pico, judging, high):
     with torch.no_grad():
         for token, text in enumerate(texts):
             if text in ("A", "B"):
-                model.get_output_embeddings().weight[token] *= 3 if text == "A" else 2
+                model.get_output_embeddings().weight[token] *= 20 if text == "A" else -20
     answer = Answer("who", 0, "Who?", "I love parties.", base_reply="I am alone.")
     judge = PairwiseJudge(judge=judging(model))
     leads = []
@@ -156,7 +156,5 @@ def test_a_local_judge_compares_by_letters(pico, judging, high):
         of = {x: sum(q for q, text in zip(p, texts, strict=True) if text == x) for x in ("A", "B")}
         leads.append((of["A"] - of["B"], of["A"] + of["B"]))
     (score,) = judge(high, [answer])
-    if min(mass for _, mass in leads) < 0.25:
-        assert score.reason == "the judge chose neither of the replies"
-    else:
-        assert score.value == pytest.approx((leads[0][0] - leads[1][0]) / 2, abs=1e-4)
+    assert min(mass for _, mass in leads) >= 0.25
+    assert score.value == pytest.approx((leads[0][0] - leads[1][0]) / 2, abs=1e-4)
