@@ -116,7 +116,7 @@ def serving(answer: Answer) -> Generator[FakeEndpoint]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         fake = FakeEndpoint(f"http://127.0.0.1:{server.server_port}/v1")
-        thread = Thread(target=server.serve_forever, daemon=True)
+        thread = Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
             yield fake

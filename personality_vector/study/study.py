@@ -164,7 +164,9 @@ class Study:
                     Worker(self, store).work()
                 # The quality of some is only known once they have rated.
                 unknown = [name for name, one in judges.items() if not one["quality"]]
-                store.add_judges((), {name: quality_of(self._judges[name]) for name in unknown})
+                rated = {name: quality_of(self._judges[name]) for name in unknown}
+                if any(one["quality"] for one in rated.values()):
+                    store.add_judges((), rated)
             except BaseException:
                 _remove_if_empty(store, out, is_new=is_new)
                 raise

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from personality_vector.errors import ModelError, RecipeError, foreign, reason_of, redacted
+from personality_vector.errors import ModelError, RecipeError, foreign, redacted
 from personality_vector.files.reading import parse_json
 from personality_vector.subject.identity import digest_of
 from personality_vector.subject.responses import Prices, Responses
@@ -33,7 +33,7 @@ _TOP = 20  # the most that OpenAI returns, and what persona vectors asks for
 _NO_KEY = "no-key"  # the library insists on one; a local server does not look at it
 _SHORTEST_KEY = 8  # a shorter one, such as EMPTY, is no secret and could be a token of a reply
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
-_MOST_BYTES, _LONGEST = 1 << 24, 400
+_MOST_BYTES, _LONGEST, _SHORT = 1 << 24, 400, 80
 
 # Statuses that another try may mend; all from 500 on are like them.
 _PASSING = {
@@ -206,11 +206,7 @@ class Endpoint:
             )
         likely: dict[str, float] = {}
         for token in content[0].top_logprobs:
-            text = (
-                token.token
-                if len(self._client.api_key) < _SHORTEST_KEY
-                else self._safe(token.token)
-            )
+            text = self._safe(token.token) if self._has_secret else token.token
             likely[text] = likely.get(text, 0.0) + math.exp(min(token.logprob, 0.0))
         return {"likely": likely}
 
@@ -269,7 +265,8 @@ class Endpoint:
             try:
                 completion = Completion.model_validate(parse_json(text))
             except (ValidationError, ValueError) as error:
-                raise PassingError(self._unreadable(text)) from error
+                shown = self._line(text)[:_SHORT]
+                raise PassingError(f"its response is not a completion: {shown!r}") from error
             if completion.usage is not None:
                 usage = (completion.usage.prompt_tokens, completion.usage.completion_tokens)
             found = request.read(completion.choices[0])
@@ -316,18 +313,18 @@ class Endpoint:
             return PassingError(f"it did not answer within {self.limits.timeout:g} seconds")
         cause = error.__cause__ or error
         if type(cause).__name__ == "ConnectError":
-            said = f"cannot be reached ({self._safe(reason_of(cause))})"
+            said = f"cannot be reached ({self._line(cause)})"
             return PassingError(said, remedy="; start the server, or check base_url")
         theirs, broken = self._openai.OpenAIError, self._openai.APIConnectionError
         if isinstance(error, theirs) and not isinstance(error, broken):
-            return ModelError(f"{self.where}: {self._safe(reason_of(error))}")
-        return PassingError(f"the connection broke ({self._safe(reason_of(cause))})")
+            return ModelError(f"{self.where}: {self._line(error)}")
+        return PassingError(f"the connection broke ({self._line(cause)})")
 
     def _refused(self, error: Any) -> NoReturn:
         """Raise what a response with an error status means."""
         status, code = error.status_code, getattr(error, "code", None)
         told = error.body.get("message") if isinstance(error.body, dict) else None
-        said = f"it answered {status}: {self._safe(_line(told) or reason_of(error))}"
+        said = f"it answered {status}: {self._line(told or error)}"
         if code not in _NO_CREDIT and (status in _PASSING or status >= 500):
             raise PassingError(said, retry_after(error.response.headers), is_free=True) from None
         is_general = code in _NO_CREDIT or status in _REMEDIES
@@ -341,15 +338,11 @@ class Endpoint:
         self._refusal = f"{self.where}: {said}"
         raise ModelError(self._refusal) from None
 
-    def _unreadable(self, text: str) -> str:
-        return f"its response is not a completion: {self._safe(' '.join(text.split())[:80])!r}"
+    def _line(self, said: Any) -> str:
+        """Return what a server or a library said, on one line, as far as it is worth showing."""
+        return " ".join(self._safe(str(said)).split())[:_LONGEST]  # cut last, or half a key stays
 
     def _safe(self, text: str) -> str:
         """Return a text without the API key, which some servers echo."""
         key = self._client.api_key
         return redacted(text if key == _NO_KEY else text.replace(key, "***"))
-
-
-def _line(text: Any) -> str:
-    """Return a text on one line, as far as it is worth showing."""
-    return " ".join(text.split())[:_LONGEST] if isinstance(text, str) else ""

@@ -11,10 +11,12 @@ import torch
 from personality_vector.data.personas import COHERENCE
 from personality_vector.errors import CheckpointError, ModelError
 from personality_vector.judges.local import LocalJudge
+from personality_vector.judges.pairwise import PairwiseJudge
+from personality_vector.judges.pairwise import _prompt as pair_prompt
 from personality_vector.judges.spec import expected_number
 from personality_vector.subject.chat import question
 from personality_vector.subject.models import load_model, load_tokenizer
-from personality_vector.subject.protocols import Judge
+from personality_vector.subject.protocols import Answer, Judge
 from personality_vector.subject.subject import Subject
 
 DIGITS = list("0123456789")
@@ -129,3 +131,30 @@ def test_its_identity_is_the_model_and_how_it_is_loaded(pico, pico_tuned):
         LocalJudge(checkpoint=str(pico("llama")), device="cpu", batch_size=3),
     ):
         assert other.identity() != judge.identity()
+
+
+def test_a_local_judge_compares_by_letters(pico, judging, high):
+    """Restate: P(A) - P(B) in both orders, over the whole vocabulary, letters with a space too."""
+    model, tokenizer = load_model(pico("llama")), load_tokenizer(pico("llama"))
+    texts = [tokenizer.decode([token]).strip() for token in range(len(tokenizer))]
+    with torch.no_grad():
+        for token, text in enumerate(texts):
+            if text in ("A", "B"):
+                model.get_output_embeddings().weight[token] *= 20 if text == "A" else -20
+    answer = Answer("who", 0, "Who?", "I love parties.", base_reply="I am alone.")
+    judge = PairwiseJudge(judge=judging(model))
+    leads = []
+    for first in (True, False):
+        chat = pair_prompt(high, answer, is_first=first)
+        ids = tokenizer(
+            tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True),
+            add_special_tokens=False,
+            return_tensors="pt",
+        )["input_ids"]
+        with torch.no_grad():
+            p = torch.softmax(model(ids).logits[0, -1].double(), dim=-1).tolist()
+        of = {x: sum(q for q, text in zip(p, texts, strict=True) if text == x) for x in ("A", "B")}
+        leads.append((of["A"] - of["B"], of["A"] + of["B"]))
+    (score,) = judge(high, [answer])
+    assert min(mass for _, mass in leads) >= 0.25
+    assert score.value == pytest.approx((leads[0][0] - leads[1][0]) / 2, abs=1e-4)

@@ -325,3 +325,15 @@ def test_nobody_waits_for_ever(hurried):
     with serving(failing(failed(429, "wait", retry_after="inf"))) as fake:
         endpoint(fake).first_token(ASKED)
     assert hurried == [3600]
+
+
+@pytest.mark.usefixtures("hurried")
+def test_no_part_of_a_key_is_left_where_a_message_is_cut(monkeypatch):
+    key = "0123456789abcdef" * 4
+    monkeypatch.setenv("SECRET", key)
+    for length in (20, 40, 60, 320, 360, 380):
+        text = "x" * length + key
+        for fault in (failed(500, text), Fault(body=text.encode()), failed(401, text)):
+            with serving(failing(fault)) as fake, pytest.raises(ModelError) as caught:
+                Endpoint("m", fake.base_url, "SECRET", Limits(retries=0)).first_token(ASKED)
+            assert key[:6] not in str(caught.value)
