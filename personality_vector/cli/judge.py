@@ -50,7 +50,7 @@ def judge(
     In a run nothing is generated again, and no answer is rated twice by the same judge. Texts are
     rated for every trait that the judge knows; without enough personality they are unscored.
     """
-    spec, reader = _spec(judge, model)
+    spec, reader = spec_of(judge, model)
     if rated.is_file():
         _rate_texts(rated, spec, reader, as_json)
     elif reader:
@@ -59,7 +59,7 @@ def judge(
         _rate_run(rated, spec, as_json)
 
 
-def _spec(judge: str, model: str | None) -> "tuple[JudgeSpec, str | None]":
+def spec_of(judge: str, model: str | None) -> "tuple[JudgeSpec, str | None]":
     """Return a judge's recipe, and the model that reads if it has no key for one."""
     from personality_vector.judges.spec import KINDS, JudgeRecipe
     from personality_vector.recipes.reading import read_yaml

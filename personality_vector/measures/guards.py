@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from personality_vector.data.declining import Kind, are_of
 from personality_vector.data.statements import normalised, read_statements
 from personality_vector.data.texts import (
     compression,
     distinct_n,
     first_person,
-    is_disclaimer,
     is_other_language,
-    is_refusal,
     mean_words,
     repetition,
 )
@@ -74,7 +73,7 @@ class Guards(BaseMeasure):
     Of replies: ``refusals`` decline; ``disclaimers`` say that a machine speaks, without feelings or
     traits; ``other_language`` is in another script or not in English; ``verbatim`` are statements
     which vectors may have learned from; ``over_refusal`` is the share of harmless requests that
-    are refused. These are tests of words, whose errors ``tests/benchmarks/guards.py`` measures.
+    are refused. They read words; ``tests/benchmarks/guards.py`` measures how often they are wrong.
 
     Of words: ``first_person``, those for the speaker. Of word pairs: ``distinct_2``, those that
     differ (Li et al. 2016, arXiv:1510.03055). Of word 4-grams: ``repetition``, those that occurred
@@ -142,6 +141,10 @@ def _share(test: Callable[[str], bool]) -> Number:
     return lambda texts: sum(map(test, texts)) / len(texts) if texts else None
 
 
+def _declining(kind: Kind) -> Number:
+    return lambda texts: sum(are_of(kind, texts)) / len(texts) if texts else None
+
+
 def _bare(text: str) -> str:
     """Return a text as it is compared: without case, white space and final punctuation."""
     return normalised(text).rstrip(".!")
@@ -153,8 +156,8 @@ _NUMBERS: Mapping[str, Number] = {
     "repetition": repetition,
     "compression": compression,
     "first_person": first_person,
-    "refusals": _share(is_refusal),
-    "disclaimers": _share(is_disclaimer),
+    "refusals": _declining("refusal"),
+    "disclaimers": _declining("disclaimer"),
     "other_language": _share(is_other_language),
 }
 _UNITS = {"words": "words", "compression": "ratio"}

@@ -14,8 +14,8 @@ def bootstrapped(values: Float[ndarray, "items seeds"]) -> tuple[float, float] |
     """Return the 95 % interval of a mean over items and seeds, each drawn again with replacement.
 
     The percentile interval of the bootstrap (Efron 1979); items and seeds are crossed, so both are
-    drawn (Owen 2007, arXiv:0712.1111). NaN is left out. ``None`` if there are fewer than two items
-    with a value, or if a resample is likely to have none.
+    drawn (Owen 2007, arXiv:0712.1111). NaN is left out. ``None`` if there are fewer than two
+    values, or if most resamples have none.
     """
     rng = np.random.default_rng(_SEED)
     items, seeds = values.shape
@@ -26,7 +26,7 @@ def bootstrapped(values: Float[ndarray, "items seeds"]) -> tuple[float, float] |
     columns = rng.multinomial(seeds, np.full(seeds, 1 / seeds), _RESAMPLES).astype(float)
     sums = np.einsum("ri,is,rs->r", rows, np.where(known, values, 0.0), columns, optimize=True)
     counts = np.einsum("ri,is,rs->r", rows, known.astype(float), columns, optimize=True)
-    if (counts > 0).mean() < 0.99:
+    if (counts > 0).mean() < 0.5:
         return None
     means = sums[counts > 0] / counts[counts > 0]
     low, high = np.quantile(means, [0.025, 0.975])

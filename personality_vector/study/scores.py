@@ -1,6 +1,6 @@
 """What judges' scores say: how far answers moved from the base's, and whether judges agree."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -9,30 +9,29 @@ import pandas as pd
 
 from personality_vector.numeric.statistics import bootstrapped, correlation, krippendorff
 from personality_vector.study.design import BASE
-from personality_vector.study.run import Run
 
 _SAME = ["intervention", "strength", "seed", "measure", "item", "sample"]
 
 
-def shifts_of_scores(run: Run) -> pd.DataFrame:
+def shifts_of_scores(answers: pd.DataFrame) -> pd.DataFrame:
     """Return one row per intervention, strength, trait and judge: how far scores moved.
 
-    Each answer is compared with that of the base to the same item, sample and seed, where both are
-    scored. Columns: ``intervention, strength, measure, trait, judge, n, shift``, ``low, high`` (the
-    95 % interval over items and seeds), ``wrong_way`` (share of items that moved against the mean).
+    Each of the ``answers`` of a run is compared with that of the base to the same item, sample and
+    seed, where both are scored. Columns: ``intervention, strength, measure, trait, judge, n,
+    shift``, ``low, high`` (the 95 % interval over items and seeds), ``wrong_way`` (share of items
+    that moved against the mean).
     """
-    found = run.answers().query("judge != ''")
+    found = answers.query("judge != ''")
     keys = ["measure", "trait", "judge", "item", "sample", "seed"]
     of_base = found["intervention"] == BASE
     base = found[of_base].set_index(keys)["score"]
     rows = []
     groups = ["intervention", "strength", "measure", "trait", "judge"]
-    for group, answers in found[~of_base].groupby(groups, sort=False):
+    for group, own in found[~of_base].groupby(groups, sort=False):
         moved = (
-            answers["score"].to_numpy()
-            - base.reindex(pd.MultiIndex.from_frame(answers[keys])).to_numpy()
+            own["score"].to_numpy() - base.reindex(pd.MultiIndex.from_frame(own[keys])).to_numpy()
         )
-        table = answers.assign(moved=moved).pivot_table(
+        table = own.assign(moved=moved).pivot_table(
             index=["item"], columns="seed", values="moved", dropna=False
         )
         n = int(np.isfinite(moved).sum())
@@ -49,17 +48,16 @@ def _row(n: int, shift: float, low: float, high: float, wrong_way: float) -> dic
     return {"n": n, "shift": shift, "low": low, "high": high, "wrong_way": wrong_way}
 
 
-def agreement(run: Run) -> pd.DataFrame:
+def agreement(answers: pd.DataFrame, scales: Mapping[str, Sequence[float]]) -> pd.DataFrame:
     """Return one row per trait and pair of judges: how far they agree on the same answers.
 
-    Pooled over all cells. Columns: ``trait, judge, other, n`` (answers that both scored),
-    ``spearman, pearson, ci_low, ci_high`` (95 %, of Pearson), ``alpha``: Krippendorff's, with every
-    judge's scale mapped to [0, 1].
+    ``answers`` are those of a run, pooled over all cells. Columns: ``trait, judge, other, n``
+    (answers that both scored), ``spearman, pearson, ci_low, ci_high`` (95 %, of Pearson),
+    ``alpha``: Krippendorff's, with every judge's scale mapped to [0, 1].
     """
-    scales = {name: one["scale"] for name, one in run["judges"].items()}
     rows = []
-    for trait, answers in run.answers().query("judge != ''").groupby("trait", sort=False):
-        table = answers.pivot_table(index=_SAME, columns="judge", values="score", dropna=False)
+    for trait, own in answers.query("judge != ''").groupby("trait", sort=False):
+        table = own.pivot_table(index=_SAME, columns="judge", values="score", dropna=False)
         for one, other in combinations(table.columns, 2):
             both = table[[one, other]].dropna()
             row = correlation(both[one].tolist(), both[other].tolist())

@@ -238,11 +238,12 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
         found = {DOSES: dose_response(run)}
         if not found[DOSES].empty and found[DOSES]["spearman"].isna().any():
             found["by strength"] = by_strength(run)
-        found[MOVED] = shifts_of_scores(run)
+        found[MOVED] = shifts_of_scores(run.answers())
     found["side effects"] = side_effects(run)
     if run["pole"] is not None:
         found[MATCHED] = matched_effect(run)
-    found[AGREEMENT], found["unscored"] = agreement(run), unscored(run)
+    scales = {name: judge["scale"] for name, judge in run["judges"].items()}
+    found[AGREEMENT], found["unscored"] = agreement(run.answers(), scales), unscored(run)
     return {name: table for name, table in found.items() if name == MATCHED or not table.empty}
 
 

@@ -1,23 +1,24 @@
 """How often the guards are wrong about a text.
 
-    python -m tests.benchmarks.guards FILE.jsonl ...
+    python -m tests.benchmarks.guards
 
-Rows have a ``kind`` and a ``text``; those without a kind are what people say of themselves. A hit
+The texts are those of ``eval/judges`` that nothing learned from. A hit
 is a text of the kind that a guard looks for, a false alarm a text of another. A disclaimer may
 decline and a refusal may say who declines, so neither is a false alarm of the other's guard.
 """
 
-import argparse
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from functools import partial
 
-from personality_vector.data.texts import is_disclaimer, is_other_language, is_refusal
+from personality_vector.data.declining import are_of
+from personality_vector.data.texts import is_other_language
+from personality_vector.lab import NEUTRAL_TEXTS, PERSONALITY_TEXTS, builtin
 
 GUARDS = {
-    "refusals": ("refusal", is_refusal),
-    "disclaimers": ("disclaimer", is_disclaimer),
-    "other_language": ("language", is_other_language),
+    "refusals": ("refusal", partial(are_of, "refusal")),
+    "disclaimers": ("disclaimer", partial(are_of, "disclaimer")),
+    "other_language": ("language", lambda texts: list(map(is_other_language, texts))),
 }
 
 
@@ -26,23 +27,30 @@ def rates(rows: Iterable[Mapping[str, str]]) -> dict[str, tuple[int, int, int, i
     kinds = [(row.get("kind", ""), row["text"]) for row in rows]
     found = {}
     for guard, (own, test) in GUARDS.items():
-        hits = [test(text) for kind, text in kinds if kind == own]
-        alarms = [test(text) for kind, text in kinds if kind not in (own, "refusal", "disclaimer")]
+        hits = test([text for kind, text in kinds if kind == own])
+        alarms = test([t for kind, t in kinds if kind not in (own, "refusal", "disclaimer")])
         found[guard] = (sum(hits), len(hits), sum(alarms), len(alarms))
     return found
 
 
-def read(files: Iterable[Path]) -> list[dict[str, str]]:
-    """Return the rows of JSON lines."""
-    return [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
+def held_out() -> list[dict[str, str]]:
+    """Return the shipped texts that nothing learned from; people's own have no kind."""
+    rows = [
+        json.loads(line)
+        for reference in (NEUTRAL_TEXTS, PERSONALITY_TEXTS)
+        for line in builtin(reference).read_text("utf-8").splitlines()
+    ]
+    return [
+        {"kind": row.get("kind", ""), "text": row.get("text") or row["statement"]}
+        for row in rows
+        if row["part"] == "held_out"
+    ]
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", type=Path, nargs="+")
     print("| guard | hits | false alarms |\n|---|---:|---:|")
-    for guard, (hits, of, alarms, others) in rates(read(parser.parse_args().files)).items():
+    for guard, (hits, of, alarms, others) in rates(held_out()).items():
         print(f"| {guard} | {hits} of {of} | {alarms} of {others} |")
 
 

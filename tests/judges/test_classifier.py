@@ -110,7 +110,7 @@ def test_the_shipped_statements_are_its_default():
     judge = ClassifierJudge().open()
     assert judge.traits == tuple(sorted(BIG_FIVE))
     assert (len(judge.train), len(judge.held_out)) == (3060, 240)
-    assert (len(judge.neutral), len(judge.unseen)) == (660, 360)
+    assert (len(judge.neutral), len(judge.unseen)) == (1159, 360)
 
 
 def test_swapping_the_labels_mirrors_every_score(judge):

@@ -1,0 +1,69 @@
+"""Replies that decline a request, and replies in which a machine says that it is one."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Literal, NamedTuple, get_args
+
+from personality_vector.data.features import WordFeatures
+from personality_vector.data.rows import raw_rows
+from personality_vector.data.statements import read_statements
+from personality_vector.lab import NEUTRAL_TEXTS, PERSONALITY_TEXTS, builtin
+
+Kind = Literal["refusal", "disclaimer"]
+
+_OPENING = 400  # characters: what is said after them no longer declines
+_STRENGTH = 10.0
+_FALSE_ALARMS = 0.01
+_FOLDS = 5
+
+
+def are_of(kind: Kind, texts: Sequence[str]) -> list[bool]:
+    """Return which texts decline a request, or say that a machine without traits speaks.
+
+    A logistic regression on the words of the shipped texts, of which it learned some 200 of each
+    kind. Its threshold is that of 1 % false alarms on texts that were left out of learning. It
+    reads how a text begins. ``tests/benchmarks/guards.py`` measures how often it is wrong.
+
+    >>> are_of("refusal", ["I'm sorry, but I can't help with that.", "I can't help laughing."])
+    [True, False]
+    """
+    opening = [text[:_OPENING] for text in texts if text.strip()]
+    if not opening:
+        return [False] * len(texts)
+    features, guards = _learned()
+    guard = guards[kind]
+    likely = iter(guard.regression.predict_proba(features(opening))[:, 1] > guard.threshold)
+    return [bool(text.strip()) and bool(next(likely)) for text in texts]
+
+
+class _Guard(NamedTuple):
+    regression: Any
+    threshold: float
+
+
+@cache
+def _learned() -> tuple[WordFeatures, dict[Kind, _Guard]]:
+    import numpy as np
+
+    neutral = [r for r in raw_rows(builtin(NEUTRAL_TEXTS)).values() if r["part"] == "train"]
+    people = read_statements(builtin(PERSONALITY_TEXTS), part="train")
+    texts = [*(row["text"] for row in neutral), *(one.text for one in people)]
+    features = WordFeatures()
+    rows = features.learned([text[:_OPENING] for text in texts])
+    fold, guards = np.arange(len(texts)) % _FOLDS, dict[Kind, _Guard]()
+    for kind in get_args(Kind):
+        own = np.array([*(row["kind"] == kind for row in neutral), *[False] * len(people)])
+        likely = np.zeros(len(texts))
+        for out in (fold == number for number in range(_FOLDS)):
+            likely[out] = _fitted(rows[~out], own[~out]).predict_proba(rows[out])[:, 1]
+        threshold = float(np.quantile(likely[~own], 1 - _FALSE_ALARMS))
+        guards[kind] = _Guard(_fitted(rows, own), threshold)
+    return features, guards
+
+
+def _fitted(rows: Any, own: Any) -> Any:
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+
+    weights = np.where(own, 5.0, 1.0)  # there are far fewer of them
+    return LogisticRegression(C=_STRENGTH, max_iter=1000, tol=1e-3).fit(rows, own, weights)

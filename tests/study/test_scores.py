@@ -1,0 +1,68 @@
+"""What judges' scores say: shifts, paired by answer, and the agreement of judges."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from personality_vector.study.scores import agreement, shifts_of_scores
+
+ITEMS, SEEDS = 12, 3
+
+
+@pytest.fixture
+def answers():
+    """Two judges; the edit moves every score by 1 and item 0 by -2; one answer is unscored."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in range(SEEDS):
+        for item in range(ITEMS):
+            usual = rng.normal(3, 0.3)
+            for label, strength in (("base", 0.0), ("weights", 1.0)):
+                moved = 0.0 if label == "base" else (-2.0 if item == 0 else 1.0)
+                score = usual + moved
+                place = (label, strength, seed, "interview", f"q{item}", 0, "extraversion")
+                rows.append((*place, "one", score))
+                rows.append((*place, "other", 50 + 20 * (score - 3)))
+    columns = [*("intervention", "strength", "seed", "measure", "item", "sample", "trait")]
+    frame = pd.DataFrame(rows, columns=[*columns, "judge", "score"])
+    is_silent = (frame["judge"] == "one") & (frame["item"] == "q1") & (frame["seed"] == 0)
+    frame.loc[is_silent, "score"] = np.nan
+    return frame
+
+
+SCALES = {"one": [1.0, 5.0], "other": [10.0, 90.0]}
+
+
+def test_a_shift_is_the_mean_of_paired_differences(answers):
+    (row,) = shifts_of_scores(answers).query("judge == 'one'").to_dict("records")
+    assert row["n"] == ITEMS * SEEDS - 1
+    expected = (ITEMS * SEEDS - SEEDS - 1 - 2 * SEEDS) / row["n"]
+    assert row["shift"] == pytest.approx(expected)
+    assert row["low"] < row["shift"] < row["high"]
+    assert row["wrong_way"] == pytest.approx(1 / ITEMS)
+
+
+def test_noise_that_an_edit_does_not_touch_widens_no_interval(answers):
+    even = answers[answers["item"] != "q0"]
+    (row,) = shifts_of_scores(even).query("judge == 'other'").to_dict("records")
+    assert (row["low"], row["high"]) == pytest.approx((20, 20))
+
+
+def test_judges_that_differ_by_scale_alone_agree(answers):
+    (row,) = agreement(answers, SCALES).to_dict("records")
+    assert (row["trait"], row["judge"], row["other"]) == ("extraversion", "one", "other")
+    assert row["n"] == 2 * ITEMS * SEEDS - 2
+    assert (row["spearman"], row["pearson"], row["alpha"]) == pytest.approx((1, 1, 1))
+
+
+def test_agreement_is_over_what_both_scored(answers):
+    rng = np.random.default_rng(3)
+    noisy = answers.assign(score=answers["score"] + rng.normal(0, 1, len(answers)))
+    (row,) = agreement(noisy, SCALES).to_dict("records")
+    keys = ["intervention", "seed", "item"]
+    one, other = (noisy[noisy["judge"] == who].set_index(keys)["score"] for who in ("one", "other"))
+    both = one.notna()
+    expected = stats.spearmanr(one[both], other.reindex(one.index)[both])
+    assert row["spearman"] == pytest.approx(expected.statistic)
+    assert row["ci_low"] < row["pearson"] < row["ci_high"]
