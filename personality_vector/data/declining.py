@@ -7,9 +7,13 @@ from typing import Any, Literal, NamedTuple, get_args
 from personality_vector.data.features import WordFeatures
 from personality_vector.data.rows import raw_rows
 from personality_vector.data.statements import read_statements
-from personality_vector.lab import NEUTRAL_TEXTS, PERSONALITY_TEXTS, builtin
+from personality_vector.data.texts import read_texts
+from personality_vector.lab import BUILTIN, NEUTRAL_TEXTS, PERSONALITY_TEXTS, builtin
 
 Kind = Literal["refusal", "disclaimer"]
+
+PEOPLE = f"{BUILTIN}eval/judges/people.jsonl"
+"""What people say in the words of refusals and disclaimers."""
 
 _OPENING = 400  # characters: what is said after them no longer declines
 _STRENGTH = 10.0
@@ -24,7 +28,7 @@ def are_of(kind: Kind, texts: Sequence[str]) -> list[bool]:
     kind. Its threshold is that of 1 % false alarms on texts that were left out of learning. It
     reads how a text begins. ``tests/benchmarks/guards.py`` measures how often it is wrong.
 
-    >>> are_of("refusal", ["I'm sorry, but I can't help with that.", "I can't help laughing."])
+    >>> are_of("refusal", ["I'm sorry, but I can't help with that.", "I can't stand crowds."])
     [True, False]
     """
     opening = [text[:_OPENING] for text in texts if text.strip()]
@@ -47,12 +51,13 @@ def _learned() -> tuple[WordFeatures, dict[Kind, _Guard]]:
 
     neutral = [r for r in raw_rows(builtin(NEUTRAL_TEXTS)).values() if r["part"] == "train"]
     people = read_statements(builtin(PERSONALITY_TEXTS), part="train")
-    texts = [*(row["text"] for row in neutral), *(one.text for one in people)]
+    others = [*(one.text for one in people), *read_texts(builtin(PEOPLE))]
+    texts = [*(row["text"] for row in neutral), *others]
     features = WordFeatures()
     rows = features.learned([text[:_OPENING] for text in texts])
     fold, guards = np.arange(len(texts)) % _FOLDS, dict[Kind, _Guard]()
     for kind in get_args(Kind):
-        own = np.array([*(row["kind"] == kind for row in neutral), *[False] * len(people)])
+        own = np.array([*(row["kind"] == kind for row in neutral), *[False] * len(others)])
         likely = np.zeros(len(texts))
         for out in (fold == number for number in range(_FOLDS)):
             likely[out] = _fitted(rows[~out], own[~out]).predict_proba(rows[out])[:, 1]

@@ -20,7 +20,7 @@ def bootstrapped(values: Float[ndarray, "items seeds"]) -> tuple[float, float] |
     rng = np.random.default_rng(_SEED)
     items, seeds = values.shape
     known = np.isfinite(values)
-    if known.any(axis=1).sum() < 2:
+    if known.sum() < 2:
         return None
     rows = rng.multinomial(items, np.full(items, 1 / items), _RESAMPLES).astype(float)
     columns = rng.multinomial(seeds, np.full(seeds, 1 / seeds), _RESAMPLES).astype(float)

@@ -12,12 +12,17 @@ middle of the scale. ``--limit`` takes so many texts of each pole, for judges th
 import argparse
 import json
 import random
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
+
+sys.path.insert(0, str(Path(__file__).parent / "merging"))
+
+from runner import markdown
 
 from personality_vector.cli.judge import spec_of
 from personality_vector.data.personas import rubric_of
@@ -27,7 +32,6 @@ from personality_vector.lab import NEUTRAL_TEXTS, PERSONALITY_TEXTS, builtin
 from personality_vector.subject import Answer, Judge, rated
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import BIG_FIVE
-from tests.rows import markdown
 
 Labelled = list[tuple[str, bool]]
 POLES = {
