@@ -18,11 +18,9 @@ from personality_vector.progress import progress
 from personality_vector.recipes.schema import LocalPath, Real, Whole, Words
 from personality_vector.subject import (
     Answer,
-    Chat,
     Rubric,
     Score,
     Subject,
-    answered,
     identity_of,
     question,
 )
@@ -31,11 +29,8 @@ from personality_vector.traits import Trait
 LOWEST, HIGHEST = 1.0, 5.0
 """Ends of the scale; 3 is the middle."""
 
-ASKED = "What would you like to talk about?"
+ASKED = "Tell me about yourself."
 """The question that a text without one answers."""
-NEXT = "And what else would you say about yourself?"
-"""The user's message that the statements answer."""
-
 _LONGEST = 16  # words of a statement
 _FAR = 10.0
 """A preference of so many standard deviations of neutral texts is three quarters of the way."""
@@ -89,7 +84,7 @@ class Band(NamedTuple):
 
 @dataclass(frozen=True)
 class Reader(BaseJudge):
-    """What an unedited model expects somebody to say next who gave this answer.
+    """Which statements an unedited model expects to follow an answer in the same reply.
 
     ``d = mean log p(s | answer) over high-pole statements s - the same over low-pole ones``, in
     nats per token. ``z = (d - m) / sd``, with mean and standard deviation of ``d`` over neutral
@@ -183,15 +178,15 @@ class Reader(BaseJudge):
         }
 
     def _preferences(self, asked: str, reply: str) -> dict[Trait, float]:
-        from personality_vector.subject.continuations import reply_likelihoods
+        from personality_vector.subject.continuations import continuation_likelihoods
 
         if self.subject is None:
             raise DataError(f"{self.name}: needs a model that reads; name one with --model")
-        so_far: Chat = answered(question(asked or ASKED), reply)
-        so_far = [*so_far, *question(NEXT)]
         texts = [statement.text for statement in self.statements]
         subject = self.subject
-        found = reply_likelihoods(subject.model, subject.tokenizer, so_far, texts).tolist()
+        found = continuation_likelihoods(
+            subject.model, subject.tokenizer, question(asked or ASKED), reply.strip(), texts
+        ).tolist()
         means: dict[Any, float] = {
             (trait, level): fmean(
                 value

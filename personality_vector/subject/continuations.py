@@ -1,4 +1,4 @@
-"""How likely several replies to one chat are; what they have in common is read once."""
+"""How likely several continuations of one reply are; what they have in common is read once."""
 
 import copy
 from collections.abc import Sequence
@@ -15,39 +15,38 @@ from personality_vector.subject.models import device_of
 
 
 @torch.no_grad()
-def reply_likelihoods(
-    model: Any, tokenizer: Any, chat: Chat, replies: Sequence[str]
-) -> Float[Tensor, " replies"]:
-    """Return the mean log-probability per token of each reply to one chat, in nats.
+def continuation_likelihoods(
+    model: Any, tokenizer: Any, chat: Chat, begun: str, continuations: Sequence[str]
+) -> Float[Tensor, " continuations"]:
+    """Return the mean log-probability per token of each continuation of a reply, in nats.
 
-    The tokens that all of them begin with are read once, and each reply continues from that cache:
-    the numbers are those of :func:`mean_log_probs`, except for rounding. float32, on the CPU.
+    The tokens that all of them begin with are read once, and each continuation follows from that
+    cache. What all of them share is not part of the mean. float32, on the CPU.
 
     Args:
         model: A causal language model that nothing steers.
         tokenizer: Its own.
         chat: What precedes the reply.
-        replies: The assistant's messages; none is empty.
+        begun: How the assistant's reply begins.
+        continuations: Two or more texts that may follow it, after a space.
 
     Raises:
         DataError: A chat cannot be rendered.
         LengthError: One is longer than the model reads.
     """
-    encoded = [encode_chats(tokenizer, [answered(chat, reply)]) for reply in replies]
+    encoded = [encode_chats(tokenizer, [answered(chat, f"{begun} {c}")]) for c in continuations]
     rows = [one.input_ids[0].tolist() for one in encoded]
-    begins = [int(one.response_mask[0].int().argmax()) for one in encoded]
-    ends = [
-        begin + int(one.response_mask.sum()) for one, begin in zip(encoded, begins, strict=True)
-    ]
-    # The token before a reply predicts the reply's first token, so it is read with it.
+    ends = [int(one.response_mask[0].nonzero().max()) + 1 for one in encoded]
     agree = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))
-    shared = max(0, min(sum(1 for _ in agree), *begins) - 1)
+    begin = min(sum(1 for _ in agree), *(end - 1 for end in ends))
+    # The last token that is shared predicts the first that is not, so it is read with it.
+    shared = begin - 1
     cache = _cache(model, rows[0][:shared]) if shared else None
     shared = shared if cache is not None else 0
     most = max(1, MOST_LOGITS // (len(max(rows, key=len)) * _words(model)))
     found = []
-    for batch in batched(list(zip(rows, begins, ends, strict=True)), most):
-        ids, mask = right_padded([row[shared:end] for row, _, end in batch])
+    for batch in batched(list(zip(rows, ends, strict=True)), most):
+        ids, mask = right_padded([row[shared:end] for row, end in batch])
         given = {}
         if cache is not None:
             given["past_key_values"] = copy.deepcopy(cache)
@@ -55,10 +54,10 @@ def reply_likelihoods(
             mask = torch.cat([mask.new_ones(len(batch), shared), mask], dim=1)
         device = device_of(model)
         logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), **given).logits
-        for row, tokens, (_, begin, end) in zip(logits.cpu(), ids, batch, strict=True):
+        for row, tokens, (_, end) in zip(logits.cpu(), ids, batch, strict=True):
             log_probs = torch.log_softmax(row[begin - shared - 1 : end - shared - 1].float(), -1)
-            reply = tokens[begin - shared : end - shared, None]
-            found.append(log_probs.gather(1, reply).mean())
+            said = tokens[begin - shared : end - shared, None]
+            found.append(log_probs.gather(1, said).mean())
     return torch.stack(found)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from personality_vector.data.statements import Statement
 from personality_vector.errors import DataError
-from personality_vector.judges.reader import ASKED, NEXT, Reader, ReaderJudge
+from personality_vector.judges.reader import ASKED, Reader, ReaderJudge
 from personality_vector.subject import answered, question
 from personality_vector.subject.protocols import Answer, Judge, Rubric
 from personality_vector.subject.subject import Subject
@@ -39,8 +39,12 @@ def said(text, asked=""):
 
 def preference(subject, text, asked=ASKED):
     """Return what the reader prefers, by reading every statement whole."""
-    chat = [*answered(question(asked), text), *question(NEXT)]
-    found = subject.log_likelihood([answered(chat, s.text) for s in STATEMENTS]).tolist()
+    chats = [answered(question(asked), f"{text} {s.text}") for s in STATEMENTS]
+    before = len(next(subject.predictions([answered(question(asked), text)]))[0])
+    found = [
+        float(log_probs[before:].gather(1, tokens[before:, None]).mean())
+        for tokens, log_probs in subject.predictions(chats)
+    ]
     return statistics.fmean(found[:2]) - statistics.fmean(found[2:])
 
 
