@@ -147,7 +147,7 @@ class StateFeatures:
         batches = list(batched(order, _BATCH))
         found: dict[int, Tensor] = {}
         with torch.no_grad():
-            for batch in progress(batches, "read", len):
+            for batch in progress(batches, "read"):
                 found |= zip(batch, self._read([texts[index] for index in batch]), strict=True)
         return torch.stack([found[index] for index in range(len(texts))])
 
