@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from personality_vector.data.declining import are_of
+from personality_vector.data.declining import kinds_of
 from personality_vector.data.rows import HubData, first_row, is_blank, keys_of, raw_rows
 from personality_vector.data.statements import part_of, select_statements
 from personality_vector.errors import DataError, TraitError
@@ -171,7 +171,7 @@ def _recognised(origin: Path | HubData) -> Format:
 def _reason_against(chat: Chat, spec: DataSpec, seen: set[str]) -> str:
     """Return why a chat is to be dropped, or ""."""
     reply = chat[-1]["content"]
-    if "refusal" in spec.drop and any(are_of(k, [reply])[0] for k in ("refusal", "disclaimer")):
+    if "refusal" in spec.drop and kinds_of([reply])[0]:
         return "refusal"
     if "duplicate" in spec.drop:
         text = json.dumps(chat)

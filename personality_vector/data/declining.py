@@ -31,13 +31,22 @@ def are_of(kind: Kind, texts: Sequence[str]) -> list[bool]:
     >>> are_of("refusal", ["I'm sorry, but I can't help with that.", "I can't stand crowds."])
     [True, False]
     """
-    opening = [text[:_OPENING] for text in texts if text.strip()]
-    if not opening:
-        return [False] * len(texts)
-    features, guards = _learned()
-    guard = guards[kind]
-    likely = iter(guard.regression.predict_proba(features(opening))[:, 1] > guard.threshold)
-    return [bool(text.strip()) and bool(next(likely)) for text in texts]
+    return [kind in found for found in kinds_of(texts)]
+
+
+def kinds_of(texts: Sequence[str]) -> list[set[Kind]]:
+    """Return which of the kinds each text is of, as :func:`are_of` tells them."""
+    found: list[set[Kind]] = [set() for _ in texts]
+    spoken = [number for number, text in enumerate(texts) if text.strip()]
+    if spoken:
+        features, guards = _learned()
+        rows = features([texts[number][:_OPENING] for number in spoken])
+        for kind, guard in guards.items():
+            likely = guard.regression.predict_proba(rows)[:, 1] > guard.threshold
+            for number, is_of in zip(spoken, likely, strict=True):
+                if is_of:
+                    found[number].add(kind)
+    return found
 
 
 class _Guard(NamedTuple):

@@ -40,12 +40,9 @@ def shifts_of_scores(answers: pd.DataFrame) -> pd.DataFrame:
         by_item = table.mean(axis=1).dropna()
         against = (by_item * shift < 0).mean() if n else float("nan")
         low, high = interval or (float("nan"),) * 2
-        rows.append(dict(zip(groups, group, strict=True)) | _row(n, shift, low, high, against))
+        row = {"n": n, "shift": shift, "low": low, "high": high, "wrong_way": against}
+        rows.append(dict(zip(groups, group, strict=True)) | row)
     return pd.DataFrame(rows)
-
-
-def _row(n: int, shift: float, low: float, high: float, wrong_way: float) -> dict[str, Any]:
-    return {"n": n, "shift": shift, "low": low, "high": high, "wrong_way": wrong_way}
 
 
 def agreement(answers: pd.DataFrame, scales: Mapping[str, Sequence[float]]) -> pd.DataFrame:

@@ -233,17 +233,18 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
 
     A table without rows is left out, except that at matched effect, whose absence says something.
     """
+    answers = run.answers()
     found = {"measures": run.readings().drop(columns=["intervention", "strength"])}
     if run["arms"]:
         found = {DOSES: dose_response(run)}
         if not found[DOSES].empty and found[DOSES]["spearman"].isna().any():
             found["by strength"] = by_strength(run)
-        found[MOVED] = shifts_of_scores(run.answers())
+        found[MOVED] = shifts_of_scores(answers)
     found["side effects"] = side_effects(run)
     if run["pole"] is not None:
         found[MATCHED] = matched_effect(run)
     scales = {name: judge["scale"] for name, judge in run["judges"].items()}
-    found[AGREEMENT], found["unscored"] = agreement(run.answers(), scales), unscored(run)
+    found[AGREEMENT], found["unscored"] = agreement(answers, scales), unscored(run)
     return {name: table for name, table in found.items() if name == MATCHED or not table.empty}
 
 

@@ -10,7 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from personality_vector.subject.chat import Chat, answered, batched
-from personality_vector.subject.encoding import MOST_LOGITS, encode_chats, right_padded
+from personality_vector.subject.encoding import (
+    MOST_LOGITS,
+    encode_chats,
+    right_padded,
+    vocabulary_of,
+)
 from personality_vector.subject.models import device_of
 
 
@@ -43,7 +48,7 @@ def continuation_likelihoods(
     shared = begin - 1
     cache = _cache(model, rows[0][:shared]) if shared else None
     shared = shared if cache is not None else 0
-    most = max(1, MOST_LOGITS // (len(max(rows, key=len)) * _words(model)))
+    most = max(1, MOST_LOGITS // (len(max(rows, key=len)) * (vocabulary_of(model) or 1)))
     found = []
     for batch in batched(list(zip(rows, ends, strict=True)), most):
         ids, mask = right_padded([row[shared:end] for row, end in batch])
@@ -66,7 +71,3 @@ def _cache(model: Any, tokens: Sequence[int]) -> Any:
     ids = torch.tensor([tokens], device=device_of(model))
     cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
     return cache if hasattr(cache, "batch_repeat_interleave") else None
-
-
-def _words(model: Any) -> int:
-    return int(model.config.get_text_config().vocab_size)

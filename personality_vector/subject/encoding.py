@@ -245,7 +245,7 @@ def require_known(model: nn.Module, ids: Int[Tensor, "batch seq"]) -> None:
     Raises:
         DataError: The tokenizer is one of another model, or of a larger vocabulary.
     """
-    largest, rows = int(ids.max()), _vocabulary(model)
+    largest, rows = int(ids.max()), vocabulary_of(model)
     if rows is not None and largest >= rows:
         raise DataError(
             f"the tokenizer makes token {largest}, and the model knows tokens 0 to "
@@ -253,7 +253,7 @@ def require_known(model: nn.Module, ids: Int[Tensor, "batch seq"]) -> None:
         )
 
 
-def _vocabulary(model: nn.Module) -> int | None:
+def vocabulary_of(model: nn.Module) -> int | None:
     """Return the number of embeddings, where a model of another library says it."""
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     return None if embeddings is None else int(embeddings.weight.shape[0])
@@ -285,7 +285,7 @@ def response_log_probs(
     kept = encoded.input_ids.shape[1] - begin
     takes = inspect.signature(model.forward).parameters
     keeping = {"logits_to_keep": kept} if "logits_to_keep" in takes else {}
-    most = max(1, MOST_LOGITS // (kept * (_vocabulary(model) or 1)))
+    most = max(1, MOST_LOGITS // (kept * (vocabulary_of(model) or 1)))
     for part in encoded.parts(most):
         with reading(part.prompts):
             logits = model(

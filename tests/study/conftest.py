@@ -14,6 +14,18 @@ WORDS = {"high": "I love {} and I talk at every party", "low": "I am quiet about
 TOPICS = ("music", "people", "books", "tea", "rain", "games")
 
 
+@pytest.fixture
+def base(pico):
+    """Return the model of a study."""
+    return pico("llama")
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Return the file in which fakes note what they are asked."""
+    return tmp_path / "log.txt"
+
+
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory, pico):
     """Return a folder with ``statements.jsonl`` and ``vector``."""

@@ -25,16 +25,6 @@ from tests.study.fakes import Asked, Rates, Shifted, noted
 ARM = Shifted("small", 0.5)
 
 
-@pytest.fixture
-def base(pico):
-    return pico("llama")
-
-
-@pytest.fixture
-def log(tmp_path):
-    return tmp_path / "log.txt"
-
-
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch):
     monkeypatch.setattr("personality_vector.subject.endpoint._FIRST_PAUSE", 0.001)

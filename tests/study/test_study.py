@@ -32,16 +32,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def base(pico):
-    return pico("llama")
-
-
-@pytest.fixture
-def log(tmp_path):
-    return tmp_path / "log.txt"
-
-
-@pytest.fixture
 def arms(tmp_path):
     """Return two interventions, one of which reads a file."""
     file = tmp_path / "vector.bin"
