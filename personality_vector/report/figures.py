@@ -109,7 +109,9 @@ def _points(run: Run, readings: pd.DataFrame, *, in_units: bool) -> pd.DataFrame
     )
     at_base = points["value"].where(points["strength"] == 0.0)
     points["base"] = at_base.groupby([points[key] for key in keys]).transform("max")
-    points["note"] = [f"{count} unscored" * (count > 0) for count in points["unscored"]]
+    counts = zip(points["judge"], points["unscored"], strict=True)
+    # Of judged answers, the share that is unscored has a curve of its own.
+    points["note"] = [f"{n} unscored" * (n > 0 and not judge) for judge, n in counts]
     if not in_units:
         points["strength"] /= points.groupby(keys)["strength"].transform(lambda s: s.abs().max())
     return points.assign(at=points["strength"]).rename(
