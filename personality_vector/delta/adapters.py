@@ -199,7 +199,7 @@ def _places(base: Checkpoint, names: Sequence[str], path: Path) -> dict[str, str
     if unknown := [name for name in names if name not in places]:
         from personality_vector.subject.models import names_on_disk
 
-        known = names_on_disk(base.path)
+        known = names_on_disk(base)
         places |= {name: known[name] for name in unknown if known.get(name) in base.entries}
     if lacking := set(names) - places.keys():
         raise TensorMismatchError(

@@ -147,11 +147,12 @@ class HybridEdit(BaseIntervention):
             BaseMismatchError: One of the two is of another model.
             TensorMismatchError: The delta has a tensor that the base lacks or has in another shape.
         """
-        from personality_vector.steering.bake.base import read_config, route_for
+        from personality_vector.steering.bake.base import route_for
+        from personality_vector.subject.config import read_config
 
         for part in self._parts:
             part.check(base)
-        route_for(read_config(base))
+        route_for(read_config(base.path))
 
     @contextmanager
     def applied(self, subject: Subject, strength: float) -> Generator[Subject]:

@@ -1,10 +1,9 @@
 """Models in memory: loading them, and finding the stack of decoder blocks."""
 
 import contextlib
-import importlib.util
 import io
 import logging
-import re
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from personality_vector.checkpoint import FLOATS, Checkpoint, is_buffer, read_json
-from personality_vector.checkpoint.folder import require_unquantised_config, side_files
+from personality_vector.checkpoint import (
+    FLOATS,
+    Checkpoint,
+    canonical,
+    canonical_names,
+    is_buffer,
+    read_json,
+)
 from personality_vector.errors import CheckpointError, ModelError, foreign, heard, some
-from personality_vector.files.reading import MOST_BYTES, is_stray
+from personality_vector.subject.config import read_config, require_bounded
 from personality_vector.subject.encoding import most_tokens
 from personality_vector.subject.spec import Template
 from personality_vector.subject.templates import set_template
 
 log = logging.getLogger(__name__)
-
-# A row of the table that transformers prints before it fails.
-_OTHER_SHAPE = re.compile(
-    r"^(?P<name>\S.*?) *\| *MISMATCH.*ckpt: torch\.Size\((?P<ours>.*?)\) "
-    r"vs model: ?torch\.Size\((?P<theirs>.*?)\)",
-    re.MULTILINE,
-)
 
 
 def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
@@ -48,24 +46,17 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    with foreign(ModelError, f"{path}: transformers cannot load this model"), heard() as said:
-        try:
-            model, report = _class_of(path).from_pretrained(
-                str(path),
-                dtype=FLOATS[dtype],
-                output_loading_info=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
-        except RuntimeError as error:
-            found = _OTHER_SHAPE.search(said.getvalue())
-            if found is None:
-                raise
-            raise ModelError(
-                f"{path}: config.json and the weights disagree: {found['name']} has the shape "
-                f"{found['ours']}, and config.json makes it {found['theirs']}"
-            ) from error
-    entries = Checkpoint.open(Path(path)).entries if report["unexpected_keys"] else {}
+    checkpoint = Checkpoint.open(path)
+    _require_same_shapes(checkpoint)
+    entries = checkpoint.entries
+    with foreign(ModelError, f"{path}: transformers cannot load this model"), heard():
+        model, report = _class_of(path).from_pretrained(
+            str(path),
+            dtype=FLOATS[dtype],
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
     unexpected = [
         name
         for name in report["unexpected_keys"]
@@ -78,81 +69,6 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
             f"(e.g. {absent[0]}); the model would be partly random"
         )
     return model.to(device).eval()
-
-
-def read_config(path: str | Path, to: str = "read config.json") -> Any:
-    """Return the configuration of a checkpoint as transformers reads it, defaults filled in.
-
-    Nothing that the folder holds or names is run.
-
-    Args:
-        path: The folder.
-        to: What transformers is to do, for messages.
-
-    Raises:
-        ModelError: transformers does not know the architecture, or the config wants code to run.
-        CheckpointError: A file is not what it should be.
-    """
-    from transformers import AutoConfig
-
-    _require_inert(Path(path))
-    with foreign(ModelError, f"{path}: transformers cannot {to}"), heard():
-        return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
-
-
-def _require_inert(path: Path) -> None:
-    """Refuse a folder in which a library would run code, fetch kernels or read without bounds.
-
-    Raises:
-        ModelError: Its config wants code or kernels, or it is an adapter.
-        CheckpointError: A file is a link out of the folder, a pipe, or too large.
-    """
-    from transformers import CONFIG_MAPPING
-
-    if not path.is_dir():
-        return
-    if (path / "adapter_config.json").is_file():
-        raise ModelError(
-            f"{path}: holds an adapter (adapter_config.json), which transformers would put on the "
-            "model that it names; merge it first, with `pvec merge`"
-        )
-    _require_bounded(path)
-    require_unquantised_config(path)
-    config = read_json(path / "config.json")
-    kind = config.get("model_type")
-    if "auto_map" in config and kind not in CONFIG_MAPPING:
-        raise ModelError(
-            f"{path}: this model (model_type {kind!r:.60}) needs code of its own, which is never "
-            "run; it can be merged, since that needs no code, but not loaded"
-        )
-    for key, value in _implementations(config):
-        is_fetched = value.startswith("flash") and importlib.util.find_spec("flash_attn") is None
-        if "/" in value or is_fetched:
-            raise ModelError(
-                f"{path / 'config.json'}: {key} names the kernel {value!r:.80}, which would be "
-                "fetched and run; remove the key"
-            )
-
-
-def _require_bounded(path: Path) -> None:
-    for file in path.glob("*.safetensors*"):
-        if is_stray(file):
-            raise CheckpointError(f"{file}: is a link out of its folder; put the file itself there")
-    for file in side_files(path):
-        if file.stat().st_size > MOST_BYTES:
-            raise CheckpointError(f"{file}: has more than {MOST_BYTES:,} bytes")
-
-
-def _implementations(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every text below a key such as ``attn_implementation``, however deep it lies."""
-    if isinstance(config, dict):
-        for name, value in config.items():
-            yield from _implementations(value, key if "_implementation" in key else str(name))
-    elif isinstance(config, list):
-        for value in config:
-            yield from _implementations(value, key)
-    elif isinstance(config, str) and "_implementation" in key:
-        yield key, config
 
 
 def _class_of(path: str | Path) -> Any:
@@ -190,7 +106,7 @@ def load_tokenizer(path: str | Path, template: Template | None = None) -> Any:
     from transformers import AutoTokenizer
 
     if Path(path).is_dir():
-        _require_bounded(Path(path))
+        require_bounded(Path(path))
     with (
         foreign(CheckpointError, f"{path}: the tokenizer cannot be read"),
         contextlib.redirect_stderr(io.StringIO()),
@@ -382,19 +298,73 @@ def parameters_on_disk(model: nn.Module) -> tuple[Mapping[str, Tensor], set[str]
     return {**live, **views}, on_disk.keys() - views.keys()
 
 
-def names_on_disk(path: str | Path) -> dict[str, str]:
+def names_on_disk(checkpoint: Checkpoint) -> dict[str, str]:
     """Return ``{name in memory: name on disk}`` of the parameters that are one tensor in both.
 
     Raises:
         ModelError: transformers cannot build the model.
     """
+    live, on_disk = _outline(checkpoint)
+    names = {id(tensor): name for name, tensor in live.items()}
+    return {names[id(tensor)]: name for name, tensor in on_disk.items() if id(tensor) in names}
+
+
+def _require_same_shapes(checkpoint: Checkpoint) -> None:
+    """Refuse weights of other shapes than config.json says, before memory for these is taken.
+
+    Raises:
+        ModelError: A shape differs, or transformers cannot build the model.
+    """
+    ours = canonical_names(checkpoint)
+    for name, one in _outline(checkpoint)[1].items():
+        found = checkpoint.entries.get(ours.get(canonical(name), ""))
+        if found is not None and found.shape != tuple(one.shape):
+            raise ModelError(
+                f"{checkpoint.path}: config.json and the weights disagree: {found.name} has the "
+                f"shape {list(found.shape)}, and config.json makes it {list(one.shape)}"
+            )
+
+
+def _outline(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the parameters that config.json describes, as in memory and as on disk, without data.
+
+    Raises:
+        ModelError: transformers cannot build the model, or it is much larger than the weights.
+    """
     from transformers.core_model_loading import revert_weight_conversion
 
-    config = read_config(path)
+    path = checkpoint.path
+    kind, config = _class_of(path), read_config(path)
     what = f"{path}: transformers cannot build this model"
-    with foreign(ModelError, what), torch.device("meta"):
-        model = _class_of(path).from_config(config)
+    with foreign(ModelError, what), heard(), torch.device("meta"), _not_beyond(checkpoint):
+        model = kind.from_config(config)
     live = dict(model.named_parameters(remove_duplicate=False))
-    names = {id(tensor): name for name, tensor in live.items()}
-    on_disk = revert_weight_conversion(model, live)
-    return {names[id(tensor)]: name for name, tensor in on_disk.items() if id(tensor) in names}
+    return live, revert_weight_conversion(model, live)
+
+
+@contextlib.contextmanager
+def _not_beyond(checkpoint: Checkpoint) -> Iterator[None]:
+    """Stop the building of a model of many more, or many larger, tensors than a checkpoint has."""
+    held = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
+    most, values = 4 * len(checkpoint.entries) + 100, 4 * held + 2**26
+    made = [0, 0]
+
+    def count(_: nn.Module, __: str, tensor: Tensor | None) -> None:
+        made[0] += 1
+        made[1] += 0 if tensor is None else tensor.numel()
+        if made[0] > most or made[1] > values:
+            raise ModelError(
+                f"{checkpoint.path}: config.json and the weights disagree: the files hold "
+                f"{len(checkpoint.entries):,} tensors of {held:.4g} values in all, and config.json "
+                f"makes a model of more than {made[0]:,} tensors and {made[1]:.4g} values"
+            )
+
+    hooks = [
+        nn.modules.module.register_module_parameter_registration_hook(count),
+        nn.modules.module.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,6 +1,7 @@
 """Loading a model that is whole, and finding its decoder blocks."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import CheckpointError, DataError, ModelError, PersonalityVectorError
 from personality_vector.subject.chat import answered, question
 from personality_vector.subject.encoding import encode_chats
@@ -18,6 +20,7 @@ from personality_vector.subject.models import (
     hidden_size,
     load_model,
     load_tokenizer,
+    names_on_disk,
     resolve_device,
 )
 from personality_vector.subject.subject import Subject
@@ -128,6 +131,33 @@ def test_a_tensor_of_another_shape_is_named_and_nothing_else_is_printed(copy, ca
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("llama", {"num_hidden_layers": 2**31}, "num_hidden_layers is more than 10,000, which"),
+        ("qwen2", {"num_hidden_layers": 2**31}, "num_hidden_layers is more than 10,000, which"),
+        ("llama", {"num_hidden_layers": 10**400}, "num_hidden_layers is more than 10,000, which"),
+        ("llama", {"num_labels": 10**7}, "num_labels is more than 10,000, which"),
+        ("llama", {"num_hidden_layers": 9000}, "makes a model of more than 2"),
+        ("llama", {"vocab_size": 2**40}, "and 5.278e+13 values"),
+        ("llama", {"head_dim": 2**31}, "the files hold 30 tensors of 8.443e+04 values in all"),
+        ("gpt2", {"n_positions": 2**31}, "and 6.872e+10 values"),
+        ("mixtral", {"num_local_experts": 2**31}, "and 6.872e+10 values"),
+    ],
+)
+def test_a_model_larger_than_its_weights_is_refused_before_it_is_built(
+    pico, tmp_path, monkeypatch, kind, changes, said
+):
+    path = shutil.copytree(pico(kind), tmp_path / "copy")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **changes}))
+    monkeypatch.setattr(nn.Module, "to", None)  # nothing comes as far as a device
+    with pytest.raises(ModelError, match=re.escape(said)):
+        load_model(path)
+    with pytest.raises(ModelError, match=re.escape(said)):
+        names_on_disk(Checkpoint.open(path))
+
+
 @pytest.mark.parametrize("kind", ["no-such-architecture", None])
 def test_an_unknown_architecture_is_refused(copy, kind):
     config = json.loads((copy / "config.json").read_text())
@@ -138,7 +168,7 @@ def test_an_unknown_architecture_is_refused(copy, kind):
 
 def test_a_folder_without_weights_is_refused(copy):
     (copy / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="transformers cannot load this model"):
+    with pytest.raises(CheckpointError, match=r"has neither model\.safetensors nor"):
         load_model(copy)
 
 

@@ -115,10 +115,10 @@ def bake(
     """
     _require_consistent(layer, coefficient, route, ablate=ablate)
     from personality_vector.steering.bake import bake_ablation, route_for
-    from personality_vector.steering.bake.base import read_config
+    from personality_vector.subject.config import read_config
 
     read, checkpoint = pv.SteeringVector.load(vector), pv.Checkpoint.open(model)
-    chosen = route_for(read_config(checkpoint), "ablate" if ablate else route)
+    chosen = route_for(read_config(checkpoint.path), "ablate" if ablate else route)
     layers = _fitting(read, layer, checkpoint, read.model)
     if options.plan_only(
         lambda: (

@@ -52,14 +52,14 @@ def between(
     """
     from personality_vector.data.chats import read_prompts
     from personality_vector.steering import block_numbers
-    from personality_vector.steering.bake.base import read_config
     from personality_vector.steering.fit import require_same_shape
     from personality_vector.subject.chat import question
+    from personality_vector.subject.config import read_config
 
     template = options.template(settings)
     chats = [question(text) for text in read_prompts(prompts)]
     (start, place), (end, _) = (options.opened(model, device) for model in (base, tuned))
-    require_same_shape(read_config(start), read_config(end))
+    require_same_shape(read_config(start.path), read_config(end.path))
     layers = block_numbers(layer, start) if layer else ()
     if options.plan_only(
         lambda: {

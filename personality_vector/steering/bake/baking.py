@@ -16,13 +16,13 @@ from personality_vector.steering.bake.base import (
     Base,
     RouteName,
     family_of,
-    read_config,
     route_for,
 )
 from personality_vector.steering.bake.exports import ablation_export, vector_export
 from personality_vector.steering.bake.proof import Export, Proof, prove
 from personality_vector.steering.fit import require_made_from, require_width, resolved
 from personality_vector.steering.vector import SteeringVector
+from personality_vector.subject.config import read_config
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def bake_ablation(
 def _opened(model_path: str | Path, route: str, vector: SteeringVector) -> tuple[Base, RouteName]:
     """Return the base of a bake and the name of the route, once the vector is known to fit."""
     checkpoint = Checkpoint.open(model_path)
-    config = read_config(checkpoint)
+    config = read_config(checkpoint.path)
     name = route_for(config, route)
     label = vector.label or "the vector"
     require_made_from(label, vector.model, checkpoint)

@@ -25,7 +25,6 @@ from personality_vector.errors import (
     RecipeError,
     blame,
 )
-from personality_vector.subject import models
 
 ATTENTION = tuple(f"self_attn.{one}_proj" for one in "qkvo")
 GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -259,11 +258,6 @@ class Base:
                 f"{self.config.model_type} has; config.json and weights do not belong together"
             )
         return name
-
-
-def read_config(checkpoint: Checkpoint) -> Any:
-    """Return the configuration of a checkpoint; see :func:`subject.models.read_config`."""
-    return models.read_config(checkpoint.path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
 from personality_vector.steering.bake import proof
-from personality_vector.steering.bake.base import read_config
+from personality_vector.subject.config import read_config
 from personality_vector.subject.models import decoder_blocks
 
 SMALL = {
@@ -72,7 +72,7 @@ def vector_of() -> Callable[..., SteeringVector]:
 
     def make(path: Path, *layers: int) -> SteeringVector:
         checkpoint = Checkpoint.open(path)
-        hidden = read_config(checkpoint).hidden_size
+        hidden = read_config(checkpoint.path).hidden_size
         directions = {
             layer: torch.randn(hidden, generator=generator_for(0, f"layer {layer}"))
             for layer in layers

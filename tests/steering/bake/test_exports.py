@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import ModelError
 from personality_vector.steering.bake import route_for
-from personality_vector.steering.bake.base import FAMILIES, Base, family_of, read_config
+from personality_vector.steering.bake.base import FAMILIES, Base, family_of
 from personality_vector.steering.bake.exports import ablation_export, vector_export
 from personality_vector.steering.bake.proof import load_export
+from personality_vector.subject.config import read_config
 from personality_vector.subject.models import load_model
 
 pytestmark = [
@@ -46,7 +47,7 @@ def _logits(model):
 def _written(path, vector, route, folder):
     """Return the export of a route, loaded."""
     checkpoint = Checkpoint.open(path)
-    config = read_config(checkpoint)
+    config = read_config(checkpoint.path)
     base = Base(checkpoint, config, family_of(config))
     if route == "ablate":
         export = ablation_export(base, vector[1])
@@ -75,7 +76,7 @@ def test_every_route_of_every_family_is_exact(family, small, vector_of, hooked, 
     vector, model = vector_of(path, 0, 1), load_model(path)
     with hooked(model, _added(vector)):
         expected = _logits(model)
-    routes = list(_possible(read_config(Checkpoint.open(path))))
+    routes = list(_possible(read_config(path)))
     assert routes
     for route in routes:
         if route != "ablate":
@@ -91,7 +92,7 @@ def test_ablation_takes_the_direction_out_of_every_write(
     path = small(family, **SLIDING.get(family, {}))
     vector, model = vector_of(path, 1), load_model(path)
     remove = _without(vector[1])
-    names, config = dict(model.named_modules()), read_config(Checkpoint.open(path))
+    names, config = dict(model.named_modules()), read_config(path)
     one = FAMILIES[family]
     handles = [names[f"{one.root}.{one.blocks}.0"].register_forward_pre_hook(_first(remove))]
     for layer in range(2):
@@ -115,7 +116,7 @@ def test_ablation_takes_the_direction_out_of_every_write(
 def test_ablation_unties_the_head_which_only_reads(family, small, vector_of, tmp_path):
     path = small(family, tie_word_embeddings=True)
     vector, model = vector_of(path, 1), load_model(path)
-    route = route_for(read_config(Checkpoint.open(path)), "ablate")
+    route = route_for(read_config(path), "ablate")
     found = _written(path, vector, route, tmp_path / "ablated")
     head, embeddings = found.get_output_embeddings(), found.get_input_embeddings()
     assert torch.equal(head.weight, model.get_output_embeddings().weight)
@@ -132,7 +133,7 @@ def test_old_checkpoints_leave_out_the_root_of_the_names(name, small, vector_of,
     renamed = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     save_file(renamed, old / "model.safetensors", {"format": "pt"})
     shutil.copy(path / "config.json", old)
-    route = route_for(read_config(Checkpoint.open(path)), name)
+    route = route_for(read_config(path), name)
     found = [
         _logits(_written(one, vector_of(path, 0, 1), route, tmp_path / f"out-{one.name}"))
         for one in (path, old)
@@ -147,7 +148,7 @@ def test_hooks_on_blocks_alone_are_another_ablation(small, vector_of, hooked, tm
     remove = _without(vector[1])
     with hooked(model, {0: remove, 1: remove}):
         on_blocks = _logits(model)
-    route = route_for(read_config(Checkpoint.open(path)), "ablate")
+    route = route_for(read_config(path), "ablate")
     found = _logits(_written(path, vector, route, tmp_path / "ablated"))
     assert (found - on_blocks).abs().max() > 0.01
 
@@ -162,7 +163,7 @@ def test_biases_that_are_there_already_are_added_to(family, small, vector_of, ho
     vector, model = vector_of(path, 0, 1), load_model(path)
     with hooked(model, _added(vector)):
         expected = _logits(model)
-    route = route_for(read_config(Checkpoint.open(path)))
+    route = route_for(read_config(path))
     found = _logits(_written(path, vector, route, tmp_path / "out"))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-6)
     assert [file.name for file in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
@@ -191,7 +192,7 @@ def test_a_converted_model_is_the_same_function(
     vector, model = vector_of(path, 0, 1), load_model(path)
     with hooked(model, _added(vector)):
         expected = _logits(model)
-    route = route_for(read_config(Checkpoint.open(path)), "convert")
+    route = route_for(read_config(path), "convert")
     found = _written(path, vector, route, tmp_path / "out")
     assert type(found).__name__ == "LlamaForCausalLM"
     torch.testing.assert_close(_logits(found), expected, atol=1e-5, rtol=1e-6)
