@@ -40,7 +40,7 @@ def kinds_of(texts: Sequence[str]) -> list[set[Kind]]:
     spoken = [number for number, text in enumerate(texts) if text.strip()]
     if spoken:
         features, guards = _learned()
-        rows = features([texts[number][:_OPENING] for number in spoken])
+        rows = features([[texts[number][:_OPENING]] for number in spoken])
         for kind, guard in guards.items():
             likely = guard.regression.predict_proba(rows)[:, 1] > guard.threshold
             for number, is_of in zip(spoken, likely, strict=True):
@@ -63,7 +63,7 @@ def _learned() -> tuple[WordFeatures, dict[Kind, _Guard]]:
     others = [*(one.text for one in people), *read_texts(builtin(PEOPLE))]
     texts = [*(row["text"] for row in neutral), *others]
     features = WordFeatures()
-    rows = features.learned([text[:_OPENING] for text in texts])
+    rows = features.learned([[text[:_OPENING]] for text in texts])
     fold, guards = np.arange(len(texts)) % _FOLDS, dict[Kind, _Guard]()
     for kind in get_args(Kind):
         own = np.array([*(row["kind"] == kind for row in neutral), *[False] * len(others)])

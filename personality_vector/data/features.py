@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from personality_vector.data.texts import words
+from personality_vector.data.texts import sentences, words
 from personality_vector.files import write_file
 from personality_vector.lab import cache_folder
 from personality_vector.progress import progress
 from personality_vector.subject import Subject, batched, digest_of
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
 _CLAUSE = re.compile(r"[.,;:!?()\-\N{EN DASH}\N{EM DASH}]+(?=\s|$)|\n|\N{EM DASH}")
@@ -20,7 +20,8 @@ _NEGATIONS = {"not", "never", "no", "nobody", "nothing", "without", "hardly", "r
 _NEGATIONS |= {"neither", "nor", "cannot"}
 _MARK = "not_"
 _SHORTEST, _LONGEST = 3, 5  # characters of a part of a word
-_MOST_TOKENS, _BATCH = 512, 32
+_MANY = 10  # texts of which two share a part of a word
+_MOST_TOKENS, _BATCH, _MOST_RECENT = 512, 32, 4096
 
 
 def marked(text: str) -> list[str]:
@@ -66,8 +67,12 @@ class WordFeatures:
     strength = 1.5
     """Inverse of the regularisation of a logistic regression on them."""
 
-    def learned(self, texts: Sequence[str]) -> Any:
-        """Return the features of texts, a sparse row each, and keep what was found in them."""
+    def read(self, texts: Sequence[str], *, keep: bool = False) -> list[list[str]]:  # noqa: ARG002
+        """Return each text and its sentences."""
+        return [[text, *sentences(text)] for text in texts]
+
+    def learned(self, read: Sequence[Sequence[str]]) -> Any:
+        """Return the features of whole texts, a sparse row each, and keep what was found there."""
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.pipeline import make_union
 
@@ -75,12 +80,14 @@ class WordFeatures:
         self._whole = TfidfVectorizer(
             tokenizer=marked, token_pattern=None, ngram_range=(1, 2), **options
         )
-        self._every = make_union(self._whole, TfidfVectorizer(analyzer=parts, min_df=2, **options))
-        return self._every.fit_transform(texts)
+        fewest = 2 if len(read) >= _MANY else 1
+        every_part = TfidfVectorizer(analyzer=parts, min_df=fewest, **options)
+        self._every = make_union(self._whole, every_part)
+        return self._every.fit_transform([text for text, *_ in read])
 
-    def __call__(self, texts: Sequence[str], *, keep: bool = False) -> Any:  # noqa: ARG002
-        """Return the features of texts, a sparse row each."""
-        return self._every.transform(texts)
+    def __call__(self, read: Sequence[Sequence[str]]) -> Any:
+        """Return the features of every text and sentence, a sparse row each."""
+        return self._every.transform([passage for text in read for passage in text])
 
     def known(self, text: str) -> float:
         """Return the share of a text's words that were among those learned."""
@@ -93,8 +100,8 @@ class WordFeatures:
 class StateFeatures:
     """The mean hidden state of a text's tokens, half-way through an unedited model.
 
-    A text stands alone, without a chat template, and is cut after 512 tokens. States of texts that
-    were learned are kept in the cache on disk.
+    A text stands alone, without a chat template, and is read once; a sentence has the mean of its
+    own tokens. What comes after 512 tokens, or after what the model reads, is not read.
 
     Args:
         model: Directory or Hub id of a checkpoint; it is loaded when the first text is read.
@@ -105,29 +112,51 @@ class StateFeatures:
 
     def __init__(self, model: str) -> None:
         self._model = model
+        self._recent: dict[str, Tensor] = {}  # a judge rates the same texts for every trait
 
-    def learned(self, texts: Sequence[str]) -> Any:
-        """Return the states of texts, a standardised row each, and keep the scale."""
-        from sklearn.preprocessing import StandardScaler
+    def read(
+        self, texts: Sequence[str], *, keep: bool = False
+    ) -> "list[Float[Tensor, 'passages width']]":
+        """Return the states of each text and of its sentences; float32.
 
-        states = self._kept(texts)
-        self._scaler = StandardScaler().fit(states)
-        return self._scaler.transform(states)
-
-    def __call__(self, texts: Sequence[str], *, keep: bool = False) -> Any:
-        """Return the states of texts, a standardised row each; kept in the cache if wanted."""
-        states = self._kept(texts) if keep else self._states(texts).numpy()
-        return self._scaler.transform(states)
-
-    def _kept(self, texts: Sequence[str]) -> Any:
+        Args:
+            texts: Any texts.
+            keep: Whether they are taken from the cache on disk, or put there.
+        """
+        import torch
         from safetensors.torch import load_file, save_file
 
-        name = digest_of(identity_of_model(self._model), texts)
+        if not keep:
+            new = [text for text in dict.fromkeys(texts) if text not in self._recent]
+            if len(self._recent) + len(new) > _MOST_RECENT:
+                self._recent.clear()
+                new = list(dict.fromkeys(texts))
+            self._recent |= zip(new, self._states(new), strict=True)
+            return [self._recent[text] for text in texts]
+        name = digest_of(identity_of_model(self._model), "passages", texts)
         file = cache_folder("states") / f"{name}.safetensors"
         if not file.is_file():
             states = self._states(texts)
-            write_file(file, lambda path: save_file({"states": states}, path))
-        return load_file(file)["states"].numpy()
+            counts = torch.tensor([len(one) for one in states])
+            held = {"states": torch.cat(states), "counts": counts}
+            write_file(file, lambda path: save_file(held, path))
+        found = load_file(file)
+        return list(torch.split(found["states"], found["counts"].tolist()))
+
+    def learned(self, read: "Sequence[Float[Tensor, 'passages width']]") -> Any:
+        """Return the states of whole texts, a standardised row each, and keep the scale."""
+        import torch
+        from sklearn.preprocessing import StandardScaler
+
+        states = torch.stack([one[0] for one in read]).numpy()
+        self._scaler = StandardScaler().fit(states)
+        return self._scaler.transform(states)
+
+    def __call__(self, read: "Sequence[Float[Tensor, 'passages width']]") -> Any:
+        """Return the states of every text and sentence, a standardised row each."""
+        import torch
+
+        return self._scaler.transform(torch.cat(list(read)).numpy())
 
     def known(self, text: str) -> float:
         """Return 1: a model reads every text."""
@@ -139,8 +168,8 @@ class StateFeatures:
 
         return subject.Subject.load(self._model)
 
-    def _states(self, texts: Sequence[str]) -> "Float[Tensor, 'texts width']":
-        """Return the mean states of texts, read in the order of their lengths."""
+    def _states(self, texts: Sequence[str]) -> "list[Float[Tensor, 'passages width']]":
+        """Read texts in the order of their lengths."""
         import torch
 
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
@@ -149,22 +178,62 @@ class StateFeatures:
         with torch.no_grad():
             for batch in progress(batches, "read"):
                 found |= zip(batch, self._read([texts[index] for index in batch]), strict=True)
-        return torch.stack([found[index] for index in range(len(texts))])
+        return [found[index] for index in range(len(texts))]
 
-    def _read(self, texts: Sequence[str]) -> "list[Float[Tensor, ' width']]":
+    def _read(self, texts: Sequence[str]) -> "Iterator[Float[Tensor, 'passages width']]":
+        import torch
+
         from personality_vector.subject.encoding import right_padded
-        from personality_vector.subject.models import device_of
 
-        model, tokenizer = self._subject.model, self._subject.tokenizer
-        rows = [tokenizer(text)["input_ids"][:_MOST_TOKENS] for text in texts]
-        ids, mask = (tensor.to(device_of(model)) for tensor in right_padded(rows))
-        states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        # The first token's state is far larger than all others, whatever the text.
-        halfway = states[len(states) // 2].float().cpu()
-        return [
-            row[min(1, len(tokens) - 1) : len(tokens)].mean(0)
-            for row, tokens in zip(halfway, rows, strict=True)
-        ]
+        tokenizer = self._subject.tokenizer
+        most = min(_MOST_TOKENS, tokenizer.most_tokens or _MOST_TOKENS)
+        encoded = [tokenizer(text, return_offsets_mapping=True) for text in texts]
+        rows = [one["input_ids"][:most] for one in encoded]
+        for text, row, one, states in zip(
+            texts, rows, encoded, self._halfway(*right_padded(rows)), strict=True
+        ):
+            # The first token's state is far larger than all others, whatever the text.
+            first = min(1, len(row) - 1)
+            ends = torch.tensor([end for _, end in one["offset_mapping"][first:most]])
+            read = states[first : len(row)]
+            own = [(ends > begin) & (ends <= end) for begin, end in _places(text)]
+            parts = [read[mine].mean(0) for mine in own if mine.any()]
+            yield torch.stack([read.mean(0), *(parts or [read.mean(0)])])
+
+    def _halfway(
+        self, ids: "Int[Tensor, 'batch seq']", mask: "Int[Tensor, 'batch seq']"
+    ) -> "Float[Tensor, 'batch seq width']":
+        """Return what the block half-way puts out; those above it do not run."""
+        from personality_vector.subject.models import decoder_blocks, device_of
+
+        model = self._subject.model
+        blocks, device = decoder_blocks(model), device_of(model)
+
+        def keep(_: object, __: object, output: Any) -> None:
+            raise _Halfway(output if hasattr(output, "shape") else output[0])
+
+        hook = blocks[(len(blocks) + 1) // 2 - 1].register_forward_hook(keep)
+        try:
+            model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        except _Halfway as reached:
+            states: Tensor = reached.args[0]
+            return states.float().cpu()
+        finally:
+            hook.remove()
+        raise AssertionError("a model ran without its blocks")
+
+
+class _Halfway(Exception):  # noqa: N818  (it is no error)
+    """Holds the states that the upper half of a model would have read."""
+
+
+def _places(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where each sentence of a text begins and ends, in characters."""
+    end = 0
+    for sentence in sentences(text):
+        begin = text.index(sentence, end)
+        end = begin + len(sentence)
+        yield begin, end
 
 
 def identity_of_model(model: str) -> str:

@@ -11,7 +11,7 @@ from pydantic import Field
 from personality_vector.data.features import StateFeatures, WordFeatures, identity_of_model
 from personality_vector.data.personas import COHERENCE
 from personality_vector.data.statements import Statement, normalised, read_statements
-from personality_vector.data.texts import distinct_n, read_texts, sentences, words
+from personality_vector.data.texts import distinct_n, read_texts, words
 from personality_vector.errors import DataError, some
 from personality_vector.judges.spec import BaseJudge, JudgeSpec
 from personality_vector.lab import NEUTRAL_TEXTS, PERSONALITY_TEXTS, builtin
@@ -277,9 +277,8 @@ class Learned(NamedTuple):
 
     def leaning(self, texts: Sequence[str]) -> list[float]:
         """Return ``s`` of each text."""
-        passages = list(map(_passages, texts))
-        rows = self.features([passage for text in passages for passage in text])
-        found: list[float] = _leaning(self.regression, rows, list(map(len, passages))).tolist()
+        read = self.features.read(texts)
+        found: list[float] = _leaning(self.regression, self.features(read), read).tolist()
         return found
 
     def score(self, leaning: float, level: Level) -> Score:
@@ -322,7 +321,7 @@ def _learned(
     for seen in thirds:
         kept = ~seen.is_left_out
         part = _regression(strength).fit(seen.rows, classes[kept], weighted[kept])
-        leaning[seen.is_left_out] = _leaning(part, seen.left_out, seen.lengths)
+        leaning[seen.is_left_out] = _leaning(part, seen.left_out, seen.read)
     threshold = np.quantile(np.abs(leaning[-len(neutral) :]), 1 - _FALSE_ALARMS)
     mine = classes != 0
     slope = _regression(1.0, fit_intercept=False).fit(leaning[mine, None], classes[mine])
@@ -330,13 +329,13 @@ def _learned(
 
 
 class _Seen(NamedTuple):
-    """Features of what is learned, and of the passages of the texts that are left out."""
+    """Features of what is learned, and of the texts that are left out and their sentences."""
 
     features: Any
     rows: Any
     is_left_out: Any
     left_out: Any
-    lengths: Sequence[int]
+    read: Sequence[Any]
 
 
 @lru_cache(1)
@@ -350,20 +349,24 @@ def _seen(
     """
     import numpy as np
 
-    texts = np.array([*(s.text for s in statements), *neutral], dtype=object)
+    texts = [*(s.text for s in statements), *neutral]
     groups = np.array([*(str(s.pole) for s in statements), *[""] * len(neutral)])
     third = np.zeros(len(texts), int)
     for group in set(groups):
         (places,) = np.nonzero(groups == group)
         third[places] = np.arange(len(places)) * _FOLDS // len(places)
+    every = _features(model).read(texts, keep=True)
     found = []
     for number in range(-1, _FOLDS if neutral else 0):
-        features, out = StateFeatures(model) if model else WordFeatures(), third == number
-        rows, passages = features.learned(list(texts[~out])), list(map(_passages, texts[out]))
-        flat = [passage for text in passages for passage in text]
-        left_out = features(flat, keep=True) if flat else None
-        found.append(_Seen(features, rows, out, left_out, list(map(len, passages))))
+        features, out = _features(model), third == number
+        rows = features.learned([one for one, left in zip(every, out, strict=True) if not left])
+        read = [one for one, left in zip(every, out, strict=True) if left]
+        found.append(_Seen(features, rows, out, features(read) if read else None, read))
     return found
+
+
+def _features(model: str | None) -> Any:
+    return StateFeatures(model) if model else WordFeatures()
 
 
 def _regression(strength: float, *, fit_intercept: bool = True) -> Any:
@@ -372,16 +375,12 @@ def _regression(strength: float, *, fit_intercept: bool = True) -> Any:
     return LogisticRegression(C=strength, max_iter=1000, tol=1e-3, fit_intercept=fit_intercept)
 
 
-def _passages(text: str) -> list[str]:
-    return [text, *sentences(text)]
-
-
-def _leaning(regression: Any, rows: Any, lengths: Sequence[int]) -> Any:
-    """Return ``s`` of texts with so many passages each, whose features are ``rows`` in a row."""
+def _leaning(regression: Any, rows: Any, read: Sequence[Any]) -> Any:
+    """Return ``s`` of texts that were read; ``rows`` are the features of all their passages."""
     import numpy as np
 
     by_class = dict(zip(regression.classes_, regression.predict_proba(rows).T, strict=True))
-    each, count = by_class[1] - by_class[-1], np.array(lengths)
+    each, count = by_class[1] - by_class[-1], np.array([len(text) for text in read])
     first = np.cumsum(count) - count
     whole, sums = each[first], np.add.reduceat(each, first) - each[first]
     together = sums / np.sqrt(count - 1)

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import tanh
-from statistics import fmean, stdev
+from math import sqrt, tanh
+from statistics import fmean
 from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
@@ -40,8 +40,8 @@ class ReaderJudge(JudgeSpec):
     """The unedited base as a reader: which pole's ``statements`` it expects the speaker to add.
 
     ``per_pole`` statements of each pole are read after each answer. An answer whose preference lies
-    within ``band`` standard deviations of that of ``neutral`` texts (``limit`` of them) is
-    unscored.
+    within ``band`` standard deviations of what is usual is unscored. What is usual is measured on
+    people who speak of their other traits, and on ``neutral`` texts, at most ``limit`` of each.
     """
 
     statements: LocalPath = builtin(PERSONALITY_TEXTS)
@@ -76,9 +76,14 @@ class ReaderJudge(JudgeSpec):
 
 
 class Band(NamedTuple):
-    """The preference that neutral texts get, in nats per token: mean and standard deviation."""
+    """The preference of texts that do not show a trait, in nats per token.
 
-    mean: float
+    Attributes:
+        centre: The mean over people who speak of their other traits, as many high as low.
+        deviation: The root mean square, over these and the neutral texts, of the distance to it.
+    """
+
+    centre: float
     deviation: float
 
 
@@ -87,9 +92,11 @@ class Reader(BaseJudge):
     """Which statements an unedited model expects to follow an answer in the same reply.
 
     ``d = mean log p(s | answer) over high-pole statements s - the same over low-pole ones``, in
-    nats per token. ``z = (d - m) / sd``, with mean and standard deviation of ``d`` over neutral
-    texts. The score is ``3 + 2 tanh(z / 10)``, or its mirror for a low pole; where ``|z|`` is at
-    most ``band``, the answer is unscored. Nothing is learned. The reader is as good as the model.
+    nats per token. ``z = (d - m) / sd``, with the centre and deviation of ``d`` over texts that do
+    not show the trait: text without personality, and the statements of the other traits, since any
+    self-description moves ``d``. The score is ``3 + 2 tanh(z / 10)``, or its mirror for a low pole;
+    where ``|z|`` is at most ``band``, the answer is unscored. Nothing is learned. The reader is as
+    good as the model.
 
     Attributes:
         statements: Of both poles of each trait, the same number of each.
@@ -106,7 +113,7 @@ class Reader(BaseJudge):
     subject: Subject | None = field(default=None, compare=False)
 
     scale: ClassVar[tuple[float, float]] = (LOWEST, HIGHEST)
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     """Raised when the same texts give other scores."""
 
     @cached_property
@@ -142,61 +149,72 @@ class Reader(BaseJudge):
         trait, sign = rubric.pole.trait, rubric.pole.sign
         return [self._score(answer, trait, sign) for answer in progress(answers, "judge")]
 
-    def preference(self, answer: Answer, trait: Trait) -> float:
-        """Return ``d``: how much likelier high-pole statements are next, in nats per token."""
-        key = (answer.question, answer.reply)
+    def preference(self, asked: str, reply: str, trait: Trait) -> float:
+        """Return ``d``: how much likelier high-pole statements are next, in nats per token.
+
+        Raises:
+            DataError: No model is there.
+            LengthError: The model does not read so much.
+        """
+        key = (asked, reply, trait)
         if key not in self._read:
-            self._read[key] = self._preferences(*key)
-        return self._read[key][trait]
+            self._read[key] = self._preference(*key)
+        return self._read[key]
 
     @cached_property
-    def _read(self) -> dict[tuple[str, str], dict[Trait, float]]:
-        """What was read already: all traits are read at once."""
+    def _read(self) -> dict[tuple[str, str, Trait], float]:
+        """What was read already: a reply is rated for two poles, and seeds repeat it."""
         return {}
 
     def _score(self, answer: Answer, trait: Trait, sign: int) -> Score:
         if not answer.reply.strip():
             return Score(None, "the answer is empty")
         try:
-            z = (self.preference(answer, trait) - self.bands[trait].mean) / self.bands[
-                trait
-            ].deviation
+            d, usual = self.preference(answer.question, answer.reply, trait), self.band_of(trait)
         except LengthError:
             return Score(None, "the answer is longer than the model reads")
+        z = (d - usual.centre) / usual.deviation
         if abs(z) <= self.band:
             return Score(None, f"reads like text without personality (z = {z:.2f})")
         return Score(3.0 + 2.0 * sign * tanh(z / _FAR), f"z = {z:.2f}")
 
-    @cached_property
-    def bands(self) -> dict[Trait, Band]:
-        """The neutral band of each trait."""
-        found = [self._preferences("", text) for text in progress(self.neutral, "neutral texts")]
-        columns = {trait: [row[trait] for row in found] for trait in self.traits}
-        return {
-            trait: Band(fmean(column), max(stdev(column), 1e-6))
-            for trait, column in columns.items()
-        }
+    def band_of(self, trait: Trait) -> Band:
+        """Return the band of a trait, which takes a minute of two cores for a model of 135M."""
+        if trait not in self._bands:
+            others = [
+                [s.text for s in self.statements if s.trait != trait and s.level == level]
+                for level in ("high", "low")
+            ]
+            people = [text for texts in others for text in _spread(texts, len(self.neutral) // 2)]
+            texts = progress([*people, *self.neutral], f"usual texts, {trait}")
+            found = [self.preference("", text, trait) for text in texts]
+            centre = fmean(found[: len(people)] or found)
+            spread = sqrt(fmean((one - centre) ** 2 for one in found))
+            self._bands[trait] = Band(centre, max(spread, 1e-6))
+        return self._bands[trait]
 
-    def _preferences(self, asked: str, reply: str) -> dict[Trait, float]:
+    @cached_property
+    def _bands(self) -> dict[Trait, Band]:
+        return {}
+
+    def _preference(self, asked: str, reply: str, trait: Trait) -> float:
         from personality_vector.subject.continuations import continuation_likelihoods
 
         if self.subject is None:
             raise DataError(f"{self.name}: needs a model that reads; name one with --model")
-        texts = [statement.text for statement in self.statements]
-        subject = self.subject
+        own = [statement for statement in self.statements if statement.trait == trait]
         found = continuation_likelihoods(
-            subject.model, subject.tokenizer, question(asked or ASKED), reply.strip(), texts
+            self.subject.model,
+            self.subject.tokenizer,
+            question(asked or ASKED),
+            reply.strip(),
+            [statement.text for statement in own],
         ).tolist()
-        means: dict[Any, float] = {
-            (trait, level): fmean(
-                value
-                for value, one in zip(found, self.statements, strict=True)
-                if (one.trait, one.level) == (trait, level)
-            )
-            for trait in self.traits
+        high, low = (
+            fmean(value for value, one in zip(found, own, strict=True) if one.level == level)
             for level in ("high", "low")
-        }
-        return {trait: means[trait, "high"] - means[trait, "low"] for trait in self.traits}
+        )
+        return high - low
 
 
 def _spread(rows: Sequence[Any], count: int) -> Iterable[Any]:

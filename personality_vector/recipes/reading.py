@@ -17,7 +17,7 @@ R = TypeVar("R", bound=Recipe)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without aliases (bombs) and without duplicate keys (the last would win)."""
+    """Safe YAML without aliases (bombs), keys given twice (the last would win), half characters."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -26,6 +26,16 @@ class _StrictLoader(yaml.SafeLoader):
                 None, None, "aliases are not supported; write the value out", event.start_mark
             )
         return super().compose_node(parent, index)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        found = super().construct_scalar(node)
+        try:
+            str(found).encode()
+        except UnicodeEncodeError as error:
+            raise yaml.constructor.ConstructorError(
+                None, None, "half of a surrogate pair is no character", node.start_mark
+            ) from error
+        return found
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002  (PyYAML's signature)
         seen: set[Any] = set()

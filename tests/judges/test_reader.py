@@ -19,6 +19,10 @@ STATEMENTS = [
     Statement("extraversion", "low", "I stay at home."),
     Statement("extraversion", "low", "Crowds drain me."),
 ]
+OTHERS = [
+    Statement("openness", "high", "I paint at night."),
+    Statement("openness", "low", "I keep to what I know."),
+]
 NEUTRAL = ["It is six.", "The bus is late.", "Two and two is four.", "Paris is in France."]
 HIGH, LOW = (Rubric("extraversion", pole=Pole("extraversion", level)) for level in ("high", "low"))
 
@@ -30,7 +34,7 @@ def subject(pico):
 
 @pytest.fixture
 def reader(subject):
-    return Reader(STATEMENTS, NEUTRAL, band=0.0).prepare(subject)
+    return Reader([*STATEMENTS, *OTHERS], NEUTRAL, band=0.0).prepare(subject)
 
 
 def said(text, asked=""):
@@ -49,15 +53,38 @@ def preference(subject, text, asked=ASKED):
 
 
 def test_the_score_is_its_formula(reader, subject):
-    usual = [preference(subject, text) for text in NEUTRAL]
+    usual = [preference(subject, text) for text in [*(s.text for s in OTHERS), *NEUTRAL]]
+    centre = statistics.fmean(usual[:2])
+    deviation = math.sqrt(statistics.fmean((one - centre) ** 2 for one in usual))
     for asked in ("", "What now?"):
         found = reader(HIGH, [said("I went dancing.", asked)])[0].value
-        z = (preference(subject, "I went dancing.", asked or ASKED) - statistics.fmean(usual)) / (
-            statistics.stdev(usual)
-        )
+        z = (preference(subject, "I went dancing.", asked or ASKED) - centre) / deviation
         assert found == pytest.approx(3 + 2 * math.tanh(z / 10), abs=1e-3)
         assert reader(LOW, [said("I went dancing.", asked)])[0].value == pytest.approx(6 - found)
     assert isinstance(reader, Judge)
+
+
+def test_without_other_traits_neutral_texts_are_the_centre(subject):
+    usual = [preference(subject, text) for text in NEUTRAL]
+    found = Reader(STATEMENTS, NEUTRAL).prepare(subject).band_of("extraversion")
+    assert found == pytest.approx((statistics.fmean(usual), statistics.pstdev(usual)), abs=1e-4)
+
+
+def test_only_statements_of_the_trait_are_read_and_an_answer_once(reader, monkeypatch):
+    from personality_vector.subject import continuations
+
+    usual, read = continuations.continuation_likelihoods, []
+
+    def counted(model, tokenizer, chat, begun, texts):
+        read.append((begun, tuple(texts)))
+        return usual(model, tokenizer, chat, begun, texts)
+
+    monkeypatch.setattr(continuations, "continuation_likelihoods", counted)
+    for rubric in (HIGH, LOW, HIGH):
+        reader(rubric, [said("I went dancing.")])
+    own = tuple(statement.text for statement in STATEMENTS)
+    texts = ["I went dancing.", *(s.text for s in OTHERS), *NEUTRAL]
+    assert sorted(read) == sorted((text, own) for text in texts)
 
 
 def test_what_lies_in_the_band_is_unscored(subject):
@@ -70,10 +97,10 @@ def test_what_lies_in_the_band_is_unscored(subject):
 
 
 @pytest.mark.parametrize(
-    "rubric", [Rubric("gardener"), Rubric("openness", pole=Pole("openness", "high"))]
+    "rubric", [Rubric("gardener"), Rubric("neuroticism", pole=Pole("neuroticism", "high"))]
 )
 def test_what_it_has_no_statements_of_is_refused_even_without_answers(reader, rubric):
-    with pytest.raises(DataError, match="has statements of extraversion, and none of"):
+    with pytest.raises(DataError, match="has statements of extraversion, openness, and none of"):
         reader(rubric, [])
 
 
