@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 
+os.environ.setdefault("PVEC_USERS_CACHE", os.environ.get("PVEC_CACHE", ""))  # for real models
 os.environ["PVEC_CACHE"] = tempfile.mkdtemp(prefix="pvec-cache-")
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -31,7 +31,7 @@ DATE_OPTION, NOW = "date_string", "strftime_now"
 _DIRECTIVES = "aAbBcdefFgGhHIjmMnpSTuUVwWxXyYzZDR%"
 _OURS = ("messages", "add_generation_prompt")
 
-_SECONDS, _BYTES = 5, 1 << 29
+_SECONDS, _BYTES = 5, 1 << 28
 """What rendering one chat may take, beyond what this process takes already."""
 _DONE, _FAILED, _FULL = 0, 1, 2
 _WAIT = 0.002
@@ -200,7 +200,7 @@ def manner_of(tokenizer: Any, chat: Messages, *, reply_follows: bool) -> Manner:
         reply_follows: Whether the assistant speaks next.
 
     Raises:
-        DataError: Rendering takes more than 5 seconds or 512 MB, or shows no question.
+        DataError: Rendering takes more than 5 seconds or 256 MB, or shows no question.
     """
     key = str(tokenizer.chat_template)
     if key not in _known:
@@ -269,7 +269,7 @@ def require_bounded(render: Callable[[], object]) -> None:
     """Render in a forked process, within bounds; whatever else is wrong is seen later.
 
     Raises:
-        DataError: It takes more than 5 seconds or 512 MB.
+        DataError: It takes more than 5 seconds or 256 MB.
     """
     with warnings.catch_warnings():
         # The other threads of this process are not needed to render.
