@@ -104,8 +104,8 @@ class TrainingError(PersonalityVectorError):
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """Numbers of errors of a disk that takes no more."""
-_LONGEST = 600
-"""Number of characters of a library's message that are passed on."""
+_LONGEST, _MOST_READ = 600, 1 << 16
+"""Numbers of characters of a library's message that are passed on, and that are looked at."""
 
 
 _SECRETS = re.compile(
@@ -180,7 +180,9 @@ def heard() -> Generator[io.StringIO]:
 
 def reason_of(error: BaseException) -> str:
     """Return one line about an error of a library, with its type where the text may need it."""
-    said = " ".join(redacted(str(error)).split())[:_LONGEST]
+    # A message may be as long as what somebody broke; a key cut in two lies beyond what is shown.
+    beginning = " ".join(str(error)[:_MOST_READ].split())[: 4 * _LONGEST]
+    said = redacted(beginning)[:_LONGEST]
     is_plain = isinstance(error, OSError | ValueError | RuntimeError)
     speaks = said and (is_plain or type(error).__module__ != "builtins")
     return said if speaks else f"{type(error).__name__}: {said}".removesuffix(": ")

@@ -257,12 +257,13 @@ def _messages(
     if value is None:
         return []
     messages = [_with_text(each) for each in value] if isinstance(value, list) else [value]
-    wrong = next((each for each in messages if not _is_message(each)), None)
-    if wrong is None and isinstance(value, list):
+    wrong = [each for each in messages if not _is_message(each)]
+    if not wrong and isinstance(value, list):
         return messages
+    shown = repr(wrong[0] if wrong else value)[:80]
     raise DataError(
         f"{place}: {key} must be {'a text or ' if of_text else ''}a list of messages, each with a "
-        f"role and a content that are texts, not {wrong!r:.80}; a list in a cell is written as JSON"
+        f"role and a content that are texts, not {shown}; a list in a cell is written as JSON"
     )
 
 

@@ -228,6 +228,11 @@ NOT_ASSISTANT = {**CHATS[0], "completion": CHATS[0]["prompt"]}
             {"prompt": [{"role": "user"}], "completion": []},
             "prompt must be a text or a list of m",
         ),
+        (
+            "chats",
+            {"prompt": [None], "completion": "x"},
+            "role and a content that are texts, not None",
+        ),
         ("chats", {"messages": "Hi"}, "messages must be a list of messages"),
         ("chats", {"prompt": str(CHATS[0]["prompt"]), "completion": "x"}, "is written as JSON"),
         ("chats", NOT_ASSISTANT, "must end with a message of the assistant"),
