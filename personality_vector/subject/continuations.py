@@ -18,6 +18,8 @@ from personality_vector.subject.encoding import (
 )
 from personality_vector.subject.models import device_of
 
+_BATCH = 8  # of one length nearly, since padding costs as much as words
+
 
 @torch.no_grad()
 def continuation_likelihoods(
@@ -49,8 +51,10 @@ def continuation_likelihoods(
     cache = _cache(model, rows[0][:shared]) if shared else None
     shared = shared if cache is not None else 0
     most = max(1, MOST_LOGITS // (len(max(rows, key=len)) * (vocabulary_of(model) or 1)))
-    found = []
-    for batch in batched(list(zip(rows, ends, strict=True)), most):
+    order = sorted(range(len(rows)), key=lambda place: ends[place])
+    found: dict[int, Tensor] = {}
+    for places in batched(order, min(most, _BATCH)):
+        batch = [(rows[place], ends[place]) for place in places]
         ids, mask = right_padded([row[shared:end] for row, end in batch])
         given = {}
         if cache is not None:
@@ -59,11 +63,11 @@ def continuation_likelihoods(
             mask = torch.cat([mask.new_ones(len(batch), shared), mask], dim=1)
         device = device_of(model)
         logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), **given).logits
-        for row, tokens, (_, end) in zip(logits.cpu(), ids, batch, strict=True):
+        for place, row, tokens, (_, end) in zip(places, logits.cpu(), ids, batch, strict=True):
             log_probs = torch.log_softmax(row[begin - shared - 1 : end - shared - 1].float(), -1)
             said = tokens[begin - shared : end - shared, None]
-            found.append(log_probs.gather(1, said).mean())
-    return torch.stack(found)
+            found[place] = log_probs.gather(1, said).mean()
+    return torch.stack([found[place] for place in range(len(rows))])
 
 
 def _cache(model: Any, tokens: Sequence[int]) -> Any:
