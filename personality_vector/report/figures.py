@@ -32,8 +32,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 HOLLOW: dict[str, Any] = {"linestyle": "", "markerfacecolor": "white", "zorder": 4}
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _BEHIND: dict[str, Any] = {"color": "#B0B0B0", "linewidth": 0.8, "alpha": 0.5, "zorder": 1}
-_COLUMNS, _WIDTH = 5, 11.0
-"""Most panels side by side, and their width together in inches: what a page can hold."""
+_COLUMNS, _LABELLED, _WIDTH = 5, 3, 11.0
+"""Most panels side by side, most where each has an axis label, and their width in inches."""
 _PAPER: dict[str, Any] = {"bbox_inches": "tight", "facecolor": "white"}
 MARK = "personality-vector"
 # No date, so that the same results write the same bytes.
@@ -246,7 +246,7 @@ def _drawn(table: pd.DataFrame, x_label: str, scales: Mapping[str, Any]) -> Figu
     ]
     longest = max([len(panels) for _, panels in blocks], default=0)
     count = longest if longest > 1 else max(len(blocks), 1)
-    columns = math.ceil(count / math.ceil(count / _COLUMNS))
+    columns = math.ceil(count / math.ceil(count / (_COLUMNS if longest > 1 else _LABELLED)))
     places = math.ceil(longest / columns) * columns if longest > 1 else 1
     figure = canvas(rows := math.ceil(len(blocks) * places / columns) or 1, columns)
     cells, anchor = figure.add_gridspec(rows, columns), None
