@@ -6,7 +6,6 @@ The command line prints the message and exits with ``exit_code``:
 """
 
 import errno
-import io
 import logging
 import os
 import re
@@ -168,21 +167,23 @@ def foreign(kind: type[PersonalityVectorError], what: str) -> Generator[None]:
 
 
 @contextmanager
-def heard() -> Generator[io.StringIO]:
-    """Yield what transformers would print about a model: an error of ours says what matters."""
-    theirs, said = logging.getLogger("transformers"), io.StringIO()
-    usual, theirs.handlers = theirs.handlers, [logging.StreamHandler(said)]
+def heard() -> Generator[None]:
+    """Keep what transformers would print about a model: an error of ours says what matters."""
+    theirs = logging.getLogger("transformers")
+    usual, theirs.handlers = theirs.handlers, [logging.NullHandler()]
     try:
-        yield said
+        yield
     finally:
         theirs.handlers = usual
 
 
 def reason_of(error: BaseException) -> str:
     """Return one line about an error of a library, with its type where the text may need it."""
-    # A message may be as long as what somebody broke; a key cut in two lies beyond what is shown.
-    beginning = " ".join(str(error)[:_MOST_READ].split())[: 4 * _LONGEST]
-    said = redacted(beginning)[:_LONGEST]
+    whole = str(error)  # which may be as long as what somebody broke
+    words = whole[:_MOST_READ].split()
+    if len(whole) > _MOST_READ and len(words) > 1:
+        words.pop()  # it may be half of a key
+    said = redacted(" ".join(words))[:_LONGEST]
     is_plain = isinstance(error, OSError | ValueError | RuntimeError)
     speaks = said and (is_plain or type(error).__module__ != "builtins")
     return said if speaks else f"{type(error).__name__}: {said}".removesuffix(": ")

@@ -14,12 +14,13 @@ def test_of_a_message_of_any_length_the_beginning_is_read(monkeypatch):
         assert len(found) <= 600
         assert "\n" not in found
         assert "a:b" not in found
-    assert max(read) < 10_000, "keys are not searched for in all of it"
+    assert max(read) <= 1 << 16, "keys are not searched for in all of it"
 
 
 def test_a_key_that_is_cut_in_two_is_not_shown(monkeypatch):
     key = "a-key-of-some-length" * 30
     monkeypatch.setenv("MY_KEY", key)
+    assert "a-key" not in reason_of(ValueError(f"{key} " * 200))
     for before in (0, 550, 599):
         assert "a-key" not in reason_of(ValueError("x" * before + key)).removeprefix("x" * before)
 

@@ -25,6 +25,7 @@ CALLED_FROM_OUTSIDE = {
     f"{NAME}.finetuning.sft:_TrainingMonitor.on_step_end": "TRL calls it",
     f"{NAME}.recipes.reading:_StrictLoader.compose_node": "PyYAML calls it",
     f"{NAME}.recipes.reading:_StrictLoader.construct_mapping": "PyYAML calls it",
+    f"{NAME}.recipes.reading:_StrictLoader.construct_scalar": "PyYAML calls it",
 }
 REGISTERED_BY = {"callback", "overload", "field_validator", "model_validator", "model_serializer"}
 """Decorators that hand a function to a library, which calls it."""

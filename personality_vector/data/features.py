@@ -20,7 +20,7 @@ _NEGATIONS = {"not", "never", "no", "nobody", "nothing", "without", "hardly", "r
 _NEGATIONS |= {"neither", "nor", "cannot"}
 _MARK = "not_"
 _SHORTEST, _LONGEST = 3, 5  # characters of a part of a word
-_MANY = 10  # texts of which two share a part of a word
+_MANY = 10  # texts from which on a part of a word counts only if two of them have it
 _MOST_TOKENS, _BATCH, _MOST_RECENT = 512, 32, 4096
 
 
@@ -133,7 +133,8 @@ class StateFeatures:
                 new = list(dict.fromkeys(texts))
             self._recent |= zip(new, self._states(new), strict=True)
             return [self._recent[text] for text in texts]
-        name = digest_of(identity_of_model(self._model), "passages", texts)
+        passages = [[text, *sentences(text)] for text in texts]
+        name = digest_of(identity_of_model(self._model), passages, _MOST_TOKENS)
         file = cache_folder("states") / f"{name}.safetensors"
         if not file.is_file():
             states = self._states(texts)

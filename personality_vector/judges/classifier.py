@@ -107,7 +107,7 @@ class StatementJudge(BaseJudge):
     model: str | None = None
 
     scale: ClassVar[tuple[float, float]] = (LOWEST, HIGHEST)
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     """Raised when the same statements give other scores."""
 
     def __post_init__(self) -> None:

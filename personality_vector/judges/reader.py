@@ -92,11 +92,11 @@ class Reader(BaseJudge):
     """Which statements an unedited model expects to follow an answer in the same reply.
 
     ``d = mean log p(s | answer) over high-pole statements s - the same over low-pole ones``, in
-    nats per token. ``z = (d - m) / sd``, with the centre and deviation of ``d`` over texts that do
-    not show the trait: text without personality, and the statements of the other traits, since any
-    self-description moves ``d``. The score is ``3 + 2 tanh(z / 10)``, or its mirror for a low pole;
-    where ``|z|`` is at most ``band``, the answer is unscored. Nothing is learned. The reader is as
-    good as the model.
+    nats per token. ``z = (d - m) / sd``: ``m`` is the mean of ``d`` over statements of the other
+    traits, since any self-description moves ``d``, and ``sd`` the root mean square of the distance
+    to it over these and texts without personality. The score is ``3 + 2 tanh(z / 10)``, or its
+    mirror for a low pole; where ``|z|`` is at most ``band``, the answer is unscored. Nothing is
+    learned. The reader is as good as the model.
 
     Attributes:
         statements: Of both poles of each trait, the same number of each.
@@ -169,17 +169,18 @@ class Reader(BaseJudge):
     def _score(self, answer: Answer, trait: Trait, sign: int) -> Score:
         if not answer.reply.strip():
             return Score(None, "the answer is empty")
+        usual = self.band_of(trait)
         try:
-            d, usual = self.preference(answer.question, answer.reply, trait), self.band_of(trait)
+            d = self.preference(answer.question, answer.reply, trait)
         except LengthError:
             return Score(None, "the answer is longer than the model reads")
         z = (d - usual.centre) / usual.deviation
         if abs(z) <= self.band:
-            return Score(None, f"reads like text without personality (z = {z:.2f})")
+            return Score(None, f"shows too little of the trait (z = {z:.2f})")
         return Score(3.0 + 2.0 * sign * tanh(z / _FAR), f"z = {z:.2f}")
 
     def band_of(self, trait: Trait) -> Band:
-        """Return the band of a trait, which takes a minute of two cores for a model of 135M."""
+        """Return the band of a trait; computing it takes minutes on two cores for a 135M model."""
         if trait not in self._bands:
             others = [
                 [s.text for s in self.statements if s.trait != trait and s.level == level]

@@ -33,7 +33,7 @@ class _StrictLoader(yaml.SafeLoader):
             str(found).encode()
         except UnicodeEncodeError as error:
             raise yaml.constructor.ConstructorError(
-                None, None, "half of a surrogate pair is no character", node.start_mark
+                None, None, "half of a surrogate pair is not a character", node.start_mark
             ) from error
         return found
 

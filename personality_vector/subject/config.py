@@ -11,8 +11,8 @@ from personality_vector.checkpoint.folder import require_unquantised_config, sid
 from personality_vector.errors import CheckpointError, ModelError, foreign, heard
 from personality_vector.files.reading import MOST_BYTES, is_stray
 
-_PARTS = re.compile(r"(?:layers?|labels)$")
-_MOST_PARTS = 10_000
+_COUNTS = re.compile(r"(?:layers?|labels)$")
+_MOST = 10_000
 
 
 def read_config(path: str | Path, to: str = "read config.json") -> Any:
@@ -54,7 +54,7 @@ def _require_inert(path: Path) -> None:
     require_bounded(path)
     require_unquantised_config(path)
     config = read_json(path / "config.json")
-    _require_few(path, config)
+    _require_plausible_counts(path, config)
     kind = config.get("model_type")
     if "auto_map" in config and kind not in CONFIG_MAPPING:
         raise ModelError(
@@ -96,16 +96,16 @@ def _implementations(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, config
 
 
-def _require_few(path: Path, config: Any) -> None:
-    """Refuse a count for each of whose members transformers fills a list, before it reads a weight.
+def _require_plausible_counts(path: Path, config: Any) -> None:
+    """Refuse a count so large that transformers would fill a huge list before it reads a weight.
 
     Raises:
         ModelError: A number of layers or of labels is larger than any model's.
     """
     for key, value in config.items():
         if isinstance(value, dict):
-            _require_few(path, value)
-        elif isinstance(value, int) and value > _MOST_PARTS and _PARTS.search(key):
+            _require_plausible_counts(path, value)
+        elif isinstance(value, int) and value > _MOST and _COUNTS.search(key):
             raise ModelError(
-                f"{path / 'config.json'}: {key} is more than {_MOST_PARTS:,}, which no model has"
+                f"{path / 'config.json'}: {key} is more than {_MOST:,}, which no model has"
             )

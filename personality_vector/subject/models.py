@@ -41,16 +41,19 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
         device: A torch device.
 
     Raises:
+        CheckpointError: The files cannot be read.
         ModelError: transformers cannot build the model, or the files do not match its tensors.
+        TensorMismatchError: Two tensors on disk are one in memory.
     """
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     checkpoint = Checkpoint.open(path)
+    path, entries = checkpoint.path, checkpoint.entries
+    config = read_config(path, "load this model")
     _require_same_shapes(checkpoint)
-    entries = checkpoint.entries
     with foreign(ModelError, f"{path}: transformers cannot load this model"), heard():
-        model, report = _class_of(path).from_pretrained(
+        model, report = _class_of(path, config).from_pretrained(
             str(path),
             dtype=FLOATS[dtype],
             output_loading_info=True,
@@ -71,13 +74,12 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
     return model.to(device).eval()
 
 
-def _class_of(path: str | Path) -> Any:
+def _class_of(path: Path, config: Any) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto import modeling_auto
 
     vision = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     only_vision = set(vision) - set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    config = read_config(path, "load this model")
     kind, text = config.model_type, config.get_text_config()
     if not _is_embedded(
         getattr(text, "pad_token_id", None) or 0, getattr(text, "vocab_size", None)
@@ -302,48 +304,67 @@ def names_on_disk(checkpoint: Checkpoint) -> dict[str, str]:
     """Return ``{name in memory: name on disk}`` of the parameters that are one tensor in both.
 
     Raises:
-        ModelError: transformers cannot build the model.
+        ModelError: transformers cannot build the model, or has no way back from it to the disk.
     """
-    live, on_disk = _outline(checkpoint)
-    names = {id(tensor): name for name, tensor in live.items()}
-    return {names[id(tensor)]: name for name, tensor in on_disk.items() if id(tensor) in names}
+    what = f"{checkpoint.path}: transformers cannot tell how this model is written"
+    model = _outline(checkpoint)
+    with foreign(ModelError, what), heard():
+        return {name: on_disk for name, on_disk, _ in _whole(model)}
 
 
 def _require_same_shapes(checkpoint: Checkpoint) -> None:
     """Refuse weights of other shapes than config.json says, before memory for these is taken.
 
+    Only parameters that are one tensor on disk are compared, and a file may hold one transposed.
+    transformers itself compares what it splits, joins or cannot name as on disk.
+
     Raises:
         ModelError: A shape differs, or transformers cannot build the model.
+        TensorMismatchError: Two tensors on disk are one in memory.
     """
-    ours = canonical_names(checkpoint)
-    for name, one in _outline(checkpoint)[1].items():
+    ours, model = canonical_names(checkpoint), _outline(checkpoint)
+    try:
+        with heard():
+            whole = _whole(model)
+    except Exception:  # noqa: BLE001  (an operation of transformers that has no way back)
+        return
+    for _, name, shape in whole:
         found = checkpoint.entries.get(ours.get(canonical(name), ""))
-        if found is not None and found.shape != tuple(one.shape):
+        if found is not None and sorted(found.shape) != sorted(shape):
             raise ModelError(
                 f"{checkpoint.path}: config.json and the weights disagree: {found.name} has the "
-                f"shape {list(found.shape)}, and config.json makes it {list(one.shape)}"
+                f"shape {list(found.shape)}, and config.json makes it {list(shape)}"
             )
 
 
-def _outline(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the parameters that config.json describes, as in memory and as on disk, without data.
+def _whole(model: nn.Module) -> list[tuple[str, str, torch.Size]]:
+    """Return the parameters that are one tensor on disk: name, name on disk, shape in memory."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    live = dict(model.named_parameters(remove_duplicate=False))
+    names = {id(tensor): name for name, tensor in live.items()}
+    return [
+        (names[id(tensor)], on_disk, tensor.shape)
+        for on_disk, tensor in revert_weight_conversion(model, live).items()
+        if id(tensor) in names
+    ]
+
+
+def _outline(checkpoint: Checkpoint) -> Any:
+    """Return the model that config.json describes, without data.
 
     Raises:
         ModelError: transformers cannot build the model, or it is much larger than the weights.
     """
-    from transformers.core_model_loading import revert_weight_conversion
-
-    path = checkpoint.path
-    kind, config = _class_of(path), read_config(path)
-    what = f"{path}: transformers cannot build this model"
-    with foreign(ModelError, what), heard(), torch.device("meta"), _not_beyond(checkpoint):
-        model = kind.from_config(config)
-    live = dict(model.named_parameters(remove_duplicate=False))
-    return live, revert_weight_conversion(model, live)
+    config = read_config(checkpoint.path, "build this model")
+    kind = _class_of(checkpoint.path, config)
+    what = f"{checkpoint.path}: transformers cannot build this model"
+    with foreign(ModelError, what), heard(), torch.device("meta"), _bounded_by(checkpoint):
+        return kind.from_config(config, trust_remote_code=False)
 
 
 @contextlib.contextmanager
-def _not_beyond(checkpoint: Checkpoint) -> Iterator[None]:
+def _bounded_by(checkpoint: Checkpoint) -> Iterator[None]:
     """Stop the building of a model of many more, or many larger, tensors than a checkpoint has."""
     held = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
     most, values = 4 * len(checkpoint.entries) + 100, 4 * held + 2**26

@@ -10,6 +10,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -300,6 +301,18 @@ def _ended(child: int) -> int:
         time.sleep(_WAIT)
 
 
+def _forgive_no_memory() -> None:
+    """Let this process end where Jinja runs out of memory over a constant, and would go on."""
+    from jinja2 import nodes
+
+    class Impossible(nodes.Impossible):
+        def __init__(self) -> None:
+            if isinstance(sys.exception(), MemoryError):
+                os._exit(_FULL)
+
+    nodes.Impossible = Impossible  # type: ignore[misc, assignment]
+
+
 def _render_and_exit(render: Callable[[], object]) -> None:
     code = _FAILED
     with suppress(BaseException):
@@ -309,6 +322,7 @@ def _render_and_exit(render: Callable[[], object]) -> None:
             pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
             most = pages * resource.getpagesize() + _BYTES
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        _forgive_no_memory()
         try:
             render()
             code = _DONE

@@ -41,6 +41,7 @@ BUDGET = (
 )
 """What it takes, and minutes on two cores."""
 _RESAMPLES = 1000
+_SIDES = ("high", "low")
 
 
 def recipe(model: str, trait: str) -> dict[str, Any]:
@@ -85,13 +86,15 @@ def _auc(high: Any, low: Any) -> float:
 def rows_of(run: Run, trait: str) -> list[list[str]]:
     """Return a row for each judge, and one for the likelihood."""
     answers, rows = run.answers(), []
-    own = answers[answers["intervention"] != "base"]
-    for judge, given in own.groupby("judge", sort=False):
+    prompted = answers[answers["intervention"] != "base"]
+    for judge, given in prompted.groupby("judge", sort=False):
         low, high = run["judges"][judge]["scale"]
         table = given.pivot_table("score", "intervention", "item", dropna=False)
         scored = float(table.notna().to_numpy().mean())
         sides = _sides(table.fillna((low + high) / 2))
-        means = [f"{given[given['intervention'].str.startswith(p)]['score'].mean():.2f}" for p in P]
+        means = [
+            f"{given[given['intervention'].str.startswith(p)]['score'].mean():.2f}" for p in _SIDES
+        ]
         rows.append([trait, str(judge), f"{scored:.0%}", *means, area(*sides)])
     found = run.readings().query("measure == 'likelihood' and intervention != 'base'")
     table = found.set_index("intervention")[["value"]]
@@ -100,11 +103,8 @@ def rows_of(run: Run, trait: str) -> list[list[str]]:
     return [*rows, [trait, "likelihood", "", *means, area(*sides)]]
 
 
-P = ("high", "low")
-
-
 def _sides(table: pd.DataFrame) -> list[Any]:
-    return [table[table.index.str.startswith(side)].to_numpy() for side in P]
+    return [table[table.index.str.startswith(side)].to_numpy() for side in _SIDES]
 
 
 def agreed(runs: Sequence[Run]) -> str:

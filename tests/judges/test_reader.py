@@ -91,7 +91,7 @@ def test_what_lies_in_the_band_is_unscored(subject):
     wide = Reader(STATEMENTS, NEUTRAL, band=1e9).prepare(subject)
     found = wide(HIGH, [said("I went dancing."), said(" "), said("I " * 5000)])
     assert [one.value for one in found] == [None, None, None]
-    assert "reads like text without personality" in found[0].reason
+    assert "shows too little of the trait" in found[0].reason
     assert found[1].reason == "the answer is empty"
     assert found[2].reason == "the answer is longer than the model reads"
 

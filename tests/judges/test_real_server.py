@@ -60,7 +60,9 @@ def server(tmp_path_factory):
         pytest.skip("needs the package xllamacpp (`make extras` installs it)")
     with pytest.MonkeyPatch.context() as patch:
         users = os.environ["PVEC_USERS_CACHE"]
-        patch.setenv("PVEC_CACHE", users) if users else patch.delenv("PVEC_CACHE")
+        patch.delenv("PVEC_CACHE")
+        if users:
+            patch.setenv("PVEC_CACHE", users)
         try:
             model = builtin(f"builtin:{SMOLLM2}")
         except PersonalityVectorError as error:
@@ -146,6 +148,7 @@ def test_after_a_kill_only_what_was_on_its_way_is_asked_again(server, judge, tmp
 
     first = subprocess.Popen(words)
     while asked() < 6:
+        assert first.poll() is None
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.wait()

@@ -61,7 +61,7 @@ MISTAKES = {
         GOOD.replace("alpha: 0.8", "alpha: 0.8, alpha: 0.9"),
         "line 5: the key 'alpha' is given twice",
     ),
-    "half": ('method: ties\nlabel: "\\uD800"\n', "line 2: half of a surrogate pair is no char"),
+    "half": ('method: ties\nlabel: "\\uD800"\n', "line 2: half of a surrogate pair is not a"),
     "alias": ("base: &b ./base\nmethod: *b\n", "line 2: aliases are not supported"),
     "python tag": ("base: !!python/object/apply:os.getcwd []\n", "line 1: could not determine a c"),
     "empty": ("", "a recipe is a mapping of keys to values, this is empty"),

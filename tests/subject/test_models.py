@@ -158,6 +158,34 @@ def test_a_model_larger_than_its_weights_is_refused_before_it_is_built(
         names_on_disk(Checkpoint.open(path))
 
 
+def test_a_weight_that_a_file_holds_transposed_is_left_to_transformers(copy):
+    change(copy, lambda w: w.update({k: w[k].T.contiguous() for k in w if "up_proj" in k}))
+    with pytest.raises(ModelError, match="transformers cannot load this model"):
+        load_model(copy)
+
+
+def test_what_transformers_cannot_convert_back_is_not_compared(copy, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no way back")
+
+    monkeypatch.setattr("transformers.core_model_loading.revert_weight_conversion", fail)
+    assert load_model(copy).config.model_type == "llama"
+    with pytest.raises(ModelError, match="cannot tell how this model is written: no way back"):
+        names_on_disk(Checkpoint.open(copy))
+
+
+def test_code_beside_a_known_kind_of_model_is_not_run_and_nobody_is_asked(copy, monkeypatch):
+    config = json.loads((copy / "config.json").read_text())
+    beside = {"model_type": "vit", "auto_map": {"AutoModelForCausalLM": "evil.Evil"}}
+    (copy / "config.json").write_text(json.dumps({**config, **beside}))
+    (copy / "evil.py").write_text("raise SystemExit('run')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody is asked"))
+    with pytest.raises(ModelError):
+        load_model(copy)
+    with pytest.raises(ModelError):
+        names_on_disk(Checkpoint.open(copy))
+
+
 @pytest.mark.parametrize("kind", ["no-such-architecture", None])
 def test_an_unknown_architecture_is_refused(copy, kind):
     config = json.loads((copy / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""A chat template is a program of somebody else: it gets 5 seconds and 512 MB, and may fail."""
+"""A chat template is a program of somebody else: it gets 5 seconds and 256 MB, and may fail."""
 
 import time
 
@@ -11,6 +11,7 @@ from personality_vector.subject.models import load_tokenizer
 LOOPS = "{%- for a in range(99999) -%}{%- for b in range(99999) -%}{%- endfor -%}{%- endfor -%}"
 LARGE = {
     "repeated": "{{ 'x' * 5000000000 }}",
+    "a constant": "{{ none in messages[0].content }}{{ ('x' * 2000000000) | upper }}",
     "padded": "{{ 'x'.ljust(5000000000) }}",
     "a list": "{{ ([0] * 2000000000) | length }}",
     "doubled": "{%- set n = namespace(x='x') -%}{%- for a in range(40) -%}"
