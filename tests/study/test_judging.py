@@ -104,11 +104,11 @@ def test_an_error_of_the_server_stops_the_worker_at_the_next_cell(base, log, tmp
     with serving(refuse) as fake:
         judge = EndpointJudge(model="j", base_url=fake.base_url)
         measure = Waiting(log, [judge], is_rating=both.is_rating)
-        study = pv.study(base, [ARM], [float(n) for n in range(1, 40)], [measure])
+        study = pv.study(base, [ARM], [float(n) for n in range(1, 400)], [measure])
         with pytest.raises(ModelError, match=r"answered 401: .*bad key"):
             study.run(tmp_path / "run")
     assert len(fake.requests) == 1
-    assert 2 <= len(noted(log)) < 40
+    assert 2 <= len(noted(log)) < 400
     finished = Run(tmp_path / "run").cells()["finished"].sum()
     assert finished == len(noted(log)), "what was measured stays"
     with serving(rate) as fake:
