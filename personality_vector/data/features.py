@@ -71,7 +71,7 @@ class WordFeatures:
         """Return each text and its sentences."""
         return [[text, *sentences(text)] for text in texts]
 
-    def learned(self, read: Sequence[Sequence[str]]) -> Any:
+    def learned(self, passages: Sequence[Sequence[str]]) -> Any:
         """Return the features of whole texts, a sparse row each, and keep what was found there."""
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.pipeline import make_union
@@ -80,14 +80,14 @@ class WordFeatures:
         self._whole = TfidfVectorizer(
             tokenizer=marked, token_pattern=None, ngram_range=(1, 2), **options
         )
-        fewest = 2 if len(read) >= _MANY else 1
+        fewest = 2 if len(passages) >= _MANY else 1
         every_part = TfidfVectorizer(analyzer=parts, min_df=fewest, **options)
         self._every = make_union(self._whole, every_part)
-        return self._every.fit_transform([text for text, *_ in read])
+        return self._every.fit_transform([text for text, *_ in passages])
 
-    def __call__(self, read: Sequence[Sequence[str]]) -> Any:
+    def __call__(self, passages: Sequence[Sequence[str]]) -> Any:
         """Return the features of every text and sentence, a sparse row each."""
-        return self._every.transform([passage for text in read for passage in text])
+        return self._every.transform([passage for text in passages for passage in text])
 
     def known(self, text: str) -> float:
         """Return the share of a text's words that were among those learned."""
@@ -144,20 +144,20 @@ class StateFeatures:
         found = load_file(file)
         return list(torch.split(found["states"], found["counts"].tolist()))
 
-    def learned(self, read: "Sequence[Float[Tensor, 'passages width']]") -> Any:
+    def learned(self, passages: "Sequence[Float[Tensor, 'passages width']]") -> Any:
         """Return the states of whole texts, a standardised row each, and keep the scale."""
         import torch
         from sklearn.preprocessing import StandardScaler
 
-        states = torch.stack([one[0] for one in read]).numpy()
+        states = torch.stack([one[0] for one in passages]).numpy()
         self._scaler = StandardScaler().fit(states)
         return self._scaler.transform(states)
 
-    def __call__(self, read: "Sequence[Float[Tensor, 'passages width']]") -> Any:
+    def __call__(self, passages: "Sequence[Float[Tensor, 'passages width']]") -> Any:
         """Return the states of every text and sentence, a standardised row each."""
         import torch
 
-        return self._scaler.transform(torch.cat(list(read)).numpy())
+        return self._scaler.transform(torch.cat(list(passages)).numpy())
 
     def known(self, text: str) -> float:
         """Return 1: a model reads every text."""
@@ -196,10 +196,10 @@ class StateFeatures:
             # The first token's state is far larger than all others, whatever the text.
             first = min(1, len(row) - 1)
             ends = torch.tensor([end for _, end in one["offset_mapping"][first:most]])
-            read = states[first : len(row)]
-            own = [(ends > begin) & (ends <= end) for begin, end in _places(text)]
-            parts = [read[mine].mean(0) for mine in own if mine.any()]
-            yield torch.stack([read.mean(0), *(parts or [read.mean(0)])])
+            own = states[first : len(row)]
+            lies = [(ends > begin) & (ends <= end) for begin, end in _places(text)]
+            parts = [own[inside].mean(0) for inside in lies if inside.any()]
+            yield torch.stack([own.mean(0), *(parts or [own.mean(0)])])
 
     def _halfway(
         self, ids: "Int[Tensor, 'batch seq']", mask: "Int[Tensor, 'batch seq']"

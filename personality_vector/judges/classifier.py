@@ -277,8 +277,9 @@ class Learned(NamedTuple):
 
     def leaning(self, texts: Sequence[str]) -> list[float]:
         """Return ``s`` of each text."""
-        read = self.features.read(texts)
-        found: list[float] = _leaning(self.regression, self.features(read), read).tolist()
+        passages = self.features.read(texts)
+        rows = self.features(passages)
+        found: list[float] = _leaning(self.regression, rows, passages).tolist()
         return found
 
     def score(self, leaning: float, level: Level) -> Score:
@@ -321,7 +322,7 @@ def _learned(
     for seen in thirds:
         kept = ~seen.is_left_out
         part = _regression(strength).fit(seen.rows, classes[kept], weighted[kept])
-        leaning[seen.is_left_out] = _leaning(part, seen.left_out, seen.read)
+        leaning[seen.is_left_out] = _leaning(part, seen.left_out, seen.passages)
     threshold = np.quantile(np.abs(leaning[-len(neutral) :]), 1 - _FALSE_ALARMS)
     mine = classes != 0
     slope = _regression(1.0, fit_intercept=False).fit(leaning[mine, None], classes[mine])
@@ -335,7 +336,7 @@ class _Seen(NamedTuple):
     rows: Any
     is_left_out: Any
     left_out: Any
-    read: Sequence[Any]
+    passages: Sequence[Any]
 
 
 @lru_cache(1)
@@ -360,8 +361,9 @@ def _seen(
     for number in range(-1, _FOLDS if neutral else 0):
         features, out = _features(model), third == number
         rows = features.learned([one for one, left in zip(every, out, strict=True) if not left])
-        read = [one for one, left in zip(every, out, strict=True) if left]
-        found.append(_Seen(features, rows, out, features(read) if read else None, read))
+        passages = [one for one, left in zip(every, out, strict=True) if left]
+        left_out = features(passages) if passages else None
+        found.append(_Seen(features, rows, out, left_out, passages))
     return found
 
 
@@ -375,12 +377,12 @@ def _regression(strength: float, *, fit_intercept: bool = True) -> Any:
     return LogisticRegression(C=strength, max_iter=1000, tol=1e-3, fit_intercept=fit_intercept)
 
 
-def _leaning(regression: Any, rows: Any, read: Sequence[Any]) -> Any:
-    """Return ``s`` of texts that were read; ``rows`` are the features of all their passages."""
+def _leaning(regression: Any, rows: Any, passages: Sequence[Any]) -> Any:
+    """Return ``s`` of texts with these passages, whose features are ``rows``."""
     import numpy as np
 
     by_class = dict(zip(regression.classes_, regression.predict_proba(rows).T, strict=True))
-    each, count = by_class[1] - by_class[-1], np.array([len(text) for text in read])
+    each, count = by_class[1] - by_class[-1], np.array([len(text) for text in passages])
     first = np.cumsum(count) - count
     whole, sums = each[first], np.add.reduceat(each, first) - each[first]
     together = sums / np.sqrt(count - 1)

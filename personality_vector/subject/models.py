@@ -51,9 +51,10 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
     checkpoint = Checkpoint.open(path)
     path, entries = checkpoint.path, checkpoint.entries
     config = read_config(path, "load this model")
-    _require_same_shapes(checkpoint)
+    kind = _class_of(path, config)
+    _require_same_shapes(checkpoint, kind, config)
     with foreign(ModelError, f"{path}: transformers cannot load this model"), heard():
-        model, report = _class_of(path, config).from_pretrained(
+        model, report = kind.from_pretrained(
             str(path),
             dtype=FLOATS[dtype],
             output_loading_info=True,
@@ -306,13 +307,15 @@ def names_on_disk(checkpoint: Checkpoint) -> dict[str, str]:
     Raises:
         ModelError: transformers cannot build the model, or has no way back from it to the disk.
     """
-    what = f"{checkpoint.path}: transformers cannot tell how this model is written"
-    model = _outline(checkpoint)
+    path = checkpoint.path
+    config = read_config(path, "build this model")
+    model = _outline(checkpoint, _class_of(path, config), config)
+    what = f"{path}: transformers cannot tell how this model is written"
     with foreign(ModelError, what), heard():
         return {name: on_disk for name, on_disk, _ in _whole(model)}
 
 
-def _require_same_shapes(checkpoint: Checkpoint) -> None:
+def _require_same_shapes(checkpoint: Checkpoint, kind: Any, config: Any) -> None:
     """Refuse weights of other shapes than config.json says, before memory for these is taken.
 
     Only parameters that are one tensor on disk are compared, and a file may hold one transposed.
@@ -322,7 +325,7 @@ def _require_same_shapes(checkpoint: Checkpoint) -> None:
         ModelError: A shape differs, or transformers cannot build the model.
         TensorMismatchError: Two tensors on disk are one in memory.
     """
-    ours, model = canonical_names(checkpoint), _outline(checkpoint)
+    ours, model = canonical_names(checkpoint), _outline(checkpoint, kind, config)
     try:
         with heard():
             whole = _whole(model)
@@ -350,14 +353,12 @@ def _whole(model: nn.Module) -> list[tuple[str, str, torch.Size]]:
     ]
 
 
-def _outline(checkpoint: Checkpoint) -> Any:
-    """Return the model that config.json describes, without data.
+def _outline(checkpoint: Checkpoint, kind: Any, config: Any) -> Any:
+    """Return the model of a class that a configuration describes, without data.
 
     Raises:
         ModelError: transformers cannot build the model, or it is much larger than the weights.
     """
-    config = read_config(checkpoint.path, "build this model")
-    kind = _class_of(checkpoint.path, config)
     what = f"{checkpoint.path}: transformers cannot build this model"
     with foreign(ModelError, what), heard(), torch.device("meta"), _bounded_by(checkpoint):
         return kind.from_config(config, trust_remote_code=False)
