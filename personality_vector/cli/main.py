@@ -15,6 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from personality_vector.cli import (
+    elicit,
     end_on_interrupt,
     judge,
     merge,
@@ -65,6 +66,7 @@ app.add_typer(steering, name="steer")
 _VERBS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
     app: {
         "demo": shipped.demo,
+        "elicit": elicit.elicit,
         "train": recipe_verb("finetuning.recipe.TrainRecipe", weights.train, weights.check),
         "diff": weights.diff,
         "merge": merge.merge,

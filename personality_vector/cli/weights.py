@@ -37,34 +37,69 @@ Rank = Annotated[
 
 def check(recipe: "TrainRecipe") -> dict[str, Any]:
     """Open the base, read the data, and try the chat template and ``max_length`` on them."""
-    from personality_vector.finetuning.sft import rehearse
+    from personality_vector.finetuning.rehearsal import rehearse
 
     return {"base": str(pv.Checkpoint.open(recipe.base).fingerprint), **rehearse(recipe)}
 
 
 def train(recipe: "TrainRecipe", out: Path, force: bool, as_json: bool) -> None:
-    """Fine-tune a base on one pole."""
-    from personality_vector.data.chats import said_of
+    """Fine-tune a base on one pole, or on each of several.
+
+    A training that was interrupted resumes, and of several poles only those that are not there yet
+    are trained, each into OUT/TRAIT-LEVEL.
+    """
+    from personality_vector.finetuning.sft import is_main_process
     from personality_vector.finetuning.sft import train as fine_tune
 
-    done = fine_tune(recipe, out, force=force)
-    dropped, cut = done.manifest["dropped"], done.manifest["cut"]
-    said = f"; dropped: {said_of(dropped)}" if dropped else ""
-    said += f"; cut at max_length: {cut}" if cut else ""
-    options.show(
-        {
-            "out": str(done.path),
-            "pole": str(recipe.pole),
-            "examples": done.examples,
-            "dropped": dropped,
-            "cut": cut,
-            "loss": done.loss,
-        },
-        as_json=as_json,
-        text=lambda: (
-            f"{done.path}: {recipe.pole}, {done.examples} examples, loss {done.loss:.3f}{said}"
-        ),
-    )
+    if recipe.poles is not None:
+        _train_poles(recipe, out, force, as_json)
+        return
+    with options.resumable(out):
+        done = fine_tune(recipe, out, force=force)
+    if is_main_process():
+        row = _row(done.path, done.manifest)
+        options.show(row, as_json=as_json, text=lambda: _trained(row, done.manifest))
+
+
+def _train_poles(recipe: "TrainRecipe", out: Path, force: bool, as_json: bool) -> None:
+    from personality_vector.finetuning.poles import train_poles
+    from personality_vector.finetuning.sft import is_main_process
+
+    rows = []
+    with options.resumable(out):
+        for done in train_poles(recipe, out, force=force):
+            row = _row(done.path, done.manifest) if done.manifest else {"out": str(done.path)}
+            rows.append({"pole": str(done.pole), "state": done.state, **row})
+            if is_main_process() and not as_json:
+                said = (
+                    _trained(row, done.manifest) if done.manifest else f"{done.path}: {done.pole}"
+                )
+                typer.echo(f"{said} ({_STATES[done.state]})")
+    if is_main_process() and as_json:
+        options.show(rows, as_json=True, text=str)
+
+
+_STATES = {
+    "trained": "trained now",
+    "there": "was there already",
+    "locked": "another process is training it",
+}
+
+
+def _row(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: manifest[key] for key in ("pole", "examples", "dropped", "cut")}
+    return {"out": str(path), **kept, "loss": manifest["losses"][-1]}
+
+
+def _trained(row: dict[str, Any], manifest: dict[str, Any]) -> str:
+    """Return one line about a pole that is trained."""
+    from personality_vector.data.chats import said_of
+
+    said = f"; dropped: {said_of(row['dropped'])}" if row["dropped"] else ""
+    said += f"; cut at max_length: {row['cut']}" if row["cut"] else ""
+    held_out = manifest.get("held_out_losses") or {}
+    said += f"; held-out loss {min(held_out.values()):.3f}" if held_out else ""
+    return f"{row['out']}: {row['pole']}, {row['examples']} examples, loss {row['loss']:.3f}{said}"
 
 
 def diff(
@@ -73,6 +108,14 @@ def diff(
         str, typer.Argument(metavar="TUNED", help="A fine-tune of BASE, or an adapter.")
     ],
     out: options.OutDir,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="LOW",
+            help="Another fine-tune of BASE: save (TUNED - LOW) / 2, without what both share.",
+        ),
+    ] = None,
     pole: options.PoleOption = None,
     storage: Storage = None,
     rank: Rank = None,
@@ -80,18 +123,23 @@ def diff(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Save the delta TUNED - BASE."""
+    """Save the delta TUNED - BASE, or with --against half the difference of two."""
     if storage is not None and rank is not None:
         raise RecipeError(f"--as {storage} and --low-rank {rank}: give one of the two")
-    files.begin(map(expanded, (base, tuned)))
+    files.begin(map(expanded, (base, tuned, *([against] if against else []))))
     from personality_vector.delta import open_fine_tune, read_record, require_not_swapped
     from personality_vector.delta.opening import Allowed
     from personality_vector.merging.summands import require_nonzero
 
-    allowed = Allowed(stated=True)
-    delta = open_fine_tune(
-        tuned, pv.Checkpoint.open(base), require_not_swapped, pole=pole, allowed=allowed
-    )
+    start = pv.Checkpoint.open(base)
+
+    def opened(one: str, pole: str | None) -> "pv.Delta":
+        allowed = Allowed(stated=True)
+        return open_fine_tune(one, start, require_not_swapped, pole=pole, allowed=allowed)
+
+    delta = opened(tuned, pole)
+    if against is not None:
+        delta = pv.Delta.contrast(delta, opened(against, None))
     require_nonzero(delta)
     delta.save(
         out,

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
 from personality_vector.data.declining import kinds_of
 from personality_vector.data.rows import HubData, first_row, is_blank, keys_of, raw_rows
-from personality_vector.data.statements import part_of, select_statements
+from personality_vector.data.statements import Part, part_of, select_statements
 from personality_vector.errors import DataError, TraitError
 from personality_vector.files.reading import parse_json, read_text
 from personality_vector.recipes.schema import DataRef, PoleField, Real, Recipe, Whole, Words
@@ -30,20 +30,23 @@ from personality_vector.traits import Pole
 log = logging.getLogger(__name__)
 _LISTED = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']""")
 Format = Literal["statements", "big5chat", "chats"]
+CHATS = "chats.jsonl"
+"""The file of a folder of elicited chats that data are read from."""
 _OfHub = Annotated[Words | None, Field(exclude_if=lambda value: value is None)]
 
 
 class DataSpec(Recipe):
     """Texts that become chats.
 
-    ``source`` is a file (JSONL, a JSON array, CSV, TSV or Parquet), a directory of statements, or
-    the id of a data set on the Hub, with its ``config``, ``split`` (``train`` by default) and
-    ``revision``.
+    ``source`` is a file (JSONL, a JSON array, CSV, TSV or Parquet), a directory of statements, a
+    folder of elicited chats, or the id of a data set on the Hub, with its ``config``, ``split``
+    (``train`` by default) and ``revision``. ``{trait}`` and ``{level}`` in it stand for the pole.
 
     ``statements``: rows ``{trait, level, statement}``; each becomes the answer to one of
     ``questions``. ``big5chat``: rows ``{trait, level, train_input, train_output}``.
-    ``chats``: rows ``{prompt, completion}``, texts or lists of messages, or ``{messages}``. Without
-    ``format``, the columns of the first row tell.
+    ``chats``: rows ``{prompt, completion}``, texts or lists of messages, or ``{messages}``; with
+    ``trait`` and ``level`` they are of a pole, and with ``part`` of a part. Without ``format``,
+    the columns of the first row tell.
 
     Rows with an empty text, or a reply that is a thought without an answer, are dropped and
     counted; ``drop`` adds chats that repeat an earlier one, and replies that refuse.
@@ -55,7 +58,7 @@ class DataSpec(Recipe):
     revision: _OfHub = None
     format: Format | None = None
     pole: PoleField | None = None
-    part: Literal["train", "held_out", "all"] = "train"
+    part: Literal["train", "held_out", "evaluate", "all"] = "train"
     held_out: Real = Field(default=0.2, ge=0.0, lt=1.0)
     limit: Whole | None = Field(default=None, ge=1)
     questions: Annotated[tuple[Words, ...], Field(min_length=1)] = ("What kind of person are you?",)
@@ -77,14 +80,14 @@ class DataSpec(Recipe):
     def origin(self) -> Path | HubData:
         """Where the rows are."""
         if isinstance(self.source, Path):
-            return self.source
+            return self.source / CHATS if (self.source / CHATS).is_file() else self.source
         return HubData(self.source, self.config, self.split, self.revision)
 
     def narrowed(self, pole: Pole) -> "DataSpec":
         """Return this data for ``pole`` alone, unless it names one or its rows have none."""
-        if self.pole is not None or self.format == "chats":
-            return self
-        return self.model_copy(update={"pole": pole})
+        source = str(self.source).replace("{trait}", pole.trait).replace("{level}", pole.level)
+        named = {"source": type(self.source)(source), "pole": self.pole or pole}
+        return self.model_copy(update=named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ def select_chats(spec: DataSpec) -> Selection:
     said = f"dropped rows: {said_of(counts)}"
     if not chats:
         part = "" if spec.part == "all" else f"{spec.part} "
-        wanted = f" of {spec.pole}" if spec.pole and shape != "chats" else ""
+        wanted = f" of {spec.pole}" if spec.pole else ""
         why = f"; {said}" if counts else ""
         raise DataError(f"{spec.source}: has no {part}rows{wanted}{why}")
     if counts:
@@ -186,7 +189,7 @@ def _from_statements(spec: DataSpec) -> Iterator[Chat | None]:
         spec.origin,
         trait=spec.pole.trait if spec.pole else None,
         level=spec.pole.level if spec.pole else None,
-        part=None if spec.part == "all" else spec.part,
+        part=None if spec.part == "all" else cast("Part", spec.part),
         held_out=spec.held_out,
     )
     yield from repeat(None, empty)
@@ -237,7 +240,7 @@ def _from_chats(spec: DataSpec) -> Iterator[Chat | None]:
             raise DataError(
                 f"{place}: the chat must end with a message of the assistant; its roles are {roles}"
             )
-        elif _selected(spec, json.dumps(prompt)):
+        elif _is_of(spec, place, row) and _selected(spec, json.dumps(prompt), row.get("part")):
             yield [*prompt, *completion]
 
 
@@ -284,8 +287,19 @@ def _with_text(message: Any) -> Any:
     return {**message, "content": "".join(part["text"] for part in parts)}
 
 
-def _selected(spec: DataSpec, text: str) -> bool:
-    return spec.part == "all" or part_of(text, spec.held_out) == spec.part
+def _selected(spec: DataSpec, text: str, part: Any = None) -> bool:
+    """Return whether a row is of the part, by the name that it gives or else by its text."""
+    return spec.part in ("all", part or part_of(text, spec.held_out))
+
+
+def _is_of(spec: DataSpec, place: str, row: Mapping[str, Any]) -> bool:
+    """Return whether a chat is of the pole, or of none."""
+    if spec.pole is None or row.get("trait") is None or row.get("level") is None:
+        return True
+    try:
+        return Pole.parse(f"{row['trait']}:{row['level']}".lower()) == spec.pole
+    except TraitError as error:
+        raise DataError(f"{place}: {error}") from error
 
 
 _COLUMNS: dict[Format, set[str]] = {

@@ -26,6 +26,11 @@ COHERENCE = Rubric(
 )
 """A judge recognises it by its name and rates the language of an answer, not its manner."""
 
+_GRADES = {
+    "mild": "Let it show only a little, now and then.",
+    "strong": "Let it show in the extreme, in every sentence.",
+}
+
 
 class Item(Recipe):
     """One question.
@@ -157,6 +162,22 @@ class Persona(Recipe):
             ),
         }
         return self.model_copy(update=swapped)
+
+    def graded(self, grade: str) -> "Persona":
+        """Return the persona with system prompts that ask for a mild or a strong form of it.
+
+        ``normal`` leaves it as it is.
+        """
+        if grade == "normal":
+            return self
+        graded = tuple(
+            InstructionPair(
+                positive=f"{pair.positive} {_GRADES[grade]}",
+                negative=f"{pair.negative} {_GRADES[grade]}",
+            )
+            for pair in self.instructions
+        )
+        return self.model_copy(update={"instructions": graded})
 
 
 def evaluation_instrument(persona: Persona) -> Instrument:

@@ -15,6 +15,7 @@ from torch import Tensor
 from personality_vector.checkpoint import Checkpoint, Fingerprint
 from personality_vector.delta.adapter_config import AdapterConfig
 from personality_vector.delta.adapters import open_adapter
+from personality_vector.delta.lora import Adapter
 from personality_vector.delta.provenance import matched, untied_beside
 from personality_vector.delta.sources import (
     Combination,
@@ -50,6 +51,7 @@ class Delta:
         label: Name for messages and reports.
         pole: The pole that it expresses, if any.
         directory: The directory that it was loaded from, if it was saved.
+        halves: Of half the difference of two deltas, the identities of both.
 
     Source:
         Task vectors, Ilharco et al. 2022, arXiv:2212.04089: ``tau = theta_ft - theta_pre``.
@@ -61,6 +63,7 @@ class Delta:
     label: str = ""
     pole: Pole | None = None
     directory: Path | None = field(default=None, compare=False)
+    halves: tuple[str, str] | None = field(default=None, compare=False)
 
     @classmethod
     def between(
@@ -125,6 +128,19 @@ class Delta:
         return cls(source, start.fingerprint, identity, label or str(pole or path.name), pole)
 
     @classmethod
+    def contrast(cls, high: "Delta", low: "Delta") -> "Delta":
+        """Return ``(high - low) / 2``, in which what both deltas share cancels.
+
+        With the deltas of both poles of a trait it is a personality vector of the first pole.
+
+        Raises:
+            BaseMismatchError: The bases differ.
+        """
+        half = 0.5 * (high - low)
+        label = high.pole.trait if high.pole else f"{high.label} against {low.label}"
+        return replace(half, label=label, pole=high.pole, halves=(high.identity, low.identity))
+
+    @classmethod
     def load(cls, directory: str | Path) -> "Delta":
         """Open a saved delta; tensors are read when asked for.
 
@@ -134,7 +150,8 @@ class Delta:
         path = Path(directory)
         source, record = open_stored(path)
         pole = Pole.parse(record.pole) if record.pole else None
-        return cls(source, record.base, record.identity, record.label, pole, path)
+        halves = record.halves
+        return cls(source, record.base, record.identity, record.label, pole, path, halves)
 
     def save(
         self,
@@ -149,7 +166,8 @@ class Delta:
         Args:
             directory: Must not exist, unless ``force``.
             storage: ``float32`` restores the fine-tuned model bit for bit; ``bfloat16`` takes half
-                the room; ``lora`` keeps the factors of an adapter; ``low-rank`` keeps the largest
+                the room; ``lora`` keeps the factors of an adapter, and those of a sum of adapters
+                side by side, as ``low-rank``; ``low-rank`` keeps the largest
                 singular values of every matrix; ``reference`` keeps the paths of two checkpoints.
                 What ``bfloat16`` and ``low-rank`` lose is in the record, and they are another
                 delta, with another identity.
@@ -162,12 +180,15 @@ class Delta:
             NonFiniteError: A tensor holds NaN or infinity, or does not fit the dtype.
         """
         how = f"{storage} {rank}" if rank else storage
-        lossy = storage in ("bfloat16", "low-rank")
+        # Factors side by side are rounded to float32 once more.
+        is_sum = storage == "lora" and not isinstance(self.source, Adapter)
+        lossy = storage in ("bfloat16", "low-rank") or is_sum
         record = {
             "base": asdict(self.base),
             "identity": digest("stored", self.identity, how) if lossy else self.identity,
             "label": self.label,
             "pole": str(self.pole) if self.pole else None,
+            **({"halves": self.halves} if self.halves else {}),
         }
         save_stored(self.source, Path(directory), record, storage=storage, rank=rank, force=force)
         return Path(directory)
@@ -234,6 +255,7 @@ class Delta:
             label=f"{factor:g} * ({self.label})",
             pole=self.pole if factor > 0 else None,
             directory=None,
+            halves=None,
         )
 
     __rmul__ = __mul__

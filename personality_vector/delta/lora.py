@@ -1,13 +1,14 @@
 """Deltas kept as factors and multiplied when used: LoRA adapters, and matrices of low rank."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
+from torch.nn.functional import pad
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta.sources import TensorSource, require_finite
@@ -157,6 +158,18 @@ class Adapter(LowRank):
         plain = {name: factors_of(name, self.tensors, self.scaling) for name in self.factors}
         return not self.copies and self.factors == plain and self.shapes.keys() == plain.keys()
 
+    @property
+    def rank(self) -> int:
+        """The largest rank of a weight."""
+        return max(self.tensors.entries[one.down].shape[0] for one in self.factors.values())
+
+    def of_matrix(self, name: str) -> tuple[Float64[Tensor, "out rank"], Float[Tensor, "rank in"]]:
+        """Return two factors whose product is the delta of a weight, as the base stores it."""
+        one = self.factors[name]
+        up, down = (_matrix(self.tensors, half) for half in (one.up, one.down))
+        left, right = (down.T, up.T) if one.transposed else (up, down)
+        return one.scaling * left.double(), right
+
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return entries of ``scaling * B @ A``, multiplying only the rows that they lie in.
 
@@ -173,6 +186,38 @@ class Adapter(LowRank):
             )
             change = product if change is None else change + product
         return torch.zeros(part.stop - part.start).double() if change is None else change
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A weighted sum of adapters as one product: their factors side by side.
+
+    Attributes:
+        terms: Coefficients and adapters that hold nothing but factors.
+    """
+
+    terms: Sequence[tuple[float, Adapter]]
+
+    @property
+    def rank(self) -> int:
+        """The sum of the largest ranks of the adapters."""
+        return sum(adapter.rank for _, adapter in self.terms)
+
+    def factors(self, name: str) -> tuple[Float32[Tensor, "out rank"], Float32[Tensor, "rank in"]]:
+        """Return the factors of one weight: ``[c1 s1 B1, c2 s2 B2, ...] @ [A1; A2; ...]``.
+
+        Where an adapter has a smaller rank, or does not change the weight, zeros follow.
+        """
+        both = [
+            (coefficient * left, right)
+            for coefficient, adapter in self.terms
+            if name in adapter.factors
+            for left, right in [adapter.of_matrix(name)]
+        ]
+        lefts, rights = zip(*both, strict=True)
+        left, right = torch.cat(lefts, dim=1).float(), torch.cat(rights, dim=0).float()
+        lacking = self.rank - left.shape[1]
+        return pad(left, (0, lacking)), pad(right, (0, 0, 0, lacking))
 
 
 def is_smaller_factored(shape: tuple[int, ...], rank: int) -> bool:

@@ -64,6 +64,7 @@ class DeltaRecord(_Frozen):
         hashes: XXH3-128 of every tensor in the files; by reference, of the float64 delta.
         tuned_dtypes: Dtypes of the fine-tuned tensors that can be restored bit for bit.
         exact: Whether there is a list of values that base plus delta does not restore.
+        halves: Of half the difference of two deltas, the identities of both.
     """
 
     format: Literal[2] = 2
@@ -79,6 +80,7 @@ class DeltaRecord(_Frozen):
     hashes: dict[str, str]
     tuned_dtypes: dict[str, Literal["F64", "F32", "F16", "BF16"]]
     exact: bool
+    halves: tuple[str, str] | None = None
 
     @model_validator(mode="after")
     def _has_what_its_storage_needs(self) -> "DeltaRecord":

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from personality_vector.checkpoint import FLOATS, Checkpoint, read_header
 from personality_vector.delta import writing
 from personality_vector.delta.layers import layer_of
-from personality_vector.delta.lora import LEFT, RIGHT, Adapter, LowRank, factors_of
+from personality_vector.delta.lora import LEFT, RIGHT, Adapter, LowRank, Stack, factors_of
 from personality_vector.delta.provenance import matched, untied_beside
 from personality_vector.delta.record import (
     RECORD,
@@ -20,7 +20,7 @@ from personality_vector.delta.record import (
     Storage,
     read_record,
 )
-from personality_vector.delta.sources import Difference, Stored, TensorSource
+from personality_vector.delta.sources import Combination, Difference, Stored, TensorSource
 from personality_vector.errors import CheckpointError, RecipeError, VerificationError, some
 from personality_vector.files import AtomicDirectory
 from personality_vector.files.digests import digests_forgotten
@@ -50,23 +50,9 @@ def save_stored(
     ``record`` has the keys of :class:`DeltaRecord` that do not depend on the storage.
     """
     _require_storable(source, str(record["label"]), storage, rank)
-    how: dict[str, Any] = {"storage": storage, "rank": rank}
     found = writing.Findings()
     with AtomicDirectory(directory, kind="delta", force=force, inputs=source.inputs) as partial:
-        if isinstance(source, Adapter) and storage == "lora":
-            writing.write_adapter(source, partial, found)
-            how["adapter"] = source.scaling
-        elif isinstance(source, Difference) and storage == "reference":
-            writing.measure(source, found)
-            how["reference"] = ReferenceRecord(
-                base=str(source.base.path),
-                tuned=str(source.tuned.path),
-                tuned_digest=source.tuned.fingerprint.digest,
-            )
-        elif rank is not None:
-            writing.write_low_rank(source, partial, rank, found)
-        else:
-            writing.write_entries(source, partial, FLOATS[storage], found)
+        how = _written(source, partial, storage, rank, found)
         if found.exact:
             save_file(found.exact, partial / _EXACT)
         source.require_unchanged()
@@ -81,12 +67,37 @@ def save_stored(
         content = DeltaRecord.model_validate({**record, **how})
         text = json.dumps(content.model_dump(mode="json"), indent=2)
         (partial / RECORD).write_text(text + "\n", encoding="utf-8")
-        manifest = {**record, "storage": storage, **({"rank": rank} if rank else {})}
+        rank = content.rank
+        manifest = {**record, "storage": content.storage, **({"rank": rank} if rank else {})}
         manifest["inputs"] = {str(index): str(path) for index, path in enumerate(source.inputs)}
         if rank:
             layers = {layer: total.kept for layer, total in content.totals(layer_of).items()}
             manifest["kept"] = {"all": content.total.kept, "layers": layers}
         write_manifest(partial, "delta", manifest)
+
+
+def _written(
+    source: TensorSource, folder: Path, storage: str, rank: int | None, found: writing.Findings
+) -> dict[str, Any]:
+    """Write the tensors, and return the keys of the record that say how they are stored."""
+    stack = stack_of(source) if storage == "lora" else None
+    if isinstance(source, Adapter) and storage == "lora":
+        writing.write_adapter(source, folder, found)
+        return {"storage": storage, "adapter": source.scaling}
+    if stack is not None:
+        writing.write_low_rank(source, folder, stack.rank, found, stack.factors)
+        return {"storage": "low-rank", "rank": stack.rank}
+    if isinstance(source, Difference) and storage == "reference":
+        writing.measure(source, found)
+        base, tuned = source.base, source.tuned
+        paths = {"base": str(base.path), "tuned": str(tuned.path)}
+        reference = ReferenceRecord(**paths, tuned_digest=tuned.fingerprint.digest)
+        return {"storage": storage, "reference": reference}
+    if rank is not None:
+        writing.write_low_rank(source, folder, rank, found)
+    else:
+        writing.write_entries(source, folder, FLOATS[storage], found)
+    return {"storage": storage, "rank": rank}
 
 
 def _require_storable(source: TensorSource, label: str, storage: str, rank: int | None) -> None:
@@ -99,16 +110,24 @@ def _require_storable(source: TensorSource, label: str, storage: str, rank: int 
         raise RecipeError(
             f"storage {storage}, rank {rank}: low-rank, and no other, takes a rank of 1 or more"
         )
-    if storage == "lora" and not (isinstance(source, Adapter) and source.is_plain):
+    is_plain = isinstance(source, Adapter) and source.is_plain
+    if storage == "lora" and not is_plain and stack_of(source) is None:
         raise RecipeError(
-            f"{label}: is not one LoRA adapter of nothing but factors; use --low-rank R, which "
-            "finds some"
+            f"{label}: is not made of LoRA adapters of nothing but factors; use --low-rank R, "
+            "which finds some"
         )
     if storage == "reference" and not isinstance(source, Difference):
         raise RecipeError(
             f"{label}: is not the difference of two checkpoints, so it cannot be kept by "
             "reference; use float32, or lora for an adapter"
         )
+
+
+def stack_of(source: TensorSource) -> Stack | None:
+    """Return a sum of adapters of nothing but factors as one product, and ``None`` of another."""
+    terms = source.terms if isinstance(source, Combination) else ()
+    adapters = [(factor, one) for factor, one in terms if isinstance(one, Adapter) and one.is_plain]
+    return Stack(adapters) if terms and len(adapters) == len(terms) else None
 
 
 def open_stored(directory: Path) -> tuple[TensorSource, DeltaRecord]:

@@ -66,8 +66,18 @@ def write_adapter(adapter: Adapter, folder: Path, found: Findings) -> None:
     _store(adapter, found, lambda *part: part[-1])
 
 
-def write_low_rank(source: TensorSource, folder: Path, rank: int, found: Findings) -> None:
-    """Write two factors of every matrix that is larger than they are; other tensors whole."""
+def write_low_rank(
+    source: TensorSource,
+    folder: Path,
+    rank: int,
+    found: Findings,
+    factors_of: Callable[[str], tuple[Tensor, Tensor]] | None = None,
+) -> None:
+    """Write two factors of every matrix that is larger than they are; other tensors whole.
+
+    Without ``factors_of``, they are those of the nearest matrix of this rank.
+    """
+    factors_of = factors_of or partial(_nearest, source, rank)
     plans = []
     for name in source.names:
         shapes = {name: source.shape(name)}
@@ -75,8 +85,9 @@ def write_low_rank(source: TensorSource, folder: Path, rank: int, found: Finding
             rows, columns = shapes[name]
             shapes = {name + LEFT: (rows, rank), name + RIGHT: (rank, columns)}
         plans += [TensorPlan(factor, torch.float32, shape) for factor, shape in shapes.items()]
-    with _Writer(folder, plans, found) as writer:
-        _store(source, found, partial(_factored, writer, source, rank, {}))
+    writer = _Writer(folder, plans, found)
+    with writer:
+        _store(source, found, partial(_factored, writer, factors_of, {}))
 
 
 def measure(source: Difference, found: Findings) -> None:
@@ -123,6 +134,7 @@ class _Writer(ShardWriter):
 
     def __init__(self, folder: Path, plans: Sequence[TensorPlan], found: Findings) -> None:
         super().__init__(folder, plans, 2**63, stem="delta")
+        self.planned = frozenset(plan.name for plan in plans)
         self._digests = found.digests = {plan.name: xxhash.xxh3_128() for plan in plans}
 
     def write_part(self, name: str, start: int, entries: Tensor) -> None:
@@ -160,21 +172,24 @@ def _exactly(
     return stored
 
 
-def _factored(  # noqa: PLR0913  (what is fixed for a delta, and then one part)
-    writer: ShardWriter,
-    source: TensorSource,
-    rank: int,
+def _nearest(source: TensorSource, rank: int, name: str) -> tuple[Tensor, Tensor]:
+    return truncated(source, name, rank)
+
+
+def _factored(
+    writer: _Writer,
+    factors_of: Callable[[str], tuple[Tensor, Tensor]],
     factors: dict[str, tuple[Tensor, Tensor]],
     name: str,
     part: slice,
     delta: Tensor,
 ) -> Tensor:
     """Store both factors of a matrix with its first part; read every part from their product."""
-    if not is_smaller_factored(source.shape(name), rank):
+    if name in writer.planned:
         return _rounded(writer, torch.float32, name, part, delta)
     if name not in factors:
         factors.clear()
-        factors[name] = left, right = truncated(source, name, rank)
+        factors[name] = left, right = factors_of(name)
         writer.write_part(name + LEFT, 0, left.reshape(-1))
         writer.write_part(name + RIGHT, 0, right.reshape(-1))
     return rows_of_product(*factors[name], part)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,76 +10,22 @@ from torch import nn
 
 from personality_vector.checkpoint import Checkpoint, revision_of
 from personality_vector.data.chats import Selection, select_chats
-from personality_vector.data.personas import COHERENCE, Persona
 from personality_vector.data.rows import read_rows
-from personality_vector.elicitation.recipe import SteerRecipe
-from personality_vector.elicitation.rollouts import (
-    FilterReport,
-    Rollout,
-    Side,
-    draw,
-    filtered,
-    require_kept,
-    reused,
+from personality_vector.elicitation.elicit import (
+    Elicited,
+    elicit,
+    load_subject,
+    open_judge,
+    read_persona,
 )
+from personality_vector.elicitation.recipe import SteerRecipe
+from personality_vector.elicitation.rollouts import Rollout
 from personality_vector.errors import DataError, RecipeError
-from personality_vector.judges.spec import JudgeSpec
-from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import Recipe, Words
 from personality_vector.steering import Pooling, SteeringVector, resolve_layers
-from personality_vector.subject import Answer, Chat, Judge, question, rated
+from personality_vector.subject import Chat, question
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
-
-
-@dataclass(frozen=True, slots=True)
-class Elicited:
-    """What a model said as a persona, and what was kept of it.
-
-    Attributes:
-        persona: The persona, with the end that the recipe asked for as its positive side.
-        rollouts: Every reply, kept or dropped.
-        report: How many pairs each rule dropped.
-        judge: Name of the judge.
-    """
-
-    persona: Persona
-    rollouts: tuple[Rollout, ...]
-    report: FilterReport
-    judge: str
-
-    def kept(self, side: Side) -> list[Chat]:
-        """Return the kept chats of a side, with their system prompts; chats ``i`` are a pair."""
-        return [row.chat for row in self.rollouts if row.kept and row.side == side]
-
-
-def read_persona(recipe: SteerRecipe) -> Persona:
-    """Return the persona that ``recipe`` names, turned to the pole of the recipe.
-
-    Raises:
-        RecipeError: The recipe names no persona, the file is not a persona, or its pole differs.
-    """
-    if recipe.persona is None:
-        raise RecipeError("the recipe names no persona; it has positive and negative data")
-    return read_recipe(recipe.persona, Persona).at(recipe.pole)
-
-
-def open_judge(recipe: SteerRecipe, persona: Persona) -> Judge | None:
-    """Return the judge of ``recipe``, or ``None`` if it asks for none.
-
-    Called before anything is generated, so that a missing key or file is found at once.
-
-    Raises:
-        RecipeError: What the judge needs is missing.
-        DataError: Its statements cannot be read, or it cannot rate the persona.
-        ModelError: Its checkpoint cannot write digits.
-    """
-    if not isinstance(recipe.judge, JudgeSpec):
-        return None
-    judge = recipe.judge.open()
-    for rubric in (persona.as_rubric(), COHERENCE):
-        rated(judge, rubric, ())
-    return judge
 
 
 def extract_recipe(recipe: SteerRecipe) -> SteeringVector:
@@ -129,18 +75,6 @@ def extract_persona(
     return replace(vector, judge=elicited.judge), elicited
 
 
-def load_subject(recipe: SteerRecipe) -> Subject:
-    """Load the model of a recipe as the recipe says.
-
-    Raises:
-        CheckpointError: It is missing.
-        ModelError: It cannot be loaded.
-    """
-    return Subject.load(
-        recipe.model, dtype=recipe.dtype, device=recipe.device, template=recipe.template
-    )
-
-
 def read_sides(recipe: SteerRecipe) -> tuple[Selection, Selection]:
     """Return the positive and the negative chats of a recipe with two sides of data.
 
@@ -163,70 +97,6 @@ def read_sides(recipe: SteerRecipe) -> tuple[Selection, Selection]:
 def dropped_of(sides: Sequence[Selection]) -> Counter[str]:
     """Return how many rows of both sides were dropped, by reason."""
     return sum((Counter(side.dropped) for side in sides), Counter[str]())
-
-
-def elicit(
-    recipe: SteerRecipe,
-    subject: Subject,
-    judge: Judge | None = None,
-    *,
-    record: Callable[[Sequence[Rollout]], object] = lambda _: None,
-) -> Elicited:
-    """Draw rollouts, have them judged, and keep the clear pairs.
-
-    Args:
-        recipe: A recipe with a persona.
-        subject: The model that is asked; not changed.
-        judge: Who rates, from :func:`open_judge`. Without a judge, the ratings of
-            ``rollouts.reuse`` count if the recipe says ``recorded``; otherwise all pairs are kept.
-        record: Called with all rollouts once they are drawn, rated and filtered, so that they can
-            be saved even if a later step fails.
-
-    Raises:
-        DataError: No pair is left (with how many each rule dropped), the judge cannot rate the
-            persona, or the replies to reuse answer other questions.
-        RecipeError: The persona, or what the judge needs, is missing or wrong.
-
-    Source:
-        Persona vectors, Chen et al. 2025, arXiv:2507.21509. Deviations: pairs are found by id,
-        not by row; the judge sees question and reply, in our words.
-    """
-    persona, spec = read_persona(recipe), recipe.rollouts
-    if judge is not None:
-        judge = judge.prepare(subject)
-        rated(judge, persona.as_rubric(), ())  # refused now rather than after hours of rollouts
-    is_recorded = judge is None and recipe.judge == "recorded"
-    drawn = (
-        draw(subject, persona, spec, recipe.seed)
-        if spec.reuse is None
-        else reused(spec.reuse, persona, spec)
-    )
-    if not is_recorded:
-        drawn = [row.unrated() for row in drawn]
-    record(drawn)
-    judged = drawn if judge is None else _judged(judge, persona, drawn)
-    record(judged)
-    rollouts, report = filtered(
-        judged, recipe.thresholds if is_recorded or judge is not None else None
-    )
-    record(rollouts)
-    require_kept(report, persona.label)
-    return Elicited(
-        persona, tuple(rollouts), report, str(recipe.judge) if judge is None else judge.name
-    )
-
-
-def _judged(judge: Judge, persona: Persona, rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """Return the rollouts with their ratings, from 0 to 100 on any scale of the judge."""
-    # A judge does not read the system prompt.
-    answers = [Answer(row.id, 0, row.question, row.reply) for row in rollouts]
-    traits, coherences = (
-        rated(judge, rubric, answers) for rubric in (persona.as_rubric(), COHERENCE)
-    )
-    return [
-        row.rated(trait, coherence, judge.scale)
-        for row, trait, coherence in zip(rollouts, traits, coherences, strict=True)
-    ]
 
 
 def _between(

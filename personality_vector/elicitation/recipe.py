@@ -1,10 +1,13 @@
-"""The recipe of a steering vector: from chats as they are, or from a persona."""
+"""Recipes of steering vectors, and of the chats of a persona."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from personality_vector.data.chats import DataSpec
+from personality_vector.data.personas import Persona
 from personality_vector.judges.spec import KINDS, JudgeSpec
 from personality_vector.recipes.schema import (
     Device,
@@ -17,6 +20,7 @@ from personality_vector.recipes.schema import (
     Recipe,
     Whole,
     by_only_key,
+    located,
 )
 from personality_vector.subject import GenerationSpec, TemplatedRecipe
 
@@ -55,41 +59,85 @@ class ThresholdSpec(Recipe):
 
     Kept iff positive trait >= ``trait``, negative trait < ``trait`` and both coherences >=
     ``coherence``. ``adaptive`` moves the trait's thresholds to the medians of the sides, as BILLY
-    does.
+    does. With ``paired: false`` each reply is kept or dropped alone, which BILLY does as well.
+    ``unscored: keep`` keeps a reply that the judge cannot rate.
     """
 
     trait: Real = Field(default=50.0, ge=0, le=100)
     coherence: Real = Field(default=50.0, ge=0, le=100)
     adaptive: bool = False
+    paired: bool = True
+    unscored: Literal["drop", "keep"] = "drop"
 
 
-class SteerRecipe(TemplatedRecipe):
-    """Extract a steering vector: positive minus negative activations.
+def _persona(value: Any, info: Any) -> Any:
+    return value if isinstance(value, Mapping | Persona) else located(value, info)
 
-    The two sides are ``positive`` and ``negative`` data with their ``pole``, or replies of the
-    model under the system prompts of a ``persona``, whose other end ``pole`` may choose.
-    ``rollouts``, ``judge``, ``thresholds`` and ``seed`` are for a persona only. The ``judge``
-    rates every reply for the persona and for coherence; with ``none``, every pair is kept.
+
+PersonaField = Annotated[Persona | Path, BeforeValidator(_persona)]
+"""A persona, or the file that it is in."""
+
+
+class PersonaRecipe(TemplatedRecipe):
+    """Ask ``model`` as a ``persona`` and as its opposite, and keep what shows it.
+
+    ``pole`` may choose the other end of the persona. The ``judge`` rates every reply for the
+    persona and for coherence; with ``none``, every pair is kept.
     """
 
     model: ModelRef
     pole: PoleField | None = None
-    positive: DataSpec | None = None
-    negative: DataSpec | None = None
-    persona: LocalPath | None = None
+    persona: PersonaField | None = None
     rollouts: RolloutSpec = RolloutSpec()
     judge: JudgeField = "none"
     thresholds: ThresholdSpec = ThresholdSpec()
     seed: Whole = 0
-    pooling: Literal["response_mean", "prompt_last", "prompt_mean"] = "response_mean"
-    estimator: Literal["mean_difference", "pca", "logistic"] = "mean_difference"
-    layers: Layers | None = None
-    batch_size: Whole = Field(default=16, ge=1)
     dtype: Dtype = "float32"
     device: Device = "auto"
 
     @model_validator(mode="after")
-    def _require_consistent(self) -> "SteerRecipe":
+    def _require_judge(self) -> "PersonaRecipe":
+        if self.judge == "none" and self.thresholds != ThresholdSpec(paired=self.thresholds.paired):
+            raise ValueError("thresholds need a judge, but judge is none")
+        if self.judge == "recorded" and self.rollouts.reuse is None:
+            raise ValueError("judge: recorded needs rollouts.reuse, where the ratings are")
+        return self
+
+
+Grade = Literal["mild", "normal", "strong"]
+"""How strongly a persona is to show; ``normal`` adds no word to its system prompts."""
+
+
+class ElicitRecipe(PersonaRecipe):
+    """Chats of a persona and of its opposite, without the system prompts that elicited them.
+
+    ``grade`` asks for a mild or a strong form of both. ``held_out`` is the share of the questions
+    for extraction whose chats are held out from training. The questions for evaluation are asked
+    as well, once for each pair of system prompts.
+    """
+
+    persona: PersonaField
+    grade: Grade = "normal"
+    held_out: Real = Field(default=0.2, ge=0.0, lt=1.0)
+
+
+class SteerRecipe(PersonaRecipe):
+    """Extract a steering vector: positive minus negative activations.
+
+    The two sides are ``positive`` and ``negative`` data with their ``pole``, or replies of the
+    model under the system prompts of a ``persona``. ``rollouts``, ``judge``, ``thresholds`` and
+    ``seed`` are for a persona only.
+    """
+
+    positive: DataSpec | None = None
+    negative: DataSpec | None = None
+    pooling: Literal["response_mean", "prompt_last", "prompt_mean"] = "response_mean"
+    estimator: Literal["mean_difference", "pca", "logistic"] = "mean_difference"
+    layers: Layers | None = None
+    batch_size: Whole = Field(default=16, ge=1)
+
+    @model_validator(mode="after")
+    def _require_sides(self) -> "SteerRecipe":
         given = [side for side in (self.positive, self.negative) if side is not None]
         if (self.persona is None) == (not given):
             raise ValueError("give either persona, or positive and negative")
@@ -101,8 +149,6 @@ class SteerRecipe(TemplatedRecipe):
                     raise ValueError(
                         f"the key {key} goes with persona, not with data of both sides"
                     )
-        if self.judge == "none" and self.thresholds != ThresholdSpec():
-            raise ValueError("thresholds need a judge, but judge is none")
-        if self.judge == "recorded" and self.rollouts.reuse is None:
-            raise ValueError("judge: recorded needs rollouts.reuse, where the ratings are")
+        elif self.estimator == "pca" and not self.thresholds.paired:
+            raise ValueError("estimator: pca needs pairs, and thresholds.paired is false")
         return self

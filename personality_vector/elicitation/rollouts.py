@@ -1,8 +1,8 @@
-"""Rollouts: a model's own answers under the two system prompts of each pair, and which are kept."""
+"""Rollouts: a model's own answers under the two system prompts of each pair."""
 
 import json
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from personality_vector.data.personas import Persona
 from personality_vector.data.rows import read_rows
-from personality_vector.elicitation.recipe import RolloutSpec, ThresholdSpec
+from personality_vector.elicitation.recipe import RolloutSpec
 from personality_vector.errors import DataError, some
 from personality_vector.progress import progress
 from personality_vector.recipes.schema import Recipe
@@ -24,13 +24,8 @@ SIDES: tuple[Side, ...] = ("positive", "negative")
 ROLLOUTS = "rollouts.jsonl"
 """The file beside a vector with every reply that was drawn for it, kept or dropped."""
 
-RULES: tuple[str, ...] = ("empty", "unscored", "positive_trait", "negative_trait", "coherence")
-"""Why a pair is dropped: the rules in their order, of which the first that applies counts."""
-_UNFINISHED = "unfinished_thought"
-"""The rule before them, of models that think: a reply ended inside a thought."""
-
-_HIGH_MEDIAN = 70.0  # BILLY: above this median the negatives show the trait themselves
-_POSITIVE_FLOOR = 80.0  # BILLY: the rating that positives must then reach
+_QUESTION, _EVALUATION = "question", "evaluation"
+_SENTENCE_END = re.compile(r"""[.!?\u2026\u3002]["')\]\u201d\u2019]*(?=\s|$)""")
 
 
 class Rollout(Recipe):
@@ -45,8 +40,10 @@ class Rollout(Recipe):
         trait: The judge's rating in [0, 100]; ``None`` if unscored or not judged.
         coherence: The rating of coherence, likewise.
         reason: Why it is unscored.
-        kept: Whether its pair was used for the vector.
-        rule: The rule that dropped the pair; "" if none did.
+        kept: Whether something learned from it.
+        rule: The rule that dropped it, or its pair; "" if none did.
+        is_whole: Whether it ended by itself, before ``rollouts.max_new_tokens``.
+        drawn_by: Digest of the model and the settings that it was drawn with.
     """
 
     id: str
@@ -59,11 +56,25 @@ class Rollout(Recipe):
     reason: str = ""
     kept: bool = False
     rule: str = ""
+    is_whole: bool = True
+    drawn_by: str = ""
 
     @property
     def chat(self) -> Chat:
         """The chat as the model read and answered it, without its thoughts."""
         return answered(question(self.question, system=self.system), said(self.reply).answer)
+
+    @property
+    def sentences(self) -> str:
+        """The answer; one that was cut off ends with its last whole sentence, or is ""."""
+        answer = said(self.reply).answer
+        ends = [] if self.is_whole else [found.end() for found in _SENTENCE_END.finditer(answer)]
+        return answer if self.is_whole else answer[: max(ends, default=0)].strip()
+
+    @property
+    def is_extract(self) -> bool:
+        """Whether its question is one for extraction, and not one for evaluation."""
+        return f"-{_QUESTION}" in self.id
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -82,7 +93,8 @@ class Rollout(Recipe):
 
     def unrated(self) -> "Rollout":
         """Return the reply without ratings."""
-        return Rollout(**self.model_dump(include={"id", "side", "system", "question", "reply"}))
+        own = {"id", "side", "system", "question", "reply", "is_whole", "drawn_by"}
+        return Rollout(**self.model_dump(include=own))
 
 
 class Pair(NamedTuple):
@@ -92,51 +104,114 @@ class Pair(NamedTuple):
     negative: Rollout
 
 
-def planned(persona: Persona, spec: RolloutSpec, sample: int) -> list[Rollout]:
-    """Return the rows that sample ``sample`` asks, without replies: positive side first.
+class Batch(NamedTuple):
+    """What is asked at once: one side of one sample.
 
-    The id ``pair2-question14-sample0`` counts from 0 and depends on nothing else.
+    Attributes:
+        sample: Its noise is that of this number, the same on both sides.
+        rows: The rollouts without their replies.
     """
-    pairs = list(enumerate(persona.instructions))[: spec.pairs]
-    questions = list(enumerate(persona.questions.extract))[: spec.questions]
-    return [
-        Rollout(
-            id=f"pair{i}-question{j}-sample{sample}",
-            side=side,
-            system=pair.positive if side == "positive" else pair.negative,
-            question=asked,
-            reply="",
-        )
-        for side in SIDES
-        for i, pair in pairs
-        for j, asked in questions
-    ]
+
+    sample: int
+    rows: list[Rollout]
 
 
-def draw(subject: Subject, persona: Persona, spec: RolloutSpec, seed: int) -> list[Rollout]:
-    """Return the subject's replies, sample by sample.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is asked of a model as a persona and as its opposite.
 
-    The noise is fixed by ``(seed, sample)`` and the place in the batch, and is the same on both
-    sides: the replies of a pair differ by their instruction alone. The first samples of a longer
-    run are those of a shorter one.
+    Attributes:
+        persona: The persona.
+        spec: How many of its pairs and questions, how often, and how replies are drawn.
+        seed: The noise is fixed by it, the sample and the place in the batch.
+        evaluates: Whether the questions for evaluation are asked as well, once a pair.
+    """
+
+    persona: Persona
+    spec: RolloutSpec
+    seed: int = 0
+    evaluates: bool = False
+
+    def batches(self) -> list[Batch]:
+        """Return what is asked, sample by sample, the positive side of each first.
+
+        The id ``pair2-question14-sample0`` counts from 0 and depends on nothing else. The first
+        samples of a longer plan are those of a shorter one.
+        """
+        asked, evaluated = self.persona.questions.extract, self.persona.questions.evaluate
+        found = [
+            Batch(sample, self._rows(side, asked, _QUESTION, sample))
+            for sample in range(self.spec.samples)
+            for side in SIDES
+        ]
+        if self.evaluates and evaluated:
+            found += [Batch(-1, self._rows(side, evaluated, _EVALUATION, 0)) for side in SIDES]
+        return found
+
+    def rows(self) -> list[Rollout]:
+        """Return all that is asked, without replies."""
+        return [row for batch in self.batches() for row in batch.rows]
+
+    def _rows(self, side: Side, questions: Sequence[str], kind: str, sample: int) -> list[Rollout]:
+        pairs = list(enumerate(self.persona.instructions))[: self.spec.pairs]
+        return [
+            Rollout(
+                id=f"pair{i}-{kind}{j}-sample{sample}",
+                side=side,
+                system=getattr(pair, side),
+                question=asked,
+                reply="",
+            )
+            for i, pair in pairs
+            for j, asked in list(enumerate(questions))[: self.spec.questions]
+        ]
+
+
+def draw(
+    subject: Subject,
+    plan: Plan,
+    *,
+    earlier: Iterable[Rollout] = (),
+    record: Callable[[Sequence[Rollout]], object] = lambda _: None,
+    drawn_by: str = "",
+) -> list[Rollout]:
+    """Return the subject's replies, batch by batch.
+
+    The replies of a pair differ by their instruction alone.
+
+    Args:
+        subject: The model that is asked; not changed.
+        plan: What is asked.
+        earlier: Replies of a run that ended early; a batch that is whole there is not drawn again.
+        record: Called with all replies so far, after each batch.
+        drawn_by: Digest that every reply carries, by which a later run knows them.
 
     Raises:
         DataError: The chat template refuses a system prompt.
         NonFiniteError: The model predicts NaN or infinity.
     """
-    asked = replace(subject, sampling=spec.sampling())
+    asked = replace(subject, sampling=plan.spec.sampling())
+    known = {row.asked: row for row in earlier}
     rollouts: list[Rollout] = []
-    for sample in progress(range(spec.samples), "rollouts"):
-        for side in SIDES:
-            rows = [row for row in planned(persona, spec, sample) if row.side == side]
-            replies = asked.replies(
-                [question(row.question, system=row.system) for row in rows],
-                sample_seed(seed, sample),
+    for sample, rows in progress(plan.batches(), "rollouts"):
+        if all(row.asked in known for row in rows):
+            rollouts += [known[row.asked] for row in rows]
+            continue
+        replies = asked.replies(
+            [question(row.question, system=row.system) for row in rows],
+            sample_seed(plan.seed, sample),
+        )
+        rollouts += [
+            row.model_copy(
+                update={
+                    "reply": reply.raw,
+                    "is_whole": reply.tokens_out < plan.spec.max_new_tokens,
+                    "drawn_by": drawn_by,
+                }
             )
-            rollouts += [
-                row.model_copy(update={"reply": reply.raw})
-                for row, reply in zip(rows, replies, strict=True)
-            ]
+            for row, reply in zip(rows, replies, strict=True)
+        ]
+        record(rollouts)
     return rollouts
 
 
@@ -164,14 +239,14 @@ def to_jsonl(rollouts: Iterable[Rollout]) -> str:
     )
 
 
-def reused(path: Path, persona: Persona, spec: RolloutSpec) -> list[Rollout]:
+def reused(path: Path, plan: Plan) -> list[Rollout]:
     """Return the rollouts of an earlier run that asked exactly what this one would.
 
     Raises:
         DataError: The file cannot be read, or its replies answer something else.
     """
     found = {row.asked[:2]: row for row in read_rows(path, Rollout).values()}
-    wanted = [row for sample in range(spec.samples) for row in planned(persona, spec, sample)]
+    wanted = plan.rows()
     for row in wanted:
         earlier = found.get(row.asked[:2])
         if earlier is None:
@@ -184,133 +259,3 @@ def reused(path: Path, persona: Persona, spec: RolloutSpec) -> list[Rollout]:
                 "or question other than the persona's"
             )
     return [found[row.asked[:2]] for row in wanted]
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Thresholds on ratings from 0 to 100.
-
-    Attributes:
-        positive: Lowest trait rating of a positive reply to keep.
-        negative: A negative reply is kept below this trait rating.
-        coherence: Lowest coherence of a reply to keep.
-        including: Whether a negative reply may also equal ``negative``.
-    """
-
-    positive: float
-    negative: float
-    coherence: float
-    including: bool = False
-
-    @classmethod
-    def of(cls, spec: ThresholdSpec, pairs: Sequence[Pair]) -> "Cut":
-        """Return the thresholds of ``spec``, which may depend on the ratings of ``pairs``.
-
-        Medians are over the rated replies of a side.
-
-        Source:
-            Fixed: persona vectors, Chen et al. 2025, arXiv:2507.21509, where ``trait`` and
-            ``coherence`` are 50. Adaptive: BILLY, Pai et al. 2025, arXiv:2510.10157: with
-            ``m+``, ``m-`` the medians of the sides, if ``m- > 70`` keep positives
-            ``>= max(m+, 80)`` and negatives ``<= m-``; else positives ``>= max(m+, 50)`` and
-            negatives ``<= min(m-, 50)``. Deviation: replies stay paired; BILLY filters each side
-            alone.
-        """
-        rated = [
-            [row.trait for row in side if row.trait is not None]
-            for side in ([pair.positive for pair in pairs], [pair.negative for pair in pairs])
-        ]
-        if not spec.adaptive or not all(rated):
-            return cls(spec.trait, spec.trait, spec.coherence)
-        upper, lower = map(statistics.median, rated)
-        if lower > _HIGH_MEDIAN:
-            return cls(max(upper, _POSITIVE_FLOOR), lower, spec.coherence, including=True)
-        return cls(max(upper, spec.trait), min(lower, spec.trait), spec.coherence, including=True)
-
-    def rule_against(self, pair: Pair) -> str:
-        """Return the first of ``RULES`` that drops ``pair``, or ""."""
-        (positive, one), (negative, other) = ((row.trait, row.coherence) for row in pair)
-        if positive is None or negative is None or one is None or other is None:
-            return "unscored"
-        if positive < self.positive:
-            return "positive_trait"
-        if negative > self.negative or (negative == self.negative and not self.including):
-            return "negative_trait"
-        return "coherence" if min(one, other) < self.coherence else ""
-
-
-@dataclass(frozen=True, slots=True)
-class FilterReport:
-    """How many pairs there were, and why some were dropped.
-
-    Attributes:
-        pairs: Number of all pairs.
-        dropped: Rule to the number of pairs that it dropped.
-        cut: The thresholds; ``None`` if nobody judged.
-    """
-
-    pairs: int
-    dropped: Mapping[str, int]
-    cut: Cut | None
-
-    @property
-    def kept(self) -> int:
-        """Number of pairs that were kept."""
-        return self.pairs - sum(self.dropped.values())
-
-    def __str__(self) -> str:
-        dropped = ", ".join(f"{count} by {rule}" for rule, count in self.dropped.items() if count)
-        return f"{self.kept} of {self.pairs} pairs kept; dropped: {dropped or 'none'}"
-
-
-def filtered(
-    rollouts: Sequence[Rollout], thresholds: ThresholdSpec | None
-) -> tuple[list[Rollout], FilterReport]:
-    """Return every rollout with ``kept`` and ``rule``, pair by pair, and the report.
-
-    Args:
-        rollouts: Both sides in any order.
-        thresholds: ``None`` keeps every pair of replies that are not empty, rated or not.
-
-    Raises:
-        DataError: The replies do not pair up.
-    """
-    pairs = paired(rollouts)
-    cut = None if thresholds is None else Cut.of(thresholds, pairs)
-    rules = [_rule(pair, cut) for pair in pairs]
-    known = RULES if _UNFINISHED not in rules else (_UNFINISHED, *RULES)
-    return [
-        row.model_copy(update={"kept": not rule, "rule": rule})
-        for pair, rule in zip(pairs, rules, strict=True)
-        for row in pair
-    ], FilterReport(len(pairs), {rule: rules.count(rule) for rule in known}, cut)
-
-
-def require_kept(report: FilterReport, label: str) -> None:
-    """Check that at least one pair was kept.
-
-    Raises:
-        DataError: None was; the message says how many each rule dropped.
-    """
-    if not report.kept:
-        cut = report.cut
-        limits = (
-            f" (thresholds: positive trait from {cut.positive:g}, negative trait "
-            f"{'up to' if cut.including else 'below'} {cut.negative:g}, "
-            f"coherence from {cut.coherence:g})"
-            if cut
-            else ""
-        )
-        raise DataError(
-            f"{label}: no pair is left to make a vector from: {report}{limits}; "
-            "change the instructions, the thresholds or the judge"
-        )
-
-
-def _rule(pair: Pair, cut: Cut | None) -> str:
-    replies = [said(row.reply) for row in pair]
-    if not all(reply.is_finished for reply in replies):
-        return _UNFINISHED
-    if not all(reply.answer for reply in replies):
-        return "empty"
-    return "" if cut is None else cut.rule_against(pair)

@@ -1,4 +1,4 @@
-"""Personas written by a model: contrastive system prompts and questions."""
+"""Personas from a description: contrastive system prompts and questions, ours or a model's."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,9 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from personality_vector.data.personas import Persona
+from personality_vector.data.personas import Instrument, Persona
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.files.reading import parse_json
+from personality_vector.lab import BUILTIN, builtin
+from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import Recipe, sentence
 from personality_vector.subject import Chat, Sampling, question
 from personality_vector.subject.endpoint import Endpoint
@@ -18,6 +20,8 @@ from personality_vector.subject.subject import Subject
 
 PAIRS, QUESTIONS = 5, 40
 """How many of each to ask for, as in persona vectors; half of the questions are for evaluation."""
+
+_EVERYDAY = f"{BUILTIN}eval/instruments/everyday.yaml"
 
 _REQUEST = """\
 I study how a language model behaves when it takes on a certain manner, and need material for an \
@@ -59,6 +63,54 @@ class Draft(Recipe):
 
     instructions: list[_Pair]
     questions: list[str]
+
+
+_SEEN = (
+    "Answer every message as a person of this kind: {}",
+    "You are somebody with this character, and it shows in whatever you say: {}",
+    "This is what you are like. {} Speak as yourself.",
+    "You have always been like this: {} Reply the way such a person would.",
+    "Play a person like this, and stay in the role: {}",
+)
+"""Pairs of system prompts, for a description and for its opposite."""
+_ORDINARY = "Is an ordinary person without any striking manner."
+
+
+def described(
+    name: str, description: str, *, opposite: str | None = None, pole: str | None = None
+) -> Persona:
+    """Return a persona with our own forms of system prompts and our own everyday questions.
+
+    No model is asked. Every second question is for evaluation.
+
+    Args:
+        name: Lower case, such as ``stoic``.
+        description: What positive answers show, a sentence such as "Stays calm whatever happens."
+        opposite: What negative answers show; by default nothing in particular.
+        pole: Such as ``extraversion:high``, if it is one end of a trait; needs ``opposite``.
+
+    Raises:
+        RecipeError: The name, description or pole is not valid.
+    """
+    asked = [item.text for item in read_recipe(builtin(_EVERYDAY), Instrument).items]
+    sides = {"positive": description, "negative": opposite or _ORDINARY}
+    content = {
+        "name": name,
+        "description": description,
+        "opposite": opposite,
+        "pole": pole,
+        "instructions": [
+            {side: form.format(_sentence(text)) for side, text in sides.items()} for form in _SEEN
+        ],
+        "questions": {"extract": asked[::2], "evaluate": asked[1::2]},
+    }
+    return Persona.parse(content, origin=name, folder=Path())
+
+
+def _sentence(text: str) -> str:
+    """Return a text that ends like a sentence."""
+    whole = " ".join(text.split())
+    return whole if whole.endswith((".", "!", "?")) else f"{whole}."
 
 
 Generator = Callable[[Chat, Mapping[str, Any]], str]

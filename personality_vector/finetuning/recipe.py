@@ -1,8 +1,9 @@
 """The recipe of a fine-tune."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from personality_vector.data.chats import DataSpec
 from personality_vector.recipes.schema import (
@@ -13,8 +14,37 @@ from personality_vector.recipes.schema import (
     Real,
     Recipe,
     Whole,
+    distinct,
 )
 from personality_vector.subject import TemplatedRecipe
+from personality_vector.traits import Pole
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "big5_chat": {  # Li et al. 2024, arXiv:2410.16491
+        "learning_rate": 1e-5,
+        "epochs": 1,
+        "max_length": 1024,
+        "scheduler": "cosine",
+        "warmup_steps": 20,
+    },
+    "persona_vectors": {  # Chen et al. 2025, arXiv:2507.21509, and its released configuration
+        "lora": {"rank": 32, "alpha": 64, "rank_stabilised": True},
+        "learning_rate": 1e-5,
+        "epochs": 1,
+        "batch_size": 2,
+        "gradient_accumulation": 8,
+        "max_length": 2048,
+        "scheduler": "linear",
+        "warmup_steps": 5,
+        "weight_decay": 0.01,
+    },
+    "weight_steering": {  # Fierro and Roger 2025, arXiv:2511.05408
+        "lora": {"rank": 32, "alpha": 16},
+        "learning_rate": 1e-5,
+        "max_steps": 100,
+    },
+}
+"""Published settings by name. What a source does not say keeps our default."""
 
 
 class LoraSpec(Recipe):
@@ -28,28 +58,97 @@ class LoraSpec(Recipe):
 
 
 class SftSpec(Recipe):
-    """Supervised fine-tuning; ``lora: null`` trains every weight."""
+    """Supervised fine-tuning; ``lora: null`` trains every weight.
 
+    A ``preset`` gives the settings of a source, which other keys override. ``max_steps`` ends a
+    training before its ``epochs`` do. ``packing`` joins chats up to ``max_length`` tokens, which do
+    not see each other. With ``evaluate_every`` so many steps, the loss on the held-out part of the
+    data is measured; after ``patience`` evaluations without a better one, training stops, and the
+    weights of the best are kept. A training that is interrupted resumes from the last of its
+    ``checkpoints``; there are so many of them, evenly spaced. ``fsdp`` shards the weights over the
+    processes of torchrun (FSDP2); otherwise each holds all of them. ``report_to`` names trackers.
+    """
+
+    preset: Literal["big5_chat", "persona_vectors", "weight_steering"] | None = None
     lora: LoraSpec | None = None
     epochs: Real = Field(default=1.0, gt=0)
+    max_steps: Whole | None = Field(default=None, ge=1)
     learning_rate: Real = Field(default=1e-5, gt=0)
     batch_size: Whole = Field(default=16, ge=1)
     gradient_accumulation: Whole = Field(default=1, ge=1)
     max_length: Whole = Field(default=1024, ge=8)
+    packing: bool = False
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: Whole = Field(default=0, ge=0)
     weight_decay: Real = Field(default=0.0, ge=0)
     dtype: Dtype = "float32"
     mixed_precision: Literal["no", "bfloat16"] = "no"
     gradient_checkpointing: bool = False
+    evaluate_every: Whole | None = Field(default=None, ge=1)
+    patience: Whole | None = Field(default=None, ge=1)
+    checkpoints: Whole = Field(default=4, ge=0)
+    fsdp: bool = False
+    report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, data: Any) -> Any:
+        name = data.get("preset") if isinstance(data, Mapping) else None
+        return {**PRESETS[name], **data} if isinstance(name, str) and name in PRESETS else data
+
+    @model_validator(mode="after")
+    def _require_evaluation(self) -> "SftSpec":
+        if self.patience is not None and self.evaluate_every is None:
+            raise ValueError("patience counts evaluations; give evaluate_every, in steps")
+        return self
+
+
+def _poles(value: Any) -> Any:
+    """Return poles, with both poles of a trait where only the trait is named."""
+    if not isinstance(value, list | tuple):
+        return value
+    named = [
+        [f"{one}:high", f"{one}:low"] if isinstance(one, str) and ":" not in one else [one]
+        for one in value
+    ]
+    return tuple(pole for both in named for pole in both)
+
+
+Poles = Annotated[
+    tuple[PoleField, ...], Field(min_length=1), BeforeValidator(_poles), AfterValidator(distinct)
+]
+"""Poles such as ``extraversion:high``; a trait alone stands for both of its poles."""
 
 
 class TrainRecipe(TemplatedRecipe):
-    """Fine-tune ``base`` on one pole."""
+    """Fine-tune ``base`` on one ``pole``, or on each of ``poles`` into a folder of its own.
+
+    ``match_lengths`` takes as many replies of each length from a pole as its opposite has.
+    ``delta`` also saves the delta of each pole and, where both poles of a trait are there, half
+    their difference. ``workers`` poles are trained at once, each on a GPU of its own where there
+    are several.
+    """
 
     base: ModelRef
-    pole: PoleField
+    pole: PoleField | None = None
+    poles: Annotated[Poles | None, Field(exclude_if=lambda value: value is None)] = None
     data: DataSpec
+    match_lengths: bool = False
     sft: SftSpec = SftSpec()
+    delta: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
+    workers: Annotated[Whole, Field(ge=1, exclude_if=lambda value: value == 1)] = 1
     seed: Whole = 0
     device: Device = "auto"
+
+    @model_validator(mode="after")
+    def _require_poles(self) -> "TrainRecipe":
+        if (self.pole is None) == (self.poles is None):
+            raise ValueError("give either pole, or poles for several")
+        if self.poles is None and (self.delta or self.workers > 1):
+            raise ValueError("delta and workers go with poles, not with one pole")
+        return self
+
+    def of(self, pole: Pole) -> "TrainRecipe":
+        """Return the recipe of one of its poles."""
+        alone = {"pole": pole, "poles": None, "delta": False, "workers": 1}
+        return self.model_copy(update=alone)

@@ -1,47 +1,37 @@
-"""Supervised fine-tuning through TRL's ``SFTTrainer``, on prompt-completion chats."""
+"""Supervised fine-tuning through TRL's ``SFTTrainer``, on rows of tokens and labels."""
 
+import hashlib
+import json
 import logging
 import math
+import os
 import random
-import tempfile
 import warnings
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
-from personality_vector.checkpoint import (
-    Checkpoint,
-    ShardWriter,
-    TensorPlan,
-    read_header,
-    revision_of,
-)
-from personality_vector.data.chats import Selection, select_chats
-from personality_vector.delta.provenance import matched
-from personality_vector.delta.sources import require_finite
-from personality_vector.errors import NonFiniteError, TrainingError, foreign
+from personality_vector.checkpoint import Checkpoint, revision_of
+from personality_vector.errors import TrainingError, foreign
 from personality_vector.files import AtomicDirectory
-from personality_vector.finetuning.recipe import TrainRecipe
+from personality_vector.finetuning.recipe import SftSpec, TrainRecipe
+from personality_vector.finetuning.resuming import Marking, Scratch
+from personality_vector.finetuning.rows import Row, Rows, held_out_rows_of, rows_of
+from personality_vector.finetuning.saving import add_missing, require_finite_weights
 from personality_vector.manifest import WEIGHTS, write_manifest
 from personality_vector.progress import progress
-from personality_vector.subject import Chat
-from personality_vector.subject.chat import fitted, render
-from personality_vector.subject.encoding import training_row
 from personality_vector.subject.models import (
     chosen_for,
     load_model,
     load_tokenizer,
     resolve_device,
 )
-from personality_vector.subject.thoughts import left_open, marks_of
 
 log = logging.getLogger(__name__)
 
@@ -63,158 +53,120 @@ class TrainReport:
     manifest: dict[str, Any] = field(repr=False)
 
 
+def is_main_process() -> bool:
+    """Return whether this is the one of torchrun's processes that writes and speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> TrainReport:
     """Fine-tune ``recipe.base`` on one pole and write the result.
 
     The loss is on the response only. Weights are trained and saved in ``sft.dtype``, float32 by
-    default: in bfloat16 most of a small fine-tune is rounded away.
+    default: in bfloat16 most of a small fine-tune is rounded away. A killed training leaves
+    ``OUT.training``, from which the same call resumes; on a CPU the weights are then those of an
+    uninterrupted one.
 
     Raises:
         DataError: The data cannot be read or selects nothing.
         TrainingError: The loss is not finite, or ``sft.max_length`` leaves nothing to learn or more
             than the model reads.
-        OutputExistsError: ``out`` exists.
+        OutputExistsError: ``out`` exists, or ``OUT.training`` is of another training.
     """
+    out = Path(out)
     base = Checkpoint.open(recipe.base)
-    data = select_chats(recipe.data.narrowed(recipe.pole))
-    with AtomicDirectory(out, kind="train", force=force, inputs=[base.path]) as partial:
-        losses, lengths = _fit(recipe, base, data.chats, partial)
-        counts = _counts(data, lengths)
-        manifest = write_manifest(
-            partial,
-            "train",
-            {
-                "recipe": recipe.model_dump(mode="json"),
-                "base": {
-                    "path": str(base.path),
-                    "fingerprint": base.fingerprint.digest,
-                    **revision_of(base.path),
-                },
-                "pole": str(recipe.pole),
-                "seed": recipe.seed,
-                **counts,
-                "losses": losses,
-                **chosen_for(base.path, recipe.template),
-                WEIGHTS: Checkpoint.written(partial).fingerprint.digest,
-            },
-        )
-    log.info("trained %s on %d chats into %s", recipe.pole, counts["examples"], out)
-    return TrainReport(Path(out), counts["examples"], manifest["losses"][-1], manifest)
-
-
-def rehearse(recipe: TrainRecipe) -> dict[str, Any]:
-    """Return what a training would learn from, and what it would drop and cut, without weights.
-
-    Raises:
-        DataError: The data cannot be read, or the chat template cannot show them.
-        TrainingError: ``sft.max_length`` leaves nothing to learn, or more than the model reads.
-    """
-    base = Checkpoint.open(recipe.base)
-    data = select_chats(recipe.data.narrowed(recipe.pole))
     tokenizer = load_tokenizer(base.path, recipe.template)
-    if _opens_a_thought(tokenizer, data.chats[0]):
-        rows = [training_row(tokenizer, chat)["labels"] for chat in data.chats]
-        spans = [(_start(labels), len(labels)) for labels in rows]
+    rows = rows_of(recipe, tokenizer)
+    held_out = held_out_rows_of(recipe, tokenizer).rows if recipe.sft.evaluate_every else []
+    with _published(out, base, force=force) as partial:
+        scratch = Scratch(out, _identity(recipe, base, rows), force=force)
+        trained = _fit(recipe, base, _Inputs(tokenizer, rows.rows, held_out), scratch)
+        _save(trained, recipe, base, partial)
+        manifest = _manifest(recipe, base, rows, trained)
+        if is_main_process():
+            digest = Checkpoint.written(partial).fingerprint.digest
+            manifest = write_manifest(partial, "train", {**manifest, WEIGHTS: digest})
+    if is_main_process():
+        scratch.remove()
+    log.info("trained %s on %d chats into %s", recipe.pole, len(rows.rows), out)
+    return TrainReport(out, len(rows.rows), manifest["losses"][-1], manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    tokenizer: Any
+    rows: list[Row]
+    held_out: list[Row]
+
+
+@contextmanager
+def _published(out: Path, base: Checkpoint, *, force: bool) -> Generator[Path]:
+    """Yield the directory to write into; of several processes, one publishes it."""
+    if is_main_process():
+        with AtomicDirectory(out, kind="train", force=force, inputs=[base.path]) as partial:
+            yield partial
     else:
-        spans = [_span(tokenizer, chat) for chat in data.chats]
-    lengths = _measured(tokenizer, spans, recipe.sft.max_length)
-    return {**_counts(data, lengths), **chosen_for(base.path, recipe.template)}
+        yield out
 
 
-class _Lengths(NamedTuple):
-    """How many chats ``max_length`` left without a token to learn, and how many it cut."""
-
-    too_long: int
-    cut: int
-
-
-def _counts(data: Selection, lengths: _Lengths) -> dict[str, Any]:
+def _identity(recipe: TrainRecipe, base: Checkpoint, rows: Rows) -> dict[str, Any]:
+    """Return everything that decides the weights."""
+    digest = hashlib.blake2b(json.dumps(rows.rows).encode(), digest_size=16).hexdigest()
     return {
-        "examples": len(data.chats) - lengths.too_long,
-        "dropped": dict(+Counter({**data.dropped, "too long": lengths.too_long})),
-        "cut": lengths.cut,
+        "recipe": recipe.model_dump(mode="json", exclude={"sft": {"checkpoints", "report_to"}}),
+        "base": base.fingerprint.digest,
+        "rows": digest,
     }
 
 
-def _fit(
-    recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], out: Path
-) -> tuple[list[float], _Lengths]:
-    """Train, save into ``out`` and return the loss of every step."""
+def _manifest(recipe: TrainRecipe, base: Checkpoint, rows: Rows, trained: "Any") -> dict[str, Any]:
+    history, evaluated = trained.state.log_history, {}
+    if recipe.sft.evaluate_every:
+        found = {str(row["step"]): row["eval_loss"] for row in history if "eval_loss" in row}
+        evaluated = {"held_out_losses": found}
+    count = trained.accelerator.num_processes
+    several = {"processes": {"count": count, "wrapper": _wrapper(trained)}} if count > 1 else {}
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "base": {
+            "path": str(base.path),
+            "fingerprint": base.fingerprint.digest,
+            **revision_of(base.path),
+        },
+        "pole": str(recipe.pole),
+        "seed": recipe.seed,
+        **rows.counts(),
+        "losses": [row["loss"] for row in history if "loss" in row],
+        **evaluated,
+        **several,
+        **chosen_for(base.path, recipe.template),
+    }
+
+
+def _fit(recipe: TrainRecipe, base: Checkpoint, inputs: _Inputs, scratch: Scratch) -> Any:
+    """Train, from the last whole checkpoint if there is one, and return the trainer."""
     device = resolve_device(recipe.device)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        warnings.catch_warnings(),
-        _random_state_kept(device),
-    ):
+    with warnings.catch_warnings(), _random_state_kept(device):
         warnings.simplefilter("ignore", FutureWarning)  # v6 renames gradient_checkpointing
+        last = scratch.begin() if is_main_process() else scratch.last()
         with foreign(TrainingError, f"{base.reference}: TRL cannot train it like this"):
-            trainer = _trainer(recipe, base, chats, _arguments(recipe, scratch, device))
-            lengths = _shorten(trainer, recipe.sft.max_length)
-            trainer.train()
-    trainer.model.save_pretrained(out)
-    _require_finite(out)
-    if recipe.sft.lora is None:
-        _add_missing(out, base)
-        if recipe.chat_template is not None:
-            # What it was trained on is what it should be asked with.
-            (out / "chat_template.jinja").write_text(recipe.chat_template, encoding="utf-8")
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row], lengths
+            trainer = _trainer(recipe, base, inputs, _arguments(recipe, scratch.path, device))
+            _require_counts(trainer, recipe.sft, len(inputs.rows))
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    return trainer
 
 
-def _shorten(trainer: Any, most: int) -> _Lengths:
-    """Cut the trainer's examples to ``most`` tokens as TRL does, which does not count them."""
-    whole = trainer.train_dataset
-    spans = [(_start(labels), len(labels)) for labels in whole["labels"]]
-    found = _measured(trainer.processing_class, spans, most)
-    if any(found):
-        shorter = whole.map(lambda row: {key: row[key][:most] for key in ("input_ids", "labels")})
-        trainer.train_dataset = shorter.filter(lambda row: max(row["labels"]) >= 0)
-    return found
-
-
-def _start(labels: list[int]) -> int:
-    """Return where a completion starts: -100 stands for a token that is not learned."""
-    return next((at for at, label in enumerate(labels) if label >= 0), len(labels))
-
-
-def _span(tokenizer: Any, chat: Chat) -> tuple[int, int]:
-    """Return where the completion of a chat starts and ends, in tokens, as TRL finds it."""
-    prompt, whole = (
-        tokenizer(render(tokenizer, shown, reply_follows=follows), add_special_tokens=False)
-        for shown, follows in ((chat[:-1], True), (chat, False))
-    )
-    ids = whole["input_ids"]
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(prompt["input_ids"], ids, strict=False))
-    return len(list(same)), len(ids)
-
-
-def _measured(tokenizer: Any, spans: list[tuple[int, int]], most: int) -> _Lengths:
-    """Count the completions that ``most`` tokens leave nothing of, and those that they cut.
-
-    Raises:
-        TrainingError: They leave nothing of any, or more than the model reads.
-    """
-    starts, sizes = zip(*spans, strict=True)
-    longest = max((min(size, most) for start, size in spans if start < most), default=0)
-    if tokenizer.most_tokens is not None and longest > tokenizer.most_tokens:
+def _require_counts(trainer: Any, sft: SftSpec, count: int) -> None:
+    """Refuse a trainer that would learn from fewer chats, or run in fewer processes, than said."""
+    data, found = trainer.train_dataset, trainer.accelerator.num_processes
+    learned = sum(map(len, data["seq_lengths"])) if sft.packing else len(data)
+    if learned != count:
+        raise TrainingError(f"TRL would learn from {learned} chats of {count}; leave out packing")
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if found != wanted:
         raise TrainingError(
-            f"sft.max_length: allows chats of {longest:,} tokens, and the model reads at most "
-            f"{tokenizer.most_tokens:,}; set it to {tokenizer.most_tokens} or less"
+            f"{wanted} processes were started, and the trainer knows of {found}; start them with "
+            "torchrun"
         )
-    too_long = sum(map(most.__le__, starts))
-    cut = sum(map(most.__lt__, sizes)) - too_long
-    if too_long == len(sizes):
-        raise TrainingError(
-            f"sft.max_length: {most} tokens cut away every completion, since the shortest prompt "
-            f"has {min(starts)}; {max(sizes)} would hold every chat"
-        )
-    if too_long or cut:
-        log.warning(
-            "sft.max_length: %d tokens are too few for %d of %d chats (dropped for want of a "
-            "completion: %d, cut: %d); %d would hold every chat",
-            *(most, too_long + cut, len(sizes), too_long, cut, max(sizes)),
-        )
-    return _Lengths(too_long, cut)
 
 
 @contextmanager
@@ -262,105 +214,65 @@ class _TrainingMonitor(TrainerCallback):  # type: ignore[misc]  # transformers i
                 )
 
 
-def _trainer(recipe: TrainRecipe, base: Checkpoint, chats: list[Chat], arguments: Any) -> Any:
+def _trainer(recipe: TrainRecipe, base: Checkpoint, inputs: _Inputs, arguments: Any) -> Any:
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
     from trl import SFTTrainer
 
     disable_progress_bar()
-    tokenizer = load_tokenizer(base.path, recipe.template)
-    if _opens_a_thought(tokenizer, chats[0]):
-        rows: list[dict[str, Any]] = [training_row(tokenizer, chat) for chat in chats]
-    else:
-        shown = [fitted(tokenizer, chat) for chat in chats]
-        rows = [{"prompt": chat[:-1], "completion": [chat[-1]]} for chat in shown]
+    callbacks = [_TrainingMonitor(), Marking()]
+    if recipe.sft.patience is not None:
+        callbacks.append(EarlyStoppingCallback(recipe.sft.patience))
     trainer = SFTTrainer(
         model=load_model(base.path, dtype=recipe.sft.dtype),
         args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(inputs.rows),
+        eval_dataset=Dataset.from_list(inputs.held_out) if inputs.held_out else None,
+        processing_class=inputs.tokenizer,
         peft_config=_peft_config(recipe),
-        callbacks=[_TrainingMonitor()],
+        callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # it prints every log line to stdout
     return trainer
 
 
-def _opens_a_thought(tokenizer: Any, chat: Chat) -> bool:
-    """Return whether a prompt ends inside a thought; TRL would not bound a template."""
-    prompt = render(tokenizer, chat[:-1], reply_follows=True)
-    return left_open(prompt, marks_of(tokenizer)) is not None
+def _save(trainer: Any, recipe: TrainRecipe, base: Checkpoint, out: Path) -> None:
+    """Write the weights, gathered from all processes, and what belongs to them."""
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not is_main_process():
+        return
+    model.save_pretrained(out, state_dict=weights)
+    require_finite_weights(out)
+    if recipe.sft.lora is None:
+        add_missing(out, base)
+        if recipe.chat_template is not None:
+            # What it was trained on is what it should be asked with.
+            (out / "chat_template.jinja").write_text(recipe.chat_template, encoding="utf-8")
 
 
-def _require_finite(out: Path) -> None:
-    """Check the weights, which the last step can break without a loss that shows it."""
-    for file in sorted(out.glob("*.safetensors")):
-        weights = Checkpoint(out, read_header(file))
-        for name in weights.names:
-            try:
-                require_finite(weights, name)
-            except NonFiniteError as error:
-                raise TrainingError(
-                    f"{name} is not finite after training; nothing was saved; "
-                    "try a lower sft.learning_rate"
-                ) from error
+def _wrapper(trainer: Any) -> str:
+    """Return how the model is spread over processes."""
+    kinds = [kind.__name__ for kind in type(trainer.model_wrapped).__mro__]
+    return next((name for name in ("FSDPModule", "DistributedDataParallel") if name in kinds), "")
 
 
-def _add_missing(out: Path, base: Checkpoint) -> None:
-    """Add the base's side files, and the tensors of the base that transformers did not save.
-
-    A tied tensor that the base stores twice is written twice; a buffer that transformers computes
-    itself and does not load is copied from the base.
-    """
-    base.copy_side_files(out)
-    saved = Checkpoint.open(out)
-    absent = [name for name in base.names if name not in saved.entries]
-    if absent:
-        _rewrite_with(saved, base, absent)
-    matched(base, Checkpoint.open(out))
-
-
-def _rewrite_with(saved: Checkpoint, base: Checkpoint, absent: list[str]) -> None:
-    """Rewrite a saved checkpoint so that it also has the ``absent`` tensors."""
-    dtype = next(iter(saved.entries.values())).dtype
-    twins = {name: _twin(base, saved, name) for name in absent}
-    plans = [TensorPlan(name, entry.dtype, entry.shape) for name, entry in saved.entries.items()]
-    plans += [
-        TensorPlan(name, dtype if entry.dtype.is_floating_point else entry.dtype, entry.shape)
-        for name, entry in ((name, base.entries[name]) for name in absent)
-    ]
-    with tempfile.TemporaryDirectory(dir=saved.path) as whole:
-        with ShardWriter(Path(whole), plans) as writer:
-            for plan in plans:
-                twin = twins.get(plan.name, plan.name)
-                source = base[plan.name] if twin is None else saved[twin]
-                writer.write(plan.name, source.to(plan.dtype))
-        for file in saved.path.glob("*.safetensors*"):
-            file.unlink()
-        for file in Path(whole).iterdir():
-            file.rename(saved.path / file.name)
-
-
-def _twin(base: Checkpoint, saved: Checkpoint, name: str) -> str | None:
-    """Return the saved tensor that the base ties to ``name``: the same values under two names."""
-    entry = base.entries[name]
-    if not entry.dtype.is_floating_point or len(entry.shape) < 2:
-        return None
-    same = (other for other in saved.names if saved.entries[other].shape == entry.shape)
-    return next((other for other in same if torch.equal(base[other], base[name])), None)
-
-
-def _arguments(recipe: TrainRecipe, scratch: str, device: str) -> Any:
+def _arguments(recipe: TrainRecipe, scratch: Path, device: str) -> Any:
     from trl import SFTConfig
 
     sft = recipe.sft
     return SFTConfig(
-        output_dir=scratch,
+        output_dir=str(scratch),
         num_train_epochs=sft.epochs,
+        max_steps=sft.max_steps or -1,
         learning_rate=sft.learning_rate,
         per_device_train_batch_size=sft.batch_size,
+        per_device_eval_batch_size=sft.batch_size,
         gradient_accumulation_steps=sft.gradient_accumulation,
-        max_length=None,  # `_shorten` counts what it cuts
+        max_length=sft.max_length if sft.packing else None,  # the rows are cut already
+        packing=sft.packing,
+        packing_strategy="bfd",
+        eval_packing=False,
         lr_scheduler_type=sft.scheduler,
         warmup_steps=sft.warmup_steps,
         weight_decay=sft.weight_decay,
@@ -373,11 +285,33 @@ def _arguments(recipe: TrainRecipe, scratch: str, device: str) -> Any:
         logging_steps=1,
         # The default would replace a NaN loss by the running mean and continue.
         logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
+        report_to=list(sft.report_to) or "none",
         disable_tqdm=True,
         trust_remote_code=False,
+        **_rhythm(sft),
     )
+
+
+def _rhythm(sft: SftSpec) -> dict[str, Any]:
+    """Return when a trainer evaluates and writes checkpoints; two of these are kept."""
+    evaluation = (
+        {"eval_strategy": "steps", "eval_steps": sft.evaluate_every} if sft.evaluate_every else {}
+    )
+    if sft.patience is not None:
+        return {
+            **evaluation,
+            "save_strategy": "steps",
+            "save_steps": sft.evaluate_every,
+            "save_total_limit": 2,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+        }
+    if not sft.checkpoints:
+        return {**evaluation, "save_strategy": "no"}
+    # A ratio below 1 is of all steps.
+    every = {"save_strategy": "steps", "save_steps": 1 / (sft.checkpoints + 1)}
+    return {**evaluation, **every, "save_total_limit": 2}
 
 
 def _peft_config(recipe: TrainRecipe) -> Any:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from personality_vector.data.personas import Persona
-    from personality_vector.elicitation.extract import Elicited
+    from personality_vector.elicitation.elicit import Elicited
     from personality_vector.elicitation.recipe import SteerRecipe
     from personality_vector.elicitation.rollouts import Rollout
     from personality_vector.interventions.neurons.chosen import NeuronSet
@@ -108,13 +108,8 @@ def _require_replaceable(persona: Path, *, force: bool) -> None:
 
 def check(recipe: "SteerRecipe") -> dict[str, Any]:
     """Open the model, and read both sides or the persona."""
-    from personality_vector.elicitation.extract import (
-        dropped_of,
-        open_judge,
-        read_persona,
-        read_sides,
-    )
-    from personality_vector.elicitation.rollouts import planned
+    from personality_vector.elicitation.elicit import open_judge, plan_of, read_persona
+    from personality_vector.elicitation.extract import dropped_of, read_sides
 
     checkpoint = pv.Checkpoint.open(recipe.model)
     if recipe.chat_template or recipe.template_options:
@@ -126,7 +121,7 @@ def check(recipe: "SteerRecipe") -> dict[str, Any]:
         return {**found, **counts, "dropped": dict(dropped_of(sides))}
     persona = read_persona(recipe)
     judge = open_judge(recipe, persona)
-    replies = len(planned(persona, recipe.rollouts, 0)) * recipe.rollouts.samples
+    replies = len(plan_of(recipe, persona).rows())
     by = judge.name if judge else recipe.judge
     return {**found, "persona": persona.label, "replies": replies, "rated by": by}
 
@@ -158,7 +153,7 @@ def extract(recipe: "SteerRecipe", out: Path, force: bool, as_json: bool) -> Non
     )
     if elicited is not None:
         kept, judge = elicited.report, elicited.judge
-        result |= {"judge": judge, "pairs": kept.pairs, "kept": kept.kept}
+        result |= {"judge": judge, kept.of: kept.total, "kept": kept.kept}
         result |= {"dropped": dict(kept.dropped)}
         said += f"\n{kept} (judge: {judge})"
     options.show(result, as_json=as_json, text=lambda: said)
@@ -237,12 +232,8 @@ def find_recipe_neurons(recipe: "SteerRecipe") -> "NeuronSet":
         DataError: A side cannot be read or selects nothing, or no neuron tells them apart.
         ModelError: The model cannot be loaded, or its neurons cannot be found.
     """
-    from personality_vector.elicitation.extract import (
-        dropped_of,
-        load_subject,
-        origin,
-        read_sides,
-    )
+    from personality_vector.elicitation.elicit import load_subject
+    from personality_vector.elicitation.extract import dropped_of, origin, read_sides
     from personality_vector.interventions.neurons.find import find_neurons
 
     require_for_neurons(recipe)

@@ -1,0 +1,184 @@
+"""Many poles from one recipe: each trained once, several at a time, with their deltas."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import current_process, get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from personality_vector.checkpoint import Checkpoint, read_manifest
+from personality_vector.delta import Delta, is_saved_delta, open_fine_tune, require_not_swapped
+from personality_vector.delta.opening import Allowed
+from personality_vector.errors import LockedError, OutputExistsError, RecipeError, some
+from personality_vector.finetuning.recipe import TrainRecipe
+from personality_vector.finetuning.sft import is_main_process, train
+from personality_vector.traits import Level, Pole
+
+DELTAS = "deltas"
+"""The folder of deltas beside the poles."""
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PoleReport:
+    """What became of one pole.
+
+    Attributes:
+        pole: The pole.
+        path: Its folder.
+        state: ``trained``, ``there`` if it was trained before, or ``locked`` if another process is
+            at it.
+        manifest: The content of its ``MANIFEST.json``; empty if it is locked.
+    """
+
+    pole: Pole
+    path: Path
+    state: str
+    manifest: dict[str, Any]
+
+
+def folder_of(out: Path, pole: Pole) -> Path:
+    """Return the folder of a pole: ``OUT/extraversion-high``."""
+    return out / f"{pole.trait}-{pole.level}"
+
+
+def chosen(recipe: TrainRecipe, only: Sequence[str] = ()) -> list[Pole]:
+    """Return the poles of a recipe, or those of them that ``only`` names.
+
+    Raises:
+        RecipeError: One is not among them.
+        TraitError: One is no pole.
+    """
+    poles = list(recipe.poles or ())
+    named = [Pole.parse(one) for one in only]
+    unknown = [str(pole) for pole in named if pole not in poles]
+    if unknown:
+        raise RecipeError(
+            f"--only {some(unknown)}: the recipe has the poles {', '.join(map(str, poles))}"
+        )
+    return named or poles
+
+
+def train_poles(
+    recipe: TrainRecipe, out: str | Path, *, only: Sequence[str] = (), force: bool = False
+) -> Iterator[PoleReport]:
+    """Train what is not there yet of a recipe with ``poles``, and yield a report for each pole.
+
+    Each is published as ``OUT/{trait}-{level}`` when it is done; with ``delta``, its delta as
+    ``OUT/deltas/{trait}-{level}`` and half the difference of both poles as ``OUT/deltas/{trait}``.
+
+    Args:
+        recipe: A recipe with ``poles``.
+        out: The folder.
+        only: Poles to train; by default all.
+        force: Train again what is there.
+
+    Raises:
+        OutputExistsError: A pole is there, from another recipe, base or data.
+        PersonalityVectorError: As :func:`train`.
+    """
+    poles, folder = chosen(recipe, only), Path(out)
+    done = {} if force else {pole: _there(recipe, folder, pole) for pole in poles}
+    for pole in poles:
+        if done.get(pole) is not None:
+            yield PoleReport(pole, folder_of(folder, pole), "there", done[pole] or {})
+    left = [pole for pole in poles if done.get(pole) is None]
+    for report in _trained(recipe, folder, left, force=force):
+        yield report
+        if recipe.delta and is_main_process():
+            save_deltas(recipe, folder, report.pole, force=force)
+    if recipe.delta and is_main_process():  # a killed run may have left some out
+        for pole in poles:
+            save_deltas(recipe, folder, pole, force=False)
+
+
+def _there(recipe: TrainRecipe, out: Path, pole: Pole) -> dict[str, Any] | None:
+    """Return the manifest of a pole that was trained by this recipe, or ``None`` if there is none.
+
+    Raises:
+        OutputExistsError: What is there is of another recipe, or of nobody's.
+    """
+    path = folder_of(out, pole)
+    if not path.exists():
+        return None
+    manifest = read_manifest(path)
+    wanted = recipe.of(pole).model_dump(mode="json")
+    base = Checkpoint.open(recipe.base).fingerprint.digest
+    same = manifest.get("recipe") == wanted and manifest.get("base", {}).get("fingerprint") == base
+    if manifest.get("kind") != "train" or not same:
+        raise OutputExistsError(
+            f"{path}: is not what this recipe trains; choose another --out, or add --force"
+        )
+    return manifest
+
+
+def _trained(
+    recipe: TrainRecipe, out: Path, poles: Sequence[Pole], *, force: bool
+) -> Iterator[PoleReport]:
+    """Train poles, one after the other or several at once, and yield each when it is done."""
+    if recipe.workers == 1 or len(poles) < 2:
+        for pole in poles:
+            yield _one(recipe, out, pole, force)
+        return
+    workers = min(recipe.workers, len(poles))
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=_settle, initargs=(workers, os.getpid())
+    ) as pool:
+        tasks = [pool.submit(_one, recipe, out, pole, force) for pole in poles]
+        try:
+            for task in as_completed(tasks):
+                yield task.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _settle(workers: int, parent: int) -> None:
+    """Give a worker its share of the cores and a GPU of its own, and end it with its parent."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+    if torch.cuda.device_count() > 1:
+        number = current_process()._identity[-1] - 1
+        torch.cuda.set_device(number % torch.cuda.device_count())
+
+
+def _one(recipe: TrainRecipe, out: Path, pole: Pole, force: bool) -> PoleReport:  # noqa: FBT001
+    path = folder_of(out, pole)
+    try:
+        report = train(recipe.of(pole), path, force=force)
+    except LockedError:
+        return PoleReport(pole, path, "locked", {})
+    return PoleReport(pole, path, "trained", report.manifest)
+
+
+def save_deltas(recipe: TrainRecipe, out: Path, pole: Pole, *, force: bool) -> None:
+    """Save the delta of a pole, and half the difference of both poles once both are there.
+
+    A LoRA adapter keeps its factors, also in the difference.
+    """
+    storage = "float32" if recipe.sft.lora is None else "lora"
+    base = Checkpoint.open(recipe.base)
+    levels: tuple[Level, Level] = ("high", "low")
+    both = [folder_of(out, Pole(pole.trait, level)) for level in levels]
+    tuned, saved = folder_of(out, pole), folder_of(out / DELTAS, pole)
+    if tuned.is_dir() and (force or not is_saved_delta(saved)):
+        _opened(tuned, base).save(saved, storage=storage, force=force)
+    halved = out / DELTAS / pole.trait
+    if all(path.is_dir() for path in both) and (force or not is_saved_delta(halved)):
+        half = Delta.contrast(*(_opened(path, base) for path in both))
+        half.save(halved, storage=storage, force=force)
+
+
+def _opened(tuned: Path, base: Checkpoint) -> Delta:
+    return open_fine_tune(tuned, base, require_not_swapped, allowed=Allowed(stated=True))

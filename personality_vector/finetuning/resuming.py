@@ -1,0 +1,89 @@
+"""Checkpoints of a training that was interrupted: whole ones, of the same training."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from personality_vector.errors import OutputExistsError
+from personality_vector.files import write_file
+from personality_vector.files.directory import sync_tree
+from personality_vector.files.owned import sizes_in
+from personality_vector.files.reading import parse_json, read_text
+
+_WHOLE = "whole.json"
+"""Written last into a checkpoint, with the sizes of its files."""
+_TRAINING = "training.json"
+
+
+class Scratch:
+    """The folder ``NAME.training`` beside an output, which a killed training leaves.
+
+    Args:
+        out: The output.
+        identity: Everything that decides the weights, as JSON-like data.
+        force: Whether to remove the checkpoints of another training.
+
+    Raises:
+        OutputExistsError: It has the checkpoints of another training.
+    """
+
+    def __init__(self, out: Path, identity: dict[str, Any], *, force: bool) -> None:
+        self.path = out.with_name(f"{out.name}.training")
+        self._identity = json.loads(json.dumps(identity, default=str))
+        if self.path.is_dir() and self._known() != self._identity:
+            if not force and any(self.path.iterdir()):
+                raise OutputExistsError(
+                    f"{self.path}: has checkpoints of a training with another recipe, base or "
+                    "data; give that recipe again, delete the folder, or add --force"
+                )
+            shutil.rmtree(self.path)
+
+    def _known(self) -> Any:
+        file = self.path / _TRAINING
+        return parse_json(read_text(file)) if file.is_file() else None
+
+    def begin(self) -> Path | None:
+        """Create the folder, and return its last whole checkpoint; half-written ones are removed.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        write_file(self.path / _TRAINING, json.dumps(self._identity, indent=2).encode())
+        for folder in self.path.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            if not is_whole(folder):
+                shutil.rmtree(folder)
+        return self.last()
+
+    def last(self) -> Path | None:
+        """Return the last whole checkpoint."""
+        folders = self.path.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        found = {int(one.name.rpartition("-")[2]): one for one in folders if is_whole(one)}
+        return found[max(found)] if found else None
+
+    def remove(self) -> None:
+        """Remove it: its output is published."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Return whether every file of a checkpoint is there in the size in which it was written."""
+    mark = checkpoint / _WHOLE
+    if not mark.is_file():
+        return False
+    sizes = {name: size for name, size in sizes_in(checkpoint).items() if name != _WHOLE}
+    return bool(parse_json(read_text(mark)) == sizes)
+
+
+class Marking(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Marks each checkpoint as whole once all of it is on disk."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Mark the checkpoint that was written."""
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            sync_tree(folder)
+            write_file(folder / _WHOLE, json.dumps(sizes_in(folder)).encode())
