@@ -34,7 +34,7 @@ def rehearse(recipe: TrainRecipe) -> dict[str, Any]:
     }
 
 
-def _lengths(rows: list[Row]) -> dict[str, float]:
+def _lengths(rows: list[Row]) -> dict[str, Any]:
     """Return how long rows are, in tokens, and how many of these are learned."""
     sizes = [len(row["input_ids"]) for row in rows]
     learned = [sum(label >= 0 for label in row["labels"]) for row in rows]

@@ -2,13 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from personality_vector.errors import OutputExistsError
+from personality_vector.errors import OutputExistsError, TrainingError
 from personality_vector.files import write_file
 from personality_vector.files.directory import sync_tree
 from personality_vector.files.owned import sizes_in
@@ -63,6 +65,16 @@ class Scratch:
         folders = self.path.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
         found = {int(one.name.rpartition("-")[2]): one for one in folders if is_whole(one)}
         return found[max(found)] if found else None
+
+    @contextmanager
+    def kept_if_useful(self) -> Generator[None]:
+        """Remove the folder when the block fails, unless the same training can resume from it."""
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, TrainingError) or self.last() is None:
+                self.remove()
+            raise
 
     def remove(self) -> None:
         """Remove it: its output is published."""

@@ -47,7 +47,8 @@ def rows_of(recipe: TrainRecipe, tokenizer: Any) -> Rows:
         TrainingError: ``sft.max_length`` leaves nothing to learn, or more than the model reads.
     """
     data = selected(recipe)
-    rows, too_long, cut = _shortened(tokenizer, data.chats, recipe.sft.max_length)
+    whole = [training_row(tokenizer, chat) for chat in data.chats]
+    rows, too_long, cut = shortened(whole, recipe.sft.max_length, tokenizer.most_tokens)
     return Rows(rows, dict(+Counter({**data.dropped, "too long": too_long})), cut)
 
 
@@ -101,13 +102,17 @@ def _length(chat: Chat) -> int:
     return round(2 * math.log2(max(1, len(words(chat[-1]["content"])))))
 
 
-def _shortened(tokenizer: Any, chats: Sequence[Chat], most: int) -> tuple[list[Row], int, int]:
+def shortened(whole: Sequence[Row], most: int, reads: int | None) -> tuple[list[Row], int, int]:
     """Return rows of at most ``most`` tokens, and how many were left out and cut for it.
+
+    Args:
+        whole: The rows.
+        most: ``sft.max_length``; a row with nothing to learn within it is left out.
+        reads: How many tokens the model reads, if there is a bound.
 
     Raises:
         TrainingError: They leave nothing of any, or more than the model reads.
     """
-    whole = [training_row(tokenizer, chat) for chat in chats]
     starts, sizes = [_start(row["labels"]) for row in whole], [len(row["labels"]) for row in whole]
     rows = [
         {key: values[:most] for key, values in row.items()}
@@ -115,10 +120,10 @@ def _shortened(tokenizer: Any, chats: Sequence[Chat], most: int) -> tuple[list[R
         if start < most
     ]
     longest = max((len(row["labels"]) for row in rows), default=0)
-    if tokenizer.most_tokens is not None and longest > tokenizer.most_tokens:
+    if reads is not None and longest > reads:
         raise TrainingError(
             f"sft.max_length: allows chats of {longest:,} tokens, and the model reads at most "
-            f"{tokenizer.most_tokens:,}; set it to {tokenizer.most_tokens} or less"
+            f"{reads:,}; set it to {reads} or less"
         )
     too_long = len(whole) - len(rows)
     cut = sum(map(most.__lt__, sizes)) - too_long

@@ -79,8 +79,9 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
     held_out = held_out_rows_of(recipe, tokenizer).rows if recipe.sft.evaluate_every else []
     with _published(out, base, force=force) as partial:
         scratch = Scratch(out, _identity(recipe, base, rows), force=force)
-        trained = _fit(recipe, base, _Inputs(tokenizer, rows.rows, held_out), scratch)
-        _save(trained, recipe, base, partial)
+        with scratch.kept_if_useful():
+            trained = _fit(recipe, base, _Inputs(tokenizer, rows.rows, held_out), scratch)
+            _save(trained, recipe, base, partial)
         manifest = _manifest(recipe, base, rows, trained)
         if is_main_process():
             digest = Checkpoint.written(partial).fingerprint.digest

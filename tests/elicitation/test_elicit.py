@@ -6,12 +6,8 @@ import pytest
 import torch
 
 from personality_vector.data.personas import COHERENCE
-from personality_vector.elicitation.extract import (
-    elicit,
-    extract_persona,
-    open_judge,
-    read_persona,
-)
+from personality_vector.elicitation.elicit import elicit, open_judge, read_persona
+from personality_vector.elicitation.extract import extract_persona
 from personality_vector.elicitation.rollouts import to_jsonl
 from personality_vector.errors import DataError, ModelError, RecipeError
 from personality_vector.steering import SteeringVector
@@ -68,7 +64,7 @@ def test_what_is_kept_comes_in_pairs_with_the_system_prompts(steer, subject, per
 
 def test_nobody_judging_keeps_all(steer, subject):
     elicited = elicit(steer(), subject)
-    assert elicited.report.kept == elicited.report.pairs == 12
+    assert elicited.report.kept == elicited.report.total == 12
     assert elicited.judge == "none"
     assert all(row.kept and row.trait is None for row in elicited.rollouts)
 
@@ -87,7 +83,8 @@ def test_a_low_pole_swaps_the_sides(steer, subject):
 def test_everything_is_recorded_when_it_is_there(steer, subject):
     seen = []
     elicited = elicit(steer(), subject, JUDGE, record=seen.append)
-    drawn, rated, done = seen
+    *parts, drawn, rated, done = seen
+    assert len(parts[-1]) == len(drawn) == 24
     assert all(row.reply and row.trait is None for row in drawn)
     assert any(row.trait == 90.0 and not row.kept for row in rated)
     assert tuple(done) == elicited.rollouts
@@ -186,7 +183,7 @@ def test_statements_judge_poles_that_they_know(steer, persona, statements):
 def test_a_judge_that_cannot_rate_the_persona_is_refused_before_anything_is_drawn(
     steer, monkeypatch
 ):
-    monkeypatch.setattr("personality_vector.elicitation.extract.draw", never)
+    monkeypatch.setattr("personality_vector.elicitation.elicit.draw", never)
 
     class Picky(EveryThird):
         def __call__(self, rubric, _answers, /):
@@ -256,6 +253,6 @@ def test_a_recipe_without_a_persona_has_none(steer, tmp_path):
     ],
 )
 def test_layers_are_checked_before_anything_is_generated(steer, monkeypatch, layers, error, said):
-    monkeypatch.setattr("personality_vector.elicitation.extract.draw", never)
+    monkeypatch.setattr("personality_vector.elicitation.elicit.draw", never)
     with pytest.raises(error, match=said):
         extract_persona(steer(layers=layers))

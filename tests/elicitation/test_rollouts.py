@@ -6,13 +6,13 @@ import json
 import pytest
 
 from personality_vector.data.rows import read_rows
-from personality_vector.elicitation.extract import _judged
+from personality_vector.elicitation.elicit import _judged
 from personality_vector.elicitation.recipe import RolloutSpec
 from personality_vector.elicitation.rollouts import (
+    Plan,
     Rollout,
     draw,
     paired,
-    planned,
     reused,
     to_jsonl,
 )
@@ -20,7 +20,7 @@ from personality_vector.errors import DataError
 from personality_vector.subject.chat import question
 from personality_vector.subject.protocols import Score
 from personality_vector.subject.spec import Sampling
-from personality_vector.subject.subject import generate_replies, sample_seed
+from personality_vector.subject.subject import Subject, generate_replies, sample_seed
 
 SPEC = RolloutSpec(samples=2, max_new_tokens=5, batch_size=4)
 
@@ -46,7 +46,7 @@ class Watching:
 
 @pytest.fixture(scope="module")
 def drawn(subject, persona):
-    return draw(subject, persona, SPEC, 7)
+    return draw(subject, Plan(persona, SPEC, 7))
 
 
 def test_every_instruction_meets_every_question_on_both_sides(drawn, persona):
@@ -85,21 +85,42 @@ def test_the_replies_are_the_models_own_under_each_system_prompt(drawn, subject,
 
 
 def test_the_same_seed_draws_the_same_and_another_one_does_not(drawn, subject, persona):
-    assert draw(subject, persona, SPEC, 7) == drawn
-    assert draw(subject, persona, SPEC, 8) != drawn
+    assert draw(subject, Plan(persona, SPEC, 7)) == drawn
+    assert draw(subject, Plan(persona, SPEC, 8)) != drawn
 
 
 def test_a_longer_run_begins_with_the_shorter_one(drawn, subject, persona):
-    longer = draw(subject, persona, SPEC.model_copy(update={"samples": 3}), 7)
+    longer = draw(subject, Plan(persona, SPEC.model_copy(update={"samples": 3}), 7))
     assert longer[: len(drawn)] == drawn
 
 
 def test_limits_take_the_first_pairs_and_questions(persona):
     spec = SPEC.model_copy(update={"pairs": 1, "questions": 2})
-    rows = planned(persona, spec, 0)
+    rows = Plan(persona, spec).rows()
     assert {row.system for row in rows} == {"You are bold.", "You are timid."}
     assert {row.question for row in rows} == {"Who are you?", "And at night?"}
-    assert {row.id for row in rows} <= {row.id for row in planned(persona, SPEC, 0)}
+    assert {row.id for row in rows} <= {row.id for row in Plan(persona, SPEC).rows()}
+
+
+def test_a_run_that_ended_early_goes_on_where_it_was(drawn, subject, persona):
+    """Whatever was recorded, the replies are those of a run that was not interrupted."""
+    seen = []
+    plan = Plan(persona, SPEC, 7)
+    draw(subject, plan, record=lambda rows: seen.append(list(rows)))
+    assert [len(rows) for rows in seen] == [6, 12, 18, 24]
+    mute = Subject(None, None)
+    assert draw(mute, plan, earlier=drawn) == drawn
+    for earlier in (seen[0], seen[2][:-1], []):
+        assert draw(subject, plan, earlier=earlier) == drawn
+
+
+def test_questions_for_evaluation_are_asked_once_for_each_pair(drawn, subject, persona):
+    found = draw(subject, Plan(persona, SPEC, 7, evaluates=True))
+    assert found[: len(drawn)] == drawn
+    more = found[len(drawn) :]
+    assert [row.question for row in more] == ["How?"] * 4
+    assert not any(row.is_extract for row in more)
+    assert all(row.is_extract for row in drawn)
 
 
 def test_a_chat_is_what_the_model_read_and_its_reply(drawn):
@@ -137,11 +158,11 @@ def test_replies_are_reused_in_any_order_if_they_answer_the_same(drawn, tmp_path
     file = tmp_path / "rollouts.jsonl"
     file.write_text(to_jsonl(drawn[::-1]), encoding="utf-8")
     one = SPEC.model_copy(update={"samples": 1})
-    assert reused(file, persona, one) == drawn[: len(drawn) // 2]
+    assert reused(file, Plan(persona, one)) == drawn[: len(drawn) // 2]
     with pytest.raises(DataError, match=r"lacks the positive reply pair0-question0-sample2"):
-        reused(file, persona, SPEC.model_copy(update={"samples": 3}))
+        reused(file, Plan(persona, SPEC.model_copy(update={"samples": 3})))
     with pytest.raises(DataError, match=r"pair0-question0-sample0 answers a system prompt"):
-        reused(file, persona.at(persona.pole.opposite), SPEC)
+        reused(file, Plan(persona.at(persona.pole.opposite), SPEC))
 
 
 @pytest.mark.parametrize(
