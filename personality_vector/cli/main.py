@@ -67,7 +67,7 @@ _VERBS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
     app: {
         "demo": shipped.demo,
         "elicit": elicit.elicit,
-        "train": recipe_verb("finetuning.recipe.TrainRecipe", weights.train, weights.check),
+        "train": weights.train,
         "diff": weights.diff,
         "merge": merge.merge,
         "export-mergekit": merge.export_mergekit,

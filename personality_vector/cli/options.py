@@ -29,6 +29,9 @@ def silenced(on: bool) -> bool:
     return on
 
 
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or a shipped recipe by name.")
+]
 Settings = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change the recipe; repeatable."),
@@ -97,9 +100,7 @@ def recipe_verb(
     """
 
     def verb(
-        recipe: Annotated[
-            str, typer.Argument(metavar="RECIPE", help="A YAML file, or a shipped recipe by name.")
-        ],
+        recipe: RecipeArgument,
         settings: Settings = [],
         out: Out = None,
         dry_run: DryRun = False,

@@ -42,12 +42,7 @@ def check(recipe: "TrainRecipe") -> dict[str, Any]:
     return {"base": str(pv.Checkpoint.open(recipe.base).fingerprint), **rehearse(recipe)}
 
 
-def train(recipe: "TrainRecipe", out: Path, force: bool, as_json: bool) -> None:
-    """Fine-tune a base on one pole, or on each of several.
-
-    A training that was interrupted resumes, and of several poles only those that are not there yet
-    are trained, each into OUT/TRAIT-LEVEL.
-    """
+def _train(recipe: "TrainRecipe", out: Path, force: bool, as_json: bool) -> None:
     from personality_vector.finetuning.sft import is_main_process
     from personality_vector.finetuning.sft import train as fine_tune
 
@@ -59,6 +54,35 @@ def train(recipe: "TrainRecipe", out: Path, force: bool, as_json: bool) -> None:
     if is_main_process():
         row = _row(done.path, done.manifest)
         options.show(row, as_json=as_json, text=lambda: _trained(row, done.manifest))
+
+
+_by_recipe = options.recipe_verb("finetuning.recipe.TrainRecipe", _train, check)
+
+
+def train(
+    recipe: options.RecipeArgument,
+    settings: options.Settings = [],
+    only: Annotated[
+        list[str],
+        typer.Option(
+            "--only",
+            metavar="TRAIT[:LEVEL]",
+            help="Of a recipe with poles, train this one now; repeatable.",
+        ),
+    ] = [],
+    out: options.Out = None,
+    dry_run: options.DryRun = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Fine-tune a base on one pole, or on each of several.
+
+    A training that was interrupted resumes, and of several poles only those that are not there yet
+    are trained, each into OUT/TRAIT-LEVEL.
+    """
+    chosen = [f"only=[{', '.join(only)}]"] if only else []
+    _by_recipe(recipe, [*settings, *chosen], out, dry_run, force, as_json, quiet)
 
 
 def _train_poles(recipe: "TrainRecipe", out: Path, force: bool, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,10 @@ import torch
 from personality_vector.checkpoint import Checkpoint, read_manifest
 from personality_vector.delta import Delta, is_saved_delta, open_fine_tune, require_not_swapped
 from personality_vector.delta.opening import Allowed
-from personality_vector.errors import LockedError, OutputExistsError, RecipeError, some
+from personality_vector.errors import LockedError, OutputExistsError
 from personality_vector.finetuning.recipe import TrainRecipe
+from personality_vector.finetuning.resuming import scratch_of
+from personality_vector.finetuning.rows import require_distinct
 from personality_vector.finetuning.sft import is_main_process, train
 from personality_vector.traits import Level, Pole
 
@@ -50,25 +53,8 @@ def folder_of(out: Path, pole: Pole) -> Path:
     return out / f"{pole.trait}-{pole.level}"
 
 
-def chosen(recipe: TrainRecipe, only: Sequence[str] = ()) -> list[Pole]:
-    """Return the poles of a recipe, or those of them that ``only`` names.
-
-    Raises:
-        RecipeError: One is not among them.
-        TraitError: One is no pole.
-    """
-    poles = list(recipe.poles or ())
-    named = [Pole.parse(one) for one in only]
-    unknown = [str(pole) for pole in named if pole not in poles]
-    if unknown:
-        raise RecipeError(
-            f"--only {some(unknown)}: the recipe has the poles {', '.join(map(str, poles))}"
-        )
-    return named or poles
-
-
 def train_poles(
-    recipe: TrainRecipe, out: str | Path, *, only: Sequence[str] = (), force: bool = False
+    recipe: TrainRecipe, out: str | Path, *, force: bool = False
 ) -> Iterator[PoleReport]:
     """Train what is not there yet of a recipe with ``poles``, and yield a report for each pole.
 
@@ -78,17 +64,18 @@ def train_poles(
     Args:
         recipe: A recipe with ``poles``.
         out: The folder.
-        only: Poles to train; by default all.
         force: Train again what is there.
 
     Raises:
         OutputExistsError: A pole is there, from another recipe, base or data.
         PersonalityVectorError: As :func:`train`.
     """
-    poles, folder = chosen(recipe, only), Path(out)
+    poles, folder = recipe.chosen, Path(out)
+    require_distinct(recipe)
     done = {} if force else {pole: _there(recipe, folder, pole) for pole in poles}
     for pole in poles:
         if done.get(pole) is not None:
+            shutil.rmtree(scratch_of(folder_of(folder, pole)), ignore_errors=True)
             yield PoleReport(pole, folder_of(folder, pole), "there", done[pole] or {})
     left = [pole for pole in poles if done.get(pole) is None]
     for report in _trained(recipe, folder, left, force=force):

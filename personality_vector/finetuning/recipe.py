@@ -123,15 +123,16 @@ Poles = Annotated[
 class TrainRecipe(TemplatedRecipe):
     """Fine-tune ``base`` on one ``pole``, or on each of ``poles`` into a folder of its own.
 
-    ``match_lengths`` takes as many replies of each length from a pole as its opposite has.
-    ``delta`` also saves the delta of each pole and, where both poles of a trait are there, half
-    their difference. ``workers`` poles are trained at once, each on a GPU of its own where there
-    are several.
+    Of several, ``only`` some may be trained now. ``match_lengths`` takes as many replies of each
+    length from a pole as its opposite has. ``delta`` also saves the delta of each pole and, where
+    both poles of a trait are there, half their difference. ``workers`` poles are trained at once,
+    each on a GPU of its own where there are several.
     """
 
     base: ModelRef
     pole: PoleField | None = None
     poles: Annotated[Poles | None, Field(exclude_if=lambda value: value is None)] = None
+    only: Annotated[Poles | None, Field(exclude_if=lambda value: value is None)] = None
     data: DataSpec
     match_lengths: bool = False
     sft: SftSpec = SftSpec()
@@ -144,11 +145,20 @@ class TrainRecipe(TemplatedRecipe):
     def _require_poles(self) -> "TrainRecipe":
         if (self.pole is None) == (self.poles is None):
             raise ValueError("give either pole, or poles for several")
-        if self.poles is None and (self.delta or self.workers > 1):
-            raise ValueError("delta and workers go with poles, not with one pole")
+        if self.poles is None and (self.delta or self.only or self.workers > 1):
+            raise ValueError("only, delta and workers go with poles, not with one pole")
+        unknown = [str(pole) for pole in self.only or () if pole not in (self.poles or ())]
+        if unknown:
+            listed = ", ".join(map(str, self.poles or ()))
+            raise ValueError(f"only: {unknown[0]} is not one of the poles, which are {listed}")
         return self
+
+    @property
+    def chosen(self) -> tuple[Pole, ...]:
+        """The poles that are trained now."""
+        return self.only or self.poles or ()
 
     def of(self, pole: Pole) -> "TrainRecipe":
         """Return the recipe of one of its poles."""
-        alone = {"pole": pole, "poles": None, "delta": False, "workers": 1}
+        alone = {"pole": pole, "poles": None, "only": None, "delta": False, "workers": 1}
         return self.model_copy(update=alone)

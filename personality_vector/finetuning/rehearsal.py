@@ -6,7 +6,7 @@ from typing import Any
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.finetuning.recipe import TrainRecipe
-from personality_vector.finetuning.rows import Row, rows_of, shown
+from personality_vector.finetuning.rows import Row, require_distinct, rows_of, shown
 from personality_vector.subject.models import chosen_for, load_tokenizer
 
 _SHOWN = 3
@@ -21,7 +21,9 @@ def rehearse(recipe: TrainRecipe) -> dict[str, Any]:
     """
     base = Checkpoint.open(recipe.base)
     tokenizer = load_tokenizer(base.path, recipe.template)
-    poles = [recipe] if recipe.poles is None else [recipe.of(pole) for pole in recipe.poles]
+    if recipe.poles is not None:
+        require_distinct(recipe)
+    poles = [recipe] if recipe.poles is None else [recipe.of(pole) for pole in recipe.chosen]
     rows = [rows_of(one, tokenizer) for one in poles]
     counts = {str(one.pole): each.counts() for one, each in zip(poles, rows, strict=True)}
     found = rows[0].rows

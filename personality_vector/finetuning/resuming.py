@@ -21,8 +21,13 @@ _WHOLE = "whole.json"
 _TRAINING = "training.json"
 
 
+def scratch_of(out: Path) -> Path:
+    """Return the folder of the checkpoints of an output."""
+    return out.with_name(f".{out.name}.training")
+
+
 class Scratch:
-    """The folder ``NAME.training`` beside an output, which a killed training leaves.
+    """The hidden folder ``.NAME.training`` beside an output, which a killed training leaves.
 
     Args:
         out: The output.
@@ -34,7 +39,7 @@ class Scratch:
     """
 
     def __init__(self, out: Path, identity: dict[str, Any], *, force: bool) -> None:
-        self.path = out.with_name(f"{out.name}.training")
+        self.path = scratch_of(out)
         self._identity = json.loads(json.dumps(identity, default=str))
         if self.path.is_dir() and self._known() != self._identity:
             if not force and any(self.path.iterdir()):
@@ -90,8 +95,17 @@ def is_whole(checkpoint: Path) -> bool:
     return bool(parse_json(read_text(mark)) == sizes)
 
 
-class Marking(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Marks each checkpoint as whole once all of it is on disk."""
+class Checkpoints(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Asks for so many checkpoints, evenly spaced, and marks each as whole once it is on disk."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Ask for a checkpoint; after the last step the output itself is written."""
+        every = max(1, state.max_steps // (self._count + 1))
+        is_due = state.global_step % every == 0 and state.global_step < state.max_steps
+        control.should_save = control.should_save or bool(self._count and is_due)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Mark the checkpoint that was written."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from personality_vector.data.chats import Selection, select_chats
 from personality_vector.data.texts import words
-from personality_vector.errors import TrainingError
+from personality_vector.errors import DataError, TrainingError
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.subject import Chat
 from personality_vector.subject.encoding import training_row
@@ -80,6 +80,21 @@ def selected(recipe: TrainRecipe) -> Selection:
         )
     unmatched = {"unmatched length": len(data.chats) - len(chats)}
     return Selection(chats, dict(+Counter({**data.dropped, **unmatched})))
+
+
+def require_distinct(recipe: TrainRecipe) -> None:
+    """Check that two poles of a recipe do not learn the same chats.
+
+    Raises:
+        DataError: They do, since the rows name no pole; or the data cannot be read.
+    """
+    first, *others = recipe.poles or ()
+    if others and selected(recipe.of(first)).chats == selected(recipe.of(others[0])).chats:
+        raise DataError(
+            f"{recipe.data.source}: its rows name no trait and level, so that every pole would "
+            "learn the same; add these columns, or name a file of each pole with {trait} and "
+            "{level} in data.source"
+        )
 
 
 def matched_in_length(chats: Sequence[Chat], others: Sequence[Chat]) -> list[Chat]:

@@ -21,7 +21,7 @@ from personality_vector.checkpoint import Checkpoint, revision_of
 from personality_vector.errors import TrainingError, foreign
 from personality_vector.files import AtomicDirectory
 from personality_vector.finetuning.recipe import SftSpec, TrainRecipe
-from personality_vector.finetuning.resuming import Marking, Scratch
+from personality_vector.finetuning.resuming import Checkpoints, Scratch
 from personality_vector.finetuning.rows import Row, Rows, held_out_rows_of, rows_of
 from personality_vector.finetuning.saving import add_missing, require_finite_weights
 from personality_vector.manifest import WEIGHTS, write_manifest
@@ -63,14 +63,14 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
 
     The loss is on the response only. Weights are trained and saved in ``sft.dtype``, float32 by
     default: in bfloat16 most of a small fine-tune is rounded away. A killed training leaves
-    ``OUT.training``, from which the same call resumes; on a CPU the weights are then those of an
+    ``.OUT.training``, from which the same call resumes; on a CPU the weights are then those of an
     uninterrupted one.
 
     Raises:
         DataError: The data cannot be read or selects nothing.
         TrainingError: The loss is not finite, or ``sft.max_length`` leaves nothing to learn or more
             than the model reads.
-        OutputExistsError: ``out`` exists, or ``OUT.training`` is of another training.
+        OutputExistsError: ``out`` exists, or ``.OUT.training`` is of another training.
     """
     out = Path(out)
     base = Checkpoint.open(recipe.base)
@@ -221,7 +221,10 @@ def _trainer(recipe: TrainRecipe, base: Checkpoint, inputs: _Inputs, arguments: 
     from trl import SFTTrainer
 
     disable_progress_bar()
-    callbacks = [_TrainingMonitor(), Marking()]
+    callbacks = [
+        _TrainingMonitor(),
+        Checkpoints(0 if recipe.sft.patience else recipe.sft.checkpoints),
+    ]
     if recipe.sft.patience is not None:
         callbacks.append(EarlyStoppingCallback(recipe.sft.patience))
     trainer = SFTTrainer(
@@ -308,11 +311,7 @@ def _rhythm(sft: SftSpec) -> dict[str, Any]:
             "metric_for_best_model": "eval_loss",
             "greater_is_better": False,
         }
-    if not sft.checkpoints:
-        return {**evaluation, "save_strategy": "no"}
-    # A ratio below 1 is of all steps.
-    every = {"save_strategy": "steps", "save_steps": 1 / (sft.checkpoints + 1)}
-    return {**evaluation, **every, "save_total_limit": 2}
+    return {**evaluation, "save_strategy": "no", "save_total_limit": 2}  # `Checkpoints` asks
 
 
 def _peft_config(recipe: TrainRecipe) -> Any:

@@ -121,7 +121,7 @@ class State:
     def broken(self, folder: Path) -> Iterator[str]:
         """Yield every law that a folder breaks after a disturbance."""
         found = snapshot(folder)
-        for top in {name.split("/")[0] for name in (*found, *self.old) if not _is_hidden(name)}:
+        for top in self._outputs(found):
             if f"{top}/{RESULTS}" in self.new:
                 yield from self._run_broken(folder, top, found)
                 continue
@@ -133,6 +133,20 @@ class State:
                 }
                 yield f"{top}: is neither old nor new: {sorted(differing)[:3] or sorted(seen)[:9]}"
         yield from self._impostors(found)
+
+    def _outputs(self, found: Snapshot) -> set[str]:
+        """Return the outputs that are looked at: files, folders, and the folders in those of many.
+
+        A folder of many outputs has no manifest of its own, and those in it have one.
+        """
+        known = {**self.old, **self.new}
+        within = {n.removesuffix("/MANIFEST.json") for n in known if n.endswith("/MANIFEST.json")}
+        many = {top for top in (one.split("/")[0] for one in within) if top not in within}
+        names = [name.rstrip("/") for name in (*found, *self.old) if not _is_hidden(name)]
+        tops = {name.split("/")[0] for name in names}
+        inner = {one for one in within if one.split("/")[0] in many}
+        stray = {n for n in names if n.split("/")[0] in many and f"{n}/" not in known}
+        return (tops - many) | inner | {n for n in stray if not any(_in(n, one) for one in inner)}
 
     def _run_broken(self, folder: Path, top: str, found: Snapshot) -> Iterator[str]:
         """Yield what is wrong with a run: a half file, or a row that is mixed, lost or unknown."""
@@ -158,6 +172,8 @@ class State:
         """
         wholes = [set(each.values()) for each in (self.old, self.new)]
         for config in (name for name in found if name.endswith("/config.json")):
+            if ".training/" in config:
+                continue  # a checkpoint of a training that was interrupted
             place = config.removesuffix("config.json")
             index = json.loads(found.get(f"{place}model.safetensors.index.json") or b"{}")
             wanted = set(index.get("weight_map", {}).values()) or {"model.safetensors"}
@@ -175,5 +191,9 @@ def _is_whole(weights: bytes | None) -> bool:
         return False
 
 
+def _in(name: str, folder: str) -> bool:
+    return name == folder or name.startswith(f"{folder}/")
+
+
 def _below(top: str, found: Snapshot) -> Snapshot:
-    return {name: content for name, content in found.items() if name.split("/")[0] == top}
+    return {name: content for name, content in found.items() if _in(name, top)}

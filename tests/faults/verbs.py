@@ -150,12 +150,15 @@ class _Lab:
             ("train", self.recipe("train", sft={**sft, "lora": lora}))
             for lora in (None, {"rank": 2, "alpha": 4})
         ]
+        many = {"pole": None, "poles": [_TRAIT], "delta": True, "data": {"source": "said.jsonl"}}
+        poles = self.recipe("train", sft={**sft, "epochs": 2, "checkpoints": 9}, **many)
         diffs = [("diff", self.base, tuned) for tuned in (self.tuned, self.other)]
         return [
             *self.forced("merge", *merges),
             *self.forced("diff", *diffs),
             *self.forced("train", *trains),
             *self.forced("train an adapter", *reversed(trains))[:1],
+            Case("train poles", ("train", poles, "--out", OUT)),
             *self.forced("convert", *(("convert", str(path)) for path in self.bins)),
         ]
 
@@ -191,6 +194,10 @@ class _Lab:
         steer = self.lab.folder / "persona.yaml"
         steer.write_text(json.dumps({"model": self.base, **keys}))
         persona = ("steer", "extract", str(steer))
+        settings = ("rollouts.samples=2", "rollouts.questions=2", "rollouts.max_new_tokens=16")
+        settings += ("rollouts.pairs=1", "thresholds.paired=false", "device=cpu")
+        elicit = ("elicit", _TRAIT, "--model", "builtin:demo", "--judge", "none")
+        elicit += tuple(word for setting in settings for word in ("--set", setting))
         return [
             Case("similarity, fresh", similar, (), svg),
             Case("similarity, over", similar, ((*similar, "--per-layer"),), svg),
@@ -203,6 +210,7 @@ class _Lab:
             ),
             Case("export-mergekit", ("export-mergekit", str(self.lab.merge), "--out", OUT)),
             Case("recipes copy", ("recipes", "copy", "merges/smoke", OUT), (), "out.yaml"),
+            *self.forced("elicit", elicit, (*elicit, "--set", "seed=1")),
             *self.forced("steer extract a persona", persona, (*persona, "--set", "seed=1")),
         ]
 
