@@ -122,15 +122,16 @@ def _recipe(given: dict[str, Any], judge: str | None, settings: list[str]) -> "E
 
     for setting in settings:
         override(given, setting)
-    recipe = ElicitRecipe.parse(given, origin="elicit", folder=Path.cwd())
-    if judge is None and "judge" not in given:
-        pole = read_persona(recipe).pole
-        judge = "classifier" if pole is not None and pole.trait in BIG_FIVE else "none"
-    if judge in (None, "none", "recorded"):
-        chosen: Any = judge or recipe.judge
-    else:
-        chosen = spec_of(judge, None)[0]
-    return ElicitRecipe.parse({**given, "judge": chosen}, origin="elicit", folder=Path.cwd())
+    if judge in ("none", "recorded"):
+        given["judge"] = judge
+    elif judge is not None:
+        given["judge"] = spec_of(judge, None)[0]
+    elif "judge" not in given:
+        anybody = {**given, "judge": "classifier"}  # the persona decides
+        found = ElicitRecipe.parse(anybody, origin="elicit", folder=Path.cwd())
+        pole = read_persona(found).pole
+        given["judge"] = "classifier" if pole and pole.trait in BIG_FIVE else "none"
+    return ElicitRecipe.parse(given, origin="elicit", folder=Path.cwd())
 
 
 def _carry_out(
