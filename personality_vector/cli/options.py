@@ -14,6 +14,7 @@ import typer
 import yaml
 
 import personality_vector as pv
+from personality_vector.errors import OutputExistsError, RecipeError, require_new
 from personality_vector.lab import find_recipe, folder_of
 from personality_vector.progress import silence
 from personality_vector.recipes.reading import override, read_recipe
@@ -73,6 +74,10 @@ MethodOption = Annotated[
 Prompts = Annotated[
     Path,
     typer.Option("--prompts", metavar="FILE", help="A text file with one prompt on each line."),
+]
+Figure = Annotated[
+    Path | None,
+    typer.Option("--figure", metavar="FILE", help="Draw the result into a .svg or .png file."),
 ]
 ChatSettings = Annotated[
     list[str],
@@ -182,6 +187,28 @@ def require_writable(out: Path, kind: str, *, force: bool, inputs: Sequence[Path
     from personality_vector.files import AtomicDirectory
 
     AtomicDirectory(out, kind=kind, force=force, inputs=inputs)
+
+
+def require_drawable(figure: Path | None, *, force: bool) -> None:
+    """Refuse to draw over a file, unless ``force`` is on and this tool drew it.
+
+    Raises:
+        RecipeError: The file is neither SVG nor PNG by its name.
+        OutputExistsError: It exists.
+    """
+    if figure is None:
+        return
+    if figure.suffix not in (".svg", ".png"):
+        raise RecipeError(f"--figure {figure}: draw into a file that ends with .svg or .png")
+    require_new(figure, force=force, option="--figure")
+    if figure.exists():
+        from personality_vector.files.reading import read_bytes
+        from personality_vector.report.figures import MARK
+
+        if MARK.encode() not in read_bytes(figure):
+            raise OutputExistsError(
+                f"{figure}: was not drawn by this tool, so it is never replaced; choose another"
+            )
 
 
 def template(settings: Sequence[str]) -> "Template":

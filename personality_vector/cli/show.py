@@ -10,7 +10,7 @@ import typer
 
 import personality_vector as pv
 from personality_vector.cli import options
-from personality_vector.errors import OutputExistsError, RecipeError, require_new
+from personality_vector.errors import RecipeError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,10 +123,7 @@ def similarity(
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Compare the vectors layer by layer as well.")
     ] = False,
-    figure: Annotated[
-        Path | None,
-        typer.Option("--figure", metavar="FILE", help="Draw the cosines into a .svg or .png file."),
-    ] = None,
+    figure: options.Figure = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -134,10 +131,7 @@ def similarity(
     """Print the cosines between vectors: deltas of weights, or steering vectors."""
     if len(vectors) < 2:
         raise RecipeError("similarity needs at least two vectors")
-    if figure is not None:
-        if figure.suffix not in (".svg", ".png"):
-            raise RecipeError(f"--figure {figure}: draw into a file that ends with .svg or .png")
-        _require_replaceable(figure, force=force)
+    options.require_drawable(figure, force=force)
     import pandas as pd
 
     found = _compare(vectors, base)
@@ -165,18 +159,6 @@ def similarity(
     if by_layer:
         numbers = [str(number) for number in range(1, len(whole) + 1)]
         print_frame(f"{title}, by layer", _pairs(by_layer, numbers).reset_index(names=""))
-
-
-def _require_replaceable(figure: Path, *, force: bool) -> None:
-    """Refuse to draw over a file, unless ``force`` is on and this tool drew it."""
-    from personality_vector.files.reading import read_bytes
-    from personality_vector.report.figures import MARK
-
-    require_new(figure, force=force, option="--figure")
-    if figure.exists() and MARK.encode() not in read_bytes(figure):
-        raise OutputExistsError(
-            f"{figure}: was not drawn by this tool, so it is never replaced; choose another"
-        )
 
 
 def _compare(paths: Sequence[str], base: str | None) -> "Similarity":

@@ -104,10 +104,45 @@ def _objections(path: Path, kind: str) -> Iterator[str]:
             yield f"is not as this tool wrote it ({change})"
 
 
+def beside(file: Path) -> Path:
+    """Return the path of the manifest of a single file: ``flagged.MANIFEST.json``."""
+    return file.with_name(f"{file.stem}.{MANIFEST}")
+
+
+def require_replaceable_file(file: Path, kind: str) -> list[Path]:
+    """Check that a file and what is listed with it are as this tool wrote them.
+
+    Returns:
+        The files that the manifest beside it lists, which may be replaced or removed.
+
+    Raises:
+        OutputExistsError: It is something else; the message says what.
+    """
+    manifest = _manifest_in(beside(file))
+    listed = manifest["files"] if manifest and manifest["kind"] == kind else {}
+    if manifest is None or file.name not in listed or "digests" not in manifest:
+        raise OutputExistsError(
+            f"{file}: {beside(file).name} does not say that this tool wrote it, so it is never "
+            "replaced; choose another output"
+        )
+    written = {name: file.with_name(Path(name).name) for name in listed}
+    for name, path in written.items():
+        if path.exists() and digest_in(path) != manifest["digests"].get(name):
+            raise OutputExistsError(
+                f"{path}: was changed after {beside(file).name} was written, so it is never "
+                "replaced; choose another output"
+            )
+    return list(written.values())
+
+
 def manifest_of(directory: Path) -> dict[str, Any] | None:
     """Return the manifest of a directory, if there is one and this tool wrote it."""
+    return _manifest_in(directory / MANIFEST)
+
+
+def _manifest_in(file: Path) -> dict[str, Any] | None:
     try:
-        found = parse_json(read_bytes(directory / MANIFEST))
+        found = parse_json(read_bytes(file))
         is_ours = (
             found["manifest"] == 1
             and found["tool"]["name"] == "personality-vector"

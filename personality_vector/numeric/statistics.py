@@ -1,7 +1,8 @@
-"""The interval of a mean over items and seeds, and the agreement of raters."""
+"""Intervals of means and of correlations, and the agreement of raters."""
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -31,6 +32,54 @@ def bootstrapped(values: Float[ndarray, "items seeds"]) -> tuple[float, float] |
     means = sums[counts > 0] / counts[counts > 0]
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+class Interval(NamedTuple):
+    """A number with its 95 % interval; NaN where it is undefined."""
+
+    value: float
+    low: float
+    high: float
+
+
+def associations(one: Sequence[float], other: Sequence[float]) -> dict[str, Interval]:
+    """Return the correlations ``pearson`` and ``spearman`` of pairs, each with its 95 % interval.
+
+    The percentile interval of the bootstrap (Efron 1979) over pairs. Resamples in which one side
+    is constant have no correlation and are left out. Below about ten pairs the interval is rough,
+    as few of the resamples differ.
+
+    Args:
+        one: One side; at least one number, and no NaN.
+        other: The other side, in the same order.
+    """
+    from scipy.stats import rankdata
+
+    pairs = np.array([one, other], dtype=float)
+    rng, count = np.random.default_rng(_SEED), pairs.shape[1]
+    drawn = pairs[:, rng.integers(count, size=(_RESAMPLES, count))]
+    return {
+        "pearson": _interval(_pearson(pairs), _pearson(drawn)),
+        "spearman": _interval(
+            *(_pearson(rankdata(values, axis=-1)) for values in (pairs, drawn)),
+        ),
+    }
+
+
+def _interval(value: Float[ndarray, ""], resampled: Float[ndarray, " n"]) -> Interval:
+    if not np.isfinite(value):
+        return Interval(math.nan, math.nan, math.nan)
+    low, high = np.quantile(resampled[np.isfinite(resampled)], [0.025, 0.975])
+    return Interval(float(value), float(low), float(high))
+
+
+def _pearson(pairs: Float[ndarray, "2 *resamples n"]) -> Float[ndarray, "*resamples"]:
+    """Return the correlation over the last axis; NaN where a side is constant."""
+    # Constant by its values: about a mean that was rounded, the squares need not be 0.
+    is_constant = (pairs == pairs[..., :1]).all(-1).any(0)
+    one, other = pairs - pairs.mean(-1, keepdims=True)
+    norms = np.sqrt((one**2).sum(-1) * (other**2).sum(-1))
+    return np.where(is_constant, np.nan, (one * other).sum(-1) / np.where(is_constant, 1, norms))
 
 
 def krippendorff(ratings: Float[ndarray, "raters units"]) -> float:

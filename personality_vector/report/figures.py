@@ -266,8 +266,8 @@ def _drawn(table: pd.DataFrame, x_label: str, scales: Mapping[str, Any]) -> Figu
             low, high = scales[number]
             first.set_ylim(low - 0.025 * (high - low), high + 0.025 * (high - low))
     figure.supxlabel(x_label, fontsize=9)
-    _legend(figure)
-    _place_notes(figure)
+    legend(figure)
+    place_notes(figure)
     return figure
 
 
@@ -292,7 +292,7 @@ def _draw(axes: Axes, table: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) 
         )
 
 
-def _legend(figure: Figure) -> None:
+def legend(figure: Figure) -> None:
     """Write one legend above all panels, or one into each where it would be too long."""
     handles: dict[str, Any] = {}
     for axes in figure.axes:
@@ -309,7 +309,7 @@ def _legend(figure: Figure) -> None:
         )
 
 
-def _place_notes(figure: Figure) -> None:
+def place_notes(figure: Figure) -> None:
     """Move each note to where it lies over no curve and no earlier note, or hide it."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # it has done its work, and is slow

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, pearsonr, spearmanr
 
-from personality_vector.numeric.statistics import bootstrapped, krippendorff
+from personality_vector.numeric.statistics import associations, bootstrapped, krippendorff
 
 NONE = math.nan
 # Four observers of twelve units: the example of Krippendorff 2011.
@@ -67,3 +67,33 @@ def test_missing_values_are_left_out_and_too_few_have_no_interval():
     low, high = bootstrapped(values)
     assert 1 <= low < 2 < high <= 3
     assert bootstrapped(np.array([[1.0, NONE], [NONE, NONE]])) is None
+
+
+@pytest.mark.parametrize("count", [3, 12, 60])
+def test_correlations_and_their_intervals_are_those_of_scipy(count):
+    rng = np.random.default_rng(3)
+    one = rng.normal(size=count)
+    other = one + rng.normal(size=count).round(1)
+    found = associations(list(one), list(other))
+    for name, statistic in (("pearson", pearsonr), ("spearman", spearmanr)):
+        value, low, high = found[name]
+        assert value == pytest.approx(statistic(one, other).statistic)
+        assert -1 - 1e-12 <= low <= high <= 1 + 1e-12
+        if count == 60:
+            expected = bootstrap(
+                (one, other),
+                lambda a, b, of=statistic: of(a, b).statistic,
+                method="percentile",
+                paired=True,
+                vectorized=False,
+                n_resamples=2000,
+                rng=0,
+            ).confidence_interval
+            assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.03)
+
+
+def test_a_straight_line_correlates_perfectly_and_a_constant_not_at_all():
+    line = [1.0, 2.0, 3.0, 4.0]
+    for name in ("pearson", "spearman"):
+        assert associations(line, [-3.0 * x for x in line])[name] == pytest.approx((-1.0,) * 3)
+        assert all(map(math.isnan, associations(line, [0.1] * 4)[name]))

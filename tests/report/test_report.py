@@ -325,7 +325,7 @@ def lines_of(axes):
 
 @pytest.mark.parametrize(("count", "traits"), [(2, 9), (7, 1), (30, 1)])
 def test_no_two_lines_of_a_figure_look_alike(tmp_path, monkeypatch, count, traits):
-    monkeypatch.setattr("personality_vector.report.figures._place_notes", lambda _: None)  # slow
+    monkeypatch.setattr("personality_vector.report.figures.place_notes", lambda _: None)  # slow
     names = [f"v{n}" for n in range(count)], [f"t{n}" for n in range(traits)]
     run = Made(tmp_path, *names, unscored=0).write()
     panels = [lines_of(axes) for axes in dose_response_figure(run).axes]
@@ -335,7 +335,7 @@ def test_no_two_lines_of_a_figure_look_alike(tmp_path, monkeypatch, count, trait
 
 
 def test_where_traits_are_too_many_as_well_each_curve_has_a_panel(monkeypatch):
-    monkeypatch.setattr("personality_vector.report.figures._place_notes", lambda _: None)  # slow
+    monkeypatch.setattr("personality_vector.report.figures.place_notes", lambda _: None)  # slow
     pairs = list(product([f"t{n}" for n in range(8)], [f"v{n}" for n in range(8)]))
     table = pd.DataFrame(pairs, columns=["panel", "line"]).assign(number="n", x=0.0, y=0.0, at=0.0)
     figure = _drawn(table.assign(half=0.0, base=0.0, unscored=0, note=""), "strength", {})
@@ -345,7 +345,7 @@ def test_where_traits_are_too_many_as_well_each_curve_has_a_panel(monkeypatch):
 
 @pytest.mark.parametrize("figure", [dose_response_figure, pareto_figure])
 def test_more_lines_than_can_be_told_apart_become_panels(tmp_path, monkeypatch, figure):
-    monkeypatch.setattr("personality_vector.report.figures._place_notes", lambda _: None)  # slow
+    monkeypatch.setattr("personality_vector.report.figures.place_notes", lambda _: None)  # slow
     labels = [f"v{n}" for n in range(8)]
     run = Made(tmp_path, labels, ("extraversion",), pole=POLE, matched=0.7, unscored=0).write()
     drawn = figure(run) if figure is dose_response_figure else figure(run, Pole.parse(POLE))

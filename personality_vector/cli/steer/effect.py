@@ -1,6 +1,5 @@
 """``pvec steer monitor``, ``bake`` and ``export-gguf``: what a steering vector does to a model."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
@@ -10,20 +9,16 @@ import typer
 
 import personality_vector as pv
 from personality_vector.cli import options
+from personality_vector.cli.steer import along
 from personality_vector.errors import RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from personality_vector.subject.chat import Chat
 
 _SHOWN = 48
 """Number of characters that a table shows of a text."""
-Vector = Annotated[Path, typer.Argument(metavar="VECTOR", help="A saved steering vector.")]
-OneLayer = Annotated[
-    int | None,
-    typer.Option(
-        "--layer", help="0-based decoder block, -1 for the last; needed if VECTOR has several."
-    ),
-]
 AnotherModel = Annotated[
     bool,
     typer.Option("--another-model", help="Accept a VECTOR of another model, such as its base."),
@@ -31,11 +26,11 @@ AnotherModel = Annotated[
 
 
 def monitor(
-    vector: Vector,
+    vector: along.Vector,
     *,
     model: options.Model,
     prompts: options.Prompts,
-    layer: OneLayer = None,
+    layer: along.OneLayer = None,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
     max_new_tokens: options.LongestReply = 64,
     another_model: AnotherModel = False,
@@ -60,14 +55,9 @@ def monitor(
     template = options.template(settings)
     chats = [question(text, system=system) for text in read_prompts(prompts)]
     found, (checkpoint, place) = pv.SteeringVector.load(vector), options.opened(model, device)
-    if layer is None and len(found.layers) > 1:
-        raise RecipeError(
-            f"{found.label} has directions for layers {list(found.layers)}; choose one with --layer"
-        )
     made_from = "" if another_model else found.model
     remedy = "if one is fine-tuned from the other, add --another-model"
-    chosen = found.layers[0] if layer is None else layer
-    named = _fitting(found, [chosen], checkpoint, made_from, remedy)
+    named = along.fitting(found, [along.chosen(found, layer)], checkpoint, made_from, remedy)
     if options.plan_only(
         lambda: (
             {"vector": found.label, "layer": named[0], "model": str(checkpoint.fingerprint)}
@@ -87,7 +77,7 @@ def monitor(
 
 
 def bake(
-    vector: Vector,
+    vector: along.Vector,
     *,
     model: options.Model,
     layer: options.Layers,
@@ -119,7 +109,7 @@ def bake(
 
     read, checkpoint = pv.SteeringVector.load(vector), pv.Checkpoint.open(model)
     chosen = route_for(read_config(checkpoint.path), "ablate" if ablate else route)
-    layers = _fitting(read, layer, checkpoint, read.model)
+    layers = along.fitting(read, layer, checkpoint, read.model)
     if options.plan_only(
         lambda: (
             {"vector": read.label, "model": str(checkpoint.fingerprint)}
@@ -146,7 +136,7 @@ def bake(
 
 
 def export_gguf(
-    vector: Vector,
+    vector: along.Vector,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write.")],
     layer: Annotated[
         list[int],
@@ -187,28 +177,6 @@ def export_gguf(
         as_json=as_json,
         text=lambda: f"{out}: {len(layers)} directions for llama.cpp{zeros}",
     )
-
-
-def _fitting(
-    vector: "pv.SteeringVector",
-    layers: Sequence[int],
-    checkpoint: "pv.Checkpoint",
-    made_from: str,
-    *remedy: str,
-) -> tuple[int, ...]:
-    """Check that a vector fits a model before that is loaded, and return 0-based layers.
-
-    A layer stays negative where config.json does not say how many blocks there are.
-    """
-    from personality_vector.steering import block_numbers, require_made_from, require_width
-
-    require_made_from(vector.label, made_from, checkpoint, *remedy)
-    require_width(vector.label, vector.hidden, checkpoint)
-    found = block_numbers(layers, checkpoint) or tuple(layers)
-    for layer in found:
-        if layer >= 0:
-            vector.norm(layer)  # refuses a layer that the vector has no direction for
-    return found
 
 
 def _require_consistent(
