@@ -28,7 +28,7 @@ from personality_vector.cli import (
     weights,
 )
 from personality_vector.cli.options import recipe_verb
-from personality_vector.cli.steer import effect, extract, vectors
+from personality_vector.cli.steer import effect, extract, shift, vectors
 from personality_vector.errors import FULL, PersonalityVectorError
 
 app = typer.Typer(
@@ -91,6 +91,7 @@ _VERBS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
         "fuse": vectors.fuse,
         "choose": recipe_verb("study.recipe.ChooseRecipe", extract.choose, extract.check_choice),
         "monitor": effect.monitor,
+        "shift": shift.shift,
         "bake": effect.bake,
         "export-gguf": effect.export_gguf,
         "neurons": recipe_verb(
@@ -106,7 +107,10 @@ for group, verbs in _VERBS.items():
 
 _is_interrupted = False
 _OF_DISK = (*FULL, errno.EIO)
-_PRINTED = ("show", "similarity", "recipes", "export-mergekit", "monitor", "--dry-run", "--help")
+_PRINTED = (
+    *("show", "similarity", "recipes", "export-mergekit", "monitor", "shift"),
+    *("--dry-run", "--help"),
+)
 """With these words, what is printed is the result, and not a note about one that is on disk."""
 
 

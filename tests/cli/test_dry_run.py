@@ -7,12 +7,14 @@ from typer.main import get_command
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.cli.main import app
 from personality_vector.steering import SteeringVector
+from personality_vector.traits import Pole
 
 
 @pytest.fixture
 def vector(tmp_path, pico):
     model = Checkpoint.open(pico("llama")).fingerprint.digest
-    made = SteeringVector({1: torch.ones(48)}, model, None, "v", "response_mean", (1, 1))
+    pole = Pole("extraversion", "high")
+    made = SteeringVector({1: torch.ones(48)}, model, pole, "v", "response_mean", (1, 1))
     return made.save(tmp_path / "v")
 
 
@@ -27,6 +29,7 @@ def verbs(tmp_path, vector, pico, pico_tuned):
         "fuse": ["fuse", vector, vector, "--weights", "1,3"],
         "bake": ["bake", vector, "--model", base, "--layer", -2, "--coefficient", 2],
         "monitor": ["monitor", vector, "--model", base, "--prompts", prompts],
+        "shift": ["shift", vector, base, tuned, "--prompts", prompts],
     }
 
 
@@ -36,25 +39,28 @@ PLANS = {
     "fuse": {"label": "mean(v, 3 * v)"},
     "bake": {"vector": "v", "layers": [1], "coefficient": 2.0, "route": "bias"},
     "monitor": {"vector": "v", "layer": 1, "prompts": 2, "max_new_tokens": 64},
+    "shift": {"vector": "v", "layer": 1, "prompts": 2, "score": "likelihood"},
 }
+PRINTS = {"monitor", "shift"}
+"""Verbs that print their result and write no directory."""
 
 
 @pytest.mark.parametrize("verb", PLANS)
 def test_a_plan_is_printed_and_nothing_is_written(pvec, verbs, tmp_path, verb, monkeypatch):
     monkeypatch.setattr("personality_vector.subject.models.load_model", pytest.fail)
-    words = ["steer", *verbs[verb], *([] if verb == "monitor" else ["--out", tmp_path / "out"])]
+    words = ["steer", *verbs[verb], *([] if verb in PRINTS else ["--out", tmp_path / "out"])]
     before = sorted(tmp_path.rglob("*"))
     ended = pvec(*words, "--dry-run", "--json")
     assert (ended.code, ended.err) == (0, "")
     assert {key: ended.json[key] for key in PLANS[verb]} == PLANS[verb]
-    assert verb == "monitor" or ended.json["out"] == str(tmp_path / "out")
+    assert verb in PRINTS or ended.json["out"] == str(tmp_path / "out")
     said = pvec(*words, "--dry-run")
     assert said.code == 0
     assert f"{next(iter(PLANS[verb]))}:" in said.out
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("verb", sorted(PLANS.keys() - {"monitor"}))
+@pytest.mark.parametrize("verb", sorted(PLANS.keys() - PRINTS))
 def test_an_output_that_is_there_is_refused_before_the_work(pvec, verbs, tmp_path, verb):
     (tmp_path / "out").mkdir()
     ended = pvec("steer", *verbs[verb], "--out", tmp_path / "out", "--dry-run")
@@ -75,10 +81,12 @@ def test_an_output_that_is_there_is_refused_before_the_work(pvec, verbs, tmp_pat
         ("monitor", ["--layer", 0], "has no direction for layer 0"),
         ("monitor", ["--layer", -1], "has no direction for layer 2"),
         ("monitor", ["--device", "cuda:99"], "device cuda:99"),
+        ("shift", ["--layer", 7], "layer 7 does not exist"),
+        ("shift", ["--device", "cuda:99"], "device cuda:99"),
     ],
 )
 def test_an_impossible_plan_is_refused(pvec, verbs, tmp_path, verb, more, said):
-    out = [] if verb == "monitor" else ["--out", tmp_path / "out"]
+    out = [] if verb in PRINTS else ["--out", tmp_path / "out"]
     ended = pvec("steer", *verbs[verb], *more, *out, "--dry-run")
     assert ended.code == 1
     assert said in ended.err
@@ -95,7 +103,7 @@ def test_an_impossible_plan_is_refused(pvec, verbs, tmp_path, verb, more, said):
 def test_the_plan_of_another_model_is_refused(pvec, verbs, pico, tmp_path, verb, option, said):
     words = list(verbs[verb])
     words[words.index(option) + 1 if option else 2] = pico("qwen3")
-    out = [] if verb == "monitor" else ["--out", tmp_path / "out"]
+    out = [] if verb in PRINTS else ["--out", tmp_path / "out"]
     ended = pvec("steer", *words, *out, "--dry-run")
     assert (ended.code, ended.err.count("\n")) == (1, 1)
     assert said in ended.err
@@ -120,4 +128,5 @@ def test_flags_that_mean_the_same_have_one_help_and_one_order():
         assert len({own[flag] for own in flags.values() if flag in own}) == 1, flag
     for verb, own in flags.items():
         assert {"--dry-run", "--json", "--quiet"} <= set(own)
-        assert ({"--out", "--force"} <= set(own)) == (verb != "monitor")  # which writes nothing
+        assert ("--out" in own) == (verb not in PRINTS)
+        assert ("--force" in own) == (verb != "monitor")  # which writes nothing
