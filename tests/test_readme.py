@@ -17,6 +17,7 @@ MARK = "<!-- run by tests/test_readme.py -->\n```sh\n"
 _SHORT = ["measures.0.likelihood.limit=4", "measures.1.interview.generation.max_new_tokens=4"]
 SMALLER = {
     "training/smoke.yaml": ["sft.epochs=1"],
+    "elicit": ["rollouts.pairs=2", "rollouts.questions=4", "rollouts.samples=1"],
     "eval/sweeps/smoke.yaml": [*_SHORT, "strengths=[-1.0, 1.0]"],
     "eval/smoke.yaml": _SHORT,
     "eval/choose/smoke.yaml": [
@@ -36,7 +37,14 @@ SMALLER = {
 """What is made smaller in a recipe: here it only has to run, from the first step to the last."""
 
 
-PAGES = ["README.md", "merges/README.md", "training/README.md", "eval/README.md"]
+PAGES = [
+    "README.md",
+    "merges/README.md",
+    "training/README.md",
+    "training/data/README.md",
+    "training/steering/README.md",
+    "eval/README.md",
+]
 
 
 def blocks(kind: str, page: str) -> list[str]:
@@ -52,9 +60,8 @@ def commands() -> list[str]:
 
 def test_every_verb_of_the_three_uses_is_run():
     shown = {shlex.split(command)[1] for command in commands()}
-    assert shown == {
-        "train", "diff", "show", "similarity", "merge", "sweep", "eval", "steer", "compare",
-    }  # fmt: skip
+    made = {"elicit", "train", "diff", "merge", "steer"}
+    assert shown == made | {"show", "similarity", "sweep", "eval", "compare"}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -29,7 +29,10 @@ PHRASES = {
 
 TEXTS = [
     *ROOT.glob("*.md"),
-    *(ROOT / folder / "README.md" for folder in ("training", "merges", "eval")),
+    *(
+        ROOT / folder / "README.md"
+        for folder in ("training", "training/data", "training/steering", "merges", "eval")
+    ),
     *(ROOT / "eval" / "results").glob("*.md"),
     *(ROOT / "personality_vector").rglob("*.py"),
 ]

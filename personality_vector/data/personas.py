@@ -2,6 +2,7 @@
 
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -25,6 +26,9 @@ COHERENCE = Rubric(
     ),
 )
 """A judge recognises it by its name and rates the language of an answer, not its manner."""
+
+PERSONA = "persona.yaml"
+"""The file of a folder of elicited chats with the persona as it was asked."""
 
 _GRADES = {
     "mild": "Let it show only a little, now and then.",
@@ -178,6 +182,16 @@ class Persona(Recipe):
             for pair in self.instructions
         )
         return self.model_copy(update={"instructions": graded})
+
+
+def open_persona(path: Path, pole: Pole | None = None) -> Persona:
+    """Return the persona of a file or of a folder of elicited chats, turned to ``pole``.
+
+    Raises:
+        RecipeError: It is not a persona, or one of another pole.
+    """
+    file = path / PERSONA if (path / PERSONA).is_file() else path
+    return read_recipe(file, Persona).at(pole)
 
 
 def evaluation_instrument(persona: Persona) -> Instrument:

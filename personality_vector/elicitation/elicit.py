@@ -12,7 +12,7 @@ import yaml
 
 from personality_vector.checkpoint import Checkpoint, revision_of
 from personality_vector.data.chats import CHATS
-from personality_vector.data.personas import COHERENCE, Persona
+from personality_vector.data.personas import COHERENCE, PERSONA, Persona, open_persona
 from personality_vector.data.statements import normalised
 from personality_vector.elicitation.filtering import FilterReport, filtered, require_kept
 from personality_vector.elicitation.recipe import ElicitRecipe, PersonaRecipe
@@ -30,14 +30,10 @@ from personality_vector.errors import RecipeError
 from personality_vector.files import AtomicDirectory
 from personality_vector.judges.spec import JudgeSpec
 from personality_vector.manifest import write_manifest
-from personality_vector.recipes.reading import read_recipe
 from personality_vector.subject import Answer, Chat, Judge, question, rated
 from personality_vector.subject.models import chosen_for
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
-
-PERSONA = "persona.yaml"
-"""The file of a folder of chats with the persona as it was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +69,8 @@ def read_persona(recipe: PersonaRecipe) -> Persona:
     if recipe.persona is None:
         raise RecipeError("the recipe names no persona; it has positive and negative data")
     given = recipe.persona
-    persona = given if isinstance(given, Persona) else read_recipe(given, Persona)
-    persona = persona.at(recipe.pole)
+    pole = recipe.pole
+    persona = given.at(pole) if isinstance(given, Persona) else open_persona(given, pole)
     return persona.graded(recipe.grade) if isinstance(recipe, ElicitRecipe) else persona
 
 

@@ -40,6 +40,7 @@ class Scratch:
 
     def __init__(self, out: Path, identity: dict[str, Any], *, force: bool) -> None:
         self.path = scratch_of(out)
+        self.logs = out.with_name(f"{out.name}.logs")
         self._identity = json.loads(json.dumps(identity, default=str))
         if self.path.is_dir() and self._known() != self._identity:
             if not force and any(self.path.iterdir()):

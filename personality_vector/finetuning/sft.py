@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from personality_vector.checkpoint import Checkpoint, revision_of
-from personality_vector.errors import TrainingError, foreign
+from personality_vector.errors import RecipeError, TrainingError, foreign
 from personality_vector.files import AtomicDirectory
 from personality_vector.finetuning.recipe import SftSpec, TrainRecipe
 from personality_vector.finetuning.resuming import Checkpoints, Scratch
@@ -146,6 +147,8 @@ def _manifest(recipe: TrainRecipe, base: Checkpoint, rows: Rows, trained: "Any")
 def _fit(recipe: TrainRecipe, base: Checkpoint, inputs: _Inputs, scratch: Scratch) -> Any:
     """Train, from the last whole checkpoint if there is one, and return the trainer."""
     device = resolve_device(recipe.device)
+    _require_trackers(recipe.sft)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(scratch.logs))
     with warnings.catch_warnings(), _random_state_kept(device):
         warnings.simplefilter("ignore", FutureWarning)  # v6 renames gradient_checkpointing
         last = scratch.begin() if is_main_process() else scratch.last()
@@ -154,6 +157,13 @@ def _fit(recipe: TrainRecipe, base: Checkpoint, inputs: _Inputs, scratch: Scratc
             _require_counts(trainer, recipe.sft, len(inputs.rows))
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return trainer
+
+
+def _require_trackers(sft: SftSpec) -> None:
+    for name in sft.report_to:
+        if find_spec(name) is None:
+            extra = "wandb" if name == "wandb" else "'personality-vector[track]'"
+            raise RecipeError(f"sft.report_to: {name} is not installed; pip install {extra}")
 
 
 def _require_counts(trainer: Any, sft: SftSpec, count: int) -> None:

@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from personality_vector.data.chats import DataSpec, read_chats
-from personality_vector.errors import DataError
+from personality_vector.data.personas import InstructionPair, open_persona
+from personality_vector.errors import DataError, RecipeError
 from personality_vector.files.reading import read_text
 from personality_vector.interventions.spec import (
     SEED,
@@ -20,7 +21,15 @@ from personality_vector.interventions.spec import (
     enumerated,
     require_step,
 )
-from personality_vector.recipes.schema import Recipe, Words, distinct, located
+from personality_vector.recipes.schema import (
+    LocalPath,
+    PoleField,
+    Recipe,
+    Whole,
+    Words,
+    distinct,
+    located,
+)
 from personality_vector.subject import Chat, Checkpoint, Message, Subject, answered, question
 
 
@@ -153,6 +162,46 @@ class SystemPrompt(SystemMessage):
     def text_at(self, step: int) -> str:  # noqa: ARG002
         """Return the text."""
         return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class PersonaPrompt(SystemMessage):
+    """The system prompt of a persona that also elicits its chats; -1 is that of its opposite.
+
+    Attributes:
+        pair: The two prompts.
+        label: Name in tables and figures.
+    """
+
+    pair: InstructionPair
+    label: str = "persona prompt"
+    steps: ClassVar[tuple[float, ...]] = (-1.0, 0.0, 1.0)
+
+    def text_at(self, step: int) -> str:
+        """Return the prompt of a side."""
+        return self.pair.positive if step > 0 else self.pair.negative
+
+
+class PersonaSpec(InterventionSpec):
+    """``persona`` is a file or a folder of elicited chats; ``pair`` counts its prompts from 0."""
+
+    persona: LocalPath
+    pole: PoleField | None = None
+    pair: Whole = Field(default=0, ge=0)
+
+    def open(self, base: Checkpoint) -> PersonaPrompt:  # noqa: ARG002
+        """Return the prompt.
+
+        Raises:
+            RecipeError: It is not a persona, or has fewer pairs.
+        """
+        pairs = open_persona(self.persona, self.pole).instructions
+        if self.pair >= len(pairs):
+            raise RecipeError(
+                f"{self.label}: pair {self.pair} of {self.persona}, which has pairs 0 to "
+                f"{len(pairs) - 1}"
+            )
+        return PersonaPrompt(pairs[self.pair], self.label)
 
 
 # One word with such an ending is meant as a file, even if there is none.

@@ -22,6 +22,7 @@ KINDS: Mapping[str, str] = {
     "prompt": "interventions.portraits:PromptedSpec",
     "portrait": "interventions.portraits:PortraitSpec",
     "roles": "interventions.prompts:RolesSpec",
+    "persona": "interventions.prompts:PersonaSpec",
     "system": "interventions.prompts:SystemSpec",
     "examples": "interventions.prompts:ExamplesSpec",
     "decoding": "interventions.decoding:DecodingSpec",

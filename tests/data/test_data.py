@@ -294,4 +294,5 @@ def test_narrowing_keeps_a_pole_that_the_data_names(tmp_path):
     spec = DataSpec(source=tmp_path)
     assert spec.narrowed(HIGH).pole == HIGH
     assert spec.narrowed(HIGH).narrowed(LOW).pole == HIGH
-    assert DataSpec(source=tmp_path, format="chats").narrowed(HIGH).pole is None
+    named = DataSpec(source=tmp_path / "{trait}-{level}", format="chats").narrowed(LOW)
+    assert (named.source.name, named.pole) == ("extraversion-low", LOW)
