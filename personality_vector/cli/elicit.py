@@ -18,48 +18,51 @@ if TYPE_CHECKING:
     from personality_vector.elicitation.rollouts import Rollout
     from personality_vector.subject import Judge
 
+PersonaArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="PERSONA",
+        help="A shipped persona such as extraversion, a YAML file, or with --description a new name.",
+    ),
+]
+Description = Annotated[
+    str | None, typer.Option("--description", help="What positive answers show.")
+]
+Opposite = Annotated[
+    str | None,
+    typer.Option("--opposite", help="What negative answers show. Default: nothing special."),
+]
+Grade = Annotated[str | None, typer.Option("--grade", help="How strongly: mild, normal or strong.")]
+JudgeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--judge",
+        metavar="NAME|FILE",
+        help="Who filters; none keeps all. Default: classifier for the Big Five, else none.",
+    ),
+]
+ElicitSettings = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY.PATH=VALUE",
+        help="rollouts.samples=4, thresholds.paired=false, held_out=0.2, seed=1, "
+        "template_options.NAME=VALUE, ...; repeatable.",
+    ),
+]
 _PERSONAS = "training/steering/personas"
 _KIND = "elicited"
 
 
 def elicit(
-    persona: Annotated[
-        str,
-        typer.Argument(
-            metavar="PERSONA",
-            help="A shipped persona such as extraversion, a YAML file, or with --description a new "
-            "name.",
-        ),
-    ],
+    persona: PersonaArgument,
     model: options.Model,
     out: options.OutDir,
-    description: Annotated[
-        str | None, typer.Option("--description", help="What positive answers show.")
-    ] = None,
-    opposite: Annotated[
-        str | None,
-        typer.Option("--opposite", help="What negative answers show. Default: nothing special."),
-    ] = None,
-    grade: Annotated[
-        str | None, typer.Option("--grade", help="How strongly: mild, normal or strong.")
-    ] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(
-            "--judge",
-            metavar="NAME|FILE",
-            help="Who filters; none keeps all. Default: classifier for the Big Five, else none.",
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str],
-        typer.Option(
-            "--set",
-            metavar="KEY.PATH=VALUE",
-            help="rollouts.samples=4, thresholds.paired=false, held_out=0.2, seed=1, "
-            "template_options.NAME=VALUE, ...; repeatable.",
-        ),
-    ] = [],
+    description: Description = None,
+    opposite: Opposite = None,
+    grade: Grade = None,
+    judge: JudgeOption = None,
+    settings: ElicitSettings = [],
     dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -106,7 +109,7 @@ def _source(persona: str, description: str | None, opposite: str | None) -> "str
     shipped = {name.rpartition("/")[2]: name for name in recipes() if name.startswith(_PERSONAS)}
     if persona not in shipped:
         raise RecipeError(
-            f"{persona}: is no file and no shipped persona, which are {', '.join(shipped)}; "
+            f"{persona}: is neither a file nor a shipped persona, which are {', '.join(shipped)}; "
             "describe a new one with --description"
         )
     return f"{BUILTIN}{shipped[persona]}.yaml"

@@ -24,6 +24,14 @@ Storage = Annotated[
         "keeps the factors of an adapter, and reference only the paths of BASE and TUNED.",
     ),
 ]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        "--against",
+        metavar="LOW",
+        help="Another fine-tune of BASE: save (TUNED - LOW) / 2, without what both share.",
+    ),
+]
 Rank = Annotated[
     int | None,
     typer.Option(
@@ -67,7 +75,7 @@ def train(
         typer.Option(
             "--only",
             metavar="TRAIT[:LEVEL]",
-            help="Of a recipe with poles, train this one now; repeatable.",
+            help="Train only this pole of a recipe with poles; repeatable.",
         ),
     ] = [],
     out: options.Out = None,
@@ -132,14 +140,7 @@ def diff(
         str, typer.Argument(metavar="TUNED", help="A fine-tune of BASE, or an adapter.")
     ],
     out: options.OutDir,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            "--against",
-            metavar="LOW",
-            help="Another fine-tune of BASE: save (TUNED - LOW) / 2, without what both share.",
-        ),
-    ] = None,
+    against: Against = None,
     pole: options.PoleOption = None,
     storage: Storage = None,
     rank: Rank = None,
@@ -172,8 +173,13 @@ def diff(
         force=force,
     )
     record = read_record(out)
+    options.show(_told(out, record), as_json=as_json, text=lambda: _sentence(out, record))
+
+
+def _told(out: Path, record: "DeltaRecord") -> dict[str, Any]:
+    """Return what was written, for --json."""
     total = record.total
-    result = {
+    return {
         "out": str(out),
         "label": record.label,
         "pole": record.pole,
@@ -184,7 +190,6 @@ def diff(
         "base": record.base.digest,
         **({"rank": record.rank, "kept": total.kept} if record.rank else {}),
     }
-    options.show(result, as_json=as_json, text=lambda: _sentence(out, record))
 
 
 def _sentence(out: Path, record: "DeltaRecord") -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.delta import Delta, open_delta
+from personality_vector.delta import Delta, open_delta, read_record
 from personality_vector.delta.layers import layer_of, module_of
 from personality_vector.delta.similarity import similarity
 from personality_vector.manifest import write_manifest
@@ -52,6 +52,34 @@ def vectors(tmp_path):
 
 
 # diff
+
+
+@pytest.mark.parametrize("words", [[], ["--as", "bfloat16"], ["--low-rank", "4"]], ids=" ".join)
+def test_half_the_difference_of_two_fine_tunes_is_saved_as_a_delta(
+    pvec, lab, pico_tuned, tmp_path, words
+):
+    high, low = lab.tuned, str(pico_tuned("llama", seed=1))
+    ended = pvec(
+        "diff", lab.base, high, "--against", low, *words, "--out", tmp_path / "v", "--json"
+    )
+    assert ended.code == 0, ended.err
+    saved = Delta.load(tmp_path / "v")
+    one, two = (Delta.between(lab.base, tuned) for tuned in (high, low))
+    assert saved.halves == (one.identity, two.identity)
+    assert saved.label == f"{one.label} against {two.label}"
+    half = 0.5 * (one - two)
+    assert saved.cosine(half) ** 2 == pytest.approx(
+        read_record(tmp_path / "v").total.kept, abs=1e-4
+    )
+    other = pvec("diff", lab.base, high, "--against", lab.base, "--out", tmp_path / "w", "--json")
+    assert Delta.load(tmp_path / "w").norm() == pytest.approx(one.norm() / 2), other.err
+
+
+def test_a_difference_without_anything_left_is_refused(pvec, lab, tmp_path):
+    ended = pvec("diff", lab.base, lab.tuned, "--against", lab.tuned, "--out", tmp_path / "v")
+    assert ended.code == 1
+    assert ended.err.count("\n") == 1
+    assert not (tmp_path / "v").exists()
 
 
 @EVERY_STORAGE
@@ -121,7 +149,7 @@ def lora(tmp_path, lab):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--as", "lora"], "is not one LoRA adapter of nothing but factors; use --low-rank"),
+        (["--as", "lora"], "is not made of LoRA adapters of nothing but factors; use --low-rank"),
         (["--as", "float32", "--low-rank", "2"], "give one of the two"),
     ],
 )

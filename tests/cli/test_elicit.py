@@ -154,7 +154,7 @@ def test_a_mild_and_a_strong_form_ask_for_more_or_less(folder):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nobody"], "nobody: is no file and no shipped persona, which are agreeableness, "),
+        (["nobody"], "nobody: is neither a file nor a shipped persona, which are agreeableness, "),
         (["stoic", "--opposite", "Frets."], "--opposite goes with --description"),
         (["Stoic", "--description", "Calm."], "name: a name is lower-case letters"),
         (["extraversion", "--grade", "huge"], "grade: Input should be 'mild', 'normal' or 'str"),

@@ -296,3 +296,36 @@ def test_narrowing_keeps_a_pole_that_the_data_names(tmp_path):
     assert spec.narrowed(HIGH).narrowed(LOW).pole == HIGH
     named = DataSpec(source=tmp_path / "{trait}-{level}", format="chats").narrowed(LOW)
     assert (named.source.name, named.pole) == ("extraversion-low", LOW)
+
+
+def test_chats_that_name_a_pole_and_a_part_are_read_by_both(file):
+    rows = [
+        {"trait": "extraversion", "level": level, "part": part, "prompt": "Hi", "completion": said}
+        for level, part, said in [
+            ("high", "train", "I talk."),
+            ("low", "train", "I rest."),
+            ("high", "evaluate", "I sing."),
+            ("high", "held_out", "I dance."),
+        ]
+    ] + [{"prompt": "Hi", "completion": "Anybody says this.", "part": "train"}]
+    source = file(rows)
+
+    def said(**given):
+        return [chat[-1]["content"] for chat in read_chats(DataSpec(source=source, **given))]
+
+    assert said(pole=HIGH) == ["I talk.", "Anybody says this."]
+    assert said(part="evaluate", pole=HIGH) == ["I sing."]
+    assert said(part="held_out") == ["I dance."]
+    assert len(said(part="all")) == 5
+    with pytest.raises(DataError, match=r"has no evaluate rows of extraversion:low"):
+        said(part="evaluate", pole=LOW)
+    rows[0]["level"] = "hihg"
+    with pytest.raises(DataError, match=r"line 1: 'extraversion:hihg' is not a pole"):
+        read_chats(DataSpec(source=file(rows), pole=HIGH))
+
+
+def test_a_folder_of_elicited_chats_is_a_source(file, tmp_path):
+    folder = tmp_path / "elicited"
+    folder.mkdir()
+    file([{"prompt": "Hi", "completion": "Hello."}]).rename(folder / "chats.jsonl")
+    assert len(read_chats(DataSpec(source=folder, part="all"))) == 1

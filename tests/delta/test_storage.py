@@ -181,10 +181,25 @@ def test_a_stored_adapter_is_the_adapter_bit_for_bit(pico, adapter, tmp_path):
 
 def test_only_an_adapter_is_kept_as_factors(pair, pico, adapter, tmp_path):
     factored = Delta.from_lora(adapter(), pico("llama"), label="factored")
-    for delta in (pair[0], 0.5 * factored, factored + factored):
-        with pytest.raises(RecipeError, match=r"is not one LoRA adapter.*use --low-rank R"):
+    for delta in (pair[0], pair[0] + factored):
+        with pytest.raises(RecipeError, match=r"is not made of LoRA adapters.*use --low-rank R"):
             delta.save(tmp_path / "saved", storage="lora")
     assert not (tmp_path / "saved").exists()
+
+
+def test_a_sum_of_adapters_keeps_the_factors_of_both(pico, adapter, tmp_path):
+    """Of other ranks, scalings and modules, too."""
+    one = Delta.from_lora(adapter(), pico("llama"))
+    two = Delta.from_lora(
+        adapter(r=3, lora_alpha=5, use_rslora=True, target_modules=["q_proj"]), pico("llama")
+    )
+    for number, delta in enumerate((0.5 * one, one - 0.25 * two, 0.3 * two + 0.1 * one)):
+        delta.save(tmp_path / str(number), storage="lora")
+        loaded = Delta.load(tmp_path / str(number))
+        for name in delta.names:
+            torch.testing.assert_close(loaded[name], delta[name], rtol=1e-6, atol=1e-8)
+        assert read_record(tmp_path / str(number)).total.loss < 1e-6
+        assert loaded.verify()
 
 
 def test_saving_a_loaded_delta_again_loses_nothing(toy, tmp_path):
