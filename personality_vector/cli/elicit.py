@@ -22,7 +22,8 @@ PersonaArgument = Annotated[
     str,
     typer.Argument(
         metavar="PERSONA",
-        help="A shipped persona such as extraversion, a YAML file, or with --description a new name.",
+        help="A shipped persona such as extraversion, a YAML file, or with --description a "
+        "new name.",
     ),
 ]
 Description = Annotated[
