@@ -51,14 +51,16 @@ def check(recipe: "TrainRecipe") -> dict[str, Any]:
 
 
 def _train(recipe: "TrainRecipe", out: Path, force: bool, as_json: bool) -> None:
-    from personality_vector.finetuning.sft import is_main_process
+    from personality_vector.finetuning.processes import is_main_process, leave
     from personality_vector.finetuning.sft import train as fine_tune
 
     if recipe.poles is not None:
         _train_poles(recipe, out, force, as_json)
+        leave()
         return
     with options.resumable(out):
         done = fine_tune(recipe, out, force=force)
+    leave()
     if is_main_process():
         row = _row(done.path, done.manifest)
         options.show(row, as_json=as_json, text=lambda: _trained(row, done.manifest))
@@ -95,7 +97,7 @@ def train(
 
 def _train_poles(recipe: "TrainRecipe", out: Path, force: bool, as_json: bool) -> None:
     from personality_vector.finetuning.poles import train_poles
-    from personality_vector.finetuning.sft import is_main_process
+    from personality_vector.finetuning.processes import is_main_process
 
     rows = []
     with options.resumable(out):

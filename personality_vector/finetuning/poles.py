@@ -18,11 +18,14 @@ import torch
 from personality_vector.checkpoint import Checkpoint, read_manifest
 from personality_vector.delta import Delta, is_saved_delta, open_fine_tune, require_not_swapped
 from personality_vector.delta.opening import Allowed
-from personality_vector.errors import LockedError, OutputExistsError
+from personality_vector.errors import LockedError, OutputExistsError, RecipeError
+from personality_vector.finetuning import processes
+from personality_vector.finetuning.processes import is_main_process
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.finetuning.resuming import scratch_of
 from personality_vector.finetuning.rows import require_distinct
-from personality_vector.finetuning.sft import is_main_process, train
+from personality_vector.finetuning.sft import train
+from personality_vector.subject.models import resolve_device
 from personality_vector.traits import Level, Pole
 
 DELTAS = "deltas"
@@ -72,7 +75,15 @@ def train_poles(
     """
     poles, folder = recipe.chosen, Path(out)
     require_distinct(recipe)
-    done = {} if force else {pole: _there(recipe, folder, pole) for pole in poles}
+    if recipe.workers > 1 and processes.count() > 1:
+        raise RecipeError(
+            "workers: trains poles in processes of its own; set it to 1 under torchrun, whose "
+            "processes train each pole together"
+        )
+    processes.join(resolve_device(recipe.device))
+    done = processes.agreed(
+        lambda: {} if force else {pole: _there(recipe, folder, pole) for pole in poles}
+    )
     for pole in poles:
         if done.get(pole) is not None:
             shutil.rmtree(scratch_of(folder_of(folder, pole)), ignore_errors=True)
@@ -135,9 +146,11 @@ def _settle(workers: int, parent: int) -> None:
     if os.getppid() != parent:
         sys.exit(1)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
-    if torch.cuda.device_count() > 1:
+    if (seen := torch.cuda.device_count()) > 1:
+        # The trainer takes the first GPU that it sees. CUDA has not been started here yet.
+        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(seen)))
         number = current_process()._identity[-1] - 1
-        torch.cuda.set_device(number % torch.cuda.device_count())
+        os.environ["CUDA_VISIBLE_DEVICES"] = names.split(",")[number % seen]
 
 
 def _one(recipe: TrainRecipe, out: Path, pole: Pole, force: bool) -> PoleReport:  # noqa: FBT001

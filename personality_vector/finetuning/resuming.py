@@ -15,6 +15,7 @@ from personality_vector.files import write_file
 from personality_vector.files.directory import sync_tree
 from personality_vector.files.owned import sizes_in
 from personality_vector.files.reading import parse_json, read_text
+from personality_vector.finetuning.processes import is_main_process, wait
 
 _WHOLE = "whole.json"
 """Written last into a checkpoint, with the sizes of its files."""
@@ -78,7 +79,8 @@ class Scratch:
         try:
             yield
         except BaseException as error:
-            if isinstance(error, TrainingError) or self.last() is None:
+            is_useless = isinstance(error, TrainingError) or self.last() is None
+            if is_main_process() and is_useless:
                 self.remove()
             raise
 
@@ -109,7 +111,8 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]  # transformers is not
         control.should_save = control.should_save or bool(self._count and is_due)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Mark the checkpoint that was written."""
+        """Mark the checkpoint that was written, once every process has written its part."""
+        wait()
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             sync_tree(folder)

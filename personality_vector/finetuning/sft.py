@@ -8,7 +8,7 @@ import os
 import random
 import warnings
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +21,8 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from personality_vector.checkpoint import Checkpoint, revision_of
 from personality_vector.errors import RecipeError, TrainingError, foreign
 from personality_vector.files import AtomicDirectory
+from personality_vector.finetuning import processes
+from personality_vector.finetuning.arguments import adapter_of, arguments_of
 from personality_vector.finetuning.recipe import SftSpec, TrainRecipe
 from personality_vector.finetuning.resuming import Checkpoints, Scratch
 from personality_vector.finetuning.rows import Row, Rows, held_out_rows_of, rows_of
@@ -54,11 +56,6 @@ class TrainReport:
     manifest: dict[str, Any] = field(repr=False)
 
 
-def is_main_process() -> bool:
-    """Return whether this is the one of torchrun's processes that writes and speaks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> TrainReport:
     """Fine-tune ``recipe.base`` on one pole and write the result.
 
@@ -74,20 +71,23 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
         OutputExistsError: ``out`` exists, or ``.OUT.training`` is of another training.
     """
     out = Path(out)
+    processes.require_several_for(fsdp=recipe.sft.fsdp)
+    processes.join(resolve_device(recipe.device))
     base = Checkpoint.open(recipe.base)
     tokenizer = load_tokenizer(base.path, recipe.template)
     rows = rows_of(recipe, tokenizer)
     held_out = held_out_rows_of(recipe, tokenizer).rows if recipe.sft.evaluate_every else []
     with _published(out, base, force=force) as partial:
-        scratch = Scratch(out, _identity(recipe, base, rows), force=force)
+        identity = _identity(recipe, base, rows)
+        scratch = processes.agreed(lambda: Scratch(out, identity, force=force))
         with scratch.kept_if_useful():
             trained = _fit(recipe, base, _Inputs(tokenizer, rows.rows, held_out), scratch)
             _save(trained, recipe, base, partial)
         manifest = _manifest(recipe, base, rows, trained)
-        if is_main_process():
+        if processes.is_main_process():
             digest = Checkpoint.written(partial).fingerprint.digest
             manifest = write_manifest(partial, "train", {**manifest, WEIGHTS: digest})
-    if is_main_process():
+    if processes.is_main_process():
         scratch.remove()
     log.info("trained %s on %d chats into %s", recipe.pole, len(rows.rows), out)
     return TrainReport(out, len(rows.rows), manifest["losses"][-1], manifest)
@@ -102,12 +102,14 @@ class _Inputs:
 
 @contextmanager
 def _published(out: Path, base: Checkpoint, *, force: bool) -> Generator[Path]:
-    """Yield the directory to write into; of several processes, one publishes it."""
-    if is_main_process():
-        with AtomicDirectory(out, kind="train", force=force, inputs=[base.path]) as partial:
-            yield partial
-    else:
-        yield out
+    """Yield the directory to write into; of several processes, the main one publishes it."""
+    with ExitStack() as stack:
+
+        def begin() -> Path:
+            directory = AtomicDirectory(out, kind="train", force=force, inputs=[base.path])
+            return stack.enter_context(directory)
+
+        yield processes.agreed(begin)
 
 
 def _identity(recipe: TrainRecipe, base: Checkpoint, rows: Rows) -> dict[str, Any]:
@@ -117,6 +119,7 @@ def _identity(recipe: TrainRecipe, base: Checkpoint, rows: Rows) -> dict[str, An
         "recipe": recipe.model_dump(mode="json", exclude={"sft": {"checkpoints", "report_to"}}),
         "base": base.fingerprint.digest,
         "rows": digest,
+        "processes": processes.count(),
     }
 
 
@@ -125,8 +128,7 @@ def _manifest(recipe: TrainRecipe, base: Checkpoint, rows: Rows, trained: "Any")
     if recipe.sft.evaluate_every:
         found = {str(row["step"]): row["eval_loss"] for row in history if "eval_loss" in row}
         evaluated = {"held_out_losses": found}
-    count = trained.accelerator.num_processes
-    several = {"processes": {"count": count, "wrapper": _wrapper(trained)}} if count > 1 else {}
+    several = {"count": processes.count(), "wrapper": processes.wrapper_of(trained)}
     return {
         "recipe": recipe.model_dump(mode="json"),
         "base": {
@@ -139,7 +141,7 @@ def _manifest(recipe: TrainRecipe, base: Checkpoint, rows: Rows, trained: "Any")
         **rows.counts(),
         "losses": [row["loss"] for row in history if "loss" in row],
         **evaluated,
-        **several,
+        **({"processes": several} if processes.count() > 1 else {}),
         **chosen_for(base.path, recipe.template),
     }
 
@@ -151,10 +153,12 @@ def _fit(recipe: TrainRecipe, base: Checkpoint, inputs: _Inputs, scratch: Scratc
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(scratch.logs))
     with warnings.catch_warnings(), _random_state_kept(device):
         warnings.simplefilter("ignore", FutureWarning)  # v6 renames gradient_checkpointing
-        last = scratch.begin() if is_main_process() else scratch.last()
+        last = processes.agreed(scratch.begin)
+        model = load_model(base.path, dtype=recipe.sft.dtype)
         with foreign(TrainingError, f"{base.reference}: TRL cannot train it like this"):
-            trainer = _trainer(recipe, base, inputs, _arguments(recipe, scratch.path, device))
-            _require_counts(trainer, recipe.sft, len(inputs.rows))
+            arguments = arguments_of(recipe, scratch.path, device, model)
+            trainer = _trainer(recipe, model, inputs, arguments)
+            _require_count(trainer, recipe.sft, len(inputs.rows))
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return trainer
 
@@ -166,18 +170,12 @@ def _require_trackers(sft: SftSpec) -> None:
             raise RecipeError(f"sft.report_to: {name} is not installed; pip install {extra}")
 
 
-def _require_counts(trainer: Any, sft: SftSpec, count: int) -> None:
-    """Refuse a trainer that would learn from fewer chats, or run in fewer processes, than said."""
-    data, found = trainer.train_dataset, trainer.accelerator.num_processes
+def _require_count(trainer: Any, sft: SftSpec, count: int) -> None:
+    """Refuse a trainer that would learn from fewer chats than said."""
+    data = trainer.train_dataset
     learned = sum(map(len, data["seq_lengths"])) if sft.packing else len(data)
     if learned != count:
         raise TrainingError(f"TRL would learn from {learned} chats of {count}; leave out packing")
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
-    if found != wanted:
-        raise TrainingError(
-            f"{wanted} processes were started, and the trainer knows of {found}; start them with "
-            "torchrun"
-        )
 
 
 @contextmanager
@@ -225,7 +223,7 @@ class _TrainingMonitor(TrainerCallback):  # type: ignore[misc]  # transformers i
                 )
 
 
-def _trainer(recipe: TrainRecipe, base: Checkpoint, inputs: _Inputs, arguments: Any) -> Any:
+def _trainer(recipe: TrainRecipe, model: Any, inputs: _Inputs, arguments: Any) -> Any:
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
     from trl import SFTTrainer
@@ -238,15 +236,18 @@ def _trainer(recipe: TrainRecipe, base: Checkpoint, inputs: _Inputs, arguments: 
     if recipe.sft.patience is not None:
         callbacks.append(EarlyStoppingCallback(recipe.sft.patience))
     trainer = SFTTrainer(
-        model=load_model(base.path, dtype=recipe.sft.dtype),
+        model=model,
         args=arguments,
         train_dataset=Dataset.from_list(inputs.rows),
         eval_dataset=Dataset.from_list(inputs.held_out) if inputs.held_out else None,
         processing_class=inputs.tokenizer,
-        peft_config=_peft_config(recipe),
+        peft_config=adapter_of(recipe),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # it prints every log line to stdout
+    if recipe.sft.fsdp:
+        processes.shard_on_cpu(trainer)
+    trainer.add_callback(processes.SpreadCheck(trainer, fsdp=recipe.sft.fsdp))
     return trainer
 
 
@@ -254,8 +255,12 @@ def _save(trainer: Any, recipe: TrainRecipe, base: Checkpoint, out: Path) -> Non
     """Write the weights, gathered from all processes, and what belongs to them."""
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    if not is_main_process():
+    if not processes.is_main_process():
         return
+    if recipe.sft.fsdp:  # what is gathered no longer shares its memory with what it is tied to
+        every = dict(model.named_parameters(remove_duplicate=False)).keys()
+        tied = every - dict(model.named_parameters()).keys()
+        weights = {name: one for name, one in weights.items() if name not in tied}
     model.save_pretrained(out, state_dict=weights)
     require_finite_weights(out)
     if recipe.sft.lora is None:
@@ -263,78 +268,3 @@ def _save(trainer: Any, recipe: TrainRecipe, base: Checkpoint, out: Path) -> Non
         if recipe.chat_template is not None:
             # What it was trained on is what it should be asked with.
             (out / "chat_template.jinja").write_text(recipe.chat_template, encoding="utf-8")
-
-
-def _wrapper(trainer: Any) -> str:
-    """Return how the model is spread over processes."""
-    kinds = [kind.__name__ for kind in type(trainer.model_wrapped).__mro__]
-    return next((name for name in ("FSDPModule", "DistributedDataParallel") if name in kinds), "")
-
-
-def _arguments(recipe: TrainRecipe, scratch: Path, device: str) -> Any:
-    from trl import SFTConfig
-
-    sft = recipe.sft
-    return SFTConfig(
-        output_dir=str(scratch),
-        num_train_epochs=sft.epochs,
-        max_steps=sft.max_steps or -1,
-        learning_rate=sft.learning_rate,
-        per_device_train_batch_size=sft.batch_size,
-        per_device_eval_batch_size=sft.batch_size,
-        gradient_accumulation_steps=sft.gradient_accumulation,
-        max_length=sft.max_length if sft.packing else None,  # the rows are cut already
-        packing=sft.packing,
-        packing_strategy="bfd",
-        eval_packing=False,
-        lr_scheduler_type=sft.scheduler,
-        warmup_steps=sft.warmup_steps,
-        weight_decay=sft.weight_decay,
-        gradient_checkpointing=sft.gradient_checkpointing,
-        # Left unset, TRL turns on bfloat16 autocast, also on a CPU.
-        bf16=sft.mixed_precision == "bfloat16",
-        use_cpu=device == "cpu",
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        logging_steps=1,
-        # The default would replace a NaN loss by the running mean and continue.
-        logging_nan_inf_filter=False,
-        report_to=list(sft.report_to) or "none",
-        disable_tqdm=True,
-        trust_remote_code=False,
-        **_rhythm(sft),
-    )
-
-
-def _rhythm(sft: SftSpec) -> dict[str, Any]:
-    """Return when a trainer evaluates and writes checkpoints; two of these are kept."""
-    evaluation = (
-        {"eval_strategy": "steps", "eval_steps": sft.evaluate_every} if sft.evaluate_every else {}
-    )
-    if sft.patience is not None:
-        return {
-            **evaluation,
-            "save_strategy": "steps",
-            "save_steps": sft.evaluate_every,
-            "save_total_limit": 2,
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "eval_loss",
-            "greater_is_better": False,
-        }
-    return {**evaluation, "save_strategy": "no", "save_total_limit": 2}  # `Checkpoints` asks
-
-
-def _peft_config(recipe: TrainRecipe) -> Any:
-    if recipe.sft.lora is None:
-        return None
-    from peft import LoraConfig
-
-    lora, targets = recipe.sft.lora, recipe.sft.lora.target_modules
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        use_rslora=lora.rank_stabilised,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
-    )
