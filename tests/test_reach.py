@@ -25,6 +25,8 @@ CALLED_FROM_OUTSIDE = {
     f"{NAME}.finetuning.sft:_TrainingMonitor.on_step_end": "TRL calls it",
     f"{NAME}.finetuning.resuming:Checkpoints.on_step_end": "TRL calls it",
     f"{NAME}.finetuning.resuming:Checkpoints.on_save": "TRL calls it",
+    f"{NAME}.finetuning.trainer:GuidedTrainer.compute_loss": "TRL calls it",
+    f"{NAME}.finetuning.trainer:GuidedTrainer.training_step": "TRL calls it",
     f"{NAME}.recipes.reading:_StrictLoader.compose_node": "PyYAML calls it",
     f"{NAME}.recipes.reading:_StrictLoader.construct_mapping": "PyYAML calls it",
     f"{NAME}.recipes.reading:_StrictLoader.construct_scalar": "PyYAML calls it",

@@ -14,6 +14,7 @@ from personality_vector.lab import expanded
 if TYPE_CHECKING:
     from personality_vector.delta.record import DeltaRecord
     from personality_vector.finetuning.recipe import TrainRecipe
+    from personality_vector.steering.training import TrainingSteering
 
 Storage = Annotated[
     Literal["float32", "bfloat16", "lora", "reference"] | None,
@@ -44,10 +45,23 @@ Rank = Annotated[
 
 
 def check(recipe: "TrainRecipe") -> dict[str, Any]:
-    """Open the base, read the data, and try the chat template and ``max_length`` on them."""
+    """Open the base and the vector, and try the chat template and ``max_length`` on the data."""
     from personality_vector.finetuning.rehearsal import rehearse
 
-    return {"base": str(pv.Checkpoint.open(recipe.base).fingerprint), **rehearse(recipe)}
+    base, guidance = pv.Checkpoint.open(recipe.base), _guidance(recipe)
+    if guidance is not None:
+        guidance.check(base)
+    return {"base": str(base.fingerprint), **rehearse(recipe)}
+
+
+def _guidance(recipe: "TrainRecipe") -> "TrainingSteering | None":
+    """Return what steers a training, if its recipe says so."""
+    steer = recipe.steer
+    if steer is None:
+        return None
+    from personality_vector.steering.training import TrainingSteering
+
+    return TrainingSteering.open(steer.vector, steer.layers, steer.how, steer.coefficient)
 
 
 def _train(recipe: "TrainRecipe", out: Path, force: bool, as_json: bool) -> None:
@@ -59,7 +73,7 @@ def _train(recipe: "TrainRecipe", out: Path, force: bool, as_json: bool) -> None
         leave()
         return
     with options.resumable(out):
-        done = fine_tune(recipe, out, force=force)
+        done = fine_tune(recipe, out, force=force, guidance=_guidance(recipe))
     leave()
     if is_main_process():
         row = _row(done.path, done.manifest)
@@ -101,7 +115,7 @@ def _train_poles(recipe: "TrainRecipe", out: Path, force: bool, as_json: bool) -
 
     rows = []
     with options.resumable(out):
-        for done in train_poles(recipe, out, force=force):
+        for done in train_poles(recipe, out, force=force, guidance=_guidance(recipe)):
             row = _row(done.path, done.manifest) if done.manifest else {"out": str(done.path)}
             rows.append({"pole": str(done.pole), "state": done.state, **row})
             if is_main_process() and not as_json:

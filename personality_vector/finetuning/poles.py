@@ -20,6 +20,7 @@ from personality_vector.delta import Delta, is_saved_delta, open_fine_tune, requ
 from personality_vector.delta.opening import Allowed
 from personality_vector.errors import LockedError, OutputExistsError, RecipeError
 from personality_vector.finetuning import processes
+from personality_vector.finetuning.guidance import Guidance
 from personality_vector.finetuning.processes import is_main_process
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.finetuning.resuming import scratch_of
@@ -57,7 +58,11 @@ def folder_of(out: Path, pole: Pole) -> Path:
 
 
 def train_poles(
-    recipe: TrainRecipe, out: str | Path, *, force: bool = False
+    recipe: TrainRecipe,
+    out: str | Path,
+    *,
+    force: bool = False,
+    guidance: Guidance | None = None,
 ) -> Iterator[PoleReport]:
     """Train what is not there yet of a recipe with ``poles``, and yield a report for each pole.
 
@@ -68,6 +73,7 @@ def train_poles(
         recipe: A recipe with ``poles``.
         out: The folder.
         force: Train again what is there.
+        guidance: Acts during training alone, on every pole; see :func:`train`.
 
     Raises:
         OutputExistsError: A pole is there, from another recipe, base or data.
@@ -82,14 +88,14 @@ def train_poles(
         )
     processes.join(resolve_device(recipe.device))
     done = processes.agreed(
-        lambda: {} if force else {pole: _there(recipe, folder, pole) for pole in poles}
+        lambda: {} if force else {pole: _there(recipe, folder, pole, guidance) for pole in poles}
     )
     for pole in poles:
         if done.get(pole) is not None:
             shutil.rmtree(scratch_of(folder_of(folder, pole)), ignore_errors=True)
             yield PoleReport(pole, folder_of(folder, pole), "there", done[pole] or {})
     left = [pole for pole in poles if done.get(pole) is None]
-    for report in _trained(recipe, folder, left, force=force):
+    for report in _trained(recipe, folder, left, guidance, force=force):
         yield report
         if recipe.delta and is_main_process():
             save_deltas(recipe, folder, report.pole, force=force)
@@ -98,7 +104,9 @@ def train_poles(
             save_deltas(recipe, folder, pole, force=False)
 
 
-def _there(recipe: TrainRecipe, out: Path, pole: Pole) -> dict[str, Any] | None:
+def _there(
+    recipe: TrainRecipe, out: Path, pole: Pole, guidance: Guidance | None
+) -> dict[str, Any] | None:
     """Return the manifest of a pole that was trained by this recipe, or ``None`` if there is none.
 
     Raises:
@@ -111,7 +119,8 @@ def _there(recipe: TrainRecipe, out: Path, pole: Pole) -> dict[str, Any] | None:
     wanted = recipe.of(pole).model_dump(mode="json")
     base = Checkpoint.open(recipe.base).fingerprint.digest
     same = manifest.get("recipe") == wanted and manifest.get("base", {}).get("fingerprint") == base
-    if manifest.get("kind") != "train" or not same:
+    guided = None if guidance is None else guidance.identity()
+    if manifest.get("kind") != "train" or not same or manifest.get("guidance") != guided:
         raise OutputExistsError(
             f"{path}: is not what this recipe trains; choose another --out, or add --force"
         )
@@ -119,18 +128,23 @@ def _there(recipe: TrainRecipe, out: Path, pole: Pole) -> dict[str, Any] | None:
 
 
 def _trained(
-    recipe: TrainRecipe, out: Path, poles: Sequence[Pole], *, force: bool
+    recipe: TrainRecipe,
+    out: Path,
+    poles: Sequence[Pole],
+    guidance: Guidance | None,
+    *,
+    force: bool,
 ) -> Iterator[PoleReport]:
     """Train poles, one after the other or several at once, and yield each when it is done."""
     if recipe.workers == 1 or len(poles) < 2:
         for pole in poles:
-            yield _one(recipe, out, pole, force)
+            yield _one(recipe, out, pole, guidance, force=force)
         return
     workers = min(recipe.workers, len(poles))
     with ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=_settle, initargs=(workers, os.getpid())
     ) as pool:
-        tasks = [pool.submit(_one, recipe, out, pole, force) for pole in poles]
+        tasks = [pool.submit(_one, recipe, out, pole, guidance, force=force) for pole in poles]
         try:
             for task in as_completed(tasks):
                 yield task.result()
@@ -153,10 +167,12 @@ def _settle(workers: int, parent: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = names.split(",")[number % seen]
 
 
-def _one(recipe: TrainRecipe, out: Path, pole: Pole, force: bool) -> PoleReport:  # noqa: FBT001
+def _one(
+    recipe: TrainRecipe, out: Path, pole: Pole, guidance: Guidance | None, *, force: bool
+) -> PoleReport:
     path = folder_of(out, pole)
     try:
-        report = train(recipe.of(pole), path, force=force)
+        report = train(recipe.of(pole), path, force=force, guidance=guidance)
     except LockedError:
         return PoleReport(pole, path, "locked", {})
     return PoleReport(pole, path, "trained", report.manifest)

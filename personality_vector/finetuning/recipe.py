@@ -1,6 +1,7 @@
 """The recipe of a fine-tune."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -9,6 +10,8 @@ from personality_vector.data.chats import DataSpec
 from personality_vector.recipes.schema import (
     Device,
     Dtype,
+    Layers,
+    LocalPath,
     ModelRef,
     PoleField,
     Real,
@@ -103,6 +106,40 @@ class SftSpec(Recipe):
         return self
 
 
+Vectors = Annotated[
+    tuple[LocalPath, ...],
+    Field(min_length=1),
+    BeforeValidator(lambda value: (value,) if isinstance(value, str | Path) else value),
+]
+"""Folders of steering vectors, in YAML a path or a list of paths."""
+
+
+class SteerSpec(Recipe):
+    """Steer the base at all tokens while it is trained, and only then.
+
+    ``vector`` is a saved steering vector ``v``, and ``q = v / |v|``; ``layers`` are decoder blocks,
+    ``-1`` the last. With ``add``, ``h + coefficient * v`` takes the place of the output ``h`` of a
+    block; with ``ablate``, ``h - coefficient * (h . q) q``, where several vectors can be given;
+    with ``regularise``, ``coefficient * s ** 2`` is added to the loss, where ``s`` is the mean of
+    ``(h - h_base) . q`` over the learned tokens of a chat. Evaluations see the unsteered model.
+    """
+
+    vector: Vectors
+    layers: Layers
+    how: Literal["add", "ablate", "regularise"] = "add"
+    coefficient: Real = 1.0
+
+    @model_validator(mode="after")
+    def _require_consistent(self) -> "SteerSpec":
+        if len(self.vector) > 1 and self.how != "ablate":
+            raise ValueError(f"how: {self.how} takes one vector; several can only be ablated")
+        if self.how == "regularise" and self.coefficient < 0:
+            raise ValueError(
+                "coefficient: below 0, regularise would reward the shift; use 0 or more"
+            )
+        return self
+
+
 def _poles(value: Any) -> Any:
     """Return poles, with both poles of a trait where only the trait is named."""
     if not isinstance(value, list | tuple):
@@ -126,7 +163,8 @@ class TrainRecipe(TemplatedRecipe):
     Of several, ``only`` some may be trained now. ``match_lengths`` takes as many replies of each
     length from a pole as its opposite has. ``delta`` also saves the delta of each pole and, where
     both poles of a trait are there, half their difference. ``workers`` poles are trained at once,
-    each on a GPU of its own where there are several.
+    each on a GPU of its own where there are several. ``steer`` acts on activations during training
+    alone.
     """
 
     base: ModelRef
@@ -136,6 +174,7 @@ class TrainRecipe(TemplatedRecipe):
     data: DataSpec
     match_lengths: bool = False
     sft: SftSpec = SftSpec()
+    steer: Annotated[SteerSpec | None, Field(exclude_if=lambda value: value is None)] = None
     delta: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
     workers: Annotated[Whole, Field(ge=1, exclude_if=lambda value: value == 1)] = 1
     seed: Whole = 0
@@ -157,6 +196,16 @@ class TrainRecipe(TemplatedRecipe):
     def chosen(self) -> tuple[Pole, ...]:
         """The poles that are trained now."""
         return self.only or self.poles or ()
+
+    @model_validator(mode="after")
+    def _require_adapter(self) -> "TrainRecipe":
+        regularises = self.steer is not None and self.steer.how == "regularise"
+        if regularises and self.sft.lora is None:
+            raise ValueError(
+                "steer: regularise compares with the base, which is only there below an adapter; "
+                "add sft.lora"
+            )
+        return self
 
     def of(self, pole: Pole) -> "TrainRecipe":
         """Return the recipe of one of its poles."""

@@ -23,6 +23,7 @@ from personality_vector.errors import RecipeError, TrainingError, foreign
 from personality_vector.files import AtomicDirectory
 from personality_vector.finetuning import processes
 from personality_vector.finetuning.arguments import adapter_of, arguments_of
+from personality_vector.finetuning.guidance import Guidance, require_guidance
 from personality_vector.finetuning.recipe import SftSpec, TrainRecipe
 from personality_vector.finetuning.resuming import Checkpoints, Scratch
 from personality_vector.finetuning.rows import Row, Rows, held_out_rows_of, rows_of
@@ -56,7 +57,13 @@ class TrainReport:
     manifest: dict[str, Any] = field(repr=False)
 
 
-def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> TrainReport:
+def train(
+    recipe: TrainRecipe,
+    out: str | Path,
+    *,
+    force: bool = False,
+    guidance: Guidance | None = None,
+) -> TrainReport:
     """Fine-tune ``recipe.base`` on one pole and write the result.
 
     The loss is on the response only. Weights are trained and saved in ``sft.dtype``, float32 by
@@ -64,26 +71,37 @@ def train(recipe: TrainRecipe, out: str | Path, *, force: bool = False) -> Train
     ``.OUT.training``, from which the same call resumes; on a CPU the weights are then those of an
     uninterrupted one.
 
+    Args:
+        recipe: A recipe with one pole.
+        out: The directory to write.
+        force: Replace an output that this tool wrote, and a training of something else.
+        guidance: Acts during the training steps alone, not where the held-out loss is measured; its
+            penalty is part of the training loss. A recipe with ``steer`` needs it.
+
     Raises:
         DataError: The data cannot be read or selects nothing.
-        TrainingError: The loss is not finite, or ``sft.max_length`` leaves nothing to learn or more
-            than the model reads.
+        TrainingError: The loss is not finite, ``sft.max_length`` leaves nothing to learn or more
+            than the model reads, or the guidance of a recipe with ``steer`` is missing.
+        BaseMismatchError: The guidance is of another model.
         OutputExistsError: ``out`` exists, or ``.OUT.training`` is of another training.
     """
     out = Path(out)
     processes.require_several_for(fsdp=recipe.sft.fsdp)
     processes.join(resolve_device(recipe.device))
     base = Checkpoint.open(recipe.base)
+    require_guidance(recipe, guidance, base)
     tokenizer = load_tokenizer(base.path, recipe.template)
     rows = rows_of(recipe, tokenizer)
     held_out = held_out_rows_of(recipe, tokenizer).rows if recipe.sft.evaluate_every else []
     with _published(out, base, force=force) as partial:
-        identity = _identity(recipe, base, rows)
+        guided = {} if guidance is None else {"guidance": guidance.identity()}
+        identity = {**_identity(recipe, base, rows), **guided}
         scratch = processes.agreed(lambda: Scratch(out, identity, force=force))
+        inputs = _Inputs(tokenizer, rows.rows, held_out, guidance)
         with scratch.kept_if_useful():
-            trained = _fit(recipe, base, _Inputs(tokenizer, rows.rows, held_out), scratch)
+            trained = _fit(recipe, base, inputs, scratch)
             _save(trained, recipe, base, partial)
-        manifest = _manifest(recipe, base, rows, trained)
+        manifest = {**_manifest(recipe, base, rows, trained), **guided}
         if processes.is_main_process():
             digest = Checkpoint.written(partial).fingerprint.digest
             manifest = write_manifest(partial, "train", {**manifest, WEIGHTS: digest})
@@ -98,6 +116,7 @@ class _Inputs:
     tokenizer: Any
     rows: list[Row]
     held_out: list[Row]
+    guidance: Guidance | None
 
 
 @contextmanager
@@ -226,7 +245,8 @@ class _TrainingMonitor(TrainerCallback):  # type: ignore[misc]  # transformers i
 def _trainer(recipe: TrainRecipe, model: Any, inputs: _Inputs, arguments: Any) -> Any:
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
-    from trl import SFTTrainer
+
+    from personality_vector.finetuning.trainer import GuidedTrainer
 
     disable_progress_bar()
     callbacks = [
@@ -235,7 +255,7 @@ def _trainer(recipe: TrainRecipe, model: Any, inputs: _Inputs, arguments: Any) -
     ]
     if recipe.sft.patience is not None:
         callbacks.append(EarlyStoppingCallback(recipe.sft.patience))
-    trainer = SFTTrainer(
+    trainer = GuidedTrainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(inputs.rows),
@@ -244,6 +264,7 @@ def _trainer(recipe: TrainRecipe, model: Any, inputs: _Inputs, arguments: Any) -
         peft_config=adapter_of(recipe),
         callbacks=callbacks,
     )
+    trainer.guidance = inputs.guidance
     trainer.remove_callback(PrinterCallback)  # it prints every log line to stdout
     if recipe.sft.fsdp:
         processes.shard_on_cpu(trainer)

@@ -51,7 +51,8 @@ def ablated(hidden: Hidden, direction: Tensor, strength: Amount) -> Hidden:
     """Return ``h - strength * (h . q) q`` with ``q = v / |v|``; 1 removes the direction."""
     unit = direction / direction.norm()
     wide = _wide(hidden)
-    along = (wide @ unit.to(wide.dtype))[..., None] * unit
+    with torch.autocast(wide.device.type, enabled=False):  # training may round products to bfloat16
+        along = (wide @ unit.to(wide.dtype))[..., None] * unit
     return torch.sub(wide, strength * along).to(hidden.dtype)
 
 
