@@ -44,9 +44,10 @@ class TrainingSteering:
             stored; a share in ``ablate``; nats per square of the activation in ``regularise``.
 
     Source:
-        Preventative steering: persona vectors, Chen et al. 2025, arXiv:2507.21509, section 5.2;
-        their layer ``l`` is our ``l - 1``. Ablation: CAFT, Casademunt et al. 2025,
-        arXiv:2507.16795, who ablate principal components or SAE latents, not a mean difference.
+        Preventative steering: persona vectors, Chen et al. 2025, arXiv:2507.21509; their layer
+        ``l`` is our ``l - 1``. Ablation: CAFT, Casademunt et al. 2025, arXiv:2507.16795, who ablate
+        principal components or SAE latents, not a mean difference. The form of the
+        penalty is ours.
     """
 
     vectors: tuple[SteeringVector, ...]
