@@ -415,7 +415,7 @@ def interrupted(recipe, tmp_path):
         asked, out = recipe(*KINDS[kind]), tmp_path / "run"
         with pytest.raises(KeyboardInterrupt):
             train(asked, out, guidance=Interrupted(weights._guidance(asked), 3))
-        assert (tmp_path / "run.training").is_dir()
+        assert (tmp_path / ".run.training").is_dir()
         return asked, out
 
     return make
