@@ -515,7 +515,7 @@ def test_a_vector_that_does_not_fit_is_refused_before_a_model_is_loaded(
     with pytest.raises(kind, match=message):
         weights.check(asked)
     with pytest.raises(kind, match=message):
-        weights.train(asked, tmp_path / "run", force=False, as_json=True)
+        weights._train(asked, tmp_path / "run", force=False, as_json=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -528,6 +528,6 @@ def test_the_verb_steers(recipe, tmp_path, capsys, monkeypatch):
     asked = recipe(*KINDS["add"])
     monkeypatch.setattr("personality_vector.finetuning.rehearsal.rehearse", lambda _: {"steps": 4})
     assert weights.check(asked)["steps"] == 4
-    weights.train(asked, tmp_path / "run", force=False, as_json=True)
+    weights._train(asked, tmp_path / "run", force=False, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["loss"] == trained(asked, tmp_path / "again").loss
