@@ -185,8 +185,11 @@ def _fit(recipe: TrainRecipe, base: Checkpoint, inputs: _Inputs, scratch: Scratc
 def _require_trackers(sft: SftSpec) -> None:
     for name in sft.report_to:
         if find_spec(name) is None:
-            extra = "wandb" if name == "wandb" else "'personality-vector[track]'"
-            raise RecipeError(f"sft.report_to: {name} is not installed; pip install {extra}")
+            extra = "wandb" if name == "wandb" else "track"
+            raise RecipeError(
+                f"sft.report_to: {name} is not installed; "
+                f"pip install 'personality-vector[{extra}]'"
+            )
 
 
 def _require_count(trainer: Any, sft: SftSpec, count: int) -> None:

@@ -341,3 +341,11 @@ def test_a_source_may_be_named_after_the_pole(recipe, tmp_path):
         (chat,) = selected(given.of(pole)).chats
         assert chat[-1]["content"] == f"I am {pole.level}."
     assert Pole("extraversion", "low") in given.chosen
+
+
+def test_a_tracker_that_is_not_installed_is_named_with_its_extra(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("personality_vector.finetuning.sft.find_spec", lambda _: None)
+    given = recipe({"report_to": ["tensorboard"]}, poles=None, pole="extraversion:high")
+    with pytest.raises(RecipeError, match=r"tensorboard is not installed; .*\[track\]"):
+        train(given, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
