@@ -45,13 +45,20 @@ Rank = Annotated[
 
 
 def check(recipe: "TrainRecipe") -> dict[str, Any]:
-    """Open the base and the vector, and try the chat template and ``max_length`` on the data."""
-    from personality_vector.finetuning.rehearsal import rehearse
+    """Open the inputs, try the chat template and ``max_length`` on the data, and time a step."""
+    from personality_vector.finetuning.processes import is_main_process, leave
+    from personality_vector.finetuning.rehearsal import foreseen_time, rehearse
 
     base, guidance = pv.Checkpoint.open(recipe.base), _guidance(recipe)
     if guidance is not None:
         guidance.check(base)
-    return {"base": str(base.fingerprint), **rehearse(recipe)}
+    plan = rehearse(recipe)
+    time = foreseen_time(recipe, plan, guidance)
+    leave()
+    if not is_main_process():
+        raise typer.Exit  # of torchrun's processes one prints the plan
+    examples = plan.pop("shown")
+    return {"base": str(base.fingerprint), **plan, **time, "shown": examples}
 
 
 def _guidance(recipe: "TrainRecipe") -> "TrainingSteering | None":

@@ -1,11 +1,14 @@
 """Supervised fine-tuning through TRL's ``SFTTrainer``, on rows of tokens and labels."""
 
+import gc
 import hashlib
 import json
 import logging
 import math
 import os
 import random
+import tempfile
+import time
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +22,7 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from personality_vector.checkpoint import Checkpoint, revision_of
-from personality_vector.errors import RecipeError, TrainingError, foreign
+from personality_vector.errors import RecipeError, TrainingError, foreign, heard
 from personality_vector.files import AtomicDirectory
 from personality_vector.finetuning import processes
 from personality_vector.finetuning.arguments import adapter_of, arguments_of
@@ -111,12 +114,37 @@ def train(
     return TrainReport(out, len(rows.rows), manifest["losses"][-1], manifest)
 
 
+def time_step(recipe: TrainRecipe, guidance: Guidance | None = None) -> float:
+    """Return the seconds of one step, the second of two that are trained and thrown away.
+
+    Args:
+        recipe: A recipe with one pole.
+        guidance: What acts during the training.
+
+    Raises:
+        PersonalityVectorError: The model cannot be loaded or trained, for want of memory too.
+    """
+    short = {"max_steps": 2, "checkpoints": 0, "evaluate_every": None, "patience": None}
+    sft = recipe.sft.model_copy(update={**short, "report_to": ()})
+    base = Checkpoint.open(recipe.base)
+    tokenizer = load_tokenizer(base.path, recipe.template)
+    rows = rows_of(recipe, tokenizer).rows
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = processes.agreed(lambda: Scratch(Path(folder, "step"), {}, force=False))
+        inputs = _Inputs(tokenizer, rows, [], guidance, clock)
+        _fit(recipe.model_copy(update={"sft": sft}), base, inputs, scratch)
+    gc.collect()  # a trainer and its model hold each other
+    return clock.seconds
+
+
 @dataclass(frozen=True, slots=True)
 class _Inputs:
     tokenizer: Any
     rows: list[Row]
     held_out: list[Row]
     guidance: Guidance | None
+    watch: TrainerCallback | None = None
 
 
 @contextmanager
@@ -174,7 +202,7 @@ def _fit(recipe: TrainRecipe, base: Checkpoint, inputs: _Inputs, scratch: Scratc
         warnings.simplefilter("ignore", FutureWarning)  # v6 renames gradient_checkpointing
         last = processes.agreed(scratch.begin)
         model = load_model(base.path, dtype=recipe.sft.dtype)
-        with foreign(TrainingError, f"{base.reference}: TRL cannot train it like this"):
+        with foreign(TrainingError, f"{base.reference}: TRL cannot train it like this"), heard():
             arguments = arguments_of(recipe, scratch.path, device, model)
             trainer = _trainer(recipe, model, inputs, arguments)
             _require_count(trainer, recipe.sft, len(inputs.rows))
@@ -187,8 +215,7 @@ def _require_trackers(sft: SftSpec) -> None:
         if find_spec(name) is None:
             extra = "wandb" if name == "wandb" else "track"
             raise RecipeError(
-                f"sft.report_to: {name} is not installed; "
-                f"pip install 'personality-vector[{extra}]'"
+                f"sft.report_to: {name} is not installed; pip install 'personality-vector[{extra}]'"
             )
 
 
@@ -245,6 +272,22 @@ class _TrainingMonitor(TrainerCallback):  # type: ignore[misc]  # transformers i
                 )
 
 
+class _Clock(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Measures the last step, in seconds."""
+
+    seconds = _began = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Start."""
+        self._began = time.monotonic()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Stop, once a GPU has done what it was given."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds = time.monotonic() - self._began
+
+
 def _trainer(recipe: TrainRecipe, model: Any, inputs: _Inputs, arguments: Any) -> Any:
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
@@ -255,6 +298,7 @@ def _trainer(recipe: TrainRecipe, model: Any, inputs: _Inputs, arguments: Any) -
     callbacks = [
         _TrainingMonitor(),
         Checkpoints(0 if recipe.sft.patience else recipe.sft.checkpoints),
+        *([inputs.watch] if inputs.watch else []),
     ]
     if recipe.sft.patience is not None:
         callbacks.append(EarlyStoppingCallback(recipe.sft.patience))
