@@ -3,7 +3,7 @@
     make real [CHATS=DIR]
 
 The model is SmolLM2-135M-Instruct (`make smollm2`). What it replies under the system prompts of
-the shipped persona, without those prompts, gives a steering vector and the chats that two LoRAs
+the shipped persona gives a steering vector, and, without those prompts, the chats that two LoRAs
 are trained on; `--chats DIR` names other ones, `DIR/extraversion-high.jsonl` and `-low.jsonl`.
 Half the difference of the two is swept. Steps whose output is there are not repeated.
 """
@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent / "merging"))
 
 from runner import markdown, measure
 
+from personality_vector.elicitation.rollouts import ROLLOUTS
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.study.recipe import SweepRecipe, open_study
 from personality_vector.study.run import Run
@@ -33,22 +34,23 @@ from personality_vector.subject.chat import Chat, question, render
 from personality_vector.subject.encoding import encode_prompts
 from personality_vector.subject.subject import Subject
 
-MODEL, TRAIT = "builtin:smollm2", "extraversion"
+MODEL = "builtin:smollm2"
 BLOCKS, LAYER = 30, 14
 TOKENS = 64
 INSTRUMENT = "builtin:eval/instruments/interview.yaml"
 ASKED: list[dict[str, Any]] = [
-    {"likelihood": {"traits": [TRAIT], "limit": 20}},
+    {"likelihood": {"traits": ["extraversion"], "limit": 20}},
     {
         "interview": {
-            "traits": [TRAIT],
+            "traits": ["extraversion"],
             "instrument": INSTRUMENT,
             "generation": {"max_new_tokens": TOKENS},
             "judges": ["classifier"],
         }
     },
 ]
-DRAWN = {"pairs": 3, "questions": 20, "samples": 1, "max_new_tokens": TOKENS}
+PERSONA = "builtin:training/steering/personas/extraversion.yaml"
+DRAWN = {"pairs": 4, "questions": 20, "samples": 1, "max_new_tokens": TOKENS}
 # Four batches of 4 make the update of one of 16, in two fifths of its memory.
 SFT = {
     "lora": {"rank": 16, "alpha": 32},
@@ -60,9 +62,8 @@ SFT = {
 BUDGET = (
     ("model", "from the Hub, else converted from a package of 93 MB", 1),
     ("answer", "25 answers, 40 statements", 2),
-    ("elicit", "2 x 120 replies of at most 64 tokens", 5),
-    ("extract", "2 x 48 of them read", 1),
-    ("train", "two LoRAs of rank 16, 48 replies each (or 160 with CHATS), 1 epoch", 4),
+    ("extract", "2 x 80 replies of at most 64 tokens", 4),
+    ("train", "two LoRAs of rank 16, 160 replies each (or those 80), 1 epoch", 5),
     ("merge, verify", "base + high - low", 1),
     ("sweep", "7 points: 25 answers, 40 statements, 1,500 tokens compared", 7),
     ("steer", "4 points of the same", 4),
@@ -92,26 +93,24 @@ def steps(out: Path, chats: Path | None) -> Iterator[tuple[str, list[str]]]:
     """Yield each step's name, which is that of its output, and its command."""
     yield "model", ["make", "smollm2"]
     yield "answer", pvec(out, "answer", "eval", {"model": MODEL, "measures": ASKED})
-    drawn = [word for key, value in DRAWN.items() for word in ("--set", f"rollouts.{key}={value}")]
-    words = ["--judge", "none", *drawn, "--out", str(out / "chats")]
-    yield "chats", ["pvec", "elicit", TRAIT, "--model", MODEL, *words]
-    folder = (out / "chats").resolve()
-    source = {"source": str(chats.resolve() / "{trait}-{level}.jsonl" if chats else folder)}
-    sides = {"positive": {"source": str(folder)}, "negative": {"source": str(folder)}}
-    learned = {"model": MODEL, "pole": f"{TRAIT}:high", **sides}
-    yield "vector", pvec(out, "vector", "steer extract", learned)
-    yield (
-        "poles",
-        pvec(out, "poles", "train", {"base": MODEL, "poles": [TRAIT], "data": source, "sft": SFT}),
-    )
+    elicited = {"model": MODEL, "persona": PERSONA, "rollouts": DRAWN, "judge": "none"}
+    yield "vector", pvec(out, "vector", "steer extract", elicited)
+    source = chats or replies(out / f"vector.{ROLLOUTS}", out / "chats")
+    for level in ("high", "low"):
+        learned = {
+            "base": MODEL,
+            "pole": f"extraversion:{level}",
+            "data": {"source": str((source / f"extraversion-{level}.jsonl").resolve())},
+            "sft": SFT,
+        }
+        yield f"lora-{level}", pvec(out, f"lora-{level}", "train", learned)
     yield from merged(out)
     yield from steered(out)
 
 
 def merged(out: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield the steps with weights: half the difference of the poles is the vector."""
-    poles = (out / "poles").resolve()
-    high, low = (str(poles / f"{TRAIT}-{level}") for level in ("high", "low"))
+    high, low = (str((out / f"lora-{level}").resolve()) for level in ("high", "low"))
     terms = [{"tuned": high, "alpha": 1.0}, {"tuned": low, "alpha": -1.0}]
     yield "merged", pvec(out, "merged", "merge", {"base": MODEL, "terms": terms})
     words = ["--base", MODEL, "--term", f"{high}=1", "--term", f"{low}=-1"]
@@ -149,6 +148,20 @@ def pvec(out: Path, name: str, verb: str, recipe: dict[str, Any]) -> list[str]:
     return ["pvec", *verb.split(), str(file), "--out", str(out / name)]
 
 
+def replies(rollouts: Path, out: Path) -> Path:
+    """Write the replies of both sides as chats without the system prompts that drew them."""
+    rows = [json.loads(line) for line in rollouts.read_text(encoding="utf-8").splitlines()]
+    out.mkdir(exist_ok=True)
+    for level, side in (("high", "positive"), ("low", "negative")):
+        lines = [
+            json.dumps({"prompt": row["question"], "completion": row["reply"]})
+            for row in rows
+            if row["side"] == side and row["reply"]
+        ]
+        (out / f"extraversion-{level}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return out
+
+
 def taken(out: Path, name: str, command: list[str]) -> list[str]:
     """Take a step, or recall it, and return its row."""
     file = out / f"{name}.usage.json"
@@ -165,7 +178,7 @@ def taken(out: Path, name: str, command: list[str]) -> list[str]:
 def swept(folder: Path) -> str:
     """Return what was measured at each strength."""
     table = Run(folder).readings()
-    table = table[table["trait"].isin(["", TRAIT])]
+    table = table[table["trait"].isin(["", "extraversion"])]
     wide = table.pivot_table("value", ["intervention", "strength"], "measure")
     shown = wide.reset_index()
     rows = [
