@@ -12,7 +12,7 @@ import re
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class PersonalityVectorError(Exception):
@@ -95,10 +95,19 @@ class LengthError(DataError):
             f"{most:,}; {remedy}"
         )
         self.text = text
+        self._given = (text, tokens, most, remedy)
+
+    def __reduce__(self) -> Any:
+        """Let it come back from a worker process."""
+        return type(self), self._given
 
 
 class TrainingError(PersonalityVectorError):
     """A fine-tuning run that cannot start or that diverged."""
+
+
+class DivergedError(TrainingError):
+    """A loss, gradient or weight that is not finite; training again would end the same way."""
 
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
@@ -158,12 +167,21 @@ def foreign(kind: type[PersonalityVectorError], what: str) -> Generator[None]:
     except PersonalityVectorError:
         raise
     except BaseException as error:
-        if isinstance(error, OSError) and error.errno in FULL:
+        if is_of_disk(error):
             raise  # the output that is being written says so
         # A panic of a library in Rust is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise kind(f"{what}: {reason_of(error)}") from error
+
+
+def is_of_disk(error: BaseException) -> bool:
+    """Return whether a disk took no more, in the words of Python, safetensors or torch."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    text = str(error)
+    is_of_rust = type(error).__name__ in ("SafetensorError", "Exception") and "os error" in text
+    return is_of_rust or (isinstance(error, RuntimeError) and "PytorchStreamWriter" in text)
 
 
 @contextmanager

@@ -44,6 +44,11 @@ def silence() -> None:
     _silenced = True
 
 
+def is_silent() -> bool:
+    """Return whether :func:`silence` was called."""
+    return _silenced
+
+
 def progress(
     items: Iterable[T], label: str, size: Callable[[T], int] | None = None
 ) -> Generator[T]:

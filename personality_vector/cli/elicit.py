@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import personality_vector as pv
 from personality_vector.cli import options
 from personality_vector.errors import OutputExistsError, RecipeError
 from personality_vector.lab import BUILTIN, recipes
@@ -85,7 +86,9 @@ def elicit(
 
     def plan() -> dict[str, Any]:
         replies = len(plan_of(recipe, asked).rows())
-        return {"recipe": recipe.model_dump(mode="json"), "replies": replies}
+        found = str(pv.Checkpoint.open(recipe.model).fingerprint)
+        given = {"recipe": recipe.model_dump(mode="json"), "fingerprint": found}
+        return {**given, "replies": replies}
 
     if options.plan_only(plan, out, dry_run, force, as_json, kind=_KIND):
         return
@@ -147,16 +150,19 @@ def _carry_out(
     from personality_vector.files import write_file
 
     beside = out.with_name(f"{out.name}.{ROLLOUTS}")
-    earlier = _earlier(beside, drawn_by(recipe), force=force)
+    is_reused = recipe.rollouts.reuse is not None
+    earlier = [] if is_reused else _earlier(beside, drawn_by(recipe), force=force)
 
     def record(rollouts: "Sequence[Rollout]") -> None:
-        write_file(beside, to_jsonl(rollouts).encode())
+        if not is_reused:
+            write_file(beside, to_jsonl(rollouts).encode())
 
     with options.resumable(out):
         subject = load_subject(recipe)
         elicited = elicit(recipe, subject, judge, earlier=earlier, record=record)
         manifest = save_chats(elicited, recipe, out, force=force)
-    beside.unlink(missing_ok=True)
+    if not is_reused:
+        beside.unlink(missing_ok=True)
     return elicited, manifest
 
 

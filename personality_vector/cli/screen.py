@@ -18,10 +18,9 @@ from personality_vector.recipes.schema import Typed
 
 if TYPE_CHECKING:
     from personality_vector.data.chats import DataSpec
-    from personality_vector.data.flagged import Flagged, FlaggedFile
+    from personality_vector.data.flagged import Chosen, Flagged, FlaggedFile, Labelled
     from personality_vector.steering.screen import Screened
     from personality_vector.subject import Rubric, Template
-    from personality_vector.subject.chat import Chat
 
 Row = dict[str, Any]
 
@@ -112,10 +111,10 @@ def screen(
     The projection difference of a chat: its response minus the model's own reply to the same
     prompt, both as mean activations projected on VECTOR. The file is data for pvec train.
     """
-    output = _output(out, Path(data), groups=groups, force=force)
-    options.require_drawable(figure, force=force)
     limits = _limits(share, drop_above)
     spec, template = _read(data, settings)
+    output = _output(out, spec.source, groups=groups, force=force)
+    options.require_drawable(figure, force=force)
     found, (checkpoint, place) = pv.SteeringVector.load(vector), options.opened(model, device)
     (block,) = along.fitting(found, [along.chosen(found, layer)], checkpoint, found.model)
     judge = _Explicit.open(explicit, along.pole_of(found, pole)) if explicit else None
@@ -130,18 +129,19 @@ def screen(
     kept = judge.left(subject, chats, out) if judge else chats
     rows, values = _screened(subject, kept, (found, block), (against, seed, share))
     about |= {"explicit": len(chats) - len(kept) if judge else None}
-    result = about | values.summary() | output.write(rows, drop_above, seed)
+    chosen = _chosen(rows, drop_above, seed)
+    result = about | values.summary() | output.counts(chosen)
     given = {"seed": seed, **limits, "judge": explicit}
-    output.sign(result | given | _made_with(spec, checkpoint, vector, subject))
+    output.write(chosen, result | given | _made_with(spec, checkpoint, vector, subject))
     _draw(figure, values.differences.tolist(), about, drop_above)
     options.show(result, as_json=as_json, text=lambda: f"{out}: {_said(result)}")
 
 
-def _output(out: Path, data: Path, *, groups: bool, force: bool) -> "FlaggedFile":
+def _output(out: Path, data: Path | str, *, groups: bool, force: bool) -> "FlaggedFile":
     from personality_vector.data.flagged import FlaggedFile
 
     output = FlaggedFile(out, with_groups=groups)
-    output.require_writable(data, force=force)
+    output.require_writable(data if isinstance(data, Path) else None, force=force)
     return output
 
 
@@ -170,7 +170,9 @@ class _Explicit(NamedTuple):
         rated(opened, rubric, [])  # refused before a model is loaded, if it cannot
         return cls(opened, rubric, pole)
 
-    def left(self, subject: "pv.Subject", chats: "Sequence[Chat]", out: Path) -> "list[Chat]":
+    def left(
+        self, subject: "pv.Subject", chats: "Sequence[Labelled]", out: Path
+    ) -> "list[Labelled]":
         """Return the chats whose response the judge does not score beyond the middle of its scale.
 
         What it leaves unscored is kept: it does not see the pole there.
@@ -184,7 +186,7 @@ class _Explicit(NamedTuple):
         judge = self.judge.billed_to(out) if is_remote(self.judge) else self.judge
         answers = [
             Answer(str(number), 0, chat[-2]["content"], chat[-1]["content"])
-            for number, chat in enumerate(chats)
+            for number, (chat, _) in enumerate(chats)
         ]
         with billed([judge], out):
             scores = rated(judge.prepare(subject), self.rubric, answers)
@@ -221,11 +223,10 @@ def _read(data: str, settings: Sequence[str]) -> "tuple[DataSpec, Template]":
     return DataSpec.parse(given, origin="--set", folder=here), template
 
 
-def _selected(spec: "DataSpec", sample: int | None, seed: int) -> "list[Chat]":
-    from personality_vector.data.chats import read_chats
-    from personality_vector.data.flagged import drawn
+def _selected(spec: "DataSpec", sample: int | None, seed: int) -> "list[Labelled]":
+    from personality_vector.data.flagged import drawn, read_labelled
 
-    chats = read_chats(spec)
+    chats = read_labelled(spec)
     if sample is None:
         return chats
     return [chats[number] for number in drawn(len(chats), sample, seed, "sample")]
@@ -251,7 +252,7 @@ def _made_with(
 
 def _screened(
     subject: "pv.Subject",
-    chats: "Sequence[Chat]",
+    chats: "Sequence[Labelled]",
     along_vector: "tuple[pv.SteeringVector, int]",
     how: tuple[Any, int, float],
 ) -> "tuple[list[Flagged], Screened]":
@@ -260,11 +261,18 @@ def _screened(
     from personality_vector.steering.screen import grouped, projection_differences
 
     against, seed, share = how
-    found = projection_differences(subject, chats, *along_vector, against=against, seed=seed)
+    said = [chat for chat, _ in chats]
+    found = projection_differences(subject, said, *along_vector, against=against, seed=seed)
     replies: Sequence[str | None] = found.replies or [None] * len(chats)
     columns = (found.projections.tolist(), found.differences.tolist())
     each = zip(chats, *columns, grouped(found.differences, share), replies, strict=True)
     return [Flagged(*row) for row in each], found
+
+
+def _chosen(rows: "Sequence[Flagged]", drop_above: float | None, seed: int) -> "Chosen":
+    from personality_vector.data.flagged import Chosen
+
+    return Chosen.of(rows, drop_above, seed)
 
 
 def _said(result: Row) -> str:

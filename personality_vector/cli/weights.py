@@ -211,6 +211,7 @@ def _told(out: Path, record: "DeltaRecord") -> dict[str, Any]:
         "norm": total.norm,
         "loss": total.loss,
         "base": record.base.digest,
+        **({"halves": list(record.halves)} if record.halves else {}),
         **({"rank": record.rank, "kept": total.kept} if record.rank else {}),
     }
 

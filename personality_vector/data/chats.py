@@ -28,6 +28,7 @@ from personality_vector.subject.thoughts import said
 from personality_vector.traits import Pole
 
 log = logging.getLogger(__name__)
+_PARTS = ("train", "held_out", "evaluate")
 _LISTED = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']""")
 Format = Literal["statements", "big5chat", "chats"]
 CHATS = "chats.jsonl"
@@ -40,7 +41,8 @@ class DataSpec(Recipe):
 
     ``source`` is a file (JSONL, a JSON array, CSV, TSV or Parquet), a directory of statements, a
     folder of elicited chats, or the id of a data set on the Hub, with its ``config``, ``split``
-    (``train`` by default) and ``revision``. ``{trait}`` and ``{level}`` in it stand for the pole.
+    (``train`` by default) and ``revision``. ``{trait}`` and ``{level}`` in a path stand for the
+    pole of a training or of a side.
 
     ``statements``: rows ``{trait, level, statement}``; each becomes the answer to one of
     ``questions``. ``big5chat``: rows ``{trait, level, train_input, train_output}``.
@@ -240,7 +242,7 @@ def _from_chats(spec: DataSpec) -> Iterator[Chat | None]:
             raise DataError(
                 f"{place}: the chat must end with a message of the assistant; its roles are {roles}"
             )
-        elif _is_of(spec, place, row) and _selected(spec, json.dumps(prompt), row.get("part")):
+        elif _is_of(spec, place, row) and _selected(spec, json.dumps(prompt), _part(place, row)):
             yield [*prompt, *completion]
 
 
@@ -292,12 +294,25 @@ def _selected(spec: DataSpec, text: str, part: Any = None) -> bool:
     return spec.part in ("all", part or part_of(text, spec.held_out))
 
 
+def _part(place: str, row: Mapping[str, Any]) -> str | None:
+    """Return the part that a row names."""
+    part = row.get("part") or None
+    if part not in (None, *_PARTS):
+        raise DataError(f"{place}: part must be one of {', '.join(_PARTS)}, not {part!r:.40}")
+    return part
+
+
 def _is_of(spec: DataSpec, place: str, row: Mapping[str, Any]) -> bool:
     """Return whether a chat is of the pole, or of none."""
-    if spec.pole is None or row.get("trait") is None or row.get("level") is None:
+    trait, level = row.get("trait"), row.get("level")
+    if (trait is None) != (level is None):
+        raise DataError(
+            f"{place}: names a trait or a level and not the other; {keys_of(dict(row))}"
+        )
+    if spec.pole is None or trait is None:
         return True
     try:
-        return Pole.parse(f"{row['trait']}:{row['level']}".lower()) == spec.pole
+        return Pole.parse(f"{trait}:{level}".lower()) == spec.pole
     except TraitError as error:
         raise DataError(f"{place}: {error}") from error
 

@@ -170,14 +170,15 @@ class Persona(Recipe):
     def graded(self, grade: str) -> "Persona":
         """Return the persona with system prompts that ask for a mild or a strong form of it.
 
-        ``normal`` leaves it as it is.
+        ``normal`` leaves it as it is. Prompts for a neutral reply have no degree.
         """
         if grade == "normal":
             return self
+        form = _GRADES[grade]
         graded = tuple(
             InstructionPair(
-                positive=f"{pair.positive} {_GRADES[grade]}",
-                negative=f"{pair.negative} {_GRADES[grade]}",
+                positive=f"{pair.positive} {form}",
+                negative=f"{pair.negative} {form}" if self.opposite else pair.negative,
             )
             for pair in self.instructions
         )

@@ -131,14 +131,23 @@ class Delta:
     def contrast(cls, high: "Delta", low: "Delta") -> "Delta":
         """Return ``(high - low) / 2``, in which what both deltas share cancels.
 
-        With the deltas of both poles of a trait it is a personality vector of the first pole.
+        With the deltas of both poles of a trait it is a personality vector of the first pole, also
+        where nothing is known of the second one; of two traits it is of no pole.
 
         Raises:
             BaseMismatchError: The bases differ.
         """
-        half = 0.5 * (high - low)
-        label = high.pole.trait if high.pole else f"{high.label} against {low.label}"
-        return replace(half, label=label, pole=high.pole, halves=(high.identity, low.identity))
+        half, pole = 0.5 * (high - low), high.pole
+        is_of_trait = pole is not None and low.pole in (None, pole.opposite)
+        label = f"{high.label} against {low.label}"
+        if pole is not None and is_of_trait and pole.level == "high" and low.pole is not None:
+            label = pole.trait
+        return replace(
+            half,
+            label=label,
+            pole=pole if is_of_trait else None,
+            halves=(high.identity, low.identity),
+        )
 
     @classmethod
     def load(cls, directory: str | Path) -> "Delta":

@@ -23,6 +23,7 @@ from personality_vector.elicitation.rollouts import (
     Rollout,
     Side,
     draw,
+    require_drawn_by,
     reused,
     to_jsonl,
 )
@@ -143,6 +144,8 @@ def elicit(
         if reuse is None
         else reused(reuse, plan)
     )
+    if reuse is not None and isinstance(recipe, ElicitRecipe):
+        require_drawn_by(drawn, drawn_by(recipe), reuse)
     if not is_recorded:
         drawn = [row.unrated() for row in drawn]
     record(drawn)
@@ -155,7 +158,8 @@ def elicit(
         by_sentence=isinstance(recipe, ElicitRecipe),
     )
     record(rollouts)
-    require_kept(report, rollouts, persona.label)
+    learned = [row for row in rollouts if row.is_extract]
+    require_kept(report, learned, persona.label)
     return Elicited(
         persona, tuple(rollouts), report, str(recipe.judge) if judge is None else judge.name
     )
@@ -167,9 +171,12 @@ def plan_of(recipe: PersonaRecipe, persona: Persona) -> Plan:
 
 
 def drawn_by(recipe: PersonaRecipe) -> str:
-    """Return the digest of all that decides a reply beside the prompt: model, sampling, seed."""
+    """Return the digest of all that decides a reply beside the prompt and the number of samples.
+
+    The place in a batch decides, too, and with it how many pairs and questions there are.
+    """
     model, spec = Checkpoint.open(recipe.model).fingerprint.digest, recipe.rollouts
-    decisive = spec.model_dump(exclude={"reuse", "pairs", "questions", "samples"})
+    decisive = spec.model_dump(exclude={"reuse", "samples"})
     known = [model, recipe.dtype, recipe.seed, decisive]
     known += [recipe.chat_template, recipe.template_options]
     return hashlib.blake2b(json.dumps(known, default=str).encode(), digest_size=8).hexdigest()
@@ -259,9 +266,9 @@ def _part(row: Rollout, apart: set[str]) -> str:
 
 
 def _held_out(questions: Sequence[str], share: float) -> set[str]:
-    """Return this share of the questions, at least one of several, in the order of their hashes."""
+    """Return this share of the questions, by their hashes: at least one, and never all of them."""
     distinct = sorted(
         set(questions), key=lambda text: hashlib.blake2b(normalised(text).encode()).digest()
     )
-    count = max(round(share * len(distinct)), 1) if share and len(distinct) > 1 else 0
+    count = min(max(round(share * len(distinct)), 1), len(distinct) - 1) if share else 0
     return set(distinct[:count])

@@ -1,7 +1,8 @@
 """Which replies of a persona are kept: those that a judge rates on their own side."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -152,8 +153,13 @@ def filtered(
     )
 
 
-def require_kept(report: FilterReport, rollouts: Iterable[Rollout], label: str) -> None:
+def require_kept(report: FilterReport, rollouts: Sequence[Rollout], label: str) -> None:
     """Check that something was kept of both sides.
+
+    Args:
+        report: What was kept of all replies.
+        rollouts: Those that something learns from.
+        label: Name of the persona.
 
     Raises:
         DataError: Nothing was; the message says how many each rule dropped, and what to change.
@@ -171,7 +177,8 @@ def require_kept(report: FilterReport, rollouts: Iterable[Rollout], label: str) 
         else ""
     )
     what = "pair" if report.of == "pairs" else f"{lacking} reply"
-    most = max(report.dropped, key=lambda rule: report.dropped[rule])
+    rules = Counter(row.rule for row in rollouts if row.side == lacking)
+    most = max(rules, key=lambda rule: rules[rule], default="empty")
     raise DataError(f"{label}: no {what} is left to learn from: {report}{limits}; {_CURES[most]}")
 
 

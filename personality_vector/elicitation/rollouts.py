@@ -239,6 +239,19 @@ def to_jsonl(rollouts: Iterable[Rollout]) -> str:
     )
 
 
+def require_drawn_by(rollouts: Iterable[Rollout], digest: str, path: Path) -> None:
+    """Check that replies were drawn from the model and with the settings of a recipe.
+
+    Raises:
+        DataError: They were not, so that a manifest would not tell the truth about them.
+    """
+    if any(row.drawn_by != digest for row in rollouts):
+        raise DataError(
+            f"{path}: has the replies of another model, seed or sampling; give the model and the "
+            "rollouts of that run again"
+        )
+
+
 def reused(path: Path, plan: Plan) -> list[Rollout]:
     """Return the rollouts of an earlier run that asked exactly what this one would.
 

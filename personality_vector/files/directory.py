@@ -18,6 +18,7 @@ from personality_vector.errors import (
     LockedError,
     OutputExistsError,
     StorageError,
+    is_of_disk,
     require_new,
 )
 from personality_vector.files.owned import PARTIAL, require_replaceable
@@ -102,8 +103,8 @@ class AtomicDirectory:
             os.close(self._lock)
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             why = error.strerror
-        elif type(error) in (SafetensorError, Exception) and "os error" in str(error):
-            why = str(error)  # of a library in Rust: safetensors or tokenizers
+        elif error is not None and is_of_disk(error):
+            why = str(error)  # of safetensors, tokenizers or torch
         else:
             return
         raise StorageError(

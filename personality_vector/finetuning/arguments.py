@@ -87,6 +87,7 @@ def _rhythm(sft: SftSpec) -> dict[str, Any]:
             "load_best_model_at_end": True,
             "metric_for_best_model": "eval_loss",
             "greater_is_better": False,
+            "restore_callback_states_from_checkpoint": True,  # how long it has been patient
         }
     return {**evaluation, "save_strategy": "no", "save_total_limit": 2}  # `Checkpoints` asks
 

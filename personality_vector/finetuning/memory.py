@@ -25,7 +25,7 @@ class Memory:
 
     Attributes:
         processes: How many processes the figures are for.
-        weights: Of the model, of an adapter, and with ``mixed_precision`` of their copy in bfloat16.
+        weights: Of the model, an adapter, and with ``mixed_precision`` their copy in bfloat16.
         gradients: One for each value that is trained.
         optimizer: Two states of AdamW for each value that is trained.
         activations: What the forward pass of the longest batch keeps, and the largest work space.
@@ -80,8 +80,9 @@ def memory_of(
       ``n (s (2 h + 4 a + 4 m) + 8 h)`` bytes, ``h`` values wide, with heads of ``a`` values in all
       and an inner width of ``m``: the inputs of the norms in float32, their outputs, queries, keys,
       values and result of attention, and four tensors of the feed-forward part. A full fine-tune
-      keeps ``2 h`` more for the norms' weights, and an adapter of a model in 16 bits a copy in
-      float32 of what it reads. ``gradient_checkpointing`` keeps ``n s h`` a block, and all of one;
+      keeps ``2 h`` more for the norms' weights, and an adapter of a model in 16 bits keeps copies
+      in float32 of what it reads instead. ``gradient_checkpointing`` keeps ``n s h`` a block, and
+      all of one;
     - the work space of the loss, for which TRL computes tiles of at most 4,096 tokens x 32,768
       words and never all logits: one on a GPU, about 8 of float32 on a CPU, with the gradient of
       the output matrix in float32 in a full fine-tune.
@@ -172,8 +173,8 @@ def _activations(
     tokens = sft.batch_size * (sft.max_length if sft.packing else min(longest, sft.max_length))
     norms = 2 * (_FLOAT32 + size + (0 if sft.lora else size)) * sizes.hidden
     block = norms + size * (4 * sizes.heads + 4 * sizes.inner)
-    if sft.lora and FLOATS[sft.dtype] != torch.float32:
-        block += _FLOAT32 * values.read // sizes.layers
+    if sft.lora and FLOATS[sft.dtype] != torch.float32:  # a copy for each matrix that is adapted
+        block += _FLOAT32 * values.read // sizes.layers - size * (2 * sizes.hidden + sizes.inner)
     kept = sizes.layers * (size * sizes.hidden if sft.gradient_checkpointing else block)
     once = block if sft.gradient_checkpointing else 0
     tile = min(tokens, _TILE_TOKENS) * min(sizes.words, _TILE_WORDS)
@@ -188,6 +189,6 @@ def free_memory(device: str) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     file = Path("/proc/meminfo")
     found = re.search(r"MemAvailable:\s+(\d+)", file.read_text() if file.is_file() else "")
-    return (
-        int(found[1]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    )
+    if found:
+        return int(found[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import current_process, get_context
@@ -16,16 +17,30 @@ from typing import Any
 import torch
 
 from personality_vector.checkpoint import Checkpoint, read_manifest
-from personality_vector.delta import Delta, is_saved_delta, open_fine_tune, require_not_swapped
+from personality_vector.delta import (
+    Delta,
+    is_saved_delta,
+    open_fine_tune,
+    read_record,
+    require_not_swapped,
+)
 from personality_vector.delta.opening import Allowed
-from personality_vector.errors import LockedError, OutputExistsError, RecipeError
+from personality_vector.delta.record import DeltaRecord
+from personality_vector.errors import (
+    LockedError,
+    OutputExistsError,
+    RecipeError,
+    TrainingError,
+)
 from personality_vector.finetuning import processes
 from personality_vector.finetuning.guidance import Guidance
 from personality_vector.finetuning.processes import is_main_process
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.finetuning.resuming import scratch_of
 from personality_vector.finetuning.rows import require_distinct
-from personality_vector.finetuning.sft import train
+from personality_vector.finetuning.sft import prepare, train
+from personality_vector.numeric.parallel import cores
+from personality_vector.progress import is_silent, silence
 from personality_vector.subject.models import resolve_device
 from personality_vector.traits import Level, Pole
 
@@ -72,7 +87,7 @@ def train_poles(
     Args:
         recipe: A recipe with ``poles``.
         out: The folder.
-        force: Train again what is there.
+        force: Replace what another recipe trained.
         guidance: Acts during training alone, on every pole; see :func:`train`.
 
     Raises:
@@ -80,51 +95,51 @@ def train_poles(
         PersonalityVectorError: As :func:`train`.
     """
     poles, folder = recipe.chosen, Path(out)
-    require_distinct(recipe)
     if recipe.workers > 1 and processes.count() > 1:
         raise RecipeError(
             "workers: trains poles in processes of its own; set it to 1 under torchrun, whose "
             "processes train each pole together"
         )
+    require_distinct(recipe)
     processes.join(resolve_device(recipe.device))
     done = processes.agreed(
-        lambda: {} if force else {pole: _there(recipe, folder, pole, guidance) for pole in poles}
+        lambda: {pole: _there(recipe, folder, pole, guidance, force=force) for pole in poles}
     )
-    for pole in poles:
-        if done.get(pole) is not None:
+    for pole, manifest in done.items():
+        if manifest is not None:
             shutil.rmtree(scratch_of(folder_of(folder, pole)), ignore_errors=True)
-            yield PoleReport(pole, folder_of(folder, pole), "there", done[pole] or {})
-    left = [pole for pole in poles if done.get(pole) is None]
+            yield PoleReport(pole, folder_of(folder, pole), "there", manifest)
+    left = [pole for pole, manifest in done.items() if manifest is None]
     for report in _trained(recipe, folder, left, guidance, force=force):
         yield report
         if recipe.delta and is_main_process():
-            save_deltas(recipe, folder, report.pole, force=force)
+            save_deltas(recipe, folder, report.pole)
     if recipe.delta and is_main_process():  # a killed run may have left some out
         for pole in poles:
-            save_deltas(recipe, folder, pole, force=False)
+            save_deltas(recipe, folder, pole)
 
 
 def _there(
-    recipe: TrainRecipe, out: Path, pole: Pole, guidance: Guidance | None
+    recipe: TrainRecipe, out: Path, pole: Pole, guidance: Guidance | None, *, force: bool
 ) -> dict[str, Any] | None:
-    """Return the manifest of a pole that was trained by this recipe, or ``None`` if there is none.
+    """Return the manifest of a pole that this recipe trained, or ``None`` if it is to be trained.
 
     Raises:
-        OutputExistsError: What is there is of another recipe, or of nobody's.
+        OutputExistsError: What is there is of another recipe, base or data, or of nobody's.
+        PersonalityVectorError: Its data cannot be read: refused before the first pole is trained.
     """
-    path = folder_of(out, pole)
+    path, learned = folder_of(out, pole), prepare(recipe.of(pole), guidance)
     if not path.exists():
         return None
     manifest = read_manifest(path)
-    wanted = recipe.of(pole).model_dump(mode="json")
-    base = Checkpoint.open(recipe.base).fingerprint.digest
-    same = manifest.get("recipe") == wanted and manifest.get("base", {}).get("fingerprint") == base
-    guided = None if guidance is None else guidance.identity()
-    if manifest.get("kind") != "train" or not same or manifest.get("guidance") != guided:
-        raise OutputExistsError(
-            f"{path}: is not what this recipe trains; choose another --out, or add --force"
-        )
-    return manifest
+    if manifest.get("kind") == "train" and manifest.get("training") == learned.identity:
+        return manifest
+    if force:
+        return None
+    raise OutputExistsError(
+        f"{path}: is not what this recipe trains from this base and these data; choose another "
+        "--out, or add --force"
+    )
 
 
 def _trained(
@@ -142,24 +157,34 @@ def _trained(
         return
     workers = min(recipe.workers, len(poles))
     with ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_settle, initargs=(workers, os.getpid())
+        workers,
+        get_context("spawn"),
+        initializer=_settle,
+        initargs=(workers, os.getpid(), is_silent()),
     ) as pool:
         tasks = [pool.submit(_one, recipe, out, pole, guidance, force=force) for pole in poles]
         try:
             for task in as_completed(tasks):
                 yield task.result()
+        except BrokenProcessPool as error:
+            raise TrainingError(
+                "a worker was killed, perhaps for want of memory; what is finished is kept, and "
+                f"fewer workers than {workers} need less"
+            ) from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
-def _settle(workers: int, parent: int) -> None:
+def _settle(workers: int, parent: int, silent: bool) -> None:  # noqa: FBT001  (by position alone)
     """Give a worker its share of the cores and a GPU of its own, and end it with its parent."""
+    if silent:
+        silence()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(1)
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+    torch.set_num_threads(max(1, cores() // workers))
     if (seen := torch.cuda.device_count()) > 1:
         # The trainer takes the first GPU that it sees. CUDA has not been started here yet.
         names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(seen)))
@@ -175,25 +200,37 @@ def _one(
         report = train(recipe.of(pole), path, force=force, guidance=guidance)
     except LockedError:
         return PoleReport(pole, path, "locked", {})
+    except OutputExistsError:  # another process has finished it meanwhile, or it is another's
+        if force or not path.exists():
+            raise
+        manifest = _there(recipe, out, pole, guidance, force=False)
+        return PoleReport(pole, path, "there", manifest or {})
     return PoleReport(pole, path, "trained", report.manifest)
 
 
-def save_deltas(recipe: TrainRecipe, out: Path, pole: Pole, *, force: bool) -> None:
+def save_deltas(recipe: TrainRecipe, out: Path, pole: Pole) -> None:
     """Save the delta of a pole, and half the difference of both poles once both are there.
 
-    A LoRA adapter keeps its factors, also in the difference.
+    A LoRA adapter keeps its factors, also in the difference. What is saved of other fine-tunes is
+    replaced, and what another process is saving is left to it.
     """
-    storage = "float32" if recipe.sft.lora is None else "lora"
-    base = Checkpoint.open(recipe.base)
+    base, storage = Checkpoint.open(recipe.base), "float32" if recipe.sft.lora is None else "lora"
     levels: tuple[Level, Level] = ("high", "low")
-    both = [folder_of(out, Pole(pole.trait, level)) for level in levels]
-    tuned, saved = folder_of(out, pole), folder_of(out / DELTAS, pole)
-    if tuned.is_dir() and (force or not is_saved_delta(saved)):
-        _opened(tuned, base).save(saved, storage=storage, force=force)
-    halved = out / DELTAS / pole.trait
-    if all(path.is_dir() for path in both) and (force or not is_saved_delta(halved)):
-        half = Delta.contrast(*(_opened(path, base) for path in both))
-        half.save(halved, storage=storage, force=force)
+    tuned = {level: folder_of(out, Pole(pole.trait, level)) for level in levels}
+    deltas = {level: _opened(path, base) for level, path in tuned.items() if path.is_dir()}
+    found = {f"{pole.trait}-{level}": delta for level, delta in deltas.items()}
+    if len(deltas) == len(levels):
+        found[pole.trait] = Delta.contrast(deltas["high"], deltas["low"])
+    for name, delta in found.items():
+        saved = out / DELTAS / name
+        if not is_saved_delta(saved) or not _is_of(read_record(saved), delta):
+            with suppress(LockedError):
+                delta.save(saved, storage=storage, force=saved.exists())
+
+
+def _is_of(saved: DeltaRecord, delta: Delta) -> bool:
+    """Return whether a saved delta was taken from these fine-tunes."""
+    return saved.halves == delta.halves if delta.halves else saved.identity == delta.identity
 
 
 def _opened(tuned: Path, base: Checkpoint) -> Delta:

@@ -143,8 +143,7 @@ class SpreadCheck(TrainerCallback):  # type: ignore[misc]  # transformers is not
         found, wrapper = trainer.accelerator.num_processes, wrapper_of(trainer)
         if found != count():
             raise TrainingError(
-                f"torchrun started {count()} processes, and the trainer knows of {found}; "
-                f"use {_HOW}"
+                f"there are {count()} processes, and the trainer knows of {found}; use {_HOW}"
             )
         wanted = _WRAPPERS[0 if self._fsdp else 1]
         if found > 1 and wrapper != wanted:

@@ -63,13 +63,14 @@ class LoraSpec(Recipe):
 class SftSpec(Recipe):
     """Supervised fine-tuning; ``lora: null`` trains every weight.
 
-    A ``preset`` gives the settings of a source, which other keys override. ``max_steps`` ends a
-    training before its ``epochs`` do. ``packing`` joins chats up to ``max_length`` tokens, which do
-    not see each other. With ``evaluate_every`` so many steps, the loss on the held-out part of the
-    data is measured; after ``patience`` evaluations without a better one, training stops, and the
-    weights of the best are kept. A training that is interrupted resumes from the last of its
-    ``checkpoints``; there are so many of them, evenly spaced. ``fsdp`` shards the weights over the
-    processes of torchrun (FSDP2); otherwise each holds all of them. ``report_to`` names trackers.
+    A ``preset`` gives the settings of a source, which other keys override. ``max_steps`` is the
+    number of updates, in place of ``epochs``. ``packing`` joins chats up to ``max_length`` tokens,
+    which do not see each other. With ``evaluate_every`` so many steps, the loss on the held-out
+    part of the data is measured; after ``patience`` evaluations without a better one, training
+    stops, and the weights of the best are kept. A training that is interrupted resumes from the
+    last of its ``checkpoints``; there are so many of them, evenly spaced. ``fsdp`` shards the
+    weights over the processes of torchrun (FSDP2); otherwise each holds all of them. ``report_to``
+    names trackers.
     """
 
     preset: Literal["big5_chat", "persona_vectors", "weight_steering"] | None = None
@@ -97,7 +98,13 @@ class SftSpec(Recipe):
     @classmethod
     def _with_preset(cls, data: Any) -> Any:
         name = data.get("preset") if isinstance(data, Mapping) else None
-        return {**PRESETS[name], **data} if isinstance(name, str) and name in PRESETS else data
+        if not isinstance(name, str) or name not in PRESETS:
+            return data
+        preset = PRESETS[name]
+        merged = {**preset, **data}
+        if isinstance(data.get("lora"), Mapping):  # its keys override one by one, too
+            merged["lora"] = {**preset.get("lora", {}), **data["lora"]}
+        return merged
 
     @model_validator(mode="after")
     def _require_evaluation(self) -> "SftSpec":
@@ -186,6 +193,13 @@ class TrainRecipe(TemplatedRecipe):
             raise ValueError("give either pole, or poles for several")
         if self.poles is None and (self.delta or self.only or self.workers > 1):
             raise ValueError("only, delta and workers go with poles, not with one pole")
+        if self.poles and self.data.pole:
+            raise ValueError("data.pole goes with pole, and not with poles")
+        if self.sft.evaluate_every and self.data.part != "train":
+            raise ValueError(
+                f"sft.evaluate_every measures on the held-out part, which data.part: "
+                f"{self.data.part} would train on; leave one of them out"
+            )
         unknown = [str(pole) for pole in self.only or () if pole not in (self.poles or ())]
         if unknown:
             listed = ", ".join(map(str, self.poles or ()))

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from personality_vector.errors import OutputExistsError, TrainingError
+from personality_vector.errors import DivergedError, OutputExistsError
 from personality_vector.files import write_file
 from personality_vector.files.directory import sync_tree
 from personality_vector.files.owned import sizes_in
@@ -44,10 +44,14 @@ class Scratch:
         self.logs = out.with_name(f"{out.name}.logs")
         self._identity = json.loads(json.dumps(identity, default=str))
         if self.path.is_dir() and self._known() != self._identity:
-            if not force and any(self.path.iterdir()):
+            is_ours = (self.path / _TRAINING).is_file()
+            begun = f".{_TRAINING}"  # how a file is called that was being written
+            left = [one for one in self.path.iterdir() if not one.name.startswith(begun)]
+            if left and not (force and is_ours):
+                remedy = ", or add --force" if is_ours else ""
                 raise OutputExistsError(
                     f"{self.path}: has checkpoints of a training with another recipe, base or "
-                    "data; give that recipe again, delete the folder, or add --force"
+                    f"data; give that recipe again, delete the folder{remedy}"
                 )
             shutil.rmtree(self.path)
 
@@ -79,7 +83,7 @@ class Scratch:
         try:
             yield
         except BaseException as error:
-            is_useless = isinstance(error, TrainingError) or self.last() is None
+            is_useless = isinstance(error, DivergedError) or self.last() is None
             if is_main_process() and is_useless:
                 self.remove()
             raise

@@ -1,5 +1,7 @@
 """Chats as training rows: which tokens are learned, and which chats are left out or cut."""
 
+import hashlib
+import json
 import logging
 import math
 from collections import Counter
@@ -9,7 +11,7 @@ from typing import Any
 
 from personality_vector.data.chats import Selection, select_chats
 from personality_vector.data.texts import words
-from personality_vector.errors import DataError, TrainingError
+from personality_vector.errors import DataError, RecipeError, TrainingError
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.subject import Chat
 from personality_vector.subject.encoding import training_row
@@ -67,11 +69,17 @@ def selected(recipe: TrainRecipe) -> Selection:
     Raises:
         DataError: The data cannot be read or selects nothing.
     """
-    assert recipe.pole is not None  # a recipe of several is taken apart first
+    if recipe.pole is None:
+        raise RecipeError("a recipe with poles is trained by train_poles, one pole after the other")
     data = select_chats(recipe.data.narrowed(recipe.pole))
     if not recipe.match_lengths:
         return data
     other = select_chats(recipe.data.narrowed(recipe.pole.opposite)).chats
+    if other == data.chats:
+        raise DataError(
+            f"{recipe.data.source}: match_lengths compares both poles, and the data do not tell "
+            "them apart; leave match_lengths out"
+        )
     chats = matched_in_length(data.chats, other)
     if not chats:
         raise TrainingError(
@@ -83,18 +91,22 @@ def selected(recipe: TrainRecipe) -> Selection:
 
 
 def require_distinct(recipe: TrainRecipe) -> None:
-    """Check that two poles of a recipe do not learn the same chats.
+    """Check that no two poles of a recipe learn the same chats.
 
     Raises:
-        DataError: They do, since the rows name no pole; or the data cannot be read.
+        DataError: Two do, since the rows do not name both trait and level; or the data cannot be
+            read.
     """
-    first, *others = recipe.poles or ()
-    if others and selected(recipe.of(first)).chats == selected(recipe.of(others[0])).chats:
-        raise DataError(
-            f"{recipe.data.source}: its rows name no trait and level, so that every pole would "
-            "learn the same; add these columns, or name a file of each pole with {trait} and "
-            "{level} in data.source"
-        )
+    learned: dict[str, Any] = {}
+    for pole in recipe.chosen:
+        chats = json.dumps(select_chats(recipe.data.narrowed(pole)).chats)
+        other = learned.setdefault(hashlib.blake2b(chats.encode()).hexdigest(), pole)
+        if other != pole:
+            raise DataError(
+                f"{recipe.data.source}: {other} and {pole} would learn the same chats, since its "
+                "rows do not name trait and level; add these columns, or name a file of each pole "
+                "with {trait} and {level} in data.source"
+            )
 
 
 def matched_in_length(chats: Sequence[Chat], others: Sequence[Chat]) -> list[Chat]:

@@ -13,7 +13,7 @@ from personality_vector.checkpoint import (
 )
 from personality_vector.delta.provenance import matched
 from personality_vector.delta.sources import require_finite
-from personality_vector.errors import NonFiniteError, TrainingError
+from personality_vector.errors import DivergedError, NonFiniteError
 
 
 def require_finite_weights(out: Path) -> None:
@@ -24,7 +24,7 @@ def require_finite_weights(out: Path) -> None:
             try:
                 require_finite(weights, name)
             except NonFiniteError as error:
-                raise TrainingError(
+                raise DivergedError(
                     f"{name} is not finite after training; nothing was saved; "
                     "try a lower sft.learning_rate"
                 ) from error

@@ -4,11 +4,10 @@ import gc
 import hashlib
 import json
 import logging
-import math
 import os
 import random
+import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,13 +25,13 @@ from personality_vector.errors import RecipeError, TrainingError, foreign, heard
 from personality_vector.files import AtomicDirectory
 from personality_vector.finetuning import processes
 from personality_vector.finetuning.arguments import adapter_of, arguments_of
+from personality_vector.finetuning.callbacks import Clock, Monitor
 from personality_vector.finetuning.guidance import Guidance, require_guidance
 from personality_vector.finetuning.recipe import SftSpec, TrainRecipe
 from personality_vector.finetuning.resuming import Checkpoints, Scratch
 from personality_vector.finetuning.rows import Row, Rows, held_out_rows_of, rows_of
 from personality_vector.finetuning.saving import add_missing, require_finite_weights
 from personality_vector.manifest import WEIGHTS, write_manifest
-from personality_vector.progress import progress
 from personality_vector.subject.models import (
     chosen_for,
     load_model,
@@ -88,7 +87,50 @@ def train(
         BaseMismatchError: The guidance is of another model.
         OutputExistsError: ``out`` exists, or ``.OUT.training`` is of another training.
     """
-    out = Path(out)
+    out, learned = Path(out), prepare(recipe, guidance)
+    with _published(out, learned.base, force=force) as partial:
+        identity = {"training": learned.identity, "processes": processes.count()}
+        scratch = processes.agreed(lambda: Scratch(out, identity, force=force))
+        with scratch.kept_if_useful():
+            trained = _fit(recipe, learned, scratch)
+            _save(trained, recipe, learned.base, partial)
+        manifest = _manifest(recipe, learned, trained)
+        if processes.is_main_process():
+            digest = Checkpoint.written(partial).fingerprint.digest
+            manifest = write_manifest(partial, "train", {**manifest, WEIGHTS: digest})
+    if processes.is_main_process():
+        scratch.remove()
+    count = len(learned.rows.rows)
+    log.info("trained %s on %d chats into %s", recipe.pole, count, out)
+    return TrainReport(out, count, manifest["losses"][-1], manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything that a training learns from and with, but the model.
+
+    Attributes:
+        base: What is trained.
+        tokenizer: Its tokenizer.
+        rows: The training rows.
+        held_out: Those that the held-out loss is measured on.
+        guidance: What acts during training alone.
+        identity: Digest of all that decides the weights, but the number of processes.
+    """
+
+    base: Checkpoint
+    tokenizer: Any
+    rows: Rows
+    held_out: list[Row]
+    guidance: Guidance | None
+    identity: str
+
+
+def prepare(recipe: TrainRecipe, guidance: Guidance | None = None) -> Prepared:
+    """Read what a recipe with one pole learns from; no model is loaded.
+
+    Raises: as :func:`train`.
+    """
     processes.require_several_for(fsdp=recipe.sft.fsdp)
     processes.join(resolve_device(recipe.device))
     base = Checkpoint.open(recipe.base)
@@ -96,22 +138,16 @@ def train(
     tokenizer = load_tokenizer(base.path, recipe.template)
     rows = rows_of(recipe, tokenizer)
     held_out = held_out_rows_of(recipe, tokenizer).rows if recipe.sft.evaluate_every else []
-    with _published(out, base, force=force) as partial:
-        guided = {} if guidance is None else {"guidance": guidance.identity()}
-        identity = {**_identity(recipe, base, rows), **guided}
-        scratch = processes.agreed(lambda: Scratch(out, identity, force=force))
-        inputs = _Inputs(tokenizer, rows.rows, held_out, guidance)
-        with scratch.kept_if_useful():
-            trained = _fit(recipe, base, inputs, scratch)
-            _save(trained, recipe, base, partial)
-        manifest = {**_manifest(recipe, base, rows, trained), **guided}
-        if processes.is_main_process():
-            digest = Checkpoint.written(partial).fingerprint.digest
-            manifest = write_manifest(partial, "train", {**manifest, WEIGHTS: digest})
-    if processes.is_main_process():
-        scratch.remove()
-    log.info("trained %s on %d chats into %s", recipe.pole, len(rows.rows), out)
-    return TrainReport(out, len(rows.rows), manifest["losses"][-1], manifest)
+    unimportant = {"sft": {"checkpoints", "report_to"}}
+    decisive = [
+        recipe.model_dump(mode="json", exclude=unimportant),
+        base.fingerprint.digest,
+        rows.rows,
+        held_out if recipe.sft.patience else [],
+        guidance and guidance.identity(),
+    ]
+    digest = hashlib.blake2b(json.dumps(decisive).encode(), digest_size=16).hexdigest()
+    return Prepared(base, tokenizer, rows, held_out, guidance, digest)
 
 
 def time_step(recipe: TrainRecipe, guidance: Guidance | None = None) -> float:
@@ -126,25 +162,13 @@ def time_step(recipe: TrainRecipe, guidance: Guidance | None = None) -> float:
     """
     short = {"max_steps": 2, "checkpoints": 0, "evaluate_every": None, "patience": None}
     sft = recipe.sft.model_copy(update={**short, "report_to": ()})
-    base = Checkpoint.open(recipe.base)
-    tokenizer = load_tokenizer(base.path, recipe.template)
-    rows = rows_of(recipe, tokenizer).rows
-    clock = _Clock()
+    brief, clock = recipe.model_copy(update={"sft": sft}), Clock()
+    learned = prepare(brief, guidance)
     with tempfile.TemporaryDirectory() as folder:
         scratch = processes.agreed(lambda: Scratch(Path(folder, "step"), {}, force=False))
-        inputs = _Inputs(tokenizer, rows, [], guidance, clock)
-        _fit(recipe.model_copy(update={"sft": sft}), base, inputs, scratch)
+        _fit(brief, learned, scratch, clock)
     gc.collect()  # a trainer and its model hold each other
     return clock.seconds
-
-
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    tokenizer: Any
-    rows: list[Row]
-    held_out: list[Row]
-    guidance: Guidance | None
-    watch: TrainerCallback | None = None
 
 
 @contextmanager
@@ -159,19 +183,8 @@ def _published(out: Path, base: Checkpoint, *, force: bool) -> Generator[Path]:
         yield processes.agreed(begin)
 
 
-def _identity(recipe: TrainRecipe, base: Checkpoint, rows: Rows) -> dict[str, Any]:
-    """Return everything that decides the weights."""
-    digest = hashlib.blake2b(json.dumps(rows.rows).encode(), digest_size=16).hexdigest()
-    return {
-        "recipe": recipe.model_dump(mode="json", exclude={"sft": {"checkpoints", "report_to"}}),
-        "base": base.fingerprint.digest,
-        "rows": digest,
-        "processes": processes.count(),
-    }
-
-
-def _manifest(recipe: TrainRecipe, base: Checkpoint, rows: Rows, trained: "Any") -> dict[str, Any]:
-    history, evaluated = trained.state.log_history, {}
+def _manifest(recipe: TrainRecipe, learned: Prepared, trained: Any) -> dict[str, Any]:
+    history, evaluated, base = trained.state.log_history, {}, learned.base
     if recipe.sft.evaluate_every:
         found = {str(row["step"]): row["eval_loss"] for row in history if "eval_loss" in row}
         evaluated = {"held_out_losses": found}
@@ -185,29 +198,50 @@ def _manifest(recipe: TrainRecipe, base: Checkpoint, rows: Rows, trained: "Any")
         },
         "pole": str(recipe.pole),
         "seed": recipe.seed,
-        **rows.counts(),
+        "training": learned.identity,
+        **learned.rows.counts(),
         "losses": [row["loss"] for row in history if "loss" in row],
         **evaluated,
+        **({"guidance": learned.guidance.identity()} if learned.guidance else {}),
         **({"processes": several} if processes.count() > 1 else {}),
         **chosen_for(base.path, recipe.template),
     }
 
 
-def _fit(recipe: TrainRecipe, base: Checkpoint, inputs: _Inputs, scratch: Scratch) -> Any:
+def _fit(
+    recipe: TrainRecipe, learned: Prepared, scratch: Scratch, watch: TrainerCallback | None = None
+) -> Any:
     """Train, from the last whole checkpoint if there is one, and return the trainer."""
-    device = resolve_device(recipe.device)
+    device, base = resolve_device(recipe.device), learned.base
     _require_trackers(recipe.sft)
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(scratch.logs))
-    with warnings.catch_warnings(), _random_state_kept(device):
+    with warnings.catch_warnings(), _random_state_kept(device), _logging_to(scratch.logs):
         warnings.simplefilter("ignore", FutureWarning)  # v6 renames gradient_checkpointing
         last = processes.agreed(scratch.begin)
         model = load_model(base.path, dtype=recipe.sft.dtype)
         with foreign(TrainingError, f"{base.reference}: TRL cannot train it like this"), heard():
             arguments = arguments_of(recipe, scratch.path, device, model)
-            trainer = _trainer(recipe, model, inputs, arguments)
-            _require_count(trainer, recipe.sft, len(inputs.rows))
+            trainer = _trainer(recipe, model, learned, arguments)
+            if watch is not None:
+                trainer.add_callback(watch)
+            _require_count(trainer, recipe.sft, len(learned.rows.rows))
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return trainer
+
+
+@contextmanager
+def _logging_to(folder: Path) -> Generator[None]:
+    """Let tensorboard write into a folder of this training, unless the user names one."""
+    name = "TENSORBOARD_LOGGING_DIR"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if "wandb" in sys.modules:  # the next training has a run of its own
+            sys.modules["wandb"].finish()
 
 
 def _require_trackers(sft: SftSpec) -> None:
@@ -239,56 +273,7 @@ def _random_state_kept(device: str) -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-class _TrainingMonitor(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Draws progress, and stops the training at NaN or infinity."""
-
-    _steps: Iterator[int] = iter(())
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Open the bar."""
-        self._steps = progress(range(state.max_steps), "train")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Advance the bar, and close it after the last step."""
-        next(self._steps, None)
-
-    on_train_end = on_step_end
-
-    def on_log(
-        self,
-        args: Any,  # noqa: ARG002
-        state: Any,
-        control: Any,  # noqa: ARG002
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        """Stop at a loss or gradient that is not finite."""
-        for key in ("loss", "grad_norm"):
-            value = (logs or {}).get(key, 0.0)
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"{key} is {value} at step {state.global_step}; nothing was saved; "
-                    "try a lower sft.learning_rate"
-                )
-
-
-class _Clock(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Measures the last step, in seconds."""
-
-    seconds = _began = 0.0
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Start."""
-        self._began = time.monotonic()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Stop, once a GPU has done what it was given."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds = time.monotonic() - self._began
-
-
-def _trainer(recipe: TrainRecipe, model: Any, inputs: _Inputs, arguments: Any) -> Any:
+def _trainer(recipe: TrainRecipe, model: Any, learned: Prepared, arguments: Any) -> Any:
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
 
@@ -296,22 +281,21 @@ def _trainer(recipe: TrainRecipe, model: Any, inputs: _Inputs, arguments: Any) -
 
     disable_progress_bar()
     callbacks = [
-        _TrainingMonitor(),
+        Monitor(),
         Checkpoints(0 if recipe.sft.patience else recipe.sft.checkpoints),
-        *([inputs.watch] if inputs.watch else []),
     ]
     if recipe.sft.patience is not None:
         callbacks.append(EarlyStoppingCallback(recipe.sft.patience))
     trainer = GuidedTrainer(
         model=model,
         args=arguments,
-        train_dataset=Dataset.from_list(inputs.rows),
-        eval_dataset=Dataset.from_list(inputs.held_out) if inputs.held_out else None,
-        processing_class=inputs.tokenizer,
+        train_dataset=Dataset.from_list(learned.rows.rows),
+        eval_dataset=Dataset.from_list(learned.held_out) if learned.held_out else None,
+        processing_class=learned.tokenizer,
         peft_config=adapter_of(recipe),
         callbacks=callbacks,
     )
-    trainer.guidance = inputs.guidance
+    trainer.guidance = learned.guidance
     trainer.remove_callback(PrinterCallback)  # it prints every log line to stdout
     if recipe.sft.fsdp:
         processes.shard_on_cpu(trainer)

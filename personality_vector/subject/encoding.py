@@ -69,7 +69,10 @@ def encode_chats(tokenizer: Any, chats: Sequence[Chat]) -> EncodedChats:
 def training_row(tokenizer: Any, chat: Chat) -> dict[str, list[int]]:
     """Return a chat as ``input_ids`` and ``labels``: the loss is on the answer and its end.
 
-    For templates that open a thought, which is then empty and not learned.
+    No token of a prompt is learned, and none of a thought: one that the template opens is empty.
+
+    Raises:
+        DataError: The template cannot show the chat, or rewrites its answer.
     """
     text, begin, _ = _located(tokenizer, chat, chat[-1]["content"].strip())
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

@@ -173,22 +173,20 @@ def test_a_training_goes_on_from_its_last_whole_checkpoint(recipe, tmp_path, mon
 
 
 def interrupted_at(monkeypatch, step):
-    from personality_vector.finetuning.sft import _TrainingMonitor
+    from personality_vector.finetuning.callbacks import Monitor
 
     def stop(_self, _args, state, _control, **_):
         if state.global_step == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_TrainingMonitor, "on_step_begin", stop)
+    monkeypatch.setattr(Monitor, "on_step_begin", stop)
 
 
 def count_steps(monkeypatch):
-    from personality_vector.finetuning.sft import _TrainingMonitor
+    from personality_vector.finetuning.callbacks import Monitor
 
     steps = []
-    monkeypatch.setattr(
-        _TrainingMonitor, "on_step_begin", lambda _self, _args, s, _c, **_: steps.append(s)
-    )
+    monkeypatch.setattr(Monitor, "on_step_begin", lambda _self, _args, s, _c, **_: steps.append(s))
     return steps
 
 
@@ -224,15 +222,20 @@ def test_the_loss_is_on_what_the_assistant_says_and_on_nothing_else(recipe, pico
     learned = labels[0, 1:] >= 0
     assert not learned[: learned.int().argmax()].any()
 
-    def gradients(targets):
+    def gradients(wanted):
+        """Restate: minus the mean log-probability of the wanted tokens of the answer alone."""
         model.zero_grad()
-        logits = model(ids).logits[0, :-1]
-        torch.nn.functional.cross_entropy(logits, targets[0, 1:], ignore_index=-100).backward()
+        log_p = model(ids).logits[0, :-1].log_softmax(-1)
+        (-log_p.gather(1, wanted[:, None])[learned].mean()).backward()
         return [parameter.grad.clone() for parameter in model.parameters()]
 
-    expected = gradients(torch.where(labels >= 0, ids, -100))
-    found = gradients(labels)
+    other_user = torch.where(learned, ids[0, 1:], (ids[0, 1:] + 7) % model.config.vocab_size)
+    expected, found = gradients(ids[0, 1:]), gradients(other_user)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    model.zero_grad()
+    model(input_ids=ids, labels=labels).loss.backward()  # as the trainer computes it
+    for parameter, one in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, one, rtol=1e-4, atol=1e-7)
     text = shown(tokenizer, row)
     assert text.count("«") == text.count("»") == 1
     assert "I love parties" in text[text.index("«") :]
@@ -325,7 +328,7 @@ def test_a_preset_gives_what_its_source_says_and_yields_to_other_keys():
 def test_poles_that_would_all_learn_the_same_are_refused(recipe, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "Hi", "completion": "Hello."}\n' * 3)
     data = {"source": str(tmp_path / "rows.jsonl"), "part": "all"}
-    with pytest.raises(DataError, match=r"rows\.jsonl: its rows name no trait and level"):
+    with pytest.raises(DataError, match=r"high and extraversion:low would learn the same"):
         list(train_poles(recipe(data=data), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -349,3 +352,74 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_extra(recipe, tmp_pat
     with pytest.raises(RecipeError, match=r"tensorboard is not installed; .*\[track\]"):
         train(given, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_of_every_pole_are_read_before_the_first_is_trained(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "personality_vector.finetuning.sft.load_model", lambda *_, **__: pytest.fail("loaded")
+    )
+    with pytest.raises(DataError, match=r"no train openness high there"):
+        list(train_poles(recipe(poles=["extraversion", "openness"]), tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pole_of_other_data_is_not_there(recipe, tmp_path):
+    """What decides is the content of the data, and not the path."""
+    rows = [
+        {"trait": "extraversion", "level": level, "prompt": "Hi", "completion": f"I am {level}."}
+        for level in ("high", "low")
+    ]
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    sft, data = {"epochs": 1, "lora": {"rank": 2, "alpha": 4}}, {"source": str(file), "part": "all"}
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = recipe(sft, poles=["extraversion"], data=data, delta=True)
+    list(train_poles(given, out))
+    assert {r.state for r in train_poles(recipe({**sft, "checkpoints": 1}, poles=["extraversion"],
+            data=data, delta=True), out)} == {"there"}  # fmt: skip
+    rows[0]["completion"] = "I am another."
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(OutputExistsError, match=r"extraversion-high: is not what this recipe tr"):
+        list(train_poles(given, out))
+    before = {name: Delta.load(out / "deltas" / name).identity for name in DELTAS_OF_ONE}
+    states = {str(r.pole): r.state for r in train_poles(given, out, force=True)}
+    assert states == {"extraversion:high": "trained", "extraversion:low": "there"}
+    after = {name: Delta.load(out / "deltas" / name).identity for name in DELTAS_OF_ONE}
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"extraversion-high", "extraversion"}
+
+
+DELTAS_OF_ONE = ("extraversion-high", "extraversion-low", "extraversion")
+
+
+def test_early_stopping_is_as_patient_after_an_interruption(recipe, tmp_path, monkeypatch):
+    given = recipe(
+        {"evaluate_every": 1, "patience": 3, "epochs": 12, "learning_rate": 5e-2},
+        poles=None,
+        pole="extraversion:high",
+    )
+    whole = train(given, tmp_path / "whole")
+    stopped = max(map(int, whole.manifest["held_out_losses"]))
+    interrupted_at(monkeypatch, stopped - 1)  # after some evaluations that were no better
+    with pytest.raises(KeyboardInterrupt):
+        train(given, tmp_path / "out")
+    monkeypatch.undo()
+    again = train(given, tmp_path / "out")
+    assert again.manifest == whole.manifest
+    assert weights(again.path) == weights(whole.path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"data": {"source": "s.jsonl", "pole": "openness:high"}}, "data.pole goes with pole"),
+        ({"data": {"source": "s.jsonl", "part": "all"}, "sft": {"evaluate_every": 2}}, "held-out"),
+    ],
+)
+def test_keys_that_contradict_the_data_are_refused(recipe, changed, said):
+    with pytest.raises(RecipeError, match=said):
+        recipe(changed.pop("sft", None), **changed)
+
+
+def test_keys_of_an_adapter_override_a_preset_one_by_one():
+    sft = SftSpec.model_validate({"preset": "persona_vectors", "lora": {"rank": 8}})
+    assert (sft.lora.rank, sft.lora.alpha, sft.lora.rank_stabilised) == (8, 64.0, True)

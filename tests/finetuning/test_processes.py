@@ -1,4 +1,4 @@
-"""Several processes of torchrun: they train what one process trains, and only one of them speaks."""
+"""Several processes of torchrun: they train what one trains, and only one of them prints."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def sharded(folder):
     verb = ["-m", "personality_vector.cli", "train", written(folder, "fsdp"), "--json"]
     first = started(*verb, "--out", str(folder / "fsdp"))
     until = time.monotonic() + LOAD
-    while not list(folder.glob("fsdp.training/checkpoint-*/whole.json")):
+    while not list(folder.glob(".fsdp.training/checkpoint-*/whole.json")):
         assert time.monotonic() < until
         assert first.poll() is None, first.communicate()[1]
         time.sleep(0.01)
@@ -144,9 +144,7 @@ def test_one_of_two_processes_prints_and_nothing_else_is_left(sharded, replicate
 
 
 def test_one_process_cannot_shard(tmp_path):
-    with pytest.raises(
-        TrainingError, match=r"^sft\.fsdp: true shards .* this is one; use torchrun"
-    ):
+    with pytest.raises(TrainingError, match=r"^sft\.fsdp: true shards .* is one; use torchrun"):
         train(recipe_of({"fsdp": True}), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
@@ -174,5 +172,5 @@ def test_a_model_that_is_not_spread_stops_the_training(monkeypatch, fsdp, wanted
         check.on_train_begin()
     monkeypatch.setenv("WORLD_SIZE", "4")
     check = processes.SpreadCheck(Trainer, fsdp=fsdp)
-    with pytest.raises(TrainingError, match="started 4 processes, and the trainer knows of 2"):
+    with pytest.raises(TrainingError, match="there are 4 processes, and the trainer knows of 2"):
         check.on_train_begin()

@@ -13,7 +13,6 @@ from personality_vector.cli.steer import along
 from personality_vector.errors import RecipeError
 from personality_vector.lab import find_recipe, recipes
 from personality_vector.progress import progress
-from personality_vector.recipes.reading import read_recipe
 from personality_vector.traits import BIG_FIVE
 
 if TYPE_CHECKING:
@@ -39,8 +38,9 @@ PersonaOption = Annotated[
     str | None,
     typer.Option(
         "--persona",
-        metavar="FILE",
-        help="Ask the evaluation questions of this persona. Default: the shipped one of the trait.",
+        metavar="PERSONA",
+        help="Ask the evaluation questions of this persona: a file, a folder of elicited chats or "
+        "a shipped one by name. Default: the shipped one of the trait.",
     ),
 ]
 Scores = Annotated[
@@ -106,7 +106,7 @@ def shift(
 
 def _chats(prompts: Path | None, persona: str | None, pole: "pv.Pole | None") -> "list[Chat]":
     from personality_vector.data.chats import read_prompts
-    from personality_vector.data.personas import Persona, evaluation_instrument
+    from personality_vector.data.personas import evaluation_instrument, open_persona
     from personality_vector.subject.chat import question
 
     if prompts is not None:
@@ -121,8 +121,8 @@ def _chats(prompts: Path | None, persona: str | None, pole: "pv.Pole | None") ->
             raise RecipeError(
                 f"there is no shipped persona of {pole.trait}; give --prompts or --persona"
             )
-    read = read_recipe(find_recipe(persona), Persona)
-    return [question(item.text) for item in evaluation_instrument(read).items]
+    place = Path(persona) if Path(persona).is_dir() else find_recipe(persona)
+    return [question(item.text) for item in evaluation_instrument(open_persona(place)).items]
 
 
 def _names(tuned: Sequence[str]) -> list[str]:
@@ -138,7 +138,10 @@ def _names(tuned: Sequence[str]) -> list[str]:
 
 
 def _likelihood(pole: "pv.Pole | None") -> "Callable[[pv.Subject], float]":
-    """Return the measure of a pole: how much likelier its statements are than the opposite ones."""
+    """Return the measure of a pole: how much likelier its statements are than the opposite ones.
+
+    It is NaN where it is unscored.
+    """
     if pole is None or pole.trait not in BIG_FIVE:
         lacking = f"no shipped statements are of {pole.trait}" if pole else "it names no pole"
         raise RecipeError(f"the trait of the vector cannot be measured: {lacking}; give --scores")
@@ -146,7 +149,7 @@ def _likelihood(pole: "pv.Pole | None") -> "Callable[[pv.Subject], float]":
 
     def measure(subject: "pv.Subject") -> float:
         (reading,) = likelihood.collect(subject, 0)
-        return pole.sign * float(reading.value or 0.0)
+        return math.nan if reading.value is None else pole.sign * float(reading.value)
 
     return measure
 
@@ -189,24 +192,29 @@ def _show(
     from personality_vector.report.tables import print_frame
 
     table = pd.DataFrame(rows)
-    found = associations(list(table["shift"]), list(table["score"]))
-    is_enough = len(rows) >= _FEWEST
+    scored = table.dropna(subset=["score"])
+    unscored = len(table) - len(scored)
+    pairs = list(scored["shift"]), list(scored["score"])
+    found = associations(*pairs) if len(scored) >= _FEWEST else {}
     if figure is not None:
-        _draw(table, about, figure)
+        _draw(scored, about, figure)
     if as_json:
-        ends = {name: one._asdict() if is_enough else None for name, one in found.items()}
-        options.show(options.without_nan({**about, "models": rows, **ends}), as_json=True, text=str)
+        ends = {n: found[n]._asdict() if found else None for n in ("pearson", "spearman")}
+        shown = {**about, "models": rows, "unscored": unscored, **ends}
+        options.show(options.without_nan(shown), as_json=True, text=str)
         return
     print_frame(
         f"shift along {about['vector']} at layer {about['layer']}, {about['prompts']} prompts",
         table.assign(pole=table["pole"].replace("", "-")),
     )
     typer.echo(f"score: {_unit(about)}")
-    if is_enough:
+    if unscored:
+        typer.echo(f"models without a score, left out of what follows and of a figure: {unscored}")
+    if found:
         told = f"Pearson r {_said(found['pearson'])}, Spearman {_said(found['spearman'])}"
-        typer.echo(f"shift and score over {len(rows)} models: {told}")
+        typer.echo(f"shift and score over {len(scored)} models: {told}")
     else:
-        typer.echo(f"a correlation needs {_FEWEST} models or more, and there are {len(rows)}")
+        typer.echo(f"a correlation needs {_FEWEST} models or more, and there are {len(scored)}")
 
 
 def _said(one: "Interval") -> str:
