@@ -18,7 +18,7 @@ from personality_vector.recipes.schema import Typed
 
 if TYPE_CHECKING:
     from personality_vector.data.chats import DataSpec
-    from personality_vector.data.flagged import Chosen, Flagged, FlaggedFile, Labelled
+    from personality_vector.data.flagged import Flagged, FlaggedFile, Labelled
     from personality_vector.steering.screen import Screened
     from personality_vector.subject import Rubric, Template
 
@@ -129,7 +129,7 @@ def screen(
     kept = judge.left(subject, chats, out) if judge else chats
     rows, values = _screened(subject, kept, (found, block), (against, seed, share))
     about |= {"explicit": len(chats) - len(kept) if judge else None}
-    chosen = _chosen(rows, drop_above, seed)
+    chosen = output.choose(rows, drop_above, seed)
     result = about | values.summary() | output.counts(chosen)
     given = {"seed": seed, **limits, "judge": explicit}
     output.write(chosen, result | given | _made_with(spec, checkpoint, vector, subject))
@@ -267,12 +267,6 @@ def _screened(
     columns = (found.projections.tolist(), found.differences.tolist())
     each = zip(chats, *columns, grouped(found.differences, share), replies, strict=True)
     return [Flagged(*row) for row in each], found
-
-
-def _chosen(rows: "Sequence[Flagged]", drop_above: float | None, seed: int) -> "Chosen":
-    from personality_vector.data.flagged import Chosen
-
-    return Chosen.of(rows, drop_above, seed)
 
 
 def _said(result: Row) -> str:

@@ -91,23 +91,6 @@ class Chosen(NamedTuple):
     groups: dict[str, list[Flagged]]
     dropped: int
 
-    @classmethod
-    def of(cls, rows: Sequence[Flagged], drop_above: float | None, seed: int) -> "Chosen":
-        """Choose from all chats.
-
-        Args:
-            rows: All of them.
-            drop_above: Largest difference that is kept; a chat without a difference is dropped
-                too, since nothing is known of it. ``None`` drops nothing.
-            seed: Of the random group.
-        """
-        # As the file has it: what is dropped can be read off the number that was written.
-        kept = [row for row in rows if drop_above is None or rounded(row.difference) <= drop_above]
-        groups = {name: [row for row in rows if row.group == name] for name in ("high", "low")}
-        numbers = drawn(len(rows), len(groups["high"]), seed, "random group")
-        groups["random"] = [rows[number] for number in numbers]
-        return cls(kept, groups, len(rows) - len(kept))
-
 
 class FlaggedFile:
     """A JSONL file of screened chats, those of the groups, and a manifest that owns them.
@@ -159,6 +142,23 @@ class FlaggedFile:
                 raise OutputExistsError(
                     f"{path}: was not written with {self._file.name}; choose another --out"
                 )
+
+    @staticmethod
+    def choose(rows: Sequence[Flagged], drop_above: float | None, seed: int) -> Chosen:
+        """Return what is written of all chats.
+
+        Args:
+            rows: All of them.
+            drop_above: Largest difference that is kept; a chat without a difference is dropped
+                too, since nothing is known of it. ``None`` drops nothing.
+            seed: Of the random group.
+        """
+        # As the file has it: what is dropped can be read off the number that was written.
+        kept = [row for row in rows if drop_above is None or rounded(row.difference) <= drop_above]
+        groups = {name: [row for row in rows if row.group == name] for name in ("high", "low")}
+        numbers = drawn(len(rows), len(groups["high"]), seed, "random group")
+        groups["random"] = [rows[number] for number in numbers]
+        return Chosen(kept, groups, len(rows) - len(kept))
 
     def counts(self, chosen: Chosen) -> dict[str, Any]:
         """Return how many chats are written, and how many are in each group."""
@@ -329,7 +329,7 @@ def _keys(row: Mapping[str, Any], shape: str) -> tuple[str, ...]:
 def _texts(key: str, cell: Any) -> list[str]:
     """Return the texts of the messages of a cell: a list, a list as JSON, or a plain text."""
     if isinstance(cell, str):
-        listed = None
+        listed: Any = None
         with suppress(ValueError):
             listed = parse_json(cell)
         is_listed = bool(listed) and isinstance(listed, list) and isinstance(listed[0], dict)

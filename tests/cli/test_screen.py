@@ -1,6 +1,8 @@
 """``pvec screen``: the file it writes is training data, and it replaces nothing but its own."""
 
 import json
+import math
+import os
 from xml.etree import ElementTree
 
 import pytest
@@ -9,10 +11,14 @@ import torch
 import personality_vector as pv
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.data.chats import DataSpec, read_chats
+from personality_vector.data.flagged import Flagged, FlaggedFile, Labelled, read_labelled
+from personality_vector.errors import OutputExistsError
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
 from personality_vector.steering.screen import projection_differences
+from personality_vector.subject.chat import answered, question
 from tests.fake_endpoint import likely, serving
+from tests.faults.moments import Kill, wrapped
 
 SHORT = ("--max-new-tokens", "4", "--quiet")
 ASKED = ["Who are you?", "What do you like?", "And at night?", "Tell me.", "Why?"]
@@ -278,3 +284,230 @@ def test_data_and_output_that_cannot_be_are_one_sentence(screened, made, tmp_pat
     assert (absent.code, absent.err.count("\n")) == (1, 1)
     assert "absent.jsonl" in absent.err
     assert data.read_bytes() == before
+
+
+@pytest.mark.usefixtures("silent")
+def test_an_input_is_neither_replaced_nor_removed(screened, made, tmp_path):
+    words, out = ("--against", "none"), tmp_path / "out.jsonl"
+    assert screened(*words, "--groups", "--share", "0.3").code == 0
+    high = tmp_path / "out.high.jsonl"
+    (tmp_path / "link.jsonl").symlink_to(high)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for data in (high, tmp_path / "link.jsonl"):
+        for more in ([], ["--groups"], ["--set", f"source={high}"]):
+            ended = screened(*words, "--force", *more, data=data)
+            assert (ended.code, ended.out, ended.err.count("\n")) == (1, "", 1)
+            assert "out.high.jsonl: is the input; choose another --out" in ended.err
+    assert "into the input" in screened(*words, data=tmp_path, out=tmp_path / "x.jsonl").err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    away = ("--set", f"source={out}")
+    assert "is the input" in screened(*words, *away, "--force", data=made[0] / "data.jsonl").err
+
+
+def written(file, rows, *, groups, share=1):
+    """Return a file that is written, and the call that writes it."""
+    flagged = [
+        Flagged(Labelled(answered(question("Why?"), text), {}), n, n, group)
+        for n, (text, group) in enumerate(rows)
+    ]
+
+    def write(*, force):
+        output = FlaggedFile(file, with_groups=groups)
+        output.require_writable(None, force=force)
+        output.write(output.choose(flagged, None, share), {"seed": share})
+
+    return write
+
+
+class Killed(BaseException):
+    """What a process that is killed does not do: no error is handled, as no file can change."""
+
+
+class Die(Kill):
+    """As a kill, in this process: at the n-th moment and at every later one."""
+
+    def __call__(self, run, name, args):
+        opened = []
+
+        def noted():
+            opened.append(run())
+            return opened[-1]
+
+        try:
+            return super().__call__(noted, name, args)
+        except Killed:
+            for one in opened:  # as the system does
+                os.close(one) if name == "open" else one.close()
+            raise
+
+    def _moment(self):
+        self.count[:] = (self.passed + 1).to_bytes(8)
+        if self.n and self.passed >= self.n:
+            raise Killed
+
+
+def disturbed(write, n, *, force):
+    """Write until the n-th moment, and return whether it ended before."""
+    try:
+        with wrapped(Die(n)):
+            write(force=force)
+    except Killed:
+        return False
+    return True
+
+
+def seen(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."}
+
+
+OLD = [("a", "high"), ("b", "low"), ("c", "middle")]
+NEW = [("d", "low"), ("e", "high"), ("f", "middle"), ("g", "middle")]
+
+
+@pytest.mark.parametrize(
+    ("old", "groups"), [(None, True), (None, False), (True, True), (True, False), (False, True)]
+)
+def test_the_same_command_recovers_from_a_kill_at_any_moment(tmp_path, old, groups):
+    def begun(name):
+        file = tmp_path / name / "out.jsonl"
+        file.parent.mkdir()
+        if old is not None:
+            written(file, OLD, groups=old)(force=False)
+        return written(file, NEW, groups=groups), file.parent
+
+    force = old is not None
+    write, folder = begun("undisturbed")
+    before = seen(folder)
+    count = Die(0)
+    with wrapped(count):
+        write(force=force)
+    new = seen(folder)
+    assert count.passed > 20
+    assert [path for path in folder.iterdir() if path.name[0] == "."] == []
+    for n in range(1, count.passed + 1):
+        write, folder = begun(str(n))
+        assert not disturbed(write, n, force=force)
+        for name, content in seen(folder).items():
+            assert content in (before.get(name), new.get(name))
+        if n % 3 == 0:  # and once more, at another moment
+            disturbed(write, n * 7 % count.passed + 1, force=True)
+        is_whole = "out.MANIFEST.json" in seen(folder) and not force
+        write(force=force or is_whole)
+        assert seen(folder) == new
+        assert [path for path in folder.iterdir() if path.name[0] == "."] == []
+
+
+def test_another_command_after_a_kill_removes_what_it_does_not_write(tmp_path):
+    for n in range(1, 200):
+        file = tmp_path / str(n) / "out.jsonl"
+        file.parent.mkdir()
+        if disturbed(written(file, OLD, groups=True), n, force=False):
+            break
+        written(file, NEW, groups=False)(force=True)
+        assert set(seen(file.parent)) == {"out.jsonl", "out.MANIFEST.json"}
+    else:
+        pytest.fail("it never ends")
+
+
+def test_what_a_killed_run_left_is_not_replaced_once_it_was_changed(tmp_path):
+    refused = 0
+    for n in range(1, 200):
+        file = tmp_path / str(n) / "out.jsonl"
+        file.parent.mkdir()
+        write = written(file, OLD, groups=True)
+        if disturbed(write, n, force=False):
+            break
+        high = file.with_name("out.high.jsonl")
+        if high.exists():
+            refused += 1
+            high.write_text("mine")
+            for force in (False, True):
+                with pytest.raises(OutputExistsError, match=r"was changed|exists"):
+                    write(force=force)
+            assert high.read_text() == "mine"
+    assert refused > 3
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+    folder = tmp_path / ".out.screen.pvec-partial"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+    with pytest.raises(OutputExistsError, match="was not written by this tool"):
+        written(tmp_path / "out.jsonl", OLD, groups=True)(force=True)
+    assert (folder / "mine.txt").read_text() == "mine"
+
+
+HIGH, LOW = ({"trait": "openness", "level": level} for level in ("high", "low"))
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def as_messages(asked, said, system=()):
+    return [*system, *answered(question(asked), said)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels"),
+    [
+        (
+            [
+                {**HIGH, "part": "train", "id": "q1", "prompt": "Why?", "completion": "So."},
+                {**LOW, "part": "evaluate", "prompt": "Why?", "completion": ""},
+                {**LOW, "prompt": "Why?", "completion": "No."},
+                {"trait": None, "prompt": '[{"id": 1}]', "completion": "No."},
+                {**HIGH, "messages": as_messages("Why?", "No.", [SYSTEM])},
+                {**LOW, "messages": json.dumps(as_messages("Why?", "No."))},
+            ],
+            [{**HIGH, "part": "train", "id": "q1"}, LOW, {}, HIGH, LOW],
+        ),
+        (
+            [
+                {"trait": "Openness", "level": " HIGH", "train_input": "Hi", "train_output": "Yes"},
+                {"trait": "", "level": "", "train_input": "", "train_output": ""},
+                {"trait": "Openness", "level": "low", "train_input": "Hi", "train_output": "No"},
+            ],
+            [HIGH, LOW],
+        ),
+        (
+            [
+                {**HIGH, "statement": "I read.", "part": "held_out"},
+                {**LOW, "statement": "  "},
+                {**LOW, "statement": " I sit.", "part": "train"},
+            ],
+            [{**HIGH, "part": "held_out"}, {**LOW, "part": "train"}],
+        ),
+        ([{"prompt": "Why?", "completion": "So."}], [{}]),
+    ],
+)
+@pytest.mark.parametrize("system", [None, "Be kind."])
+def test_chats_keep_the_labels_of_their_rows(tmp_path, rows, labels, system):
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = DataSpec(source=file, part="all", system=system, questions=("One?", "Two?"))
+    found = read_labelled(spec)
+    assert [one.labels for one in found] == labels
+    assert [one.chat for one in found] == read_chats(spec)
+    for pole in (pv.Pole("openness", "high"), pv.Pole("openness", "low")):
+        if labels[0]:
+            narrowed = read_labelled(spec.narrowed(pole))
+            own = [one for one in labels if one.get("level", pole.level) == pole.level]
+            assert [one.labels for one in narrowed] == own
+
+
+@pytest.mark.usefixtures("silent")
+def test_screened_data_of_two_poles_are_still_told_apart(screened, lab, tmp_path):
+    source = lab.folder / "statements.jsonl"
+    assert screened("--against", "none", data=source).code == 0
+    for pole in ("extraversion:high", "extraversion:low"):
+        for part in ("train", "held_out"):
+            one, other = (
+                DataSpec(source=file, part=part, pole=pole)
+                for file in (source, tmp_path / "out.jsonl")
+            )
+            assert read_chats(other) == read_chats(one)
+
+
+def test_a_row_without_labels_has_none():
+    row = Flagged(Labelled(answered(question("Why?"), "So."), {}), 1.0, math.nan, "")
+    assert list(json.loads(row.to_json())) == [
+        *("prompt", "completion", "projection", "difference", "group")
+    ]

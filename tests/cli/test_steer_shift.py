@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from itertools import count
 from xml.etree import ElementTree
 
 import pytest
@@ -137,8 +139,42 @@ def test_by_default_the_persona_of_the_trait_asks_its_evaluation_questions(shift
         "questions": {"extract": ["How are you?"], "evaluate": ["What now?", "And then?"]},
     }
     (tmp_path / "stoic.yaml").write_text(json.dumps(persona))
-    found = shifted(*words, "--persona", tmp_path / "stoic.yaml", prompts=False)
-    assert found.json["prompts"] == 2
+    (tmp_path / "elicited").mkdir()
+    shutil.copy(tmp_path / "stoic.yaml", tmp_path / "elicited" / "persona.yaml")
+    for place in ("stoic.yaml", "elicited"):
+        found = shifted(*words, "--persona", tmp_path / place, prompts=False)
+        assert found.json["prompts"] == 2
+    shipped = "training/steering/personas/openness"
+    assert shifted(*words, "--persona", shipped, prompts=False).json["prompts"] == 20
+    for place in (tmp_path, tmp_path / "absent"):
+        ended = shifted(*words, "--persona", place, prompts=False)
+        assert (ended.code, ended.err.count("\n")) == (1, 1)
+        assert str(place) in ended.err
+
+
+@pytest.mark.parametrize(("unscored", "left"), [((2,), 3), ((1, 2), 2), ((0,), 0)])
+def test_a_model_without_a_score_is_left_out_and_none_is_imputed(
+    shifted, monkeypatch, tmp_path, unscored, left
+):
+    from personality_vector.measures.likelihood import Likelihood
+
+    collect = Likelihood.collect
+    numbers = count()
+
+    def some(self, subject, seed):
+        (reading,) = collect(self, subject, seed)
+        is_unscored = next(numbers) % 5 in unscored  # the base is the first
+        return [replace(reading, value=None) if is_unscored else reading]
+
+    monkeypatch.setattr(Likelihood, "collect", some)
+    found = shifted("--json", "--figure", tmp_path / "shift.svg").json
+    assert found["unscored"] == 4 - left
+    assert [row["score"] for row in found["models"]].count(None) == 4 - left
+    assert (found["pearson"] is None) == (left < 3)
+    ElementTree.parse(tmp_path / "shift.svg")
+    said = shifted().out
+    assert f"models without a score, left out of what follows and of a figure: {4 - left}" in said
+    assert (f"over {left} models" if left == 3 else f"there are {left}") in said
 
 
 def test_scores_are_found_by_path_or_by_folder(shifted, made, scores):
