@@ -88,7 +88,7 @@ def test_what_cannot_be_measured_has_a_reason(recipe, monkeypatch):
     def full(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("trl.SFTTrainer", full)
+    monkeypatch.setattr("personality_vector.finetuning.trainer.GuidedTrainer", full)
     found = rehearsal.foreseen_time(recipe(), plan_of())
     assert found == {
         "seconds": None,
