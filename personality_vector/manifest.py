@@ -2,16 +2,16 @@
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from personality_vector.files.directory import write_file
-from personality_vector.files.owned import MANIFEST, RESULTS, beside, digest_in, sizes_in
+from personality_vector.files.owned import MANIFEST, RESULTS, digest_in, sizes_in
 
-__all__ = ["MANIFEST", "WEIGHTS", "rounded", "write_manifest", "write_manifest_beside"]
+__all__ = ["MANIFEST", "WEIGHTS", "rounded", "write_manifest"]
 
 WEIGHTS = "weights"
 """Key of the digest of the tensors that were written, which every reader compares."""
@@ -32,33 +32,9 @@ def write_manifest(directory: Path, kind: str, content: Mapping[str, Any]) -> di
     listed: dict[str, Any] = {"files": files}
     if RESULTS not in files:  # results have seconds in them, and a run is resumed and not replaced
         listed["digests"] = {name: digest_in(directory / name) for name in files}
-    return _write(directory / MANIFEST, kind, content, listed)
-
-
-def write_manifest_beside(
-    file: Path, others: Sequence[Path], kind: str, content: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Write the manifest of single files into ``NAME.MANIFEST.json`` beside them, and return it.
-
-    Args:
-        file: The file that gives it its name.
-        others: What was written with it, in the same folder.
-        kind: As of :func:`write_manifest`.
-        content: As of :func:`write_manifest`.
-    """
-    listed = {
-        "files": {one.name: one.stat().st_size for one in (file, *others)},
-        "digests": {one.name: digest_in(one) for one in (file, *others)},
-    }
-    return _write(beside(file), kind, content, listed)
-
-
-def _write(
-    file: Path, kind: str, content: Mapping[str, Any], listed: Mapping[str, Any]
-) -> dict[str, Any]:
     manifest = {"manifest": 1, "kind": kind, "tool": _tool(), **rounded(content), **listed}
     text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_file(file, text.encode())
+    write_file(directory / MANIFEST, text.encode())
     return manifest
 
 

@@ -45,6 +45,7 @@ Sample = Annotated[
 Share = Annotated[
     float, typer.Option("--share", help="Share of the chats in each of the groups high and low.")
 ]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of all that is random.")]
 Groups = Annotated[
     bool,
     typer.Option(
@@ -94,7 +95,7 @@ def screen(
     explicit: Explicit = None,
     max_new_tokens: options.LongestReply = 128,
     temperature: Temperature = 0.0,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of all that is random.")] = 0,
+    seed: Seed = 0,
     settings: Settings = [],
     batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",
@@ -111,28 +112,27 @@ def screen(
     The projection difference of a chat: its response minus the model's own reply to the same
     prompt, both as mean activations projected on VECTOR. The file is data for pvec train.
     """
-    limits = _limits(share, drop_above)
-    spec, template = _read(data, settings)
+    limits, (spec, template) = _limits(share, drop_above), _read(data, settings)
     output = _output(out, spec.source, groups=groups, force=force)
     options.require_drawable(figure, force=force)
     found, (checkpoint, place) = pv.SteeringVector.load(vector), options.opened(model, device)
     (block,) = along.fitting(found, [along.chosen(found, layer)], checkpoint, found.model)
     judge = _Explicit.open(explicit, along.pole_of(found, pole)) if explicit else None
     chats = _selected(spec, sample, seed)
-    about = {"vector": found.label, "layer": block, "model": str(checkpoint.fingerprint)}
+    about: Row = {"vector": found.label, "layer": block, "model": str(checkpoint.fingerprint)}
     about |= {"against": against, "chats": len(chats)}
     if options.plan_only(lambda: {**about, "out": str(out)}, None, dry_run, force, as_json):
         return
-    loaded = pv.Subject.load(checkpoint, dtype=dtype, device=place, template=template)
     sampling = pv.Sampling(max_new_tokens, temperature, batch_size=batch_size)
+    loaded = pv.Subject.load(checkpoint, dtype=dtype, device=place, template=template)
     subject = replace(loaded, sampling=sampling)
     kept = judge.left(subject, chats, out) if judge else chats
     rows, values = _screened(subject, kept, (found, block), (against, seed, share))
-    about |= {"explicit": len(chats) - len(kept) if judge else None}
+    about["explicit"] = len(chats) - len(kept) if judge else None
     chosen = output.choose(rows, drop_above, seed)
     result = about | values.summary() | output.counts(chosen)
-    given = {"seed": seed, **limits, "judge": explicit}
-    output.write(chosen, result | given | _made_with(spec, checkpoint, vector, subject))
+    made = {"seed": seed, **limits, "judge": explicit}
+    output.write(chosen, result | made | _made_with(spec, checkpoint, vector, subject))
     _draw(figure, values.differences.tolist(), about, drop_above)
     options.show(result, as_json=as_json, text=lambda: f"{out}: {_said(result)}")
 

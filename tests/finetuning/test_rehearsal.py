@@ -65,7 +65,8 @@ def test_it_adds_the_steps_of_all_poles(recipe):
 
 
 def test_the_time_is_that_of_a_measured_step(recipe, monkeypatch):
-    monkeypatch.setattr(rehearsal, "time_step", lambda recipe, _guidance: {"high": 2.0}[recipe.pole.level])
+    took = {"high": 2.0}
+    monkeypatch.setattr(rehearsal, "time_step", lambda recipe, _: took[recipe.pole.level])
     assert rehearsal.foreseen_time(recipe(), plan_of(steps=10))["seconds"] == 20.0
     both = recipe(poles=["extraversion"], workers=8)
     assert rehearsal.foreseen_time(both, plan_of(steps=10))["seconds"] == 10.0
