@@ -7,7 +7,7 @@ import typer
 
 import personality_vector as pv
 from personality_vector.cli import options
-from personality_vector.errors import OutputExistsError, RecipeError
+from personality_vector.errors import OutputExistsError, PersonalityVectorError, RecipeError
 from personality_vector.lab import BUILTIN, recipes
 
 if TYPE_CHECKING:
@@ -157,10 +157,15 @@ def _carry_out(
         if not is_reused:
             write_file(beside, to_jsonl(rollouts).encode())
 
-    with options.resumable(out):
-        subject = load_subject(recipe)
-        elicited = elicit(recipe, subject, judge, earlier=earlier, record=record)
-        manifest = save_chats(elicited, recipe, out, force=force)
+    try:
+        with options.resumable(out):
+            subject = load_subject(recipe)
+            elicited = elicit(recipe, subject, judge, earlier=earlier, record=record)
+            manifest = save_chats(elicited, recipe, out, force=force)
+    except PersonalityVectorError as error:
+        if beside.is_file():
+            error.add_note(f"the replies are kept in {beside}, and the same command filters them")
+        raise
     if not is_reused:
         beside.unlink(missing_ok=True)
     return elicited, manifest

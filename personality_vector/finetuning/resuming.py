@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +75,11 @@ class Scratch:
         found = {int(one.name.rpartition("-")[2]): one for one in folders if is_whole(one)}
         return found[max(found)] if found else None
 
-    @contextmanager
-    def kept_if_useful(self) -> Generator[None]:
-        """Remove the folder when the block fails, unless the same training can resume from it."""
-        try:
-            yield
-        except BaseException as error:
-            is_useless = isinstance(error, DivergedError) or self.last() is None
-            if is_main_process() and is_useless:
-                self.remove()
-            raise
+    def remove_if_useless(self, error: BaseException) -> None:
+        """Remove the folder after an error, unless the same training can resume from it."""
+        is_useless = isinstance(error, DivergedError) or self.last() is None
+        if is_main_process() and is_useless:
+            self.remove()
 
     def remove(self) -> None:
         """Remove it: its output is published."""

@@ -87,17 +87,21 @@ def train(
         BaseMismatchError: The guidance is of another model.
         OutputExistsError: ``out`` exists, or ``.OUT.training`` is of another training.
     """
-    out, learned = Path(out), prepare(recipe, guidance)
-    with _published(out, learned.base, force=force) as partial:
-        identity = {"training": learned.identity, "processes": processes.count()}
-        scratch = processes.agreed(lambda: Scratch(out, identity, force=force))
-        with scratch.kept_if_useful():
+    out, learned, scratch = Path(out), prepare(recipe, guidance), None
+    try:
+        with _published(out, learned.base, force=force) as partial:
+            identity = {"training": learned.identity, "processes": processes.count()}
+            scratch = processes.agreed(lambda: Scratch(out, identity, force=force))
             trained = _fit(recipe, learned, scratch)
             _save(trained, recipe, learned.base, partial)
-        manifest = _manifest(recipe, learned, trained)
-        if processes.is_main_process():
-            digest = Checkpoint.written(partial).fingerprint.digest
-            manifest = write_manifest(partial, "train", {**manifest, WEIGHTS: digest})
+            manifest = _manifest(recipe, learned, trained)
+            if processes.is_main_process():
+                digest = Checkpoint.written(partial).fingerprint.digest
+                manifest = write_manifest(partial, "train", {**manifest, WEIGHTS: digest})
+    except BaseException as error:
+        if scratch is not None:
+            scratch.remove_if_useless(error)
+        raise
     if processes.is_main_process():
         scratch.remove()
     count = len(learned.rows.rows)

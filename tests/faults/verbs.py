@@ -194,7 +194,7 @@ class _Lab:
         steer = self.lab.folder / "persona.yaml"
         steer.write_text(json.dumps({"model": self.base, **keys}))
         persona = ("steer", "extract", str(steer))
-        settings = ("rollouts.samples=2", "rollouts.questions=2", "rollouts.max_new_tokens=16")
+        settings = ("rollouts.samples=2", "rollouts.questions=2", "rollouts.max_new_tokens=48")
         settings += ("rollouts.pairs=1", "thresholds.paired=false", "device=cpu")
         elicit = ("elicit", _TRAIT, "--model", "builtin:demo", "--judge", "none")
         elicit += tuple(word for setting in settings for word in ("--set", setting))

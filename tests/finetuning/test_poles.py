@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from personality_vector.delta import Delta
-from personality_vector.errors import DataError, OutputExistsError, RecipeError, TrainingError
+from personality_vector.errors import DataError, DivergedError, OutputExistsError, RecipeError
 from personality_vector.finetuning.poles import train_poles
 from personality_vector.finetuning.recipe import SftSpec, TrainRecipe
-from personality_vector.finetuning.resuming import Scratch, is_whole
+from personality_vector.finetuning.resuming import is_whole
 from personality_vector.finetuning.rows import matched_in_length, rows_of, selected, shown
 from personality_vector.finetuning.sft import train
 from personality_vector.subject.chat import answered, question
@@ -190,18 +190,27 @@ def count_steps(monkeypatch):
     return steps
 
 
-def test_a_failed_training_leaves_checkpoints_only_if_they_are_of_use(tmp_path):
-    scratch = Scratch(tmp_path / "out", {"recipe": 1}, force=False)
+def test_a_failed_training_leaves_checkpoints_only_if_they_are_of_use(
+    recipe, tmp_path, monkeypatch
+):
+    given, scratch = recipe(poles=None, pole="extraversion:high"), tmp_path / ".out.training"
 
-    def fail(error):
-        with scratch.kept_if_useful():
-            scratch.begin()
+    def failing(error):
+        def fail(*_):
             raise error
 
-    for error in (MemoryError, TrainingError):
-        with pytest.raises(error):
-            fail(error())
-        assert not scratch.path.exists()
+        monkeypatch.setattr("personality_vector.finetuning.sft._save", fail)
+        with pytest.raises(type(error)):
+            train(given, tmp_path / "out")
+
+    failing(MemoryError())
+    assert any(scratch.glob("checkpoint-*"))  # what is trained is not lost to a moment
+    failing(DivergedError("weights are nan"))
+    assert not scratch.exists()
+    monkeypatch.setattr("personality_vector.finetuning.sft._fit", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(given, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_several_are_trained_at_once_to_the_same_weights(recipe, tmp_path):
