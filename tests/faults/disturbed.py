@@ -224,7 +224,8 @@ def _complaints(state: State, left: Snapshot, how: str, ended: int, told: str) -
         yield f"was not killed: {ended}: {told[-300:]}"
     if how in ("kill", "random"):
         return
-    if hidden := [name for name in left if name.startswith(".") or "/." in name]:
+    hidden = [name for name in left if name.startswith(".") or "/." in name]
+    if hidden := [name for name in hidden if ".training/" not in name]:  # which resumes
         yield f"left {hidden[:3]}"
     is_new = state.name(left) == "new"
     if ended == 0:  # a way to copy that is tried first, a folder that is there already
