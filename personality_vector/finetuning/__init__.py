@@ -1,1 +1,1 @@
-"""Fine-tuning a base on one pole. Only this room imports TRL."""
+"""Fine-tuning a base on one pole or on many. Only this room imports TRL."""
