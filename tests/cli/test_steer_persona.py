@@ -60,7 +60,7 @@ def test_what_a_judge_drops_is_said_and_the_replies_go_on(pvec, recipe, tmp_path
         judge = f"judge={{endpoint: {{model: m, base_url: '{fake.base_url}'}}}}"
         ended = pvec("steer", "extract", recipe, "--out", out, "--set", judge)
     assert ended.code == 1
-    assert "gardener: no pair is left to make a vector from: 0 of 4 pairs kept" in ended.err
+    assert "gardener: no pair is left to learn from: 0 of 4 pairs kept" in ended.err
     assert "4 by positive_trait" in ended.err
     assert f"--set rollouts.reuse={beside}" in ended.err
     assert not out.exists()

@@ -28,7 +28,7 @@ HIGH = Pole("extraversion", "high")
 VECTOR = {"vector": "vector", "layers": [1]}
 GATE = {"vector": "vector", "layer": 0, "threshold": 0.1}
 GATED = {**VECTOR, "positions": "response"}
-KINDS = "delta, tuned, terms, vector, neurons, prompt, portrait, roles, system, examples or decod"
+KINDS = "delta, tuned, terms, vector, neurons, prompt, portrait, roles, persona, system, examples"
 
 
 @pytest.mark.parametrize(
