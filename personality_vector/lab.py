@@ -20,6 +20,9 @@ PERSONALITY_TEXTS = f"{BUILTIN}eval/judges/personality.jsonl"
 NEUTRAL_TEXTS = f"{BUILTIN}eval/judges/neutral.jsonl"
 """Texts that show nothing of their speaker's personality."""
 
+PERSONAS = "training/steering/personas"
+"""The folder of the shipped personas, each in a file of its name."""
+
 SMOLLM2 = "smollm2"
 """Name of SmolLM2-135M-Instruct after ``builtin:``; it is converted once, into the cache."""
 

@@ -8,7 +8,7 @@ import typer
 import personality_vector as pv
 from personality_vector.cli import options
 from personality_vector.errors import OutputExistsError, PersonalityVectorError, RecipeError
-from personality_vector.lab import BUILTIN, recipes
+from personality_vector.lab import BUILTIN, PERSONAS, recipes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +52,6 @@ ElicitSettings = Annotated[
         "template_options.NAME=VALUE, ...; repeatable.",
     ),
 ]
-_PERSONAS = "training/steering/personas"
 _KIND = "elicited"
 
 
@@ -110,7 +109,7 @@ def _source(persona: str, description: str | None, opposite: str | None) -> "str
         raise RecipeError("--opposite goes with --description; a persona has an opposite already")
     if Path(persona).is_file():
         return str(Path(persona).resolve())
-    shipped = {name.rpartition("/")[2]: name for name in recipes() if name.startswith(_PERSONAS)}
+    shipped = {name.rpartition("/")[2]: name for name in recipes() if name.startswith(PERSONAS)}
     if persona not in shipped:
         raise RecipeError(
             f"{persona}: is neither a file nor a shipped persona, which are {', '.join(shipped)}; "

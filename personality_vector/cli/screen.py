@@ -17,8 +17,8 @@ from personality_vector.recipes.reading import override
 from personality_vector.recipes.schema import Typed
 
 if TYPE_CHECKING:
-    from personality_vector.data.chats import DataSpec
-    from personality_vector.data.flagged import Flagged, FlaggedFile, Labelled
+    from personality_vector.data.chats import DataSpec, Labelled
+    from personality_vector.data.flagged import Flagged, FlaggedFile
     from personality_vector.steering.screen import Screened
     from personality_vector.subject import Rubric, Template
 
@@ -224,7 +224,8 @@ def _read(data: str, settings: Sequence[str]) -> "tuple[DataSpec, Template]":
 
 
 def _selected(spec: "DataSpec", sample: int | None, seed: int) -> "list[Labelled]":
-    from personality_vector.data.flagged import drawn, read_labelled
+    from personality_vector.data.chats import read_labelled
+    from personality_vector.data.flagged import drawn
 
     chats = read_labelled(spec)
     if sample is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,7 @@ from personality_vector.traits import Pole
 
 log = logging.getLogger(__name__)
 _PARTS = ("train", "held_out", "evaluate")
+_LABELS = ("trait", "level", "part", "id")
 _LISTED = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']""")
 Format = Literal["statements", "big5chat", "chats"]
 CHATS = "chats.jsonl"
@@ -92,6 +93,16 @@ class DataSpec(Recipe):
         return self.model_copy(update=named)
 
 
+class Labelled(NamedTuple):
+    """A chat, and what its row says of it: ``trait``, ``level``, ``part`` and ``id``, if it does.
+
+    A statement is of a part even where its row names none.
+    """
+
+    chat: Chat
+    labels: Mapping[str, str | int]
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """The chats that a :class:`DataSpec` selects, and how many rows were dropped for which reason.
@@ -108,6 +119,11 @@ def read_chats(spec: DataSpec) -> list[Chat]:
     return select_chats(spec).chats
 
 
+def read_labelled(spec: DataSpec) -> list[Labelled]:
+    """Return the chats that ``spec`` selects with their labels; see :func:`select_chats`."""
+    return _selection(spec)[0]
+
+
 def select_chats(spec: DataSpec) -> Selection:
     """Return the chats that ``spec`` selects, in file order, and count what is dropped.
 
@@ -115,14 +131,19 @@ def select_chats(spec: DataSpec) -> Selection:
         DataError: The source cannot be read, a row does not have the shape of the others (named by
             its place, with its keys), or nothing is selected.
     """
+    rows, dropped = _selection(spec)
+    return Selection([row.chat for row in rows], dropped)
+
+
+def _selection(spec: DataSpec) -> tuple[list[Labelled], Mapping[str, int]]:
     shape = spec.format or _recognised(spec.origin)
-    chats: list[Chat] = []
+    chats: list[Labelled] = []
     seen: set[str] = set()
     dropped: Counter[str] = Counter()
-    for chat in _READERS[shape](spec):
-        reason = "empty" if chat is None else _reason_against(chat, spec, seen)
-        if chat is not None and not reason:
-            chats.append(chat)
+    for row in _READERS[shape](spec):
+        reason = "empty" if row is None else _reason_against(row.chat, spec, seen)
+        if row is not None and not reason:
+            chats.append(row)
         dropped[reason] += bool(reason)
     counts = dict(+dropped)
     said = f"dropped rows: {said_of(counts)}"
@@ -133,7 +154,7 @@ def select_chats(spec: DataSpec) -> Selection:
         raise DataError(f"{spec.source}: has no {part}rows{wanted}{why}")
     if counts:
         log.warning("%s: %s", spec.source, said)
-    return Selection(chats[: spec.limit], counts)
+    return chats[: spec.limit], counts
 
 
 def said_of(dropped: Mapping[str, int]) -> str:
@@ -186,7 +207,7 @@ def _reason_against(chat: Chat, spec: DataSpec, seen: set[str]) -> str:
     return ""
 
 
-def _from_statements(spec: DataSpec) -> Iterator[Chat | None]:
+def _from_statements(spec: DataSpec) -> Iterator[Labelled | None]:
     statements, empty = select_statements(
         spec.origin,
         trait=spec.pole.trait if spec.pole else None,
@@ -196,11 +217,12 @@ def _from_statements(spec: DataSpec) -> Iterator[Chat | None]:
     )
     yield from repeat(None, empty)
     asked = spec.questions
-    for index, statement in enumerate(statements):
-        yield answered(question(asked[index % len(asked)], system=spec.system), statement.text)
+    for index, one in enumerate(statements):
+        chat = answered(question(asked[index % len(asked)], system=spec.system), one.text)
+        yield Labelled(chat, {"trait": one.trait, "level": one.level, "part": str(one.part)})
 
 
-def _from_big5chat(spec: DataSpec) -> Iterator[Chat | None]:
+def _from_big5chat(spec: DataSpec) -> Iterator[Labelled | None]:
     """Read BIG5-CHAT rows without the instruction, which names the trait: labels would leak."""
     for place, row in raw_rows(spec.origin).items():
         if is_blank(row):
@@ -220,11 +242,11 @@ def _from_big5chat(spec: DataSpec) -> Iterator[Chat | None]:
         if not (isinstance(asked, str) and isinstance(said, str)):
             raise DataError(f"{place}: train_input and train_output must be texts")
         if spec.pole in (None, pole) and (not asked or _selected(spec, asked)):
-            is_whole = asked and said
-            yield answered(question(asked, system=spec.system), said) if is_whole else None
+            chat = answered(question(asked, system=spec.system), said)
+            yield Labelled(chat, _labels(row)) if asked and said else None
 
 
-def _from_chats(spec: DataSpec) -> Iterator[Chat | None]:
+def _from_chats(spec: DataSpec) -> Iterator[Labelled | None]:
     asked = partial(question, system=spec.system)
     for place, row in raw_rows(spec.origin).items():
         if "completion" not in row and "messages" in row:
@@ -243,7 +265,16 @@ def _from_chats(spec: DataSpec) -> Iterator[Chat | None]:
                 f"{place}: the chat must end with a message of the assistant; its roles are {roles}"
             )
         elif _is_of(spec, place, row) and _selected(spec, json.dumps(prompt), _part(place, row)):
-            yield [*prompt, *completion]
+            yield Labelled([*prompt, *completion], _labels(row))
+
+
+def _labels(row: Mapping[str, Any]) -> dict[str, str | int]:
+    """Return what a row says of its chat; its pole as poles are written."""
+    named = {key: row.get(key) for key in _LABELS}
+    found = {key: value for key, value in named.items() if isinstance(value, str | int)}
+    pole = {key: str(found.get(key, "")).strip().lower() for key in ("trait", "level")}
+    found |= pole if all(pole.values()) else {}
+    return {key: value for key, value in found.items() if value != ""}
 
 
 def _messages(
@@ -324,7 +355,7 @@ _COLUMNS: dict[Format, set[str]] = {
 }
 """Columns by which a format is recognised."""
 
-_READERS: dict[Format, Callable[[DataSpec], Iterator[Chat | None]]] = {
+_READERS: dict[Format, Callable[[DataSpec], Iterator[Labelled | None]]] = {
     "statements": _from_statements,
     "big5chat": _from_big5chat,
     "chats": _from_chats,

@@ -3,17 +3,14 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 
-from personality_vector.data.chats import DataSpec, read_chats
-from personality_vector.data.rows import first_row, raw_rows
-from personality_vector.data.statements import Part, select_statements
-from personality_vector.errors import DataError, OutputExistsError, RecipeError, require_new
+from personality_vector.data.chats import Labelled
+from personality_vector.errors import OutputExistsError, RecipeError, require_new
 from personality_vector.files import MANIFEST, write_file
 from personality_vector.files.directory import explained
 from personality_vector.files.owned import (
@@ -26,24 +23,10 @@ from personality_vector.files.owned import (
 from personality_vector.files.reading import parse_json, read_bytes
 from personality_vector.manifest import rounded, write_manifest
 from personality_vector.numeric.random import generator_for
-from personality_vector.subject import Chat
 
 KIND = "screen"
 """Of the manifest."""
 _GROUPS = ("high", "random", "low")
-_LABELS = ("trait", "level", "part", "id")
-_BIG5CHAT = {"train_input", "train_output"}
-_OF_MESSAGE = ("role", "content")
-
-
-class Labelled(NamedTuple):
-    """A chat, and what its row says of it: ``trait``, ``level``, ``part`` and ``id``, if it does.
-
-    Without them, training on screened chats of two poles would learn both ends for any pole.
-    """
-
-    chat: Chat
-    labels: Mapping[str, str | int]
 
 
 class Flagged(NamedTuple):
@@ -256,92 +239,6 @@ class FlaggedFile:
             return {}
         ours = [*(path.name for path in self._of_groups.values()), self._file.name]
         return {name: found[name] for name in ours if name in found}
-
-
-def read_labelled(spec: DataSpec) -> list[Labelled]:
-    """Return the chats that ``spec`` selects, in file order, each with the labels of its row.
-
-    A statement is of a part even where its row names none. Of two rows with the same chat, the
-    labels are those of the first.
-
-    Raises:
-        DataError: The source cannot be read, or nothing is selected.
-    """
-    chats, rows = read_chats(spec), list(_rows(spec))
-    if not any(labels for _, labels in rows):
-        return [Labelled(chat, {}) for chat in chats]
-    left, found = iter(rows), []
-    for chat in chats:
-        said = [message["content"] for message in chat]
-        labels = next((own for texts, own in left if said[-len(texts) :] == texts), None)
-        if labels is None:  # it was changed meanwhile
-            raise DataError(f"{spec.source}: has no row of the chat that ends {said[-1][:60]!r}")
-        found.append(Labelled(chat, labels))
-    return found
-
-
-def _rows(spec: DataSpec) -> Iterator[tuple[list[str], dict[str, str | int]]]:
-    """Yield the texts that the chat of each row ends with, and its labels, in file order."""
-    shape = _format_of(spec)
-    if shape == "statements":
-        yield from _statements(spec)
-        return
-    for row in raw_rows(spec.origin).values():
-        labels = {key: row[key] for key in _LABELS if isinstance(row.get(key), str | int)}
-        labels = {key: value for key, value in labels.items() if value != ""}
-        of = [str(labels.get(key, "")).strip().lower() for key in ("trait", "level")]
-        if all(of):
-            labels |= zip(("trait", "level"), of, strict=True)
-        is_of_pole = spec.pole is None or not all(of) or ":".join(of) == str(spec.pole)
-        is_of_part = shape != "chats" or spec.part in ("all", labels.get("part", spec.part))
-        if is_of_pole and is_of_part:
-            yield [text for key in _keys(row, shape) for text in _texts(key, row.get(key))], labels
-
-
-def _statements(spec: DataSpec) -> Iterator[tuple[list[str], dict[str, str | int]]]:
-    found, _ = select_statements(
-        spec.origin,
-        trait=spec.pole.trait if spec.pole else None,
-        level=spec.pole.level if spec.pole else None,
-        part=None if spec.part == "all" else cast("Part", spec.part),
-        held_out=spec.held_out,
-    )
-    for one in found:
-        yield [one.text], {"trait": one.trait, "level": one.level, "part": str(one.part)}
-
-
-def _format_of(spec: DataSpec) -> str:
-    origin = spec.origin
-    if spec.format or (isinstance(origin, Path) and origin.is_dir()):
-        return spec.format or "statements"
-    _, row = first_row(origin) or ("", {})
-    return "statements" if "statement" in row else "big5chat" if _BIG5CHAT & row.keys() else "chats"
-
-
-def _keys(row: Mapping[str, Any], shape: str) -> tuple[str, ...]:
-    """Return the columns of a row that its chat is in."""
-    if shape == "big5chat":
-        return ("train_input", "train_output")
-    is_whole = "completion" not in row and "messages" in row
-    return ("messages",) if is_whole else ("prompt", "completion")
-
-
-def _texts(key: str, cell: Any) -> list[str]:
-    """Return the texts of the messages of a cell: a list, a list as JSON, or a plain text."""
-    if isinstance(cell, str):
-        listed: Any = None
-        with suppress(ValueError):
-            listed = parse_json(cell)
-        is_listed = bool(listed) and isinstance(listed, list) and isinstance(listed[0], dict)
-        # The first key tells messages from a text that happens to be JSON.
-        if not is_listed or (key != "messages" and next(iter(listed[0]), "") not in _OF_MESSAGE):
-            return [cell]
-        cell = listed
-    contents = [message.get("content") for message in cell or ()]
-    return [
-        "".join(part.get("text", "") for part in content) if isinstance(content, list) else content
-        for content in contents
-    ]
 
 
 def _require_apart(paths: Sequence[Path], data: Path | None) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from personality_vector.data.statements import normalised
 from personality_vector.errors import RecipeError, some
-from personality_vector.lab import BUILTIN, builtin
+from personality_vector.lab import BUILTIN, PERSONAS, builtin
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import Name, PoleField, Recipe, Words
 from personality_vector.subject import Rubric
@@ -229,7 +229,5 @@ def rubric_of(trait: Trait) -> Rubric:
     high = Pole(trait, "high")
     if trait not in BIG_FIVE:
         return Rubric(trait, pole=high)
-    persona = read_recipe(builtin(f"{BUILTIN}training/steering/personas/{trait}.yaml"), Persona).at(
-        high
-    )
+    persona = open_persona(builtin(f"{BUILTIN}{PERSONAS}/{trait}.yaml"), high)
     return Rubric(trait, persona.description, persona.opposite, persona.rubric or "", high)

@@ -100,11 +100,8 @@ def train_poles(
             "workers: trains poles in processes of its own; set it to 1 under torchrun, whose "
             "processes train each pole together"
         )
-    require_distinct(recipe)
     processes.join(resolve_device(recipe.device))
-    done = processes.agreed(
-        lambda: {pole: _there(recipe, folder, pole, guidance, force=force) for pole in poles}
-    )
+    done = processes.agreed(lambda: _done(recipe, folder, guidance, force=force))
     for pole, manifest in done.items():
         if manifest is not None:
             shutil.rmtree(scratch_of(folder_of(folder, pole)), ignore_errors=True)
@@ -119,20 +116,37 @@ def train_poles(
             save_deltas(recipe, folder, pole)
 
 
-def _there(
-    recipe: TrainRecipe, out: Path, pole: Pole, guidance: Guidance | None, *, force: bool
-) -> dict[str, Any] | None:
-    """Return the manifest of a pole that this recipe trained, or ``None`` if it is to be trained.
+def _done(
+    recipe: TrainRecipe, out: Path, guidance: Guidance | None, *, force: bool
+) -> dict[Pole, dict[str, Any] | None]:
+    """Return the manifest of each pole that this recipe trained, and ``None`` of the others.
+
+    The data of all poles are read, so that nothing is refused after the first pole is trained.
+
+    Raises:
+        PersonalityVectorError: As :func:`train_poles`.
+    """
+    digests, identities = dict[Pole, str](), dict[Pole, str]()
+    for pole in recipe.chosen:
+        learned = prepare(recipe.of(pole), guidance)
+        digests[pole], identities[pole] = learned.rows.digest(), learned.identity
+    require_distinct(digests, recipe.data.source)
+    return {
+        pole: _there(folder_of(out, pole), identity, force=force)
+        for pole, identity in identities.items()
+    }
+
+
+def _there(path: Path, identity: str, *, force: bool) -> dict[str, Any] | None:
+    """Return the manifest of a training of this identity, or ``None`` if it is to be trained.
 
     Raises:
         OutputExistsError: What is there is of another recipe, base or data, or of nobody's.
-        PersonalityVectorError: Its data cannot be read: refused before the first pole is trained.
     """
-    path, learned = folder_of(out, pole), prepare(recipe.of(pole), guidance)
     if not path.exists():
         return None
     manifest = read_manifest(path)
-    if manifest.get("kind") == "train" and manifest.get("training") == learned.identity:
+    if manifest.get("kind") == "train" and manifest.get("training") == identity:
         return manifest
     if force:
         return None
@@ -203,7 +217,7 @@ def _one(
     except OutputExistsError:  # another process has finished it meanwhile, or it is another's
         if force or not path.exists():
             raise
-        manifest = _there(recipe, out, pole, guidance, force=False)
+        manifest = _there(path, prepare(recipe.of(pole), guidance).identity, force=False)
         return PoleReport(pole, path, "there", manifest or {})
     return PoleReport(pole, path, "trained", report.manifest)
 

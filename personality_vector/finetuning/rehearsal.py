@@ -34,10 +34,11 @@ def rehearse(recipe: TrainRecipe) -> dict[str, Any]:
     """
     base = Checkpoint.open(recipe.base)
     tokenizer = load_tokenizer(base.path, recipe.template)
-    if recipe.poles is not None:
-        require_distinct(recipe)
     poles = [recipe] if recipe.poles is None else [recipe.of(pole) for pole in recipe.chosen]
     rows = [rows_of(one, tokenizer) for one in poles]
+    if recipe.poles is not None:
+        digests = {pole: each.digest() for pole, each in zip(recipe.chosen, rows, strict=True)}
+        require_distinct(digests, recipe.data.source)
     counts = {str(one.pole): each.counts() for one, each in zip(poles, rows, strict=True)}
     found, spread = rows[0].rows, _processes(recipe)
     tokens = _lengths(found)

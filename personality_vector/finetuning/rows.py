@@ -15,6 +15,7 @@ from personality_vector.errors import DataError, RecipeError, TrainingError
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.subject import Chat
 from personality_vector.subject.encoding import training_row
+from personality_vector.traits import Pole
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,10 @@ class Rows:
     def counts(self) -> dict[str, Any]:
         """Return how many are learned from, left out and cut."""
         return {"examples": len(self.rows), "dropped": dict(self.dropped), "cut": self.cut}
+
+    def digest(self) -> str:
+        """Return the digest of what is learned."""
+        return hashlib.blake2b(json.dumps(self.rows).encode(), digest_size=16).hexdigest()
 
 
 def rows_of(recipe: TrainRecipe, tokenizer: Any) -> Rows:
@@ -90,20 +95,22 @@ def selected(recipe: TrainRecipe) -> Selection:
     return Selection(chats, dict(+Counter({**data.dropped, **unmatched})))
 
 
-def require_distinct(recipe: TrainRecipe) -> None:
-    """Check that no two poles of a recipe learn the same chats.
+def require_distinct(digests: Mapping[Pole, str], source: object) -> None:
+    """Check that no two poles learn the same rows.
+
+    Args:
+        digests: Of the rows of each pole.
+        source: Where the data are, for the message.
 
     Raises:
-        DataError: Two do, since the rows do not name both trait and level; or the data cannot be
-            read.
+        DataError: Two do, since the data do not name both trait and level.
     """
-    learned: dict[str, Any] = {}
-    for pole in recipe.chosen:
-        chats = json.dumps(select_chats(recipe.data.narrowed(pole)).chats)
-        other = learned.setdefault(hashlib.blake2b(chats.encode()).hexdigest(), pole)
+    learned: dict[str, Pole] = {}
+    for pole, digest in digests.items():
+        other = learned.setdefault(digest, pole)
         if other != pole:
             raise DataError(
-                f"{recipe.data.source}: {other} and {pole} would learn the same chats, since its "
+                f"{source}: {other} and {pole} would learn the same chats, since its "
                 "rows do not name trait and level; add these columns, or name a file of each pole "
                 "with {trait} and {level} in data.source"
             )

@@ -146,7 +146,7 @@ def prepare(recipe: TrainRecipe, guidance: Guidance | None = None) -> Prepared:
     decisive = [
         recipe.model_dump(mode="json", exclude=unimportant),
         base.fingerprint.digest,
-        rows.rows,
+        rows.digest(),
         held_out if recipe.sft.patience else [],
         guidance and guidance.identity(),
     ]
@@ -236,14 +236,13 @@ def _fit(
 def _logging_to(folder: Path) -> Generator[None]:
     """Let tensorboard write into a folder of this training, unless the user names one."""
     name = "TENSORBOARD_LOGGING_DIR"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = str(folder)
+    given = os.environ.get(name)
+    os.environ[name] = given or str(folder)
     try:
         yield
     finally:
-        del os.environ[name]
+        if not given:
+            del os.environ[name]
         if "wandb" in sys.modules:  # the next training has a run of its own
             sys.modules["wandb"].finish()
 
@@ -284,12 +283,10 @@ def _trainer(recipe: TrainRecipe, model: Any, learned: Prepared, arguments: Any)
     from personality_vector.finetuning.trainer import GuidedTrainer
 
     disable_progress_bar()
-    callbacks = [
-        Monitor(),
-        Checkpoints(0 if recipe.sft.patience else recipe.sft.checkpoints),
-    ]
-    if recipe.sft.patience is not None:
-        callbacks.append(EarlyStoppingCallback(recipe.sft.patience))
+    patience = recipe.sft.patience
+    callbacks = [Monitor(), Checkpoints(0 if patience else recipe.sft.checkpoints)]
+    if patience is not None:
+        callbacks.append(EarlyStoppingCallback(patience))
     trainer = GuidedTrainer(
         model=model,
         args=arguments,

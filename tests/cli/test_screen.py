@@ -10,8 +10,8 @@ import torch
 
 import personality_vector as pv
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.data.chats import DataSpec, read_chats
-from personality_vector.data.flagged import Flagged, FlaggedFile, Labelled, read_labelled
+from personality_vector.data.chats import DataSpec, Labelled, read_chats, read_labelled
+from personality_vector.data.flagged import Flagged, FlaggedFile
 from personality_vector.errors import OutputExistsError
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector

@@ -11,7 +11,7 @@ import personality_vector as pv
 from personality_vector.cli import options
 from personality_vector.cli.steer import along
 from personality_vector.errors import RecipeError
-from personality_vector.lab import find_recipe, recipes
+from personality_vector.lab import PERSONAS, find_recipe, recipes
 from personality_vector.progress import progress
 from personality_vector.traits import BIG_FIVE
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from personality_vector.numeric.statistics import Interval
     from personality_vector.subject.chat import Chat
 
-_PERSONAS = "training/steering/personas/"
 _FEWEST = 3
 """Models for a correlation; of two it is 1 or -1 whatever they are."""
 
@@ -116,7 +115,7 @@ def _chats(prompts: Path | None, persona: str | None, pole: "pv.Pole | None") ->
     if persona is None:
         if pole is None:
             raise RecipeError("the vector names no pole; give --prompts or --persona, or --pole")
-        persona = f"{_PERSONAS}{pole.trait}"
+        persona = f"{PERSONAS}/{pole.trait}"
         if persona not in recipes():
             raise RecipeError(
                 f"there is no shipped persona of {pole.trait}; give --prompts or --persona"
