@@ -47,13 +47,13 @@ Rank = Annotated[
 def check(recipe: "TrainRecipe") -> dict[str, Any]:
     """Open the inputs, try the chat template and ``max_length`` on the data, and time a step."""
     from personality_vector.finetuning.processes import is_main_process, leave
-    from personality_vector.finetuning.rehearsal import foreseen_time, rehearse
+    from personality_vector.finetuning.rehearsal import estimated_time, rehearse
 
     base, guidance = pv.Checkpoint.open(recipe.base), _guidance(recipe)
     if guidance is not None:
         guidance.check(base)
     plan = rehearse(recipe)
-    time = foreseen_time(recipe, plan, guidance)
+    time = estimated_time(recipe, plan, guidance)
     leave()
     if not is_main_process():
         raise typer.Exit  # of torchrun's processes one prints the plan

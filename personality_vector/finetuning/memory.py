@@ -129,7 +129,7 @@ def memory_of(
 
 
 def _sizes_of(base: Checkpoint) -> _Sizes:
-    config = read_config(base.path, "foresee the memory").get_text_config()
+    config = read_config(base.path, "estimate the memory").get_text_config()
     hidden, heads = config.hidden_size, config.num_attention_heads
     width = getattr(config, "head_dim", None) or hidden // heads
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)

@@ -55,7 +55,7 @@ def rehearse(recipe: TrainRecipe) -> dict[str, Any]:
     }
 
 
-def foreseen_time(
+def estimated_time(
     recipe: TrainRecipe, plan: dict[str, Any], guidance: Guidance | None = None
 ) -> dict[str, Any]:
     """Return ``seconds`` of a training without loading and saving, from a measured step.

@@ -67,9 +67,9 @@ def test_it_adds_the_steps_of_all_poles(recipe):
 def test_the_time_is_that_of_a_measured_step(recipe, monkeypatch):
     took = {"high": 2.0}
     monkeypatch.setattr(rehearsal, "time_step", lambda recipe, _: took[recipe.pole.level])
-    assert rehearsal.foreseen_time(recipe(), plan_of(steps=10))["seconds"] == 20.0
+    assert rehearsal.estimated_time(recipe(), plan_of(steps=10))["seconds"] == 20.0
     both = recipe(poles=["extraversion"], workers=8)
-    assert rehearsal.foreseen_time(both, plan_of(steps=10))["seconds"] == 10.0
+    assert rehearsal.estimated_time(both, plan_of(steps=10))["seconds"] == 10.0
 
 
 def plan_of(*, steps=1, peak=1):
@@ -79,10 +79,10 @@ def plan_of(*, steps=1, peak=1):
 def test_what_cannot_be_measured_has_a_reason(recipe, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(rehearsal, "time_step", pytest.fail)
-        assert rehearsal.foreseen_time(recipe(), plan_of(peak=2**60))["reason"].startswith(
+        assert rehearsal.estimated_time(recipe(), plan_of(peak=2**60))["reason"].startswith(
             "a step is not measured, because it needs 1152921504.6 GB, and "
         )
-        sharded = rehearsal.foreseen_time(recipe({"fsdp": True}), plan_of())
+        sharded = rehearsal.estimated_time(recipe({"fsdp": True}), plan_of())
         assert sharded["seconds"] is None
         assert sharded["reason"].startswith("sft.fsdp: true shards")
 
@@ -90,7 +90,7 @@ def test_what_cannot_be_measured_has_a_reason(recipe, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr("personality_vector.finetuning.trainer.GuidedTrainer", full)
-    found = rehearsal.foreseen_time(recipe(), plan_of())
+    found = rehearsal.estimated_time(recipe(), plan_of())
     assert found == {
         "seconds": None,
         "reason": "llama-float32: TRL cannot train it like this: MemoryError",
