@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from importlib.metadata import version
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -132,6 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
         signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
         code = run(words, with_traceback=with_traceback)
         signal.signal(signal.SIGINT, end_on_interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:
         end_on_interrupt()
     failure = streams.failure_of_stdout()
@@ -145,13 +147,19 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _interrupt(*_: object) -> NoReturn:
+def _interrupt(_: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt, and remember it: a library may swallow it and fail otherwise.
 
-    An import that was cut short does so: what it left is used later.
+    An import is not cut short: the C++ half of a module that fails in it ends the process at
+    once, and what a failed import left behind is used later. The interruption waits for it.
     """
     global _is_interrupted
     _is_interrupted = True
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            return
+        frame = frame.f_back
     raise KeyboardInterrupt
 
 

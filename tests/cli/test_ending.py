@@ -121,6 +121,28 @@ def test_an_interrupt_while_an_object_is_destroyed_is_not_lost():
     assert (done.returncode, done.stderr.count(b"\n")) == (130, 1), done.stderr
 
 
+IMPORTED = """
+import sys, time
+import personality_vector.cli.main as m
+
+def verb(*_, **__):
+    import interrupted
+    time.sleep(20)
+
+sys.path.insert(0, {folder!r})
+m.run = verb
+m.main([])
+"""
+
+
+def test_an_interrupt_waits_for_the_import_that_it_meets(tmp_path):
+    module = "import signal\nsignal.raise_signal(signal.SIGINT)\nprint('whole', flush=True)\n"
+    (tmp_path / "interrupted.py").write_text(module)
+    program = IMPORTED.format(folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (130, b"whole\n", 1)
+
+
 def test_an_interrupt_that_a_library_wraps_is_an_interrupt():
     def failed(outer):
         try:
