@@ -147,18 +147,17 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _interrupt(_: int, frame: FrameType | None) -> None:
+def _interrupt(_: int, frame: FrameType | None) -> NoReturn:
     """Raise KeyboardInterrupt, and remember it: a library may swallow it and fail otherwise.
 
-    An import is not cut short: the C++ half of a module that fails in it ends the process at
-    once, and what a failed import left behind is used later. The interruption waits for it.
+    Within an import the process ends here: a module in C++ may abort on an exception, and what a
+    failed import left behind is used later. What was being written is in a hidden folder.
     """
     global _is_interrupted
     _is_interrupted = True
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
-            return
+            end_on_interrupt()
         frame = frame.f_back
     raise KeyboardInterrupt
 
