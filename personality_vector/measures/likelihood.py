@@ -13,7 +13,14 @@ from personality_vector.errors import DataError, LengthError, NonFiniteError
 from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
 from personality_vector.measures.spec import QUESTION, BaseMeasure, MeasureSpec
 from personality_vector.recipes.schema import LocalPath, Real, Whole, Words, distinct
-from personality_vector.subject import Reading, Subject, answered, question
+from personality_vector.subject import (
+    Findings,
+    Observation,
+    Reading,
+    Subject,
+    answered,
+    question,
+)
 from personality_vector.traits import BIG_FIVE, Pole, Trait
 
 Z95 = 1.959963984540054
@@ -84,6 +91,7 @@ class Likelihood(BaseMeasure):
     batch_size: int = field(default=32, compare=False)
     name: str = "likelihood"
 
+    version: ClassVar[int] = 2
     unit: ClassVar[str] = "nats per token"
 
     def __post_init__(self) -> None:
@@ -101,8 +109,8 @@ class Likelihood(BaseMeasure):
         """The traits that are measured, in order of first appearance."""
         return tuple(dict.fromkeys(statement.trait for statement in self.statements))
 
-    def collect(self, subject: Subject, seed: int) -> list[Reading]:  # noqa: ARG002
-        """Return the number of every trait.
+    def collect(self, subject: Subject, seed: int) -> Findings:  # noqa: ARG002
+        """Return the number of every trait, and what each statement adds to it.
 
         Raises:
             DataError: A statement is longer than the model reads.
@@ -111,10 +119,27 @@ class Likelihood(BaseMeasure):
         by_pole: dict[Pole, list[float]] = {}
         for statement, value in zip(self.statements, self._likelihoods(subject), strict=True):
             by_pole.setdefault(statement.pole, []).append(value)
-        return [
+        readings = [
             _reading(self.name, trait, by_pole[Pole(trait, "high")], by_pole[Pole(trait, "low")])
             for trait in self.traits
         ]
+        total = {reading.trait: reading.n for reading in readings}
+        observations = [
+            # Weighted so that their mean is mean(high) - mean(low).
+            Observation(
+                self.name,
+                pole.trait,
+                f"{pole} {index}",
+                pole.sign * value * total[pole.trait] / len(values),
+            )
+            for pole, values in by_pole.items()
+            for index, value in enumerate(values)
+        ]
+        return Findings(readings=readings, observations=observations)
+
+    def finish(self, base: Subject, collected: Findings) -> Findings:  # noqa: ARG002
+        """Return what was collected."""
+        return collected
 
     def _likelihoods(self, subject: Subject) -> list[float]:
         """Return the mean log-likelihood per token of each statement, in nats."""

@@ -46,6 +46,10 @@ TABLES: dict[str, str] = {
         "value REAL, low REAL, high REAL, n INTEGER NOT NULL, unscored INTEGER NOT NULL, "
         "unit TEXT NOT NULL, PRIMARY KEY (cell, measure, trait)"
     ),
+    "observations": (
+        "cell INTEGER NOT NULL REFERENCES cells, measure TEXT NOT NULL, trait TEXT NOT NULL, "
+        "item TEXT NOT NULL, value REAL NOT NULL, PRIMARY KEY (cell, measure, trait, item)"
+    ),
     # The cells of the latest recipe, under the names that it gives them.
     "planned": (
         "position INTEGER PRIMARY KEY, label TEXT NOT NULL, name TEXT NOT NULL, "
@@ -66,7 +70,7 @@ TABLES: dict[str, str] = {
 
 DIGEST = "digest"
 """Key of the note that every row of a result is mixed into as it is inserted."""
-MEASURED = ("cells", "answers", "scores", "readings")
+MEASURED = ("cells", "answers", "scores", "readings", "observations")
 """The tables whose rows are measurements, which nobody changes afterwards."""
 
 

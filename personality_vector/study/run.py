@@ -52,6 +52,16 @@ ANSWERS = {
     "reason": "str",
 }
 
+OBSERVATIONS = {
+    "intervention": "str",
+    "strength": "float64",
+    "seed": "int64",
+    "measure": "str",
+    "trait": "str",
+    "item": "str",
+    "value": "float64",
+}
+
 _JOINED = (
     "planned p JOIN cells c ON c.base = p.base AND c.intervention = p.intervention "
     "AND c.strength = p.strength AND c.measure = p.measure AND c.seed = p.seed"
@@ -143,6 +153,18 @@ class Run:
                 "JOIN judged j ON j.judge = s.judge WHERE s.answer = a.id AND j.name = p.name)"
             )
             return _sorted(scored + rest, 2, ANSWERS)
+
+    def observations(self) -> pd.DataFrame:
+        """Return the items that readings are means of, for the latest recipe's cells.
+
+        Columns: ``intervention, strength, seed, measure, trait, item, value``.
+        """
+        with self.opened() as store:
+            rows = store.rows(
+                "SELECT p.label, p.nominal, p.seed, o.measure, o.trait, o.item, o.value "
+                f"FROM {_JOINED} JOIN observations o ON o.cell = c.id ORDER BY p.position, o.rowid"
+            )
+        return pd.DataFrame(rows, columns=list(OBSERVATIONS)).astype(OBSERVATIONS)
 
     def cells(self) -> pd.DataFrame:
         """Return how many cells of the latest recipe are planned and finished, and their seconds.

@@ -89,11 +89,8 @@ class Store(Database):
             raise CheckpointError(f"{self.path}: this results file is damaged; move it away")
         found = {name for (name,) in self.rows("SELECT name FROM sqlite_master")}
         if not found and create:
-            for table, columns in TABLES.items():
-                self.connection.execute(f"CREATE TABLE {table} ({columns})")
-            for table in MEASURED:
-                names = [row[1] for row in self.rows(f"PRAGMA table_info({table})")]
-                self.connection.execute(trigger_of(table, names))
+            for table in TABLES:
+                self._create(table)
             self._note({"format": FORMAT})
             self.connection.execute("INSERT INTO run VALUES (?, ?)", (DIGEST, _NO_ROWS))
         elif not {"run", "cells"} <= found:
@@ -106,7 +103,15 @@ class Store(Database):
                 f"{self.path}: holds results of format {stored}, but this version writes format "
                 f"{FORMAT}; choose another folder, or start again with --force"
             )
+        elif "observations" not in found:  # an earlier version had none
+            self._create("observations")
         self._require_unchanged()
+
+    def _create(self, table: str) -> None:
+        self.connection.execute(f"CREATE TABLE {table} ({TABLES[table]})")
+        if table in MEASURED:
+            names = [row[1] for row in self.rows(f"PRAGMA table_info({table})")]
+            self.connection.execute(trigger_of(table, names))
 
     def _require_unchanged(self) -> None:
         """Check that every result is as it was written; once for each state of a file."""
@@ -259,6 +264,10 @@ class Store(Database):
                 for r in found.readings
             ],
         )
+        self.connection.executemany(
+            f"INSERT INTO observations VALUES ({done.lastrowid}, ?, ?, ?, ?)",
+            [(*key, _real(value)) for *key, value in found.observations],
+        )
 
     def value(self, cell: Cell, measure: str, trait: str) -> float:
         """Return one number of a finished cell.
@@ -372,6 +381,12 @@ def _require_finite(found: Findings, cell: Cell) -> None:
                     f"{reading.measure} {reading.trait}: is {value} at strength {cell.strength:g}; "
                     "only finite numbers are results"
                 )
+    for one in found.observations:
+        if not math.isfinite(one.value):
+            raise NonFiniteError(
+                f"{one.measure} {one.trait}: {one.item} is {one.value}; only finite numbers are "
+                "results"
+            )
 
 
 def _json(key: str, value: Any) -> str:

@@ -162,12 +162,36 @@ class Reading:
     unit: str = ""
 
 
+class Observation(NamedTuple):
+    """One item's part of a reading, which is the mean of its observations.
+
+    Attributes:
+        measure: Name of the reading.
+        trait: Its trait, or "".
+        item: What was observed, such as a statement or a task; the same in every cell.
+        value: A finite number.
+    """
+
+    measure: str
+    trait: str
+    item: str
+    value: float
+
+
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a measure found in one cell: answers, which judges may rate at any time, and numbers."""
+    """What a measure found in one cell.
+
+    Attributes:
+        answers: Judges may rate them at any time.
+        readings: Numbers.
+        observations: What some of the numbers are means of, so that two cells can be compared item
+            by item.
+    """
 
     answers: Sequence[Answer] = ()
     readings: Sequence[Reading] = ()
+    observations: Sequence[Observation] = ()
 
 
 @runtime_checkable

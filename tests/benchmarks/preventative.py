@@ -144,7 +144,7 @@ class Lab:
             moved.append(float((after - before) @ direction / direction.norm()))
         probe = LikelihoodSpec(traits=(TRAIT,)).open()
         values = [
-            probe.collect(Subject(model, self.tokenizer), seed=0)[0].value
+            probe.collect(Subject(model, self.tokenizer), seed=0).readings[0].value
             for model in (self.base, tuned)
         ]
         return Found(list(losses.values())[-1], moved[0], moved[1], values[1] - values[0])

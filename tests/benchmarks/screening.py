@@ -84,7 +84,7 @@ def mixtures(
     likelihood = pv.LikelihoodSpec(traits=(trait,)).open()
 
     def score(model: Subject) -> float:
-        return float(likelihood.collect(model, 0)[0].value)
+        return float(likelihood.collect(model, 0).readings[0].value)
 
     before, rows = score(subject), []
     for share in SHARES:

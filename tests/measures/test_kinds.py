@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from itertools import product
+from statistics import fmean
 
 import pytest
 import torch
@@ -140,6 +141,12 @@ def test_its_numbers_are_under_its_name_finite_and_the_same_again(parsed, base, 
         if measure.scale is not None and reading.value is not None:
             assert measure.scale[0] <= reading.value <= measure.scale[1]
     assert len({(r.measure, r.trait) for r in one.readings}) == len(one.readings)
+    values = {}
+    for seen in one.observations:
+        values.setdefault((seen.measure, seen.trait), []).append(seen.value)
+    readings = {(r.measure, r.trait): r.value for r in one.readings}
+    for key, parts in values.items():
+        assert fmean(parts) == pytest.approx(readings[key], abs=1e-9), "a reading is their mean"
 
 
 def _but_memory(readings):

@@ -1,6 +1,9 @@
 """A sweep by recipe: which cells it measures, how it resumes, and that the base is left alone."""
 
 import json
+import shutil
+import sqlite3
+from functools import reduce
 from itertools import product
 
 import pandas as pd
@@ -9,6 +12,7 @@ import torch
 
 from personality_vector.errors import DataError, PersonalityVectorError, RecipeError
 from personality_vector.manifest import MANIFEST
+from personality_vector.study.database import MEASURED, mixed
 from personality_vector.study.design import BASE, Point
 from personality_vector.study.recipe import EvalRecipe, open_study
 from personality_vector.study.run import Run
@@ -64,6 +68,30 @@ def test_there_is_every_number_of_the_base_and_of_each_strength(run):
         found = set(zip(cell["measure"], cell["judge"], cell["trait"], strict=True))
         extra = {("guards.realised", "", "")} if label == "weights" else set()
         assert found == kinds | extra
+
+
+def test_every_statement_is_kept_and_a_likelihood_is_their_mean(run):
+    key = ["intervention", "strength", "seed", "measure", "trait"]
+    means = run.observations().groupby(key)["value"].mean()
+    read = run.readings().query("measure == 'likelihood'").set_index(key)["value"]
+    assert len(read) == len(CELLS) * len(TRAITS)
+    assert means.to_dict() == pytest.approx(read.to_dict())
+
+
+def test_results_of_a_version_without_observations_can_be_added_to(run, tmp_path):
+    folder = tmp_path / "old"
+    shutil.copytree(run.folder, folder)
+    with sqlite3.connect(folder / FILE) as file:
+        file.execute("DROP TABLE observations")
+        kept = (
+            row
+            for t in MEASURED[:-1]
+            for row in map((t,).__add__, file.execute(f"SELECT * FROM {t}"))
+        )
+        digest = reduce(lambda found, row: mixed(found, *row), kept, "0" * 32)
+        file.execute("UPDATE run SET value = ? WHERE key = 'digest'", (digest,))
+    assert Run(folder).observations().empty
+    assert Run(folder).readings().equals(run.readings())
 
 
 def test_every_answer_is_kept_with_its_score_or_the_reason_for_none(run):

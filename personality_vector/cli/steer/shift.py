@@ -147,7 +147,7 @@ def _likelihood(pole: "pv.Pole | None") -> "Callable[[pv.Subject], float]":
     likelihood = pv.LikelihoodSpec(traits=(pole.trait,)).open()
 
     def measure(subject: "pv.Subject") -> float:
-        (reading,) = likelihood.collect(subject, 0)
+        (reading,) = likelihood.collect(subject, 0).readings
         return math.nan if reading.value is None else pole.sign * float(reading.value)
 
     return measure

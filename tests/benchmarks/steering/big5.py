@@ -149,7 +149,7 @@ def probed(lab: Lab, vector: SteeringVector, layer: int, trait: str, coefficient
     subject, values = Subject(lab.model, lab.tokenizer), []
     for coefficient in coefficients:
         with steering.applied(subject, float(coefficient)) as steered:
-            values.append(probe.collect(steered, seed=0)[0].value)
+            values.append(probe.collect(steered, seed=0).readings[0].value)
     return values
 
 
