@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from personality_vector.finetuning.recipe import SftSpec, TrainRecipe
+from personality_vector.errors import RecipeError
+from personality_vector.finetuning.recipe import AdapterSpec, SftSpec, TrainRecipe
 from personality_vector.subject.models import decoder_blocks, text_config
 
 
@@ -93,7 +94,13 @@ def _rhythm(sft: SftSpec) -> dict[str, Any]:
 
 
 def adapter_of(recipe: TrainRecipe) -> Any:
-    """Return the ``LoraConfig`` of a recipe, or ``None`` if it trains every weight."""
+    """Return PEFT's config of a recipe's adapter, or ``None`` if it trains every weight.
+
+    Raises:
+        RecipeError: PEFT refuses an option of the adapter.
+    """
+    if recipe.sft.adapter is not None:
+        return _other_adapter(recipe.sft.adapter)
     if recipe.sft.lora is None:
         return None
     from peft import LoraConfig
@@ -104,6 +111,18 @@ def adapter_of(recipe: TrainRecipe) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.rank_stabilised,
+        use_dora=lora.dora,
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
     )
+
+
+def _other_adapter(spec: AdapterSpec) -> Any:
+    from peft import PeftType, get_peft_config
+
+    kind = PeftType[spec.type.upper()]
+    given = {"peft_type": kind, "task_type": "CAUSAL_LM", **spec.options}
+    try:
+        return get_peft_config(given)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"sft.adapter: PEFT refuses an option of {spec.type}: {error}") from error

@@ -105,9 +105,9 @@ def memory_of(
         ModelError: transformers does not know the architecture.
     """
     sizes, size = _sizes_of(base), FLOATS[sft.dtype].itemsize
-    values = _values_of(base, sft.lora, sizes.words)
+    values = _values_of(base, sft, sizes.words)
     mixed = sft.mixed_precision == "bfloat16"
-    of_trained = _FLOAT32 if sft.lora or (sft.fsdp and mixed) else size
+    of_trained = _FLOAT32 if sft.is_adapter or (sft.fsdp and mixed) else size
     weights = size * values.model + _FLOAT32 * values.adapter
     gradients, copied = of_trained * values.trained, 2 * values.model * mixed
     shards = processes if sft.fsdp else 1
@@ -137,15 +137,16 @@ def _sizes_of(base: Checkpoint) -> _Sizes:
     return _Sizes(hidden, inner or 4 * hidden, heads * width, layers, config.vocab_size)
 
 
-def _values_of(base: Checkpoint, lora: LoraSpec | None, words: int) -> _Values:
+def _values_of(base: Checkpoint, sft: SftSpec, words: int) -> _Values:
     weights = {
         name: entry.shape
         for name, entry in base.entries.items()
         if entry.dtype.is_floating_point and not is_buffer(entry)
     }
     model = sum(map(math.prod, weights.values()))
-    if lora is None:
-        return _Values(model, model, 0, 0)
+    lora = sft.lora
+    if lora is None:  # the values of another adapter are so few that they do not count
+        return _Values(model, 0 if sft.adapter else model, 0, 0)
     adapted = [
         shape
         for name, shape in weights.items()
@@ -172,7 +173,7 @@ def _activations(
     is_mixed = sft.mixed_precision == "bfloat16"
     size = 2 if is_mixed else FLOATS[sft.dtype].itemsize
     tokens = sft.batch_size * (sft.max_length if sft.packing else min(longest, sft.max_length))
-    norms = 2 * (_FLOAT32 + size + (0 if sft.lora else size)) * sizes.hidden
+    norms = 2 * (_FLOAT32 + size + (0 if sft.is_adapter else size)) * sizes.hidden
     block = norms + size * (4 * sizes.heads + 4 * sizes.inner)
     if sft.lora and FLOATS[sft.dtype] != torch.float32:  # a copy for each matrix that is adapted
         block += _FLOAT32 * values.read // sizes.layers - size * (2 * sizes.hidden + sizes.inner)
@@ -181,7 +182,7 @@ def _activations(
     tile = min(tokens, _TILE_TOKENS) * min(sizes.words, _TILE_WORDS)
     packed = min(sizes.words, _TILE_WORDS) * sizes.hidden
     loss = _FLOAT32 * (_TILES_ON_CPU * tile + packed) if on_cpu else size * tile
-    loss += 0 if sft.lora else _FLOAT32 * sizes.words * sizes.hidden
+    loss += 0 if sft.is_adapter else _FLOAT32 * sizes.words * sizes.hidden
     return tokens * kept + max(tokens * once, loss)
 
 

@@ -225,10 +225,10 @@ def _one(
 def save_deltas(recipe: TrainRecipe, out: Path, pole: Pole) -> None:
     """Save the delta of a pole, and half the difference of both poles once both are there.
 
-    A LoRA adapter keeps its factors, also in the difference. What is saved of other fine-tunes is
-    replaced, and what another process is saving is left to it.
+    LoRA keeps its factors, also in the difference. What is saved of other fine-tunes is replaced,
+    and what another process is saving is left to it.
     """
-    base, storage = Checkpoint.open(recipe.base), "float32" if recipe.sft.lora is None else "lora"
+    base, storage = Checkpoint.open(recipe.base), "lora" if recipe.sft.is_low_rank else "float32"
     levels: tuple[Level, Level] = ("high", "low")
     tuned = {level: folder_of(out, Pole(pole.trait, level)) for level in levels}
     deltas = {level: _opened(path, base) for level, path in tuned.items() if path.is_dir()}

@@ -51,17 +51,28 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 class LoraSpec(Recipe):
-    """LoRA of PEFT; ``rank_stabilised`` scales by ``alpha / sqrt(rank)``, else ``alpha / rank``."""
+    """LoRA of PEFT; ``rank_stabilised`` scales by ``alpha / sqrt(rank)``, else ``alpha / rank``.
+
+    ``dora`` learns the length of each row of a weight apart from its direction.
+    """
 
     rank: Whole = Field(default=32, ge=1)
     alpha: Real = Field(default=64.0, gt=0)
     dropout: Real = Field(default=0.0, ge=0.0, lt=1.0)
     rank_stabilised: bool = False
+    dora: bool = False
     target_modules: str | tuple[str, ...] = "all-linear"
 
 
+class AdapterSpec(Recipe):
+    """Another adapter of PEFT; ``options`` are the fields of its own config class."""
+
+    type: Literal["ia3", "loha", "lokr", "oft", "vera"]
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 class SftSpec(Recipe):
-    """Supervised fine-tuning; ``lora: null`` trains every weight.
+    """Supervised fine-tuning, of every weight unless there is ``lora`` or another ``adapter``.
 
     A ``preset`` gives the settings of a source, which other keys override. ``max_steps`` is the
     number of updates, in place of ``epochs``. ``packing`` joins chats up to ``max_length`` tokens,
@@ -75,6 +86,7 @@ class SftSpec(Recipe):
 
     preset: Literal["big5_chat", "persona_vectors", "weight_steering"] | None = None
     lora: LoraSpec | None = None
+    adapter: AdapterSpec | None = None
     epochs: Real = Field(default=1.0, gt=0)
     max_steps: Whole | None = Field(default=None, ge=1)
     learning_rate: Real = Field(default=1e-5, gt=0)
@@ -110,7 +122,21 @@ class SftSpec(Recipe):
     def _require_evaluation(self) -> "SftSpec":
         if self.patience is not None and self.evaluate_every is None:
             raise ValueError("patience counts evaluations; give evaluate_every, in steps")
+        if self.lora and self.adapter:
+            raise ValueError(
+                "train lora or another adapter, not both (lora: null drops a preset's)"
+            )
         return self
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether an adapter is trained, and the model stays as it is."""
+        return self.lora is not None or self.adapter is not None
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether its delta is a product of two factors."""
+        return self.lora is not None and not self.lora.dora
 
 
 Vectors = Annotated[
@@ -214,7 +240,7 @@ class TrainRecipe(TemplatedRecipe):
     @model_validator(mode="after")
     def _require_adapter(self) -> "TrainRecipe":
         regularises = self.steer is not None and self.steer.how == "regularise"
-        if regularises and self.sft.lora is None:
+        if regularises and not self.sft.is_adapter:
             raise ValueError(
                 "steer: regularise compares with the base, which is only there below an adapter; "
                 "add sft.lora"

@@ -316,7 +316,7 @@ def _save(trainer: Any, recipe: TrainRecipe, base: Checkpoint, out: Path) -> Non
         weights = {name: one for name, one in weights.items() if name not in tied}
     model.save_pretrained(out, state_dict=weights)
     require_finite_weights(out)
-    if recipe.sft.lora is None:
+    if not recipe.sft.is_adapter:
         add_missing(out, base)
         if recipe.chat_template is not None:
             # What it was trained on is what it should be asked with.

@@ -1,9 +1,12 @@
 """An offline judge: classifiers that learned both poles of a trait, and what is neither."""
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import astuple, dataclass, field
 from functools import cached_property, lru_cache
+from importlib.metadata import version as distribution_version
 from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
@@ -12,9 +15,10 @@ from personality_vector.data.features import StateFeatures, WordFeatures, identi
 from personality_vector.data.personas import COHERENCE
 from personality_vector.data.statements import Statement, normalised, read_statements
 from personality_vector.data.texts import distinct_n, read_texts, words
-from personality_vector.errors import DataError, some
+from personality_vector.errors import DataError, StorageError, some
+from personality_vector.files import write_file
 from personality_vector.judges.spec import BaseJudge, JudgeSpec
-from personality_vector.lab import NEUTRAL_TEXTS, PERSONALITY_TEXTS, builtin
+from personality_vector.lab import NEUTRAL_TEXTS, PERSONALITY_TEXTS, builtin, cache_folder
 from personality_vector.recipes.schema import LocalPath, ModelRef, Real
 from personality_vector.recipes.schema import Words as Text
 from personality_vector.subject import Answer, Quality, Rubric, Score, digest_of, identity_of
@@ -165,14 +169,21 @@ class StatementJudge(BaseJudge):
         over all, with the unscored at 3; chance is 0.5. ``judge_accuracy_length_only`` is what the
         number of characters alone, a known confound, would achieve. ``judge_false_alarms`` is the
         share of held-out neutral texts that get a score, and ``judge_off_topic`` that of held-out
-        statements of other traits.
+        statements of other traits. It is measured once and then kept in the user's cache.
         """
-        return [
+        version = distribution_version("scikit-learn")
+        file = cache_folder("judges") / f"{digest_of(self.identity(), version)}.json"
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            return [Quality(*row) for row in json.loads(file.read_bytes())["quality"]]
+        found = [
             Quality(trait, name, value, sum(s.trait == trait for s in self.held_out))
             for trait in self.traits
             for name, value in self._measured(trait).items()
             if value is not None
         ]
+        with suppress(StorageError):
+            write_file(file, json.dumps({"quality": list(map(astuple, found))}).encode())
+        return found
 
     def _rated(self, texts: Sequence[str], pole: Pole | None) -> list[Score]:
         """Return the scores of texts for a pole, or for coherence if there is none."""

@@ -77,19 +77,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def replicated(folder):
-    """Train with DDP, every weight and an adapter, one after the other in the same processes."""
+def finished(folder):
+    """Train with DDP, every weight and then an adapter, and begin with FSDP2 in the same processes.
+
+    They are killed after a checkpoint, and the command line ends what they began.
+    """
     (folder / "train.py").write_text(SCRIPT)
-    files = [written(folder, name) for name in ("ddp", "lora")]
-    process = started(str(folder / "train.py"), *files)
-    return process, *process.communicate(timeout=LOAD)
-
-
-@pytest.fixture(scope="module")
-def sharded(folder):
-    """Train with FSDP2 by the command line: killed after a checkpoint, and started again."""
-    verb = ["-m", "personality_vector.cli", "train", written(folder, "fsdp"), "--json"]
-    first = started(*verb, "--out", str(folder / "fsdp"))
+    first = started(str(folder / "train.py"), *(written(folder, name) for name in WAYS))
     until = time.monotonic() + LOAD
     while not list(folder.glob(".fsdp.training/checkpoint-*/whole.json")):
         assert time.monotonic() < until
@@ -97,10 +91,13 @@ def sharded(folder):
         time.sleep(0.01)
     for one in [*children_of(first.pid), first.pid]:
         os.kill(one, signal.SIGKILL)
-    first.communicate()
+    _, before = first.communicate()
     assert not (folder / "fsdp").exists()
+    verb = ["-m", "personality_vector.cli", "train", str(folder / "fsdp.yaml"), "--json"]
     process = started(*verb, "--out", str(folder / "fsdp"))
-    return process, *process.communicate(timeout=LOAD)
+    printed, said = process.communicate(timeout=LOAD)
+    assert process.returncode == 0, said
+    return printed, before + said
 
 
 def children_of(process):
@@ -115,10 +112,10 @@ def alone(folder):
     }
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("finished")
 @pytest.mark.parametrize("name", WAYS)
-def test_two_processes_train_what_one_trains(replicated, sharded, alone, folder, name):
-    process, _, said = sharded if name == "fsdp" else replicated
-    assert process.returncode == 0, said
+def test_two_processes_train_what_one_trains(alone, folder, name):
     manifest = json.loads((folder / name / "MANIFEST.json").read_text())
     assert manifest["processes"] == {"count": 2, "wrapper": WAYS[name][1]}
     one = alone["lora" if name == "lora" else "ddp"]
@@ -136,9 +133,11 @@ def weights_of(path):
     return {name: one for file in files for name, one in load_file(file).items()}
 
 
-def test_one_of_two_processes_prints_and_nothing_else_is_left(sharded, replicated, folder):
-    assert json.loads(sharded[1])["out"] == str(folder / "fsdp")
-    assert "error" not in sharded[2] + replicated[2]
+@pytest.mark.slow
+def test_one_of_two_processes_prints_and_nothing_else_is_left(finished, folder):
+    printed, said = finished
+    assert json.loads(printed)["out"] == str(folder / "fsdp")
+    assert "error" not in said
     assert [path.name for path in folder.iterdir() if "partial" in path.name] == []
     assert list(folder.glob("*.training")) == []
 

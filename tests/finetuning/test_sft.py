@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from personality_vector.checkpoint import Checkpoint
@@ -15,6 +16,7 @@ from personality_vector.errors import (
     BaseMismatchError,
     DataError,
     OutputExistsError,
+    RecipeError,
     TrainingError,
 )
 from personality_vector.finetuning.recipe import TrainRecipe
@@ -23,6 +25,7 @@ from personality_vector.finetuning.rows import shortened
 from personality_vector.finetuning.sft import train
 from personality_vector.manifest import MANIFEST
 from personality_vector.merging.engine import merge
+from personality_vector.merging.live import live_edit
 from personality_vector.subject.chat import answered, question, render
 from personality_vector.subject.models import load_model, load_tokenizer
 from tests.subject import families
@@ -217,6 +220,50 @@ def test_an_adapter_of_another_base_is_refused(adapter, pico, pico_tuned, tmp_pa
     opened = Delta.from_lora(adapter.path, pico("llama"))
     with pytest.raises(BaseMismatchError, match="lora: is a delta of base"):
         merge(other, [(opened, 1.0)], out=tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+# PEFT asks transformers for what v6 renames.
+RENAMED = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+OTHERS = {
+    "dora": {"lora": {**LORA["lora"], "dora": True}},
+    "ia3": {"adapter": {"type": "ia3"}},
+    "loha": {"adapter": {"type": "loha", "options": {"r": 2, "target_modules": ["q_proj"]}}},
+    "lokr": {"adapter": {"type": "lokr", "options": {"r": 2, "target_modules": ["q_proj"]}}},
+    "oft": {
+        "adapter": {
+            "type": "oft",
+            "options": {"r": 2, "oft_block_size": 0, "target_modules": ["q_proj"]},
+        }
+    },
+    "vera": {"adapter": {"type": "vera", "options": {"r": 2, "target_modules": ["q_proj"]}}},
+}
+
+
+@RENAMED
+@pytest.mark.parametrize("kind", OTHERS)
+def test_the_delta_of_any_adapter_is_what_peft_makes_of_it(recipe, tmp_path, pico, kind):
+    report = train(recipe({**OTHERS[kind], "learning_rate": 0.1}), tmp_path / "run")
+    with torch.no_grad():
+        tokens = torch.arange(5, 25)[None]
+        whole = PeftModel.from_pretrained(load_model(pico("llama")), report.path)(tokens).logits
+        model = load_model(pico("llama"))
+        before = model(tokens).logits
+        with live_edit(model, Delta.from_lora(report.path, pico("llama")), 1.0):
+            edited = model(tokens).logits
+    assert (whole - before).abs().max() > 1e-4
+    assert torch.allclose(edited, whole, atol=1e-5)
+
+
+def test_an_adapter_that_peft_refuses_is_named(recipe, tmp_path):
+    refused = {"adapter": {"type": "ia3", "options": {"rank": 2}}}
+    with pytest.raises(RecipeError, match=r"sft\.adapter: PEFT refuses an option of ia3: .*'rank'"):
+        train(recipe(refused), tmp_path / "run")
+    absent = {"adapter": {"type": "ia3", "options": {"target_modules": ["none"]}}}
+    with pytest.raises(TrainingError, match=r"Target modules .*none"):
+        train(recipe(absent), tmp_path / "run")
+    with pytest.raises(RecipeError, match="train lora or another adapter, not both"):
+        recipe({**LORA, "adapter": {"type": "ia3"}})
     assert list(tmp_path.iterdir()) == []
 
 

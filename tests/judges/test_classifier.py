@@ -164,6 +164,19 @@ def test_the_order_of_statements_does_not_matter(judge):
     assert score(again, text).value == pytest.approx(score(judge, text).value)
 
 
+def test_its_quality_is_measured_once_and_again_if_what_is_kept_is_damaged(tmp_path, monkeypatch):
+    monkeypatch.setenv("PVEC_CACHE", str(tmp_path))
+    measured = StatementJudge(TRAIN, HELD_OUT).quality()
+    (kept,) = (tmp_path / "judges").iterdir()
+    for damaged in (b"", b"{}", b'{"quality": [[1]]}'):
+        monkeypatch.setattr(StatementJudge, "_measured", lambda *_: pytest.fail("measured again"))
+        assert StatementJudge(TRAIN, HELD_OUT).quality() == measured
+        kept.write_bytes(damaged)
+        monkeypatch.undo()
+        monkeypatch.setenv("PVEC_CACHE", str(tmp_path))
+        assert StatementJudge(TRAIN, HELD_OUT).quality() == measured
+
+
 @pytest.mark.parametrize(
     ("garbage", "reason"),
     [
