@@ -243,7 +243,7 @@ class TrainRecipe(TemplatedRecipe):
         if regularises and not self.sft.is_adapter:
             raise ValueError(
                 "steer: regularise compares with the base, which is only there below an adapter; "
-                "add sft.lora"
+                "add sft.lora or sft.adapter"
             )
         return self
 

@@ -9,6 +9,7 @@ import torch
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import PersonalityVectorError, TrainingError
 from personality_vector.finetuning import processes
+from personality_vector.finetuning.arguments import adapter_of
 from personality_vector.finetuning.guidance import Guidance
 from personality_vector.finetuning.memory import free_memory, memory_of
 from personality_vector.finetuning.recipe import TrainRecipe
@@ -30,8 +31,10 @@ def rehearse(recipe: TrainRecipe) -> dict[str, Any]:
 
     Raises:
         DataError: The data cannot be read, or the chat template cannot show them.
+        RecipeError: PEFT refuses an option of the adapter.
         TrainingError: ``sft.max_length`` leaves nothing to learn, or more than the model reads.
     """
+    adapter_of(recipe)
     base = Checkpoint.open(recipe.base)
     tokenizer = load_tokenizer(base.path, recipe.template)
     poles = [recipe] if recipe.poles is None else [recipe.of(pole) for pole in recipe.chosen]

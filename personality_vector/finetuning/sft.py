@@ -137,6 +137,7 @@ def prepare(recipe: TrainRecipe, guidance: Guidance | None = None) -> Prepared:
     """
     processes.require_several_for(fsdp=recipe.sft.fsdp)
     processes.join(resolve_device(recipe.device))
+    adapter_of(recipe)  # what PEFT refuses is refused now
     base = Checkpoint.open(recipe.base)
     require_guidance(recipe, guidance, base)
     tokenizer = load_tokenizer(base.path, recipe.template)

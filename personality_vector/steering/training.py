@@ -147,7 +147,7 @@ def _penalised(
     if not hasattr(model, "disable_adapter"):
         raise ModelError(
             "regularise compares activations with those of the base, which is only there below "
-            "an adapter; add sft.lora"
+            "an adapter; add sft.lora or sft.adapter"
         )
     kept: dict[int, Hidden] = {}
     blocks = decoder_blocks(model)
