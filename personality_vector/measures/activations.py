@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from pydantic import Field, model_validator
@@ -15,7 +16,16 @@ from personality_vector.measures.spec import (
     require_replies,
 )
 from personality_vector.recipes.schema import LocalPath, Whole
-from personality_vector.subject import Better, Chat, Reading, Subject, batched
+from personality_vector.subject import (
+    Better,
+    Chat,
+    Findings,
+    Observation,
+    Reading,
+    Subject,
+    batched,
+    question,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64
@@ -102,11 +112,13 @@ class Activations(BaseMeasure):
     ``projection``: ``mean over replies of mean over tokens of a . v / |v|``, with ``a`` the state
     after each token of the edited model's own reply and ``v`` a steering vector at ``layer``, in
     the unit of the activation. A vector of a pole is of its trait, and points to the high end.
-    Replies without text are unscored.
+    Replies without text are unscored. ``prompt_projection`` is the same of the last token of each
+    prompt, before anything is said, and the mean of an observation of each item.
 
     On the base's replies, ``cos(a, b)`` of the state after each token in the edited model and in
     the base, as a mean over tokens: ``cosine`` is its mean over layers, ``cosine_lowest`` that of
-    the layer where it is lowest. Both are exactly 1 for the unedited model.
+    the layer where it is lowest, and each layer is an observation. Both are exactly 1 for the
+    unedited model.
 
     Attributes:
         asking: The questions.
@@ -131,6 +143,7 @@ class Activations(BaseMeasure):
     name: str = "activations"
     references: Sequence[tuple[Chat, _State]] = field(default=(), compare=False)
 
+    version: ClassVar[int] = 2
     unit: ClassVar[str] = "activation"
     better: ClassVar[Better] = "none"
 
@@ -149,14 +162,27 @@ class Activations(BaseMeasure):
         kept = zip(chosen, self._states(base, chosen), strict=True)
         return replace(self, references=tuple(kept))
 
-    def collect(self, subject: Subject, seed: int) -> list[Reading]:
-        """Return the projections of the replies, and the cosines on the base's.
+    def collect(self, subject: Subject, seed: int) -> Findings:
+        """Return the projections of prompts and replies, and the cosines on the base's.
 
         Raises:
             NonFiniteError: A state is NaN or infinite, or zero.
             TensorMismatchError: The edited model splits a reply into other tokens.
         """
-        return [*self._projections(subject, seed), *self._cosines(subject)]
+        readings, observations = list[Reading](), list[Observation]()
+        for after, before in self._projections(subject, seed):
+            mean = fmean(one.value for one in before)
+            readings += [after, Reading(before[0].measure, mean, after.trait, n=len(before))]
+            observations += before
+        cosines = self._cosines(subject)
+        values = [one.value for one in cosines]
+        for name, value in (("cosine", fmean(values)), ("cosine_lowest", min(values))):
+            readings.append(Reading(f"{self.name}.{name}", value, n=self._tokens, unit="cosine"))
+        return Findings(readings=readings, observations=observations + cosines)
+
+    def finish(self, base: Subject, collected: Findings) -> Findings:  # noqa: ARG002
+        """Return what was collected."""
+        return collected
 
     def _units(self, subject: Subject) -> "tuple[int, dict[str, Float64[Tensor, ' hidden']]]":
         """Return the layer as 0-based, and the unit vectors there that point to the high end."""
@@ -168,21 +194,37 @@ class Activations(BaseMeasure):
             found[name] = unit * (vector.pole.sign if vector.pole else 1)
         return place, found
 
-    def _projections(self, subject: Subject, seed: int) -> Iterator[Reading]:
+    def _projections(
+        self, subject: Subject, seed: int
+    ) -> "Iterator[tuple[Reading, list[Observation]]]":
+        """Yield, for each vector, the projection of replies, and that of prompts item by item."""
         from personality_vector.steering.activations import Reader
 
         if not self.vectors:
             return
         place, units = self._units(subject)
+        model, tokenizer, size = subject.model, subject.tokenizer, self.batch_size
+        items, system = self.asking.instrument.items, self.asking.instrument.system
+        prompts = [subject.edit(question(item.text, system=system)) for item in items]
+        before = Reader(model, tokenizer, [place], "prompt_last", size).pooled(prompts)[place]
         chats, unscored = self.asking.chats(subject, seed)
         read = [subject.edited(chat) for chat in chats]
-        reader = Reader(subject.model, subject.tokenizer, [place], batch_size=self.batch_size)
-        pooled = reader.pooled(read)[place].double() if read else None
+        after = (
+            Reader(model, tokenizer, [place], batch_size=size).pooled(read)[place] if read else None
+        )
         for name, unit in units.items():
-            value = None if pooled is None else float((pooled @ unit).mean())
-            yield Reading(f"{self.name}.projection", value, name, n=len(read), unscored=unscored)
+            value = None if after is None else float((after.double() @ unit).mean())
+            along = (before.double() @ unit).tolist()
+            yield (
+                Reading(f"{self.name}.projection", value, name, n=len(read), unscored=unscored),
+                [
+                    Observation(f"{self.name}.prompt_projection", name, item.id, each)
+                    for item, each in zip(items, along, strict=True)
+                ],
+            )
 
-    def _cosines(self, subject: Subject) -> list[Reading]:
+    def _cosines(self, subject: Subject) -> list[Observation]:
+        """Return, for each layer, the mean over tokens of the cosine with the base's state."""
         chats = [chat for chat, _ in self.references]
         sums: dict[int, float] = {}
         states = self._states(subject, chats)
@@ -195,15 +237,14 @@ class Activations(BaseMeasure):
             for layer, rows in edited.layers.items():
                 total = _cosine_sum(layer, rows, base.layers[layer])
                 sums[layer] = sums.get(layer, 0.0) + total
-        n = sum(len(state.tokens) for _, state in self.references)
-        found = {
-            "cosine": sum(sums.values()) / len(sums) / n,
-            "cosine_lowest": min(sums.values()) / n,
-        }
         return [
-            Reading(f"{self.name}.{number}", value, n=n, unit="cosine")
-            for number, value in found.items()
+            Observation(f"{self.name}.cosine", "", f"layer {layer}", total / self._tokens)
+            for layer, total in sums.items()
         ]
+
+    @property
+    def _tokens(self) -> int:
+        return sum(len(state.tokens) for _, state in self.references)
 
     def _states(self, subject: Subject, chats: Sequence[Chat]) -> Iterator[_State]:
         """Yield the states of the first ``max_tokens`` tokens of replies at every layer."""

@@ -10,6 +10,7 @@ import pandas as pd
 
 from personality_vector.numeric.statistics import correlation
 from personality_vector.study.design import BASE, DosePoint, reach
+from personality_vector.study.monitoring import cosines_by_layer, monitoring
 from personality_vector.study.run import Run
 from personality_vector.study.scores import agreement, shifts_of_scores
 from personality_vector.traits import Pole
@@ -241,6 +242,7 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
             found["by strength"] = by_strength(run)
         found[MOVED] = shifts_of_scores(answers)
     found["side effects"] = side_effects(run)
+    found["monitoring"], found["cosine by layer"] = monitoring(run), cosines_by_layer(run)
     if run["pole"] is not None:
         found[MATCHED] = matched_effect(run)
     scales = {name: judge["scale"] for name, judge in run["judges"].items()}
