@@ -226,7 +226,7 @@ class Study:
         """The recipe of the study, or a substitute for it if it was made in Python."""
         return dict(self.recipe) or {
             "base": str(self.base.path),
-            "interventions": [arm.label for arm in self.arms],
+            "interventions": {arm.label: list(arm.strengths) for arm in self.arms},
             "measures": [measure.name for measure in self.measures],
             "seeds": list(self.seeds),
             "dtype": self.dtype,
