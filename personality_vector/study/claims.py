@@ -4,6 +4,7 @@ A claim holds for a lease, which a thread of its worker renews. It lapses when t
 or as soon as its process on this machine has died.
 """
 
+import multiprocessing
 import os
 import socket
 import threading
@@ -103,6 +104,7 @@ class Claims:
 
     def _drop_lapsed(self) -> None:
         database = self._database.connection
+        multiprocessing.active_children()  # a child that died has a number until it is joined
         rows = database.execute("SELECT DISTINCT host, pid, worker FROM claims").fetchall()
         dead = [(worker,) for host, pid, worker in rows if host == _HOST and not _is_alive(pid)]
         database.executemany("DELETE FROM claims WHERE worker = ?", dead)

@@ -282,61 +282,74 @@ def test_more_shards_than_points_are_refused(study):
 
 def test_another_version_does_not_work_beside_this_one(study, log, tmp_path, monkeypatch):
     run = study(measures=[Counted(log)], strengths=[1.0]).run(tmp_path / "run")
-    with Store.open(run.folder / FILE) as store:
-        with store.claimed([store.planned()[0].cell._replace(strength=3.0)]):
-            monkeypatch.setattr("personality_vector.study.claims.version_of_tool", lambda: "9.9")
-            more = study(measures=[Counted(log)], strengths=[2.0])
-            with pytest.raises(
-                OutputExistsError,
-                match=r"run: is being worked on by version 0\.1\.0 of personality-vector, and this "
-                r"is 9\.9; wait until it has ended",
-            ):
-                more.run(run.folder)
+    more = study(measures=[Counted(log)], strengths=[2.0])
+    says = "run: is being worked on by version 0.1.0 of personality-vector, and this is 9.9; wait"
+    with (
+        Store.open(run.folder / FILE) as store,
+        store.claimed([store.planned()[0].cell._replace(seed=9)]),
+    ):
+        monkeypatch.setattr("personality_vector.study.claims.version_of_tool", lambda: "9.9")
+        with pytest.raises(OutputExistsError, match=says):
+            more.run(run.folder)
     assert more.run(run.folder).cells()["finished"].all(), "nobody works there any more"
+
+
+@dataclass(frozen=True)
+class Gated(Counted):
+    """A number that nobody finds before there is a file."""
+
+    gate: Path | None = None
+
+    def collect(self, subject, seed):
+        while self.gate is not None and not self.gate.exists():
+            time.sleep(0.02)
+        return super().collect(subject, seed)
+
+
+def gated(base, log, gate=None):
+    """Return a study of ten cells; two are those of the base, which two workers begin with."""
+    arms = [Shifted("small", 0.5), Shifted("large", 2.0)]
+    return pv.study(base, arms, [1.0, 2.0], [Gated(log, gate=gate)], [0, 1])
 
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from tests.study.test_shards import slow
+from tests.study.test_shards import gated
 if __name__ == "__main__":
-    base, log, out = map(Path, sys.argv[1:])
-    slow(base, log).run(out, workers=2)
+    base, log, gate, out = map(Path, sys.argv[1:])
+    gated(base, log, gate).run(out, workers=2)
 """
 
 
-def slow(base, log, seconds=0.3):
-    """Return a study of eleven cells that take a while."""
-    arms = [Shifted("small", 0.5), Shifted("large", 2.0)]
-    return pv.study(base, arms, [float(n) for n in range(1, 6)], [Counted(log, seconds=seconds)])
-
-
-def both_at_work(out, pid):
-    """Wait until two processes have claims, and return the one that is not ``pid``."""
-    while True:
-        with (
-            suppress(sqlite3.Error),
-            closing(sqlite3.connect(f"file:{out / FILE}?mode=ro", uri=True)) as file,
-        ):
-            found = {claimed for (claimed,) in file.execute("SELECT pid FROM claims")}
-            if len(found) > 1:
-                return (found - {pid}).pop()
+def partner(out, pid):
+    """Return the process that works beside ``pid``, once both have claimed something."""
+    found = set()
+    while len(found) < 2:
         time.sleep(0.02)
+        with suppress(sqlite3.Error), closing(sqlite3.connect(out / FILE)) as file:
+            found = {claimed for (claimed,) in file.execute("SELECT pid FROM claims")}
+    return (found - {pid}).pop()
 
 
 @pytest.mark.slow
 def test_the_rest_does_the_work_of_a_killed_helper(base, log, tmp_path):
-    serial = slow(base, tmp_path / "other.txt", 0.0).run(tmp_path / "serial")
-    out = tmp_path / "run"
+    """And at once, not when the lease of its claim has run out."""
+    serial = gated(base, tmp_path / "other.txt").run(tmp_path / "serial")
+    out, gate = tmp_path / "run", tmp_path / "gate"
+    out.mkdir()
 
     def kill():
-        os.kill(both_at_work(out, os.getpid()), signal.SIGKILL)
+        os.kill(partner(out, os.getpid()), signal.SIGKILL)
+        gate.touch()
 
     killer = threading.Thread(target=kill)
     killer.start()
-    run = slow(base, log).run(out, workers=2)
+    run = gated(base, log, gate).run(out, workers=2)
     killer.join()
-    assert len(noted(log)) in (11, 12), "one cell at most was begun twice"
+    with Store.open(out / FILE) as store:
+        assert not store.rows("SELECT 1 FROM claims")
+    assert len(noted(log)) == 10, "the helper had not noted its cell"
     pd.testing.assert_frame_equal(run.readings(), serial.readings())
 
 
@@ -344,20 +357,21 @@ def test_the_rest_does_the_work_of_a_killed_helper(base, log, tmp_path):
 def test_helpers_end_with_a_killed_parent_and_a_rerun_ends_with_the_serial_rows(
     base, log, tmp_path
 ):
-    serial = slow(base, tmp_path / "other.txt", 0.0).run(tmp_path / "serial")
-    script, out = tmp_path / "script.py", tmp_path / "run"
+    serial = gated(base, tmp_path / "other.txt").run(tmp_path / "serial")
+    script, out, gate = (tmp_path / name for name in ("script.py", "run", "gate"))
     script.write_text(SCRIPT)
+    out.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    parent = subprocess.Popen([sys.executable, script, base, log, out], env=environment)
-    helper = both_at_work(out, parent.pid)
+    parent = subprocess.Popen([sys.executable, script, base, log, gate, out], env=environment)
+    helper = partner(out, parent.pid)
     parent.send_signal(signal.SIGKILL)
     assert parent.wait() == -9
     with suppress(ProcessLookupError):
         while True:
             os.kill(helper, 0)
             time.sleep(0.02)
-    before = Run(out).cells()["finished"].sum()
-    rerun = slow(base, log, 0.0).run(out)
-    assert before < 11
-    assert len(noted(log)) <= 11 + 2, "two cells at most were begun twice"
+    gate.touch()
+    assert noted(log) == []
+    rerun = gated(base, log).run(out)
+    assert len(noted(log)) == 10
     pd.testing.assert_frame_equal(rerun.readings(), serial.readings())
