@@ -1,5 +1,6 @@
 """Shards and workers: however the points are divided, the rows are those of a serial run."""
 
+import multiprocessing
 import os
 import signal
 import sqlite3
@@ -294,6 +295,23 @@ def test_another_version_does_not_work_beside_this_one(study, log, tmp_path, mon
     assert more.run(run.folder).cells()["finished"].all(), "nobody works there any more"
 
 
+def test_a_killed_child_has_no_claim_although_it_still_has_a_number(study, log, tmp_path):
+    """Nothing waits until the lease has run out."""
+    run = study(measures=[Counted(log)], strengths=[1.0]).run(tmp_path / "run")
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(99,))
+    child.start()
+    with Store.open(run.folder / FILE) as one, Store.open(run.folder / FILE) as other:
+        cell = one.planned()[0].cell._replace(seed=9)
+        with one.claimed([cell]):
+            one.connection.execute("UPDATE claims SET pid = ?", (child.pid,))
+            with other.claimed([cell]) as mine:
+                assert mine == []
+            child.kill()
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+            with other.claimed([cell]) as mine:
+                assert mine == [cell]
+
+
 @dataclass(frozen=True)
 class Gated(Counted):
     """A number that nobody finds before there is a file."""
@@ -334,7 +352,6 @@ def partner(out, pid):
 
 @pytest.mark.slow
 def test_the_rest_does_the_work_of_a_killed_helper(base, log, tmp_path):
-    """And at once, not when the lease of its claim has run out."""
     serial = gated(base, tmp_path / "other.txt").run(tmp_path / "serial")
     out, gate = tmp_path / "run", tmp_path / "gate"
     out.mkdir()
