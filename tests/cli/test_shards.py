@@ -43,16 +43,18 @@ def test_two_shards_are_united_by_a_report(sweep, pvec, tmp_path):
     assert manifest["kind"] == "sweep"
     assert "shard" not in manifest
     assert sweep("--out", "serial", "--workers", 1).code == 0
-    pd.testing.assert_frame_equal(Run(tmp_path / "all").readings(), Run("serial").readings())
+    pd.testing.assert_frame_equal(
+        Run(tmp_path / "all").readings(), Run(tmp_path / "serial").readings()
+    )
     assert pvec("show", "all", "--json").json["kind"] == "sweep"
     assert pvec("report", "all").code == 0
 
 
 def test_a_comparison_ends_where_its_shards_are_united(pvec, lab, tmp_path, monkeypatch):
     monkeypatch.chdir(lab.folder)
-    points = ["--set", LIKELIHOOD, "--set", "interventions.0.strengths=[0.5, 1.0]"]
-    prompt = "interventions.1={label: p, prompt: 'extraversion:high', strengths: [1, 2]}"
-    words = ["compare", lab.compare, *points, "--set", prompt]
+    arms = "interventions=[{label: w, tuned: %s}, {label: p, prompt: 'extraversion:high'}]"
+    points = ["--set", LIKELIHOOD, "--set", "strengths=[1, 2]"]
+    words = ["compare", lab.compare, *points, "--set", arms % lab.tuned]
     parts = [tmp_path / name for name in ("a", "b")]
     for index, part in enumerate(parts, 1):
         assert pvec(*words, "--shard", f"{index}/2", "--out", part).code == 0
