@@ -50,6 +50,11 @@ def rounded(data: Any) -> Any:
     return float(f"{data:.9g}") if isinstance(data, float) else data
 
 
+def version_of_tool() -> str:
+    """Return the version of this package, or "" where it is not installed."""
+    return _tool().get("version", "")
+
+
 @cache
 def _tool() -> dict[str, str]:
     found = {"name": "personality-vector", "python": platform.python_version()}

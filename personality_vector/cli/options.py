@@ -113,18 +113,28 @@ def recipe_verb(
         as_json: Json = False,
         quiet: Quiet = False,
     ) -> None:
-        file = find_recipe(recipe)
-        room, _, name = f"personality_vector.{kind}".rpartition(".")
-        read = read_recipe(file, getattr(import_module(room), name), settings, folder_of(recipe))
-        folder = out_or_default(out, str(file))
+        read, folder = read_by(kind, recipe, settings, out)
         if dry_run:
-            plan = {"recipe": read.model_dump(mode="json"), **check(read), "out": str(folder)}
-            show(plan, as_json=as_json, text=lambda: yaml_text(plan))
+            show_plan(read, check(read), folder, as_json=as_json)
         else:
             carry_out(read, folder, force, as_json)
 
     verb.__doc__ = carry_out.__doc__
     return verb
+
+
+def read_by(kind: str, recipe: str, settings: list[str], out: Path | None) -> tuple[Any, Path]:
+    """Return a recipe of ``kind``, and the directory that it is carried out into."""
+    file = find_recipe(recipe)
+    room, _, name = f"personality_vector.{kind}".rpartition(".")
+    read = read_recipe(file, getattr(import_module(room), name), settings, folder_of(recipe))
+    return read, out_or_default(out, str(file))
+
+
+def show_plan(recipe: Any, found: dict[str, Any], out: Path, *, as_json: bool) -> None:
+    """Print what a recipe is going to do: itself, what was found in its inputs, and its output."""
+    plan = {"recipe": recipe.model_dump(mode="json"), **found, "out": str(out)}
+    show(plan, as_json=as_json, text=lambda: yaml_text(plan))
 
 
 def out_or_default(out: Path | None, recipe: str) -> Path:

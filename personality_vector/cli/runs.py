@@ -1,5 +1,6 @@
 """``pvec sweep``, ``compare``, ``eval`` and ``report``: measure and draw."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,79 +8,166 @@ import typer
 
 from personality_vector.cli import options
 from personality_vector.cli.judge import billed
+from personality_vector.errors import RecipeError, some
 
 if TYPE_CHECKING:
-    from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe
+    from personality_vector.study.recipe import EvalRecipe, SweepRecipe
+    from personality_vector.study.run import Run
+    from personality_vector.study.study import Study
 
-RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Directory of a sweep, compare or eval.")
+RunArguments = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="Directory of a sweep, compare or eval.")
+]
+Workers = Annotated[
+    int, typer.Option("--workers", min=1, help="Processes of this machine that measure.")
+]
+OneShard = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", metavar="I/N", help="Measure one part of N, which `pvec report` unites."
+    ),
 ]
 
 
-def check(recipe: "SweepRecipe | EvalRecipe") -> dict[str, Any]:
-    """Open every input."""
-    from personality_vector.study.recipe import open_study
+def study_verb(kind: str, verb: str, says: str) -> Callable[..., None]:
+    """Return the command that measures what a recipe of ``kind`` describes.
 
+    ``kind`` says where the class of the recipe lies, such as ``study.recipe.SweepRecipe``. ``verb``
+    is the kind of the manifest, and ``says`` the help.
+    """
+
+    def measure(
+        recipe: options.RecipeArgument,
+        settings: options.Settings = [],
+        out: options.Out = None,
+        workers: Workers = 1,
+        shard: OneShard = None,
+        dry_run: options.DryRun = False,
+        force: options.Force = False,
+        as_json: options.Json = False,
+        quiet: options.Quiet = False,
+    ) -> None:
+        read, folder = options.read_by(kind, recipe, settings, out)
+        study = _opened(read, shard)
+        if shard is not None and out is None:
+            folder = folder.with_name(f"{folder.name}-{shard.replace('/', '-of-')}")
+        if dry_run:
+            options.show_plan(read, _plan(study, workers), folder, as_json=as_json)
+        else:
+            _measure(study, folder, verb, workers, force, as_json)
+
+    measure.__doc__ = says
+    return measure
+
+
+sweep = study_verb(
+    "study.recipe.SweepRecipe",
+    "sweep",
+    """Measure interventions at many strengths.
+
+    An interrupted sweep resumes, and after a change of RECIPE only what is missing is measured.
+    Several processes may work on one --out. No checkpoint is written.
+    """,
+)
+compare = study_verb(
+    "study.recipe.CompareRecipe",
+    "compare",
+    """Compare interventions at equal effect.
+
+    A sweep, then the strengths at which all of them move one pole equally far. A --shard measures
+    its part of the sweep; run the comparison again in the union of all shards.
+    """,
+)
+evaluate = study_verb("study.recipe.EvalRecipe", "eval", """Measure one model as it is.""")
+
+
+def report(
+    runs: RunArguments,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Directory for the union of several RUNs.")
+    ] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write the figures and report of a run.
+
+    Several runs of one recipe, such as its shards, are united in --out, which can be resumed and
+    added to like any run.
+    """
+    from personality_vector.report.page import write_report
+    from personality_vector.study.replacing import verb_of
+    from personality_vector.study.run import Run
+
+    if out is None and len(runs) > 1:
+        raise RecipeError(
+            f"{len(runs)} runs are reported as their union, which is written to a folder of its "
+            "own; add --out"
+        )
+    run, found = (Run(runs[0]), {}) if out is None else _united(runs, out)
+    page = write_report(run)
+    if out is not None:
+        run.write_manifest(verb_of(run["recipe"]))
+    options.show({"report": str(page), **found}, as_json=as_json, text=lambda: f"report: {page}")
+
+
+def _united(runs: list[Path], out: Path) -> "tuple[Run, dict[str, Any]]":
+    """Unite runs, and say what is still missing."""
+    from personality_vector.study.replacing import verb_of
+    from personality_vector.study.shards import absent, unite
+
+    run, shards = unite(runs, out), absent(runs)
+    finished = run.cells()["finished"]
+    found: dict[str, Any] = {
+        "out": str(out),
+        "cells": len(finished),
+        "finished": int(finished.sum()),
+    }
+    if missing := len(finished) - found["finished"]:
+        reason = f" (no folder is shard {some(shards)})" if shards else ""
+        typer.echo(
+            f"{out}: {missing} of {len(finished)} cells are missing{reason}; unite them too, or "
+            f"measure them with pvec {verb_of(run['recipe'])} RECIPE --out {out}",
+            err=True,
+        )
+    return run, {**found, "absent": shards}
+
+
+def _opened(recipe: "SweepRecipe | EvalRecipe", shard: str | None) -> "Study":
+    """Return the study of a recipe, or of one shard of it."""
+    from personality_vector.study.recipe import open_study
+    from personality_vector.study.shards import Shard, sharded
+
+    part = Shard.parse(shard) if shard is not None else None
     study = open_study(recipe)
-    points = 1 + sum(len(arm.strengths) for arm in study.arms)
+    return study if part is None else sharded(study, part)
+
+
+def _plan(study: "Study", workers: int) -> dict[str, Any]:
+    """Return what was found in the inputs, and what measuring will take."""
+    from personality_vector.study.estimate import estimated
+
     return {
         "base_identity": study.base_identity,
         "identities": {
             label if seed is None else f"{label}, seed {seed}": identity
             for (label, seed), identity in study.identities.items()
         },
-        "cells": points * len(study.measures) * len(study.seeds),
+        **estimated(study, workers),
     }
 
 
-def sweep(recipe: "SweepRecipe", out: Path, force: bool, as_json: bool) -> None:
-    """Measure interventions at many strengths.
-
-    An interrupted sweep resumes, and after a change of RECIPE only what is missing is measured.
-    Several processes may work on one --out. No checkpoint is written.
-    """
-    _measure(recipe, out, "sweep", force, as_json)
-
-
-def compare(recipe: "CompareRecipe", out: Path, force: bool, as_json: bool) -> None:
-    """Compare interventions at equal effect.
-
-    A sweep, then the strengths at which all of them move one pole equally far.
-    """
-    _measure(recipe, out, "compare", force, as_json)
-
-
-def evaluate(recipe: "EvalRecipe", out: Path, force: bool, as_json: bool) -> None:
-    """Measure one model as it is."""
-    _measure(recipe, out, "eval", force, as_json)
-
-
-def report(
-    run: RunArgument,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Write the figures and report of a run."""
-    from personality_vector.report.page import write_report
-
-    page = write_report(run)
-    options.show({"report": str(page)}, as_json=as_json, text=lambda: f"report: {page}")
-
-
 def _measure(
-    recipe: "SweepRecipe | EvalRecipe", out: Path, kind: str, force: bool, as_json: bool
+    study: "Study", out: Path, kind: str, workers: int, force: bool, as_json: bool
 ) -> None:
     """Run a study, write its report and manifest, and print its tables."""
     from personality_vector.report.page import NO_MATCH, write_report
     from personality_vector.report.tables import print_frame
     from personality_vector.study.judging import judges_of
-    from personality_vector.study.recipe import open_study
     from personality_vector.study.tables import remarks, tables_of
 
-    study = open_study(recipe)
     judges = [judge for one in study.measures for judge in judges_of(one)]
     with options.resumable(out), billed(judges, out) as bills:
-        run = study.run(out, force=force)
+        run = study.run(out, workers=workers, force=force)
     page = write_report(run)
     run.write_manifest(kind)
     tables, notes = tables_of(run), remarks(run) if run["pole"] is not None else []

@@ -4,6 +4,7 @@ A claim holds for a lease, which a thread of its worker renews. It lapses when t
 or as soon as its process on this machine has died.
 """
 
+import multiprocessing
 import os
 import socket
 import threading
@@ -12,7 +13,9 @@ import uuid
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 
+from personality_vector.errors import OutputExistsError
 from personality_vector.files.sqlite import Database
+from personality_vector.manifest import version_of_tool
 from personality_vector.study.database import connected
 
 LEASE = 60.0
@@ -25,17 +28,22 @@ class Claims:
     """The claims of one worker on the keys of a database."""
 
     def __init__(self, database: Database, lease: float) -> None:
-        self.worker = uuid.uuid4().hex
+        self.worker = f"{version_of_tool()}/{uuid.uuid4().hex}"
         self.lease = lease
         self._database = database
 
     @contextmanager
     def held(self, wanted: Callable[[], Iterable[str]]) -> Generator[list[str]]:
-        """Claim the free keys of ``wanted()`` and renew the claims during the ``with`` block."""
+        """Claim the free keys of ``wanted()`` and renew the claims during the ``with`` block.
+
+        Raises:
+            OutputExistsError: A worker of another version of this package works there.
+        """
         insert = "INSERT INTO claims VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
         database = self._database.connection
         with self._database.transaction():
             self._drop_lapsed()
+            self._require_same_version()
             row = (self.worker, _HOST, os.getpid(), time.time() + self.lease)
             taken = [key for key in wanted() if database.execute(insert, (key, *row)).rowcount]
         done = threading.Event()
@@ -81,8 +89,22 @@ class Claims:
                     (time.time() + self.lease, self.worker),
                 )
 
+    def _require_same_version(self) -> None:
+        """Refuse to work beside another version, which may measure the same thing differently."""
+        own = self.worker.partition("/")[0]
+        for (worker,) in self._database.rows("SELECT worker FROM claims"):
+            other, is_named, _ = worker.partition("/")
+            if other != own:
+                raise OutputExistsError(
+                    f"{self._database.path.parent}: is being worked on by "
+                    f"{f'version {other}' if is_named else 'an earlier version'} of "
+                    f"personality-vector, and this is {own}; wait until it has ended, or choose "
+                    "another --out"
+                )
+
     def _drop_lapsed(self) -> None:
         database = self._database.connection
+        multiprocessing.active_children()  # a child that died has a number until it is joined
         rows = database.execute("SELECT DISTINCT host, pid, worker FROM claims").fetchall()
         dead = [(worker,) for host, pid, worker in rows if host == _HOST and not _is_alive(pid)]
         database.executemany("DELETE FROM claims WHERE worker = ?", dead)

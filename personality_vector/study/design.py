@@ -16,6 +16,7 @@ from personality_vector.subject import Intervention, Measure
 from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
+    from personality_vector.study.study import Study
     from personality_vector.study.worker import Worker
 
 BASE = "base"
@@ -101,14 +102,17 @@ class Grid:
 
     def batches(self, worker: "Worker") -> Iterator[Sequence[Point]]:
         """Yield the base, to which everything is compared, and then all the rest."""
-        study = worker.study
-        yield [Point(BASE, 0.0, seed) for seed in study.seeds]
-        yield [
-            Point(arm.label, strength, seed)
-            for arm in study.arms
-            for strength in arm.strengths
-            for seed in study.seeds
-        ]
+        yield from grid_of(worker.study)
+
+
+def grid_of(study: "Study") -> tuple[list[Point], list[Point]]:
+    """Return the points of the base, and those of every arm at each strength with every seed."""
+    return [Point(BASE, 0.0, seed) for seed in study.seeds], [
+        Point(arm.label, strength, seed)
+        for arm in study.arms
+        for strength in arm.strengths
+        for seed in study.seeds
+    ]
 
 
 def require_distinct(what: str, names: Sequence[str], remedy: str) -> None:

@@ -204,6 +204,7 @@ class Run:
             base = store["base"]
             found = {**base, **revision_of(Path(base["path"]))}
             content = {"recipe": store["recipe"], "base": found, "seeds": store["seeds"]}
+            content |= {"shard": store["shard"]} if store["shard"] else {}
             content |= chosen_for(base["path"], Template(**base.get("template", {})))
         write_manifest(self.folder, kind, content)
         sync_tree(self.folder)

@@ -1,8 +1,6 @@
 """A study: interventions x strengths x measures x seeds on one base, in one resumable folder."""
 
-import sqlite3
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +9,8 @@ from typing import Any
 import pandas as pd
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.errors import CheckpointError, OutputExistsError, RecipeError, blame, some
-from personality_vector.files.reading import parse_json
-from personality_vector.files.sqlite import explained
+from personality_vector.errors import RecipeError, blame, some
+from personality_vector.manifest import version_of_tool
 from personality_vector.study.database import Judged
 from personality_vector.study.design import BASE, Arm, Design, Grid, Point, require_distinct
 from personality_vector.study.judging import (
@@ -23,14 +20,13 @@ from personality_vector.study.judging import (
     rubrics_of,
     scale_of,
 )
+from personality_vector.study.replacing import remove_if_empty, replaced_results, require_free
 from personality_vector.study.run import Run
+from personality_vector.study.shards import Shard, require_own_folder
 from personality_vector.study.store import FILE, Store
 from personality_vector.study.worker import Helpers, Worker, packed, require_measures
 from personality_vector.subject import Cell, Intervention, Judge, Measure, Template, digest_of
 from personality_vector.subject.subject import base_identity
-
-# Prefix of the names of results that are about to be replaced.
-_OLD = ".old-"
 
 
 @dataclass(frozen=True)
@@ -146,15 +142,9 @@ class Study:
         if workers < 1:
             raise RecipeError(f"workers must be at least 1, got {workers}")
         helpers = Helpers(packed(self) if workers > 1 else b"", out, workers - 1)
-        if not (out / FILE).exists():
-            _restore(out)
-        is_new = not out.exists()
-        if not is_new and not (out / FILE).exists() and any(out.iterdir()):
-            raise OutputExistsError(
-                f"{out}: exists but is not a results folder; choose another --out"
-            )
+        is_new = require_free(out)
         with (
-            _replaced_results(out, self._recipe, force=force),
+            replaced_results(out, self._recipe, force=force),
             Store.open(out / FILE, create=True) as store,
         ):
             try:
@@ -168,7 +158,7 @@ class Study:
                 if any(one["quality"] for one in rated.values()):
                     store.add_judges((), rated)
             except BaseException:
-                _remove_if_empty(store, out, is_new=is_new)
+                remove_if_empty(store, out, is_new=is_new)
                 raise
         object.__setattr__(self, "_folder", out)
         return Run(out)
@@ -198,10 +188,15 @@ class Study:
         ]
 
     def _begin(self, store: Store, judges: Mapping[str, Any]) -> None:
+        shard = self.design if isinstance(self.design, Shard) else None
+        if shard is not None:
+            require_own_folder(store, self.digest, shard)
         store.begin(
             self.digest,
             self._judged,
             recipe=self._recipe,
+            version=version_of_tool(),
+            shard=None if shard is None else [shard.index, shard.count],
             base={
                 "path": str(self.base.path),
                 "reference": self.base.reference,
@@ -231,7 +226,7 @@ class Study:
         """The recipe of the study, or a substitute for it if it was made in Python."""
         return dict(self.recipe) or {
             "base": str(self.base.path),
-            "interventions": [arm.label for arm in self.arms],
+            "interventions": {arm.label: list(arm.strengths) for arm in self.arms},
             "measures": [measure.name for measure in self.measures],
             "seeds": list(self.seeds),
             "dtype": self.dtype,
@@ -285,103 +280,3 @@ def _strengths_of(
     if label not in strengths:
         raise RecipeError(f"{label}: has no strengths; strengths are given for {some(strengths)}")
     return strengths[label]
-
-
-@contextmanager
-def _replaced_results(out: Path, recipe: Mapping[str, Any], *, force: bool) -> Generator[None]:
-    """Remove the results of an earlier run of the same verb once there are new ones.
-
-    With ``force``, they are put aside first. Without it, those that a killed process put aside are
-    removed once the block succeeds.
-
-    Raises:
-        CheckpointError: The file of that name is not a results file.
-        OutputExistsError: Another verb began it.
-    """
-    path, is_done = out / FILE, False
-    if force and path.exists():
-        _put_aside(path, recipe)
-    try:
-        yield
-        is_done = True
-    finally:
-        if not path.exists():
-            _restore(out)
-        elif force or is_done:
-            for file in _parts(out / f"{_OLD}{FILE}"):
-                file.unlink(missing_ok=True)
-
-
-def _put_aside(path: Path, recipe: Mapping[str, Any]) -> None:
-    """Rename results, unless they are the empty successors of others that are still there."""
-    out = path.parent
-    with explained(path), closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as old:
-        found = {name for (name,) in old.execute("SELECT name FROM sqlite_master")}
-        noted = "SELECT value FROM run WHERE key = 'recipe'"
-        rows = old.execute(noted).fetchall() if "run" in found else []
-        # A process that was killed as it began leaves a file without tables.
-        if found and not {"run", "cells", "answers"} <= found:
-            raise CheckpointError(
-                f"{path}: is an SQLite file without results; move it away, or choose another folder"
-            )
-        is_empty = not found or not old.execute("SELECT 1 FROM cells LIMIT 1").fetchall()
-    with suppress(ValueError, TypeError):  # a damaged note is replaced
-        _require_same_verb(out, [parse_json(text) for (text,) in rows], recipe)
-    if is_empty and (out / f"{_OLD}{FILE}").exists():
-        _remove(path)
-        return
-    for file in _parts(path):
-        file.rename(out / f"{_OLD}{file.name}")
-
-
-def _restore(out: Path) -> None:
-    """Give results that were put aside their name again: there are no others."""
-    for file in reversed(_parts(out / f"{_OLD}{FILE}")):
-        file.rename(out / file.name.removeprefix(_OLD))
-
-
-def _remove(path: Path) -> None:
-    for file in reversed(_parts(path)):
-        file.unlink()
-
-
-def _parts(path: Path) -> list[Path]:
-    """Return those files of a database that exist: itself, the log of its writes, and its index.
-
-    The file itself is the first to be put aside and the last to return or to go: a log that lies
-    where the file is missing then never belongs to another one.
-    """
-    names = (path.name, f"{path.name}-wal", f"{path.name}-shm")
-    return [file for file in map(path.with_name, names) if file.exists()]
-
-
-def _require_same_verb(out: Path, noted: Sequence[Any], recipe: Mapping[str, Any]) -> None:
-    """Refuse to put the results of one verb in the place of another's.
-
-    Args:
-        out: The folder of a run.
-        noted: The recipe that the run has noted, if there is one.
-        recipe: The recipe that is to be run.
-
-    Raises:
-        OutputExistsError: It is that of another verb.
-    """
-    begun = [_verb_of(one) for one in noted if isinstance(one, dict)]
-    if begun and begun != [_verb_of(recipe)]:
-        raise OutputExistsError(
-            f"{out}: holds the results of `pvec {begun[0]}`, which no other command replaces; "
-            "choose another --out"
-        )
-
-
-def _verb_of(recipe: Mapping[str, Any]) -> str:
-    return "eval" if "model" in recipe else "compare" if "points" in recipe else "sweep"
-
-
-def _remove_if_empty(store: Store, out: Path, *, is_new: bool) -> None:
-    """Remove a store in which nothing was measured, and its folder if this run created it."""
-    if store.is_empty():
-        store.connection.close()
-        _remove(out / FILE)
-        if is_new and not any(out.iterdir()):
-            out.rmdir()

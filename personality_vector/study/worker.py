@@ -2,7 +2,11 @@
 
 import logging
 import multiprocessing
+import os
 import pickle
+import signal
+import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from personality_vector.errors import DataError, RecipeError, blame
+from personality_vector.errors import DataError, PersonalityVectorError, RecipeError, blame
 from personality_vector.progress import progress, silence
 from personality_vector.study.database import Planned
 from personality_vector.study.design import BASE, Point, require_distinct
@@ -70,22 +74,26 @@ class Worker:
         seen: list[Point] = []
         with self.background:
             for points in self.study.design.batches(self):
-                self.store.plan(
-                    self.study.digest,
-                    (
-                        Planned(p.label, p.strength, measure.name, self.study.cell(p, measure))
-                        for p in points
-                        for measure in self.study.measures
-                    ),
-                )
+                self.plan(points)
                 self.measure(points)
                 seen += points
             self.background.wait()
             self._judge(seen, self.study.measures, on_servers=True)
+        self.plan(())  # refused if another recipe was started meanwhile
+        if self.store["shard"] is not None:
+            return  # people may have rated the answers of other shards
         for judge in {one.name: one for m in self.study.measures for one in judges_of(m)}.values():
             rubrics = {m.name: rubrics_of(m) for m in self.study.measures if judge in judges_of(m)}
             require_known(self.store, judge, rubrics)
-        self.store.plan(self.study.digest, ())  # refused if another recipe was started meanwhile
+
+    def plan(self, points: Sequence[Point]) -> None:
+        """Add the cells of points to the plan of the store, in order."""
+        planned = (
+            Planned(point.label, point.strength, measure.name, self.study.cell(point, measure))
+            for point in points
+            for measure in self.study.measures
+        )
+        self.store.plan(self.study.digest, planned)
 
     def measure(self, points: Sequence[Point], extra: Sequence[Measure] = ()) -> None:
         """Measure ``points``, and return when all are finished, by this worker or others.
@@ -254,12 +262,15 @@ class Helpers:
 
     def __init__(self, packed: bytes, folder: Path, helpers: int) -> None:
         context = multiprocessing.get_context("spawn")
-        threads = max(1, torch.get_num_threads() // (helpers + 1))
+        self._before = torch.get_num_threads()
+        self._threads = max(1, self._before // (helpers + 1))
         self._helpers = [
-            context.Process(target=_help, args=(packed, folder, threads)) for _ in range(helpers)
+            context.Process(target=_help, args=(packed, folder, self._threads))
+            for _ in range(helpers)
         ]
 
     def __enter__(self) -> None:
+        torch.set_num_threads(self._threads)
         for helper in self._helpers:
             helper.start()
 
@@ -275,10 +286,26 @@ class Helpers:
                     "define its classes at the top level",
                     helper.exitcode,
                 )
+        torch.set_num_threads(self._before)
 
 
 def _help(packed: bytes, folder: Path, threads: int) -> None:
+    """Work beside the process that started this one, and not longer than that."""
     silence()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the other ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    with Store.open(folder / FILE) as store:
-        Worker(pickle.loads(packed), store).work()  # noqa: S301  (made by this very program)
+    try:
+        with Store.open(folder / FILE) as store:
+            Worker(pickle.loads(packed), store).work()  # noqa: S301  (made by this very program)
+    except PersonalityVectorError as error:
+        # The others meet the same error in the same cell, or do what this one could not.
+        sys.stderr.write(f"a worker process: {' '.join(str(error).split())}\n")
+        sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,315 @@
+"""What a study will take: tokens are counted, memory is computed, and time is measured briefly."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from personality_vector.checkpoint import FLOATS
+from personality_vector.errors import ModelError, PersonalityVectorError
+from personality_vector.finetuning.memory import free_memory
+from personality_vector.interventions.weights import HybridEdit, WeightEdit
+from personality_vector.study.design import grid_of
+from personality_vector.study.shards import Shard
+from personality_vector.subject import Chat, Reply, Sampling, batched, digest_of, render
+from personality_vector.subject.config import read_config
+from personality_vector.subject.encoding import MOST_LOGITS, encode_chats, encode_prompts
+from personality_vector.subject.models import load_tokenizer, resolve_device
+from personality_vector.subject.subject import Subject, generate_replies
+
+if TYPE_CHECKING:
+    from personality_vector.study.study import Study
+
+T = TypeVar("T")
+
+_FLOAT32 = 4
+_SENTENCE = "I like to think about a question for a while before I say what I mean. "
+_STEPS = 8
+"""Steps of decoding that are timed."""
+_CHATS_ON_CPU = 16
+"""Most chats in a batch that is timed on a CPU, which takes longer for more of them."""
+_MOST_SAID = 300
+_WARM_SECONDS = 0.5
+"""What takes less is timed again, since the first call of anything takes longer."""
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What a model is asked, added up.
+
+    Attributes:
+        replies: Number of replies.
+        tokens_in: Tokens of their prompts.
+        tokens_out: Their tokens, if each is as long as it may be.
+        steps: Passes of decoding after the first of each batch.
+        tokens_read: Tokens of finished chats, whose likelihood or predictions are wanted.
+        predicted: Tokens whose predictions are kept.
+        asked: The largest batch that was asked, and how.
+        read: The chats of the largest batch that was read.
+        longest: Tokens of the longest prompt, and of the longest chat that is read.
+    """
+
+    replies: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    steps: int = 0
+    tokens_read: int = 0
+    predicted: int = 0
+    asked: tuple[Sequence[Chat], Sampling] = ((), Sampling())
+    read: Sequence[Chat] = ()
+    longest: tuple[int, int] = (0, 0)
+
+    def add_replies(self, chats: Sequence[Chat], tokens: Sequence[int], how: Sampling) -> None:
+        """Count replies to prompts of so many tokens."""
+        self.replies += len(chats)
+        self.tokens_in += sum(tokens)
+        self.tokens_out += how.max_new_tokens * len(chats)
+        self.steps += (how.max_new_tokens - 1) * math.ceil(len(chats) / how.batch_size)
+        if min(len(chats), how.batch_size) > len(self.asked[0]):
+            self.asked = chats[: how.batch_size], how
+        self.longest = max(self.longest[0], *tokens), self.longest[1]
+
+    def add_read(self, chats: Sequence[Chat], tokens: Sequence[int]) -> None:
+        """Count one batch of finished chats of so many tokens."""
+        self.tokens_read += sum(tokens)
+        if len(chats) > len(self.read):
+            self.read = chats
+        self.longest = self.longest[0], max(self.longest[1], *tokens)
+
+    def add(self, other: "_Counts", times: int) -> None:
+        """Add what was counted elsewhere, so many times."""
+        for name in ("replies", "tokens_in", "tokens_out", "steps", "tokens_read"):
+            setattr(self, name, getattr(self, name) + times * getattr(other, name))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Counter(Subject):
+    """A model that counts what it is asked, and replies at the greatest length."""
+
+    counts: _Counts = field(default_factory=_Counts)
+
+    def replies(self, chats: Sequence[Chat], seed: int) -> list[Reply]:
+        """Count replies, unless they are remembered."""
+        how = replace(self.sampling, **self.decoding)
+        memory = {} if self.memory is None else self.memory
+        key = digest_of(chats, how, seed)
+        if key not in memory:
+            texts = [render(self.tokenizer, chat, reply_follows=True) for chat in chats]
+            encoded = encode_prompts(self.tokenizer, texts, chats)
+            tokens: list[int] = encoded["attention_mask"].sum(1).tolist()
+            self.counts.add_replies(chats, tokens, how)
+            text, most = self._longest_reply(how.max_new_tokens), how.max_new_tokens
+            memory[key] = [Reply(text, count, most, 0.0) for count in tokens]
+        return memory[key]
+
+    def log_likelihood(self, chats: Sequence[Chat], batch_size: int = 32) -> Tensor:
+        """Count the tokens of finished chats; return zeros."""
+        for batch in batched(chats, batch_size):
+            self._read(batch)
+        return torch.zeros(len(chats))
+
+    def predictions(
+        self, chats: Sequence[Chat], batch_size: int = 8
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Count the tokens of finished chats; yield predictions over two words."""
+        for batch in batched(chats, batch_size):
+            for count in self._read(batch):
+                self.counts.predicted += count
+                yield torch.zeros(count, dtype=torch.int64), torch.full((count, 2), math.log(0.5))
+
+    def _read(self, chats: Sequence[Chat]) -> list[int]:
+        """Count a batch, and return the tokens of each response."""
+        encoded = encode_chats(self.tokenizer, [self.edited(chat) for chat in chats])
+        self.counts.add_read(chats, encoded.attention_mask.sum(1).tolist())
+        found: list[int] = encoded.response_mask.sum(1).tolist()
+        return found
+
+    def _longest_reply(self, tokens: int) -> str:
+        ids = self.tokenizer(_SENTENCE * (1 + tokens // 8), add_special_tokens=False)["input_ids"]
+        return str(self.tokenizer.decode(ids[:tokens])).strip()
+
+
+def estimated(study: "Study", workers: int = 1) -> dict[str, Any]:
+    """Return what a study takes from its first cell to its last, without its judges.
+
+    ``counted`` are points, replies, tokens of prompts and of finished chats that are read, and the
+    most tokens of replies: those that all would have at the greatest length. Prompts are those of
+    the base; what cannot be counted without the model is named. ``estimated`` are the ``memory`` of
+    one process in bytes (:func:`_memory`), and ``seconds``, from a batch that is measured with as
+    many threads as each worker has, replies at the greatest length, without edits and judges. Where
+    the model cannot be loaded, they are ``None``, and ``reason`` says why.
+
+    Args:
+        study: The study.
+        workers: Processes that share the work.
+    """
+    points = study.design.points(study) if isinstance(study.design, Shard) else grid_of(study)
+    base, rest = points
+    plan: dict[str, Any] = {"cells": (len(base) + len(rest)) * len(study.measures)}
+    if "points" in study.recipe and not isinstance(study.design, Shard):
+        matched = study.recipe["points"] * len(study.arms) * len(study.seeds)
+        plan["matched_cells_at_most"] = matched * len(study.measures)
+    try:
+        counts, references, skipped = _counted(study, len(rest), [point.seed for point in base])
+        memory = _memory(study, counts, references)
+    except PersonalityVectorError as error:
+        return {**plan, "counted": None, "estimated": None, "reason": str(error)}
+    counted: dict[str, Any] = {
+        "points": len(base) + len(rest),
+        "replies": counts.replies,
+        "tokens_in": counts.tokens_in,
+        "tokens_out_at_most": counts.tokens_out,
+        "tokens_read": counts.tokens_read,
+    }
+    if skipped:
+        counted["not_counted"] = skipped
+    sharing = min(workers, len(base) + len(rest))
+    time_ = _time(study, counts, memory["peak"], workers, sharing)
+    processes = {"processes": workers} if workers > 1 else {}
+    return {**plan, "counted": counted, "estimated": {"memory": memory, **processes, **time_}}
+
+
+def _counted(
+    study: "Study", edited: int, seeds: Sequence[int]
+) -> tuple[_Counts, int, dict[str, str]]:
+    """Count what is asked at all points; every edited point is asked what one of them is.
+
+    Returns:
+        The counts, the tokens whose predictions measures keep, and those measures that could not be
+        counted, each with the reason.
+    """
+    tokenizer = load_tokenizer(study.base.path, study.template)
+    nothing = torch.nn.Linear(1, 1)
+    base = _Counter(nothing, tokenizer, memory={})
+    ready, skipped = [], {}
+    for measure in study.measures:
+        try:
+            ready.append(measure.prepare(base))
+        except PersonalityVectorError as error:
+            skipped[measure.name] = str(error)
+    references = base.counts.predicted
+    one = _Counts()
+    at_base = [(base, seed) for seed in seeds]
+    changed = replace(base, memory={}, counts=one)
+    for subject, seed in [*at_base, *([(changed, 0)] if edited else [])]:
+        reader = replace(base, counts=subject.counts)
+        for measure in ready:
+            try:
+                measure.finish(reader, measure.collect(subject, seed))
+            except PersonalityVectorError as error:
+                skipped[measure.name] = str(error)
+    base.counts.add(one, edited)
+    return base.counts, references, skipped
+
+
+def _memory(study: "Study", counts: _Counts, references: int) -> dict[str, int]:
+    """Return the bytes that one process takes, without Python, its libraries and judges.
+
+    With ``s`` bytes for a value in the dtype of the study and a vocabulary of ``v`` words:
+
+    - ``weights``: ``s`` for every value of the model;
+    - ``edited``: as much again where an intervention edits weights, whose originals are kept;
+    - ``cache``: keys and values of the largest batch of replies, ``2 s`` for each of ``layers *
+      heads of keys * width of a head`` values of each token;
+    - ``logits``: ``4 v`` for every chat of that batch, or those that are read at once;
+    - ``references``: ``4 v`` for each token of the base's replies whose predictions a measure
+      keeps.
+
+    ``peak`` is their sum. The states of one block come on top.
+    """
+    config = read_config(study.base.path, "estimate the memory").get_text_config()
+    size, words = FLOATS[study.dtype].itemsize, config.vocab_size
+    floats = (one for one in study.base.entries.values() if one.dtype.is_floating_point)
+    weights = size * sum(math.prod(one.shape) for one in floats)
+    all_of = [one for arm in study.arms for one in arm.by_seed.values()]
+    is_edited = any(isinstance(one, WeightEdit | HybridEdit) for one in all_of)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    chats, how = counts.asked
+    tokens = len(chats) * (counts.longest[0] + how.max_new_tokens)
+    read = min(MOST_LOGITS, words * len(counts.read) * counts.longest[1])
+    found = {
+        "weights": weights,
+        "edited": weights if is_edited else 0,
+        "cache": 2 * size * config.num_hidden_layers * heads * width * tokens,
+        "logits": _FLOAT32 * max(words * len(chats), read),
+        "references": _FLOAT32 * words * references,
+    }
+    return {**found, "peak": sum(found.values())}
+
+
+def _time(study: "Study", counts: _Counts, peak: int, workers: int, sharing: int) -> dict[str, Any]:
+    """Return the seconds of everything that was counted, from a measured batch."""
+    before = torch.get_num_threads()
+    try:
+        device = resolve_device(study.device)
+        _require_room(workers * peak, device)
+        torch.set_num_threads(max(1, before // workers))
+        started = time.monotonic()
+        subject = Subject.load(
+            study.base, dtype=study.dtype, device=device, template=study.template
+        )
+        loading = time.monotonic() - started
+        per_prompt, per_step = _time_of_replies(subject, counts, on_cpu=device == "cpu")
+        per_read = _time_of_reading(subject, counts)
+    except (PersonalityVectorError, RuntimeError) as error:  # RuntimeError: of torch
+        return {"seconds": None, "reason": str(error)[:_MOST_SAID]}
+    finally:
+        torch.set_num_threads(before)
+    work = per_prompt * counts.tokens_in + per_step * counts.steps + per_read * counts.tokens_read
+    return {
+        "seconds": float(f"{loading + work / sharing:.3g}"),
+        "seconds_per_step_of_decoding": float(f"{per_step:.3g}"),
+    }
+
+
+def _require_room(needed: int, device: str) -> None:
+    free = free_memory(device)
+    if needed > free:
+        raise ModelError(
+            f"no batch is measured, because this needs {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free"
+        )
+
+
+def _time_of_replies(subject: Subject, counts: _Counts, *, on_cpu: bool) -> tuple[float, float]:
+    """Return the seconds of a token of a prompt, and of a step of the largest batch."""
+    chats, how = counts.asked
+    if not chats:
+        return 0.0, 0.0
+    few = chats[:_CHATS_ON_CPU] if on_cpu else chats
+
+    def reply(most: int) -> list[Reply]:
+        asked = replace(how, max_new_tokens=min(most, how.max_new_tokens))
+        return generate_replies(subject.model, subject.tokenizer, few, asked, seed=0)
+
+    found, first = _timed(lambda: reply(1))
+    more, whole = _timed(lambda: reply(1 + _STEPS))
+    steps = max(reply.tokens_out for reply in more) - 1
+    per_step = max(0.0, whole - first) / max(1, steps) * len(chats) / len(few)
+    return first / sum(reply.tokens_in for reply in found), per_step
+
+
+def _time_of_reading(subject: Subject, counts: _Counts) -> float:
+    """Return the seconds of a token of a finished chat."""
+    few = counts.read[:_CHATS_ON_CPU]
+    if not few:
+        return 0.0
+    _, seconds = _timed(lambda: subject.log_likelihood(few, len(few)))
+    tokens = int(encode_chats(subject.tokenizer, few).attention_mask.sum())
+    return seconds / tokens
+
+
+def _timed(call: Callable[[], T]) -> tuple[T, float]:
+    """Return what a call returns, and its seconds; those of a second call if it is short."""
+    started = time.monotonic()
+    found = call()
+    if (seconds := time.monotonic() - started) < _WARM_SECONDS:
+        started = time.monotonic()
+        found = call()
+        seconds = time.monotonic() - started
+    return found, seconds
