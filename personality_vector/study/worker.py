@@ -15,7 +15,7 @@ import torch
 
 from personality_vector.errors import DataError, RecipeError, RowsError, blame
 from personality_vector.progress import progress, silence
-from personality_vector.study.batches import Batches, collected_together, split
+from personality_vector.study.batches import Batches, Cells, collected_together, split
 from personality_vector.study.database import Planned
 from personality_vector.study.design import BASE, Point, require_distinct
 from personality_vector.study.judging import (
@@ -138,30 +138,39 @@ class Worker:
                 for cell in mine:
                     point, measure = cells[cell]
                     todo.setdefault(point, {})[cell] = measure
-                for cell, found, seconds in self._found(todo) if mine else ():
+                for cell, found, seconds in self._found_together(todo):
                     self.store.write(cell, found, seconds)
         except RowsError as reason:
             self.batches.refuse(label, reason)
             for group in self.batches.of(points, measures):
                 self._measure_group(group, measures)
 
-    def _found(
-        self, todo: Mapping[Point, Mapping[Cell, Measure]]
-    ) -> Iterator[tuple[Cell, Any, float]]:
-        """Yield what is found in cells; each has its share of the seconds."""
-        ready = {cell: self._ready(m) for cells in todo.values() for cell, m in cells.items()}
-        collected: dict[Cell, tuple[Any, float]] = {}
+    def _found_together(self, todo: Cells) -> Iterator[tuple[Cell, Any, float]]:
+        """Yield what is found at points: first what shares batches, then point by point."""
         shared, alone = split(todo)
         if shared:
+            ready = {cell: self._ready(m) for own in shared.values() for cell, m in own.items()}
             several = len({point.strength for point in shared}) > 1
             with self._applied(list(shared)) as subject:
                 collected = collected_together(subject, shared, ready, is_by_row=several)
+            yield from self._finished(ready, collected)
         for point, cells in alone.items():
-            with self._applied([point]) as subject:
-                for cell in cells:
-                    started = time.monotonic()
-                    found = ready[cell].collect(subject, point.seed)
-                    collected[cell] = found, time.monotonic() - started
+            yield from self._found(cells, point)
+
+    def _found(
+        self, cells: Mapping[Cell, Measure], point: Point
+    ) -> Iterator[tuple[Cell, Any, float]]:
+        ready = {cell: self._ready(measure) for cell, measure in cells.items()}
+        collected = {}
+        with self._applied([point]) as subject:
+            for cell, measure in ready.items():
+                started = time.monotonic()
+                collected[cell] = measure.collect(subject, point.seed), time.monotonic() - started
+        yield from self._finished(ready, collected)
+
+    def _finished(
+        self, ready: Mapping[Cell, Measure], collected: Mapping[Cell, tuple[Any, float]]
+    ) -> Iterator[tuple[Cell, Any, float]]:
         for cell, (found, seconds) in collected.items():
             started = time.monotonic()
             findings = _checked(ready[cell], ready[cell].finish(self.base, found))
