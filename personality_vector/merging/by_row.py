@@ -51,8 +51,8 @@ def added_by_row(model: nn.Module, delta: Delta, strengths: Sequence[float]) -> 
         _run_once(model)
         if len(reached) < len(changes):
             raise RowsError(
-                f"{delta.label}: {len(changes) - len(reached)} of its {len(changes)} linear layers "
-                "are not called in every forward pass of this model"
+                f"{len(changes) - len(reached)} of the {len(changes)} linear layers that it "
+                "changes are not called in every forward pass of this model"
             )
         yield all(change.dtype.itemsize >= torch.float32.itemsize for change in changes.values())
 
@@ -99,9 +99,7 @@ def _changes(model: nn.Module, delta: Delta) -> Mapping[nn.Module, _Change]:
                 each.to(edited.device, dtype).contiguous() for each in _matrices(delta, name)
             ]
     if others:
-        raise RowsError(
-            f"{delta.label}: changes {some(others)}, and only the rows of linear layers can differ"
-        )
+        raise RowsError(f"changes {some(others)}, and only the rows of linear layers can differ")
     return changes
 
 

@@ -51,7 +51,7 @@ class Batches:
             RowsError: They are already, or must not be rounded.
         """
         if self.study.is_unrounded(label):
-            raise RowsError(f"{reason}; leave out batch_strengths: unrounded") from reason
+            raise RowsError(f"{label}: {reason}; leave out batch_strengths: unrounded") from reason
         if label in self._alone:
             raise reason
         self._say(label, str(reason))

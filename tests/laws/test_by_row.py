@@ -118,7 +118,7 @@ def test_what_is_no_linear_layer_is_refused(pico, pico_tuned, strengths):
     ):
         delta = merged(pico(family), [(pico_tuned(family), 1.0)], include=[name])
         model = Subject(load_model(pico(family)), None)
-        with pytest.raises(RowsError, match=f"changes {name}"):
+        with pytest.raises(RowsError, match=f"it changes {name}"):
             WeightEdit(delta).by_row(model, strengths).__enter__()
         assert not any(module._forward_hooks for module in model.model.modules())
 
