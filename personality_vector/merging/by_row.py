@@ -99,7 +99,7 @@ def _changes(model: nn.Module, delta: Delta) -> Mapping[nn.Module, _Change]:
                 each.to(edited.device, dtype).contiguous() for each in _matrices(delta, name)
             ]
     if others:
-        raise RowsError(f"changes {some(others)}, and only the rows of linear layers can differ")
+        raise RowsError(f"it changes {some(others)}, and only the rows of linear layers can differ")
     return changes
 
 
