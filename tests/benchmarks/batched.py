@@ -28,7 +28,6 @@ from personality_vector.study.design import Point
 from personality_vector.study.store import FILE, Store
 from personality_vector.study.study import Study, study
 from personality_vector.study.worker import Worker
-from personality_vector.subject.protocols import Measure
 from personality_vector.subject.spec import Sampling
 from personality_vector.subject.subject import Subject
 
@@ -40,17 +39,19 @@ FASTER, APART = 5.0, 1e-4
 
 def measured(base: Subject, plan: Study) -> tuple[float, dict[tuple[float, str], float]]:
     """Return the seconds of measuring every point of an arm, and its observations."""
-    with tempfile.TemporaryDirectory() as folder:
-        with Store.open(Path(folder) / FILE, create=True) as store:
-            worker = Worker(plan, store)
-            worker.__dict__["base"] = replace(base, memory={})
-            points = [Point(arm.label, s, 0) for arm in plan.arms for s in arm.strengths]
-            started = time.monotonic()
-            worker.measure(points)
-            seconds = time.monotonic() - started
-            found = store.rows(
-                "SELECT c.strength, o.item, o.value FROM observations o JOIN cells c ON c.id = o.cell"
-            )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Store.open(Path(folder) / FILE, create=True) as store,
+    ):
+        worker = Worker(plan, store)
+        worker.__dict__["base"] = replace(base, memory={})
+        points = [Point(arm.label, s, 0) for arm in plan.arms for s in arm.strengths]
+        started = time.monotonic()
+        worker.measure(points)
+        seconds = time.monotonic() - started
+        found = store.rows(
+            "SELECT c.strength, o.item, o.value FROM observations o JOIN cells c ON c.id = o.cell"
+        )
     return seconds, {(strength, item): value for strength, item, value in found}
 
 
@@ -87,18 +88,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arm = WeightEdit(Delta.from_lora(given.adapter, checkpoint, stated=True), "lora")
     asked = instrument(given.questions)
     sampling = Sampling(TOKENS, batch_size=POINTS_PER_BATCH * len(asked.items))
-    replies: list[Measure] = [Interview(Asking(asked, sampling), ())]
-    likely = LikelihoodSpec(traits=("extraversion",), limit=20).open()
-    rows = {f"{len(asked.items)} replies of up to {TOKENS} tokens": replies}
-    rows |= {"40 held-out statements": [replace(likely, batch_size=800)]}
+    likely = LikelihoodSpec(traits=("extraversion",), limit=20, batch_size=800).open()
+    rows = {
+        f"{len(asked.items)} replies of up to {TOKENS} tokens": (
+            Interview(Asking(asked, sampling), ()),
+            given.turns,
+        ),
+        "40 held-out statements": (likely, 1),
+    }
     print("| 20 strengths of | one batch | point by point | times faster | apart |")
     print("|---|---:|---:|---:|---:|")
-    for what, measures in rows.items():
-        plan = study(checkpoint, [arm], STRENGTHS, measures)
-        together, alone, apart = turns(base, plan, given.turns)
+    for what, (measure, number) in rows.items():
+        plan = study(checkpoint, [arm], STRENGTHS, [measure])
+        together, alone, apart = turns(base, plan, number)
         faster = statistics.median(b / a for a, b in zip(together, alone, strict=True))
         one, other = statistics.median(together), statistics.median(alone)
-        print(f"| {what} | {one:.1f} s | {other:.1f} s | {faster:.1f} | {apart:.1e} |")
+        print(f"| {what} | {one:.1f} s | {other:.1f} s | {faster:.1f} | {apart:.1e} |", flush=True)
     print(f"\nBudget of one question: {FASTER:g} times faster, at most {APART:g} nats apart.")
 
 
