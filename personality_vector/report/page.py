@@ -112,6 +112,7 @@ def _page(run: Run, environment: "Environment", texts: Mapping[str, str]) -> str
         pole=run["pole"],
         base=run["base"],
         seeds=run["seeds"],
+        unrounded=run["unrounded"],
         cells=len(cells),
         finished=cells[cells["finished"]]["seconds"],
         missing=_missing(run),

@@ -29,6 +29,7 @@ from personality_vector.measures.likelihood import Likelihood
 from personality_vector.measures.spec import Asking
 from personality_vector.merging.merged import merged
 from personality_vector.numeric.random import generator_for
+from personality_vector.report.page import write_report
 from personality_vector.steering import SteeringVector
 from personality_vector.study import batches
 from personality_vector.study.recipe import SweepRecipe
@@ -170,6 +171,8 @@ def test_in_16_bits_an_edit_is_rounded_unless_the_recipe_says_otherwise(
     unrounded = run("unrounded")
     assert shared == [2] * 8, "the cells of the vector are those that are there"
     assert remarks(unrounded) == ["strengths of linear were not rounded to bfloat16"]
+    page = write_report(unrounded).read_text(encoding="utf-8")
+    assert "bfloat16, to which the strengths of linear were not rounded;" in page
     after = unrounded.readings().set_index(list(READINGS)[:6])
     realised = [key for key in before.index if key[3] == "guards.realised"]
     assert {key[0] for key in realised} == {"linear"}
