@@ -77,6 +77,10 @@ class ModelError(PersonalityVectorError):
     """A model that cannot be loaded, or whose decoder blocks cannot be found."""
 
 
+class RowsError(ModelError):
+    """An intervention whose strengths cannot differ from row to row in this model."""
+
+
 class DataError(PersonalityVectorError):
     """A row, statement, chat or instrument that cannot be used."""
 

@@ -170,7 +170,7 @@ def _measure(
         run = study.run(out, workers=workers, force=force)
     page = write_report(run)
     run.write_manifest(kind)
-    tables, notes = tables_of(run), remarks(run) if run["pole"] is not None else []
+    tables, notes = tables_of(run), remarks(run)
     if "measures" in tables:
         tables.pop("side effects", None)  # without an intervention they are among the measures
     if as_json:

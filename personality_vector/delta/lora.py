@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.delta.sources import TensorSource, require_finite
+from personality_vector.delta.sources import Combination, Factored, TensorSource, require_finite
 from personality_vector.numeric.kernels import difference
 
 CONFIG = "adapter_config.json"
@@ -124,6 +124,13 @@ class LowRank(TensorSource):
             return require_finite(self.tensors, name, part).double()
         return rows_of_factors(self.tensors, name + LEFT, name + RIGHT, part)
 
+    def product(self, name: str) -> Factored | None:
+        """Return the two matrices that are stored."""
+        if name in self.tensors.entries:
+            return None
+        left, right = (_matrix(self.tensors, name + half) for half in (LEFT, RIGHT))
+        return left.double(), right.double()
+
 
 @dataclass(frozen=True)
 class Adapter(LowRank):
@@ -163,12 +170,14 @@ class Adapter(LowRank):
         """The largest rank of a weight."""
         return max(self.tensors.entries[one.down].shape[0] for one in self.factors.values())
 
-    def of_matrix(self, name: str) -> tuple[Float64[Tensor, "out rank"], Float[Tensor, "rank in"]]:
+    def product(self, name: str) -> Factored | None:
         """Return two factors whose product is the delta of a weight, as the base stores it."""
+        if name in self.copies:
+            return None
         one = self.factors[name]
         up, down = (_matrix(self.tensors, half) for half in (one.up, one.down))
         left, right = (down.T, up.T) if one.transposed else (up, down)
-        return one.scaling * left.double(), right
+        return one.scaling * left.double(), right.double()
 
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return entries of ``scaling * B @ A``, multiplying only the rows that they lie in.
@@ -208,14 +217,9 @@ class Stack:
 
         Where an adapter has a smaller rank, or does not change the weight, zeros follow.
         """
-        both = [
-            (coefficient * left, right)
-            for coefficient, adapter in self.terms
-            if name in adapter.factors
-            for left, right in [adapter.of_matrix(name)]
-        ]
-        lefts, rights = zip(*both, strict=True)
-        left, right = torch.cat(lefts, dim=1).float(), torch.cat(rights, dim=0).float()
+        product = Combination(tuple(self.terms)).product(name)
+        assert product is not None
+        left, right = (half.float() for half in product)
         lacking = self.rank - left.shape[1]
         return pad(left, (0, lacking)), pad(right, (0, 0, 0, lacking))
 

@@ -22,6 +22,9 @@ from personality_vector.checkpoint import DTYPES, Checkpoint
 from personality_vector.errors import NonFiniteError
 from personality_vector.numeric.kernels import difference, is_finite
 
+Factored = tuple[Float64[Tensor, "out rank"], Float64[Tensor, "rank in"]]
+"""Two matrices whose product is a tensor."""
+
 
 class TensorSource(ABC):
     """The base of whatever yields delta tensors by name, one part at a time.
@@ -58,6 +61,10 @@ class TensorSource(ABC):
     @abstractmethod
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return the entries ``part.start .. part.stop`` of one delta tensor, on the CPU."""
+
+    def product(self, name: str) -> Factored | None:  # noqa: ARG002
+        """Return two matrices whose product one delta tensor is, if it is kept as such."""
+        return None
 
     def tuned_part(self, name: str, part: slice, base: Tensor) -> Tensor | None:  # noqa: ARG002
         """Return these entries of the fine-tuned tensor itself, bit for bit, if it is known.
@@ -204,6 +211,17 @@ class Combination(TensorSource):
             total += coefficient * source.part(name, part)
         return total
 
+    def product(self, name: str) -> Factored | None:
+        """Return the factors of all terms side by side: ``[c1 B1, c2 B2, ...] @ [A1; A2; ...]``."""
+        lefts, rights = [], []
+        for coefficient, source in self._holders[name]:
+            found = source.product(name)
+            if found is None:
+                return None
+            lefts.append(coefficient * found[0])
+            rights.append(found[1])
+        return torch.cat(lefts, dim=1), torch.cat(rights, dim=0)
+
 
 @dataclass(frozen=True)
 class Renamed(TensorSource):
@@ -224,6 +242,10 @@ class Renamed(TensorSource):
     def part(self, name: str, part: slice) -> Float64[Tensor, " entries"]:
         """Return the same entries of the tensor, as the source has them."""
         return self.source.part(self.own[name], part)
+
+    def product(self, name: str) -> Factored | None:
+        """Return the factors that the source has."""
+        return self.source.product(self.own[name])
 
 
 class Restricted(Renamed):

@@ -1,7 +1,7 @@
 """Steering by hooks: a vector added to the output of decoder blocks, or neurons of their MLPs."""
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -75,6 +75,17 @@ class ActivationSteering(BaseIntervention):
                         f"the gate at layer {self.gate.layer} comes after the first steered layer, "
                         f"{min(layers)}; move it to layer {min(layers)} or before"
                     )
+
+    def by_row(
+        self, subject: Subject, strengths: Sequence[float]
+    ) -> AbstractContextManager[Subject]:
+        """Steer each row of a batch with the coefficient that is stated for it.
+
+        ``strengths`` are those that occur; with one alone nothing has to be stated.
+        """
+        from personality_vector.steering import ByRow
+
+        return self.applied(subject, strengths[0] if len(strengths) == 1 else ByRow(strengths))
 
     @contextmanager
     def applied(self, subject: Subject, strength: "Strength") -> Generator[Subject]:

@@ -1,9 +1,9 @@
 """Changes of the live weights, undone bit for bit: a delta, a merge, a delta with a vector."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,7 @@ class WeightEdit(BaseIntervention):
 
     delta: "Delta"
     label: str = ""
+    is_of_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.delta.label)
@@ -84,6 +85,25 @@ class WeightEdit(BaseIntervention):
         with live_edit(subject.model, self.delta, strength) as realised:
             yield replace(subject, realised=realised.share)
 
+    @contextmanager
+    def by_row(self, subject: Subject, strengths: Sequence[float]) -> Generator[Subject]:
+        """Add to the outputs of linear layers what the edit would, with a strength for each row.
+
+        ``strengths`` are those that occur; with one alone nothing has to be stated. Nothing is
+        rounded to the dtype of the parameters, so in 16 bits it is another model than the edit.
+
+        Raises:
+            RowsError: The delta changes something other than linear layers.
+            TensorMismatchError: As :meth:`applied`.
+            NonFiniteError: A strength is not finite.
+        """
+        from personality_vector.merging.by_row import added_by_row
+
+        for strength in strengths:
+            require_step(self, strength)
+        with added_by_row(subject.model, self.delta, strengths) as is_wide:
+            yield replace(subject, realised=1.0 if is_wide else None)
+
 
 class WeightsSpec(DeltaSpec, InterventionSpec):
     """``delta`` is a saved delta; ``tuned`` is a fine-tuned checkpoint or a LoRA adapter."""
@@ -130,6 +150,7 @@ class HybridEdit(BaseIntervention):
 
     hybrid: "Hybrid"
     label: str = ""
+    is_of_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.hybrid.label)
@@ -167,6 +188,20 @@ class HybridEdit(BaseIntervention):
         route_for(subject.model.config)
         weights, steering = self._parts
         with weights.applied(subject, strength) as inner, steering.applied(inner, strength) as both:
+            yield both
+
+    @contextmanager
+    def by_row(self, subject: Subject, strengths: Sequence[float]) -> Generator[Subject]:
+        """Do both for each row of a batch with the strength that is stated for it.
+
+        Raises:
+            PersonalityVectorError: As :class:`WeightEdit` and :class:`ActivationSteering`.
+        """
+        weights, steering = self._parts
+        with (
+            weights.by_row(subject, strengths) as inner,
+            steering.by_row(inner, strengths) as both,
+        ):
             yield both
 
     @property

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from personality_vector.data.texts import distinct_n
 from personality_vector.errors import DataError
-from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
+from personality_vector.measures.spec import Asking, AskingMeasure, AskingSpec
 from personality_vector.subject import Better, Chat, Findings, Reading, Subject, answered, question
 
 
@@ -24,7 +24,7 @@ class CoherenceSpec(AskingSpec):
 
 
 @dataclass(frozen=True, slots=True)
-class Coherence(BaseMeasure):
+class Coherence(AskingMeasure):
     """Two numbers that fall as replies stop being language; 1 is as good as the base's own.
 
     ``fluency``: perplexity of the base's replies over that of these, both under the base, at most

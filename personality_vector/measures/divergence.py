@@ -14,8 +14,8 @@ from personality_vector.errors import NonFiniteError, TensorMismatchError
 from personality_vector.files.directory import explained
 from personality_vector.measures.spec import (
     Asking,
+    AskingMeasure,
     AskingSpec,
-    BaseMeasure,
     first_tokens,
     require_replies,
 )
@@ -100,7 +100,7 @@ class _Spilled:
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence(BaseMeasure):
+class Divergence(AskingMeasure):
     """The predictions of the edited model and of the base on the same replies.
 
     On the edited model's own replies, with ``p`` its prediction before a token and ``q`` that of

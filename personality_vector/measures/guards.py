@@ -19,7 +19,7 @@ from personality_vector.data.texts import (
 )
 from personality_vector.errors import DataError, some
 from personality_vector.measures.likelihood import Traits
-from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
+from personality_vector.measures.spec import Asking, AskingMeasure, AskingSpec
 from personality_vector.recipes.schema import LocalPath, Real
 from personality_vector.subject import Better, Reading, Reply, Subject
 from personality_vector.subject.thoughts import names_marks
@@ -67,7 +67,7 @@ class GuardsSpec(AskingSpec):
 
 
 @dataclass(frozen=True, slots=True)
-class Guards(BaseMeasure):
+class Guards(AskingMeasure):
     """Numbers to read beside every curve, each a share unless it says otherwise.
 
     Of replies: ``refusals`` decline; ``disclaimers`` say that a machine speaks, without feelings or

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from personality_vector.data.personas import Instrument, Item
 from personality_vector.data.texts import words
 from personality_vector.lab import builtin
-from personality_vector.measures.spec import Asking, BaseMeasure, MeasureSpec
+from personality_vector.measures.spec import Asking, AskingMeasure, MeasureSpec
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import LocalPath, Recipe, Whole, Words
 from personality_vector.subject import Better, GenerationSpec, Reading, Subject
@@ -100,7 +100,7 @@ class InstructionsSpec(MeasureSpec):
 
 
 @dataclass(frozen=True, slots=True)
-class Instructions(BaseMeasure):
+class Instructions(AskingMeasure):
     """The share of replies that keep to the format that was asked for, in [0, 1].
 
     Every reply counts: one that is empty, cut off or still a thought does not keep to anything, so

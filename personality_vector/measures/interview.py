@@ -10,7 +10,7 @@ from personality_vector.data.personas import Persona, rubric_of
 from personality_vector.errors import DataError
 from personality_vector.judges.spec import AnyJudge
 from personality_vector.measures.likelihood import Traits
-from personality_vector.measures.spec import Asking, AskingSpec, BaseMeasure
+from personality_vector.measures.spec import Asking, AskingMeasure, AskingSpec
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.subject import Answer, Findings, Judge, Rubric, Subject, rated
 
@@ -50,7 +50,7 @@ class InterviewSpec(AskingSpec):
 
 
 @dataclass(frozen=True, slots=True)
-class Interview(BaseMeasure):
+class Interview(AskingMeasure):
     """Answers to the items of an instrument.
 
     Its number is the mean score of a judge, on that judge's scale; the interval is that of the

@@ -105,6 +105,11 @@ class Likelihood(BaseMeasure):
                 )
 
     @property
+    def points_per_batch(self) -> int:
+        """How many points fill a batch of statements."""
+        return self.batch_size // len(self.statements)
+
+    @property
     def traits(self) -> tuple[Trait, ...]:
         """The traits that are measured, in order of first appearance."""
         return tuple(dict.fromkeys(statement.trait for statement in self.statements))

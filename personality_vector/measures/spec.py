@@ -85,6 +85,17 @@ class BaseMeasure:
         return Findings(readings=collected)
 
 
+class AskingMeasure(BaseMeasure):
+    """A measure that asks questions, and nothing of the model but the replies and predictions."""
+
+    asking: "Asking"
+
+    @property
+    def points_per_batch(self) -> int:
+        """How many points fill a batch of replies."""
+        return self.asking.sampling.batch_size // len(self.asking.instrument.items)
+
+
 AnyMeasure = Annotated[
     SerializeAsAny[MeasureSpec], BeforeValidator(partial(by_only_key, KINDS, what="a measure"))
 ]

@@ -48,7 +48,7 @@ def live_edit(model: nn.Module, delta: Delta, strength: float = 1.0) -> Generato
     source = Merged.of(delta, strength)
     saved: dict[str, Tensor] = {}
     with _own_head(model, delta):
-        parameters = _edited_parameters(model, delta)
+        parameters = edited_parameters(model, delta)
         try:
             if strength:
                 source.survey()
@@ -116,7 +116,7 @@ def _device(tensor: Tensor) -> str:
     return "cpu" if tensor.is_mps else str(tensor.device)
 
 
-def _edited_parameters(model: nn.Module, delta: Delta) -> dict[str, Tensor]:
+def edited_parameters(model: nn.Module, delta: Delta) -> dict[str, Tensor]:
     """Check that the model has every tensor of ``delta``, and return its live parameters."""
     live, scattered = parameters_on_disk(model)
     absent = set(delta.names) - set(live)

@@ -113,6 +113,7 @@ def _page(run: Run, environment: "Environment", texts: Mapping[str, str]) -> str
         base=run["base"],
         seeds=run["seeds"],
         shard=run["shard"],
+        unrounded=run["unrounded"],
         cells=len(cells),
         finished=cells[cells["finished"]]["seconds"],
         missing=_missing(run),

@@ -3,6 +3,7 @@
 from personality_vector.steering.activations import Pooling
 from personality_vector.steering.apply import (
     EDITS,
+    ByRow,
     Hook,
     How,
     Strength,
@@ -18,6 +19,7 @@ from personality_vector.steering.where import ALL, Gate, Positions, Where
 __all__ = [
     "ALL",
     "EDITS",
+    "ByRow",
     "Gate",
     "Hook",
     "How",

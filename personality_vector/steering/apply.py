@@ -22,6 +22,11 @@ How = Literal["add", "add_keeping_norm", "ablate"]
 Strength = float | Sequence[float] | Tensor
 """One coefficient, or one for each row of the batch."""
 
+
+class ByRow(tuple[float, ...]):
+    """Coefficients that rows may have: that of a row is stated with its prompt (``Prompts``)."""
+
+
 # Packages whose hooks on a block do not steer.
 _KNOWN = ("personality_vector", "transformers", "accelerate", "peft", "torch")
 
@@ -88,7 +93,7 @@ def steered(
         directions: 0-based decoder block to a vector ``(hidden,)``, in the unit of the activation.
             Their product with the strength is float32, then rounded to the dtype of the output.
         strength: The coefficient, or one for each row of the batch; the beams and samples of a
-            row share its coefficient.
+            row share its coefficient. With :class:`ByRow` it is stated anew for each batch.
         positions: Which tokens are steered.
         how: ``add``, ``add_keeping_norm`` or ``ablate``.
         gate: Steers only the rows whose prompt opens it, and then only their responses.
@@ -123,7 +128,7 @@ def steered(
             _require_room(model, layer, direction, amounts)
     require_no_foreign_hooks(model)
     with ExitStack() as hooks:
-        where = Where(positions, amounts, gate)
+        where = Where(positions, None if isinstance(strength, ByRow) else amounts, gate)
         if isinstance(amounts, Tensor) or amounts != 0:
             where.watch(model, blocks, hooks, min(directions))
             for layer, direction in directions.items():

@@ -19,7 +19,12 @@ from torch import Tensor, nn
 from personality_vector.errors import DataError, ModelError, NonFiniteError, RecipeError
 from personality_vector.steering.fit import require_fit
 from personality_vector.subject.models import hidden_size, owner_of
-from personality_vector.subject.prompts import CURRENT, Prompts, tracking_generate
+from personality_vector.subject.prompts import (
+    CURRENT,
+    Prompts,
+    strengths_of_rows,
+    tracking_generate,
+)
 
 # Columns ``begin .. end - 1``; the end may be infinite.
 Span = tuple[int, int | float]
@@ -219,7 +224,7 @@ class Where:
     """Follows the chunks that a model reads and selects what is steered in them."""
 
     def __init__(
-        self, positions: Positions, amounts: float | Tensor, gate: Gate | None = None
+        self, positions: Positions, amounts: float | Tensor | None, gate: Gate | None = None
     ) -> None:
         self._positions = positions
         self._amounts = amounts
@@ -278,7 +283,8 @@ class Where:
         """Return the coefficient: a number, or float32 ``(rows, 1, 1)``."""
         if isinstance(self._amounts, float):
             return self._amounts
-        rows = _expanded(self._amounts, len(hidden), "strengths")
+        amounts = strengths_of_rows() if self._amounts is None else self._amounts
+        rows = _expanded(amounts, len(hidden), "strengths")
         return rows.to(hidden.device, torch.float32)[:, None, None]
 
     def _begin(self, _owner: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:

@@ -83,6 +83,11 @@ class Arm:
         """The possible strengths, or ``None`` for all real numbers."""
         return next(iter(self.by_seed.values())).steps
 
+    @property
+    def is_of_weights(self) -> bool:
+        """Whether the weights are edited, which rounds the edit to their dtype."""
+        return getattr(next(iter(self.by_seed.values())), "is_of_weights", False)
+
     def at(self, seed: int) -> Intervention:
         """Return the intervention of a seed."""
         return self.by_seed.get(None) or self.by_seed[seed]

@@ -119,12 +119,19 @@ default the ten of the Big Five.
 
 
 class StudyRecipe(TemplatedRecipe):
-    """What all studies have: measures, seeds, and how the model is loaded."""
+    """What all studies have: measures, seeds, and how the model is loaded.
+
+    Strengths and seeds share batches where that changes no number: ``batch_strengths: auto``. With
+    ``unrounded`` edits of weights in 16 bits do so too, and are not rounded to these.
+    """
 
     measures: Measures
     seeds: Seeds = (0,)
     dtype: Dtype = "float32"
     device: Device = "auto"
+    batch_strengths: Literal["auto", "never", "unrounded"] = Field(
+        default="auto", exclude_if=lambda value: value == "auto"
+    )
 
 
 class EvalRecipe(StudyRecipe):
@@ -238,6 +245,7 @@ def open_study(recipe: EvalRecipe | SweepRecipe) -> "Study":
         _design(recipe),
         recipe.model_dump(mode="json"),
         recipe.template,
+        recipe.batch_strengths,
     )
 
 

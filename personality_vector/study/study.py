@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -43,6 +43,8 @@ class Study:
         design: Which points are measured, and in which order.
         recipe: What the study was read from, for the report.
         template: A chat template and its options, in place of the base's own.
+        batch_strengths: Whether strengths share batches: ``never``, ``auto`` where the numbers are
+            then the same up to rounding, or also of weights in 16 bits, ``unrounded`` to these.
 
     Raises:
         RecipeError: Two arms, two measures or two seeds are the same, or there is no measure.
@@ -58,6 +60,7 @@ class Study:
     design: Design = field(default_factory=Grid)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     template: Template = field(default_factory=Template)
+    batch_strengths: Literal["auto", "never", "unrounded"] = "auto"
 
     def __post_init__(self) -> None:
         labels = [arm.label for arm in self.arms]
@@ -91,9 +94,11 @@ class Study:
     def identities(self) -> dict[tuple[str, int | None], str]:
         """Label and seed, ``None`` where an arm has one intervention for all, to its digest."""
         return {
-            (arm.label, seed): intervention.identity()
+            (arm.label, seed): digest_of(one.identity(), "unrounded")
+            if self.is_unrounded(arm.label)
+            else one.identity()
             for arm in self.arms
-            for seed, intervention in arm.by_seed.items()
+            for seed, one in arm.by_seed.items()
         }
 
     @cached_property
@@ -119,6 +124,11 @@ class Study:
             return Cell(self.base_identity, self.base_identity, 0.0, known, point.seed)
         own = self.identities.get((point.label, point.seed)) or self.identities[point.label, None]
         return Cell(self.base_identity, own, point.strength, known, point.seed)
+
+    def is_unrounded(self, label: str) -> bool:
+        """Return whether an arm edits weights in 16 bits without rounding the edit to these."""
+        is_wanted = self.batch_strengths == "unrounded" and self.dtype != "float32"
+        return is_wanted and self.arm(label).is_of_weights
 
     def run(self, folder: str | Path, *, workers: int = 1, force: bool = False) -> Run:
         """Measure what ``folder`` does not hold yet, and return what it holds.
@@ -206,6 +216,7 @@ class Study:
                 **({} if self.template == Template() else {"template": asdict(self.template)}),
             },
             arms={arm.label: list(arm.strengths) for arm in self.arms},
+            unrounded=[arm.label for arm in self.arms if self.is_unrounded(arm.label)],
             seeds=list(self.seeds),
             measures={
                 m.name: {"unit": m.unit, "scale": scale_of(m), "better": m.better}
@@ -254,7 +265,7 @@ def study(
         strengths: For all interventions; or label to strengths.
         measures: :class:`Measure` objects; judges are those that a measure names.
         seeds: Each is a repetition with other random numbers.
-        **how: ``dtype``, ``device``, ``design`` and ``template`` of :class:`Study`.
+        **how: The fields of :class:`Study` from ``dtype`` on.
 
     Raises:
         CheckpointError: The base does not exist.

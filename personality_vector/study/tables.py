@@ -251,10 +251,19 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
 
 
 def remarks(run: Run) -> list[str]:
-    """Return what the table at matched effect does not show.
+    """Return what the tables do not show.
 
-    Who set the targets, and which interventions are near none of them.
+    Which strengths were not rounded; at matched effect also who set the targets, and which
+    interventions are near none of them.
     """
+    unrounded = [
+        f"strengths of {label} were not rounded to {run['base']['dtype']}"
+        for label in run["unrounded"] or ()
+    ]
+    return unrounded + (_at_matched_effect(run) if run["pole"] is not None else [])
+
+
+def _at_matched_effect(run: Run) -> list[str]:
     curves = shifts(run, Pole.parse(run["pole"]))
     moving = {label: reach(curve) for label, curve in curves.items() if reach(curve) > 0}
     if not moving:

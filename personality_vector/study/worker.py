@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,8 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from personality_vector.errors import DataError, PersonalityVectorError, RecipeError, blame
+from personality_vector.errors import (
+    DataError,
+    PersonalityVectorError,
+    RecipeError,
+    RowsError,
+    blame,
+)
 from personality_vector.progress import progress, silence
+from personality_vector.study.batches import Batches, Cells, collected_together, split
 from personality_vector.study.database import Planned
 from personality_vector.study.design import BASE, Point, require_distinct
 from personality_vector.study.judging import (
@@ -63,6 +70,11 @@ class Worker:
             ),
             memory={},
         )
+
+    @cached_property
+    def batches(self) -> Batches:
+        """Which points share batches."""
+        return Batches(self.study)
 
     @cached_property
     def background(self) -> Background:
@@ -110,9 +122,10 @@ class Worker:
             if point not in todo:
                 self._rate_beside(point, measures)
         while todo:
-            for point in progress(todo, "measure"):
-                self._measure_point(point, measures)
-                self._rate_beside(point, measures)
+            for group in progress(self.batches.of(todo, measures), "measure"):
+                self._measure_group(group, measures)
+                for point in group:
+                    self._rate_beside(point, measures)
             todo = self._missing(todo, measures)
             if todo:
                 time.sleep(_POLL_SECONDS)
@@ -129,33 +142,66 @@ class Worker:
             if not all(self.store.is_finished(self.study.cell(point, m)) for m in measures)
         ]
 
-    def _measure_point(self, point: Point, measures: Sequence[Measure]) -> None:
-        """Measure what is missing at one point, under one edit of the base."""
-        cells = {self.study.cell(point, measure): measure for measure in measures}
-        with self.store.claimed(cells) as mine, blame(intervention=point.label):
-            if mine:
-                todo = {cell: cells[cell] for cell in mine}
-                for cell, found, seconds in self._found(todo, point):
+    def _measure_group(self, points: Sequence[Point], measures: Sequence[Measure]) -> None:
+        """Measure what is missing at points that share a batch, or at one point."""
+        label = points[0].label
+        cells = {self.study.cell(p, measure): (p, measure) for p in points for measure in measures}
+        try:
+            with self.store.claimed(cells) as mine, blame(intervention=label):
+                todo: dict[Point, dict[Cell, Measure]] = {}
+                for cell in mine:
+                    point, measure = cells[cell]
+                    todo.setdefault(point, {})[cell] = measure
+                for cell, found, seconds in self._found_together(todo):
                     self.store.write(cell, found, seconds)
+        except RowsError as reason:
+            self.batches.refuse(label, reason)
+            for group in self.batches.of(points, measures):
+                self._measure_group(group, measures)
 
-    def _found(self, cells: dict[Cell, Measure], point: Point) -> Iterator[tuple[Cell, Any, float]]:
+    def _found_together(self, todo: Cells) -> Iterator[tuple[Cell, Any, float]]:
+        """Yield what is found at points: first what shares batches, then point by point."""
+        shared, alone = split(todo)
+        if shared:
+            ready = {cell: self._ready(m) for own in shared.values() for cell, m in own.items()}
+            several = len({point.strength for point in shared}) > 1
+            with self._applied(list(shared)) as subject:
+                collected = collected_together(subject, shared, ready, is_by_row=several)
+            yield from self._finished(ready, collected)
+        for point, cells in alone.items():
+            yield from self._found(cells, point)
+
+    def _found(
+        self, cells: Mapping[Cell, Measure], point: Point
+    ) -> Iterator[tuple[Cell, Any, float]]:
         ready = {cell: self._ready(measure) for cell, measure in cells.items()}
         collected = {}
-        with self._applied(point) as subject:
+        with self._applied([point]) as subject:
             for cell, measure in ready.items():
                 started = time.monotonic()
                 collected[cell] = measure.collect(subject, point.seed), time.monotonic() - started
+        yield from self._finished(ready, collected)
+
+    def _finished(
+        self, ready: Mapping[Cell, Measure], collected: Mapping[Cell, tuple[Any, float]]
+    ) -> Iterator[tuple[Cell, Any, float]]:
         for cell, (found, seconds) in collected.items():
             started = time.monotonic()
             findings = _checked(ready[cell], ready[cell].finish(self.base, found))
             yield cell, findings, seconds + time.monotonic() - started
 
-    def _applied(self, point: Point) -> AbstractContextManager[Subject]:
-        """Return the subject at a point; strength 0 of anything is the base."""
-        if point.label == BASE or point.strength == 0.0:
+    def _applied(self, points: Sequence[Point]) -> AbstractContextManager[Subject]:
+        """Return the subject at points of one intervention; strength 0 of anything is the base."""
+        label, strength, seed = points[0]
+        if label == BASE or strength == 0.0:
             return nullcontext(self.base)
-        intervention = self.study.arm(point.label).at(point.seed)
-        return intervention.applied(replace(self.base, memory={}), point.strength)
+        intervention: Any = self.study.arm(label).at(seed)
+        subject, strengths = replace(self.base, memory={}), {point.strength for point in points}
+        if len(strengths) > 1 or self.study.is_unrounded(label):
+            found: AbstractContextManager[Subject] = intervention.by_row(subject, sorted(strengths))
+        else:
+            found = intervention.applied(subject, strength)
+        return found
 
     def _ready(self, one: Measure | Judge) -> Any:
         """Return a measure or judge, prepared once."""

@@ -27,13 +27,14 @@ class EncodedChats:
     attention_mask: Int[Tensor, "batch seq"]
     response_mask: Bool[Tensor, "batch seq"]
     """True on the tokens of the last message's answer, not on template, thoughts or end marks."""
+    strengths: Float[Tensor, " batch"] | None = None
+    """Of the intervention in each row, if they differ."""
 
     @property
     def prompts(self) -> Prompts:
         """Where the prompt of each chat ends and its response begins."""
-        return Prompts.of(
-            self.input_ids, self.attention_mask, self.response_mask.int().argmax(dim=1).tolist()
-        )
+        ends = self.response_mask.int().argmax(dim=1).tolist()
+        return Prompts.of(self.input_ids, self.attention_mask, ends, self.strengths)
 
     def to(self, device: torch.device) -> "EncodedChats":
         """Return a copy on ``device``."""
@@ -41,20 +42,33 @@ class EncodedChats:
             self.input_ids.to(device),
             self.attention_mask.to(device),
             self.response_mask.to(device),
+            self.strengths,
         )
 
     def parts(self, most: int) -> "Iterator[EncodedChats]":
         """Yield the chats again, at most ``most`` at once."""
-        every = (self.input_ids, self.attention_mask, self.response_mask)
-        for tensors in zip(*(torch.split(tensor, most) for tensor in every), strict=True):
-            yield EncodedChats(*tensors)
+        for begin in range(0, len(self.input_ids), most):
+            rows = slice(begin, begin + most)
+            yield EncodedChats(
+                self.input_ids[rows],
+                self.attention_mask[rows],
+                self.response_mask[rows],
+                None if self.strengths is None else self.strengths[rows],
+            )
 
 
-def encode_chats(tokenizer: Any, chats: Sequence[Chat]) -> EncodedChats:
+def encode_chats(
+    tokenizer: Any, chats: Sequence[Chat], strengths: Float[Tensor, " batch"] | None = None
+) -> EncodedChats:
     """Return ``chats`` as tokens with the exact extent of each final response.
 
     The boundary comes from character offsets in the rendered text, since tokenizing the prompt
     alone may cut where a token of the whole would not.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        chats: The chats.
+        strengths: Of the intervention in each row, if they differ.
 
     Raises:
         DataError: A chat does not end with a non-empty assistant message, or cannot be rendered.
@@ -63,7 +77,7 @@ def encode_chats(tokenizer: Any, chats: Sequence[Chat]) -> EncodedChats:
     rows = [_encode(tokenizer, chat) for chat in chats]
     input_ids, attention_mask = right_padded([ids for ids, _ in rows], _padding(tokenizer))
     response_mask, _ = right_padded([is_response for _, is_response in rows])
-    return EncodedChats(input_ids, attention_mask, response_mask.bool())
+    return EncodedChats(input_ids, attention_mask, response_mask.bool(), strengths)
 
 
 def training_row(tokenizer: Any, chat: Chat) -> dict[str, list[int]]:
@@ -262,6 +276,12 @@ def vocabulary_of(model: nn.Module) -> int | None:
     return None if embeddings is None else int(embeddings.weight.shape[0])
 
 
+def last_logits(model: nn.Module, count: int) -> dict[str, int]:
+    """Return the argument with which a model computes the last ``count`` logits only, if any."""
+    takes = inspect.signature(model.forward).parameters
+    return {"logits_to_keep": count} if "logits_to_keep" in takes else {}
+
+
 def mean_log_probs(model: nn.Module, encoded: EncodedChats) -> Float[Tensor, " batch"]:
     """Return the mean log-probability of each response's tokens, with its gradient if wanted."""
     rows = zip(response_tokens(encoded), response_log_probs(model, encoded), strict=True)
@@ -286,8 +306,7 @@ def response_log_probs(
     mask = encoded.response_mask[:, 1:]
     begin = int(mask.int().argmax(dim=1).min())
     kept = encoded.input_ids.shape[1] - begin
-    takes = inspect.signature(model.forward).parameters
-    keeping = {"logits_to_keep": kept} if "logits_to_keep" in takes else {}
+    keeping = last_logits(model, kept)
     most = max(1, MOST_LOGITS // (kept * (vocabulary_of(model) or 1)))
     for part in encoded.parts(most):
         with reading(part.prompts):

@@ -13,7 +13,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from personality_vector.errors import DataError
@@ -27,6 +27,7 @@ class Prompts:
         begins: First column of each row that is not padding.
         ends: First column of each row after the prompt.
         input_ids: ``(rows, columns)``, where they are known; columns beyond may be missing.
+        strengths: Of the intervention in each row, where the rows of a batch differ in it.
 
     Raises:
         DataError: A prompt ends before it begins, or the rows do not agree.
@@ -35,11 +36,11 @@ class Prompts:
     begins: tuple[int, ...]
     ends: tuple[int, ...]
     input_ids: Int[Tensor, "rows columns"] | None = None
+    strengths: Float[Tensor, " rows"] | None = None
 
     def __post_init__(self) -> None:
         rows = {len(self.begins), len(self.ends)}
-        if self.input_ids is not None:
-            rows.add(len(self.input_ids))
+        rows |= {len(one) for one in (self.input_ids, self.strengths) if one is not None}
         if len(rows) > 1 or rows == {0}:
             raise DataError(f"prompts of {sorted(rows)} rows: every row needs a begin and an end")
         for row, (begin, end) in enumerate(zip(self.begins, self.ends, strict=True)):
@@ -52,6 +53,7 @@ class Prompts:
         input_ids: Int[Tensor, "rows columns"],
         attention_mask: Int[Tensor, "rows columns"] | None = None,
         ends: Sequence[int] | None = None,
+        strengths: Float[Tensor, " rows"] | None = None,
     ) -> "Prompts":
         """Return the prompts of a batch.
 
@@ -59,10 +61,11 @@ class Prompts:
             input_ids: Tokens, padded on either side.
             attention_mask: 1 on tokens, 0 on padding; without it there is none.
             ends: First column of each response; by default all columns are prompt.
+            strengths: Of the intervention in each row, if they differ.
         """
         rows, columns = input_ids.shape
         found = tuple(ends) if ends is not None else (columns,) * rows
-        return cls(_begins(rows, attention_mask), found, input_ids)
+        return cls(_begins(rows, attention_mask), found, input_ids, strengths)
 
 
 CURRENT: ContextVar[Prompts | None] = ContextVar("prompts", default=None)
@@ -80,6 +83,21 @@ def reading(prompts: Prompts) -> Generator[None]:
         yield
     finally:
         CURRENT.reset(token)
+
+
+def strengths_of_rows() -> Float[Tensor, " rows"]:
+    """Return the strength of each row of the forward pass that runs now.
+
+    Raises:
+        DataError: They are not stated: something other than a :class:`Subject` runs the model.
+    """
+    prompts = CURRENT.get()
+    if prompts is None or prompts.strengths is None:
+        raise DataError(
+            "the rows of this batch have strengths of their own, which only a Subject states; "
+            "do not run its model directly"
+        )
+    return prompts.strengths
 
 
 @contextmanager

@@ -200,6 +200,11 @@ class Intervention(Protocol):
 
     ``steps`` are the possible strengths; ``None`` means every real number. At strength 0 the model
     is unchanged.
+
+    One whose strengths can share a batch also has ``by_row(subject, strengths)``. It changes each
+    row by the strength that is stated for it (``prompts.strengths_of_rows()``), or by the only one
+    of ``strengths``, the list of those that occur. It raises ``RowsError`` for a model in which
+    rows cannot differ. With ``is_of_weights`` it rounds nothing, which ``applied`` does in 16 bits.
     """
 
     @property
@@ -225,6 +230,10 @@ class Measure(Protocol):
     """A family of numbers; a report can draw them without knowing the measure.
 
     If judges rate its answers, it also has ``judges`` and ``rubrics``, both sequences.
+
+    One that asks the subject and does not touch its model may say its ``points_per_batch``: how
+    many points (strengths, seeds) fill one of its batches. Such points are then measured at once,
+    each in a thread of its own, of which only one runs at a time.
     """
 
     @property

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from personality_vector.subject.encoding import (
     before_answer,
     encode_chats,
     encode_prompts,
+    last_logits,
     longest_of,
     mean_log_probs,
     require_known,
@@ -63,6 +64,7 @@ class Subject:
         realised: Share of a weight edit that survived the dtype of the parameters, if known.
         memory: Replies that were already drawn, so that the measures of a cell share them; ``None``
             remembers nothing, for a model that may change in between.
+        strengths: Of the intervention in each row of a batch, where they differ.
     """
 
     model: Any
@@ -72,6 +74,7 @@ class Subject:
     decoding: Mapping[str, Any] = field(default_factory=dict)
     realised: float | None = None
     memory: dict[str, list[Reply]] | None = None
+    strengths: Float[Tensor, " rows"] | None = None
 
     @classmethod
     def load(
@@ -114,10 +117,12 @@ class Subject:
         memory = {} if self.memory is None else self.memory
         key = digest_of(edited, sampling, seed)
         if key not in memory:
-            self._require_numbers(edited[0])
-            model, tokenizer = self.model, self.tokenizer
-            memory[key] = generate_replies(model, tokenizer, edited, sampling, seed=seed)
+            memory[key] = self._drawn(edited, sampling, seed)
         return memory[key]
+
+    def _drawn(self, edited: Sequence[Chat], sampling: Sampling, seed: int) -> list[Reply]:
+        self.require_numbers(edited[:1])
+        return generate_replies(self.model, self.tokenizer, edited, sampling, seed=seed)
 
     @torch.no_grad()
     def log_likelihood(
@@ -131,7 +136,7 @@ class Subject:
             LengthError: A chat is longer than the model reads.
         """
         encoded = [  # all of them before the first is read: what is too long is refused at once
-            encode_chats(self.tokenizer, [self.edited(chat) for chat in batch])
+            encode_chats(self.tokenizer, [self.edited(chat) for chat in batch], self.strengths)
             for batch in batched(chats, batch_size)
         ]
         return torch.cat(
@@ -146,7 +151,8 @@ class Subject:
         float32, on the CPU.
         """
         for batch in batched(chats, batch_size):
-            encoded = encode_chats(self.tokenizer, [self.edited(chat) for chat in batch])
+            edited = [self.edited(chat) for chat in batch]
+            encoded = encode_chats(self.tokenizer, edited, self.strengths)
             found = response_log_probs(self.model, encoded.to(device_of(self.model)))
             for tokens in response_tokens(encoded):
                 with torch.no_grad():  # not around a yield, which would set it for the caller
@@ -171,7 +177,7 @@ class Subject:
         encoded = _encoded(self.model, self.tokenizer, texts, chats)
         # generate(), since it alone knows how each architecture counts positions behind padding
         # and how to compute the logits of the last position only.
-        with _fresh_settings(self.model, self.tokenizer):
+        with _fresh_settings(self.model, self.tokenizer), _stated(encoded, self.strengths):
             made = self.model.generate(
                 input_ids=encoded["input_ids"],
                 attention_mask=encoded["attention_mask"],
@@ -187,16 +193,24 @@ class Subject:
         """Edit what precedes the last message, as before the model replies."""
         return [*self.edit(chat[:-1]), chat[-1]]
 
-    def _require_numbers(self, chat: Chat) -> None:
-        text = render(self.tokenizer, chat, reply_follows=True)
-        tokens = _encoded(self.model, self.tokenizer, [text], [chat])["input_ids"]
-        with reading(Prompts.of(tokens)):
-            last = self.model(input_ids=tokens).logits[0, -1].float()
+    def require_numbers(self, chats: Sequence[Chat]) -> None:
+        """Check that what the model predicts after each of a few chats is a number.
+
+        Raises:
+            NonFiniteError: It is NaN or infinity.
+        """
+        texts = [render(self.tokenizer, chat, reply_follows=True) for chat in chats]
+        read = _encoded(self.model, self.tokenizer, texts, chats)
+        ids, mask = read["input_ids"], read["attention_mask"]
+        with reading(Prompts.of(ids, mask, strengths=self.strengths)):
+            found = self.model(input_ids=ids, attention_mask=mask, **last_logits(self.model, 1))
         # Single words may be ruled out with -inf, so it is their sum that must be a number.
-        if not bool(torch.isfinite(torch.logsumexp(last, dim=0))):
-            raise NonFiniteError(
-                f"the model predicts NaN or infinity after {chat[-1]['content']!r}"
-            )
+        sums = torch.logsumexp(found.logits[:, -1].float(), dim=-1)
+        for chat, is_number in zip(chats, torch.isfinite(sums).tolist(), strict=True):
+            if not is_number:
+                raise NonFiniteError(
+                    f"the model predicts NaN or infinity after {chat[-1]['content']!r}"
+                )
 
 
 def base_identity(
@@ -236,25 +250,45 @@ def generate_replies(
     interventions are compared on common random numbers. The caller's random state is untouched.
     """
     replies: list[Reply] = []
-    devices = [device_of(model)] if device_of(model).type == "cuda" else []
-    for index, batch in enumerate(batched(chats, sampling.batch_size)):
-        with torch.random.fork_rng(devices=devices):
-            # generate() draws from the global generator and takes no other.
-            torch.random.manual_seed(seed * 100_003 + index)
-            replies += _generate(model, tokenizer, batch, sampling)
-    return replies
-
-
-def _generate(model: Any, tokenizer: Any, chats: Sequence[Chat], sampling: Sampling) -> list[Reply]:
-    started = time.monotonic()
-    texts = [render(tokenizer, chat, reply_follows=True) for chat in chats]
-    prompts = _encoded(model, tokenizer, texts, chats)
     drawing = (
         {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
         if sampling.temperature > 0
         else {"do_sample": False}
     )
-    with _fresh_settings(model, tokenizer), _within(tokenizer, prompts, chats, sampling):
+    devices = [device_of(model)] if device_of(model).type == "cuda" else []
+    for index, batch in enumerate(batched(chats, sampling.batch_size)):
+        with torch.random.fork_rng(devices=devices):
+            # generate() draws from the global generator and takes no other.
+            torch.random.manual_seed(batch_seed(seed, index))
+            replies += generate_batch(Subject(model, tokenizer, sampling=sampling), batch, drawing)
+    return replies
+
+
+def batch_seed(seed: int, index: int) -> int:
+    """Return the seed of the random numbers of batch ``index``."""
+    return seed * 100_003 + index
+
+
+def generate_batch(
+    subject: Subject, chats: Sequence[Chat], drawing: Mapping[str, Any]
+) -> list[Reply]:
+    """Return one reply to each chat, all of them from one batch.
+
+    Args:
+        subject: What is asked, and with which ``sampling`` and ``strengths``; its other options
+            are not read.
+        chats: The chats, already edited.
+        drawing: How ``generate`` chooses a token.
+    """
+    model, tokenizer, sampling = subject.model, subject.tokenizer, subject.sampling
+    started = time.monotonic()
+    texts = [render(tokenizer, chat, reply_follows=True) for chat in chats]
+    prompts = _encoded(model, tokenizer, texts, chats)
+    with (
+        _fresh_settings(model, tokenizer),
+        _within(tokenizer, prompts, chats, sampling),
+        _stated(prompts, subject.strengths),
+    ):
         tokens = model.generate(
             input_ids=prompts["input_ids"],
             attention_mask=prompts["attention_mask"],
@@ -285,6 +319,14 @@ def _encoded(model: Any, tokenizer: Any, texts: Sequence[str], chats: Sequence[C
     prompts = encode_prompts(tokenizer, texts, chats)
     require_known(model, prompts["input_ids"])  # on the CPU, where nothing has to wait for it
     return prompts.to(device_of(model))
+
+
+def _stated(prompts: Any, strengths: Tensor | None) -> AbstractContextManager[None]:
+    """State the strengths of the rows that ``generate`` reads, if they have any."""
+    if strengths is None:
+        return nullcontext()
+    mask = prompts["attention_mask"]
+    return reading(Prompts.of(prompts["input_ids"], mask, strengths=strengths))
 
 
 @contextmanager

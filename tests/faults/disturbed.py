@@ -160,7 +160,7 @@ def still(bench: Bench) -> Generator[None]:
 
     What verbs start is run here, where a kill reaches it and nothing is imported again.
     """
-    from personality_vector.study import worker
+    from personality_vector.study import batches, worker
     from personality_vector.subject import subject
 
     def here(words: list[str], **_: Any) -> Any:
@@ -169,17 +169,19 @@ def still(bench: Bench) -> Generator[None]:
             code = getattr(module, "main", None) or module._child
             return subprocess.CompletedProcess(words, code(*words[4:]), told.getvalue(), "")
 
-    found, clock = worker.Worker._found, SimpleNamespace(monotonic=lambda: 0.0, sleep=time.sleep)
+    found = worker.Worker._found_together
+    clock = SimpleNamespace(monotonic=lambda: 0.0, sleep=time.sleep)
 
-    def noted(self: Any, cells: Any, point: Any) -> Any:
-        bench.measured.extend(map(tuple, cells))
-        return found(self, cells, point)
+    def noted(self: Any, points: Any) -> Any:
+        bench.measured.extend(tuple(cell) for cells in points.values() for cell in cells)
+        return found(self, points)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess, "run", here)
         patch.setattr(worker, "time", clock)
         patch.setattr(subject, "time", clock)
-        patch.setattr(worker.Worker, "_found", noted)
+        patch.setattr(batches, "time", clock)
+        patch.setattr(worker.Worker, "_found_together", noted)
         yield
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from personality_vector import merge
 from personality_vector.numeric.random import generator_for
 from personality_vector.subject.prompts import Prompts, reading
+from tests.delta.conftest import adapter  # noqa: F401
 
 Differences = dict[str, float]
 Weights = dict[str, Tensor]

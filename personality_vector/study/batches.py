@@ -1,0 +1,145 @@
+"""Batches that points of one intervention share: which do, and how their cells are asked."""
+
+import logging
+import multiprocessing
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from personality_vector.errors import RowsError, blame
+from personality_vector.study.design import BASE, Point
+from personality_vector.subject import Cell, Measure, batched
+from personality_vector.subject.batch import Share, together
+from personality_vector.subject.subject import Subject
+
+if TYPE_CHECKING:
+    from personality_vector.study.study import Study
+
+log = logging.getLogger(__name__)
+
+Cells = Mapping[Point, Mapping[Cell, Measure]]
+"""What is to be measured at some points."""
+
+
+@dataclass
+class Batches:
+    """Says which points of a study share batches: seeds of one strength, and strengths by row.
+
+    The base does not share, since its divergence from itself is exactly 0 in its own batches only.
+    """
+
+    study: "Study"
+    _alone: set[str] = field(default_factory=set)
+    """Labels of interventions whose strengths do not share a batch, which was said."""
+
+    def of(self, points: Sequence[Point], measures: Sequence[Measure]) -> list[Sequence[Point]]:
+        """Return the points in groups, each of at most as many as fill a batch of a measure."""
+        most = max(getattr(measure, "points_per_batch", 1) for measure in measures)
+        if self.study.batch_strengths == "never" or most < 2:
+            return [[point] for point in points]
+        same: dict[Any, list[Point]] = {}
+        for point in points:
+            same.setdefault(self._key(point), []).append(point)
+        return [group for one in same.values() for group in batched(one, most)]
+
+    def refuse(self, label: str, reason: RowsError) -> None:
+        """Measure the strengths of an intervention one after another from now on.
+
+        Raises:
+            RowsError: They are already, or must not be rounded.
+        """
+        if self.study.is_unrounded(label):
+            raise RowsError(f"{label}: {reason}; leave out batch_strengths: unrounded") from reason
+        if label in self._alone:
+            raise reason
+        self._say(label, str(reason))
+
+    def _key(self, point: Point) -> tuple[Any, ...]:
+        label, strength, seed = point
+        if label == BASE or strength == 0.0:
+            return point
+        own = id(self.study.arm(label).at(seed))
+        return (label, own) if self._is_by_row(label) else (label, own, strength)
+
+    def _is_by_row(self, label: str) -> bool:
+        """Return whether the strengths of an intervention share batches; say once if not."""
+        arm = self.study.arm(label)
+        if label in self._alone:
+            return False
+        if not all(hasattr(one, "by_row") for one in arm.by_seed.values()):
+            self._say(label, "it cannot give each row of a batch a strength of its own")
+        elif (
+            arm.is_of_weights
+            and self.study.dtype != "float32"
+            and not self.study.is_unrounded(label)
+        ):
+            self._say(
+                label,
+                f"each is rounded to {self.study.dtype}; with batch_strengths: unrounded they "
+                "share batches and are not rounded",
+            )
+        return label not in self._alone
+
+    def _say(self, label: str, reason: str) -> None:
+        self._alone.add(label)
+        several = len(set(self.study.arm(label).strengths) - {0.0}) > 1
+        if several and multiprocessing.parent_process() is None:
+            log.warning("%s: its strengths are measured one after another: %s", label, reason)
+
+
+def split(cells: Cells) -> tuple[Cells, Cells]:
+    """Return the cells that share batches, if those of two points do, and the others."""
+    shared, alone = (
+        {
+            point: found
+            for point, own in cells.items()
+            if (found := {cell: m for cell, m in own.items() if _shares(m) == does})
+        }
+        for does in (True, False)
+    )
+    return (shared, alone) if len(shared) > 1 else ({}, cells)
+
+
+def _shares(measure: Measure) -> bool:
+    return hasattr(measure, "points_per_batch")
+
+
+def collected_together(
+    subject: Subject, cells: Cells, ready: Mapping[Cell, Measure], *, is_by_row: bool
+) -> dict[Cell, tuple[Any, float]]:
+    """Return what is collected in cells that share batches, and the share of each of the seconds.
+
+    Args:
+        subject: What is asked.
+        cells: Those of some points; a measure has its cells at all or some of them.
+        ready: The measures, prepared.
+        is_by_row: Whether each row has the strength of its point; else all have one strength.
+    """
+    memories: dict[Point, Any] = {point: {} for point in cells}
+    same: dict[str, list[tuple[Point, Cell]]] = {}
+    for point, own in cells.items():
+        for cell, measure in own.items():
+            same.setdefault(measure.name, []).append((point, cell))
+    collected: dict[Cell, tuple[Any, float]] = {}
+    for rows in same.values():
+        started = time.monotonic()
+        shares = [
+            Share(
+                partial(_collected, ready[cell], point),
+                point.strength if is_by_row else None,
+                memories[point],
+            )
+            for point, cell in rows
+        ]
+        found = together(subject, shares)
+        seconds = (time.monotonic() - started) / len(rows)
+        for (_, cell), one in zip(rows, found, strict=True):
+            collected[cell] = one, seconds
+    return collected
+
+
+def _collected(measure: Measure, point: Point, subject: Subject) -> Any:
+    with blame(measure=measure.name, strength=f"{point.strength:g}", seed=point.seed):
+        return measure.collect(subject, point.seed)

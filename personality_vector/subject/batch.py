@@ -1,0 +1,339 @@
+"""One batch for many points: each is asked as if alone, and what they ask together runs at once.
+
+Points differ in the strength of one intervention, in the seed, or in both. Each has a thread, in
+which its measure asks; only one thread runs at a time, and the model runs in the thread that called
+:func:`together`.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from queue import SimpleQueue
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from personality_vector.errors import DataError, NonFiniteError
+from personality_vector.subject.chat import Chat, batched, unchanged
+from personality_vector.subject.models import device_of
+from personality_vector.subject.protocols import Reply
+from personality_vector.subject.spec import Sampling
+from personality_vector.subject.subject import Subject, batch_seed, generate_batch
+
+
+class Share(NamedTuple):
+    """One point of a batch.
+
+    Attributes:
+        ask: Asks a subject, and returns what it found.
+        strength: Of the intervention, where the rows of the batch differ in it.
+        memory: Replies that were already drawn at this point.
+    """
+
+    ask: Callable[[Subject], Any]
+    strength: float | None
+    memory: dict[str, list[Reply]]
+
+
+def together(subject: Subject, shares: Sequence[Share]) -> list[Any]:
+    """Return what each point finds; whatever they ask at the same time is one batch.
+
+    The random numbers of a reply are those that the point draws alone, so its replies are the same
+    up to the rounding of logits. A batch has no more rows than the batch size of a measure, or one
+    for each point.
+
+    Args:
+        subject: What is asked. Its intervention reads the strength of each row, if they differ.
+        shares: The points. If one fails, all of them end, and its error is raised.
+
+    Raises:
+        DataError: A measure uses the model itself, where no row is its own.
+    """
+    seats = [_Seat(subject, share, len(shares)) for share in shares]
+    try:
+        answers: Mapping[_Seat, Any] = dict.fromkeys(seats)
+        while answers:
+            asked = {seat: seat.resume(answer) for seat, answer in answers.items()}
+            answers = _answers(subject, {seat: one for seat, one in asked.items() if one})
+    finally:
+        for seat in seats:
+            seat.stop()
+    return [seat.found for seat in seats]
+
+
+class _Request(NamedTuple):
+    """What a point asks next; requests with the same ``answer`` and ``options`` share a batch."""
+
+    answer: Callable[..., list[Any]]
+    options: tuple[Any, ...]
+    chats: Sequence[Chat]
+    seed: int = 0
+
+
+class _Part(NamedTuple):
+    """The rows of one point in a batch."""
+
+    chats: Sequence[Chat]
+    seed: int
+    strength: float | None
+
+
+class _StoppedError(BaseException):
+    """Ends the thread of a point whose batch is given up."""
+
+
+class _Seat(threading.Thread):
+    """The thread of one point: it runs until it asks, and waits for the answer."""
+
+    def __init__(self, subject: Subject, share: Share, count: int) -> None:
+        super().__init__(daemon=True)
+        self.count, self.strength = count, share.strength
+        self.found: Any = None
+        self._error: BaseException | None = None
+        self._ask = share.ask
+        self._subject = _Seated(
+            model=_Absent(),
+            tokenizer=subject.tokenizer,
+            edit=subject.edit,
+            decoding=subject.decoding,
+            realised=subject.realised,
+            memory=share.memory,
+            seat=self,
+        )
+        self._answers: SimpleQueue[Any] = SimpleQueue()
+        self._requests: SimpleQueue[_Request | None] = SimpleQueue()
+        self.start()
+
+    def run(self) -> None:
+        """Ask, and keep what was found or what went wrong."""
+        try:
+            self._received()
+            self.found = self._ask(self._subject)
+        except BaseException as error:  # noqa: BLE001  (raised in the thread that began the batch)
+            self._error = error
+        self._requests.put(None)
+
+    def request(self, request: _Request) -> list[Any]:
+        """Return, in this thread, the answer to a request."""
+        self._requests.put(request)
+        found: list[Any] = self._received()
+        return found
+
+    def _received(self) -> Any:
+        answer = self._answers.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def resume(self, answer: Any) -> _Request | None:
+        """Let the thread run with an answer; return what it asks next, or ``None`` at its end."""
+        self._answers.put(answer)
+        request = self._requests.get()
+        if request is None and self._error is not None:
+            raise self._error
+        return request
+
+    def stop(self) -> None:
+        """End the thread, whatever it still wants to ask."""
+        while self.is_alive():
+            self._answers.put(_StoppedError())
+            self.join(timeout=0.1)
+
+
+class _Absent:
+    """Stands for the model in the hands of a measure that shares a batch."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise DataError(
+            "the measure uses the model itself, so it cannot share a batch with other points; "
+            "leave out its points_per_batch"
+        )
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        self.__getattr__("__call__")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seated(Subject):
+    """A point of a batch, as its measure sees it.
+
+    Attributes:
+        seat: Its thread.
+    """
+
+    seat: _Seat | None = None
+
+    def _drawn(self, edited: Sequence[Chat], sampling: Sampling, seed: int) -> list[Reply]:
+        return self._asked(_replies, edited, sampling, seed=seed)
+
+    def log_likelihood(
+        self, chats: Sequence[Chat], batch_size: int = 32
+    ) -> Float[Tensor, " chats"]:
+        """Return what the subject returns."""
+        edited = [self.edited(chat) for chat in chats]
+        return torch.stack(self._asked(_likelihoods, edited, batch_size))
+
+    def predictions(
+        self, chats: Sequence[Chat], batch_size: int = 8
+    ) -> Iterator[tuple[Int[Tensor, " tokens"], Float[Tensor, "tokens vocab"]]]:
+        """Yield what the subject yields; at any time the points hold one batch together."""
+        count = self.seat.count if self.seat else 1
+        for batch in batched(chats, max(1, batch_size // count)):
+            yield from self._asked(_predictions, [self.edited(chat) for chat in batch], batch_size)
+
+    def next_token(
+        self, chats: Sequence[Chat], among: Sequence[int], batch_size: int = 8
+    ) -> Float[Tensor, "chats tokens"]:
+        """Return what the subject returns."""
+        edited = [self.edit(chat) for chat in chats]
+        return torch.stack(self._asked(_next_tokens, edited, batch_size, tuple(among)))
+
+    def _asked(
+        self,
+        answer: Callable[..., list[Any]],
+        chats: Sequence[Chat],
+        *options: Any,
+        seed: int = 0,
+    ) -> list[Any]:
+        assert self.seat is not None
+        return self.seat.request(_Request(answer, options, chats, seed))
+
+
+def _answers(subject: Subject, requests: Mapping[_Seat, _Request]) -> dict[_Seat, Any]:
+    """Return the answer to each request, or the error that it ends with."""
+    kinds: dict[Any, dict[_Seat, _Request]] = {}
+    for seat, request in requests.items():
+        kinds.setdefault(request[:2], {})[seat] = request
+    asked = replace(subject, edit=unchanged, decoding={}, memory=None)  # the chats are edited
+    return {
+        seat: found for same in kinds.values() for seat, found in _answered(asked, same).items()
+    }
+
+
+def _answered(subject: Subject, requests: Mapping[_Seat, _Request]) -> dict[_Seat, Any]:
+    """Answer requests of one kind; what fails together is tried alone, to know which one fails."""
+    parts = [_Part(one.chats, one.seed, seat.strength) for seat, one in requests.items()]
+    answer, options = next(iter(requests.values()))[:2]
+    try:
+        return dict(zip(requests, answer(subject, parts, *options), strict=True))
+    except Exception as error:  # noqa: BLE001  (it is raised in the thread that asked)
+        if len(parts) == 1:
+            return dict.fromkeys(requests, error)
+    alone = (_answered(subject, {seat: one}) for seat, one in requests.items())
+    return {seat: found for each in alone for seat, found in each.items()}
+
+
+def _likelihoods(subject: Subject, parts: Sequence[_Part], size: int) -> list[list[Any]]:
+    return _by_row(subject, parts, size, lambda each, chats: each.log_likelihood(chats, len(chats)))
+
+
+def _predictions(subject: Subject, parts: Sequence[_Part], size: int) -> list[list[Any]]:
+    return _by_row(subject, parts, size, lambda each, chats: each.predictions(chats, len(chats)))
+
+
+def _next_tokens(
+    subject: Subject, parts: Sequence[_Part], size: int, among: Sequence[int]
+) -> list[list[Any]]:
+    return _by_row(
+        subject, parts, size, lambda each, chats: each.next_token(chats, among, len(chats))
+    )
+
+
+def _by_row(
+    subject: Subject,
+    parts: Sequence[_Part],
+    size: int,
+    ask: Callable[[Subject, Sequence[Chat]], Iterable[Any]],
+) -> list[list[Any]]:
+    """Return what is found of each chat of each point, in batches of ``size``.
+
+    The first chats of all points come first, since chats of one place are nearly of one length.
+    """
+    columns = zip_longest(*(part.chats for part in parts))
+    rows = [(n, chat) for column in columns for n, chat in enumerate(column) if chat is not None]
+    found: list[list[Any]] = [[] for _ in parts]
+    for batch in batched(rows, size):
+        asked = _with_strengths(subject, [parts[n].strength for n, _ in batch])
+        values = ask(asked, [chat for _, chat in batch])
+        for (n, _), value in zip(batch, values, strict=True):
+            found[n].append(value)
+    return found
+
+
+def _with_strengths(subject: Subject, strengths: Sequence[float | None]) -> Subject:
+    if None in strengths:
+        return subject
+    return replace(subject, strengths=torch.tensor(strengths, dtype=torch.float64))
+
+
+@torch.no_grad()
+def _replies(subject: Subject, parts: Sequence[_Part], sampling: Sampling) -> list[list[Reply]]:
+    """Return the replies of each point, drawn as :func:`generate_replies` draws them."""
+    asked = replace(subject, sampling=sampling)
+    firsts = [part.chats[0] for part in parts]
+    _with_strengths(asked, [part.strength for part in parts]).require_numbers(firsts)
+    found: list[list[Reply]] = [[] for _ in parts]
+    for index, column in enumerate(
+        zip_longest(*(batched(p.chats, sampling.batch_size) for p in parts))
+    ):
+        present = [(n, chats) for n, chats in enumerate(column) if chats is not None]
+        most = max(1, sampling.batch_size // max(len(chats) for _, chats in present))
+        for batch in batched(present, most):
+            rows = [n for n, chats in batch for _ in chats]
+            drawing = _drawing(
+                asked, [(batch_seed(parts[n].seed, index), len(c)) for n, c in batch]
+            )
+            each = _with_strengths(asked, [parts[n].strength for n in rows])
+            replies = generate_batch(each, [chat for _, chats in batch for chat in chats], drawing)
+            for n, reply in zip(rows, replies, strict=True):
+                found[n].append(reply)
+    return found
+
+
+def _drawing(subject: Subject, seeds: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Return how ``generate`` chooses tokens, given the seed and the rows of each point."""
+    if not subject.sampling.temperature > 0:
+        return {"do_sample": False}
+    from transformers import LogitsProcessorList
+
+    draws = _Draws(subject.sampling, seeds, device_of(subject.model))
+    return {"do_sample": False, "logits_processor": LogitsProcessorList([draws])}
+
+
+class _Draws:
+    """Makes greedy decoding draw tokens, each point with the random numbers that it draws alone.
+
+    ``torch.multinomial`` draws one of several as ``argmax(p / q)``, with ``q`` from an exponential
+    distribution. ``generate`` calls this after penalties, where it would change the logits itself
+    if it drew the tokens.
+    """
+
+    def __init__(
+        self, sampling: Sampling, seeds: Sequence[tuple[int, int]], device: torch.device
+    ) -> None:
+        from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+        self._warpers: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
+        if sampling.top_p < 1:
+            self._warpers.append(TopPLogitsWarper(sampling.top_p))
+        self._generators = [
+            (torch.Generator(device).manual_seed(seed), rows) for seed, rows in seeds
+        ]
+
+    def __call__(
+        self, input_ids: Int[Tensor, "rows seq"], scores: Float[Tensor, "rows vocab"]
+    ) -> Float[Tensor, "rows vocab"]:
+        """Return numbers whose largest is the token that is drawn."""
+        for warper in self._warpers:
+            scores = warper(input_ids, scores)
+        likely = torch.softmax(scores, dim=-1)
+        if bool(likely.isnan().any()):
+            raise NonFiniteError("the model predicts NaN or infinity within a reply")
+        noise = [
+            torch.empty_like(scores[:rows]).exponential_(1, generator=generator)
+            for generator, rows in self._generators
+        ]
+        return likely / torch.cat(noise)
