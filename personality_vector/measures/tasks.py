@@ -186,13 +186,17 @@ class Tasks(BaseMeasure):
 
 def _require_above_chance(metrics: Sequence[Sequence[Sample]]) -> None:
     """Refuse a task at which no metric shows that the base can do it."""
+    shown = []
     for samples in metrics:
         share, n = fmean(sample.value for sample in samples), len(samples)
         (low, high), chance = of_share(share, n), fmean(sample.chance for sample in samples)
         if low > chance:
             return
+        shown.append(
+            f"{share:.0%} of {n} items rightly (95 % interval {low:.0%} to {high:.0%}), where "
+            f"guessing gives {chance:.0%}"
+        )
     raise DataError(
-        f"{samples[0].task}: the base answers {share:.0%} of {n} items rightly (95 % interval "
-        f"{low:.0%} to {high:.0%}), where guessing gives {chance:.0%}: such a task cannot show a "
-        "loss, so take easier items, or more of them"
+        f"{metrics[0][0].task}: the base answers {shown[0]}: such a task cannot show a loss, so "
+        "take easier items, or more of them"
     )

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness, asked of a live subject: its weights, its steering, its prompts."""
+"""Tasks of lm-evaluation-harness on a live subject, with its edit, steering and prompts."""
 
 import contextlib
 import importlib.util
@@ -6,7 +6,7 @@ import io
 import logging
 import math
 import random
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +76,7 @@ class HarnessTasks:
             NonFiniteError: The model predicts NaN.
         """
         what = f"lm-evaluation-harness cannot ask {some(self.names) or self.include}"
-        with _quiet(), _own_random_state(), foreign(DataError, what):
+        with _quiet(), _own_random_state(subject), foreign(DataError, what):
             from lm_eval import simple_evaluate
             from lm_eval.tasks import TaskManager
 
@@ -123,8 +123,8 @@ def _samples(task: str, rows: Sequence[Mapping[str, Any]], kind: str) -> list[Sa
     kept = [one for one in found.values() if all(0.0 <= sample.value <= 1.0 for sample in one)]
     if not kept:
         raise DataError(
-            f"{task}: {some(found) or 'nothing'} is no number in [0, 1] for each item, so no answer "
-            "is right or wrong; take a task with a metric such as acc or exact_match"
+            f"{task}: {some(found) or 'nothing'} does not give each item a number in [0, 1], so no "
+            "answer is right or wrong; take a task with a metric such as acc or exact_match"
         )
     return [sample for one in kept for sample in one]
 
@@ -139,7 +139,9 @@ def _live(subject: "Subject", batch_size: int) -> Any:
         ends: Mapping[tuple[int, ...], int] = {}
 
         def apply_chat_template(
-            self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+            self,
+            chat_history: Any,
+            add_generation_prompt: Any = True,  # noqa: FBT002 - the signature of the library
         ) -> str:
             edit = subject.edit if add_generation_prompt else subject.edited
             shown = fitted(self.tokenizer, edit(chat_history), reply_follows=add_generation_prompt)
@@ -185,15 +187,16 @@ def _quiet() -> Generator[None]:
 
 
 @contextmanager
-def _own_random_state() -> Generator[None]:
-    """Give the library, which seeds every generator, a state that ends with the block."""
+def _own_random_state(subject: "Subject") -> Generator[None]:
+    """Let the library seed every generator, and give the caller back the states of before."""
     import numpy as np
     import torch
 
-    python, numpy = random.getstate(), np.random.get_state()
+    device = subject.model.device
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - tasks draw from it
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002
