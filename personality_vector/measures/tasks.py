@@ -56,8 +56,8 @@ class TasksSpec(MeasureSpec):
 class OwnTask:
     """Questions with choices, each asked in a new chat.
 
-    The answer is the choice with the highest log-likelihood, summed over its tokens, as the reply;
-    the model is not shown the choices.
+    The answer is the choice with the highest log-likelihood, summed over its tokens, as the reply:
+    the ``acc`` of lm-evaluation-harness. The model is not shown the choices.
     """
 
     name: str
