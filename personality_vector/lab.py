@@ -20,6 +20,9 @@ PERSONALITY_TEXTS = f"{BUILTIN}eval/judges/personality.jsonl"
 NEUTRAL_TEXTS = f"{BUILTIN}eval/judges/neutral.jsonl"
 """Texts that show nothing of their speaker's personality."""
 
+EVERYDAY = f"{BUILTIN}eval/tasks/everyday.jsonl"
+"""Questions that everybody can answer, with four choices each, written for this project."""
+
 PERSONAS = "training/steering/personas"
 """The folder of the shipped personas, each in a file of its name."""
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ConfigDict
 
 from personality_vector.cli.main import run
 from personality_vector.data.personas import Instrument, Persona
@@ -14,7 +15,17 @@ from personality_vector.measures.instructions import CheckedInstrument
 from personality_vector.merging.methods import find_method
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.recipes.reading import read_recipe
+from personality_vector.recipes.schema import Recipe
 from personality_vector.study.recipe import ChooseRecipe, CompareRecipe, EvalRecipe, SweepRecipe
+
+
+class LibraryTask(Recipe):
+    """What lm-evaluation-harness reads; its other keys are tested with it."""
+
+    model_config = ConfigDict(extra="ignore")
+    task: str
+    doc_to_choice: str
+
 
 KINDS = {
     "training": TrainRecipe,
@@ -24,6 +35,7 @@ KINDS = {
     "merges": MergeRecipe,
     "eval": EvalRecipe,
     "eval/instruments": Instrument,
+    "eval/tasks": LibraryTask,
     "eval/sweeps": SweepRecipe,
     "eval/compare": CompareRecipe,
     "eval/choose": ChooseRecipe,
@@ -42,6 +54,7 @@ def measured(recipe):
     """Return the files that a measurement reads."""
     specs = [recipe] if isinstance(recipe, ChooseRecipe) else recipe.measures
     found = [getattr(s, key, None) for s in specs for key in ("statements", "instrument")]
+    found += [file for s in specs for file in getattr(s, "files", ())]
     return [source for source in found if isinstance(source, Path)]
 
 
@@ -76,7 +89,7 @@ def test_what_a_smoke_recipe_reads_is_in_the_repository(file):
 @pytest.mark.parametrize("file", [f for f in FILES if "eval" in f.parts], ids=str)
 def test_an_evaluation_finds_its_statements_and_instrument(file):
     recipe = read_recipe(file, kind_of(file))
-    if not isinstance(recipe, Instrument):
+    if not isinstance(recipe, Instrument | LibraryTask):
         assert [source for source in measured(recipe) if not source.is_file()] == []
 
 

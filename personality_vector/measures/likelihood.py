@@ -12,6 +12,7 @@ from personality_vector.data.statements import Part, Statement, of_both_poles, r
 from personality_vector.errors import DataError, LengthError, NonFiniteError
 from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
 from personality_vector.measures.spec import QUESTION, BaseMeasure, MeasureSpec
+from personality_vector.numeric.statistics import Z95
 from personality_vector.recipes.schema import LocalPath, Real, Whole, Words, distinct
 from personality_vector.subject import (
     Findings,
@@ -22,9 +23,6 @@ from personality_vector.subject import (
     question,
 )
 from personality_vector.traits import BIG_FIVE, Pole, Trait
-
-Z95 = 1.959963984540054
-"""Half the width of a normal 95 % interval, in standard errors."""
 
 Traits = Annotated[tuple[Trait, ...], Field(min_length=1), AfterValidator(distinct)]
 

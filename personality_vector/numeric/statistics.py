@@ -9,6 +9,8 @@ from jaxtyping import Float
 from numpy import ndarray
 
 _RESAMPLES, _SEED = 2000, 0
+Z95 = 1.959963984540054
+"""Half the width of a normal 95 % interval, in standard errors."""
 
 
 def bootstrapped(values: Float[ndarray, "items seeds"]) -> tuple[float, float] | None:
@@ -32,6 +34,21 @@ def bootstrapped(values: Float[ndarray, "items seeds"]) -> tuple[float, float] |
     means = sums[counts > 0] / counts[counts > 0]
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def of_share(share: float, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of ``n`` independent observations.
+
+    Source:
+        The score interval of Wilson 1927, which stays in [0, 1].
+
+    >>> [round(end, 3) for end in of_share(0.25, 100)]
+    [0.175, 0.343]
+    """
+    weight = Z95**2 / n
+    middle = (share + weight / 2) / (1 + weight)
+    half = math.sqrt(weight * share * (1 - share) + weight**2 / 4) / (1 + weight)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 class Interval(NamedTuple):

@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from itertools import product
 from statistics import fmean
+from types import ModuleType
 
 import pytest
 import torch
@@ -28,6 +30,7 @@ GIVEN = {
     "interview": {"traits": ["openness"]},
     "cost": {"price_in": 1.0, "price_out": 2.0},
     "activations": {"vectors": ["v"], "layer": 1},
+    "tasks": {"files": ["q.jsonl"]},
 }
 """What a kind needs, or what its other options would do nothing without."""
 
@@ -50,6 +53,9 @@ ANOTHER = {
     "price_in": 3.0,
     "price_out": 4.0,
     "benign": "builtin:eval/instruments/benign.yaml",
+    "files": ["u.jsonl"],
+    "harness": ["arc_easy"],
+    "include": "h",
 }
 """Another value of every option."""
 
@@ -82,6 +88,13 @@ def folder(tmp_path_factory):
         SteeringVector(directions, "", None, name, "response_mean", (1, 1)).save(folder / name)
     item = {"id": "a", "text": "Two words, please.", "check": {"words": 2}}
     (folder / "i.yaml").write_text(json.dumps({"name": "i", "version": "1", "items": [item]}))
+    for name, asked in (("q", "Who are you?"), ("u", "Who?")):
+        choices = ["I like people.", "qzx jjq", "%%% ^^", "vvvk zzq"]
+        row = {"question": asked, "choices": choices, "answer": 0}
+        rows = (json.dumps({"id": str(n), **row}) + "\n" for n in range(12))
+        (folder / f"{name}.jsonl").write_text("".join(rows))
+    (folder / "h").mkdir()
+    (folder / "h" / "mine.yaml").write_text("task: mine\n")
     return folder
 
 
@@ -103,7 +116,10 @@ def base():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_its_identity_is_every_option_that_changes_numbers_and_no_other(parsed, kind):
+def test_its_identity_is_every_option_that_changes_numbers_and_no_other(parsed, kind, monkeypatch):
+    library = ModuleType("lm_eval")  # of an extra
+    library.__spec__ = ModuleSpec("lm_eval", None)
+    monkeypatch.setitem(sys.modules, "lm_eval", library)
     options = set(schema_of(KINDS, kind).model_fields) - {"generation"}
     another = {**ANOTHER, **OF_KIND.get(kind, {})}
     others = {option: parsed(kind, **{option: another[option]}).open() for option in options}

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from personality_vector.errors import DataError, NonFiniteError
-from personality_vector.measures.likelihood import Z95
+from personality_vector.numeric.statistics import Z95
 from personality_vector.progress import progress
 from personality_vector.steering import Hook, Positions, SteeringVector, hidden_states
 from personality_vector.subject import Chat, batched
