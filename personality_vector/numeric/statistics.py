@@ -11,35 +11,87 @@ from numpy import ndarray
 _RESAMPLES, _SEED = 2000, 0
 
 
-def bootstrapped(values: Float[ndarray, "items seeds"]) -> tuple[float, float] | None:
-    """Return the 95 % interval of a mean over items and seeds, each drawn again with replacement.
-
-    The percentile interval of the bootstrap (Efron 1979); items and seeds are crossed, so both are
-    drawn (Owen 2007, arXiv:0712.1111). NaN is left out. ``None`` if there are fewer than two
-    values, or if most resamples have none.
-    """
-    rng = np.random.default_rng(_SEED)
-    items, seeds = values.shape
-    known = np.isfinite(values)
-    if known.sum() < 2:
-        return None
-    rows = rng.multinomial(items, np.full(items, 1 / items), _RESAMPLES).astype(float)
-    columns = rng.multinomial(seeds, np.full(seeds, 1 / seeds), _RESAMPLES).astype(float)
-    sums = np.einsum("ri,is,rs->r", rows, np.where(known, values, 0.0), columns, optimize=True)
-    counts = np.einsum("ri,is,rs->r", rows, known.astype(float), columns, optimize=True)
-    if (counts > 0).mean() < 0.5:
-        return None
-    means = sums[counts > 0] / counts[counts > 0]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
 class Interval(NamedTuple):
     """A number with its 95 % interval; NaN where it is undefined."""
 
     value: float
     low: float
     high: float
+
+
+def bootstrapped(
+    values: Float[ndarray, "items seeds *samples"],
+    minus: Float[ndarray, "items seeds *samples"] | None = None,
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of a mean over items and seeds, each drawn again with replacement.
+
+    The percentile interval of the bootstrap (Efron 1979); items and seeds are crossed, so both are
+    drawn (Owen 2007, arXiv:0712.1111), and the samples of an item with a seed stay together. With
+    ``minus`` it is the interval of the difference of two means in the same draws. NaN is left out.
+    ``None`` if there are fewer than two values, or if most resamples have none.
+    """
+    rng = np.random.default_rng(_SEED)
+    items, seeds = values.shape[:2]
+    if np.isfinite(values).sum() < 2:
+        return None
+    rows = rng.multinomial(items, np.full(items, 1 / items), _RESAMPLES).astype(float)
+    columns = rng.multinomial(seeds, np.full(seeds, 1 / seeds), _RESAMPLES).astype(float)
+    means = _means(values, rows, columns)
+    if minus is not None:
+        means = means - _means(minus, rows, columns)
+    means = means[np.isfinite(means)]
+    if len(means) < _RESAMPLES / 2:
+        return None
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _means(
+    values: Float[ndarray, "items seeds *samples"],
+    rows: Float[ndarray, "resamples items"],
+    columns: Float[ndarray, "resamples seeds"],
+) -> Float[ndarray, " resamples"]:
+    """Return the mean of the known values in each resample; NaN where there are none."""
+    samples = values.reshape(*values.shape[:2], -1)
+    known = np.isfinite(samples)
+    sums, counts = (
+        np.einsum("ri,is,rs->r", rows, each.sum(-1), columns, optimize=True)
+        for each in (np.where(known, samples, 0.0), known.astype(float))
+    )
+    return np.where(counts > 0, sums, np.nan) / np.where(counts > 0, counts, 1.0)
+
+
+def mean_difference(
+    values: Float[ndarray, "items seeds samples"],
+    minus: Float[ndarray, "items seeds samples"] | None = None,
+) -> Interval:
+    """Return the mean over seeds of a mean over items, minus another one, with its 95 % interval.
+
+    Over items and seeds by :func:`bootstrapped`; where there is a single item, over seeds by
+    Student's t.
+    """
+    by_seed = _by_seed(values) - (0.0 if minus is None else _by_seed(minus))
+    by_seed = by_seed[np.isfinite(by_seed)]
+    if not len(by_seed):
+        return Interval(math.nan, math.nan, math.nan)
+    found = bootstrapped(values, minus) if len(values) > 1 else _t_interval(by_seed)
+    return Interval(float(by_seed.mean()), *(found or (math.nan, math.nan)))
+
+
+def _by_seed(values: Float[ndarray, "items seeds samples"]) -> Float[ndarray, " seeds"]:
+    known = np.isfinite(values)
+    counts = known.sum((0, 2))
+    sums = np.where(known, values, 0.0).sum((0, 2))
+    return np.where(counts > 0, sums, np.nan) / np.maximum(counts, 1)
+
+
+def _t_interval(values: Float[ndarray, " n"]) -> tuple[float, float] | None:
+    from scipy import stats
+
+    if len(values) < 2:
+        return None
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 def associations(one: Sequence[float], other: Sequence[float]) -> dict[str, Interval]:

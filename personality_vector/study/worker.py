@@ -80,8 +80,7 @@ class Worker:
                 )
                 self.measure(points)
                 seen += points
-            self.background.wait()
-            self._judge(seen, self.study.measures, on_servers=True)
+            self.rate(seen, self.study.measures)
         for judge in {one.name: one for m in self.study.measures for one in judges_of(m)}.values():
             rubrics = {m.name: rubrics_of(m) for m in self.study.measures if judge in judges_of(m)}
             require_known(self.store, judge, rubrics)
@@ -110,9 +109,10 @@ class Worker:
                 time.sleep(_POLL_SECONDS)
         self._judge(points, measures, on_servers=False)
 
-    def value(self, point: Point, measure: Measure, trait: str) -> float:
-        """Return a number that has been measured at a point."""
-        return self.store.value(self.study.cell(point, measure), measure.name, trait)
+    def rate(self, points: Sequence[Point], measures: Sequence[Measure]) -> None:
+        """Return when servers, too, have rated the answers of ``points``."""
+        self.background.wait()
+        self._judge(points, measures, on_servers=True)
 
     def _missing(self, points: Iterable[Point], measures: Sequence[Measure]) -> list[Point]:
         return [
