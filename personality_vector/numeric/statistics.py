@@ -70,12 +70,27 @@ def mean_difference(
     Over items and seeds by :func:`bootstrapped`; where there is a single item, over seeds by
     Student's t.
     """
-    by_seed = _by_seed(values) - (0.0 if minus is None else _by_seed(minus))
-    by_seed = by_seed[np.isfinite(by_seed)]
-    if not len(by_seed):
-        return Interval(math.nan, math.nan, math.nan)
+    by_seed = _differences(values, minus)
     found = bootstrapped(values, minus) if len(values) > 1 else _t_interval(by_seed)
-    return Interval(float(by_seed.mean()), *(found or (math.nan, math.nan)))
+    return Interval(mean_of_seeds(values, minus), *(found or (math.nan, math.nan)))
+
+
+def mean_of_seeds(
+    values: Float[ndarray, "items seeds samples"],
+    minus: Float[ndarray, "items seeds samples"] | None = None,
+) -> float:
+    """Return the mean over seeds of a mean over items, minus another one."""
+    by_seed = _differences(values, minus)
+    return float(by_seed.mean()) if len(by_seed) else math.nan
+
+
+def _differences(
+    values: Float[ndarray, "items seeds samples"],
+    minus: Float[ndarray, "items seeds samples"] | None,
+) -> Float[ndarray, " n"]:
+    """Return the difference of means of every seed that has both."""
+    by_seed = _by_seed(values) - (0.0 if minus is None else _by_seed(minus))
+    return by_seed[np.isfinite(by_seed)]
 
 
 def _by_seed(values: Float[ndarray, "items seeds samples"]) -> Float[ndarray, " seeds"]:

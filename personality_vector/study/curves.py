@@ -39,7 +39,7 @@ def rising(curve: Sequence[DosePoint]) -> list[DosePoint]:
     return max(sides, key=lambda side: side[-1].shift)
 
 
-def on_side(curve: Sequence[DosePoint], sign: float) -> list[DosePoint]:
+def on_side(curve: Sequence[DosePoint], sign: int) -> list[DosePoint]:
     """Return the points of one direction of strength, outwards."""
     side = [point for point in curve if point.strength * sign > 0]
     return sorted(side, key=lambda point: abs(point.strength))

@@ -1,21 +1,29 @@
 """Tables of a run: which numbers it has, how they follow the strength, what equal effect costs."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from itertools import combinations
 
-import numpy as np
 import pandas as pd
 
 from personality_vector.numeric.statistics import correlation
-from personality_vector.study.design import BASE, DosePoint, reach
+from personality_vector.study.comparison import (
+    Column,
+    Comparison,
+    at_matched,
+    cross_talk,
+    differences,
+    fixed_and_broken,
+)
+from personality_vector.study.curves import reach, sign_of
+from personality_vector.study.design import BASE
+from personality_vector.study.fronts import fronts
+from personality_vector.study.numbers import costs, numbers_of, on_grid, short_names
 from personality_vector.study.run import Run
 from personality_vector.study.scores import agreement, shifts_of_scores
-from personality_vector.traits import Pole
 
 _KEYS = ["intervention", "trait", "measure", "judge"]
-MATCHED, DOSES = "at matched effect", "dose and response"
+MATCHED, DIFFERENCES, DOSES = "at matched", "differences at matched", "dose and response"
+CROSS_TALK, FIXED, FRONTS = "cross-talk", "fixed and broken", "fronts"
 MOVED, AGREEMENT = "answers against the base's", "agreement of judges"
 
 
@@ -81,7 +89,7 @@ def unscored(run: Run) -> pd.DataFrame:
 def tables_of(run: Run) -> dict[str, pd.DataFrame]:
     """Return the tables that show a run, by name, in the order in which they are read.
 
-    A table without rows is left out, except that at matched effect, whose absence says something.
+    A table without rows is left out, except those at matched numbers, whose absence says something.
     """
     answers = run.answers()
     found = {"measures": run.readings().drop(columns=["intervention", "strength"])}
@@ -92,7 +100,79 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
         found[MOVED] = shifts_of_scores(answers)
     found["side effects"] = side_effects(run)
     if run["pole"] is not None:
-        found[MATCHED] = matched_effect(run)
+        found |= matched_tables(Comparison(run))
     scales = {name: judge["scale"] for name, judge in run["judges"].items()}
     found[AGREEMENT], found["unscored"] = agreement(answers, scales), unscored(run)
-    return {name: table for name, table in found.items() if name == MATCHED or not table.empty}
+    is_kept = {name: name.startswith(MATCHED) for name in found}
+    return {name: table for name, table in found.items() if is_kept[name] or not table.empty}
+
+
+def matched_tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """Return the tables of a comparison, by name; those of each axis first."""
+    found = {}
+    for axis in comparison.axes:
+        found[f"{MATCHED} {axis}"] = at_matched(comparison, axis)
+        found[f"{DIFFERENCES} {axis}"] = differences(comparison, axis)
+    found[CROSS_TALK] = cross_talk(comparison)
+    found[FIXED], found[FRONTS] = fixed_and_broken(comparison), fronts(comparison)
+    return found
+
+
+def remarks(run: Run) -> list[str]:
+    """Return what the tables at matched numbers do not show.
+
+    Who set the targets, which interventions are near none of them, and whether two effects disagree
+    about what is cheap.
+    """
+    comparison = Comparison(run)
+    said = [line for axis in comparison.axes for line in _of_targets(comparison, axis)]
+    return said + _disagreements(comparison) if said else []
+
+
+def _of_targets(comparison: Comparison, axis: str) -> list[str]:
+    reaches = {label: reach(curve) for label, curve in comparison.curves(axis).items()}
+    moving = {label: far for label, far in reaches.items() if far > 0}
+    said = []
+    if comparison.axes[axis] is None and moving:
+        weakest, unit = min(moving, key=moving.__getitem__), comparison.numbers(axis)[0].unit
+        said = [
+            f"{axis}: targets are equal steps up to {moving[weakest]:.3g} {unit}, "
+            f"the furthest that {weakest} reaches"
+        ]
+    matches = comparison.matches[comparison.matches["number"] == axis]
+    for target, rows in matches.groupby("target"):
+        absent = rows[rows["strength"].isna()]["intervention"]
+        text = f"{axis}: at {target:.3g} no strength of {', '.join(absent)} is near"
+        furthest = ", ".join(f"{label} {far:.3g}" for label, far in reaches.items())
+        if len(absent) == len(rows):
+            text += f"; the furthest that they reach: {furthest}"
+        said += [text] * bool(len(absent))
+    return said
+
+
+def _disagreements(comparison: Comparison) -> list[str]:
+    """Return for which costs the order of interventions depends on the effect that is matched."""
+    axes = [axis for axis in comparison.axes if axis in comparison.effects]
+    said = []
+    for name, number in comparison.firsts.items():
+        cells = comparison.cells(number, "", sign_of(number.better, None))
+        column = Column(name, cells, is_shift=False)
+        costs = {axis: _costs_of(column, comparison.common(axis)) for axis in axes}
+        for one, other in combinations(costs, 2):
+            both = costs[one].keys() & costs[other].keys()
+            orders = [[a for a in costs[axis] if a in both] for axis in (one, other)]
+            if orders[0] != orders[1]:
+                said.append(
+                    f"{name}: the cheapest first, it is {', '.join(orders[0])} at matched {one}, "
+                    f"but {', '.join(orders[1])} at matched {other}"
+                )
+    return said
+
+
+def _costs_of(column: Column, matches: pd.DataFrame) -> dict[str, float]:
+    """Return intervention to cost, the cheapest first."""
+    found = {
+        row.intervention: column.value((row.intervention, row.strength))
+        for row in matches.itertuples()
+    }
+    return dict(sorted(found.items(), key=lambda pair: pair[1]))

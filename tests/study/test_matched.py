@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from personality_vector.study.design import (
+from personality_vector.study.curves import (
     DosePoint,
     matched_strength,
     nearest_strength,
