@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from personality_vector.files import write_file
-from personality_vector.study.design import BASE
 from personality_vector.study.comparison import Comparison
+from personality_vector.study.design import BASE
 from personality_vector.study.fronts import measured_points
 from personality_vector.study.numbers import Number, numbers_of, on_grid
 from personality_vector.study.run import Run

@@ -3,10 +3,11 @@
 import pytest
 
 from personality_vector.errors import RecipeError
-from personality_vector.study.design import DosePoint, reach, targets_of
+from personality_vector.study.comparison import Comparison, at_matched
+from personality_vector.study.curves import DosePoint, reach, targets_of
 from personality_vector.study.recipe import CompareRecipe, open_study
 from personality_vector.study.run import Run
-from personality_vector.study.tables import matched_effect, remarks, shifts
+from personality_vector.study.tables import remarks
 from personality_vector.study.worker import Worker
 from personality_vector.traits import Pole
 
@@ -15,6 +16,14 @@ INTERVENTIONS = [
     {"label": "activations", "vector": "vector", "layers": [1]},
     {"label": "prompt", "prompt": "extraversion:high", "strengths": [-2.0, 1.0, 3.0]},
 ]
+
+
+def matched_effect(run):
+    return at_matched(Comparison(run), "likelihood")
+
+
+def shifts(run):
+    return Comparison(run).curves("likelihood")
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +93,11 @@ def test_the_search_is_kept_and_shows_in_no_table(run, comparison, monkeypatch):
     assert matched_effect(again).equals(before)
     shown = set(run.readings()["strength"])
     listed = {0.0, -0.4, -0.2, 0.2, 0.4, -2.0, 1.0, 3.0}
-    assert shown == listed | {strength for _, _, strength in run["matches"] if strength}
+    assert shown == listed | {strength for *_, strength in run["matches"] if strength}
 
 
 def test_remarks_say_who_set_the_targets_and_who_has_no_row(run):
-    reaches = {label: reach(curve) for label, curve in shifts(run, POLE).items()}
+    reaches = {label: reach(curve) for label, curve in shifts(run).items()}
     weakest = min((label for label in reaches if reaches[label] > 0), key=reaches.get)
     first, *absences = remarks(run)
     assert first.endswith(f"the furthest that {weakest} reaches")
@@ -108,11 +117,11 @@ def test_remarks_name_targets_that_nobody_meets(run, monkeypatch):
 
     def unmet(self, key):
         found = real(self, key)
-        return [(label, target, None) for label, target, _ in found] if key == "matches" else found
+        return [(*rest, None) for *rest, _ in found] if key == "matches" else found
 
     monkeypatch.setattr(Run, "__getitem__", unmet)
     _, *absences = remarks(run)
-    labels = ", ".join(shifts(run, POLE))
+    labels = ", ".join(shifts(run))
     assert len(absences) == run["recipe"]["points"]
     assert all(f"no strength of {labels} is near" in said for said in absences)
 
@@ -123,7 +132,7 @@ def one_step(run, comparison):
 
     It points to where that step leads, which is chance in a random model.
     """
-    step = max(shifts(run, POLE)["prompt"], key=lambda point: abs(point.shift))
+    step = max(shifts(run)["prompt"], key=lambda point: abs(point.shift))
 
     def make(points, **changes):
         given = {
@@ -156,7 +165,7 @@ def test_a_comparison_may_measure_the_trait_alone(one_step, tmp_path, measures):
 def test_seeds_are_matched_at_one_strength_and_shown_as_their_mean(comparison, tmp_path):
     arms = [INTERVENTIONS[0]]
     both = open_study(comparison(interventions=arms, points=1, seeds=[0, 1])).run(tmp_path / "run")
-    ((_, _, strength),) = both["matches"]
+    ((*_, strength),) = both["matches"]
     rows = both.readings().query(f"strength == {strength} and measure == 'guards.words'")
     assert rows["seed"].tolist() == [0, 1]
     assert matched_effect(both)["words"].item() == pytest.approx(rows["value"].mean())
@@ -170,14 +179,6 @@ def test_a_folder_may_hold_a_comparison_and_then_a_sweep(comparison, recipe, tmp
     swept = open_study(recipe(interventions=arms, strengths=[0.2])).run(folder)
     assert swept["pole"] is swept["matches"] is None
     assert set(swept.readings()["strength"]) == {0.0, 0.2}
-
-
-def test_shifts_count_towards_the_pole(run):
-    up, down = shifts(run, POLE), shifts(run, POLE.opposite)
-    assert set(up) == {"weights", "activations", "prompt"}
-    for label, curve in up.items():
-        assert [point.shift for point in curve] == [-point.shift for point in down[label]]
-        assert all(isinstance(point, DosePoint) for point in curve)
 
 
 @pytest.mark.parametrize("points", [1, 2, 5])
