@@ -59,6 +59,9 @@ _TITLES = {
 }
 """Tables to their headings, in the order of the page, after those at matched numbers."""
 
+_FILES = {DOSES: "dose_response"}
+"""Tables to the names of their files, where these are not their own."""
+
 _NEAR = 0.1
 """Share of the target that a shift may miss before the summary says so."""
 
@@ -104,7 +107,7 @@ def _page(run: Run, environment: "Environment", texts: Mapping[str, str]) -> str
     matched = [name for name in tables if name.startswith((MATCHED, DIFFERENCES))]
     for name in (*matched, CROSS_TALK, FIXED, FRONTS, DOSES):
         if name in tables:
-            path = run.folder / f"{file_name(name)}.csv"
+            path = run.folder / f"{_FILES.get(name) or file_name(name)}.csv"
             write_file(path, tables[name].to_csv(index=False).encode())
     titles = {name: name.capitalize() for name in matched} | _TITLES
     shown = {title: tables[name] for name, title in titles.items() if name in tables}

@@ -16,10 +16,9 @@ def table_of(frame: pd.DataFrame) -> tuple[list[list[str]], list[tuple[str, bool
         frame[name].dtype.kind in "fi" or any(str(value).endswith("]") for value in frame[name])
         for name in frame
     ]
-    headings = [
-        (str(name).replace("_", " "), is_) for name, is_ in zip(frame, is_number, strict=True)
-    ]
-    return [[text_of(value) for value in row] for row in frame.itertuples(index=False)], pairs
+    headings = [str(name).replace("_", " ") for name in frame]
+    rows = [[text_of(value) for value in row] for row in frame.itertuples(index=False)]
+    return rows, list(zip(headings, is_number, strict=True))
 
 
 def with_brackets(frame: pd.DataFrame) -> pd.DataFrame:
