@@ -56,13 +56,19 @@ def evaluate(recipe: "EvalRecipe", out: Path, force: bool, as_json: bool) -> Non
 
 def report(
     run: RunArgument,
+    others: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[OTHER]...", help="Comparisons on other poles, to show cross-talk together."
+        ),
+    ] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Write the figures and report of a run."""
     from personality_vector.report.page import write_report
 
-    page = write_report(run)
+    page = write_report(run, *(others or ()))
     options.show({"report": str(page)}, as_json=as_json, text=lambda: f"report: {page}")
 
 

@@ -68,7 +68,7 @@ def mean_difference(
     """Return the mean over seeds of a mean over items, minus another one, with its 95 % interval.
 
     Over items and seeds by :func:`bootstrapped`; where there is a single item, over seeds by
-    Student's t.
+    Student's t, unless all of them have the same value.
     """
     by_seed = _differences(values, minus)
     found = bootstrapped(values, minus) if len(values) > 1 else _t_interval(by_seed)
@@ -97,13 +97,15 @@ def _by_seed(values: Float[ndarray, "items seeds samples"]) -> Float[ndarray, " 
     known = np.isfinite(values)
     counts = known.sum((0, 2))
     sums = np.where(known, values, 0.0).sum((0, 2))
-    return np.where(counts > 0, sums, np.nan) / np.maximum(counts, 1)
+    means: Float[ndarray, " seeds"] = np.where(counts > 0, sums, np.nan) / np.maximum(counts, 1)
+    return means
 
 
 def _t_interval(values: Float[ndarray, " n"]) -> tuple[float, float] | None:
     from scipy import stats
 
-    if len(values) < 2:
+    # Seeds that change nothing say nothing about how far other ones would.
+    if len(set(values.tolist())) < 2:
         return None
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)

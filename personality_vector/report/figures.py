@@ -134,17 +134,26 @@ def pareto_figure(comparison: Comparison, effect: str) -> Figure:
     """
     matched = set(comparison.matches[["intervention", "strength"]].itertuples(index=False))
     rows = [
-        (cost, "", label, shift, height, f"{strength:g}", int((label, strength) in matched))
+        (
+            cost,
+            "",
+            label,
+            shift,
+            height,
+            f"{strength:.3g}",
+            abs(strength),
+            int((label, strength) in matched),
+        )
         for cost, points in _costs(comparison, effect).items()
         for label, own in points.items()
         for strength, (height, shift) in own.items()
     ]
     # From the base, where both effect and cost are zero.
-    starts = [(*row, 0.0, 0.0, "", 0) for row in dict.fromkeys(row[:3] for row in rows)]
-    names = ["number", "panel", "line", "x", "y", "note", "unscored"]
-    table = pd.DataFrame(starts + rows, columns=names).sort_values("x", kind="stable")
+    starts = [(*row, 0.0, 0.0, "", 0.0, 0) for row in dict.fromkeys(row[:3] for row in rows)]
+    names = ["number", "panel", "line", "x", "y", "note", "at", "unscored"]
+    table = pd.DataFrame(starts + rows, columns=names)
     unit = comparison.effects[effect].unit
-    table = table.assign(at=table["x"], half=math.nan, base=math.nan)
+    table = table.assign(half=math.nan, base=math.nan)
     return _drawn(table, f"shift of the {effect} towards {comparison.pole} ({unit})", {})
 
 

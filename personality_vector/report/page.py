@@ -4,14 +4,14 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from personality_vector.errors import CheckpointError, foreign
+from personality_vector.errors import CheckpointError, RecipeError, foreign
 from personality_vector.files.directory import explained, sync_tree, write_file
 from personality_vector.report.figures import (
     dose_response_figure,
@@ -20,7 +20,7 @@ from personality_vector.report.figures import (
     save_figure,
 )
 from personality_vector.report.tables import table_of, text_of, with_brackets
-from personality_vector.study.comparison import Column, Comparison
+from personality_vector.study.comparison import Column, Comparison, cross_talk
 from personality_vector.study.curves import reach
 from personality_vector.study.design import BASE
 from personality_vector.study.numbers import Number, numbers_of
@@ -72,17 +72,20 @@ _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n
 """Control characters, which a browser would drop, to the visible signs that replace them."""
 
 
-def write_report(run: Run | str | Path) -> Path:
+def write_report(run: Run | str | Path, *others: Run | str | Path) -> Path:
     """Write figures, tables and ``report.html`` of a sweep, comparison or evaluation.
 
     Args:
         run: The run, or its folder.
+        *others: Comparisons on other poles, whose cross-talk stands below that of this one: five
+            comparisons make the matrix of five traits.
 
     Returns:
         The path of the page. Figures are beside it as PNG and SVG, tables as CSV.
 
     Raises:
         CheckpointError: There is no run, or its results are damaged or of another format.
+        RecipeError: One of ``others`` is not a comparison.
     """
     from jinja2 import Environment, PackageLoader
 
@@ -94,16 +97,41 @@ def write_report(run: Run | str | Path) -> Path:
     run.export()
     what = f"{run.folder / FILE}: its content is damaged or was changed"
     with explained(run.folder), foreign(CheckpointError, what):
-        page = _page(run, environment, texts)
+        page = _page(run, environment, texts, _cross_talks(others))
     path = run.folder / "report.html"
     write_file(path, page.translate(_CONTROLS).encode())
     sync_tree(run.folder)
     return path
 
 
-def _page(run: Run, environment: "Environment", texts: Mapping[str, str]) -> str:
+def _cross_talks(folders: Sequence[Run | str | Path]) -> list[pd.DataFrame]:
+    """Return the cross-talk of comparisons.
+
+    Raises:
+        RecipeError: One of them is not a comparison.
+    """
+    runs = [one if isinstance(one, Run) else Run(Path(one)) for one in folders]
+    for one in runs:
+        if one["pole"] is None:
+            raise RecipeError(
+                f"{one.folder}: is not a comparison, so it has no cross-talk; give runs of "
+                "`pvec compare`"
+            )
+    return [cross_talk(Comparison(one)) for one in runs]
+
+
+def _page(
+    run: Run,
+    environment: "Environment",
+    texts: Mapping[str, str],
+    cross_talks: Sequence[pd.DataFrame],
+) -> str:
     """Return the page of a run, after writing its figures and its tables beside it."""
     cells, tables = run.cells(), tables_of(run)
+    if cross_talks:
+        tables[CROSS_TALK] = pd.concat(
+            [tables.get(CROSS_TALK, pd.DataFrame()), *cross_talks], ignore_index=True
+        )
     matched = [name for name in tables if name.startswith((MATCHED, DIFFERENCES))]
     for name in (*matched, CROSS_TALK, FIXED, FRONTS, DOSES):
         if name in tables:

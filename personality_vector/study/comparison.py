@@ -177,6 +177,10 @@ class Comparison:
         """Return how far a number moves from the base, in the direction that counts."""
         return Column(name, self.cells(*self.numbers(name)), is_shift=True)
 
+    def has_items(self, name: str) -> bool:
+        """Return whether the store holds what a number is the mean of."""
+        return any(len(cell) > 1 for cell in self.column(name).cells.values())
+
     def is_zero(self, cost: Number) -> bool:
         """Return whether a number is 0 for the base."""
         own = _of(self._readings, cost, "")
@@ -271,7 +275,7 @@ def at_matched(comparison: Comparison, name: str) -> pd.DataFrame:
 
 def _joined(table: pd.DataFrame, columns: Mapping[str, Sequence[Interval]]) -> pd.DataFrame:
     """Return a table with numbers, each with its interval where any row has one."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, intervals in columns.items():
         frame = pd.DataFrame(intervals, columns=["", " low", " high"], dtype=float)
         kept = frame if frame[" low"].notna().any() else frame[[""]]

@@ -152,8 +152,11 @@ def _between(before: DosePoint, after: DosePoint, target: float, power: int) -> 
 def nearest_strength(curve: Sequence[DosePoint], target: float) -> float | None:
     """Return the measured strength whose shift is nearest to ``target``, below twice it.
 
-    For interventions with steps, such as prompts, which have no strength in between.
+    For interventions with steps, such as prompts, which have no strength in between. There is none
+    if the target is beyond twice the reach.
     """
+    if target > 2.0 * reach(curve):
+        return None
     near = [point for point in rising(curve) if 0.0 < point.shift < 2.0 * target]
     return min(near, key=lambda point: abs(point.shift - target)).strength if near else None
 

@@ -29,7 +29,7 @@ def area(points: Points, bound: float) -> float:
             break
         total, at = total + best * (cost - at), cost
         best = max(best, effect)
-    return (total + best * (bound - at)) / bound if bound > 0 else float("nan")
+    return (total + best * (bound - at)) / bound
 
 
 def is_dominated(point: tuple[float, float], others: Points) -> bool:
@@ -46,7 +46,8 @@ def fronts(comparison: Comparison) -> pd.DataFrame:
     Columns: ``effect, cost, intervention, bound`` (the smallest of the largest costs of each),
     ``area``, ``dominated`` (strengths at which another intervention has at least the effect for at
     most the cost). Costs are distances from the base, those of a divergence as square roots, which
-    are near to proportional to a strength. A grid with few strengths has a coarse staircase.
+    are near to proportional to a strength. A cost that some intervention does not have at all is
+    left out. A grid with few strengths has a coarse staircase.
     """
     rows = []
     costs = [name for name, one in comparison.firsts.items() if one.better != "none"]
@@ -58,7 +59,7 @@ def fronts(comparison: Comparison) -> pd.DataFrame:
             for label, own in points.items()
         }
         bound = min(max(c for c, _ in own.values()) for own in rooted.values()) if rooted else 0.0
-        for label, own in rooted.items():
+        for label, own in rooted.items() if bound > 0 else ():
             others = [at for other in rooted if other != label for at in rooted[other].values()]
             lost = [f"{s:.3g}" for s, at in own.items() if is_dominated(at, others)]
             found = area(list(own.values()), bound)

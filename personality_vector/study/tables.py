@@ -121,12 +121,14 @@ def matched_tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
 def remarks(run: Run) -> list[str]:
     """Return what the tables at matched numbers do not show.
 
-    Who set the targets, which interventions are near none of them, and whether two effects disagree
-    about what is cheap.
+    Who set the targets, which interventions are near none of them, whether two effects disagree
+    about what is cheap, and what intervals are over.
     """
     comparison = Comparison(run)
     said = [line for axis in comparison.axes for line in _of_targets(comparison, axis)]
-    return said + _disagreements(comparison) if said else []
+    if not said:
+        return []
+    return [*said, *_disagreements(comparison), _of_intervals(comparison)]
 
 
 def _of_targets(comparison: Comparison, axis: str) -> list[str]:
@@ -167,6 +169,15 @@ def _disagreements(comparison: Comparison) -> list[str]:
                     f"but {', '.join(orders[1])} at matched {other}"
                 )
     return said
+
+
+def _of_intervals(comparison: Comparison) -> str:
+    names = [*comparison.effects, *comparison.costs]
+    itemised = [name for name in names if comparison.has_items(name)]
+    return (
+        f"intervals are 95 %: over items and seeds for {', '.join(itemised) or 'none'}, and for "
+        "other numbers over seeds, where these differ"
+    )
 
 
 def _costs_of(column: Column, matches: pd.DataFrame) -> dict[str, float]:

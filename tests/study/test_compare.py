@@ -3,11 +3,11 @@
 import pytest
 
 from personality_vector.errors import RecipeError
-from personality_vector.study.comparison import Comparison, at_matched
+from personality_vector.study.comparison import Comparison, at_matched, cross_talk, differences
 from personality_vector.study.curves import DosePoint, reach, targets_of
 from personality_vector.study.recipe import CompareRecipe, open_study
 from personality_vector.study.run import Run
-from personality_vector.study.tables import remarks
+from personality_vector.study.tables import remarks, tables_of
 from personality_vector.study.worker import Worker
 from personality_vector.traits import Pole
 
@@ -204,3 +204,95 @@ def test_an_intervention_without_effect_sets_no_target():
 def test_the_pole_must_be_measured(comparison, changes, says):
     with pytest.raises(RecipeError, match=says):
         comparison(**changes)
+
+
+AXIS = "divergence.base_replies"
+
+
+@pytest.fixture(scope="module")
+def two_axes(comparison, tmp_path_factory):
+    """Return a run that is matched in its effect, and in a divergence at two targets."""
+    axes = ["likelihood", {"number": AXIS, "targets": [0.02, 1e6]}]
+    arms = comparison().model_dump(mode="json")["interventions"]
+    given = comparison(match=axes, points=1, interventions=arms)
+    return open_study(given).run(tmp_path_factory.mktemp("runs") / "axes")
+
+
+def test_every_axis_has_a_table_in_which_its_number_is_that_of_the_target(two_axes):
+    found = at_matched(Comparison(two_axes), AXIS).query("intervention != 'prompt'")
+    near = found.dropna(subset="strength")
+    assert len(near) > 0
+    assert set(near["target"]) == {0.02}
+    assert near["shift"].tolist() == pytest.approx(near["target"].tolist(), rel=0.1)
+    names = [name for name in tables_of(two_axes) if name.startswith("at matched")]
+    assert names == ["at matched likelihood", f"at matched {AXIS}"]
+    value = two_axes.readings().set_index(["intervention", "strength", "measure"])["value"]
+    for row in near.itertuples():
+        assert row.shift == pytest.approx(value[row.intervention, row.strength, AXIS])
+        assert (row.strength > 0) == (
+            dict(
+                Comparison(two_axes)
+                .matched_on("likelihood")
+                .dropna()[["intervention", "strength"]]
+                .to_numpy()
+            )[row.intervention]
+            > 0
+        )
+
+
+def test_a_target_that_nobody_reaches_is_said_with_how_far_each_reaches(two_axes):
+    (said,) = [line for line in remarks(two_axes) if "at 1e+06" in line]
+    curves = Comparison(two_axes).curves(AXIS)
+    for label, curve in curves.items():
+        assert f"{label} {reach(curve):.3g}" in said
+
+
+def test_a_search_on_any_axis_is_kept(two_axes, monkeypatch):
+    monkeypatch.setattr(Worker, "_found", lambda *_: pytest.fail("measured again"))
+    before = at_matched(Comparison(two_axes), AXIS)
+    axes = two_axes["recipe"]
+    again = open_study(CompareRecipe.model_validate(axes)).run(two_axes.folder)
+    assert at_matched(Comparison(again), AXIS).equals(before)
+
+
+def test_differences_are_those_of_rows_at_the_same_target(two_axes):
+    comparison = Comparison(two_axes)
+    table = at_matched(comparison, "likelihood").set_index("intervention")
+    found = differences(comparison, "likelihood").set_index("intervention")
+    assert set(found["minus"]) == {"weights"}
+    for label, row in found.iterrows():
+        for name in ("shift", "divergence mean", "off_target"):
+            assert row[name] == pytest.approx(table[name][label] - table[name]["weights"])
+        assert row["shift low"] <= row["shift"] <= row["shift high"]
+
+
+def test_cross_talk_has_the_shift_of_every_trait(two_axes):
+    comparison = Comparison(two_axes)
+    rows = cross_talk(comparison).query("matched == 'likelihood' and number == 'likelihood'")
+    table = at_matched(comparison, "likelihood").set_index("intervention")
+    for row in rows.itertuples():
+        assert row.extraversion == pytest.approx(table["shift"][row.intervention])
+        assert abs(row.openness) == pytest.approx(table["off_target"][row.intervention])
+
+
+@pytest.mark.parametrize(
+    ("axis", "says"),
+    [
+        (
+            "interview by nobody",
+            "they give likelihood, divergence, guards, interview by classifier",
+        ),
+        ("divergence.p96", "divergence.mean, divergence.p95, divergence.max"),
+    ],
+)
+def test_an_unknown_number_is_refused_and_the_known_ones_are_named(
+    comparison, tmp_path, axis, says
+):
+    with pytest.raises(RecipeError, match=f"match: {axis} is not a number .*{says}"):
+        open_study(comparison(match=[axis])).run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("targets", [[0.2, 0.1], [0.0, 0.1], []])
+def test_targets_rise_from_above_zero(comparison, targets):
+    with pytest.raises(RecipeError, match="targets"):
+        comparison(match=[{"number": "likelihood", "targets": targets}])
