@@ -10,7 +10,12 @@ import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
 
-from personality_vector.numeric.statistics import Interval, mean_difference, mean_of_seeds
+from personality_vector.numeric.statistics import (
+    Interval,
+    bootstrapped,
+    mean_difference,
+    mean_of_seeds,
+)
 from personality_vector.study.curves import DosePoint, beside, reach, sign_of
 from personality_vector.study.design import BASE
 from personality_vector.study.numbers import Number, numbers_of, short_names
@@ -353,9 +358,16 @@ def fixed_and_broken(comparison: Comparison) -> pd.DataFrame:
         for was, word, turned in ((1.0, "right", "broken"), (0.0, "wrong", "fixed")):
             known = [np.where((before == was) & np.isfinite(cell), cell, np.nan) for cell in after]
             columns[word] = [Interval(np.isfinite(one).sum(), np.nan, np.nan) for one in known]
-            columns[turned] = [mean_difference(abs(one - was)) for one in known]
+            columns[turned] = [_share(abs(one - was)) for one in known]
         tables.append(_joined(rows, columns))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _share(turned: Float[ndarray, "items seeds samples"]) -> Interval:
+    """Return the mean over all items and seeds that are known, with its 95 % interval."""
+    known = turned[np.isfinite(turned)]
+    interval = bootstrapped(turned) or (np.nan, np.nan)
+    return Interval(float(known.mean()) if len(known) else np.nan, *interval)
 
 
 def _places(table: pd.DataFrame) -> list[Place]:
