@@ -42,9 +42,9 @@ def sweep(recipe: "SweepRecipe", out: Path, force: bool, as_json: bool) -> None:
 
 
 def compare(recipe: "CompareRecipe", out: Path, force: bool, as_json: bool) -> None:
-    """Compare interventions at equal effect.
+    """Compare interventions at equal effect, or at equal cost.
 
-    A sweep, then the strengths at which all of them move one pole equally far.
+    A sweep, then the strengths at which all of them move one pole equally far, or another number.
     """
     _measure(recipe, out, "compare", force, as_json)
 

@@ -2,18 +2,20 @@
 
 import base64
 import hashlib
+import math
 from html.parser import HTMLParser
 from itertools import product
 from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import personality_vector as pv
-from personality_vector.errors import CheckpointError
+from personality_vector.errors import CheckpointError, RecipeError
 from personality_vector.report.figures import _drawn, dose_response_figure, pareto_figure
 from personality_vector.report.page import answers_of, sample_answers, write_report
-from personality_vector.report.tables import print_frame, text_of
+from personality_vector.report.tables import print_frame, table_of, text_of, with_brackets
 from personality_vector.study.comparison import Comparison, at_matched
 from personality_vector.study.numbers import numbers_of
 from personality_vector.study.run import Run
@@ -423,3 +425,35 @@ def test_a_wide_table_is_printed_in_parts_that_begin_alike(capsys):
 )
 def test_a_cell_has_three_digits_or_a_dash(value, expected):
     assert text_of(value) == expected
+
+
+def test_an_interval_stands_in_brackets_behind_its_number():
+    frame = pd.DataFrame(
+        {
+            "intervention": ["a", "b"],
+            "shift": [0.5, math.nan],
+            "shift low": [0.25, math.nan],
+            "shift high": [0.75, math.nan],
+            "low": [1.0, 2.0],
+        }
+    )
+    rows, headings = table_of(with_brackets(frame))
+    assert rows == [["a", "0.5 [0.25, 0.75]", "1"], ["b", "-", "2"]]
+    assert headings == [("intervention", False), ("shift", True), ("low", True)]
+
+
+def test_comparisons_on_several_poles_show_their_cross_talk_together(tmp_path):
+    """A comparison for each of two traits makes a matrix of two by two."""
+    first, second = tmp_path / "one", tmp_path / "two"
+    for folder, pole in ((first, POLE), (second, "openness:high")):
+        folder.mkdir()
+        Made(folder, ("weights",), ("extraversion", "openness"), pole=pole, matched=0.7).write()
+    write_report(first, second)
+    table = pd.read_csv(first / "cross_talk.csv").query("number == 'likelihood'")
+    matrix = table.set_index("pole")[["extraversion", "openness"]].to_numpy()
+    assert matrix == pytest.approx(np.array([[0.7, 0.07], [0.7, 0.07]]))
+    third = Made(tmp_path / "sweep", ("weights",))
+    third.folder.mkdir()
+    third.write()
+    with pytest.raises(RecipeError, match="sweep: is not a comparison, so it has no cross-talk"):
+        write_report(first, third.folder)
