@@ -72,10 +72,10 @@ sweep = study_verb(
 compare = study_verb(
     "study.recipe.CompareRecipe",
     "compare",
-    """Compare interventions at equal effect.
+    """Compare interventions at equal effect, or at equal cost.
 
-    A sweep, then the strengths at which all of them move one pole equally far. A --shard measures
-    its part of the sweep; run the comparison again in the union of all shards.
+    A sweep, then the strengths at which all of them move one pole equally far, or another number. A
+    --shard measures its part of the sweep; run the comparison again in the union of all shards.
     """,
 )
 evaluate = study_verb("study.recipe.EvalRecipe", "eval", """Measure one model as it is.""")
@@ -91,21 +91,18 @@ def report(
 ) -> None:
     """Write the figures and report of a run.
 
-    Several runs of one recipe, such as its shards, are united in --out, which can be resumed and
-    added to like any run.
+    With --out, several runs of one recipe, such as its shards, are united in a folder that can be
+    resumed and added to like any run. Without it, the report of a comparison also shows the
+    cross-talk of comparisons on other poles.
     """
     from personality_vector.report.page import write_report
     from personality_vector.study.replacing import verb_of
-    from personality_vector.study.run import Run
 
-    if out is None and len(runs) > 1:
-        raise RecipeError(
-            f"{len(runs)} runs are reported as their union, which is written to a folder of its "
-            "own; add --out"
-        )
-    run, found = (Run(runs[0]), {}) if out is None else _united(runs, out)
-    page = write_report(run)
-    if out is not None:
+    if out is None:
+        page, found = write_report(*runs), {}
+    else:
+        run, found = _united(runs, out)
+        page = write_report(run)
         run.write_manifest(verb_of(run["recipe"]))
     options.show({"report": str(page), **found}, as_json=as_json, text=lambda: f"report: {page}")
 

@@ -13,29 +13,6 @@ Z95 = 1.959963984540054
 """Half the width of a normal 95 % interval, in standard errors."""
 
 
-def bootstrapped(values: Float[ndarray, "items seeds"]) -> tuple[float, float] | None:
-    """Return the 95 % interval of a mean over items and seeds, each drawn again with replacement.
-
-    The percentile interval of the bootstrap (Efron 1979); items and seeds are crossed, so both are
-    drawn (Owen 2007, arXiv:0712.1111). NaN is left out. ``None`` if there are fewer than two
-    values, or if most resamples have none.
-    """
-    rng = np.random.default_rng(_SEED)
-    items, seeds = values.shape
-    known = np.isfinite(values)
-    if known.sum() < 2:
-        return None
-    rows = rng.multinomial(items, np.full(items, 1 / items), _RESAMPLES).astype(float)
-    columns = rng.multinomial(seeds, np.full(seeds, 1 / seeds), _RESAMPLES).astype(float)
-    sums = np.einsum("ri,is,rs->r", rows, np.where(known, values, 0.0), columns, optimize=True)
-    counts = np.einsum("ri,is,rs->r", rows, known.astype(float), columns, optimize=True)
-    if (counts > 0).mean() < 0.5:
-        return None
-    means = sums[counts > 0] / counts[counts > 0]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def of_share(share: float, n: int) -> tuple[float, float]:
     """Return the 95 % interval of a share of ``n`` independent observations.
 
@@ -57,6 +34,98 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def bootstrapped(
+    values: Float[ndarray, "items seeds *samples"],
+    minus: Float[ndarray, "items seeds *samples"] | None = None,
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of a mean over items and seeds, each drawn again with replacement.
+
+    The percentile interval of the bootstrap (Efron 1979); items and seeds are crossed, so both are
+    drawn (Owen 2007, arXiv:0712.1111), and the samples of an item with a seed stay together. With
+    ``minus`` it is the interval of the difference of two means in the same draws. NaN is left out.
+    ``None`` if there are fewer than two values, or if most resamples have none.
+    """
+    rng = np.random.default_rng(_SEED)
+    items, seeds = values.shape[:2]
+    if np.isfinite(values).sum() < 2:
+        return None
+    rows = rng.multinomial(items, np.full(items, 1 / items), _RESAMPLES).astype(float)
+    columns = rng.multinomial(seeds, np.full(seeds, 1 / seeds), _RESAMPLES).astype(float)
+    means = _means(values, rows, columns)
+    if minus is not None:
+        means = means - _means(minus, rows, columns)
+    means = means[np.isfinite(means)]
+    if len(means) < _RESAMPLES / 2:
+        return None
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _means(
+    values: Float[ndarray, "items seeds *samples"],
+    rows: Float[ndarray, "resamples items"],
+    columns: Float[ndarray, "resamples seeds"],
+) -> Float[ndarray, " resamples"]:
+    """Return the mean of the known values in each resample; NaN where there are none."""
+    samples = values.reshape(*values.shape[:2], -1)
+    known = np.isfinite(samples)
+    sums, counts = (
+        np.einsum("ri,is,rs->r", rows, each.sum(-1), columns, optimize=True)
+        for each in (np.where(known, samples, 0.0), known.astype(float))
+    )
+    return np.where(counts > 0, sums, np.nan) / np.where(counts > 0, counts, 1.0)
+
+
+def mean_difference(
+    values: Float[ndarray, "items seeds samples"],
+    minus: Float[ndarray, "items seeds samples"] | None = None,
+) -> Interval:
+    """Return the mean over seeds of a mean over items, minus another one, with its 95 % interval.
+
+    Over items and seeds by :func:`bootstrapped`; where there is a single item, over seeds by
+    Student's t, unless all of them have the same value.
+    """
+    by_seed = _differences(values, minus)
+    found = bootstrapped(values, minus) if len(values) > 1 else _t_interval(by_seed)
+    return Interval(mean_of_seeds(values, minus), *(found or (math.nan, math.nan)))
+
+
+def mean_of_seeds(
+    values: Float[ndarray, "items seeds samples"],
+    minus: Float[ndarray, "items seeds samples"] | None = None,
+) -> float:
+    """Return the mean over seeds of a mean over items, minus another one."""
+    by_seed = _differences(values, minus)
+    return float(by_seed.mean()) if len(by_seed) else math.nan
+
+
+def _differences(
+    values: Float[ndarray, "items seeds samples"],
+    minus: Float[ndarray, "items seeds samples"] | None,
+) -> Float[ndarray, " n"]:
+    """Return the difference of means of every seed that has both."""
+    by_seed = _by_seed(values) - (0.0 if minus is None else _by_seed(minus))
+    return by_seed[np.isfinite(by_seed)]
+
+
+def _by_seed(values: Float[ndarray, "items seeds samples"]) -> Float[ndarray, " seeds"]:
+    known = np.isfinite(values)
+    counts = known.sum((0, 2))
+    sums = np.where(known, values, 0.0).sum((0, 2))
+    means: Float[ndarray, " seeds"] = np.where(counts > 0, sums, np.nan) / np.maximum(counts, 1)
+    return means
+
+
+def _t_interval(values: Float[ndarray, " n"]) -> tuple[float, float] | None:
+    from scipy import stats
+
+    # Seeds that change nothing say nothing about how far other ones would.
+    if len(set(values.tolist())) < 2:
+        return None
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 def associations(one: Sequence[float], other: Sequence[float]) -> dict[str, Interval]:

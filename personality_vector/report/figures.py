@@ -15,16 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from personality_vector.files import write_file
+from personality_vector.study.comparison import Comparison
 from personality_vector.study.design import BASE
+from personality_vector.study.fronts import measured_points
+from personality_vector.study.numbers import Number, numbers_of, on_grid
 from personality_vector.study.run import Run
-from personality_vector.study.tables import (
-    costs,
-    numbers_of,
-    off_targets,
-    on_grid,
-    shifts,
-)
-from personality_vector.traits import Pole
 
 # Okabe and Ito's palette: told apart with every kind of colour vision. More lines than
 # these cannot be told apart at a glance, and become panels of their own.
@@ -57,7 +52,7 @@ _STYLE = {
 
 
 def dose_response_figure(*runs: Run) -> Figure:
-    """Draw every number that there is of a trait against the strength.
+    """Draw every number that there is of a trait, or that is matched, against the strength.
 
     A panel shows a trait, with a line for each intervention. Lines are means over seeds; the dashed
     line is the unedited base; some answers of a hollow point are unscored. Bars are 95 % intervals
@@ -66,8 +61,8 @@ def dose_response_figure(*runs: Run) -> Figure:
     """
     # Alpha, coefficient and grade of a prompt have different units.
     in_units = all(run["pole"] is None for run in runs)
-    numbers = {(one.measure, one.judge): one for one in numbers_of(runs[0], of_traits=True)}
-    found = [on_grid(run, run.readings()).query("trait != ''") for run in runs]
+    numbers = {(one.measure, one.judge): one for one in _numbers(runs[0])}
+    found = [_of_numbers(on_grid(run, run.readings()), numbers) for run in runs]
     table = _doses(runs, found, in_units=in_units)
     keys = zip(table["measure"], table["judge"], strict=True)
     table["number"] = [numbers[key].label for key in keys]
@@ -78,6 +73,17 @@ def dose_response_figure(*runs: Run) -> Figure:
     scales |= dict.fromkeys(silent["number"], (0.0, 1.0))
     unit = "alpha or coefficient" if in_units else "share of its own grid"
     return _drawn(table, f"strength ({unit})", scales)
+
+
+def _numbers(run: Run) -> list[Number]:
+    costs = Comparison(run).axes if run["pole"] is not None else ()
+    others = [number for number in numbers_of(run, of_traits=False) if number.name in costs]
+    return numbers_of(run, of_traits=True) + others
+
+
+def _of_numbers(readings: pd.DataFrame, numbers: Mapping[tuple[str, str], Number]) -> pd.DataFrame:
+    keys = zip(readings["measure"], readings["judge"], strict=True)
+    return readings[np.array([key in numbers for key in keys], dtype=bool)]
 
 
 def _shares_unscored(readings: pd.DataFrame) -> pd.DataFrame:
@@ -119,38 +125,48 @@ def _points(run: Run, readings: pd.DataFrame, *, in_units: bool) -> pd.DataFrame
     )
 
 
-def pareto_figure(run: Run, pole: Pole) -> Figure:
+def pareto_figure(comparison: Comparison, effect: str) -> Figure:
     """Draw what each intervention costs for its effect; nearer to the lower right is better.
 
-    Effect: shift towards ``pole``. Costs: every number of no trait that should be low, and the mean
-    absolute shift of the other traits. Points carry their strength, where there is room.
+    Effect: shift of a number towards the pole. Costs: every number of no trait that is matched, or
+    that should be low and is 0 for the base, and the mean absolute shift of the other traits.
+    Points carry their strength, where there is room; those that were matched are hollow.
     """
+    matched = set(comparison.matches[["intervention", "strength"]].itertuples(index=False))
     rows = [
-        (number, "", label, point.shift, cost.get((label, point.strength)), f"{point.strength:g}")
-        for number, cost in _costs(run, pole).items()
-        for label, curve in shifts(run, pole).items()
-        for point in curve
-        if point.shift > 0
+        (
+            cost,
+            "",
+            label,
+            shift,
+            height,
+            f"{strength:.3g}",
+            abs(strength),
+            int((label, strength) in matched),
+        )
+        for cost, points in _costs(comparison, effect).items()
+        for label, own in points.items()
+        for strength, (height, shift) in own.items()
     ]
     # From the base, where both effect and cost are zero.
-    starts = [(*row, 0.0, 0.0, "") for row in dict.fromkeys(row[:3] for row in rows)]
-    table = pd.DataFrame(starts + rows, columns=["number", "panel", "line", "x", "y", "note"])
-    unit = run["measures"][run["effect"]]["unit"]
-    table = table.assign(at=table.index, half=math.nan, base=math.nan, unscored=0)
-    return _drawn(table, f"shift of the {run['effect']} towards {pole} ({unit})", {})
+    starts = [(*row, 0.0, 0.0, "", 0.0, 0) for row in dict.fromkeys(row[:3] for row in rows)]
+    names = ["number", "panel", "line", "x", "y", "note", "at", "unscored"]
+    table = pd.DataFrame(starts + rows, columns=names)
+    unit = comparison.effects[effect].unit
+    table = table.assign(half=math.nan, base=math.nan)
+    return _drawn(table, f"shift of the {effect} towards {comparison.pole} ({unit})", {})
 
 
-def _costs(run: Run, pole: Pole) -> "dict[str, pd.Series[float]]":
+def _costs(comparison: Comparison, effect: str) -> dict[str, Any]:
     """Return what can be drawn as a cost, by the label of its axis: 0 must be the base's."""
-    table = costs(run.readings())
     found = {
-        number.label: table[number.measure]
-        for number in numbers_of(run, of_traits=False)
-        if number.better == "low" and abs(table[number.measure].get((BASE, 0.0), 1.0)) < 1e-6
+        number.label: measured_points(comparison, effect, comparison.column(name))
+        for name, number in comparison.costs.items()
+        if name in comparison.axes or (number.better == "low" and comparison.is_zero(number))
     }
-    others = off_targets(run, pole)
-    if not others.empty:
-        unit = run["measures"][run["effect"]]["unit"]
+    unit = comparison.effects[comparison.effect].unit
+    others = measured_points(comparison, effect, comparison.off_target)
+    if others:
         found[f"mean |shift| of the other traits\n({unit})"] = others
     return found
 

@@ -3,14 +3,15 @@
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from personality_vector.errors import CheckpointError, foreign
+from personality_vector.errors import CheckpointError, RecipeError, foreign
 from personality_vector.files.directory import explained, sync_tree, write_file
 from personality_vector.report.figures import (
     dose_response_figure,
@@ -18,21 +19,24 @@ from personality_vector.report.figures import (
     pareto_figure,
     save_figure,
 )
-from personality_vector.report.tables import table_of, text_of
+from personality_vector.report.tables import table_of, text_of, with_brackets
+from personality_vector.study.comparison import Column, Comparison, cross_talk
+from personality_vector.study.curves import reach
 from personality_vector.study.design import BASE
+from personality_vector.study.numbers import Number, numbers_of
 from personality_vector.study.run import Run
 from personality_vector.study.store import FILE
 from personality_vector.study.tables import (
     AGREEMENT,
+    CROSS_TALK,
+    DIFFERENCES,
     DOSES,
+    FIXED,
+    FRONTS,
     MATCHED,
     MOVED,
-    Number,
-    numbers_of,
-    short_names,
     tables_of,
 )
-from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -43,7 +47,9 @@ NO_MATCH = (
 )
 
 _TITLES = {
-    MATCHED: "At matched effect",
+    CROSS_TALK: "Cross-talk",
+    FIXED: "Fixed and broken",
+    FRONTS: "Effect within a budget",
     "measures": "Measured",
     DOSES: "How closely the trait follows the strength",
     MOVED: "How far answers moved from those of the base",
@@ -51,9 +57,10 @@ _TITLES = {
     AGREEMENT: "Do the judges agree?",
     "unscored": "Unscored",
 }
-"""Tables to their headings, in the order of the page."""
+"""Tables to their headings, in the order of the page, after those at matched numbers."""
 
-_FILES = {MATCHED: "matched_effect.csv", DOSES: "dose_response.csv"}
+_FILES = {DOSES: "dose_response"}
+"""Tables to the names of their files, where these are not their own."""
 
 _NEAR = 0.1
 """Share of the target that a shift may miss before the summary says so."""
@@ -65,17 +72,20 @@ _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n
 """Control characters, which a browser would drop, to the visible signs that replace them."""
 
 
-def write_report(run: Run | str | Path) -> Path:
+def write_report(run: Run | str | Path, *others: Run | str | Path) -> Path:
     """Write figures, tables and ``report.html`` of a sweep, comparison or evaluation.
 
     Args:
         run: The run, or its folder.
+        *others: Comparisons on other poles, whose cross-talk stands below that of this one: five
+            comparisons make the matrix of five traits.
 
     Returns:
         The path of the page. Figures are beside it as PNG and SVG, tables as CSV.
 
     Raises:
         CheckpointError: There is no run, or its results are damaged or of another format.
+        RecipeError: One of ``others`` is not a comparison.
     """
     from jinja2 import Environment, PackageLoader
 
@@ -87,20 +97,48 @@ def write_report(run: Run | str | Path) -> Path:
     run.export()
     what = f"{run.folder / FILE}: its content is damaged or was changed"
     with explained(run.folder), foreign(CheckpointError, what):
-        page = _page(run, environment, texts)
+        page = _page(run, environment, texts, _cross_talks(others))
     path = run.folder / "report.html"
     write_file(path, page.translate(_CONTROLS).encode())
     sync_tree(run.folder)
     return path
 
 
-def _page(run: Run, environment: "Environment", texts: Mapping[str, str]) -> str:
+def _cross_talks(folders: Sequence[Run | str | Path]) -> list[pd.DataFrame]:
+    """Return the cross-talk of comparisons.
+
+    Raises:
+        RecipeError: One of them is not a comparison.
+    """
+    runs = [one if isinstance(one, Run) else Run(Path(one)) for one in folders]
+    for one in runs:
+        if one["pole"] is None:
+            raise RecipeError(
+                f"{one.folder}: is not a comparison, so it has no cross-talk; give runs of "
+                "`pvec compare`"
+            )
+    return [cross_talk(Comparison(one)) for one in runs]
+
+
+def _page(
+    run: Run,
+    environment: "Environment",
+    texts: Mapping[str, str],
+    cross_talks: Sequence[pd.DataFrame],
+) -> str:
     """Return the page of a run, after writing its figures and its tables beside it."""
     cells, tables = run.cells(), tables_of(run)
-    for name, file in _FILES.items():
+    if cross_talks:
+        tables[CROSS_TALK] = pd.concat(
+            [tables.get(CROSS_TALK, pd.DataFrame()), *cross_talks], ignore_index=True
+        )
+    matched = [name for name in tables if name.startswith((MATCHED, DIFFERENCES))]
+    for name in (*matched, CROSS_TALK, FIXED, FRONTS, DOSES):
         if name in tables:
-            write_file(run.folder / file, tables[name].to_csv(index=False).encode())
-    shown = {title: tables[name] for name, title in _TITLES.items() if name in tables}
+            path = run.folder / f"{_FILES.get(name) or file_name(name)}.csv"
+            write_file(path, tables[name].to_csv(index=False).encode())
+    titles = {name: name.capitalize() for name in matched} | _TITLES
+    shown = {title: tables[name] for name, title in titles.items() if name in tables}
     shown["How good the judges are"] = _qualities(run)
     return environment.get_template("report.html.jinja").render(
         **texts,
@@ -120,11 +158,22 @@ def _page(run: Run, environment: "Environment", texts: Mapping[str, str]) -> str
         summary=summary_of(run, tables),
         no_match=NO_MATCH,
         pictures=_pictures(run),
-        tables={title: table_of(frame) for title, frame in shown.items() if len(frame)},
+        tables={
+            title: table_of(with_brackets(frame)) for title, frame in shown.items() if len(frame)
+        },
         numbers=[*numbers_of(run, of_traits=True), *numbers_of(run, of_traits=False)],
         recipe=json.dumps(run["recipe"], indent=2, ensure_ascii=False),
         **side_by_side(run),
     )
+
+
+def file_name(name: str) -> str:
+    """Return a name for a file, of plain letters, digits and underscores.
+
+    >>> file_name("at matched interview by states")
+    'at_matched_interview_by_states'
+    """
+    return re.sub("[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def _missing(run: Run) -> dict[str, Any]:
@@ -140,7 +189,11 @@ def _pictures(run: Run) -> dict[str, str]:
     """Draw the figures of a run, save them beside its page, and return what goes into it."""
     figures = {}
     if run["pole"] is not None:
-        figures["pareto"] = pareto_figure(run, Pole.parse(run["pole"]))
+        comparison = Comparison(run)
+        effects = [axis for axis in comparison.axes if axis in comparison.effects]
+        for effect in dict.fromkeys((comparison.effect, *effects)):
+            name = "pareto" if effect == comparison.effect else f"pareto_{file_name(effect)}"
+            figures[name] = pareto_figure(comparison, effect)
     if run["arms"]:
         figures["dose_response"] = dose_response_figure(run)
     drawn = {name: figure for name, figure in figures.items() if figure.axes}
@@ -162,7 +215,8 @@ def _qualities(run: Run) -> pd.DataFrame:
 def summary_of(run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """Return the numbers of the answer, for ``summary.html.jinja``, from the tables of a run."""
     if run["pole"] is not None:
-        return _compared(run, tables[MATCHED])
+        comparison = Comparison(run)
+        return {"compared": [_compared(comparison, axis) for axis in comparison.axes]}
     numbers = numbers_of(run, of_traits=True) or numbers_of(run, of_traits=False)
     # What follows a pole comes first.
     numbers = sorted(numbers, key=lambda one: one.better != "towards_pole")
@@ -204,35 +258,52 @@ def _followed(labels: list[str], table: pd.DataFrame, numbers: list[Number]) -> 
     }
 
 
-def _compared(run: Run, table: pd.DataFrame) -> dict[str, Any]:
-    """Return the costs at that target which most interventions reach, the best first."""
-    found = table if table.empty else table.dropna(subset="strength")
-    if found.empty:
+def _compared(comparison: Comparison, axis: str) -> dict[str, Any]:
+    """Return who is best at that target which most interventions reach, the best first.
+
+    At equal effect that is who costs least, and at equal cost, who has the largest effect.
+    """
+    common = comparison.common(axis)
+    if common.empty:
         return {"matched": {}}
-    sizes = found.groupby("target").size()
-    target = sizes[sizes == sizes.max()].index.max()
-    rows = found[found["target"] == target].set_index("intervention")
-    numbers = numbers_of(run, of_traits=False)
-    short = short_names([one.measure for one in numbers])
-    # The first number of each measure stands for it.
-    firsts = {one.measure.partition(".")[0]: one for one in reversed(numbers)}
-    columns = [("the mean |shift| of the other traits", "off_target", "low")] + [
-        (one.name, short[one.measure], one.better)
-        for one in firsts.values()
+    target, number = common["target"].iloc[0], comparison.numbers(axis)[0]
+    places = {row.intervention: (row.intervention, row.strength) for row in common.itertuples()}
+    shifts = {label: comparison.column(axis).value(place) for label, place in places.items()}
+    is_effect = axis in comparison.effects
+    found = {
+        name: (better, pd.Series({label: column.value(at) for label, at in places.items()}))
+        for name, column, better in _worth_ranking(comparison, is_effect=is_effect)
+    }
+    reaches = {label: reach(curve) for label, curve in comparison.curves(axis).items()}
+    return {
+        "axis": axis,
+        "is_effect": is_effect,
+        "target": target,
+        "unit": number.unit,
+        "matched": shifts,
+        "costs": {
+            name: _ranked(values.dropna(), better)
+            for name, (better, values) in found.items()
+            if values.notna().sum() > 1
+        },
+        "inexact": {k: v for k, v in shifts.items() if abs(v - target) > _NEAR * target},
+        "beyond": {label: far for label, far in reaches.items() if label not in shifts},
+    }
+
+
+def _worth_ranking(comparison: Comparison, *, is_effect: bool) -> list[tuple[str, Column, str]]:
+    """Return what to rank by: costs where the effect is equal, and otherwise effects."""
+    if not is_effect:
+        return [
+            (f"the shift of {name}", comparison.column(name), "high") for name in comparison.effects
+        ]
+    others = ("the mean |shift| of the other traits", comparison.off_target, "low")
+    costs = [
+        (name, Column(name, comparison.cells(one, ""), is_shift=False), one.better)
+        for name, one in comparison.firsts.items()
         if one.better in ("low", "high")
     ]
-    return {
-        "target": target,
-        "unit": run["measures"][run["effect"]]["unit"],
-        "matched": rows["shift"].to_dict(),
-        "costs": {
-            name: _ranked(rows[column].dropna(), better)
-            for name, column, better in columns
-            if rows[column].notna().sum() > 1
-        },
-        "inexact": rows[abs(rows["shift"] - target) > _NEAR * target]["shift"].to_dict(),
-        "beyond": table.set_index("intervention")["reach"].drop(rows.index).to_dict(),
-    }
+    return [others, *costs]
 
 
 def _ranked(costs: "pd.Series[float]", better: str) -> tuple[str, bool, dict[str, float]]:

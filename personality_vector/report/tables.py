@@ -12,8 +12,27 @@ _FURTHER = ", further columns"
 
 def table_of(frame: pd.DataFrame) -> tuple[list[list[str]], list[tuple[str, bool]]]:
     """Return the cells of a table as texts, and its headings, each with whether numbers follow."""
-    headings = [(str(name).replace("_", " "), frame[name].dtype.kind in "fi") for name in frame]
-    return [[text_of(value) for value in row] for row in frame.itertuples(index=False)], headings
+    is_number = [
+        frame[name].dtype.kind in "fi" or any(str(value).endswith("]") for value in frame[name])
+        for name in frame
+    ]
+    headings = [str(name).replace("_", " ") for name in frame]
+    rows = [[text_of(value) for value in row] for row in frame.itertuples(index=False)]
+    return rows, list(zip(headings, is_number, strict=True))
+
+
+def with_brackets(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose intervals, ``X low`` and ``X high``, stand in brackets behind ``X``."""
+    bounded = [name for name in frame if {f"{name} low", f"{name} high"} <= set(frame)]
+    ends = [f"{name} {end}" for name in bounded for end in ("low", "high")]
+    texts = {
+        name: [
+            text_of(value) if pd.isna(low) else f"{text_of(value)} [{low:.3g}, {high:.3g}]"
+            for value, low, high in frame[[name, f"{name} low", f"{name} high"]].to_numpy()
+        ]
+        for name in bounded
+    }
+    return frame.assign(**texts).drop(columns=ends)
 
 
 def text_of(value: object) -> str:
@@ -28,7 +47,7 @@ def text_of(value: object) -> str:
 
 
 def print_frame(title: str, frame: pd.DataFrame, *, if_empty: str = "no rows") -> None:
-    """Print a table on stdout, or ``if_empty`` where it has no rows.
+    """Print a table on stdout, its intervals in brackets, or ``if_empty`` where it has no rows.
 
     A wide table is printed in parts, each of which begins with its first two columns.
     """
@@ -39,6 +58,7 @@ def print_frame(title: str, frame: pd.DataFrame, *, if_empty: str = "no rows") -
     if frame.empty:
         sys.stdout.write(f"{title}: {if_empty}\n")
         return
+    frame = with_brackets(frame)
     if len(frame.columns) > _MOST_COLUMNS:
         rest = range(_MOST_COLUMNS, len(frame.columns))
         print_frame(title, frame.iloc[:, :_MOST_COLUMNS])

@@ -1,19 +1,16 @@
 """The design of a study: which interventions are tried at which strengths, with which seeds.
 
-A design is a grid, or continues to matched effect: an alpha and a coefficient have different units,
-so interventions are compared where they have the same effect on the trait.
+A design is a grid, or continues to where interventions are equal in a number
+(:mod:`personality_vector.study.matched`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from personality_vector.errors import RecipeError, some
 from personality_vector.interventions.spec import require_step
-from personality_vector.subject import Intervention, Measure
-from personality_vector.traits import Pole
+from personality_vector.subject import Intervention
 
 if TYPE_CHECKING:
     from personality_vector.study.study import Study
@@ -21,12 +18,6 @@ if TYPE_CHECKING:
 
 BASE = "base"
 """Label of the unedited model in the results."""
-
-# Tolerance of a matched strength, as a share of its bracket in the sweep.
-_TOLERANCE = 0.01
-
-# A strength whose shift misses the target by a larger share lies at a jump of the curve.
-_MAX_MISS = 0.25
 
 
 class Point(NamedTuple):
@@ -129,152 +120,3 @@ def require_distinct(what: str, names: Sequence[str], remedy: str) -> None:
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise RecipeError(f"two {what} are called {some(repeated)}; {remedy}")
-
-
-@dataclass(frozen=True, slots=True)
-class DosePoint:
-    """One point of a dose-response curve: a strength and the shift of the trait that it causes."""
-
-    strength: float
-    shift: float
-
-
-def reach(curve: Sequence[DosePoint]) -> float:
-    """Return the largest shift in the wanted direction before the curve first turns back."""
-    return rising(curve)[-1].shift
-
-
-def rising(curve: Sequence[DosePoint]) -> list[DosePoint]:
-    """Return the part of the curve that goes out from no effect until it first turns back.
-
-    Of the two directions of strength, the one that reaches further is taken.
-    """
-    sides = [
-        sorted((p for p in curve if p.strength * sign > 0), key=lambda p: abs(p.strength))
-        for sign in (1, -1)
-    ]
-    return max((_until_turn(side) for side in sides), key=lambda side: side[-1].shift)
-
-
-def _until_turn(side: Sequence[DosePoint]) -> list[DosePoint]:
-    kept = [DosePoint(0.0, 0.0)]
-    for point in side:
-        if point.shift <= kept[-1].shift:
-            break
-        kept.append(point)
-    return kept
-
-
-def matched_strength(
-    curve: Sequence[DosePoint], target: float, shift: Callable[[float], float]
-) -> float | None:
-    """Return the strength at which ``shift(strength) = target``, or ``None`` if there is none.
-
-    The curve gives the bracket and its two ends; Brent's method finds the strength on the live
-    model. The result is ``None`` if the target is out of reach or the curve jumps over it.
-
-    Args:
-        curve: Measured points of the intervention.
-        target: Shift of the probe, nats per token, positive in the wanted direction.
-        shift: Measures the shift at a strength; monotone within the bracket.
-    """
-    from scipy.optimize import brentq
-
-    for before, after in pairwise(rising(curve)):
-        if before.shift <= target <= after.shift:
-            known = {point.strength: point.shift for point in (before, after)}
-
-            def excess(strength: float, known: dict[float, float] = known) -> float:
-                if strength not in known:
-                    known[strength] = shift(strength)
-                return known[strength] - target
-
-            found = brentq(
-                excess,
-                before.strength,
-                after.strength,
-                xtol=_TOLERANCE * abs(after.strength - before.strength),
-            )
-            return float(found) if abs(excess(found)) <= _MAX_MISS * abs(target) else None
-    return None
-
-
-def nearest_strength(curve: Sequence[DosePoint], target: float) -> float | None:
-    """Return the measured strength whose shift is nearest to ``target``, below twice it.
-
-    For interventions with steps, such as prompts, which have no strength in between.
-    """
-    near = [point for point in rising(curve) if 0.0 < point.shift < 2.0 * target]
-    return min(near, key=lambda point: abs(point.shift - target)).strength if near else None
-
-
-@dataclass(frozen=True, slots=True)
-class Matched:
-    """A grid, and then every arm at the strengths where it moves ``pole`` equally far.
-
-    The targets are ``points`` equal steps up to what the weakest of the arms reaches. An arm
-    with steps, such as a prompt, is taken at the nearest step. Over several seeds the shift is
-    the mean, so that all seeds are measured at one strength.
-
-    Attributes:
-        pole: The pole to move towards.
-        points: Number of targets.
-        measure: The measure whose shift is the effect; measured in every cell of the grid.
-        probe: The same measure of this trait alone, for strengths in between.
-    """
-
-    pole: Pole
-    points: int
-    measure: Measure
-    probe: Measure
-
-    def batches(self, worker: "Worker") -> Iterator[Sequence[Point]]:
-        """Yield the grid, then the matched points, which are noted in the store."""
-        yield from Grid().batches(worker)
-        curves = {
-            arm.label: [
-                DosePoint(strength, self._shift(worker, arm.label, self.measure, strength))
-                for strength in arm.strengths
-            ]
-            for arm in worker.study.arms
-        }
-        matches = [
-            (label, target, self._strength(worker, label, curve, target))
-            for target in targets_of(list(curves.values()), self.points)
-            for label, curve in curves.items()
-        ]
-        worker.store.note(pole=str(self.pole), effect=self.measure.name, matches=matches)
-        yield [
-            Point(label, strength, seed)
-            for label, _, strength in matches
-            if strength is not None
-            for seed in worker.study.seeds
-        ]
-
-    def _strength(
-        self, worker: "Worker", label: str, curve: Sequence[DosePoint], target: float
-    ) -> float | None:
-        if worker.study.arm(label).steps is not None:
-            return nearest_strength(curve, target)
-        return matched_strength(curve, target, partial(self._shift, worker, label, self.probe))
-
-    def _shift(self, worker: "Worker", label: str, measure: Measure, strength: float) -> float:
-        """Return the mean shift over seeds, measuring what is missing."""
-        points = [Point(label, strength, seed) for seed in worker.study.seeds]
-        worker.measure(points, [measure])
-        shifts = [
-            worker.value(point, measure, self.pole.trait)
-            - worker.value(Point(BASE, 0.0, point.seed), self.measure, self.pole.trait)
-            for point in points
-        ]
-        return self.pole.sign * sum(shifts) / len(shifts)
-
-
-def targets_of(curves: Sequence[Sequence[DosePoint]], points: int) -> list[float]:
-    """Return ``points`` equal steps up to the smallest reach among interventions that have any.
-
-    >>> targets_of([[DosePoint(1.0, 0.4)], [DosePoint(3.0, 0.2), DosePoint(6.0, 0.8)]], 2)
-    [0.2, 0.4]
-    """
-    reaches = [found for found in map(reach, curves) if found > 0]
-    return [min(reaches) * step / points for step in range(1, points + 1)] if reaches else []

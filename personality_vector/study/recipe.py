@@ -24,8 +24,15 @@ from personality_vector.recipes.schema import (
     distinct,
     schema_of,
 )
-from personality_vector.study.design import Arm, Design, Grid, Matched
-from personality_vector.subject import Checkpoint, GenerationSpec, Template, TemplatedRecipe
+from personality_vector.study.design import Arm, Design, Grid
+from personality_vector.study.matched import Axes, Matched
+from personality_vector.subject import (
+    Checkpoint,
+    GenerationSpec,
+    Measure,
+    Template,
+    TemplatedRecipe,
+)
 from personality_vector.traits import BIG_FIVE_POLES, Pole
 
 if TYPE_CHECKING:
@@ -158,13 +165,15 @@ class SweepRecipe(StudyRecipe):
 
 
 class CompareRecipe(SweepRecipe):
-    """A sweep, then the strengths at which the interventions move ``pole`` equally far.
+    """A sweep, then the strengths at which the interventions have the same effect or cost.
 
-    The effect is the shift of the first likelihood measure, towards the pole.
+    The effect is the shift of the first likelihood measure towards ``pole``; ``match`` lists other
+    numbers in which the interventions are made equal. ``points`` are the targets of each.
     """
 
     pole: PoleField
     points: Whole = Field(default=4, ge=1)
+    match: Axes = ()
 
     @model_validator(mode="after")
     def _measured(self) -> "CompareRecipe":
@@ -235,25 +244,26 @@ def open_study(recipe: EvalRecipe | SweepRecipe) -> "Study":
     )
     if recipe.template != Template():
         load_tokenizer(base.path, recipe.template)  # refused before anything is measured
+    measures = tuple(spec.open() for spec in recipe.measures)
     return Study(
         base,
         _arms(recipe, base) if isinstance(recipe, SweepRecipe) else (),
-        tuple(spec.open() for spec in recipe.measures),
+        measures,
         recipe.seeds,
         recipe.dtype,
         recipe.device,
-        _design(recipe),
+        _design(recipe, measures),
         recipe.model_dump(mode="json"),
         recipe.template,
         recipe.batch_strengths,
     )
 
 
-def _design(recipe: StudyRecipe) -> Design:
+def _design(recipe: StudyRecipe, measures: Sequence[Measure]) -> Design:
     if not isinstance(recipe, CompareRecipe):
         return Grid()
-    spec = _likelihoods(recipe)[0]
-    return Matched(recipe.pole, recipe.points, spec.open(), spec.of_trait(recipe.pole.trait).open())
+    probe = _likelihoods(recipe)[0].of_trait(recipe.pole.trait).open()
+    return Matched(recipe.pole, recipe.match, recipe.points, measures, probe)
 
 
 def _arms(recipe: SweepRecipe, base: Checkpoint) -> tuple[Arm, ...]:

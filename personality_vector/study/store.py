@@ -269,19 +269,20 @@ class Store(Database):
             [(*key, _real(value)) for *key, value in found.observations],
         )
 
-    def value(self, cell: Cell, measure: str, trait: str) -> float:
-        """Return one number of a finished cell.
+    def value(self, cell: Cell, measure: str, trait: str, judge: str = "") -> float | None:
+        """Return one number of a finished cell, or the mean score of a judge, if there is any.
 
-        Raises:
-            CheckpointError: The cell does not hold it.
+        ``judge`` is the digest that its scores are kept under.
         """
-        found = self.rows(
-            "SELECT value FROM readings WHERE cell = ? AND measure = ? AND trait = ?",
-            (self._id_of(cell), measure, trait),
+        number = self._id_of(cell)
+        read = "SELECT value FROM readings WHERE cell = ? AND measure = ? AND trait = ?"
+        rate = (
+            "SELECT AVG(value) FROM answers JOIN scores ON answer = id WHERE cell = ? AND judge = ?"
         )
-        if not found or found[0][0] is None:
-            raise CheckpointError(f"{self.path}: a cell lacks {measure} of {trait or 'no trait'}")
-        return float(found[0][0])
+        found = (
+            self.rows(rate, (number, judge)) if judge else self.rows(read, (number, measure, trait))
+        )
+        return None if not found or found[0][0] is None else float(found[0][0])
 
     def unscored(
         self, cell: Cell, rubric: Rubric | None, judge: str, place: Place | None = None

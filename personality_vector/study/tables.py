@@ -1,104 +1,31 @@
 """Tables of a run: which numbers it has, how they follow the strength, what equal effect costs."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from itertools import combinations
 
-import numpy as np
 import pandas as pd
 
 from personality_vector.numeric.statistics import correlation
-from personality_vector.study.design import BASE, DosePoint, reach
+from personality_vector.study.comparison import (
+    Column,
+    Comparison,
+    at_matched,
+    cross_talk,
+    differences,
+    fixed_and_broken,
+)
+from personality_vector.study.curves import reach, sign_of
+from personality_vector.study.design import BASE
+from personality_vector.study.fronts import fronts
 from personality_vector.study.monitoring import cosines_by_layer, monitoring
+from personality_vector.study.numbers import costs, numbers_of, on_grid, short_names
 from personality_vector.study.run import Run
 from personality_vector.study.scores import agreement, shifts_of_scores
-from personality_vector.traits import Pole
 
-_UNKNOWN: dict[str, Any] = {"unit": "", "scale": None, "better": "none"}
-_VAGUE = {"mean", "p95", "max", "base_replies"}
-"""Words that do not say what was measured."""
 _KEYS = ["intervention", "trait", "measure", "judge"]
-MATCHED, DOSES = "at matched effect", "dose and response"
+MATCHED, DIFFERENCES, DOSES = "at matched", "differences at matched", "dose and response"
+CROSS_TALK, FIXED, FRONTS = "cross-talk", "fixed and broken", "fronts"
 MOVED, AGREEMENT = "answers against the base's", "agreement of judges"
-
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """One number of a run, and how it is drawn.
-
-    Attributes:
-        measure: Its name in the readings.
-        judge: Who gave it, or "".
-        unit: Such as ``nats per token``.
-        scale: The ends of its scale, where there is one.
-        better: Which direction is wanted.
-    """
-
-    measure: str
-    judge: str
-    unit: str
-    scale: tuple[float, float] | None
-    better: str
-
-    @property
-    def name(self) -> str:
-        """Its measure, and its judge if it has one: ``interview by classifier``."""
-        return f"{self.measure} by {self.judge}" if self.judge else self.measure
-
-    @property
-    def label(self) -> str:
-        """Its name and unit, for an axis."""
-        scale = f"{self.scale[0]:g} to {self.scale[1]:g}" if self.scale else self.unit
-        return f"{self.name}\n({scale})"
-
-
-def numbers_of(run: Run, *, of_traits: bool) -> list[Number]:
-    """Return the numbers that a run has of traits, or of none, in the order of its measures.
-
-    Each is drawn as its measure or judge is, but for a unit of its own.
-    """
-    frame, measures, judges, units = run.readings(), run["measures"], run["judges"], run.units()
-    frame = frame[(frame["trait"] != "") == of_traits]
-    numbers = []
-    for measure, judge in _distinct(frame):
-        owners = [name for name in measures if f"{measure}.".startswith(f"{name}.")]
-        drawn = measures[max(owners, key=len)] if owners else _UNKNOWN
-        scale = None if measure in units else drawn["scale"]
-        scale = judges[judge]["scale"] if judge in judges else scale
-        unit, better = units.get(measure, drawn["unit"]), drawn["better"]
-        numbers.append(Number(measure, judge, unit, tuple(scale) if scale else None, better))
-    return numbers
-
-
-def _distinct(readings: pd.DataFrame) -> list[tuple[str, str]]:
-    """Return the measures and judges of readings, each pair once."""
-    return list(readings[["measure", "judge"]].drop_duplicates().itertuples(index=False, name=None))
-
-
-def short_names(numbers: Sequence[str]) -> dict[str, str]:
-    """Return what stands for each number in a heading: its last word, where that says enough.
-
-    The whole name stands where two numbers share the word, or the word is only a statistic.
-
-    >>> short_names(["guards.words", "divergence.mean"])
-    {'guards.words': 'words', 'divergence.mean': 'divergence mean'}
-    """
-    last = [number.rpartition(".")[2] for number in numbers]
-    return {
-        number: word if last.count(word) == 1 and word not in _VAGUE else number.replace(".", " ")
-        for number, word in zip(numbers, last, strict=True)
-    }
-
-
-def on_grid(run: Run, readings: pd.DataFrame) -> pd.DataFrame:
-    """Return the readings of the base and of the strengths that the recipe lists."""
-    arms = {BASE: [0.0], **run["arms"]}
-    is_listed = [
-        strength in arms.get(label, ())
-        for label, strength in zip(readings["intervention"], readings["strength"], strict=True)
-    ]
-    return readings[np.array(is_listed, dtype=bool)]  # a list without elements picks columns
 
 
 def dose_response(run: Run) -> pd.DataFrame:
@@ -160,79 +87,10 @@ def unscored(run: Run) -> pd.DataFrame:
     return counts.sum().query("unscored > 0").reset_index().rename(columns={"n": "scored"})
 
 
-def shifts(run: Run, pole: Pole) -> dict[str, list[DosePoint]]:
-    """Return, per intervention, how far each strength of the grid moves the effect to ``pole``.
-
-    Means over seeds, each against the base with the same seed.
-    """
-    moved = _towards(pole, _moved(run, run["effect"]))
-    return {
-        label: [DosePoint(s, float(moved[label, s])) for s in strengths if (label, s) in moved]
-        for label, strengths in run["arms"].items()
-    }
-
-
-def _moved(run: Run, measure: str, judge: str = "") -> pd.DataFrame:
-    """Return the readings of a number; ``shift`` is its distance from the base with that seed."""
-    frame = run.readings()
-    own = frame[(frame["measure"] == measure) & (frame["judge"] == judge)]
-    base = own[own["intervention"] == BASE].set_index(["trait", "seed"])["value"]
-    keys = pd.MultiIndex.from_frame(own[["trait", "seed"]])
-    return own.assign(shift=own["value"] - base.reindex(keys).to_numpy())
-
-
-def _towards(pole: Pole, moved: pd.DataFrame) -> "pd.Series[float]":
-    """Return the mean shift towards ``pole``, by intervention and strength."""
-    own = moved[moved["trait"] == pole.trait]
-    return (pole.sign * own["shift"]).groupby([own["intervention"], own["strength"]]).mean()
-
-
-def off_targets(run: Run, pole: Pole) -> "pd.Series[float]":
-    """Return the mean absolute shift of the other traits, by intervention and strength."""
-    moved = _moved(run, run["effect"])
-    others = moved[moved["trait"] != pole.trait]
-    return others["shift"].abs().groupby([others["intervention"], others["strength"]]).mean()
-
-
-def costs(readings: pd.DataFrame) -> pd.DataFrame:
-    """Return the numbers of no trait by intervention and strength, means over seeds.
-
-    Columns are in the order in which they were measured.
-    """
-    own = readings.query("trait == ''")
-    wide = own.pivot_table(index=["intervention", "strength"], columns="measure", values="value")
-    return wide[[name for name in own["measure"].unique() if name in wide.columns]]
-
-
-def matched_effect(run: Run) -> pd.DataFrame:
-    """Return one row per target and intervention: the effect, and what it costs.
-
-    Columns: ``target, intervention, strength, shift`` (of the effect, towards the pole), ``reach``
-    (the largest shift of its grid before that turns back), a column for each judge (shift of its
-    mean towards the pole, on its scale), ``off_target`` (mean absolute shift of the other traits),
-    and every number of no trait. Where no strength moves an intervention by the target, all but
-    its reach is NaN.
-    """
-    pole, readings, cost = Pole.parse(run["pole"]), run.readings(), costs(run.readings())
-    own = readings[(readings["judge"] != "") & (readings["trait"] == pole.trait)]
-    curves = shifts(run, pole)
-    matches = pd.DataFrame(run["matches"], columns=["intervention", "target", "strength"])
-    matches = matches[["target", "intervention", "strength"]].astype({"strength": "float64"})
-    found = {
-        "shift": _towards(pole, _moved(run, run["effect"])),
-        **{f"{who} shift": _towards(pole, _moved(run, name, who)) for name, who in _distinct(own)},
-        "off_target": off_targets(run, pole),
-        **cost.rename(columns=short_names(list(cost.columns))),
-    }
-    table = matches.join(pd.DataFrame(found), on=["intervention", "strength"])
-    table.insert(4, "reach", [reach(curves[label]) for label in table["intervention"]])
-    return table.sort_values(["target", "intervention"], ignore_index=True)
-
-
 def tables_of(run: Run) -> dict[str, pd.DataFrame]:
     """Return the tables that show a run, by name, in the order in which they are read.
 
-    A table without rows is left out, except that at matched effect, whose absence says something.
+    A table without rows is left out, except those at matched numbers, whose absence says something.
     """
     answers = run.answers()
     found = {"measures": run.readings().drop(columns=["intervention", "strength"])}
@@ -244,40 +102,98 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
     found["side effects"] = side_effects(run)
     found["monitoring"], found["cosine by layer"] = monitoring(run), cosines_by_layer(run)
     if run["pole"] is not None:
-        found[MATCHED] = matched_effect(run)
+        found |= matched_tables(Comparison(run))
     scales = {name: judge["scale"] for name, judge in run["judges"].items()}
     found[AGREEMENT], found["unscored"] = agreement(answers, scales), unscored(run)
-    return {name: table for name, table in found.items() if name == MATCHED or not table.empty}
+    is_kept = {name: name.startswith(MATCHED) for name in found}
+    return {name: table for name, table in found.items() if is_kept[name] or not table.empty}
+
+
+def matched_tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """Return the tables of a comparison, by name; those of each axis first."""
+    found = {}
+    for axis in comparison.axes:
+        found[f"{MATCHED} {axis}"] = at_matched(comparison, axis)
+        found[f"{DIFFERENCES} {axis}"] = differences(comparison, axis)
+    found[CROSS_TALK] = cross_talk(comparison)
+    found[FIXED], found[FRONTS] = fixed_and_broken(comparison), fronts(comparison)
+    return found
 
 
 def remarks(run: Run) -> list[str]:
     """Return what the tables do not show.
 
-    Which strengths were not rounded; at matched effect also who set the targets, and which
-    interventions are near none of them.
+    Which strengths were not rounded; at matched numbers also who set the targets, which
+    interventions are near none of them, whether two effects disagree about what is cheap, and what
+    intervals are over.
     """
     unrounded = [
         f"strengths of {label} were not rounded to {run['base']['dtype']}"
         for label in run["unrounded"] or ()
     ]
-    return unrounded + (_at_matched_effect(run) if run["pole"] is not None else [])
+    return unrounded + (_at_matched(Comparison(run)) if run["pole"] is not None else [])
 
 
-def _at_matched_effect(run: Run) -> list[str]:
-    curves = shifts(run, Pole.parse(run["pole"]))
-    moving = {label: reach(curve) for label, curve in curves.items() if reach(curve) > 0}
-    if not moving:
+def _at_matched(comparison: Comparison) -> list[str]:
+    said = [line for axis in comparison.axes for line in _of_targets(comparison, axis)]
+    if not said:
         return []
-    weakest, unit = min(moving, key=moving.__getitem__), run["measures"][run["effect"]]["unit"]
-    said = [
-        f"targets are equal steps up to {moving[weakest]:.3g} {unit}, "
-        f"the furthest that {weakest} reaches"
-    ]
-    absent: dict[float, list[str]] = {}
-    for label, target, strength in run["matches"]:
-        if strength is None:
-            absent.setdefault(target, []).append(label)
-    return said + [
-        f"at {target:.3g} no strength of {', '.join(labels)} is near"
-        for target, labels in absent.items()
-    ]
+    return [*said, *_disagreements(comparison), _of_intervals(comparison)]
+
+
+def _of_targets(comparison: Comparison, axis: str) -> list[str]:
+    reaches = {label: reach(curve) for label, curve in comparison.curves(axis).items()}
+    moving = {label: far for label, far in reaches.items() if far > 0}
+    said = []
+    if comparison.axes[axis] is None and moving:
+        weakest, unit = min(moving, key=moving.__getitem__), comparison.numbers(axis)[0].unit
+        said = [
+            f"{axis}: targets are equal steps up to {moving[weakest]:.3g} {unit}, "
+            f"the furthest that {weakest} reaches"
+        ]
+    matches = comparison.matches[comparison.matches["number"] == axis]
+    for target, rows in matches.groupby("target"):
+        absent = rows[rows["strength"].isna()]["intervention"]
+        text = f"{axis}: at {target:.3g} no strength of {', '.join(absent)} is near"
+        furthest = ", ".join(f"{label} {far:.3g}" for label, far in reaches.items())
+        if len(absent) == len(rows):
+            text += f"; the furthest that they reach: {furthest}"
+        said += [text] * bool(len(absent))
+    return said
+
+
+def _disagreements(comparison: Comparison) -> list[str]:
+    """Return for which costs the order of interventions depends on the effect that is matched."""
+    axes = [axis for axis in comparison.axes if axis in comparison.effects]
+    said = []
+    for name, number in comparison.firsts.items():
+        cells = comparison.cells(number, "", sign_of(number.better, None))
+        column = Column(name, cells, is_shift=False)
+        costs = {axis: _costs_of(column, comparison.common(axis)) for axis in axes}
+        for one, other in combinations(costs, 2):
+            both = costs[one].keys() & costs[other].keys()
+            orders = [[a for a in costs[axis] if a in both] for axis in (one, other)]
+            if orders[0] != orders[1]:
+                said.append(
+                    f"{name}: the cheapest first, it is {', '.join(orders[0])} at matched {one}, "
+                    f"but {', '.join(orders[1])} at matched {other}"
+                )
+    return said
+
+
+def _of_intervals(comparison: Comparison) -> str:
+    names = [*comparison.effects, *comparison.costs]
+    itemised = [name for name in names if comparison.has_items(name)]
+    return (
+        f"intervals are 95 %: over items and seeds for {', '.join(itemised) or 'none'}, and for "
+        "other numbers over seeds, where these differ"
+    )
+
+
+def _costs_of(column: Column, matches: pd.DataFrame) -> dict[str, float]:
+    """Return intervention to cost, the cheapest first."""
+    found = {
+        row.intervention: column.value((row.intervention, row.strength))
+        for row in matches.itertuples()
+    }
+    return dict(sorted(found.items(), key=lambda pair: pair[1]))

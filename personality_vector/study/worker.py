@@ -89,8 +89,7 @@ class Worker:
                 self.plan(points)
                 self.measure(points)
                 seen += points
-            self.background.wait()
-            self._judge(seen, self.study.measures, on_servers=True)
+            self.rate(seen, self.study.measures)
         self.plan(())  # refused if another recipe was started meanwhile
         if self.store["shard"] is not None:
             return  # people may have rated the answers of other shards
@@ -131,9 +130,10 @@ class Worker:
                 time.sleep(_POLL_SECONDS)
         self._judge(points, measures, on_servers=False)
 
-    def value(self, point: Point, measure: Measure, trait: str) -> float:
-        """Return a number that has been measured at a point."""
-        return self.store.value(self.study.cell(point, measure), measure.name, trait)
+    def rate(self, points: Sequence[Point], measures: Sequence[Measure]) -> None:
+        """Return when servers, too, have rated the answers of ``points``."""
+        self.background.wait()
+        self._judge(points, measures, on_servers=True)
 
     def _missing(self, points: Iterable[Point], measures: Sequence[Measure]) -> list[Point]:
         return [

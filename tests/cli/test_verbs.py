@@ -17,7 +17,7 @@ WRITTEN = {
     ("steer", "extract"): ("steering_vector", {"out", "pole", "counts", "norms"}),
     ("eval",): ("eval", {"out", "report", "measures"}),
     ("sweep",): ("sweep", {"out", "report", "dose and response"}),
-    ("compare",): ("compare", {"out", "report", "dose and response", "at matched effect"}),
+    ("compare",): ("compare", {"out", "report", "dose and response", "at matched likelihood"}),
 }
 
 

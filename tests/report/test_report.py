@@ -2,22 +2,24 @@
 
 import base64
 import hashlib
+import math
 from html.parser import HTMLParser
 from itertools import product
 from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import personality_vector as pv
-from personality_vector.errors import CheckpointError
+from personality_vector.errors import CheckpointError, RecipeError
 from personality_vector.report.figures import _drawn, dose_response_figure, pareto_figure
 from personality_vector.report.page import answers_of, sample_answers, write_report
-from personality_vector.report.tables import print_frame, text_of
+from personality_vector.report.tables import print_frame, table_of, text_of, with_brackets
+from personality_vector.study.comparison import Comparison, at_matched
+from personality_vector.study.numbers import numbers_of
 from personality_vector.study.run import Run
 from personality_vector.study.store import FILE, Store
-from personality_vector.study.tables import matched_effect, numbers_of
-from personality_vector.traits import Pole
 from tests.report.stores import STRENGTHS, Made
 
 EVIL = "<script>alert(1)</script>"
@@ -173,7 +175,7 @@ def test_the_tables_and_figures_lie_beside_the_page(folder):
     table = pd.read_csv(folder / "dose_response.csv").set_index(keys)
     assert table.loc[("weights", "extraversion", "likelihood")]["slope"] == pytest.approx(1.0)
     assert table.loc[("weights", "openness", "likelihood")]["slope"] == pytest.approx(0.1)
-    matched = pd.read_csv(folder / "matched_effect.csv")
+    matched = pd.read_csv(folder / "at_matched_likelihood.csv")
     assert matched["shift"].tolist() == pytest.approx([0.7, 0.7])
     assert matched["classifier shift"].tolist() == pytest.approx([0.7 / 3, 0.7 / 3])
     assert matched["divergence mean"].tolist() == pytest.approx([0.007, 0.007])
@@ -256,7 +258,7 @@ def test_control_characters_are_shown_and_do_not_break_the_page(tmp_path):
             "At a shift of 0.7 nats per token, the cheapest is weights: the mean |shift| of the "
             "other traits is lowest with weights (0.07), then activations (0.14); "
             "divergence.mean is lowest with weights (0.007), then activations (0.014). "
-            "These are from one seed, without intervals.",
+            "These are from one seed; the tables have intervals.",
         ),
         (
             {"pole": POLE},
@@ -268,7 +270,7 @@ def test_control_characters_are_shown_and_do_not_break_the_page(tmp_path):
             {"pole": POLE, "labels": ("a", "b", "c"), "beyond": ("b",), "seeds": (0, 1)},
             "What does the same shift towards extraversion:high cost?",
             "b has no strength there; the furthest that it reaches is 3. These are means over 2 "
-            "seeds, without intervals.",
+            "seeds; the tables have intervals.",
         ),
         (
             {"pole": POLE, "beyond": ("weights",)},
@@ -309,7 +311,7 @@ def test_the_page_begins_with_the_question_and_its_answer(
 
 def test_an_intervention_that_does_not_reach_a_target_takes_nothing_from_the_others(tmp_path):
     run = Made(tmp_path, ("a", "b"), pole=POLE, matched=0.7, beyond=("b",)).write()
-    table = matched_effect(run).set_index("intervention")
+    table = at_matched(Comparison(run), "likelihood").set_index("intervention")
     assert table.loc["a", ["strength", "shift"]].tolist() == pytest.approx([0.7, 0.7])
     assert table["reach"].tolist() == pytest.approx([3.0, 3.0])
     assert table.loc["b"].drop(["target", "reach"]).isna().all()
@@ -348,7 +350,7 @@ def test_more_lines_than_can_be_told_apart_become_panels(tmp_path, monkeypatch, 
     monkeypatch.setattr("personality_vector.report.figures.place_notes", lambda _: None)  # slow
     labels = [f"v{n}" for n in range(8)]
     run = Made(tmp_path, labels, ("extraversion",), pole=POLE, matched=0.7, unscored=0).write()
-    drawn = figure(run) if figure is dose_response_figure else figure(run, Pole.parse(POLE))
+    drawn = figure(run) if figure is dose_response_figure else figure(Comparison(run), "likelihood")
     titles = [axes.get_title() for axes in drawn.axes]
     assert titles == labels * (len(titles) // len(labels))
     first, second = drawn.axes[:2]
@@ -361,7 +363,7 @@ def test_more_lines_than_can_be_told_apart_become_panels(tmp_path, monkeypatch, 
 def test_no_note_of_a_figure_lies_over_another_or_over_a_curve(tmp_path):
     labels = [f"v{n}" for n in range(6)]  # with the same curve, so that most notes have no room
     run = Made(tmp_path, labels, pole=POLE, matched=0.7).write()
-    for axes in pareto_figure(run, Pole.parse(POLE)).axes:
+    for axes in pareto_figure(Comparison(run), "likelihood").axes:
         boxes = [note.get_window_extent() for note in axes.texts if note.get_visible()]
         assert 0 < len(boxes) < len(axes.texts)
         assert sum(box.count_overlaps(boxes) for box in boxes) == len(boxes)  # each with itself
@@ -423,3 +425,35 @@ def test_a_wide_table_is_printed_in_parts_that_begin_alike(capsys):
 )
 def test_a_cell_has_three_digits_or_a_dash(value, expected):
     assert text_of(value) == expected
+
+
+def test_an_interval_stands_in_brackets_behind_its_number():
+    frame = pd.DataFrame(
+        {
+            "intervention": ["a", "b"],
+            "shift": [0.5, math.nan],
+            "shift low": [0.25, math.nan],
+            "shift high": [0.75, math.nan],
+            "low": [1.0, 2.0],
+        }
+    )
+    rows, headings = table_of(with_brackets(frame))
+    assert rows == [["a", "0.5 [0.25, 0.75]", "1"], ["b", "-", "2"]]
+    assert headings == [("intervention", False), ("shift", True), ("low", True)]
+
+
+def test_comparisons_on_several_poles_show_their_cross_talk_together(tmp_path):
+    """A comparison for each of two traits makes a matrix of two by two."""
+    first, second = tmp_path / "one", tmp_path / "two"
+    for folder, pole in ((first, POLE), (second, "openness:high")):
+        folder.mkdir()
+        Made(folder, ("weights",), ("extraversion", "openness"), pole=pole, matched=0.7).write()
+    write_report(first, second)
+    table = pd.read_csv(first / "cross_talk.csv").query("number == 'likelihood'")
+    matrix = table.set_index("pole")[["extraversion", "openness"]].to_numpy()
+    assert matrix == pytest.approx(np.array([[0.7, 0.07], [0.7, 0.07]]))
+    third = Made(tmp_path / "sweep", ("weights",))
+    third.folder.mkdir()
+    third.write()
+    with pytest.raises(RecipeError, match="sweep: is not a comparison, so it has no cross-talk"):
+        write_report(first, third.folder)

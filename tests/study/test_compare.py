@@ -3,10 +3,11 @@
 import pytest
 
 from personality_vector.errors import RecipeError
-from personality_vector.study.design import DosePoint, reach, targets_of
+from personality_vector.study.comparison import Comparison, at_matched, cross_talk, differences
+from personality_vector.study.curves import DosePoint, reach, targets_of
 from personality_vector.study.recipe import CompareRecipe, open_study
 from personality_vector.study.run import Run
-from personality_vector.study.tables import matched_effect, remarks, shifts
+from personality_vector.study.tables import remarks, tables_of
 from personality_vector.study.worker import Worker
 from personality_vector.traits import Pole
 
@@ -15,6 +16,14 @@ INTERVENTIONS = [
     {"label": "activations", "vector": "vector", "layers": [1]},
     {"label": "prompt", "prompt": "extraversion:high", "strengths": [-2.0, 1.0, 3.0]},
 ]
+
+
+def matched_effect(run):
+    return at_matched(Comparison(run), "likelihood")
+
+
+def shifts(run):
+    return Comparison(run).curves("likelihood")
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +93,14 @@ def test_the_search_is_kept_and_shows_in_no_table(run, comparison, monkeypatch):
     assert matched_effect(again).equals(before)
     shown = set(run.readings()["strength"])
     listed = {0.0, -0.4, -0.2, 0.2, 0.4, -2.0, 1.0, 3.0}
-    assert shown == listed | {strength for _, _, strength in run["matches"] if strength}
+    assert shown == listed | {strength for *_, strength in run["matches"] if strength}
 
 
 def test_remarks_say_who_set_the_targets_and_who_has_no_row(run):
-    reaches = {label: reach(curve) for label, curve in shifts(run, POLE).items()}
+    reaches = {label: reach(curve) for label, curve in shifts(run).items()}
     weakest = min((label for label in reaches if reaches[label] > 0), key=reaches.get)
-    first, *absences = remarks(run)
+    first, *absences, intervals = remarks(run)
+    assert intervals.startswith("intervals are 95 %: over items and seeds for likelihood, and")
     assert first.endswith(f"the furthest that {weakest} reaches")
     table = matched_effect(run)
     assert table.groupby("intervention")["reach"].first().to_dict() == pytest.approx(reaches)
@@ -108,11 +118,11 @@ def test_remarks_name_targets_that_nobody_meets(run, monkeypatch):
 
     def unmet(self, key):
         found = real(self, key)
-        return [(label, target, None) for label, target, _ in found] if key == "matches" else found
+        return [(*rest, None) for *rest, _ in found] if key == "matches" else found
 
     monkeypatch.setattr(Run, "__getitem__", unmet)
-    _, *absences = remarks(run)
-    labels = ", ".join(shifts(run, POLE))
+    _, *absences, _ = remarks(run)
+    labels = ", ".join(shifts(run))
     assert len(absences) == run["recipe"]["points"]
     assert all(f"no strength of {labels} is near" in said for said in absences)
 
@@ -123,7 +133,7 @@ def one_step(run, comparison):
 
     It points to where that step leads, which is chance in a random model.
     """
-    step = max(shifts(run, POLE)["prompt"], key=lambda point: abs(point.shift))
+    step = max(shifts(run)["prompt"], key=lambda point: abs(point.shift))
 
     def make(points, **changes):
         given = {
@@ -156,7 +166,7 @@ def test_a_comparison_may_measure_the_trait_alone(one_step, tmp_path, measures):
 def test_seeds_are_matched_at_one_strength_and_shown_as_their_mean(comparison, tmp_path):
     arms = [INTERVENTIONS[0]]
     both = open_study(comparison(interventions=arms, points=1, seeds=[0, 1])).run(tmp_path / "run")
-    ((_, _, strength),) = both["matches"]
+    ((*_, strength),) = both["matches"]
     rows = both.readings().query(f"strength == {strength} and measure == 'guards.words'")
     assert rows["seed"].tolist() == [0, 1]
     assert matched_effect(both)["words"].item() == pytest.approx(rows["value"].mean())
@@ -170,14 +180,6 @@ def test_a_folder_may_hold_a_comparison_and_then_a_sweep(comparison, recipe, tmp
     swept = open_study(recipe(interventions=arms, strengths=[0.2])).run(folder)
     assert swept["pole"] is swept["matches"] is None
     assert set(swept.readings()["strength"]) == {0.0, 0.2}
-
-
-def test_shifts_count_towards_the_pole(run):
-    up, down = shifts(run, POLE), shifts(run, POLE.opposite)
-    assert set(up) == {"weights", "activations", "prompt"}
-    for label, curve in up.items():
-        assert [point.shift for point in curve] == [-point.shift for point in down[label]]
-        assert all(isinstance(point, DosePoint) for point in curve)
 
 
 @pytest.mark.parametrize("points", [1, 2, 5])
@@ -203,3 +205,86 @@ def test_an_intervention_without_effect_sets_no_target():
 def test_the_pole_must_be_measured(comparison, changes, says):
     with pytest.raises(RecipeError, match=says):
         comparison(**changes)
+
+
+AXIS = "divergence.base_replies"
+
+
+@pytest.fixture(scope="module")
+def two_axes(comparison, tmp_path_factory):
+    """Return a run that is matched in its effect, and in a divergence at two targets."""
+    axes = ["likelihood", {"number": AXIS, "targets": [0.02, 1e6]}]
+    arms = comparison().model_dump(mode="json")["interventions"]
+    given = comparison(match=axes, points=1, interventions=arms)
+    return open_study(given).run(tmp_path_factory.mktemp("runs") / "axes")
+
+
+def test_every_axis_has_a_table_in_which_its_number_is_that_of_the_target(two_axes):
+    found = at_matched(Comparison(two_axes), AXIS).query("intervention != 'prompt'")
+    near = found.dropna(subset="strength")
+    assert len(near) > 0
+    assert set(near["target"]) == {0.02}
+    assert near["shift"].tolist() == pytest.approx(near["target"].tolist(), rel=0.1)
+    names = [name for name in tables_of(two_axes) if name.startswith("at matched")]
+    assert names == ["at matched likelihood", f"at matched {AXIS}"]
+    value = two_axes.readings().set_index(["intervention", "strength", "measure"])["value"]
+    for row in near.itertuples():
+        assert row.shift == pytest.approx(value[row.intervention, row.strength, AXIS])
+
+
+def test_a_target_that_nobody_reaches_is_said_with_how_far_each_reaches(two_axes):
+    (said,) = [line for line in remarks(two_axes) if "at 1e+06" in line]
+    curves = Comparison(two_axes).curves(AXIS)
+    for label, curve in curves.items():
+        assert f"{label} {reach(curve):.3g}" in said
+
+
+def test_a_search_on_any_axis_is_kept(two_axes, monkeypatch):
+    monkeypatch.setattr(Worker, "_found", lambda *_: pytest.fail("measured again"))
+    before = at_matched(Comparison(two_axes), AXIS)
+    axes = two_axes["recipe"]
+    again = open_study(CompareRecipe.model_validate(axes)).run(two_axes.folder)
+    assert at_matched(Comparison(again), AXIS).equals(before)
+
+
+def test_differences_are_those_of_rows_at_the_same_target(two_axes):
+    comparison = Comparison(two_axes)
+    table = at_matched(comparison, "likelihood").set_index("intervention")
+    found = differences(comparison, "likelihood").set_index("intervention")
+    assert set(found["minus"]) == {"weights"}
+    for label, row in found.iterrows():
+        for name in ("shift", "divergence mean", "off_target"):
+            assert row[name] == pytest.approx(table[name][label] - table[name]["weights"])
+        assert row["shift low"] <= row["shift"] <= row["shift high"]
+
+
+def test_cross_talk_has_the_shift_of_every_trait(two_axes):
+    comparison = Comparison(two_axes)
+    rows = cross_talk(comparison).query("matched == 'likelihood' and number == 'likelihood'")
+    table = at_matched(comparison, "likelihood").set_index("intervention")
+    for row in rows.itertuples():
+        assert row.extraversion == pytest.approx(table["shift"][row.intervention])
+        assert abs(row.openness) == pytest.approx(table["off_target"][row.intervention])
+
+
+@pytest.mark.parametrize(
+    ("axis", "says"),
+    [
+        (
+            "interview by nobody",
+            "they give likelihood, divergence, guards, interview by classifier",
+        ),
+        ("divergence.p96", "divergence.mean, divergence.p95, divergence.max"),
+    ],
+)
+def test_an_unknown_number_is_refused_and_the_known_ones_are_named(
+    comparison, tmp_path, axis, says
+):
+    with pytest.raises(RecipeError, match=f"match: {axis} is not a number .*{says}"):
+        open_study(comparison(match=[axis])).run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("targets", [[0.2, 0.1], [0.0, 0.1], []])
+def test_targets_rise_from_above_zero(comparison, targets):
+    with pytest.raises(RecipeError, match="targets"):
+        comparison(match=[{"number": "likelihood", "targets": targets}])

@@ -4,12 +4,15 @@ import math
 
 import pytest
 
-from personality_vector.study.design import (
+from personality_vector.study.curves import (
     DosePoint,
+    beside,
+    interpolated_strength,
     matched_strength,
     nearest_strength,
     reach,
     rising,
+    targets_of,
 )
 
 
@@ -93,11 +96,15 @@ def test_the_side_that_reaches_further_is_taken_in_any_order():
 
 
 @pytest.mark.parametrize(
-    ("target", "expected"), [(0.1, 1.0), (0.25, 1.0), (0.3, 2.0), (0.55, 3.0), (9.0, 3.0)]
+    ("target", "expected"), [(0.1, 1.0), (0.25, 1.0), (0.3, 2.0), (0.55, 3.0), (1.1, 3.0)]
 )
 def test_the_nearest_step_is_taken_below_twice_the_target(target, expected):
     steps = [DosePoint(1.0, 0.19), DosePoint(2.0, 0.4), DosePoint(3.0, 0.6)]
     assert nearest_strength(steps, target) == expected
+
+
+def test_no_step_is_near_a_target_beyond_twice_the_reach():
+    assert nearest_strength([DosePoint(1.0, 0.4)], 0.81) is None
 
 
 def test_no_step_is_near_a_target_below_half_of_the_first():
@@ -113,3 +120,64 @@ def test_what_is_jumped_over_is_none():
     curve = measured(jump, [0.5, 1.0])
     assert matched_strength(curve, 0.2, jump) is None
     assert matched_strength(curve, 0.57, jump) == pytest.approx(0.7, abs=0.01)
+
+
+def quadratic(strength):
+    return 0.7 * strength**2
+
+
+def beyond(strength):
+    return 0.7 * strength**2 + 0.5 * strength**4  # a divergence at large strengths
+
+
+@pytest.mark.parametrize("target", [0.01, 0.3, 2.0])
+def test_steps_of_the_square_root_find_the_strength_of_a_quadratic_cost_at_once(target):
+    asked = []
+
+    def cost(strength):
+        asked.append(strength)
+        return quadratic(strength)
+
+    found = interpolated_strength(measured(quadratic, [2.0, 4.0]), target, cost, power=2)
+    assert quadratic(found) == pytest.approx(target)
+    assert asked == [found]
+
+
+@pytest.mark.parametrize("shift", [saturating, linear, beyond], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("target", [0.05, 0.2, 0.7])
+def test_a_number_that_is_dear_is_near_its_target_after_four_measurements(shift, target):
+    asked = []
+
+    def counted(strength):
+        asked.append(strength)
+        return shift(strength)
+
+    power = 2 if shift is beyond else 1
+    found = interpolated_strength(measured(shift, [0.5, 1.5, 3.0]), target, counted, power)
+    assert shift(found) == pytest.approx(target, rel=0.1)
+    assert len(asked) <= 4
+    assert found in asked
+
+
+def test_a_dear_number_that_jumps_over_its_target_is_none():
+    def jump(strength):
+        return 0.0 if strength < 0.7 else 1.0
+
+    assert interpolated_strength(measured(jump, [1.0]), 0.4, jump) is None
+    assert interpolated_strength(measured(jump, [1.0]), 1.0, jump) == 1.0
+    assert interpolated_strength(measured(jump, [1.0]), 1.5, jump) is None
+
+
+def test_a_number_that_cannot_be_said_matches_nothing():
+    assert interpolated_strength(measured(linear, [1.0]), 0.2, lambda _: None) is None
+
+
+def test_a_cost_is_read_on_the_side_that_moves_the_effect():
+    effect = [DosePoint(-2.0, 0.9), DosePoint(-1.0, 0.3), DosePoint(1.0, -0.4)]
+    cost = [DosePoint(1.0, 7.0), DosePoint(-1.0, 0.0), DosePoint(-2.0, 2.0)]
+    assert beside(effect, cost) == [DosePoint(-2.0, 2.0)]  # nothing is spent before
+
+
+def test_targets_of_a_divergence_are_equal_steps_of_its_square_root():
+    roots = [math.sqrt(target) for target in targets_of([measured(quadratic, [2.0])], 4, power=2)]
+    assert roots == pytest.approx([math.sqrt(2.8) * step / 4 for step in (1, 2, 3, 4)])

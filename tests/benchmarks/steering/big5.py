@@ -33,8 +33,8 @@ from personality_vector.steering import ALL, SteeringVector
 from personality_vector.study.choose.layers import examine
 from personality_vector.study.choose.run import choose
 from personality_vector.study.choose.scan import Choice
+from personality_vector.study.comparison import Comparison, at_matched
 from personality_vector.study.recipe import ChooseRecipe, CompareRecipe, open_study
-from personality_vector.study.tables import matched_effect
 from personality_vector.subject.chat import Chat, answered, question
 from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.subject.spec import Sampling
@@ -257,7 +257,8 @@ def matched(lab: Lab, trait: str, vector: Path, choice: Choice, traits: Sequence
         ],
     }
     parsed = CompareRecipe.parse(recipe, origin="big5", folder=Path.cwd())
-    table = matched_effect(open_study(parsed).run(lab.out / "compare" / trait))
+    run = open_study(parsed).run(lab.out / "compare" / trait)
+    table = at_matched(Comparison(run), "likelihood")
     table.insert(0, "trait", trait)
     return table.round(3)
 

@@ -1,0 +1,123 @@
+"""Tables of a comparison, from values that are made up here."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from personality_vector.numeric.statistics import bootstrapped, mean_difference
+from personality_vector.study.comparison import Column, Comparison, fixed_and_broken
+from personality_vector.study.fronts import area, is_dominated
+from personality_vector.study.numbers import Number
+from personality_vector.traits import Pole
+
+ITEMS, SEEDS = 40, 3
+
+
+def correlated():
+    """Return two interventions that differ by 0.2 on items that differ by far more."""
+    rng = np.random.default_rng(0)
+    items = rng.normal(0, 2, (ITEMS, 1, 1))
+    one, other = (items + rng.normal(0, 0.1, (ITEMS, SEEDS, 1)) for _ in range(2))
+    return one + 0.2, other
+
+
+def test_a_paired_interval_is_tighter_and_holds_the_difference():
+    one, other = correlated()
+    column = Column("number", {("a", 1.0): one, ("b", 1.0): other}, is_shift=False)
+    paired = column.between(("a", 1.0), ("b", 1.0))
+    apart = [column.at((label, 1.0)) for label in "ab"]
+    assert paired.low < 0.2 < paired.high
+    assert paired.high - paired.low < 0.2 * (apart[0].high - apart[0].low)
+    assert paired.value == pytest.approx(apart[0].value - apart[1].value)
+
+
+def test_only_what_both_have_is_paired():
+    one, other = correlated()
+    other[: ITEMS // 2] = math.nan
+    column = Column("number", {("a", 1.0): one, ("b", 1.0): other}, is_shift=False)
+    rest = slice(ITEMS // 2, None)
+    expected = one[rest].mean() - other[rest].mean()
+    assert column.between(("a", 1.0), ("b", 1.0)).value == pytest.approx(expected)
+
+
+def test_samples_of_an_item_are_no_further_items():
+    """Repeating every answer adds nothing to what is known."""
+    values = correlated()[0]
+    again = np.repeat(values, 5, axis=2)
+    assert bootstrapped(again) == pytest.approx(bootstrapped(values))
+
+
+def test_a_number_without_items_has_an_interval_over_seeds():
+    """The quantile of Student's t with two degrees of freedom is 4.303."""
+    found = mean_difference(np.array([[[1.0], [2.0], [3.0]]]))
+    half = 4.303 / math.sqrt(3)
+    assert tuple(found) == pytest.approx((2.0, 2.0 - half, 2.0 + half), abs=1e-3)
+    same = mean_difference(np.array([[[1.0], [1.0]]]))
+    assert same.value == 1.0
+    assert math.isnan(same.low)
+
+
+def made(**frames):
+    """Return a comparison whose store is replaced by frames."""
+    comparison = object.__new__(Comparison)
+    vars(comparison).update(pole=Pole("extraversion", "high"), **frames)
+    return comparison
+
+
+def test_fixed_and_broken_are_counts_over_items_and_seeds():
+    rng = np.random.default_rng(1)
+    places = [("base", 0.0), ("weights", 1.0), ("weights", 2.0)]
+    right = {place: rng.integers(0, 2, (12, 2)) for place in places}
+    rows = [
+        (*place, seed, "tasks.accuracy", "", f"item {item}", float(right[place][item, seed]), 0)
+        for place, item, seed in product(places, range(12), range(2))
+    ]
+    names = ["intervention", "strength", "seed", "measure", "trait", "item", "value", "sample"]
+    observations = pd.DataFrame(rows, columns=names)
+    means = observations.groupby(names[:5], as_index=False)["value"].mean()
+    matches = [("likelihood", "weights", target, target) for target in (1.0, 2.0)]
+    comparison = made(
+        _observations=observations,
+        _readings=means.assign(judge=""),
+        costs={"tasks.accuracy": Number("tasks.accuracy", "", "share", None, "high")},
+        matches=pd.DataFrame(matches, columns=["number", "intervention", "target", "strength"]),
+    )
+    table = fixed_and_broken(comparison)
+    base = right["base", 0.0].ravel()
+    for row in table.itertuples():
+        now = right["weights", row.target].ravel()
+        pairs = list(zip(base, now, strict=True))
+        assert (row.right, row.wrong) == (base.sum(), len(base) - base.sum())
+        assert row.broken == pytest.approx(pairs.count((1, 0)) / row.right)
+        assert row.fixed == pytest.approx(pairs.count((0, 1)) / row.wrong)
+        # What was gained and lost is what the accuracy moved by.
+        assert row.fixed * row.wrong - row.broken * row.right == now.sum() - base.sum()
+    assert (table["broken low"] <= table["broken"]).all()
+
+
+@pytest.fixture(params=range(20))
+def points(request):
+    """Return up to five costs and effects below 1."""
+    rng = np.random.default_rng(request.param)
+    return [tuple(pair) for pair in rng.uniform(0.01, 1.0, (1 + request.param % 5, 2)).tolist()]
+
+
+def test_a_front_that_dominates_has_a_larger_area(points):
+    better = [(cost / 1.1, effect + 0.1) for cost, effect in points]
+    assert area(better, 1.0) > area(points, 1.0)
+    assert all(is_dominated(point, better) for point in points)
+    assert not is_dominated(max(better, key=lambda point: point[1]), points)
+
+
+def test_a_dominated_point_adds_no_area(points):
+    cost, effect = points[0]
+    assert area([*points, (1.1 * cost, 0.9 * effect)], 1.0) == pytest.approx(area(points, 1.0))
+
+
+def test_the_area_is_the_mean_of_what_budgets_allow(points):
+    budgets = (np.arange(20_000) + 0.5) / 20_000
+    attained = [np.where(budgets >= cost, effect, 0.0) for cost, effect in points]
+    assert area(points, 1.0) == pytest.approx(np.max(attained, axis=0).mean(), abs=1e-3)
