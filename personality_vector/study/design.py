@@ -44,6 +44,8 @@ class Arm:
         intervention: One for all seeds; or seed to intervention, where each seed has its own, such
             as a vector that was trained with it.
         strengths: In the intervention's own unit.
+        poles: What a positive strength is meant to move towards.
+        group: Name of the arms that a table averages over; by default the label.
 
     Raises:
         RecipeError: No strength is given, one is given twice, or one is not a step.
@@ -52,6 +54,8 @@ class Arm:
 
     intervention: Intervention | Mapping[int, Intervention]
     strengths: Sequence[float | int]
+    poles: Sequence[Pole] = ()
+    group: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strengths", tuple(map(float, self.strengths)))
@@ -81,6 +85,11 @@ class Arm:
     def steps(self) -> tuple[float, ...] | None:
         """The possible strengths, or ``None`` for all real numbers."""
         return next(iter(self.by_seed.values())).steps
+
+    @property
+    def is_base_at_zero(self) -> bool:
+        """Whether strength 0 is the base; of what is on top of something else it is not."""
+        return not any(getattr(each, "acts_at_zero", False) for each in self.by_seed.values())
 
     def at(self, seed: int) -> Intervention:
         """Return the intervention of a seed."""

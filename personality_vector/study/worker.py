@@ -16,7 +16,7 @@ import torch
 from personality_vector.errors import DataError, RecipeError, blame
 from personality_vector.progress import progress, silence
 from personality_vector.study.database import Planned
-from personality_vector.study.design import BASE, Point, require_distinct
+from personality_vector.study.design import Point, require_distinct
 from personality_vector.study.judging import (
     Background,
     Work,
@@ -143,8 +143,8 @@ class Worker:
             yield cell, findings, seconds + time.monotonic() - started
 
     def _applied(self, point: Point) -> AbstractContextManager[Subject]:
-        """Return the subject at a point; strength 0 of anything is the base."""
-        if point.label == BASE or point.strength == 0.0:
+        """Return the subject at a point."""
+        if self.study.is_base(point):
             return nullcontext(self.base)
         intervention = self.study.arm(point.label).at(point.seed)
         return intervention.applied(replace(self.base, memory={}), point.strength)
