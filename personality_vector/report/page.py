@@ -20,6 +20,7 @@ from personality_vector.report.figures import (
 )
 from personality_vector.report.tables import table_of, text_of
 from personality_vector.study.design import BASE
+from personality_vector.study.poles import COMPOSED, GRID, KEPT, OWN
 from personality_vector.study.run import Run
 from personality_vector.study.store import FILE
 from personality_vector.study.tables import (
@@ -46,6 +47,10 @@ _TITLES = {
     MATCHED: "At matched effect",
     "measures": "Measured",
     DOSES: "How closely the trait follows the strength",
+    OWN: "How closely the own trait follows the strength, over all vectors",
+    GRID: "The own trait at each strength",
+    COMPOSED: "How closely each trait of a composition follows its alpha",
+    KEPT: "Instructions that are followed, against the sum of alphas",
     MOVED: "How far answers moved from those of the base",
     "side effects": "Side effects",
     AGREEMENT: "Do the judges agree?",

@@ -10,6 +10,7 @@ import pandas as pd
 
 from personality_vector.numeric.statistics import correlation
 from personality_vector.study.design import BASE, DosePoint, reach
+from personality_vector.study.poles import pole_tables
 from personality_vector.study.run import Run
 from personality_vector.study.scores import agreement, shifts_of_scores
 from personality_vector.traits import Pole
@@ -240,6 +241,7 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
         if not found[DOSES].empty and found[DOSES]["spearman"].isna().any():
             found["by strength"] = by_strength(run)
         found[MOVED] = shifts_of_scores(answers)
+        found |= pole_tables(run, on_grid(run, run.readings()))
     found["side effects"] = side_effects(run)
     if run["pole"] is not None:
         found[MATCHED] = matched_effect(run)
