@@ -1,4 +1,4 @@
-"""Tables that know which poles an intervention is meant to move: its own trait, and compositions."""
+"""Tables that know which poles an intervention is meant to move: alone, and composed."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,9 +63,9 @@ def _instructions(measures: Sequence[Any]) -> Iterator[str]:
 def own_trait(readings: pd.DataFrame) -> pd.DataFrame:
     """Return one row per group and number: how the trait of a vector follows its strength.
 
-    Columns: ``group, measure, judge, vectors``, the ``mean``, ``lowest`` and ``highest`` of the
-    vectors' absolute r (Pearson's, between the strength and the score of the own trait), and how many
-    vectors move it ``backwards``, against their pole.
+    Columns: ``group, measure, judge, vectors``, the ``mean``, ``lowest`` and ``highest`` absolute r
+    of a vector (Pearson's, between its strength and the score of its own trait), and how many move
+    it ``backwards``, against their pole.
 
     Source:
         Personality Vector, arXiv:2509.19727, reports about 0.9, the mean of ten vectors.
@@ -186,7 +186,7 @@ def _interval(
 
 
 def against_sum(readings: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per group and number: how it follows the sum of the absolute alphas of all poles.
+    """Return one row per group and number: how it follows the sum of all absolute alphas.
 
     Columns: ``group, measure, judge, n, spearman, pearson, ci_low, ci_high``, and the ``slope``.
     """
