@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from personality_vector.errors import RecipeError, some
 from personality_vector.interventions.spec import require_step
@@ -90,6 +90,15 @@ class Arm:
     def is_base_at_zero(self) -> bool:
         """Whether strength 0 is the base; of what is on top of something else it is not."""
         return not any(getattr(each, "acts_at_zero", False) for each in self.by_seed.values())
+
+    @property
+    def aim(self) -> dict[str, Any]:
+        """What tables and figures have to know of it, as JSON-like data."""
+        return {
+            "group": self.group or self.label,
+            "poles": list(map(str, self.poles)),
+            "is_base_at_zero": self.is_base_at_zero,
+        }
 
     def at(self, seed: int) -> Intervention:
         """Return the intervention of a seed."""

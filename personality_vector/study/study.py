@@ -217,14 +217,7 @@ class Study:
                 **({} if self.template == Template() else {"template": asdict(self.template)}),
             },
             arms={arm.label: list(arm.strengths) for arm in self.arms},
-            poles={
-                arm.label: {
-                    "group": arm.group or arm.label,
-                    "poles": list(map(str, arm.poles)),
-                    "is_base_at_zero": arm.is_base_at_zero,
-                }
-                for arm in self.arms
-            },
+            poles={arm.label: arm.aim for arm in self.arms},
             seeds=list(self.seeds),
             measures={
                 m.name: {"unit": m.unit, "scale": scale_of(m), "better": m.better}
