@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from personality_vector.files import write_file
 from personality_vector.study.design import BASE
+from personality_vector.study.poles import joined
 from personality_vector.study.run import Run
 from personality_vector.study.tables import (
     costs,
@@ -98,9 +99,14 @@ def _doses(runs: Sequence[Run], found: Sequence[pd.DataFrame], *, in_units: bool
 
 def _points(run: Run, readings: pd.DataFrame, *, in_units: bool) -> pd.DataFrame:
     """Return one row per point of a curve; it passes through the base, if that is strength 0."""
-    frame = readings.dropna(subset="value")
-    base, poles = frame[frame["intervention"] == BASE], run["poles"] or {}
-    at_base = [label for label in run["arms"] if poles.get(label, {}).get("is_base_at_zero", True)]
+    poles = run["poles"] or {}
+    frame = joined(readings.dropna(subset="value"), poles)
+    base, labels = frame[frame["intervention"] == BASE], frame["intervention"].unique()
+    at_base = [
+        label
+        for label in labels
+        if label != BASE and poles.get(label, {}).get("is_base_at_zero", True)
+    ]
     is_base = (frame["strength"] == 0.0) & frame["intervention"].isin([BASE, *at_base])
     whole = pd.concat([frame[~is_base], *(base.assign(intervention=label) for label in at_base)])
     whole["half"] = ((whole["high"] - whole["low"]) / 2).where(whole["judge"] != "")

@@ -52,6 +52,19 @@ def _aims(noted: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["intervention", "group", "trait", "sign", "poles"])
 
 
+def joined(readings: pd.DataFrame, noted: Mapping[str, Any]) -> pd.DataFrame:
+    """Return readings for a figure: combinations become their group, strengths signed alphas.
+
+    A hundred curves of four points each say less than the mean score at each signed alpha.
+    """
+    aims = _aims(noted)
+    several = aims[(aims["poles"] > 1) & aims.duplicated(["group", "trait"], keep=False)]
+    is_one = readings["intervention"].isin(several["intervention"])
+    rows = readings[is_one].merge(several, on=["intervention", "trait"])
+    signed = rows.assign(intervention=rows["group"], strength=rows["sign"] * rows["strength"])
+    return pd.concat([readings[~is_one], signed[readings.columns]], ignore_index=True)
+
+
 def _instructions(measures: Sequence[Any]) -> Iterator[str]:
     """Yield the names of the measures that count which instructions are followed."""
     for one in measures:

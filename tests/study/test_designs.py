@@ -245,6 +245,21 @@ def test_a_composition_is_correlated_with_the_signed_alpha(composed):
     assert second["gain_low"] <= second["gain"] <= second["gain_high"]
 
 
+def test_a_figure_draws_the_mean_of_a_group_at_each_signed_alpha(composed):
+    frame = aimed(composed).query("measure == 'likelihood'")
+    frame["at"] = frame["sign"] * frame["strength"]
+    expected = frame.groupby(["trait", "group", "at"])["value"].mean()
+    curves = {
+        (axes.get_title(), curve.get_label()): curve.lines[0].get_xydata().tolist()
+        for axes in dose_response_figure(composed).axes
+        for curve in axes.containers
+    }
+    for trait, group in product(TRAITS, ("task_arithmetic {signs}", "dare {signs}")):
+        own = expected[trait, group]
+        drawn = {at: value for at, value in curves[trait, group] if at}
+        assert drawn == pytest.approx(own.to_dict())
+
+
 def test_instructions_are_held_against_the_sum_of_alphas(composed):
     table = tables_of(composed)[KEPT].set_index("group")
     assert list(table.index) == ["task_arithmetic {signs}", "dare {signs}", "{trait}:{level}"]
