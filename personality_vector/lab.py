@@ -90,12 +90,19 @@ def recipes() -> dict[str, Path]:
     return {path.relative_to(lab).with_suffix("").as_posix(): path for path in found}
 
 
+def _shipped(name: str) -> str | None:
+    """Return the full name of a shipped recipe; its last word is enough where only one has it."""
+    known, asked = recipes(), name.removesuffix(".yaml")
+    found = [asked] if asked in known else [each for each in known if Path(each).name == asked]
+    return found[0] if len(found) == 1 else None
+
+
 def folder_of(name: str) -> Path | None:
     """Return the folder in which the relative paths of a recipe start, unless it is its own.
 
     A shipped recipe that is called by name acts as if its folder lay in the working directory.
     """
-    return None if Path(name).is_file() else Path.cwd() / Path(name).parent
+    return None if Path(name).is_file() else Path.cwd() / Path(_shipped(name) or name).parent
 
 
 def find_recipe(name: str) -> Path:
@@ -106,11 +113,11 @@ def find_recipe(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    shipped = recipes().get(name.removesuffix(".yaml"))
+    shipped = _shipped(name)
     if shipped is None:
         close = [known for known in recipes() if Path(name).stem in known]
         hint = f"; shipped recipes like it: {some(close)}" if close else ""
         raise RecipeError(
             f"{name}: there is no such file or shipped recipe (see `pvec recipes`){hint}"
         )
-    return shipped
+    return recipes()[shipped]

@@ -8,7 +8,7 @@ import typer
 
 from personality_vector.cli import options
 from personality_vector.cli.judge import billed
-from personality_vector.errors import RecipeError, some
+from personality_vector.errors import some
 
 if TYPE_CHECKING:
     from personality_vector.study.recipe import EvalRecipe, SweepRecipe
@@ -98,8 +98,9 @@ def report(
     from personality_vector.report.page import write_report
     from personality_vector.study.replacing import verb_of
 
+    found: dict[str, Any] = {}
     if out is None:
-        page, found = write_report(*runs), {}
+        page = write_report(*runs)
     else:
         run, found = _united(runs, out)
         page = write_report(run)

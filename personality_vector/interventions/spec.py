@@ -5,12 +5,12 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny, field_validator
 
 from personality_vector.errors import NonFiniteError, RecipeError
-from personality_vector.recipes.schema import Recipe, Strengths, by_own_key
+from personality_vector.recipes.schema import PoleField, Recipe, Strengths, by_own_key
 from personality_vector.subject import Checkpoint, Intervention, identity_of
 
 KINDS: Mapping[str, str] = {
@@ -51,10 +51,17 @@ class BaseIntervention:
 
 
 class InterventionSpec(Recipe):
-    """One change of the base: an edit of weights or activations, a prompt, or decoding options."""
+    """One change of the base: an edit of weights or activations, a prompt, or decoding options.
+
+    ``poles`` are those that a positive strength is meant to move towards, and tables average over
+    a ``group``. What is ``on_top_of`` others comes after them; each of these has one ``strength``.
+    """
 
     label: str
     strengths: Strengths | None = None
+    poles: tuple[PoleField, ...] = ()
+    group: str = ""
+    on_top_of: "tuple[_Below, ...]" = ()
 
     @field_validator("label")
     @classmethod
@@ -89,6 +96,21 @@ AnyIntervention = Annotated[
     BeforeValidator(partial(by_own_key, KINDS, what="an intervention")),
 ]
 """An intervention of a recipe, recognised by its own key."""
+
+
+def _fixed(value: Any, info: Any) -> Any:
+    """Return an intervention that others are on top of; its one strength never changes."""
+    if isinstance(value, Mapping):
+        rest = {key: each for key, each in value.items() if key != "strength"}
+        own = {"strengths": [value["strength"]]} if "strength" in value else {}
+        value = by_own_key(KINDS, {"label": "below", **rest, **own}, info, "an intervention")
+    if isinstance(value, InterventionSpec) and len(value.strengths or ()) != 1:
+        raise ValueError(f"{value.label}: what others are on top of needs one strength")
+    return value
+
+
+_Below = Annotated[SerializeAsAny[InterventionSpec], BeforeValidator(_fixed)]
+InterventionSpec.model_rebuild()
 
 
 def require_step(intervention: Intervention, strength: float) -> None:

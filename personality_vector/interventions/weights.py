@@ -106,7 +106,7 @@ class WeightEdit(BaseIntervention):
 
 
 class WeightsSpec(DeltaSpec, InterventionSpec):
-    """``delta`` is a saved delta; ``tuned`` is a fine-tuned checkpoint or a LoRA adapter."""
+    """``delta`` is a saved delta; ``tuned`` also a fine-tuned checkpoint or a LoRA adapter."""
 
     def open(self, base: Checkpoint) -> WeightEdit:
         """Return the edit."""

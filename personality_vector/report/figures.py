@@ -19,6 +19,7 @@ from personality_vector.study.comparison import Comparison
 from personality_vector.study.design import BASE
 from personality_vector.study.fronts import measured_points
 from personality_vector.study.numbers import Number, numbers_of, on_grid
+from personality_vector.study.poles import joined
 from personality_vector.study.run import Run
 
 # Okabe and Ito's palette: told apart with every kind of colour vision. More lines than
@@ -103,18 +104,24 @@ def _doses(runs: Sequence[Run], found: Sequence[pd.DataFrame], *, in_units: bool
 
 
 def _points(run: Run, readings: pd.DataFrame, *, in_units: bool) -> pd.DataFrame:
-    """Return one row per point of a curve; every curve passes through the base, at strength 0."""
-    frame = readings.dropna(subset="value")
-    base = frame[frame["intervention"] == BASE]
-    edited = frame[(frame["intervention"] != BASE) & (frame["strength"] != 0.0)]
-    whole = pd.concat([edited, *(base.assign(intervention=label) for label in run["arms"])])
+    """Return one row per point of a curve; it passes through the base, if that is strength 0."""
+    poles = run["poles"] or {}
+    frame = joined(readings.dropna(subset="value"), poles)
+    base, labels = frame[frame["intervention"] == BASE], frame["intervention"].unique()
+    at_base = [
+        label
+        for label in labels
+        if label != BASE and poles.get(label, {}).get("is_base_at_zero", True)
+    ]
+    is_base = (frame["strength"] == 0.0) & frame["intervention"].isin([BASE, *at_base])
+    whole = pd.concat([frame[~is_base], *(base.assign(intervention=label) for label in at_base)])
     whole["half"] = ((whole["high"] - whole["low"]) / 2).where(whole["judge"] != "")
     keys = ["measure", "judge", "trait", "intervention"]
     points = whole.groupby([*keys, "strength"], sort=False, as_index=False).agg(
         {"value": "mean", "half": "mean", "unscored": "sum"}
     )
-    at_base = points["value"].where(points["strength"] == 0.0)
-    points["base"] = at_base.groupby([points[key] for key in keys]).transform("max")
+    values = base.groupby(keys[:3])["value"].mean()
+    points["base"] = values.reindex(pd.MultiIndex.from_frame(points[keys[:3]])).to_numpy()
     counts = zip(points["judge"], points["unscored"], strict=True)
     # Of judged answers, the share that is unscored has a curve of its own.
     points["note"] = [f"{n} unscored" * (n > 0 and not judge) for judge, n in counts]

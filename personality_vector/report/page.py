@@ -24,6 +24,7 @@ from personality_vector.study.comparison import Column, Comparison, cross_talk
 from personality_vector.study.curves import reach
 from personality_vector.study.design import BASE
 from personality_vector.study.numbers import Number, numbers_of
+from personality_vector.study.poles import COMPOSED, GRID, KEPT, OWN
 from personality_vector.study.run import Run
 from personality_vector.study.store import FILE
 from personality_vector.study.tables import (
@@ -52,6 +53,10 @@ _TITLES = {
     FRONTS: "Effect within a budget",
     "measures": "Measured",
     DOSES: "How closely the trait follows the strength",
+    OWN: "How closely the own trait follows the strength, over all vectors",
+    GRID: "The own trait at each strength",
+    COMPOSED: "How closely each trait of a composition follows its alpha",
+    KEPT: "Instructions that are followed, against the sum of alphas",
     MOVED: "How far answers moved from those of the base",
     "side effects": "Side effects",
     AGREEMENT: "Do the judges agree?",
@@ -115,7 +120,7 @@ def _cross_talks(folders: Sequence[Run | str | Path]) -> list[pd.DataFrame]:
         if one["pole"] is None:
             raise RecipeError(
                 f"{one.folder}: is not a comparison, so it has no cross-talk; give runs of "
-                "`pvec compare`"
+                "`pvec compare`, or --out to unite runs of one recipe"
             )
     return [cross_talk(Comparison(one)) for one in runs]
 

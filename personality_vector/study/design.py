@@ -6,11 +6,12 @@ A design is a grid, or continues to where interventions are equal in a number
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from personality_vector.errors import RecipeError, some
 from personality_vector.interventions.spec import require_step
 from personality_vector.subject import Intervention
+from personality_vector.traits import Pole
 
 if TYPE_CHECKING:
     from personality_vector.study.study import Study
@@ -36,6 +37,8 @@ class Arm:
         intervention: One for all seeds; or seed to intervention, where each seed has its own, such
             as a vector that was trained with it.
         strengths: In the intervention's own unit.
+        poles: What a positive strength is meant to move towards.
+        group: Name of the arms that a table averages over; by default the label.
 
     Raises:
         RecipeError: No strength is given, one is given twice, or one is not a step.
@@ -44,6 +47,8 @@ class Arm:
 
     intervention: Intervention | Mapping[int, Intervention]
     strengths: Sequence[float | int]
+    poles: Sequence[Pole] = ()
+    group: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strengths", tuple(map(float, self.strengths)))
@@ -78,6 +83,20 @@ class Arm:
     def is_of_weights(self) -> bool:
         """Whether the weights are edited, which rounds the edit to their dtype."""
         return getattr(next(iter(self.by_seed.values())), "is_of_weights", False)
+
+    @property
+    def is_base_at_zero(self) -> bool:
+        """Whether strength 0 is the base; of what is on top of something else it is not."""
+        return not any(getattr(each, "acts_at_zero", False) for each in self.by_seed.values())
+
+    @property
+    def aim(self) -> dict[str, Any]:
+        """What tables and figures have to know of it, as JSON-like data."""
+        return {
+            "group": self.group or self.label,
+            "poles": list(map(str, self.poles)),
+            "is_base_at_zero": self.is_base_at_zero,
+        }
 
     def at(self, seed: int) -> Intervention:
         """Return the intervention of a seed."""

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from personality_vector.errors import DataError, TraitError, blame
-from personality_vector.interventions.spec import AnyIntervention, InterventionSpec
+from personality_vector.errors import CheckpointError, DataError, blame
+from personality_vector.interventions.spec import AnyIntervention, InterventionSpec, enumerated
+from personality_vector.interventions.stacked import opened
 from personality_vector.manifest import MANIFEST
 from personality_vector.measures.spec import ASKED, KINDS, QUESTION, AnyMeasure
 from personality_vector.recipes.schema import (
@@ -25,22 +26,20 @@ from personality_vector.recipes.schema import (
     schema_of,
 )
 from personality_vector.study.design import Arm, Design, Grid
+from personality_vector.study.expansion import expanded
 from personality_vector.study.matched import Axes, Matched
 from personality_vector.subject import (
     Checkpoint,
     GenerationSpec,
+    Intervention,
     Measure,
     Template,
     TemplatedRecipe,
 )
-from personality_vector.traits import BIG_FIVE_POLES, Pole
 
 if TYPE_CHECKING:
     from personality_vector.measures.likelihood import LikelihoodSpec
     from personality_vector.study.study import Study
-
-TRAIT, LEVEL = "{trait}", "{level}"
-"""In an intervention: it is repeated for each pole, or for each trait."""
 
 
 def _share_questions(measures: Any) -> Any:
@@ -68,60 +67,13 @@ Measures = Annotated[tuple[AnyMeasure, ...], Field(min_length=1), BeforeValidato
 Seeds = Annotated[tuple[Whole, ...], Field(min_length=1), AfterValidator(distinct)]
 
 
-def _expanded(interventions: Any) -> Any:
-    """Return interventions, with one for each pole where there was ``{trait}`` or ``{level}``."""
-    if not isinstance(interventions, list | tuple):
-        return interventions
-    return [row for given in interventions for row in _for_each_pole(given)]
-
-
-def _for_each_pole(given: Any) -> list[Any]:
-    words = [word for word in (TRAIT, LEVEL) if word in str(given)]
-    if not isinstance(given, Mapping) or not words:
-        if isinstance(given, Mapping) and "poles" in given:
-            raise ValueError(
-                f"poles need {TRAIT} or {LEVEL} in a path or text of the same intervention"
-            )
-        return [given]
-    rest = {key: value for key, value in given.items() if key != "poles"}
-    row = {"label": ":".join(words), **rest}
-    found: list[Any] = []
-    for pole in _poles_of(given):
-        filled = _filled(row, pole)
-        # What names the trait alone is the same for both of its poles.
-        if filled not in found:
-            found.append(filled)
-    return found
-
-
-def _poles_of(given: Mapping[str, Any]) -> Sequence[Pole]:
-    poles = given.get("poles")
-    if poles is None:
-        return BIG_FIVE_POLES
-    if not isinstance(poles, list | tuple) or not poles:
-        raise ValueError(f"poles: a list of poles, such as [extraversion:high], not {poles!r:.40}")
-    try:
-        return [Pole.parse(str(pole)) for pole in poles]
-    except TraitError as error:
-        raise ValueError(f"poles: {error}") from error
-
-
-def _filled(value: Any, pole: Pole) -> Any:
-    """Return data with the names of a pole filled into its texts; their type is kept."""
-    if isinstance(value, str):
-        return type(value)(value.replace(TRAIT, pole.trait).replace(LEVEL, pole.level))
-    if isinstance(value, Mapping):
-        return {key: _filled(each, pole) for key, each in value.items()}
-    return [_filled(each, pole) for each in value] if isinstance(value, list) else value
-
-
 Interventions = Annotated[
-    tuple[AnyIntervention, ...], Field(min_length=1), BeforeValidator(_expanded)
+    tuple[AnyIntervention, ...], Field(min_length=1), BeforeValidator(expanded)
 ]
 """Interventions of a recipe.
 
 An intervention with ``{trait}`` or ``{level}`` in a text is repeated for each of its ``poles``, by
-default the ten of the Big Five.
+default the ten of the Big Five; see :mod:`personality_vector.study.expansion`.
 """
 
 
@@ -148,9 +100,14 @@ class EvalRecipe(StudyRecipe):
 
 
 class SweepRecipe(StudyRecipe):
-    """Measure every intervention at every strength; no checkpoint is written."""
+    """Measure every intervention at every strength; no checkpoint is written.
+
+    ``vectors`` is what ``{vectors}`` stands for in the interventions: a fine-tune, an adapter, a
+    saved delta or a steering vector for each ``{trait}``, ``{level}`` and ``{seed}``.
+    """
 
     base: ModelRef
+    vectors: LocalPath | None = Field(default=None, exclude=True)
     interventions: Interventions
     strengths: Strengths | None = None
 
@@ -183,6 +140,12 @@ class CompareRecipe(SweepRecipe):
         if self.pole.trait not in found[0].traits:
             raise ValueError(
                 f"the likelihood's traits do not list {self.pole.trait}, the trait of pole"
+            )
+        stacked = [spec.label for spec in self.interventions if spec.on_top_of]
+        if stacked:
+            raise ValueError(
+                f"{stacked[0]} is on top of another intervention, but a comparison starts at "
+                "the base; take pvec sweep"
             )
         return self
 
@@ -235,6 +198,8 @@ def open_study(recipe: EvalRecipe | SweepRecipe) -> "Study":
     Raises:
         PersonalityVectorError: An input is missing, unreadable or of another base.
     """
+    if isinstance(recipe, SweepRecipe):
+        _require_vectors(recipe)
     from personality_vector import checkpoint
     from personality_vector.study.study import Study
     from personality_vector.subject.models import load_tokenizer
@@ -278,9 +243,43 @@ def _arms(recipe: SweepRecipe, base: Checkpoint) -> tuple[Arm, ...]:
 def _arm(spec: InterventionSpec, recipe: SweepRecipe, base: Checkpoint) -> Arm:
     strengths = spec.strengths or recipe.strengths or ()
     with blame(intervention=spec.label):
-        if spec.has_seed:
-            return Arm({seed: spec.at_seed(seed).open(base) for seed in recipe.seeds}, strengths)
-        return Arm(spec.open(base), strengths)
+        found: Intervention | dict[int, Intervention] = (
+            {seed: opened(spec.at_seed(seed), base) for seed in recipe.seeds}
+            if spec.has_seed
+            else opened(spec, base)
+        )
+        return Arm(found, strengths, spec.poles, spec.group)
+
+
+def _require_vectors(recipe: SweepRecipe) -> None:
+    """Check that there is something wherever a path of ``vectors`` leads.
+
+    Raises:
+        CheckpointError: It names all that are missing.
+    """
+    if recipe.vectors is None:
+        return
+    start = str(recipe.vectors).partition("{")[0]
+    specs = [
+        spec.at_seed(seed) if spec.has_seed else spec
+        for spec in recipe.interventions
+        for seed in recipe.seeds
+    ]
+    texts = {text for spec in specs for text in _texts(spec.model_dump(mode="json"))}
+    missing = sorted(t for t in texts if t.startswith(start) and not Path(t).exists())
+    if missing:
+        raise CheckpointError(
+            f"{enumerated(missing)}: no such {'folder' if len(missing) == 1 else 'folders'}; train "
+            "these vectors first, or say with vectors where they are"
+        )
+
+
+def _texts(data: Any) -> list[str]:
+    """Return every text in an intervention, at any depth."""
+    if isinstance(data, str):
+        return [data]
+    inner = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+    return [text for each in inner for text in _texts(each)]
 
 
 def _tuned(data: Any) -> list[str]:

@@ -116,11 +116,17 @@ class Study:
         """Return the arm of a label."""
         return next(arm for arm in self.arms if arm.label == label)
 
+    def is_base(self, point: Point) -> bool:
+        """Return whether nothing is done at a point, as at strength 0 of most interventions."""
+        if point.label == BASE:
+            return True
+        return point.strength == 0.0 and self.arm(point.label).is_base_at_zero
+
     def cell(self, point: Point, measure: Measure) -> Cell:
-        """Return the key of one measure at one point; strength 0 of anything is the base."""
+        """Return the key of one measure at one point."""
         is_ours = any(one is measure for one in self.measures)
         known = self._measured[measure.name] if is_ours else measure.identity()
-        if point.label == BASE or point.strength == 0.0:
+        if self.is_base(point):
             return Cell(self.base_identity, self.base_identity, 0.0, known, point.seed)
         own = self.identities.get((point.label, point.seed)) or self.identities[point.label, None]
         return Cell(self.base_identity, own, point.strength, known, point.seed)
@@ -217,6 +223,7 @@ class Study:
             },
             arms={arm.label: list(arm.strengths) for arm in self.arms},
             unrounded=[arm.label for arm in self.arms if self.is_unrounded(arm.label)],
+            poles={arm.label: arm.aim for arm in self.arms},
             seeds=list(self.seeds),
             measures={
                 m.name: {"unit": m.unit, "scale": scale_of(m), "better": m.better}

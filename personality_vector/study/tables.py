@@ -19,6 +19,7 @@ from personality_vector.study.design import BASE
 from personality_vector.study.fronts import fronts
 from personality_vector.study.monitoring import cosines_by_layer, monitoring
 from personality_vector.study.numbers import costs, numbers_of, on_grid, short_names
+from personality_vector.study.poles import pole_tables
 from personality_vector.study.run import Run
 from personality_vector.study.scores import agreement, shifts_of_scores
 
@@ -99,6 +100,7 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
         if not found[DOSES].empty and found[DOSES]["spearman"].isna().any():
             found["by strength"] = by_strength(run)
         found[MOVED] = shifts_of_scores(answers)
+        found |= pole_tables(run, on_grid(run, run.readings()))
     found["side effects"] = side_effects(run)
     found["monitoring"], found["cosine by layer"] = monitoring(run), cosines_by_layer(run)
     if run["pole"] is not None:

@@ -27,7 +27,7 @@ from personality_vector.errors import (
 from personality_vector.progress import progress, silence
 from personality_vector.study.batches import Batches, Cells, collected_together, split
 from personality_vector.study.database import Planned
-from personality_vector.study.design import BASE, Point, require_distinct
+from personality_vector.study.design import Point, require_distinct
 from personality_vector.study.judging import (
     Background,
     Work,
@@ -191,9 +191,9 @@ class Worker:
             yield cell, findings, seconds + time.monotonic() - started
 
     def _applied(self, points: Sequence[Point]) -> AbstractContextManager[Subject]:
-        """Return the subject at points of one intervention; strength 0 of anything is the base."""
+        """Return the subject at points of one intervention."""
         label, strength, seed = points[0]
-        if label == BASE or strength == 0.0:
+        if self.study.is_base(points[0]):
             return nullcontext(self.base)
         intervention: Any = self.study.arm(label).at(seed)
         subject, strengths = replace(self.base, memory={}), {point.strength for point in points}

@@ -79,7 +79,10 @@ def test_bad_shards_and_folders_are_refused_in_one_sentence(sweep, pvec, tmp_pat
         (sweep("--shard", "3/2"), "--shard '3/2': write i/n, such as 1/8"),
         (sweep("--shard", "1/9"), "has 3 points to divide, so use at most 3 shards"),
         (sweep("--shard", "2/2", "--out", "a"), "a: holds shard 1/2 of this recipe"),
-        (pvec("report", "a", "b"), "2 runs are reported as their union"),
+        (
+            pvec("report", "a", "b"),
+            "b: is not a comparison, so it has no cross-talk",
+        ),
         (pvec("report", "a", "b", "--out", "all"), "was measured by personality-vector 9.9, and"),
         (pvec("report", "a", "other", "--out", "all"), "with another value of seeds"),
         (pvec("report", "a", "no", "--out", "all"), "there is no results file"),
