@@ -86,7 +86,7 @@ def subject_of(path):
 
 def likelihood_of(subject, statements):
     """Return how much likelier the high end of extraversion is."""
-    (found,) = Likelihood(statements, ASKED).collect(subject, 0)
+    (found,) = Likelihood(statements, ASKED).collect(subject, 0).readings
     return found.value
 
 
