@@ -31,7 +31,7 @@ def pole_tables(run: Run, readings: pd.DataFrame) -> dict[str, pd.DataFrame]:
     aims = _aims(run["poles"] or {})
     aimed = readings.dropna(subset="value").merge(aims, on=["intervention", "trait"])
     single, several = aimed[aimed["poles"] == 1], aimed[aimed["poles"] > 1]
-    is_kept = readings["measure"].isin(list(_instructions(run["recipe"]["measures"])))
+    is_kept = readings["measure"].isin(list(_instructions(run["recipe"].get("measures", ()))))
     sizes = aims.drop_duplicates("intervention")[["intervention", "group", "poles"]]
     kept = readings[is_kept].dropna(subset="value").merge(sizes, on="intervention")
     return {
