@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arm = WeightEdit(Delta.from_lora(given.adapter, checkpoint, stated=True), "lora")
     asked = instrument(given.questions)
     sampling = Sampling(TOKENS, batch_size=POINTS_PER_BATCH * len(asked.items))
-    likely = LikelihoodSpec(traits=("extraversion",), limit=20, batch_size=800).open()
+    likely = LikelihoodSpec(traits=("extraversion",), limit=20, batch_size=80).open()
     rows: dict[str, tuple[Any, int]] = {
         f"{len(asked.items)} replies of up to {TOKENS} tokens": (
             Interview(Asking(asked, sampling), ()),
