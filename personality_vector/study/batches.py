@@ -103,7 +103,8 @@ def split(cells: Cells) -> tuple[Cells, Cells]:
 
 
 def _shares(measure: Measure) -> bool:
-    return hasattr(measure, "points_per_batch")
+    """Return whether a batch has room for another point: a full one gains nothing."""
+    return getattr(measure, "points_per_batch", 1) > 1
 
 
 def collected_together(

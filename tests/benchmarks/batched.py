@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.data.personas import Instrument, Item
@@ -88,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arm = WeightEdit(Delta.from_lora(given.adapter, checkpoint, stated=True), "lora")
     asked = instrument(given.questions)
     sampling = Sampling(TOKENS, batch_size=POINTS_PER_BATCH * len(asked.items))
-    likely = LikelihoodSpec(traits=("extraversion",), limit=20, batch_size=800).open()
-    rows = {
+    likely = LikelihoodSpec(traits=("extraversion",), limit=20, batch_size=80).open()
+    rows: dict[str, tuple[Any, int]] = {
         f"{len(asked.items)} replies of up to {TOKENS} tokens": (
             Interview(Asking(asked, sampling), ()),
             given.turns,

@@ -127,7 +127,9 @@ def test_no_more_points_share_a_batch_than_fill_it(base, shared, tmp_path):
     assert shared == [2], "two chats of two points fill it, and the third is alone"
     full = [Interview(replace(asking, sampling=replace(asking.sampling, batch_size=3)), [])]
     pv.study(base, [vector()], [1.0, 2.0, 3.0], full).run(tmp_path / "full")
-    assert len(shared) == 1
+    assert shared == [2], "a full batch is that of one point"
+    pv.study(base, [vector()], [1.0, 2.0], [*full, replace(two[0], name="two")]).run(tmp_path / "m")
+    assert shared == [2, 2], "and stays so beside a measure that shares its own"
 
 
 def test_what_reads_the_model_or_the_clock_is_measured_point_by_point(
