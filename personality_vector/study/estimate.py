@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from personality_vector.checkpoint import FLOATS
-from personality_vector.errors import ModelError, PersonalityVectorError
+from personality_vector.errors import DataError, ModelError, PersonalityVectorError
 from personality_vector.finetuning.memory import free_memory
 from personality_vector.interventions.weights import HybridEdit, WeightEdit
 from personality_vector.study.design import grid_of
@@ -33,6 +33,8 @@ _STEPS = 8
 _CHATS_ON_CPU = 16
 """Most chats in a batch that is timed on a CPU, which takes longer for more of them."""
 _MOST_SAID = 300
+_MOST_REPLIES, _MOST_TOKENS = 200_000, 4_096
+"""Replies to count, and tokens of one that other measures read."""
 _WARM_SECONDS = 0.5
 """What takes less is timed again, since the first call of anything takes longer."""
 
@@ -64,7 +66,13 @@ class _Counts:
     longest: tuple[int, int] = (0, 0)
 
     def add_replies(self, chats: Sequence[Chat], tokens: Sequence[int], how: Sampling) -> None:
-        """Count replies to prompts of so many tokens."""
+        """Count replies to prompts of so many tokens.
+
+        Raises:
+            DataError: There are so many that counting them would take long.
+        """
+        if self.replies > _MOST_REPLIES:
+            raise DataError(f"asks for more than {_MOST_REPLIES:,} replies")
         self.replies += len(chats)
         self.tokens_in += sum(tokens)
         self.tokens_out += how.max_new_tokens * len(chats)
@@ -91,6 +99,7 @@ class _Counter(Subject):
     """A model that counts what it is asked, and replies at the greatest length."""
 
     counts: _Counts = field(default_factory=_Counts)
+    lengths: dict[str, list[int]] = field(default_factory=dict)
 
     def replies(self, chats: Sequence[Chat], seed: int) -> list[Reply]:
         """Count replies, unless they are remembered."""
@@ -98,13 +107,20 @@ class _Counter(Subject):
         memory = {} if self.memory is None else self.memory
         key = digest_of(chats, how, seed)
         if key not in memory:
-            texts = [render(self.tokenizer, chat, reply_follows=True) for chat in chats]
-            encoded = encode_prompts(self.tokenizer, texts, chats)
-            tokens: list[int] = encoded["attention_mask"].sum(1).tolist()
+            tokens = self._lengths(chats)
             self.counts.add_replies(chats, tokens, how)
             text, most = self._longest_reply(how.max_new_tokens), how.max_new_tokens
             memory[key] = [Reply(text, count, most, 0.0) for count in tokens]
         return memory[key]
+
+    def _lengths(self, chats: Sequence[Chat]) -> list[int]:
+        """Return the tokens of each prompt; many samples are asked the same."""
+        key = digest_of(chats)
+        if key not in self.lengths:
+            texts = [render(self.tokenizer, chat, reply_follows=True) for chat in chats]
+            encoded = encode_prompts(self.tokenizer, texts, chats)
+            self.lengths[key] = encoded["attention_mask"].sum(1).tolist()
+        return self.lengths[key]
 
     def log_likelihood(self, chats: Sequence[Chat], batch_size: int = 32) -> Tensor:
         """Count the tokens of finished chats; return zeros."""
@@ -129,6 +145,7 @@ class _Counter(Subject):
         return found
 
     def _longest_reply(self, tokens: int) -> str:
+        tokens = min(tokens, _MOST_TOKENS)
         ids = self.tokenizer(_SENTENCE * (1 + tokens // 8), add_special_tokens=False)["input_ids"]
         return str(self.tokenizer.decode(ids[:tokens])).strip()
 

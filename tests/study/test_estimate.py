@@ -145,3 +145,10 @@ def test_a_measure_that_needs_the_model_is_named(recipe, measures, inputs):
     reads = {"activations": {"vectors": [str(inputs / "vector")], "layer": 1}}
     plan = estimated(open_study(recipe(measures=[*measures(*TRAITS), reads])))
     assert list(plan["counted"]["not_counted"]) == ["activations"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_more_than_anybody_counts_is_said(recipe):
+    many = {"traits": TRAITS, "generation": {"samples": 10**9, "max_new_tokens": 10**9}}
+    plan = estimated(open_study(recipe(measures=[{"interview": many}])))
+    assert plan["counted"]["not_counted"] == {"interview": "asks for more than 200,000 replies"}
