@@ -67,7 +67,9 @@ def progress(
         yield from items  # the loops of two threads are not inside each other
         return
     step, unit = (size, "B") if size else (lambda _: 1, "")
-    total = sum(map(step, items)) if isinstance(items, Sized) else None
+    total = None
+    if isinstance(items, Sized):
+        total = sum(map(size, items)) if size else len(items)
     loop = _Loop(label, total, unit, time.monotonic())
     is_terminal = sys.stderr.isatty()
     hidden = _silenced or bool(_loops) or not is_terminal

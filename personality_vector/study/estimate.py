@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -33,8 +34,8 @@ _STEPS = 8
 _CHATS_ON_CPU = 16
 """Most chats in a batch that is timed on a CPU, which takes longer for more of them."""
 _MOST_SAID = 300
-_MOST_REPLIES, _MOST_TOKENS = 200_000, 4_096
-"""Replies to count, and tokens of one that other measures read."""
+_MOST_REPLIES, _MOST_TOKENS = 20_000, 4_096
+"""Replies to count at one point, and tokens of one that other measures read."""
 _WARM_SECONDS = 0.5
 """What takes less is timed again, since the first call of anything takes longer."""
 
@@ -72,7 +73,7 @@ class _Counts:
             DataError: There are so many that counting them would take long.
         """
         if self.replies > _MOST_REPLIES:
-            raise DataError(f"asks for more than {_MOST_REPLIES:,} replies")
+            raise DataError(f"asks for more than {_MOST_REPLIES:,} replies at one point")
         self.replies += len(chats)
         self.tokens_in += sum(tokens)
         self.tokens_out += how.max_new_tokens * len(chats)
@@ -145,9 +146,9 @@ class _Counter(Subject):
         return found
 
     def _longest_reply(self, tokens: int) -> str:
-        tokens = min(tokens, _MOST_TOKENS)
-        ids = self.tokenizer(_SENTENCE * (1 + tokens // 8), add_special_tokens=False)["input_ids"]
-        return str(self.tokenizer.decode(ids[:tokens])).strip()
+        ids = self.tokenizer(_SENTENCE, add_special_tokens=False)["input_ids"]
+        repeated = islice(cycle(ids), min(tokens, _MOST_TOKENS))
+        return str(self.tokenizer.decode(list(repeated))).strip()
 
 
 def estimated(study: "Study", workers: int = 1) -> dict[str, Any]:
@@ -193,7 +194,7 @@ def estimated(study: "Study", workers: int = 1) -> dict[str, Any]:
 def _counted(
     study: "Study", edited: int, seeds: Sequence[int]
 ) -> tuple[_Counts, int, dict[str, str]]:
-    """Count what is asked at all points; every edited point is asked what one of them is.
+    """Count what is asked at all points; every point after the first is asked the same.
 
     Returns:
         The counts, the tokens whose predictions measures keep, and those measures that could not be
@@ -210,16 +211,18 @@ def _counted(
             skipped[measure.name] = str(error)
     references = base.counts.predicted
     one = _Counts()
-    at_base = [(base, seed) for seed in seeds]
-    changed = replace(base, memory={}, counts=one)
-    for subject, seed in [*at_base, *([(changed, 0)] if edited else [])]:
+    # What measures ask the base with seed 0 for reference, they ask only once.
+    asked, others = [(base, min(seeds, key=abs))], edited + len(seeds) - 1
+    if others:
+        asked.append((replace(base, memory={}, counts=one), 0))
+    for subject, seed in asked:
         reader = replace(base, counts=subject.counts)
         for measure in ready:
             try:
                 measure.finish(reader, measure.collect(subject, seed))
             except PersonalityVectorError as error:
                 skipped[measure.name] = str(error)
-    base.counts.add(one, edited)
+    base.counts.add(one, others)
     return base.counts, references, skipped
 
 

@@ -148,7 +148,10 @@ def test_a_measure_that_needs_the_model_is_named(recipe, measures, inputs):
 
 
 @pytest.mark.usefixtures("quick")
-def test_more_than_anybody_counts_is_said(recipe):
+def test_more_than_anybody_counts_is_said(recipe, monkeypatch):
+    monkeypatch.setattr(estimate, "_MOST_REPLIES", 30)
     many = {"traits": TRAITS, "generation": {"samples": 10**9, "max_new_tokens": 10**9}}
     plan = estimated(open_study(recipe(measures=[{"interview": many}])))
-    assert plan["counted"]["not_counted"] == {"interview": "asks for more than 200,000 replies"}
+    assert plan["counted"]["not_counted"] == {
+        "interview": "asks for more than 30 replies at one point"
+    }
