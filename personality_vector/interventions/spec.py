@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, SerializeAsAny, field_validator
 from personality_vector.errors import NonFiniteError, RecipeError
 from personality_vector.recipes.schema import PoleField, Recipe, Strengths, by_own_key
 from personality_vector.subject import Checkpoint, Intervention, identity_of
+from personality_vector.traits import Pole
 
 KINDS: Mapping[str, str] = {
     "delta": "interventions.weights:WeightsSpec",
@@ -71,6 +72,14 @@ class InterventionSpec(Recipe):
                 "a label must be a name other than 'base', which is the label of the base itself"
             )
         return label
+
+    @field_validator("poles")
+    @classmethod
+    def _require_one_pole_of_a_trait(cls, poles: tuple[Pole, ...]) -> tuple[Pole, ...]:
+        traits = [pole.trait for pole in poles]
+        if len(set(traits)) < len(traits):
+            raise ValueError("an intervention moves one pole of a trait, so name a trait once")
+        return poles
 
     @abstractmethod
     def open(self, base: Checkpoint) -> Intervention:

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from personality_vector.interventions.spec import InterventionSpec, require_step
 from personality_vector.subject import Checkpoint, Intervention, Subject, digest_of
@@ -43,7 +43,9 @@ class Stacked:
     @property
     def acts_at_zero(self) -> bool:
         """Whether anything is done at strength 0."""
-        return any(strength != 0.0 for _, strength in self.below)
+        return any(
+            strength != 0.0 or getattr(one, "acts_at_zero", False) for one, strength in self.below
+        )
 
     def identity(self) -> str:
         """Return the digest of all of them, in their order, and of the strengths below."""
@@ -63,13 +65,19 @@ class Stacked:
     def applied(self, subject: Subject, strength: float) -> Generator[Subject]:
         """Apply those below, and then the top; all are undone in the opposite order.
 
+        Each edit of weights is rounded to their dtype in turn, so where there are several, which
+        share of them survives is not known.
+
         Raises:
             PersonalityVectorError: As the interventions themselves.
         """
         with ExitStack() as stack:
+            shares = []
             for one, own in (*self.below, (self.top, strength)):
-                subject = stack.enter_context(one.applied(subject, own))
-            yield subject
+                below = replace(subject, realised=None)
+                subject = stack.enter_context(one.applied(below, own))
+                shares += [subject.realised] * (subject.realised is not None)
+            yield replace(subject, realised=shares[0] if len(shares) == 1 else None)
 
 
 def opened(spec: InterventionSpec, base: Checkpoint) -> Intervention:

@@ -117,8 +117,8 @@ class Activations(BaseMeasure):
 
     On the base's replies, ``cos(a, b)`` of the state after each token in the edited model and in
     the base, as a mean over tokens: ``cosine`` is its mean over layers, ``cosine_lowest`` that of
-    the layer where it is lowest, and each layer is an observation. Both are exactly 1 for the
-    unedited model.
+    the layer where it is lowest, and ``cosine_by_layer`` observes each layer. All are exactly 1 for
+    the unedited model.
 
     Attributes:
         asking: The questions.
@@ -238,7 +238,7 @@ class Activations(BaseMeasure):
                 total = _cosine_sum(layer, rows, base.layers[layer])
                 sums[layer] = sums.get(layer, 0.0) + total
         return [
-            Observation(f"{self.name}.cosine", "", f"layer {layer}", total / self._tokens)
+            Observation(f"{self.name}.cosine_by_layer", "", f"layer {layer}", total / self._tokens)
             for layer, total in sums.items()
         ]
 

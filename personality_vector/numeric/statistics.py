@@ -168,6 +168,26 @@ def _pearson(pairs: Float[ndarray, "2 *resamples n"]) -> Float[ndarray, "*resamp
     return np.where(is_constant, np.nan, (one * other).sum(-1) / np.where(is_constant, 1, norms))
 
 
+def resampled_correlations(
+    moments: Float[ndarray, "series clusters 6"],
+) -> Float[ndarray, "series resamples"]:
+    """Return Pearson's r of each series: that of the data first, then those of the bootstrap.
+
+    Whole clusters are drawn again, such as all points of an item (Efron 1979).
+
+    Args:
+        moments: Of each cluster the count and the sums of ``x, y, x^2, y^2, xy``.
+    """
+    count = moments.shape[1]
+    rng = np.random.default_rng(_SEED)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), _RESAMPLES)
+    weights = np.vstack([np.ones((1, count)), drawn])
+    n, x, y, xx, yy, xy = np.moveaxis(np.einsum("rc,tcs->trs", weights, moments), -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        spread = np.maximum(n * xx - x * x, 0.0) * np.maximum(n * yy - y * y, 0.0)
+        return np.asarray((n * xy - x * y) / np.sqrt(spread))
+
+
 def krippendorff(ratings: Float[ndarray, "raters units"]) -> float:
     """Return Krippendorff's alpha for interval data; NaN where ratings are missing or all alike.
 

@@ -143,9 +143,16 @@ def _poles_of(given: Row) -> Sequence[Pole]:
 
 def _aimed(row: Row, words: Mapping[str, Any], poles: Sequence[Pole]) -> dict[str, Any]:
     """Return a filled row that says which poles it is meant to move, and whom it belongs with."""
-    group = _filled(row["group"], words) if "group" in row else str(row["label"])
+    group = _filled(row["group"], words) if "group" in row else _group_of(str(row["label"]))
     aim = {"poles": [str(pole) for pole in poles], "group": group}
     return {**_filled(dict(row), words), **aim}
+
+
+def _group_of(label: str) -> str:
+    """Return what all interventions of one label are called: ``all poles on domain 0.5``."""
+    for words, name in ((f"{TRAIT}:{LEVEL}", "all poles"), (TRAIT, "all traits"), (LEVEL, "")):
+        label = label.replace(words, name)
+    return " ".join(label.replace(SIGNS, "").split()) or "all"
 
 
 def _for_each_combination(given: Row) -> Iterator[Any]:

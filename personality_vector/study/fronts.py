@@ -43,10 +43,10 @@ def is_dominated(point: tuple[float, float], others: Points) -> bool:
 def fronts(comparison: Comparison) -> pd.DataFrame:
     """Return one row per effect, cost and intervention: its area, and what others dominate.
 
-    Columns: ``effect, cost, intervention, bound`` (the smallest of the largest costs of each),
-    ``area``, ``dominated`` (strengths at which another intervention has at least the effect for at
-    most the cost). Costs are distances from the base, those of a divergence as square roots, which
-    are near to proportional to a strength. A cost that some intervention does not have at all is
+    Columns: ``effect, cost, intervention, bound`` (the smallest of the largest costs of those that
+    cost anything), ``area``, ``dominated`` (strengths at which another intervention has at least
+    the effect for at most the cost). Costs are distances from the base, those of a divergence as
+    square roots, which are near to proportional to a strength. A cost that no intervention has is
     left out. A grid with few strengths has a coarse staircase.
     """
     rows = []
@@ -58,7 +58,8 @@ def fronts(comparison: Comparison) -> pd.DataFrame:
             label: {s: (max(c, 0.0) ** (1 / power), e) for s, (c, e) in own.items()}
             for label, own in points.items()
         }
-        bound = min(max(c for c, _ in own.values()) for own in rooted.values()) if rooted else 0.0
+        furthest = [max(c for c, _ in own.values()) for own in rooted.values()]
+        bound = min((cost for cost in furthest if cost > 0), default=0.0)
         for label, own in rooted.items() if bound > 0 else ():
             others = [at for other in rooted if other != label for at in rooted[other].values()]
             lost = [f"{s:.3g}" for s, at in own.items() if is_dominated(at, others)]

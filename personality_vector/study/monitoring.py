@@ -1,21 +1,25 @@
 """What activations tell of answers that follow, and at which layers an edited model differs."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import pandas as pd
 
-from personality_vector.numeric.statistics import associations
+from personality_vector.numeric.statistics import resampled_correlations
 from personality_vector.study.run import Run
 
-_CONDITION = ["intervention", "strength", "seed"]
+_CONDITION = ["intervention", "strength"]
 
 
 def monitoring(run: Run) -> pd.DataFrame:
     """Return how well the projection of a prompt foretells the score of the answer that follows.
 
     One row per trait, measure of activations, measure of answers and judge. Columns: ``trait,
-    projection, measure, judge, conditions, n`` (pairs of an item's projection and the mean score of
-    its answers, over all cells), ``pearson, low, high`` (95 %, over pairs) and ``within``,
-    ``within_low``, ``within_high``: the same after the mean of each condition was subtracted from
-    both, so that it says what the prompt's wording tells beyond the system prompt.
+    projection, measure, judge, conditions`` (interventions at a strength), ``n`` (pairs of an
+    item's projection and the mean score of its answers, over samples and seeds), ``pearson, low,
+    high`` (95 %, by drawing items again with all of their pairs) and ``within``, ``within_low``,
+    ``within_high``: the same after the mean of each condition was subtracted from both, so that it
+    says what the prompt's wording tells beyond the condition.
 
     Source:
         Persona vectors, Chen et al. 2025, arXiv:2507.21509: the projection of the last token of a
@@ -25,40 +29,50 @@ def monitoring(run: Run) -> pd.DataFrame:
     seen = seen[seen["measure"].str.endswith(".prompt_projection")]
     scored = answers[answers["judge"] != ""].dropna(subset="score")
     keys = [*_CONDITION, "item", "trait"]
-    means = scored.groupby([*keys, "measure", "judge"], sort=False)["score"].mean().reset_index()
-    pairs = seen.rename(columns={"measure": "projection"}).merge(means, on=keys)
+    scores = scored.groupby([*keys, "measure", "judge"], sort=False)["score"].mean().reset_index()
+    along = seen.groupby([*keys, "measure"], sort=False)["value"].mean().reset_index()
+    pairs = along.rename(columns={"measure": "projection"}).merge(scores, on=keys)
     rows = []
     names = ["trait", "projection", "measure", "judge"]
     for group, own in pairs.groupby(names, sort=False):
-        inside = own[["value", "score"]] - own.groupby(_CONDITION)[["value", "score"]].transform(
-            "mean"
-        )
-        overall = associations(own["value"].tolist(), own["score"].tolist())["pearson"]
-        within = associations(inside["value"].tolist(), inside["score"].tolist())["pearson"]
+        both, conditions = own[["value", "score"]], own.groupby(_CONDITION)[["value", "score"]]
         rows.append(
             dict(zip(names, group, strict=True))
-            | {"conditions": len(own[_CONDITION].drop_duplicates()), "n": len(own)}
-            | dict(zip(("pearson", "low", "high"), overall, strict=True))
-            | dict(zip(("within", "within_low", "within_high"), within, strict=True))
+            | {"conditions": conditions.ngroups, "n": len(own)}
+            | _by_items(both, own["item"], ("pearson", "low", "high"))
+            | _by_items(
+                both - conditions.transform("mean"),
+                own["item"],
+                ("within", "within_low", "within_high"),
+            )
         )
     return pd.DataFrame(rows)
 
 
-def cosines_by_layer(run: Run) -> pd.DataFrame:
-    """Return one row per layer: the cosine of its states with the base's, on the base's replies.
+def _by_items(
+    pairs: pd.DataFrame, items: "pd.Series[str]", names: Sequence[str]
+) -> dict[str, float]:
+    """Return a correlation and its interval under three names."""
+    x, y = pairs["value"], pairs["score"] - pairs["score"].mean()
+    sums = pd.DataFrame({"n": 1.0, "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y})
+    found, *drawn = resampled_correlations(sums.groupby(items).sum().to_numpy()[None])[0]
+    known = np.array(drawn)[np.isfinite(drawn)]
+    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
+    return dict(zip(names, map(float, (found, low, high)), strict=True))
 
-    A column for each intervention, at the listed strength that is furthest from 0; means over
-    seeds.
+
+def cosines_by_layer(run: Run) -> pd.DataFrame:
+    """Return one row per measure and layer: the cosine of its states with the base's.
+
+    On the base's replies. A column for each intervention, at the listed strength that is furthest
+    from 0; means over seeds.
     """
     seen = run.observations()
-    seen = seen[seen["measure"].str.endswith(".cosine")]
+    seen = seen[seen["measure"].str.endswith(".cosine_by_layer")]
     furthest = {label: max(strengths, key=abs) for label, strengths in run["arms"].items()}
     is_shown = seen["strength"] == seen["intervention"].map(furthest)
     table = seen[is_shown].pivot_table(
-        index="item", columns="intervention", values="value", sort=False
+        index=["measure", "item"], columns="intervention", values="value", sort=False
     )
-    return (
-        table.rename(columns={one: f"{one} at {at:g}" for one, at in furthest.items()})
-        .rename_axis(index="layer", columns=None)
-        .reset_index()
-    )
+    shown = table.rename(columns={one: f"{one} at {at:g}" for one, at in furthest.items()})
+    return shown.rename_axis(index=["measure", "layer"], columns=None).reset_index()

@@ -9,14 +9,13 @@ import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
 
-from personality_vector.numeric.statistics import correlation
+from personality_vector.numeric.statistics import correlation, resampled_correlations
 from personality_vector.study.run import Run
 from personality_vector.traits import Pole
 
 OWN, GRID = "own trait", "own trait at each strength"
 COMPOSED, KEPT = "compositions", "instructions against the sum of alphas"
 _NUMBER = ["group", "measure", "judge"]
-_RESAMPLES, _SEED = 2000, 0
 _FEWEST = 4
 """Combinations from which on resampling them says something."""
 
@@ -55,7 +54,8 @@ def _aims(noted: Mapping[str, Any]) -> pd.DataFrame:
 def joined(readings: pd.DataFrame, noted: Mapping[str, Any]) -> pd.DataFrame:
     """Return readings for a figure: combinations become their group, strengths signed alphas.
 
-    A hundred curves of four points each say less than the mean score at each signed alpha.
+    A hundred curves of four points each say less than the mean score at each signed alpha. Readings
+    of a trait that a combination does not aim at are left out.
     """
     aims = _aims(noted)
     several = aims[(aims["poles"] > 1) & aims.duplicated(["group", "trait"], keep=False)]
@@ -136,7 +136,7 @@ def compositions(readings: pd.DataFrame) -> pd.DataFrame:
         first: dict[Any, Float[ndarray, " resamples"]] = {}
         for group, own in of.groupby("group", sort=False):
             arms, moments = _moments(own)
-            found = _resampled(moments)
+            found = resampled_correlations(moments)
             mean = found.mean(0)
             gain = mean - first.setdefault(arms, mean)
             rows += [
@@ -173,20 +173,6 @@ def _moments(own: pd.DataFrame) -> tuple[Any, Float[ndarray, "traits combination
     index = pd.MultiIndex.from_product([traits, combinations])
     found = sums.groupby([own["trait"], arms]).sum().reindex(index, fill_value=0.0)
     return tuple(combinations), found.to_numpy().reshape(len(traits), len(combinations), 6)
-
-
-def _resampled(
-    moments: Float[ndarray, "traits combinations 6"],
-) -> Float[ndarray, "traits resamples"]:
-    """Return correlations: the first is that of the data, the rest those of the bootstrap."""
-    count = moments.shape[1]
-    rng = np.random.default_rng(_SEED)
-    drawn = rng.multinomial(count, np.full(count, 1 / count), _RESAMPLES)
-    weights = np.vstack([np.ones((1, count)), drawn])
-    n, x, y, xx, yy, xy = np.moveaxis(np.einsum("rc,tcs->trs", weights, moments), -1, 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        spread = np.maximum(n * xx - x * x, 0.0) * np.maximum(n * yy - y * y, 0.0)
-        return np.asarray((n * xy - x * y) / np.sqrt(spread))
 
 
 def _interval(

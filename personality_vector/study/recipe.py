@@ -1,5 +1,6 @@
 """The recipes of studies (evaluation, sweep, comparison, choice), and opening one."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -81,7 +82,8 @@ class StudyRecipe(TemplatedRecipe):
     """What all studies have: measures, seeds, and how the model is loaded.
 
     Strengths and seeds share batches where that changes no number: ``batch_strengths: auto``. With
-    ``unrounded`` edits of weights in 16 bits do so too, and are not rounded to these.
+    ``unrounded`` edits of weights in 16 bits do so too, and are not rounded to these, except on top
+    of other interventions.
     """
 
     measures: Measures
@@ -259,14 +261,14 @@ def _require_vectors(recipe: SweepRecipe) -> None:
     """
     if recipe.vectors is None:
         return
-    start = str(recipe.vectors).partition("{")[0]
+    is_vector = re.compile(re.sub(r"\\\{[a-z]+\\\}", "[^/]+", re.escape(str(recipe.vectors))))
     specs = [
         spec.at_seed(seed) if spec.has_seed else spec
         for spec in recipe.interventions
         for seed in recipe.seeds
     ]
     texts = {text for spec in specs for text in _texts(spec.model_dump(mode="json"))}
-    missing = sorted(t for t in texts if t.startswith(start) and not Path(t).exists())
+    missing = sorted(t for t in texts if is_vector.fullmatch(t) and not Path(t).exists())
     if missing:
         raise CheckpointError(
             f"{enumerated(missing)}: no such {'folder' if len(missing) == 1 else 'folders'}; train "

@@ -1,7 +1,7 @@
 """Tables of a run: which numbers it has, how they follow the strength, what equal effect costs."""
 
 import math
-from itertools import combinations
+from itertools import combinations, permutations
 
 import pandas as pd
 
@@ -165,22 +165,36 @@ def _of_targets(comparison: Comparison, axis: str) -> list[str]:
 
 
 def _disagreements(comparison: Comparison) -> list[str]:
-    """Return for which costs the order of interventions depends on the effect that is matched."""
+    """Return which interventions are clearly cheaper at one matched effect and dearer at another.
+
+    Clearly: the 95 % intervals of both paired differences are away from 0.
+    """
     axes = [axis for axis in comparison.axes if axis in comparison.effects]
     said = []
     for name, number in comparison.firsts.items():
-        cells = comparison.cells(number, "", sign_of(number.better, None))
-        column = Column(name, cells, is_shift=False)
-        costs = {axis: _costs_of(column, comparison.common(axis)) for axis in axes}
-        for one, other in combinations(costs, 2):
-            both = costs[one].keys() & costs[other].keys()
-            orders = [[a for a in costs[axis] if a in both] for axis in (one, other)]
-            if orders[0] != orders[1]:
-                said.append(
-                    f"{name}: the cheapest first, it is {', '.join(orders[0])} at matched {one}, "
-                    f"but {', '.join(orders[1])} at matched {other}"
-                )
+        sign = sign_of(number.better, None)
+        column = Column(name, comparison.cells(number, "", sign), is_shift=False)
+        for one, other in combinations(axes, 2):
+            cheaper = _cheaper(comparison, column, one) & {
+                pair[::-1] for pair in _cheaper(comparison, column, other)
+            }
+            said += [
+                f"{name}: {first} is cheaper than {second} at matched {one}, but dearer at "
+                f"matched {other}"
+                for first, second in sorted(cheaper)
+            ]
     return said
+
+
+def _cheaper(comparison: Comparison, column: Column, axis: str) -> set[tuple[str, str]]:
+    """Return pairs of interventions, the clearly cheaper one first."""
+    common = comparison.common(axis)
+    places = dict(zip(common["intervention"], common["strength"], strict=True))
+    return {
+        (one, other)
+        for one, other in permutations(places, 2)
+        if column.between((one, places[one]), (other, places[other])).high < 0
+    }
 
 
 def _of_intervals(comparison: Comparison) -> str:
@@ -190,12 +204,3 @@ def _of_intervals(comparison: Comparison) -> str:
         f"intervals are 95 %: over items and seeds for {', '.join(itemised) or 'none'}, and for "
         "other numbers over seeds, where these differ"
     )
-
-
-def _costs_of(column: Column, matches: pd.DataFrame) -> dict[str, float]:
-    """Return intervention to cost, the cheapest first."""
-    found = {
-        row.intervention: column.value((row.intervention, row.strength))
-        for row in matches.itertuples()
-    }
-    return dict(sorted(found.items(), key=lambda pair: pair[1]))

@@ -1,6 +1,7 @@
 """Tasks of lm-evaluation-harness on a live subject, with its edit, steering and prompts."""
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import io
 import logging
@@ -8,7 +9,7 @@ import math
 import random
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,6 +52,8 @@ class HarnessTasks:
             of data that one of them names is found as the library finds it: from the working
             directory.
         limit: Take so many items of each task, the first ones.
+        version: Of the library; it is found, not given. Data sets of the Hub and files of data have
+            no part in the identity of a measure.
 
     Raises:
         RecipeError: The library is not installed.
@@ -59,6 +62,7 @@ class HarnessTasks:
     names: Sequence[str] = ()
     include: Path | None = None
     limit: int | None = None
+    version: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("lm_eval") is None:
@@ -66,6 +70,8 @@ class HarnessTasks:
                 "tasks of lm-evaluation-harness need the package lm-eval: "
                 "pip install 'personality-vector[eval]'"
             )
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not by that name
+            object.__setattr__(self, "version", importlib.metadata.version("lm-eval"))
 
     def samples(self, subject: "Subject", batch_size: int) -> list[Sample]:
         """Return every answer by every metric that gives each item one number in [0, 1].
@@ -136,7 +142,7 @@ def _live(subject: "Subject", batch_size: int) -> Any:
     from personality_vector.subject.prompts import Prompts, reading
 
     class Live(HFLM):  # type: ignore[misc]
-        ends: Mapping[tuple[int, ...], int] = {}
+        ends: dict[tuple[int, ...], int] = {}  # noqa: RUF012 - of each instance, once it asks
 
         def apply_chat_template(
             self,
@@ -150,10 +156,11 @@ def _live(subject: "Subject", batch_size: int) -> Any:
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **given: Any) -> Any:
             # The library reads a request without its last token, and the last tokens of a long one.
             read = [(*context, *reply)[-self.max_length - 1 : -1] for _, context, reply in requests]
-            self.ends = {
-                row: len(row) + 1 - len(reply)
-                for row, (_, _, reply) in zip(read, requests, strict=True)
-            }
+            self.ends = {}
+            for row, (_, _, reply) in zip(read, requests, strict=True):
+                end = len(row) + 1 - len(reply)
+                if self.ends.setdefault(row, end) != end:
+                    raise DataError("two requests of a task are one text with other replies in it")
             found = super()._loglikelihood_tokens(requests, *args, **given)
             if any(math.isnan(value) for value, _ in found):
                 raise NonFiniteError("the model gives an answer of a task a likelihood of NaN")

@@ -163,10 +163,10 @@ class Reading:
 
 
 class Observation(NamedTuple):
-    """One item's part of a reading, which is the mean of its observations.
+    """What was seen of one item; a reading of the same name and trait is the mean over items.
 
     Attributes:
-        measure: Name of the reading.
+        measure: Its name, as of a reading.
         trait: Its trait, or "".
         item: What was observed, such as a statement or a task; the same in every cell.
         value: A finite number.

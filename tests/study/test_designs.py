@@ -55,7 +55,7 @@ def test_vectors_are_what_the_word_stands_for(parsed, tmp_path):
     (spec,) = recipe.interventions
     assert spec.tuned == str(tmp_path / "v" / "openness-low")
     assert (spec.label, spec.poles) == ("openness:low", (Pole("openness", "low"),))
-    assert spec.group == "{trait}:{level}"
+    assert spec.group == "all poles"
     with pytest.raises(RecipeError, match="vectors is given, but no intervention contains"):
         parsed({"label": "w", "tuned": "./t"})
 
@@ -69,7 +69,7 @@ def test_each_value_is_an_intervention_and_keeps_its_type(parsed):
     arm = {"label": "{layer} {trait} {level}", "vector": "{vectors}", "layers": ["{layer}"]}
     recipe = parsed(arm | {"each": {"layer": [3, 7]}, "poles": ["openness:low"]})
     assert [(s.label, s.layers, s.group) for s in recipe.interventions] == [
-        (f"{layer} openness low", (layer,), f"{layer} {{trait}} {{level}}") for layer in (3, 7)
+        (f"{layer} openness low", (layer,), f"{layer} all traits") for layer in (3, 7)
     ]
 
 
@@ -213,12 +213,12 @@ def aimed(run):
 def test_the_own_trait_of_a_group_is_the_mean_of_its_vectors(composed):
     (row,) = tables_of(composed)[OWN].to_dict("records")
     frame = aimed(composed)
-    single = frame[frame["group"] == "{trait}:{level}"]
+    single = frame[frame["group"] == "all poles"]
     found = [
         own["sign"].iloc[0] * np.corrcoef(own["strength"], own["value"])[0, 1]
         for _, own in single.groupby("intervention")
     ]
-    assert (row["group"], row["vectors"]) == ("{trait}:{level}", 4)
+    assert (row["group"], row["vectors"]) == ("all poles", 4)
     assert row["mean"] == pytest.approx(np.abs(found).mean())
     assert [row["lowest"], row["highest"]] == pytest.approx(
         [min(map(abs, found)), max(map(abs, found))]
@@ -254,7 +254,7 @@ def test_a_figure_draws_the_mean_of_a_group_at_each_signed_alpha(composed):
         for axes in dose_response_figure(composed).axes
         for curve in axes.containers
     }
-    for trait, group in product(TRAITS, ("task_arithmetic {signs}", "dare {signs}")):
+    for trait, group in product(TRAITS, ("task_arithmetic", "dare")):
         own = expected[trait, group]
         drawn = {at: value for at, value in curves[trait, group] if at}
         assert drawn == pytest.approx(own.to_dict())
@@ -262,7 +262,7 @@ def test_a_figure_draws_the_mean_of_a_group_at_each_signed_alpha(composed):
 
 def test_instructions_are_held_against_the_sum_of_alphas(composed):
     table = tables_of(composed)[KEPT].set_index("group")
-    assert list(table.index) == ["task_arithmetic {signs}", "dare {signs}", "{trait}:{level}"]
+    assert list(table.index) == ["task_arithmetic", "dare", "all poles"]
     rows = pd.DataFrame(
         {"strength": [0.1, -0.2, 0.4], "poles": [5, 5, 1], "value": [3.0, 2.0, 4.0]}
     )

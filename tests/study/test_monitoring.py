@@ -65,7 +65,12 @@ def test_within_a_condition_only_the_item_counts(within):
 
 def test_cosines_are_shown_at_the_strength_that_is_furthest_out():
     seen = [
-        {"intervention": label, "strength": strength, "seed": seed, "measure": "mine.cosine"}
+        {
+            "intervention": label,
+            "strength": strength,
+            "seed": seed,
+            "measure": "mine.cosine_by_layer",
+        }
         | {"trait": "", "item": f"layer {layer}", "value": 1 - layer * abs(strength) / 10 - seed}
         for label, strength in [("base", 0.0), ("one", -2.0), ("one", 1.0), ("two", 1.0)]
         for layer, seed in product((0, 10, 2), (0, 1))
@@ -73,6 +78,6 @@ def test_cosines_are_shown_at_the_strength_that_is_furthest_out():
 
     arms = {"one": [-2.0, 1.0], "two": [1.0]}
     table = cosines_by_layer(Tables(seen=pd.DataFrame(seen), arms=arms))
-    assert table.columns.tolist() == ["layer", "one at -2", "two at 1"]
+    assert table.columns.tolist() == ["measure", "layer", "one at -2", "two at 1"]
     assert table["layer"].tolist() == ["layer 0", "layer 10", "layer 2"]
     assert table["one at -2"].tolist() == pytest.approx([0.5, -1.5, 0.1])
