@@ -11,6 +11,7 @@ from personality_vector.numeric.statistics import bootstrapped, mean_difference
 from personality_vector.study.comparison import Column, Comparison, fixed_and_broken
 from personality_vector.study.fronts import area, is_dominated
 from personality_vector.study.numbers import Number
+from personality_vector.study.tables import _disagreements
 from personality_vector.traits import Pole
 
 ITEMS, SEEDS = 40, 3
@@ -121,3 +122,33 @@ def test_the_area_is_the_mean_of_what_budgets_allow(points):
     budgets = (np.arange(20_000) + 0.5) / 20_000
     attained = [np.where(budgets >= cost, effect, 0.0) for cost, effect in points]
     assert area(points, 1.0) == pytest.approx(np.max(attained, axis=0).mean(), abs=1e-3)
+
+
+@pytest.mark.parametrize("noise", [0.1, 50.0])
+def test_effects_disagree_only_where_both_intervals_are_clear(noise):
+    """Arm a costs 1 less at one matched effect, and 1 more at the other."""
+    rng = np.random.default_rng(0)
+    costs = {("a", 1.0): 1.0, ("b", 1.0): 2.0, ("a", 2.0): 3.0, ("b", 2.0): 2.0}
+    rows = [
+        (label, strength, seed, "cost", "", f"item {item}", cost + rng.normal(0, noise), 0)
+        for (label, strength), cost in costs.items()
+        for item, seed in product(range(ITEMS), range(SEEDS))
+    ]
+    names = ["intervention", "strength", "seed", "measure", "trait", "item", "value", "sample"]
+    observations = pd.DataFrame(rows, columns=names)
+    matches = [
+        (effect, label, 0.5, strength)
+        for effect, strength in (("likelihood", 1.0), ("interview", 2.0))
+        for label in "ab"
+    ]
+    number = Number("cost", "", "nats per token", None, "low")
+    comparison = made(
+        _observations=observations,
+        _readings=observations.groupby(names[:5], as_index=False)["value"].mean().assign(judge=""),
+        axes={"likelihood": None, "interview": None},
+        effects={"likelihood": None, "interview": None},
+        firsts={"cost": number},
+        matches=pd.DataFrame(matches, columns=["number", "intervention", "target", "strength"]),
+    )
+    said = "cost: a is cheaper than b at matched likelihood, but dearer at matched interview"
+    assert _disagreements(comparison) == ([said] if noise < 1 else [])
