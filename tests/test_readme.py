@@ -44,6 +44,8 @@ PAGES = [
     "training/data/README.md",
     "training/steering/README.md",
     "eval/README.md",
+    "eval/sweeps/README.md",
+    "eval/compare/README.md",
 ]
 
 
