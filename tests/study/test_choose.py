@@ -458,21 +458,21 @@ class Killed(BaseException):
 
 def test_a_killed_choice_resumes_and_writes_the_same_bytes(folder, found, tmp_path, monkeypatch):
     """Nothing that was measured before the end is measured again."""
-    measured, take = [], Worker._measure_point
+    measured, take = [], Worker._measure_group
 
     def until(limit):
-        def measure(worker, point, measures):
-            if len(measured) == limit:
+        def measure(worker, points, measures):
+            if len(measured) >= limit:
                 raise Killed
-            measured.append(point)
-            take(worker, point, measures)
+            measured.extend(points)
+            take(worker, points, measures)
 
         return measure
 
-    monkeypatch.setattr(Worker, "_measure_point", until(3))
+    monkeypatch.setattr(Worker, "_measure_group", until(3))
     with pytest.raises(Killed):
         choose(parsed(folder), tmp_path / "run")
-    monkeypatch.setattr(Worker, "_measure_point", until(None))
+    monkeypatch.setattr(Worker, "_measure_group", until(math.inf))
     save_choice(choose(parsed(folder), tmp_path / "run"), tmp_path / "resumed", force=False)
     save_choice(found, tmp_path / "whole", force=False)
     assert len(set(measured)) == len(measured) == 1 + len(found.curves)
