@@ -98,6 +98,7 @@ def close(found, expected):
     pd.testing.assert_frame_equal(one, other, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_numbers_in_shared_batches_are_those_of_points_one_by_one(
     base, linear, asked, shared, tmp_path
 ):
@@ -261,6 +262,7 @@ def test_a_killed_worker_loses_at_most_its_batch(base, tmp_path):
     log, out = tmp_path / "log.txt", tmp_path / "run"
     both = [start(base, log, out) for _ in range(2)]
     while len(noted(log)) < 4:  # after the base
+        assert [worker.poll() for worker in both] == [None, None]
         time.sleep(0.02)
     both[0].send_signal(signal.SIGKILL)
     assert [worker.wait() for worker in both] == [-9, 0]

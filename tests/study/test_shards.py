@@ -105,6 +105,7 @@ def rewritten(folder, statement):
         file.commit()
 
 
+@pytest.mark.slow
 def test_two_workers_and_two_shards_give_the_rows_of_a_serial_run(study, halves, tmp_path):
     serial = study().run(tmp_path / "serial")
     require_same(study().run(tmp_path / "workers", workers=2), serial)
