@@ -174,9 +174,7 @@ class Worker:
             ready = {cell: self._ready(m) for own in shared.values() for cell, m in own.items()}
             several = len({point.strength for point in shared}) > 1
             with self._applied(list(shared)) as subject:
-                collected = collected_together(
-                    subject, shared, ready, memories, is_by_row=several
-                )
+                collected = collected_together(subject, shared, ready, memories, is_by_row=several)
             yield from self._finished(ready, collected)
         for point, cells in alone.items():
             yield from self._found(cells, point, memories[point])

@@ -25,7 +25,6 @@ from personality_vector.subject.protocols import Reply
 from personality_vector.subject.spec import Sampling
 from personality_vector.subject.subject import Subject, batch_seed, generate_batch
 
-
 log = logging.getLogger(__name__)
 
 
