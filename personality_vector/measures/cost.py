@@ -4,7 +4,7 @@ import re
 import resource
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,7 +48,7 @@ class Cost(BaseMeasure):
     ``tokens_in`` and ``tokens_out``: of the prompt, what an edit adds to it included, and of the
     reply, its thoughts and end mark included. ``seconds``: the reply's share of the time of its
     batch. Replies that another measure of the cell drew are not drawn again, and cost what they did
-    then.
+    then; but those from a batch of several points are, since its time is not that of one point.
 
     ``price``: ``10,000 * (tokens_in * price_in + tokens_out * price_out) / 1,000,000``, for 10,000
     queries in the currency of the two prices. ``memory``: most memory that the process had at one
@@ -73,6 +73,9 @@ class Cost(BaseMeasure):
     def collect(self, subject: Subject, seed: int) -> list[Reading]:
         """Return the means over replies, and the peak of memory."""
         replies = [reply for _, _, reply in self.asking(subject, seed)]
+        if any(reply.is_shared for reply in replies):
+            own = replace(subject, memory=None)
+            replies = [reply for _, _, reply in self.asking(own, seed)]
         tokens_in = statistics.fmean(reply.tokens_in for reply in replies)
         tokens_out = statistics.fmean(reply.tokens_out for reply in replies)
         found = {

@@ -120,10 +120,13 @@ class Divergence(AskingMeasure):
         asking: The questions.
         max_tokens: Bound on the tokens of either kind of reply. Memory: ``max_tokens * vocab * 4``
             bytes, 1 GB for 2,000 tokens of 128,000 words, and three times the longest reply. As
-            much is kept in a temporary file from :meth:`collect` to :meth:`finish`.
+            much is kept in a temporary file from :meth:`collect` to :meth:`finish`. Points that
+            share batches, at most ``batch_size``, have such a file each, and together hold
+            ``batch_size`` replies in memory.
         seed: Seed of the base's replies: one reference for all seeds, so that these can be
             compared.
-        batch_size: Chats per forward pass; it changes speed and memory only.
+        batch_size: Chats per forward pass, and the most points that share one; it changes speed,
+            memory and the size of the temporary files only.
         references: The base's replies, made by :meth:`prepare`.
     """
 
@@ -137,6 +140,11 @@ class Divergence(AskingMeasure):
     version: ClassVar[int] = 2
     unit: ClassVar[str] = "nats per token"
     better: ClassVar[Better] = "low"
+
+    @property
+    def most_points(self) -> int:
+        """How many points are measured at once at most, since the predictions of each are kept."""
+        return self.batch_size
 
     def prepare(self, base: Subject) -> "Divergence":
         """Let the base reply, and keep its log-probabilities for the first ``max_tokens`` tokens.

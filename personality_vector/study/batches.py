@@ -1,6 +1,7 @@
 """Batches that points of one intervention share: which do, and how their cells are asked."""
 
 import logging
+import math
 import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
@@ -28,15 +29,28 @@ class Batches:
     """Says which points of a study share batches: seeds of one strength, and strengths by row.
 
     The base does not share, since its divergence from itself is exactly 0 in its own batches only.
+
+    Attributes:
+        study: The study.
+        workers: Processes that share the points, so that each has some.
     """
 
     study: "Study"
+    workers: int = 1
     _alone: set[str] = field(default_factory=set)
     """Labels of interventions whose strengths do not share a batch, which was said."""
 
     def of(self, points: Sequence[Point], measures: Sequence[Measure]) -> list[Sequence[Point]]:
-        """Return the points in groups, each of at most as many as fill a batch of a measure."""
-        most = max(getattr(measure, "points_per_batch", 1) for measure in measures)
+        """Return the points in groups that share batches.
+
+        Each has at most as many as fill a batch of a measure, as every measure that shares can keep
+        at once, and as there are for each worker.
+        """
+        most = min(
+            max(getattr(measure, "points_per_batch", 1) for measure in measures),
+            *(one.most_points for one in filter(shares, measures) if hasattr(one, "most_points")),
+            math.ceil(len(points) / self.workers),
+        )
         if self.study.batch_strengths == "never" or most < 2:
             return [[point] for point in points]
         same: dict[Any, list[Point]] = {}
@@ -95,20 +109,25 @@ def split(cells: Cells) -> tuple[Cells, Cells]:
         {
             point: found
             for point, own in cells.items()
-            if (found := {cell: m for cell, m in own.items() if _shares(m) == does})
+            if (found := {cell: m for cell, m in own.items() if shares(m) == does})
         }
         for does in (True, False)
     )
     return (shared, alone) if len(shared) > 1 else ({}, cells)
 
 
-def _shares(measure: Measure) -> bool:
+def shares(measure: Measure) -> bool:
     """Return whether a batch has room for another point: a full one gains nothing."""
     return getattr(measure, "points_per_batch", 1) > 1
 
 
 def collected_together(
-    subject: Subject, cells: Cells, ready: Mapping[Cell, Measure], *, is_by_row: bool
+    subject: Subject,
+    cells: Cells,
+    ready: Mapping[Cell, Measure],
+    memories: Mapping[Point, Any],
+    *,
+    is_by_row: bool,
 ) -> dict[Cell, tuple[Any, float]]:
     """Return what is collected in cells that share batches, and the share of each of the seconds.
 
@@ -116,9 +135,9 @@ def collected_together(
         subject: What is asked.
         cells: Those of some points; a measure has its cells at all or some of them.
         ready: The measures, prepared.
+        memories: The replies of each point, which are added to.
         is_by_row: Whether each row has the strength of its point; else all have one strength.
     """
-    memories: dict[Point, Any] = {point: {} for point in cells}
     same: dict[str, list[tuple[Point, Cell]]] = {}
     for point, own in cells.items():
         for cell, measure in own.items():

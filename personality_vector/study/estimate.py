@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from personality_vector.checkpoint import FLOATS
-from personality_vector.errors import DataError, ModelError, PersonalityVectorError
+from personality_vector.errors import DataError, LengthError, ModelError, PersonalityVectorError
 from personality_vector.finetuning.memory import free_memory
-from personality_vector.interventions.weights import HybridEdit, WeightEdit
-from personality_vector.study.design import grid_of
+from personality_vector.interventions.stacked import Stacked
+from personality_vector.study.batches import Batches, shares
+from personality_vector.study.design import Point, grid_of
+from personality_vector.study.matched import Matched
 from personality_vector.study.shards import Shard
 from personality_vector.subject import Chat, Reply, Sampling, batched, digest_of, render
 from personality_vector.subject.config import read_config
@@ -38,6 +41,11 @@ _MOST_REPLIES, _MOST_TOKENS = 20_000, 4_096
 """Replies to count at one point, and tokens of one that other measures read."""
 _WARM_SECONDS = 0.5
 """What takes less is timed again, since the first call of anything takes longer."""
+_WITH_MODEL = "can be counted only with the model"
+
+
+class _TooManyError(DataError):
+    """So many replies are asked for that counting them would take long."""
 
 
 @dataclass(slots=True)
@@ -48,9 +56,11 @@ class _Counts:
         replies: Number of replies.
         tokens_in: Tokens of their prompts.
         tokens_out: Their tokens, if each is as long as it may be.
-        steps: Passes of decoding after the first of each batch.
+        steps: Passes of decoding after the first of each batch; a point's share of those of a
+            batch that several points share.
         tokens_read: Tokens of finished chats, whose likelihood or predictions are wanted.
-        predicted: Tokens whose predictions are kept.
+        predicted: Tokens whose predictions are wanted.
+        held: The most tokens whose predictions points that share a batch hold at once.
         asked: The largest batch that was asked, and how.
         read: The chats of the largest batch that was read.
         longest: Tokens of the longest prompt, and of the longest chat that is read.
@@ -59,48 +69,63 @@ class _Counts:
     replies: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
-    steps: int = 0
+    steps: float = 0.0
     tokens_read: int = 0
     predicted: int = 0
+    held: int = 0
     asked: tuple[Sequence[Chat], Sampling] = ((), Sampling())
     read: Sequence[Chat] = ()
     longest: tuple[int, int] = (0, 0)
 
-    def add_replies(self, chats: Sequence[Chat], tokens: Sequence[int], how: Sampling) -> None:
-        """Count replies to prompts of so many tokens.
+    def add_replies(
+        self, chats: Sequence[Chat], tokens: Sequence[int], how: Sampling, points: int
+    ) -> None:
+        """Count the replies of one of the points that share batches, to prompts of so many tokens.
 
         Raises:
-            DataError: There are so many that counting them would take long.
+            _TooManyError: There are so many that counting them would take long.
         """
         if self.replies > _MOST_REPLIES:
-            raise DataError(f"asks for more than {_MOST_REPLIES:,} replies at one point")
+            raise _TooManyError(f"asks for more than {_MOST_REPLIES:,} replies at one point")
         self.replies += len(chats)
         self.tokens_in += sum(tokens)
         self.tokens_out += how.max_new_tokens * len(chats)
-        self.steps += (how.max_new_tokens - 1) * math.ceil(len(chats) / how.batch_size)
-        if min(len(chats), how.batch_size) > len(self.asked[0]):
-            self.asked = chats[: how.batch_size], how
+        for batch in batched(chats, how.batch_size):
+            together = min(points, how.batch_size // len(batch))
+            self.steps += (how.max_new_tokens - 1) * math.ceil(points / together) / points
+            self.asked = max(self.asked, ([*batch] * together, how), key=lambda one: len(one[0]))
         self.longest = max(self.longest[0], *tokens), self.longest[1]
 
     def add_read(self, chats: Sequence[Chat], tokens: Sequence[int]) -> None:
-        """Count one batch of finished chats of so many tokens."""
+        """Count finished chats of so many tokens, which are in one batch with others."""
         self.tokens_read += sum(tokens)
-        if len(chats) > len(self.read):
-            self.read = chats
+        self.read = max(self.read, chats, key=len)
         self.longest = self.longest[0], max(self.longest[1], *tokens)
 
     def add(self, other: "_Counts", times: int) -> None:
         """Add what was counted elsewhere, so many times."""
         for name in ("replies", "tokens_in", "tokens_out", "steps", "tokens_read"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
+        self.held = max(self.held, other.held)
+        self.asked = max(self.asked, other.asked, key=lambda one: len(one[0]))
+        self.read = max(self.read, other.read, key=len)
+        asked, read = zip(self.longest, other.longest, strict=True)
+        self.longest = max(asked), max(read)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Counter(Subject):
-    """A model that counts what it is asked, and replies at the greatest length."""
+    """A model that counts what it is asked, and replies at the greatest length.
+
+    Attributes:
+        counts: What was asked of one point.
+        lengths: Tokens of prompts, by the digest of the chats.
+        points: How many share batches.
+    """
 
     counts: _Counts = field(default_factory=_Counts)
     lengths: dict[str, list[int]] = field(default_factory=dict)
+    points: int = 1
 
     def replies(self, chats: Sequence[Chat], seed: int) -> list[Reply]:
         """Count replies, unless they are remembered."""
@@ -109,9 +134,10 @@ class _Counter(Subject):
         key = digest_of(chats, how, seed)
         if key not in memory:
             tokens = self._lengths(chats)
-            self.counts.add_replies(chats, tokens, how)
+            self.counts.add_replies(chats, tokens, how, self.points)
             text, most = self._longest_reply(how.max_new_tokens), how.max_new_tokens
-            memory[key] = [Reply(text, count, most, 0.0) for count in tokens]
+            is_shared = self.points > 1
+            memory[key] = [Reply(text, n, most, 0.0, is_shared=is_shared) for n in tokens]
         return memory[key]
 
     def _lengths(self, chats: Sequence[Chat]) -> list[int]:
@@ -126,22 +152,26 @@ class _Counter(Subject):
     def log_likelihood(self, chats: Sequence[Chat], batch_size: int = 32) -> Tensor:
         """Count the tokens of finished chats; return zeros."""
         for batch in batched(chats, batch_size):
-            self._read(batch)
+            self._read(batch, batch_size)
         return torch.zeros(len(chats))
 
     def predictions(
         self, chats: Sequence[Chat], batch_size: int = 8
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Count the tokens of finished chats; yield predictions over two words."""
-        for batch in batched(chats, batch_size):
-            for count in self._read(batch):
+        for batch in batched(chats, max(1, batch_size // self.points)):
+            counts = self._read(batch, batch_size)
+            if self.points > 1:
+                self.counts.held = max(self.counts.held, self.points * sum(counts))
+            for count in counts:
                 self.counts.predicted += count
                 yield torch.zeros(count, dtype=torch.int64), torch.full((count, 2), math.log(0.5))
 
-    def _read(self, chats: Sequence[Chat]) -> list[int]:
-        """Count a batch, and return the tokens of each response."""
+    def _read(self, chats: Sequence[Chat], batch_size: int) -> list[int]:
+        """Count chats that each point has in a batch, and return the tokens of each response."""
         encoded = encode_chats(self.tokenizer, [self.edited(chat) for chat in chats])
-        self.counts.add_read(chats, encoded.attention_mask.sum(1).tolist())
+        together = ([*chats] * self.points)[:batch_size]
+        self.counts.add_read(together, encoded.attention_mask.sum(1).tolist())
         found: list[int] = encoded.response_mask.sum(1).tolist()
         return found
 
@@ -156,10 +186,15 @@ def estimated(study: "Study", workers: int = 1) -> dict[str, Any]:
 
     ``counted`` are points, replies, tokens of prompts and of finished chats that are read, and the
     most tokens of replies: those that all would have at the greatest length. Prompts are those of
-    the base; what cannot be counted without the model is named. ``estimated`` are the ``memory`` of
-    one process in bytes (:func:`_memory`), and ``seconds``, from a batch that is measured with as
-    many threads as each worker has, replies at the greatest length, without edits and judges. Where
-    the model cannot be loaded, they are ``None``, and ``reason`` says why.
+    the base; what cannot be counted without the model is named. Of a comparison,
+    ``matched_cells_at_most`` are those at the strengths that it finds, and ``searches_at_most`` how
+    many strengths it looks for; each takes a few cells of one measure with every seed.
+
+    ``estimated`` are the ``memory`` of one process in bytes (:func:`_memory`), and ``seconds``,
+    from a batch that is measured with as many threads as each worker has, replies at the greatest
+    length, without edits, judges and what is matched. Points share batches as in :class:`Batches`;
+    that an edit of weights is of other than linear layers is seen only in the model. Where the
+    model cannot be loaded, they are ``None``, and ``reason`` says why.
 
     Args:
         study: The study.
@@ -168,11 +203,15 @@ def estimated(study: "Study", workers: int = 1) -> dict[str, Any]:
     points = study.design.points(study) if isinstance(study.design, Shard) else grid_of(study)
     base, rest = points
     plan: dict[str, Any] = {"cells": (len(base) + len(rest)) * len(study.measures)}
-    if "points" in study.recipe and not isinstance(study.design, Shard):
-        matched = study.recipe["points"] * len(study.arms) * len(study.seeds)
-        plan["matched_cells_at_most"] = matched * len(study.measures)
+    if isinstance(study.design, Matched):
+        targets = sum(len(axis.targets or range(study.design.points)) for axis in study.design.axes)
+        cells = len(study.seeds) * len(study.measures)
+        plan["matched_cells_at_most"] = targets * len(study.arms) * cells
+        plan["searches_at_most"] = targets * sum(arm.steps is None for arm in study.arms)
+    batches = Batches(study, workers)
+    groups = [one for part in points for one in batches.of(part, study.measures)]
     try:
-        counts, references, skipped = _counted(study, len(rest), [point.seed for point in base])
+        counts, references, skipped = _counted(study, base, groups)
         memory = _memory(study, counts, references)
     except PersonalityVectorError as error:
         return {**plan, "counted": None, "estimated": None, "reason": str(error)}
@@ -185,45 +224,61 @@ def estimated(study: "Study", workers: int = 1) -> dict[str, Any]:
     }
     if skipped:
         counted["not_counted"] = skipped
-    sharing = min(workers, len(base) + len(rest))
-    time_ = _time(study, counts, memory["peak"], workers, sharing)
+    time_ = _time(study, counts, memory["peak"], workers, min(workers, len(groups)))
     processes = {"processes": workers} if workers > 1 else {}
     return {**plan, "counted": counted, "estimated": {"memory": memory, **processes, **time_}}
 
 
 def _counted(
-    study: "Study", edited: int, seeds: Sequence[int]
+    study: "Study", base: Sequence[Point], groups: Sequence[Sequence[Point]]
 ) -> tuple[_Counts, int, dict[str, str]]:
-    """Count what is asked at all points; every point after the first is asked the same.
+    """Count what is asked at all points, which ``groups`` hold as they share batches.
 
     Returns:
         The counts, the tokens whose predictions measures keep, and those measures that could not be
         counted, each with the reason.
     """
     tokenizer = load_tokenizer(study.base.path, study.template)
-    nothing = torch.nn.Linear(1, 1)
-    base = _Counter(nothing, tokenizer, memory={})
-    ready, skipped = [], {}
+    counter = _Counter(torch.nn.Linear(1, 1), tokenizer, memory={})
+    total, references, ready, skipped = counter.counts, 0, [], {}
     for measure in study.measures:
+        before = total.predicted
         try:
-            ready.append(measure.prepare(base))
+            ready.append(measure.prepare(counter))
+            if hasattr(ready[-1], "references"):
+                references += total.predicted - before
         except PersonalityVectorError as error:
-            skipped[measure.name] = str(error)
-    references = base.counts.predicted
-    one = _Counts()
+            skipped[measure.name] = _reason(error)
     # What measures ask the base with seed 0 for reference, they ask only once.
-    asked, others = [(base, min(seeds, key=abs))], edited + len(seeds) - 1
-    if others:
-        asked.append((replace(base, memory={}, counts=one), 0))
-    for subject, seed in asked:
-        reader = replace(base, counts=subject.counts)
-        for measure in ready:
-            try:
-                measure.finish(reader, measure.collect(subject, seed))
-            except PersonalityVectorError as error:
-                skipped[measure.name] = str(error)
-    base.counts.add(one, others)
-    return base.counts, references, skipped
+    skipped |= _collected(ready, counter, min((point.seed for point in base), key=abs))
+    sizes = Counter(map(len, groups))
+    sizes[1] -= 1
+    for size in (size for size, number in sizes.items() if number):
+        one = replace(counter, memory={}, counts=_Counts(), points=size)
+        skipped |= _collected(ready, one, 0)
+        total.add(one.counts, size * sizes[size])
+    return total, references, skipped
+
+
+def _collected(ready: Sequence[Any], counter: _Counter, seed: int) -> dict[str, str]:
+    """Have measures ask at one point; return those that could not be counted."""
+    alone, skipped = replace(counter, points=1), {}
+    for measure in sorted(ready, key=shares, reverse=True):
+        try:
+            subject = counter if shares(measure) else alone
+            measure.finish(alone, measure.collect(subject, seed))
+        except PersonalityVectorError as error:
+            skipped[measure.name] = _reason(error)
+    return skipped
+
+
+def _reason(error: PersonalityVectorError) -> str:
+    """Return why a measure is not counted; what it says of answers that nobody gave is no fact."""
+    is_fact = isinstance(error, _TooManyError) or LengthError in (
+        type(error),
+        type(error.__cause__),
+    )
+    return str(error) if is_fact else _WITH_MODEL
 
 
 def _memory(study: "Study", counts: _Counts, references: int) -> dict[str, int]:
@@ -232,12 +287,13 @@ def _memory(study: "Study", counts: _Counts, references: int) -> dict[str, int]:
     With ``s`` bytes for a value in the dtype of the study and a vocabulary of ``v`` words:
 
     - ``weights``: ``s`` for every value of the model;
-    - ``edited``: as much again where an intervention edits weights, whose originals are kept;
+    - ``edited``: as much again for each edit of weights that is done at once, whose originals are
+      kept;
     - ``cache``: keys and values of the largest batch of replies, ``2 s`` for each of ``layers *
       heads of keys * width of a head`` values of each token;
     - ``logits``: ``4 v`` for every chat of that batch, or those that are read at once;
     - ``references``: ``4 v`` for each token of the base's replies whose predictions a measure
-      keeps.
+      keeps, and of the replies whose predictions points that share a batch hold.
 
     ``peak`` is their sum. The states of one block come on top.
     """
@@ -245,8 +301,7 @@ def _memory(study: "Study", counts: _Counts, references: int) -> dict[str, int]:
     size, words = FLOATS[study.dtype].itemsize, config.vocab_size
     floats = (one for one in study.base.entries.values() if one.dtype.is_floating_point)
     weights = size * sum(math.prod(one.shape) for one in floats)
-    all_of = [one for arm in study.arms for one in arm.by_seed.values()]
-    is_edited = any(isinstance(one, WeightEdit | HybridEdit) for one in all_of)
+    edits = (_edits_of(one) for arm in study.arms for one in arm.by_seed.values())
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     chats, how = counts.asked
@@ -254,12 +309,19 @@ def _memory(study: "Study", counts: _Counts, references: int) -> dict[str, int]:
     read = min(MOST_LOGITS, words * len(counts.read) * counts.longest[1])
     found = {
         "weights": weights,
-        "edited": weights if is_edited else 0,
+        "edited": weights * max(edits, default=0),
         "cache": 2 * size * config.num_hidden_layers * heads * width * tokens,
         "logits": _FLOAT32 * max(words * len(chats), read),
-        "references": _FLOAT32 * words * references,
+        "references": _FLOAT32 * words * (references + counts.held),
     }
     return {**found, "peak": sum(found.values())}
+
+
+def _edits_of(intervention: Any) -> int:
+    """Return how many edits of weights are done at once."""
+    if isinstance(intervention, Stacked):
+        return _edits_of(intervention.top) + sum(_edits_of(one) for one, _ in intervention.below)
+    return int(getattr(intervention, "is_of_weights", False))
 
 
 def _time(study: "Study", counts: _Counts, peak: int, workers: int, sharing: int) -> dict[str, Any]:

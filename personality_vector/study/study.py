@@ -167,7 +167,7 @@ class Study:
                 judges = {name: quality_of(judge) for name, judge in self._judges.items()}
                 self._begin(store, judges)
                 with helpers:
-                    Worker(self, store).work()
+                    Worker(self, store, workers).work()
                 # The quality of some is only known once they have rated.
                 unknown = [name for name, one in judges.items() if not one["quality"]]
                 rated = {name: quality_of(self._judges[name]) for name in unknown}

@@ -52,10 +52,17 @@ _POLL_SECONDS = 0.5
 
 @dataclass
 class Worker:
-    """One process at work on a study; the model is loaded when the first cell is missing."""
+    """One process at work on a study; the model is loaded when the first cell is missing.
+
+    Attributes:
+        study: The study.
+        store: Its results.
+        workers: Processes that were started for it, this one included.
+    """
 
     study: "Study"
     store: Store
+    workers: int = 1
     _prepared: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -74,7 +81,7 @@ class Worker:
     @cached_property
     def batches(self) -> Batches:
         """Which points share batches."""
-        return Batches(self.study)
+        return Batches(self.study, self.workers)
 
     @cached_property
     def background(self) -> Background:
@@ -162,21 +169,23 @@ class Worker:
     def _found_together(self, todo: Cells) -> Iterator[tuple[Cell, Any, float]]:
         """Yield what is found at points: first what shares batches, then point by point."""
         shared, alone = split(todo)
+        memories: dict[Point, Any] = {point: {} for point in todo}
         if shared:
             ready = {cell: self._ready(m) for own in shared.values() for cell, m in own.items()}
             several = len({point.strength for point in shared}) > 1
             with self._applied(list(shared)) as subject:
-                collected = collected_together(subject, shared, ready, is_by_row=several)
+                collected = collected_together(subject, shared, ready, memories, is_by_row=several)
             yield from self._finished(ready, collected)
         for point, cells in alone.items():
-            yield from self._found(cells, point)
+            yield from self._found(cells, point, memories[point])
 
     def _found(
-        self, cells: Mapping[Cell, Measure], point: Point
+        self, cells: Mapping[Cell, Measure], point: Point, memory: dict[str, Any]
     ) -> Iterator[tuple[Cell, Any, float]]:
+        """Yield what is found at one point, whose ``memory`` holds the replies drawn so far."""
         ready = {cell: self._ready(measure) for cell, measure in cells.items()}
         collected = {}
-        with self._applied([point]) as subject:
+        with self._applied([point], memory) as subject:
             for cell, measure in ready.items():
                 started = time.monotonic()
                 collected[cell] = measure.collect(subject, point.seed), time.monotonic() - started
@@ -190,13 +199,16 @@ class Worker:
             findings = _checked(ready[cell], ready[cell].finish(self.base, found))
             yield cell, findings, seconds + time.monotonic() - started
 
-    def _applied(self, points: Sequence[Point]) -> AbstractContextManager[Subject]:
+    def _applied(
+        self, points: Sequence[Point], memory: dict[str, Any] | None = None
+    ) -> AbstractContextManager[Subject]:
         """Return the subject at points of one intervention."""
         label, strength, seed = points[0]
         if self.study.is_base(points[0]):
             return nullcontext(self.base)
         intervention: Any = self.study.arm(label).at(seed)
-        subject, strengths = replace(self.base, memory={}), {point.strength for point in points}
+        subject = replace(self.base, memory=memory)
+        strengths = {point.strength for point in points}
         if len(strengths) > 1 or self.study.is_unrounded(label):
             found: AbstractContextManager[Subject] = intervention.by_row(subject, sorted(strengths))
         else:
@@ -307,11 +319,11 @@ class Helpers:
     """Other processes that work on the same folder for the length of a ``with`` block."""
 
     def __init__(self, packed: bytes, folder: Path, helpers: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        context, workers = multiprocessing.get_context("spawn"), helpers + 1
         self._before = torch.get_num_threads()
-        self._threads = max(1, self._before // (helpers + 1))
+        self._threads = max(1, self._before // workers)
         self._helpers = [
-            context.Process(target=_help, args=(packed, folder, self._threads))
+            context.Process(target=_help, args=(packed, folder, self._threads, workers))
             for _ in range(helpers)
         ]
 
@@ -335,7 +347,7 @@ class Helpers:
         torch.set_num_threads(self._before)
 
 
-def _help(packed: bytes, folder: Path, threads: int) -> None:
+def _help(packed: bytes, folder: Path, threads: int, workers: int) -> None:
     """Work beside the process that started this one, and not longer than that."""
     silence()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the other ends this one
@@ -343,7 +355,8 @@ def _help(packed: bytes, folder: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         with Store.open(folder / FILE) as store:
-            Worker(pickle.loads(packed), store).work()  # noqa: S301  (made by this very program)
+            study = pickle.loads(packed)  # noqa: S301  (made by this very program)
+            Worker(study, store, workers).work()
     except PersonalityVectorError as error:
         # The others meet the same error in the same cell, or do what this one could not.
         sys.stderr.write(f"a worker process: {' '.join(str(error).split())}\n")

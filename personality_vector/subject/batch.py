@@ -5,9 +5,11 @@ which its measure asks; only one thread runs at a time, and the model runs in th
 :func:`together`.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from queue import SimpleQueue
 from typing import Any, NamedTuple, NoReturn
@@ -22,6 +24,8 @@ from personality_vector.subject.models import device_of
 from personality_vector.subject.protocols import Reply
 from personality_vector.subject.spec import Sampling
 from personality_vector.subject.subject import Subject, batch_seed, generate_batch
+
+log = logging.getLogger(__name__)
 
 
 class Share(NamedTuple):
@@ -172,14 +176,14 @@ class _Seated(Subject):
     def log_likelihood(
         self, chats: Sequence[Chat], batch_size: int = 32
     ) -> Float[Tensor, " chats"]:
-        """Return what the subject returns."""
+        """As :meth:`Subject.log_likelihood`."""
         edited = [self.edited(chat) for chat in chats]
         return torch.stack(self._asked(_likelihoods, edited, batch_size))
 
     def predictions(
         self, chats: Sequence[Chat], batch_size: int = 8
     ) -> Iterator[tuple[Int[Tensor, " tokens"], Float[Tensor, "tokens vocab"]]]:
-        """Yield what the subject yields; at any time the points hold one batch together."""
+        """As :meth:`Subject.predictions`; the points hold one batch together, or one chat each."""
         count = self.seat.count if self.seat else 1
         for batch in batched(chats, max(1, batch_size // count)):
             yield from self._asked(_predictions, [self.edited(chat) for chat in batch], batch_size)
@@ -187,7 +191,7 @@ class _Seated(Subject):
     def next_token(
         self, chats: Sequence[Chat], among: Sequence[int], batch_size: int = 8
     ) -> Float[Tensor, "chats tokens"]:
-        """Return what the subject returns."""
+        """As :meth:`Subject.next_token`."""
         edited = [self.edit(chat) for chat in chats]
         return torch.stack(self._asked(_next_tokens, edited, batch_size, tuple(among)))
 
@@ -222,6 +226,7 @@ def _answered(subject: Subject, requests: Mapping[_Seat, _Request]) -> dict[_Sea
     except Exception as error:  # noqa: BLE001  (it is raised in the thread that asked)
         if len(parts) == 1:
             return dict.fromkeys(requests, error)
+        log.info("%d points are asked one by one, since together: %s", len(parts), error)
     alone = (_answered(subject, {seat: one}) for seat, one in requests.items())
     return {seat: found for each in alone for seat, found in each.items()}
 
@@ -283,24 +288,13 @@ def _replies(subject: Subject, parts: Sequence[_Part], sampling: Sampling) -> li
         most = max(1, sampling.batch_size // max(len(chats) for _, chats in present))
         for batch in batched(present, most):
             rows = [n for n, chats in batch for _ in chats]
-            drawing = _drawing(
-                asked, [(batch_seed(parts[n].seed, index), len(c)) for n, c in batch]
-            )
+            seeds = [(batch_seed(parts[n].seed, index), len(chats)) for n, chats in batch]
+            draws = partial(_Draws, sampling, seeds, device_of(asked.model))
             each = _with_strengths(asked, [parts[n].strength for n in rows])
-            replies = generate_batch(each, [chat for _, chats in batch for chat in chats], drawing)
+            replies = generate_batch(each, [chat for _, chats in batch for chat in chats], draws)
             for n, reply in zip(rows, replies, strict=True):
-                found[n].append(reply)
+                found[n].append(replace(reply, is_shared=len(batch) > 1))
     return found
-
-
-def _drawing(subject: Subject, seeds: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """Return how ``generate`` chooses tokens, given the seed and the rows of each point."""
-    if not subject.sampling.temperature > 0:
-        return {"do_sample": False}
-    from transformers import LogitsProcessorList
-
-    draws = _Draws(subject.sampling, seeds, device_of(subject.model))
-    return {"do_sample": False, "logits_processor": LogitsProcessorList([draws])}
 
 
 class _Draws:

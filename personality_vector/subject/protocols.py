@@ -45,6 +45,7 @@ class Reply:
         seconds: Its share of the time that its batch took.
         thought: What the model wrote between think marks.
         is_finished: Whether it closed its thoughts.
+        is_shared: Whether other points shared its batch, whose time then says little about it.
     """
 
     text: str
@@ -53,6 +54,7 @@ class Reply:
     seconds: float
     thought: str = ""
     is_finished: bool = True
+    is_shared: bool = False
 
     @property
     def raw(self) -> str:
@@ -233,7 +235,8 @@ class Measure(Protocol):
 
     One that asks the subject and does not touch its model may say its ``points_per_batch``: how
     many points (strengths, seeds) fill one of its batches. Such points are then measured at once,
-    each in a thread of its own, of which only one runs at a time.
+    each in a thread of its own, of which only one runs at a time. Where it keeps much of each point
+    until :meth:`finish`, ``most_points`` is how many are measured at once at most.
     """
 
     @property

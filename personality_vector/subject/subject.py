@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -250,17 +250,12 @@ def generate_replies(
     interventions are compared on common random numbers. The caller's random state is untouched.
     """
     replies: list[Reply] = []
-    drawing = (
-        {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
-        if sampling.temperature > 0
-        else {"do_sample": False}
-    )
     devices = [device_of(model)] if device_of(model).type == "cuda" else []
     for index, batch in enumerate(batched(chats, sampling.batch_size)):
         with torch.random.fork_rng(devices=devices):
             # generate() draws from the global generator and takes no other.
             torch.random.manual_seed(batch_seed(seed, index))
-            replies += generate_batch(Subject(model, tokenizer, sampling=sampling), batch, drawing)
+            replies += generate_batch(Subject(model, tokenizer, sampling=sampling), batch)
     return replies
 
 
@@ -270,7 +265,7 @@ def batch_seed(seed: int, index: int) -> int:
 
 
 def generate_batch(
-    subject: Subject, chats: Sequence[Chat], drawing: Mapping[str, Any]
+    subject: Subject, chats: Sequence[Chat], draws: Callable[[], Any] | None = None
 ) -> list[Reply]:
     """Return one reply to each chat, all of them from one batch.
 
@@ -278,7 +273,7 @@ def generate_batch(
         subject: What is asked, and with which ``sampling`` and ``strengths``; its other options
             are not read.
         chats: The chats, already edited.
-        drawing: How ``generate`` chooses a token.
+        draws: Makes a processor of logits that draws tokens in place of ``generate``.
     """
     model, tokenizer, sampling = subject.model, subject.tokenizer, subject.sampling
     started = time.monotonic()
@@ -298,7 +293,7 @@ def generate_batch(
             no_repeat_ngram_size=sampling.no_repeat_ngram,
             # The default of transformers would keep the 50 likeliest tokens.
             top_k=None,
-            **drawing,
+            **_drawing(sampling, draws),
         )
     new, marks = tokens[:, prompts["input_ids"].shape[1] :], marks_of(tokenizer)
     found = [
@@ -312,6 +307,17 @@ def generate_batch(
         Reply(one.answer, taken, made, seconds, one.thought, one.is_finished)
         for one, taken, made in zip(found, read, lengths, strict=True)
     ]
+
+
+def _drawing(sampling: Sampling, draws: Callable[[], Any] | None) -> dict[str, Any]:
+    """Return how ``generate`` chooses tokens: at temperature 0 the likeliest, else drawn ones."""
+    if not sampling.temperature > 0:
+        return {"do_sample": False}
+    if draws is None:
+        return {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    from transformers import LogitsProcessorList
+
+    return {"do_sample": False, "logits_processor": LogitsProcessorList([draws()])}
 
 
 def _encoded(model: Any, tokenizer: Any, texts: Sequence[str], chats: Sequence[Chat]) -> Any:
