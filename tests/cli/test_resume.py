@@ -23,9 +23,9 @@ def measured(monkeypatch):
     cells = []
     real = Worker._found
 
-    def noted(self, found, point):
+    def noted(self, found, point, memory):
         cells.extend((*point, measure.name) for measure in found.values())
-        return real(self, found, point)
+        return real(self, found, point, memory)
 
     monkeypatch.setattr(Worker, "_found", noted)
     return cells

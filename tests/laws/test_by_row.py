@@ -137,7 +137,9 @@ def test_a_point_that_fails_ends_all(subject):
     assert threading.active_count() == threads
 
 
-def test_what_only_one_point_asks_wrongly_fails_in_that_point(subject):
+def test_what_only_one_point_asks_wrongly_fails_in_that_point(subject, caplog):
+    caplog.set_level("INFO")
+
     def ask(chats, point):
         try:
             return len(point.log_likelihood(chats))
@@ -148,6 +150,7 @@ def test_what_only_one_point_asks_wrongly_fails_in_that_point(subject):
     first, second, third = together(subject, shares)
     assert (first, third) == (4, 2)
     assert "must end with a message of the assistant" in second
+    assert caplog.text.count("3 points are asked one by one, since together: a chat must") == 1
 
 
 def test_a_measure_cannot_read_the_model_of_a_batch(subject):

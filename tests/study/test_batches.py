@@ -32,9 +32,11 @@ from personality_vector.numeric.random import generator_for
 from personality_vector.report.page import write_report
 from personality_vector.steering import SteeringVector
 from personality_vector.study import batches
+from personality_vector.study.design import grid_of
 from personality_vector.study.recipe import SweepRecipe
 from personality_vector.study.run import READINGS, Run
 from personality_vector.study.tables import remarks
+from personality_vector.subject import subject
 from personality_vector.subject.protocols import Findings, Reading, Rubric
 from personality_vector.subject.spec import Sampling
 from tests.study.fakes import note, noted
@@ -133,9 +135,38 @@ def test_no_more_points_share_a_batch_than_fill_it(base, shared, tmp_path):
     assert shared == [2, 2], "and stays so beside a measure that shares its own"
 
 
+def test_every_worker_has_a_share_and_a_divergence_bounds_what_is_kept(base, asked):
+    """Its temporary files are open at once, one for each point."""
+    strengths = [float(n) for n in range(1, 11)]
+    study = pv.study(base, [vector()], strengths, asked)
+    points = grid_of(study)[1]
+
+    def sizes(workers, measures):
+        return [len(group) for group in batches.Batches(study, workers).of(points, measures)]
+
+    assert sizes(1, asked[1:2]) == [10]
+    assert sizes(4, asked[1:2]) == [3, 3, 3, 1]
+    assert sizes(1, asked) == [8, 2]
+    assert sizes(1, [*asked[:2], replace(asked[2], batch_size=4)]) == [4, 4, 2]
+
+
 def test_what_reads_the_model_or_the_clock_is_measured_point_by_point(
-    base, asked, shared, tmp_path
+    base, asked, shared, tmp_path, monkeypatch
 ):
+    """Replies of shared batches are not drawn again for it, unless their seconds are wanted."""
+    drawn, real = [], subject.generate_replies
+
+    def noted(*given, **how):
+        drawn.append(how["seed"])
+        return real(*given, **how)
+
+    monkeypatch.setattr(subject, "generate_replies", noted)
+    pv.study(base, [vector()], STRENGTHS, [asked[1], Activations(ASKING)]).run(tmp_path / "reads")
+    assert (shared, len(drawn)) == ([3], 1), "of the base"
+    shared.clear()
+    pv.study(base, [vector()], STRENGTHS, [asked[1], Cost(ASKING)]).run(tmp_path / "timed")
+    assert (shared, len(drawn)) == ([3], 1 + 1 + 3)
+    shared.clear()
     more = [*asked[:1], Activations(ASKING), Cost(ASKING)]
     found = pv.study(base, [vector()], STRENGTHS, more).run(tmp_path / "run").readings()
     assert shared == [3]

@@ -49,9 +49,9 @@ def points(monkeypatch):
     noted = []
     real = Worker._found
 
-    def found(self, cells, point):
+    def found(self, cells, point, memory):
         noted.append((point, sorted(measure.name for measure in cells.values())))
-        return real(self, cells, point)
+        return real(self, cells, point, memory)
 
     monkeypatch.setattr(Worker, "_found", found)
     return noted
