@@ -80,9 +80,9 @@ def test_shifts_and_scores_are_those_of_each_model_in_turn(shifted, made):
     chats = [question("Who are you?"), question("What do you like?")]
     baseline = Baseline(subject, chats, SteeringVector.load(folder / "one"), 1)
     likelihood = pv.LikelihoodSpec(traits=("extraversion",)).open()
-    (before,) = likelihood.collect(subject, 0)
+    (before,) = likelihood.collect(subject, 0).readings
     other = pv.Subject(load_model(tuned[1]), subject.tokenizer)
-    (after,) = likelihood.collect(other, 0)
+    (after,) = likelihood.collect(other, 0).readings
     assert rows[1]["shift"] == pytest.approx(baseline.shift_of(other), abs=1e-6)
     assert rows[1]["score"] == pytest.approx(after.value - before.value, abs=1e-6)
     assert ended.json["pearson"]["low"] <= ended.json["pearson"]["value"]
@@ -162,9 +162,10 @@ def test_a_model_without_a_score_is_left_out_and_none_is_imputed(
     numbers = count()
 
     def some(self, subject, seed):
-        (reading,) = collect(self, subject, seed)
+        found = collect(self, subject, seed)
         is_unscored = next(numbers) % 5 in unscored  # the base is the first
-        return [replace(reading, value=None) if is_unscored else reading]
+        readings = [replace(one, value=None) for one in found.readings]
+        return replace(found, readings=readings) if is_unscored else found
 
     monkeypatch.setattr(Likelihood, "collect", some)
     found = shifted("--json", "--figure", tmp_path / "shift.svg").json
