@@ -2,6 +2,7 @@
 
 import json
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,12 @@ from personality_vector.subject.models import load_model, load_tokenizer
 TRAITS = ("extraversion", "openness")
 WORDS = {"high": "I love {} and I talk at every party", "low": "I am quiet about {} alone"}
 TOPICS = ("music", "people", "books", "tea", "rain", "games")
+
+
+@pytest.fixture(autouse=True)
+def _helpers_import_the_tests(monkeypatch):
+    """Let the processes that a study starts import what a test defines."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
 
 
 @pytest.fixture

@@ -343,8 +343,9 @@ if __name__ == "__main__":
 
 def partner(out, pid):
     """Return the process that works beside ``pid``, once both have claimed something."""
-    found = set()
+    found, until = set(), time.monotonic() + 120
     while len(found) < 2:
+        assert time.monotonic() < until, "no second process claimed anything"
         time.sleep(0.02)
         with suppress(sqlite3.Error), closing(sqlite3.connect(out / FILE)) as file:
             found = {claimed for (claimed,) in file.execute("SELECT pid FROM claims")}
@@ -358,8 +359,10 @@ def test_the_rest_does_the_work_of_a_killed_helper(base, log, tmp_path):
     out.mkdir()
 
     def kill():
-        os.kill(partner(out, os.getpid()), signal.SIGKILL)
-        gate.touch()
+        try:
+            os.kill(partner(out, os.getpid()), signal.SIGKILL)
+        finally:
+            gate.touch()
 
     killer = threading.Thread(target=kill)
     killer.start()
