@@ -58,17 +58,21 @@ class Batches:
             same.setdefault(self._key(point), []).append(point)
         return [group for one in same.values() for group in batched(one, most)]
 
-    def refuse(self, label: str, reason: RowsError) -> None:
+    def refuse(self, points: Sequence[Point], reason: RowsError) -> None:
         """Measure the strengths of an intervention one after another from now on.
 
+        Another group of its points may have been made before, and is refused as well.
+
         Raises:
-            RowsError: They are already, or must not be rounded.
+            RowsError: The points have one strength already, or must not be rounded.
         """
+        label = points[0].label
         if self.study.is_unrounded(label):
             raise RowsError(f"{label}: {reason}; leave out batch_strengths: unrounded") from reason
-        if label in self._alone:
+        if len({point.strength for point in points}) == 1:
             raise reason
-        self._say(label, str(reason))
+        if label not in self._alone:
+            self._say(label, str(reason))
 
     def _key(self, point: Point) -> tuple[Any, ...]:
         label, strength, seed = point

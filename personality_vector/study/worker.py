@@ -162,7 +162,7 @@ class Worker:
                 for cell, found, seconds in self._found_together(todo):
                     self.store.write(cell, found, seconds)
         except RowsError as reason:
-            self.batches.refuse(label, reason)
+            self.batches.refuse(points, reason)
             for group in self.batches.of(points, measures):
                 self._measure_group(group, measures)
 

@@ -180,11 +180,12 @@ def test_an_edit_of_a_norm_goes_point_by_point_and_says_so_once(
     base, pico_tuned, asked, shared, tmp_path, caplog
 ):
     arm = WeightEdit(Delta.between(base, pico_tuned("llama")), "tuned")
-    found = pv.study(base, [arm], STRENGTHS, asked[:1]).run(tmp_path / "run").readings()
+    more = [n / 20 for n in range(1, 41)]  # than fit into one batch
+    found = pv.study(base, [arm], more, asked[:1]).run(tmp_path / "run").readings()
     assert shared == []
     assert caplog.text.count("tuned: its strengths are measured one after another") == 1
     assert "embed_tokens.weight" in caplog.text
-    exact = pv.study(base, [arm], STRENGTHS, asked[:1], batch_strengths="never")
+    exact = pv.study(base, [arm], more, asked[:1], batch_strengths="never")
     pd.testing.assert_frame_equal(exact.run(tmp_path / "exact").readings(), found)
 
 
