@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from personality_vector.checkpoint import FLOATS, Checkpoint, is_buffer
+from personality_vector.errors import ModelError
 from personality_vector.finetuning.recipe import LoraSpec, SftSpec
 from personality_vector.subject.config import read_config
 
@@ -184,6 +185,17 @@ def _activations(
     loss = _FLOAT32 * (_TILES_ON_CPU * tile + packed) if on_cpu else size * tile
     loss += 0 if sft.is_adapter else _FLOAT32 * sizes.words * sizes.hidden
     return tokens * kept + max(tokens * once, loss)
+
+
+def require_room(needed: int, device: str, what: str) -> None:
+    """Refuse what needs more bytes than are free on a device; ``what`` begins the sentence.
+
+    Raises:
+        ModelError: There are fewer.
+    """
+    free = free_memory(device)
+    if needed > free:
+        raise ModelError(f"{what} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 
 
 def free_memory(device: str) -> int:

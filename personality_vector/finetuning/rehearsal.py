@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.errors import PersonalityVectorError, TrainingError
+from personality_vector.errors import PersonalityVectorError
 from personality_vector.finetuning import processes
 from personality_vector.finetuning.arguments import adapter_of
 from personality_vector.finetuning.guidance import Guidance
-from personality_vector.finetuning.memory import free_memory, memory_of
+from personality_vector.finetuning.memory import memory_of, require_room
 from personality_vector.finetuning.recipe import TrainRecipe
 from personality_vector.finetuning.rows import Row, require_distinct, rows_of, shown
 from personality_vector.finetuning.sft import time_step
@@ -77,21 +77,13 @@ def estimated_time(
     try:
         processes.require_several_for(fsdp=recipe.sft.fsdp)
         processes.join(device)
-        processes.agreed(lambda: _require_room(plan["memory"]["peak"], device))
+        peak, what = plan["memory"]["peak"], "a step is not measured, because it"
+        processes.agreed(lambda: require_room(peak, device, what))
         step = time_step(first, guidance)
     except PersonalityVectorError as error:
         return {"seconds": None, "reason": str(error)}
     seconds = step * plan["steps"] / min(recipe.workers, len(recipe.chosen or (1,)))
     return {"seconds": float(f"{seconds:.3g}"), "seconds_per_step": float(f"{step:.3g}")}
-
-
-def _require_room(needed: int, device: str) -> None:
-    free = free_memory(device)
-    if needed > free:
-        raise TrainingError(
-            f"a step is not measured, because it needs {needed / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB are free"
-        )
 
 
 def _processes(recipe: TrainRecipe) -> int:

@@ -180,10 +180,6 @@ class Activations(BaseMeasure):
             readings.append(Reading(f"{self.name}.{name}", value, n=self._tokens, unit="cosine"))
         return Findings(readings=readings, observations=observations + cosines)
 
-    def finish(self, base: Subject, collected: Findings) -> Findings:  # noqa: ARG002
-        """Return what was collected."""
-        return collected
-
     def _units(self, subject: Subject) -> "tuple[int, dict[str, Float64[Tensor, ' hidden']]]":
         """Return the layer as 0-based, and the unit vectors there that point to the high end."""
         from personality_vector.steering.monitor import unit_at

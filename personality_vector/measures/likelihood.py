@@ -140,10 +140,6 @@ class Likelihood(BaseMeasure):
         ]
         return Findings(readings=readings, observations=observations)
 
-    def finish(self, base: Subject, collected: Findings) -> Findings:  # noqa: ARG002
-        """Return what was collected."""
-        return collected
-
     def _likelihoods(self, subject: Subject) -> list[float]:
         """Return the mean log-likelihood per token of each statement, in nats."""
         asked = question(self.question, system=self.system)

@@ -81,8 +81,8 @@ class BaseMeasure:
         return self
 
     def finish(self, base: Subject, collected: Any, /) -> Findings:  # noqa: ARG002
-        """Return what was collected."""
-        return Findings(readings=collected)
+        """Return what was collected: findings, or readings alone."""
+        return collected if isinstance(collected, Findings) else Findings(readings=collected)
 
 
 class AskingMeasure(BaseMeasure):

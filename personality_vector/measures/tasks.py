@@ -157,10 +157,6 @@ class Tasks(BaseMeasure):
             ],
         )
 
-    def finish(self, base: Subject, collected: Findings) -> Findings:  # noqa: ARG002
-        """Return what was collected."""
-        return collected
-
     def _samples(self, subject: Subject) -> dict[str, list[Sample]]:
         """Return the answers by task and metric."""
         found: dict[str, list[Sample]] = {}

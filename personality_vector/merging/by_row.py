@@ -83,14 +83,16 @@ def _changes(model: nn.Module, delta: Delta) -> Mapping[nn.Module, _Change]:
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             owners.setdefault(_place(parameter), []).append((module, name))
+    parameters = edited_parameters(model, delta)
+    found = {name: owners.get(_place(edited), []) for name, edited in parameters.items()}
+    others = [
+        name for name, own in found.items() if len(own) != 1 or type(own[0][0]) is not nn.Linear
+    ]
+    if others:
+        raise RowsError(f"it changes {some(others)}, and only the rows of linear layers can differ")
     changes: dict[nn.Module, _Change] = {}
-    others = []
-    for name, edited in edited_parameters(model, delta).items():
-        found = owners.get(_place(edited), [])
-        if len(found) != 1 or type(found[0][0]) is not nn.Linear:
-            others.append(name)
-            continue
-        (layer, what), dtype = found[0], edited.dtype
+    for name, edited in parameters.items():
+        (layer, what), dtype = found[name][0], edited.dtype
         change = changes.setdefault(layer, _Change(dtype))
         if what == "bias":
             change.bias = delta[name].to(edited.device, dtype)
@@ -98,8 +100,6 @@ def _changes(model: nn.Module, delta: Delta) -> Mapping[nn.Module, _Change]:
             change.matrices = [
                 each.to(edited.device, dtype).contiguous() for each in _matrices(delta, name)
             ]
-    if others:
-        raise RowsError(f"it changes {some(others)}, and only the rows of linear layers can differ")
     return changes
 
 

@@ -145,17 +145,19 @@ def associations(one: Sequence[float], other: Sequence[float]) -> dict[str, Inte
     rng, count = np.random.default_rng(_SEED), pairs.shape[1]
     drawn = pairs[:, rng.integers(count, size=(_RESAMPLES, count))]
     return {
-        "pearson": _interval(_pearson(pairs), _pearson(drawn)),
-        "spearman": _interval(
+        "pearson": interval(_pearson(pairs), _pearson(drawn)),
+        "spearman": interval(
             *(_pearson(rankdata(values, axis=-1)) for values in (pairs, drawn)),
         ),
     }
 
 
-def _interval(value: Float[ndarray, ""], resampled: Float[ndarray, " n"]) -> Interval:
-    if not np.isfinite(value):
-        return Interval(math.nan, math.nan, math.nan)
-    low, high = np.quantile(resampled[np.isfinite(resampled)], [0.025, 0.975])
+def interval(value: float | Float[ndarray, ""], resampled: Float[ndarray, " n"]) -> Interval:
+    """Return a number with the percentile interval of its resamples; NaN among them is left out."""
+    known = resampled[np.isfinite(resampled)]
+    if not np.isfinite(value) or not len(known):
+        return Interval(float(value), math.nan, math.nan)
+    low, high = np.quantile(known, [0.025, 0.975])
     return Interval(float(value), float(low), float(high))
 
 
@@ -168,21 +170,28 @@ def _pearson(pairs: Float[ndarray, "2 *resamples n"]) -> Float[ndarray, "*resamp
     return np.where(is_constant, np.nan, (one * other).sum(-1) / np.where(is_constant, 1, norms))
 
 
+def moments(
+    x: Float[ndarray, " points"], y: Float[ndarray, " points"]
+) -> Float[ndarray, "points 6"]:
+    """Return ``1, x, y, x^2, y^2, xy`` of each point, whose sums give correlations."""
+    return np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=-1)
+
+
 def resampled_correlations(
-    moments: Float[ndarray, "series clusters 6"],
+    sums: Float[ndarray, "series clusters 6"],
 ) -> Float[ndarray, "series resamples"]:
     """Return Pearson's r of each series: that of the data first, then those of the bootstrap.
 
     Whole clusters are drawn again, such as all points of an item (Efron 1979).
 
     Args:
-        moments: Of each cluster the count and the sums of ``x, y, x^2, y^2, xy``.
+        sums: Of each cluster those of :func:`moments`.
     """
-    count = moments.shape[1]
+    count = sums.shape[1]
     rng = np.random.default_rng(_SEED)
     drawn = rng.multinomial(count, np.full(count, 1 / count), _RESAMPLES)
     weights = np.vstack([np.ones((1, count)), drawn])
-    n, x, y, xx, yy, xy = np.moveaxis(np.einsum("rc,tcs->trs", weights, moments), -1, 0)
+    n, x, y, xx, yy, xy = np.moveaxis(np.einsum("rc,tcs->trs", weights, sums), -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         spread = np.maximum(n * xx - x * x, 0.0) * np.maximum(n * yy - y * y, 0.0)
         return np.asarray((n * xy - x * y) / np.sqrt(spread))

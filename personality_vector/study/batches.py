@@ -43,8 +43,8 @@ class Batches:
     def of(self, points: Sequence[Point], measures: Sequence[Measure]) -> list[Sequence[Point]]:
         """Return the points in groups that share batches.
 
-        Each has at most as many as fill a batch of a measure, as every measure that shares can keep
-        at once, and as there are for each worker.
+        A group has no more points than fill a batch of a measure, than any measure that shares can
+        keep at once, or than there are for each worker.
         """
         most = min(
             max(getattr(measure, "points_per_batch", 1) for measure in measures),

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from personality_vector.checkpoint import FLOATS
-from personality_vector.errors import DataError, LengthError, ModelError, PersonalityVectorError
-from personality_vector.finetuning.memory import free_memory
+from personality_vector.errors import DataError, LengthError, PersonalityVectorError
+from personality_vector.finetuning.memory import require_room
 from personality_vector.interventions.stacked import Stacked
 from personality_vector.study.batches import Batches, shares
 from personality_vector.study.design import Point, grid_of
@@ -329,7 +329,7 @@ def _time(study: "Study", counts: _Counts, peak: int, workers: int, sharing: int
     before = torch.get_num_threads()
     try:
         device = resolve_device(study.device)
-        _require_room(workers * peak, device)
+        require_room(workers * peak, device, "no batch is measured, because this")
         torch.set_num_threads(max(1, before // workers))
         started = time.monotonic()
         subject = Subject.load(
@@ -347,15 +347,6 @@ def _time(study: "Study", counts: _Counts, peak: int, workers: int, sharing: int
         "seconds": float(f"{loading + work / sharing:.3g}"),
         "seconds_per_step_of_decoding": float(f"{per_step:.3g}"),
     }
-
-
-def _require_room(needed: int, device: str) -> None:
-    free = free_memory(device)
-    if needed > free:
-        raise ModelError(
-            f"no batch is measured, because this needs {needed / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB are free"
-        )
 
 
 def _time_of_replies(subject: Subject, counts: _Counts, *, on_cpu: bool) -> tuple[float, float]:

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
-from personality_vector.numeric.statistics import resampled_correlations
+from personality_vector.numeric.statistics import interval, moments, resampled_correlations
 from personality_vector.study.run import Run
 
 _CONDITION = ["intervention", "strength"]
@@ -53,12 +52,10 @@ def _by_items(
     pairs: pd.DataFrame, items: "pd.Series[str]", names: Sequence[str]
 ) -> dict[str, float]:
     """Return a correlation and its interval under three names."""
-    x, y = pairs["value"], pairs["score"] - pairs["score"].mean()
-    sums = pd.DataFrame({"n": 1.0, "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y})
-    found, *drawn = resampled_correlations(sums.groupby(items).sum().to_numpy()[None])[0]
-    known = np.array(drawn)[np.isfinite(drawn)]
-    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
-    return dict(zip(names, map(float, (found, low, high)), strict=True))
+    x, y = pairs["value"].to_numpy(), (pairs["score"] - pairs["score"].mean()).to_numpy()
+    sums = pd.DataFrame(moments(x, y)).groupby(items.to_numpy()).sum()
+    found = resampled_correlations(sums.to_numpy()[None])[0]
+    return dict(zip(names, interval(found[0], found[1:]), strict=True))
 
 
 def cosines_by_layer(run: Run) -> pd.DataFrame:

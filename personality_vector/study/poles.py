@@ -4,12 +4,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
 
-from personality_vector.numeric.statistics import correlation, resampled_correlations
+from personality_vector.numeric.statistics import (
+    correlation,
+    interval,
+    moments,
+    resampled_correlations,
+)
 from personality_vector.study.run import Run
 from personality_vector.traits import Pole
 
@@ -135,8 +139,8 @@ def compositions(readings: pd.DataFrame) -> pd.DataFrame:
     for number, of in readings.groupby(["measure", "judge"], sort=False):
         first: dict[Any, Float[ndarray, " resamples"]] = {}
         for group, own in of.groupby("group", sort=False):
-            arms, moments = _moments(own)
-            found = resampled_correlations(moments)
+            arms, sums = _sums(own)
+            found = resampled_correlations(sums)
             mean = found.mean(0)
             gain = mean - first.setdefault(arms, mean)
             rows += [
@@ -148,14 +152,14 @@ def compositions(readings: pd.DataFrame) -> pd.DataFrame:
                     else {}
                 )
                 for trait, count, r in [
-                    *zip(own["trait"].unique(), moments[..., 0].sum(1), found, strict=True),
-                    ("mean", moments[..., 0].sum(), mean),
+                    *zip(own["trait"].unique(), sums[..., 0].sum(1), found, strict=True),
+                    ("mean", sums[..., 0].sum(), mean),
                 ]
             ]
     return pd.DataFrame(rows)
 
 
-def _moments(own: pd.DataFrame) -> tuple[Any, Float[ndarray, "traits combinations 6"]]:
+def _sums(own: pd.DataFrame) -> tuple[Any, Float[ndarray, "traits combinations 6"]]:
     """Return the combinations of a group, and the sums that a correlation is computed from.
 
     Count, ``x, y, x^2, y^2, xy`` of each trait in each combination; x is the signed alpha and y the
@@ -163,7 +167,7 @@ def _moments(own: pd.DataFrame) -> tuple[Any, Float[ndarray, "traits combination
     """
     y = own["value"] - own.groupby("trait", sort=False)["value"].transform("mean")
     x = own["sign"] * own["strength"]
-    sums = pd.DataFrame({"n": 1.0, "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y})
+    sums = pd.DataFrame(moments(x.to_numpy(), y.to_numpy()), index=own.index)
     labels = own.groupby("intervention", sort=False)
     signs = labels.apply(
         lambda arm: tuple(sorted(set(zip(arm["trait"], arm["sign"], strict=True))))
@@ -179,9 +183,9 @@ def _interval(
     name: str, values: Float[ndarray, " resamples"], *, is_clear: bool
 ) -> dict[str, float]:
     """Return a number, which comes first, with its interval by the rest."""
-    drawn = values[1:][np.isfinite(values[1:])]
-    low, high = np.quantile(drawn, [0.025, 0.975]) if is_clear and len(drawn) else (math.nan,) * 2
-    return {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+    drawn = values[1:] if is_clear else values[:0]
+    found = interval(values[0], drawn)
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def against_sum(readings: pd.DataFrame) -> pd.DataFrame:

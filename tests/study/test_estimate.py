@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from personality_vector.finetuning import memory
 from personality_vector.study import estimate
 from personality_vector.study.estimate import estimated
 from personality_vector.study.recipe import CompareRecipe, EvalRecipe, open_study
@@ -177,7 +178,7 @@ def test_what_cannot_be_measured_is_said(recipe, pico, tmp_path, monkeypatch, wh
     study = open_study(recipe(base=str(model), interventions=[_PROMPT]))
     assert study.base_identity
     if what == "room":
-        monkeypatch.setattr(estimate, "free_memory", lambda _: 1000)
+        monkeypatch.setattr(memory, "free_memory", lambda _: 1000)
         reason = "no batch is measured, because this needs"
     elif what == "weights":
         (model / "model.safetensors").write_bytes(b"damaged")
