@@ -24,7 +24,6 @@ from personality_vector.subject import (
     Reading,
     Subject,
     batched,
-    question,
 )
 
 if TYPE_CHECKING:
@@ -200,8 +199,8 @@ class Activations(BaseMeasure):
             return
         place, units = self._units(subject)
         model, tokenizer, size = subject.model, subject.tokenizer, self.batch_size
-        items, system = self.asking.instrument.items, self.asking.instrument.system
-        prompts = [subject.edit(question(item.text, system=system)) for item in items]
+        asked = [one for one in self.asking(subject, seed) if one.sample == 0]
+        prompts = [subject.edit(one.chat) for one in asked]
         before = Reader(model, tokenizer, [place], "prompt_last", size).pooled(prompts)[place]
         chats, unscored = self.asking.chats(subject, seed)
         read = [subject.edited(chat) for chat in chats]
@@ -214,8 +213,8 @@ class Activations(BaseMeasure):
             yield (
                 Reading(f"{self.name}.projection", value, name, n=len(read), unscored=unscored),
                 [
-                    Observation(f"{self.name}.prompt_projection", name, item.id, each)
-                    for item, each in zip(items, along, strict=True)
+                    Observation(f"{self.name}.prompt_projection", name, one.id, each)
+                    for one, each in zip(asked, along, strict=True)
                 ],
             )
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from personality_vector.data.texts import distinct_n
 from personality_vector.errors import DataError
 from personality_vector.measures.spec import Asking, AskingMeasure, AskingSpec
-from personality_vector.subject import Better, Chat, Findings, Reading, Subject, answered, question
+from personality_vector.subject import Better, Chat, Findings, Reading, Subject
 
 
 class CoherenceSpec(AskingSpec):
@@ -66,10 +66,7 @@ class Coherence(AskingMeasure):
 
     def collect(self, subject: Subject, seed: int) -> list[Chat]:
         """Return the questions, each with its reply."""
-        return [
-            answered(question(item.text, system=self.asking.instrument.system), reply.text)
-            for item, _, reply in self.asking(subject, seed)
-        ]
+        return [one.answered for one in self.asking(subject, seed)]
 
     def finish(self, base: Subject, collected: list[Chat]) -> Findings:
         """Score the replies with the unedited model.

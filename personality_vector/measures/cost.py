@@ -72,10 +72,10 @@ class Cost(BaseMeasure):
 
     def collect(self, subject: Subject, seed: int) -> list[Reading]:
         """Return the means over replies, and the peak of memory."""
-        replies = [reply for _, _, reply in self.asking(subject, seed)]
+        replies = [one.reply for one in self.asking(subject, seed)]
         if any(reply.is_shared for reply in replies):
             own = replace(subject, memory=None)
-            replies = [reply for _, _, reply in self.asking(own, seed)]
+            replies = [one.reply for one in self.asking(own, seed)]
         tokens_in = statistics.fmean(reply.tokens_in for reply in replies)
         tokens_out = statistics.fmean(reply.tokens_out for reply in replies)
         found = {

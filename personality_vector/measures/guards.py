@@ -103,13 +103,13 @@ class Guards(AskingMeasure):
 
     def collect(self, subject: Subject, seed: int) -> list[Reading]:
         """Return the numbers of the replies, and what was realised of the edit."""
-        replies = [reply for _, _, reply in self.asking(subject, seed)]
+        replies = [one.reply for one in self.asking(subject, seed)]
         numbers = dict(_NUMBERS)
         if self.learned is not None:
             numbers["verbatim"] = _share(lambda text: _bare(text) in (self.learned or ()))
         found = self._of(replies, numbers)
         if self.benign is not None:
-            asked = [reply for _, _, reply in self.benign(subject, seed)]
+            asked = [one.reply for one in self.benign(subject, seed)]
             found += self._of(asked, {"over_refusal": _NUMBERS["refusals"]})
         found += self._of_thoughts(subject, replies)
         if subject.realised is not None:

@@ -120,9 +120,9 @@ class Instructions(AskingMeasure):
     def collect(self, subject: Subject, seed: int) -> list[Reading]:
         """Return the share of kept formats."""
         kept = [
-            item.check.is_kept(reply.text)
-            for item, _, reply in self.asking(subject, seed)
-            if isinstance(item, CheckedItem)
+            one.item.check.is_kept(one.reply.text)
+            for one in self.asking(subject, seed)
+            if isinstance(one.item, CheckedItem)
         ]
         return [Reading(self.name, sum(kept) / len(kept), n=len(kept))]
 

@@ -74,16 +74,16 @@ class Interview(AskingMeasure):
         """Return the answers."""
         return [
             Answer(
-                item.id,
-                sample,
-                item.text,
-                reply.raw,
-                () if item.trait is None else (item.trait,),
-                reply.tokens_in,
-                reply.tokens_out,
-                reply.seconds,
+                one.id,
+                one.sample,
+                one.item.text,
+                one.reply.raw,
+                () if one.item.trait is None else (one.item.trait,),
+                one.reply.tokens_in,
+                one.reply.tokens_out,
+                one.reply.seconds,
             )
-            for item, sample, reply in self.asking(subject, seed)
+            for one in self.asking(subject, seed)
         ]
 
     def finish(self, base: Subject, collected: list[Answer]) -> Findings:  # noqa: ARG002

@@ -2,12 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import (
     BeforeValidator,
+    Field,
     SerializeAsAny,
     model_serializer,
     model_validator,
@@ -17,8 +18,17 @@ from personality_vector.data.personas import Instrument, Item, Persona, evaluati
 from personality_vector.errors import DataError
 from personality_vector.progress import progress
 from personality_vector.recipes.reading import read_recipe
-from personality_vector.recipes.schema import LocalPath, Recipe, Words, by_only_key, key_of, kinds
+from personality_vector.recipes.schema import (
+    LocalPath,
+    Recipe,
+    Whole,
+    Words,
+    by_only_key,
+    key_of,
+    kinds,
+)
 from personality_vector.subject import (
+    AT_TURN,
     Better,
     Chat,
     Findings,
@@ -31,13 +41,14 @@ from personality_vector.subject import (
     identity_of,
     question,
 )
+from personality_vector.subject.identity import ADDED
 
 KINDS = kinds("measures", "Spec")
 """The key that says what is measured, to its schema."""
 
 
 QUESTION = "What kind of person are you?"
-ASKED = ("instrument", "persona", "question", "generation")
+ASKED = ("instrument", "persona", "question", "turns", "generation")
 """The keys that say what is asked and how."""
 
 
@@ -103,11 +114,15 @@ AnyMeasure = Annotated[
 
 
 class AskingSpec(MeasureSpec):
-    """What is asked: an instrument, the evaluation questions of a persona, or one question."""
+    """What is asked: an instrument, the evaluation questions of a persona, or one question.
+
+    With several ``turns`` each question begins a conversation, which goes on with those after it.
+    """
 
     instrument: LocalPath | None = None
     persona: LocalPath | None = None
     question: Words = QUESTION
+    turns: Whole = Field(default=1, ge=1, le=100)
     generation: GenerationSpec = GenerationSpec()
 
     @model_validator(mode="after")
@@ -130,17 +145,50 @@ class AskingSpec(MeasureSpec):
             instrument = Instrument(
                 name="question", version="1", items=(Item(id="question", text=self.question),)
             )
-        return Asking(instrument, self.generation.sampling(), self.generation.samples)
+        generation = self.generation
+        return Asking(instrument, generation.sampling(), generation.samples, self.turns)
+
+
+class Asked(NamedTuple):
+    """A question and its reply.
+
+    Attributes:
+        item: The question.
+        turn: 1-based; how many questions the conversation has so far.
+        sample: 0-based number of the repetition.
+        chat: The conversation up to the question.
+        reply: What the model said.
+    """
+
+    item: Item
+    turn: int
+    sample: int
+    chat: Chat
+    reply: Reply
+
+    @property
+    def id(self) -> str:
+        """Identifier of the question at its turn."""
+        return self.item.id if self.turn == 1 else f"{self.item.id}{AT_TURN}{self.turn}"
+
+    @property
+    def answered(self) -> Chat:
+        """The conversation with the reply."""
+        return answered(self.chat, self.reply.text)
 
 
 @dataclass(frozen=True, slots=True)
 class Asking:
     """The items of an instrument, each asked in a new chat, ``samples`` times.
 
+    With several turns, each item begins a conversation that goes on with the items after it, and
+    after the last with the first: a Latin square, in which every item is asked at every turn.
+
     Attributes:
         instrument: The questions.
         sampling: How replies are drawn, unless an intervention fixes it.
-        samples: Replies to each item.
+        samples: Replies to each item at each turn.
+        turns: Questions of a conversation.
 
     Raises:
         DataError: ``samples`` is not positive, or the samples would all be the same reply.
@@ -149,6 +197,7 @@ class Asking:
     instrument: Instrument
     sampling: Sampling
     samples: int = 1
+    turns: int = field(default=1, metadata=ADDED)
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -159,8 +208,8 @@ class Asking:
                 "use 1 sample or a temperature above 0"
             )
 
-    def __call__(self, subject: Subject, seed: int) -> Iterator[tuple[Item, int, Reply]]:
-        """Yield item, number of the sample and reply, sample by sample, items in order.
+    def __call__(self, subject: Subject, seed: int) -> Iterator[Asked]:
+        """Yield questions with their replies, sample by sample, turn by turn, items in order.
 
         Sample ``k`` draws from a seed fixed by ``(seed, k)`` and nothing else, so interventions
         share random numbers, and the first samples of a longer run are those of a shorter one.
@@ -173,10 +222,22 @@ class Asking:
 
         asked = replace(subject, sampling=self.sampling)
         items = self.instrument.items
-        chats = [question(item.text, system=self.instrument.system) for item in items]
         for sample in progress(range(self.samples), "ask"):
-            replies = asked.replies(chats, sample_seed(seed, sample))
-            yield from ((item, sample, reply) for item, reply in zip(items, replies, strict=True))
+            drawn = sample_seed(seed, sample)
+            chats = [question(item.text, system=self.instrument.system) for item in items]
+            for turn in range(1, self.turns + 1):
+                replies = asked.replies(chats, drawn)
+                found = [
+                    Asked(items[(start + turn - 1) % len(items)], turn, sample, chat, reply)
+                    for start, (chat, reply) in enumerate(zip(chats, replies, strict=True))
+                ]
+                yield from found
+                drawn = sample_seed(drawn, turn)
+                following = (items[(start + turn) % len(items)] for start in range(len(items)))
+                chats = [
+                    [*one.answered, *question(item.text)]
+                    for one, item in zip(found, following, strict=True)
+                ]
 
     def chats(self, subject: Subject, seed: int) -> tuple[list[Chat], int]:
         """Return the questions with their replies, and how many replies were left out.
@@ -186,13 +247,7 @@ class Asking:
         """
         from personality_vector.numeric.random import key_for
 
-        rows = [
-            (
-                key_for(0, f"{item.id} {sample}"),
-                answered(question(item.text, system=self.instrument.system), reply.text),
-            )
-            for item, sample, reply in self(subject, seed)
-        ]
+        rows = [(key_for(0, f"{one.id} {one.sample}"), one.answered) for one in self(subject, seed)]
         chats: list[Chat] = [chat for _, chat in sorted(rows, key=lambda row: row[0])]
         spoken = [chat for chat in chats if chat[-1]["content"].strip()]
         return spoken, len(chats) - len(spoken)

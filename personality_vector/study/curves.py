@@ -31,11 +31,13 @@ def reach(curve: Sequence[DosePoint]) -> float:
 
 
 def rising(curve: Sequence[DosePoint]) -> list[DosePoint]:
-    """Return the part of the curve that goes out from no effect until it first turns back.
+    """Return the part of the curve that goes out from strength 0 until it first turns back.
 
-    Of the two directions of strength, the one that reaches further is taken.
+    Of the two directions of strength, the one that reaches further is taken. What is on top of
+    another intervention begins at the effect of that one, its point at strength 0; anything else
+    begins at none.
     """
-    sides = [_until_turn(on_side(curve, sign)) for sign in (1, -1)]
+    sides = [_until_turn(_origin(curve), on_side(curve, sign)) for sign in (1, -1)]
     return max(sides, key=lambda side: side[-1].shift)
 
 
@@ -45,8 +47,12 @@ def on_side(curve: Sequence[DosePoint], sign: int) -> list[DosePoint]:
     return sorted(side, key=lambda point: abs(point.strength))
 
 
-def _until_turn(side: Sequence[DosePoint]) -> list[DosePoint]:
-    kept = [DosePoint(0.0, 0.0)]
+def _origin(curve: Sequence[DosePoint]) -> DosePoint:
+    return next((point for point in curve if point.strength == 0.0), DosePoint(0.0, 0.0))
+
+
+def _until_turn(origin: DosePoint, side: Sequence[DosePoint]) -> list[DosePoint]:
+    kept = [origin]
     for point in side:
         if point.shift <= kept[-1].shift:
             break
@@ -57,16 +63,20 @@ def _until_turn(side: Sequence[DosePoint]) -> list[DosePoint]:
 def beside(effect: Sequence[DosePoint], curve: Sequence[DosePoint]) -> list[DosePoint]:
     """Return the points of a curve in that direction of strength which moves the effect furthest.
 
-    Small strengths that do not move it are left out: they are no turn of the curve.
+    Small strengths that do not move it are left out: they are no turn of the curve. A point at
+    strength 0 stays.
     """
     best = max(
         (1, -1),
         key=lambda sign: (
-            _until_turn(on_side(effect, sign))[-1].shift,
+            _until_turn(_origin(effect), on_side(effect, sign))[-1].shift,
             max((point.shift for point in on_side(effect, sign)), default=-math.inf),
         ),
     )
-    return list(dropwhile(lambda point: point.shift <= 0.0, on_side(curve, best)))
+    return [
+        *(point for point in curve if point.strength == 0.0),
+        *dropwhile(lambda point: point.shift <= 0.0, on_side(curve, best)),
+    ]
 
 
 def matched_strength(

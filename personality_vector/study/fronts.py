@@ -80,6 +80,6 @@ def measured_points(
     found: dict[str, dict[float, tuple[float, float]]] = {}
     for label, strength in sorted(moved.cells.keys() & cost.cells.keys()):
         point = cost.value((label, strength)), moved.value((label, strength))
-        if label in comparison.arms and strength and point[1] > 0 and np.isfinite(point).all():
+        if label in comparison.arms and point[1] > 0 and np.isfinite(point).all():
             found.setdefault(label, {})[strength] = point
     return found

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -143,12 +144,6 @@ class CompareRecipe(SweepRecipe):
             raise ValueError(
                 f"the likelihood's traits do not list {self.pole.trait}, the trait of pole"
             )
-        stacked = [spec.label for spec in self.interventions if spec.on_top_of]
-        if stacked:
-            raise ValueError(
-                f"{stacked[0]} is on top of another intervention, but a comparison starts at "
-                "the base; take pvec sweep"
-            )
         return self
 
 
@@ -250,7 +245,10 @@ def _arm(spec: InterventionSpec, recipe: SweepRecipe, base: Checkpoint) -> Arm:
             if spec.has_seed
             else opened(spec, base)
         )
-        return Arm(found, strengths, spec.poles, spec.group)
+        arm = Arm(found, strengths, spec.poles, spec.group)
+    if arm.is_base_at_zero or 0.0 in arm.strengths or not isinstance(recipe, CompareRecipe):
+        return arm
+    return replace(arm, strengths=(0.0, *arm.strengths))  # where the curve of a hybrid begins
 
 
 def _require_vectors(recipe: SweepRecipe) -> None:

@@ -9,24 +9,36 @@ import pandas as pd
 
 from personality_vector.numeric.statistics import bootstrapped, correlation, krippendorff
 from personality_vector.study.design import BASE
+from personality_vector.subject import AT_TURN
 
 _SAME = ["intervention", "strength", "seed", "measure", "item", "sample"]
 
 
-def shifts_of_scores(answers: pd.DataFrame) -> pd.DataFrame:
+def by_turn(answers: pd.DataFrame) -> pd.DataFrame:
+    """Return :func:`shifts_of_scores` at each turn of conversations, with a column ``turn``.
+
+    Answers outside of conversations are left out.
+    """
+    turn = answers["item"].str.extract(rf"{AT_TURN}(\d+)$", expand=False)
+    numbered = answers.assign(turn=pd.to_numeric(turn).fillna(1).astype(int))
+    has_turns = numbered.groupby("measure")["turn"].transform("max") > 1
+    return shifts_of_scores(numbered[has_turns], "turn")
+
+
+def shifts_of_scores(answers: pd.DataFrame, *by: str) -> pd.DataFrame:
     """Return one row per intervention, strength, trait and judge: how far scores moved.
 
     Each of the ``answers`` of a run is compared with that of the base to the same item, sample and
-    seed, where both are scored. Columns: ``intervention, strength, measure, trait, judge, n,
-    shift``, ``low, high`` (the 95 % interval over items and seeds), ``wrong_way`` (share of items
-    that moved against the mean).
+    seed, where both are scored. Columns: ``intervention, strength, measure, trait, judge``, those
+    of ``by``, ``n, shift``, ``low, high`` (the 95 % interval over items and seeds), ``wrong_way``
+    (share of items that moved against the mean).
     """
     found = answers.query("judge != ''")
     keys = ["measure", "trait", "judge", "item", "sample", "seed"]
     of_base = found["intervention"] == BASE
     base = found[of_base].set_index(keys)["score"]
     rows = []
-    groups = ["intervention", "strength", "measure", "trait", "judge"]
+    groups = ["intervention", "strength", "measure", "trait", "judge", *by]
     for group, own in found[~of_base].groupby(groups, sort=False):
         moved = (
             own["score"].to_numpy() - base.reindex(pd.MultiIndex.from_frame(own[keys])).to_numpy()

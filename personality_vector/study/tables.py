@@ -21,7 +21,7 @@ from personality_vector.study.monitoring import cosines_by_layer, monitoring
 from personality_vector.study.numbers import costs, numbers_of, on_grid, short_names
 from personality_vector.study.poles import pole_tables
 from personality_vector.study.run import Run
-from personality_vector.study.scores import agreement, shifts_of_scores
+from personality_vector.study.scores import agreement, by_turn, shifts_of_scores
 
 _KEYS = ["intervention", "trait", "measure", "judge"]
 MATCHED, DIFFERENCES, DOSES = "at matched", "differences at matched", "dose and response"
@@ -99,7 +99,7 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
         found = {DOSES: dose_response(run)}
         if not found[DOSES].empty and found[DOSES]["spearman"].isna().any():
             found["by strength"] = by_strength(run)
-        found[MOVED] = shifts_of_scores(answers)
+        found[MOVED], found["turn by turn"] = shifts_of_scores(answers), by_turn(answers)
         found |= pole_tables(run, on_grid(run, run.readings()))
     found["side effects"] = side_effects(run)
     found["monitoring"], found["cosine by layer"] = monitoring(run), cosines_by_layer(run)

@@ -6,6 +6,7 @@ What is named here imports no torch; ``Subject`` and ``Checkpoint`` are therefor
 from personality_vector.subject.chat import Chat, Message, answered, batched, question, render
 from personality_vector.subject.identity import digest_of, identity_of
 from personality_vector.subject.protocols import (
+    AT_TURN,
     Answer,
     Better,
     Cell,
@@ -28,6 +29,7 @@ from personality_vector.subject.spec import GenerationSpec, Sampling, Template, 
 from personality_vector.subject.thoughts import said
 
 __all__ = [
+    "AT_TURN",
     "Answer",
     "Better",
     "Cell",

@@ -1,7 +1,8 @@
 """Identities: a digest of everything that a number depends on.
 
 A study would resume with stale numbers if an identity left anything out, so nothing is listed by
-hand: an object is digested by all of its fields except those declared with ``compare=False``.
+hand: an object is digested by all of its fields except those declared with ``compare=False``. One
+declared with ``metadata=ADDED`` counts where it is not its default, so that older runs resume.
 """
 
 import hashlib
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from personality_vector.files import content_of
+
+ADDED = {"added": True}
+"""Metadata of a field that earlier versions did not have, and whose default is what they did."""
 
 
 def digest_of(*things: Any) -> str:
@@ -77,6 +81,12 @@ def _of_object(thing: Any) -> Any:
 
 
 def _fields(thing: Any) -> list[Any]:
-    kept = [field for field in fields(thing) if field.compare and field.name != "label"]
+    kept = [
+        field
+        for field in fields(thing)
+        if field.compare
+        and field.name != "label"
+        and not (field.metadata == ADDED and getattr(thing, field.name) == field.default)
+    ]
     content = {field.name: _plain(getattr(thing, field.name)) for field in kept}
     return [type(thing).__name__, getattr(thing, "version", 1), content]

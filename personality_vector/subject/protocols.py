@@ -90,12 +90,16 @@ class Place(NamedTuple):
     seed: int
 
 
+AT_TURN = " at turn "
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What the model said to one item, raw.
 
     Attributes:
-        item: Identifier of the question within its measure.
+        item: Identifier of the question within its measure; in a conversation it ends in
+            ``AT_TURN`` and the number of the turn, from the second on.
         sample: 0-based number of the repetition.
         question: The user's message.
         reply: What the model said, with its thoughts between think marks.

@@ -10,6 +10,7 @@ from personality_vector.data.personas import Instrument, Item
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.measures.interview import Interview
 from personality_vector.measures.spec import Asking
+from personality_vector.subject.identity import digest_of, identity_of
 from personality_vector.subject.protocols import Rubric
 from personality_vector.subject.spec import Sampling
 from personality_vector.subject.subject import sample_seed
@@ -25,7 +26,7 @@ ASKING = Asking(INSTRUMENT, WARM, samples=2)
 
 
 def texts(tiny, asking=ASKING, seed=3, **given):
-    return [reply.text for _, _, reply in asking(tiny.subject(**given), seed)]
+    return [one.reply.text for one in asking(tiny.subject(**given), seed)]
 
 
 def test_every_item_is_asked_in_order_in_every_sample_after_the_system_message(tiny):
@@ -35,7 +36,7 @@ def test_every_item_is_asked_in_order_in_every_sample_after_the_system_message(t
         read.append(list(chat))
         return chat
 
-    asked = [(sample, item.id) for item, sample, _ in ASKING(tiny.subject(edit=edit), 3)]
+    asked = [(one.sample, one.id) for one in ASKING(tiny.subject(edit=edit), 3)]
     assert asked == [(0, "who"), (0, "why"), (1, "who"), (1, "why")]
     assert read[1] == [
         {"role": "system", "content": "Be brief."},
@@ -45,6 +46,29 @@ def test_every_item_is_asked_in_order_in_every_sample_after_the_system_message(t
 
 def test_a_sample_depends_on_its_number_and_not_on_how_many_are_drawn(tiny):
     assert texts(tiny, replace(ASKING, samples=3))[:4] == texts(tiny)
+
+
+def test_in_a_conversation_every_item_is_asked_at_every_turn_after_what_was_said(tiny):
+    found = list(replace(ASKING, turns=2)(tiny.subject(), 3))
+    asked = [(one.sample, one.turn, one.id) for one in found]
+    turns = [(1, "who"), (1, "why"), (2, "why at turn 2"), (2, "who at turn 2")]
+    assert asked == [(sample, *turn) for sample in (0, 1) for turn in turns]
+    assert [one.reply.text for one in found if one.turn == 1] == texts(tiny)
+    first, second = found[0], found[2]
+    assert second.chat == [*first.answered, {"role": "user", "content": "Why?"}]
+    assert [message["role"] for message in second.answered] == [
+        "system",
+        *["user", "assistant"] * 2,
+    ]
+    assert len({one.reply.text for one in found}) == len(found)
+
+
+def test_one_turn_is_what_it_was_before_there_were_turns():
+    """Runs of earlier versions resume; two turns are another measurement."""
+    assert identity_of(replace(ASKING, turns=1)) == identity_of(ASKING)
+    known = {"instrument": INSTRUMENT, "sampling": WARM, "samples": 2}
+    assert identity_of(ASKING) == digest_of(["Asking", 1, known])
+    assert identity_of(replace(ASKING, turns=2)) != identity_of(ASKING)
 
 
 def test_samples_and_seeds_differ(tiny):

@@ -258,13 +258,13 @@ def test_the_base_is_asked_once_for_all_seeds_and_the_edited_model_with_its_own(
     asking = replace(ASKING, sampling=Sampling(max_new_tokens=6, temperature=1.0))
     measure = Divergence(asking, seed=1).prepare(tiny.subject())
     said = {reference.chat[-1]["content"] for reference in measure.references}
-    drawn = {reply.text for _, _, reply in asking(tiny.subject(), 1)}
+    drawn = {one.reply.text for one in asking(tiny.subject(), 1)}
     assert said == drawn - {""}
     one, other = measure.collect(tiny.subject(), 0), measure.collect(tiny.subject(), 5)
     assert one.readings == other.readings
     assert one.chats != other.chats
     assert {chat[-1]["content"] for chat in other.chats} == {
-        reply.text for _, _, reply in asking(tiny.subject(), 5)
+        one.reply.text for one in asking(tiny.subject(), 5)
     } - {""}
     assert measure.identity() == replace(measure, references=()).identity()
 

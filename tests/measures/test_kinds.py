@@ -42,6 +42,7 @@ ANOTHER = {
     "part": "train",
     "limit": 1,
     "question": "Why?",
+    "turns": 2,
     "system": "Be brief.",
     "instrument": "builtin:eval/instruments/acquaintance.yaml",
     "persona": "builtin:training/steering/personas/openness.yaml",

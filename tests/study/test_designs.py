@@ -10,6 +10,7 @@ from scipy import stats
 from personality_vector.errors import CheckpointError, RecipeError
 from personality_vector.lab import find_recipe, folder_of, lab_folder
 from personality_vector.report.figures import dose_response_figure
+from personality_vector.study.comparison import Comparison
 from personality_vector.study.design import BASE, Point
 from personality_vector.study.poles import (
     COMPOSED,
@@ -172,11 +173,24 @@ def test_a_table_of_alpha_under_each_beta(stacked):
         assert [row["0"], row["2"]] == own
 
 
-def test_a_comparison_starts_at_the_base(recipe, vectors):
-    low = {"tuned": vectors.format(trait="openness", level="low")}
-    arm = {"label": "w", **low, "on_top_of": [low | {"strength": 1.0}]}
-    with pytest.raises(RecipeError, match="w is on top of another intervention, but a comparison"):
-        recipe(CompareRecipe, interventions=[arm], pole="openness:high", points=1)
+def test_a_hybrid_is_matched_from_the_effect_of_what_is_below(recipe, vectors, tmp_path, measures):
+    """Half of a vector on top of half of it is the whole vector at once."""
+    high = {"tuned": vectors.format(trait="openness", level="high")}
+    whole = {"label": "whole", **high, "strengths": [0.5, 1.0, 1.5]}
+    hybrid = {"label": "hybrid", **high, "strengths": [0.5, 1.0]}
+    hybrid["on_top_of"] = [high | {"strength": 0.5}]
+    given = {"interventions": [whole, hybrid], "pole": "openness:high", "points": 1}
+    run = open_study(recipe(CompareRecipe, measures=measures("openness")[:1], **given)).run(
+        tmp_path / "hybrid"
+    )
+    curves = Comparison(run).curves("likelihood")
+    sign = 1 if curves["whole"][-1].shift > 0 else -1
+    assert curves["hybrid"][0].strength == 0.0
+    for one, other in zip(curves["hybrid"], curves["whole"], strict=True):
+        assert one.shift == pytest.approx(other.shift, abs=1e-5)
+    if sign > 0:
+        found = Comparison(run).matched_on("likelihood").set_index("intervention")["strength"]
+        assert found["whole"] == pytest.approx(found["hybrid"] + 0.5, abs=0.02)
 
 
 def test_a_prompt_below_has_steps_too(recipe):

@@ -178,6 +178,18 @@ def test_a_cost_is_read_on_the_side_that_moves_the_effect():
     assert beside(effect, cost) == [DosePoint(-2.0, 2.0)]  # nothing is spent before
 
 
+def test_what_is_on_top_of_another_begins_at_its_effect():
+    def hybrid(strength):
+        return 0.3 + linear(strength)
+
+    curve = measured(hybrid, [0.0, 1.0, 2.0])
+    assert reach(curve) == 1.3
+    assert matched_strength(curve, 0.6, hybrid) == pytest.approx(0.6, abs=0.01)
+    assert matched_strength(curve, 0.2, hybrid) is None  # that is less than the other does alone
+    assert nearest_strength(curve, 0.25) == 0.0
+    assert beside(curve, curve) == curve
+
+
 def test_targets_of_a_divergence_are_equal_steps_of_its_square_root():
     roots = [math.sqrt(target) for target in targets_of([measured(quadratic, [2.0])], 4, power=2)]
     assert roots == pytest.approx([math.sqrt(2.8) * step / 4 for step in (1, 2, 3, 4)])

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from personality_vector.study.scores import agreement, shifts_of_scores
+from personality_vector.study.scores import agreement, by_turn, shifts_of_scores
 
 ITEMS, SEEDS = 12, 3
 
@@ -47,6 +47,22 @@ def test_noise_that_an_edit_does_not_touch_widens_no_interval(answers):
     even = answers[answers["item"] != "q0"]
     (row,) = shifts_of_scores(even).query("judge == 'other'").to_dict("records")
     assert (row["low"], row["high"]) == pytest.approx((20, 20))
+
+
+def test_a_shift_is_read_at_every_turn(answers):
+    """At turn 2 the edit does half; what is no conversation is left out."""
+    later = answers.assign(item=answers["item"] + " at turn 2")
+    is_edited = later["intervention"] != "base"
+    later.loc[is_edited, "score"] = (later["score"] + 3) / 2
+    alone = answers.assign(measure="alone")
+    found = by_turn(pd.concat([answers, later, alone])).query("judge == 'other'")
+    first, second = shifts_of_scores(answers), shifts_of_scores(later)
+    assert found["turn"].tolist() == [1, 2]
+    for turn, whole in ((1, first), (2, second)):
+        (row,) = found[found["turn"] == turn].to_dict("records")
+        (expected,) = whole.query("judge == 'other'").to_dict("records")
+        assert row == expected | {"turn": turn}
+    assert by_turn(answers).empty
 
 
 def test_judges_that_differ_by_scale_alone_agree(answers):
