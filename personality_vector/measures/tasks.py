@@ -82,8 +82,9 @@ class OwnTask:
     def _likelihoods(self, subject: Subject, batch_size: int) -> list[float]:
         """Return the log-likelihood of each choice of each item, in nats."""
         rows = [(item, choice) for item in self.items for choice in item.choices]
-        # By length, so that a batch holds little padding.
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0].question) + len(rows[i][1]))
+        # Questions of one length follow one another: those in a batch are then read once.
+        length = {q: len(subject.tokenizer(q)["input_ids"]) for q in {r.question for r, _ in rows}}
+        order = sorted(range(len(rows)), key=lambda row: (length[rows[row][0].question], row))
         chats = [answered(question(rows[i][0].question), rows[i][1]) for i in order]
         found: dict[int, float] = {}
         try:

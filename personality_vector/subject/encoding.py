@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -45,16 +46,27 @@ class EncodedChats:
             self.strengths,
         )
 
+    def at(self, rows: slice | list[int]) -> "EncodedChats":
+        """Return some of the chats."""
+        return EncodedChats(
+            self.input_ids[rows],
+            self.attention_mask[rows],
+            self.response_mask[rows],
+            None if self.strengths is None else self.strengths[rows],
+        )
+
     def parts(self, most: int) -> "Iterator[EncodedChats]":
         """Yield the chats again, at most ``most`` at once."""
         for begin in range(0, len(self.input_ids), most):
-            rows = slice(begin, begin + most)
-            yield EncodedChats(
-                self.input_ids[rows],
-                self.attention_mask[rows],
-                self.response_mask[rows],
-                None if self.strengths is None else self.strengths[rows],
-            )
+            yield self.at(slice(begin, begin + most))
+
+    @property
+    def asked(self) -> list[Any]:
+        """What is asked in each row: its prompt, and the strength of the intervention there."""
+        ends = self.prompts.ends
+        strengths = [None] * len(ends) if self.strengths is None else self.strengths.tolist()
+        rows = zip(self.input_ids.tolist(), ends, strengths, strict=True)
+        return [(end, tuple(ids[:end]), strength) for ids, end, strength in rows]
 
 
 def encode_chats(
@@ -299,19 +311,78 @@ def response_log_probs(
 ) -> Iterator[Float[Tensor, "tokens vocab"]]:
     """Yield ``log p`` over the vocabulary before each token of a response, row by row; float32.
 
-    Logits are computed from the first response on, and for so many rows at once that there are at
-    most ``MOST_LOGITS`` of them, or for one row.
+    Where at least two responses on average follow the same prompt, a prompt is read once. Logits
+    are computed from the first response on, and for so many rows at once that there are at most
+    ``MOST_LOGITS`` of them, or for one row.
     """
     require_known(model, encoded.input_ids)
-    mask = encoded.response_mask[:, 1:]
-    begin = int(mask.int().argmax(dim=1).min())
-    kept = encoded.input_ids.shape[1] - begin
-    keeping = last_logits(model, kept)
-    most = max(1, MOST_LOGITS // (kept * (vocabulary_of(model) or 1)))
-    for part in encoded.parts(most):
-        with reading(part.prompts):
-            logits = model(
-                input_ids=part.input_ids, attention_mask=part.attention_mask, **keeping
-            ).logits
-        for row, is_response in zip(logits[:, -kept:-1], part.response_mask, strict=True):
-            yield torch.log_softmax(row[is_response[begin + 1 :]].float(), dim=-1)
+    asked = encoded.asked
+    is_shared = 2 * len(set(asked)) <= len(asked) and _remembers(model)
+    for run in _of_one_length(encoded, asked) if is_shared else [encoded]:
+        begin = int(run.response_mask[:, 1:].int().argmax(dim=1).min())
+        kept = run.input_ids.shape[1] - begin
+        most = max(1, MOST_LOGITS // (kept * (vocabulary_of(model) or 1)))
+        for part in run.parts(most):
+            logits = _logits(model, part, begin if is_shared else 0, kept)
+            for row, is_response in zip(logits[:, -kept:-1], part.response_mask, strict=True):
+                yield torch.log_softmax(row[is_response[begin + 1 :]].float(), dim=-1)
+
+
+def _of_one_length(encoded: EncodedChats, asked: Sequence[Any]) -> Iterator[EncodedChats]:
+    """Yield the chats in their order, those together that follow one another at one column."""
+    for _, rows in groupby(range(len(asked)), key=lambda row: asked[row][0]):
+        run = encoded.at(list(rows))
+        width = int(run.attention_mask.sum(1).max())
+        yield EncodedChats(
+            run.input_ids[:, :width],
+            run.attention_mask[:, :width],
+            run.response_mask[:, :width],
+            run.strengths,
+        )
+
+
+def _remembers(model: nn.Module) -> bool:
+    """Return whether a model continues from what it has read, without a gradient."""
+    takes = inspect.signature(model.forward).parameters
+    return not torch.is_grad_enabled() and {"past_key_values", "use_cache"} <= takes.keys()
+
+
+def _logits(
+    model: Any, encoded: EncodedChats, shared: int, kept: int
+) -> Float[Tensor, "batch columns vocab"]:
+    """Return at least the last ``kept`` logits; of ``shared`` columns each prompt is read once."""
+    cache, prompts = None, encoded.prompts
+    if shared:
+        asked = encoded.asked
+        firsts = {one: row for row, one in reversed([*enumerate(asked)])}
+        places = {one: place for place, one in enumerate(firsts)}
+        rows = torch.tensor([places[one] for one in asked], device=encoded.input_ids.device)
+        cache = _cache(model, encoded.at([*firsts.values()]), shared)
+        if cache is not None:
+            cache.batch_select_indices(rows)
+            prompts = replace(prompts, continues=rows)
+    given = {} if cache is None else {"past_key_values": cache}
+    with reading(prompts):
+        found: Tensor = model(
+            input_ids=encoded.input_ids[:, shared if given else 0 :],
+            attention_mask=encoded.attention_mask,
+            **last_logits(model, kept),
+            **given,
+        ).logits
+    return found
+
+
+def _cache(model: Any, encoded: EncodedChats, shared: int) -> Any:
+    """Return what a model remembers of the first columns, or ``None`` if rows cannot share it."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    with reading(encoded.prompts):
+        cache = model(
+            input_ids=encoded.input_ids[:, :shared],
+            attention_mask=encoded.attention_mask[:, :shared],
+            use_cache=True,
+            **last_logits(model, 1),
+        ).past_key_values
+    layers = {type(layer) for layer in getattr(cache, "layers", [None])}
+    is_plain = type(cache) is DynamicCache and layers <= {DynamicLayer, DynamicSlidingWindowLayer}
+    return cache if is_plain else None

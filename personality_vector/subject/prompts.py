@@ -28,6 +28,7 @@ class Prompts:
         ends: First column of each row after the prompt.
         input_ids: ``(rows, columns)``, where they are known; columns beyond may be missing.
         strengths: Of the intervention in each row, where the rows of a batch differ in it.
+        continues: The row of the pass before that each row continues, where these are others.
 
     Raises:
         DataError: A prompt ends before it begins, or the rows do not agree.
@@ -37,6 +38,7 @@ class Prompts:
     ends: tuple[int, ...]
     input_ids: Int[Tensor, "rows columns"] | None = None
     strengths: Float[Tensor, " rows"] | None = None
+    continues: Int[Tensor, " rows"] | None = None
 
     def __post_init__(self) -> None:
         rows = {len(self.begins), len(self.ends)}
