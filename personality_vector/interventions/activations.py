@@ -151,10 +151,12 @@ class VectorSpec(InterventionSpec):
     """``vector`` is a saved vector that steers the output of ``layers``, by default at all tokens.
 
     ``positions`` are a clause such as ``last 1 + response``. ``incremental`` adds at each layer
-    only what the vector gains since the layer before.
+    only what the vector gains since the layer before. What the vector has in common with the
+    vectors ``without`` is taken out at every layer.
     """
 
     vector: LocalPath
+    without: tuple[LocalPath, ...] = Field(default=(), exclude_if=lambda value: not value)
     layers: Layers
     positions: Words = "all"
     how: How = "add"
@@ -174,6 +176,7 @@ class VectorSpec(InterventionSpec):
         from personality_vector.steering import SteeringVector
 
         vector = SteeringVector.load(self.vector)
+        vector = vector.without(*map(SteeringVector.load, self.without)) if self.without else vector
         if self.incremental:
             vector = vector.at(*self.layers).incremental()
         return ActivationSteering(
@@ -183,7 +186,7 @@ class VectorSpec(InterventionSpec):
             positions=self.positions,
             how=self.how,
             gate=self.gate.open(base) if self.gate else None,
-            files=(self.vector, *([self.gate.vector] if self.gate else [])),
+            files=(self.vector, *self.without, *([self.gate.vector] if self.gate else [])),
         )
 
 

@@ -68,6 +68,56 @@ def checked(directions: Directions, label: str) -> dict[int, Tensor]:
     return ordered
 
 
+def orthonormal(directions: Sequence[Tensor]) -> list[Float[Tensor, " hidden"]]:
+    """Return an orthonormal basis of what directions span; float32, computed in float64.
+
+    What lies within 1e-6 of its length in the span of those before adds nothing to the basis.
+    """
+    basis: list[Tensor] = []
+    for direction in directions:
+        rest = direction.double()
+        for _ in range(2):  # twice is enough for orthogonality to rounding
+            for unit in basis:
+                rest = rest - (rest @ unit) * unit
+        if rest.norm() > 1e-6 * direction.double().norm():
+            basis.append(rest / rest.norm())
+    return [unit.float() for unit in basis]
+
+
+def outside(
+    direction: Float[Tensor, " hidden"], others: Sequence[Tensor]
+) -> Float[Tensor, " hidden"]:
+    """Return ``v - B B^T v``, with an orthonormal basis ``B`` of the span of ``others``.
+
+    float32, computed in float64; zero where nothing but rounding is left.
+    """
+    rest = direction.double()
+    for unit in orthonormal(others):
+        rest = rest - (rest @ unit.double()) * unit.double()
+    is_left = rest.norm() > 1e-6 * direction.double().norm()
+    return rest.float() if is_left else torch.zeros_like(direction)
+
+
+def require_one_space(one: Any, other: Any) -> None:
+    """Check that two steering vectors are of the same model.
+
+    Raises:
+        BaseMismatchError: They are of different models.
+        TensorMismatchError: Their widths differ.
+    """
+    if one.model != other.model:
+        ours, theirs = (vector.model[:12] or "unknown" for vector in (one, other))
+        raise BaseMismatchError(
+            f"{one.label} is of model {ours} and {other.label} of model {theirs}; "
+            "only vectors of one model can be compared or combined"
+        )
+    if one.hidden != other.hidden:
+        raise TensorMismatchError(
+            f"{one.label} is {one.hidden} wide and {other.label} is {other.hidden}; "
+            "only vectors of one model can be compared or combined"
+        )
+
+
 def require_fit(where: str, direction: Float[Tensor, "..."], width: int) -> None:
     """Check that a direction is not zero and fits a residual stream of this width.
 

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import ModelError, blame
 from personality_vector.steering.apply import hidden_states, resolve_layers, steered
-from personality_vector.steering.fit import block_numbers, require_made_from, require_width
+from personality_vector.steering.fit import (
+    block_numbers,
+    orthonormal,
+    require_made_from,
+    require_width,
+)
 from personality_vector.steering.vector import SteeringVector
 from personality_vector.subject import identity_of
 from personality_vector.subject.models import decoder_blocks, decoder_of
@@ -117,22 +122,6 @@ class TrainingSteering:
         return [
             {layer: one[k] for layer, one in found.items() if k < len(one)} for k in range(most)
         ]
-
-
-def orthonormal(directions: Sequence[Tensor]) -> list[Float[Tensor, " hidden"]]:
-    """Return an orthonormal basis of what directions span; float32, computed in float64.
-
-    What lies within 1e-6 of its length in the span of those before adds nothing to the basis.
-    """
-    basis: list[Tensor] = []
-    for direction in directions:
-        rest = direction.double()
-        for _ in range(2):  # twice is enough for orthogonality to rounding
-            for unit in basis:
-                rest = rest - (rest @ unit) * unit
-        if rest.norm() > 1e-6 * direction.double().norm():
-            basis.append(rest / rest.norm())
-    return [unit.float() for unit in basis]
 
 
 def _nothing(_batch: Mapping[str, Any]) -> None:

@@ -11,13 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from personality_vector.delta import Delta
-from personality_vector.errors import (
-    BaseMismatchError,
-    CheckpointError,
-    NonFiniteError,
-    TensorMismatchError,
-    some,
-)
+from personality_vector.errors import CheckpointError, NonFiniteError, TensorMismatchError, some
 from personality_vector.steering.activations import (
     Pooling,
     Reader,
@@ -26,7 +20,13 @@ from personality_vector.steering.activations import (
     template_hash,
 )
 from personality_vector.steering.estimators import EstimatorName, contrast, shift
-from personality_vector.steering.fit import Directions, checked, require_same_shape
+from personality_vector.steering.fit import (
+    Directions,
+    checked,
+    outside,
+    require_one_space,
+    require_same_shape,
+)
 from personality_vector.steering.storage import VectorRecord
 from personality_vector.subject import Chat
 from personality_vector.traits import Pole
@@ -215,7 +215,7 @@ class SteeringVector:
             BaseMismatchError: The two are of different models.
             TensorMismatchError: One has no direction for this layer, or the widths differ.
         """
-        self._require_same_space(other)
+        require_one_space(self, other)
         one, another = self[layer].double(), other[layer].double()
         return float(one @ another / (one.norm() * another.norm()))
 
@@ -254,6 +254,19 @@ class SteeringVector:
         return replace(
             self, directions={**self.directions, **gains}, label=f"incremental({self.label})"
         )
+
+    def without(self, *others: "SteeringVector") -> "SteeringVector":
+        """Return what is left of each direction once the span of ``others`` is taken out.
+
+        Raises:
+            BaseMismatchError: One is of another model.
+            TensorMismatchError: One has no direction for a layer of this vector.
+            DataError: Nothing is left.
+        """
+        for other in others:
+            require_one_space(self, other)
+        left = {k: outside(v, [other[k] for other in others]) for k, v in self.directions.items()}
+        return replace(self, directions=left)
 
     def __getitem__(self, layer: int) -> Float[Tensor, " hidden"]:
         """Return the direction at a 0-based ``layer``."""
@@ -370,7 +383,7 @@ class SteeringVector:
         return cls(directions, **{name: getattr(record, name) for name in _METADATA})
 
     def _combined(self, other: "SteeringVector", sign: float, label: str) -> "SteeringVector":
-        self._require_same_space(other)
+        require_one_space(self, other)
         unshared = set(self.directions) ^ set(other.directions)
         if unshared:
             raise TensorMismatchError(
@@ -380,19 +393,6 @@ class SteeringVector:
         return self.combined(
             [other], {layer: self[layer] + sign * other[layer] for layer in self.layers}, label
         )
-
-    def _require_same_space(self, other: "SteeringVector") -> None:
-        if self.model != other.model:
-            ours, theirs = (vector.model[:12] or "unknown" for vector in (self, other))
-            raise BaseMismatchError(
-                f"{self.label} is of model {ours} and {other.label} of model {theirs}; "
-                "only vectors of one model can be compared or combined"
-            )
-        if self.hidden != other.hidden:
-            raise TensorMismatchError(
-                f"{self.label} is {self.hidden} wide and {other.label} is {other.hidden}; "
-                "only vectors of one model can be compared or combined"
-            )
 
 
 _METADATA = tuple(field.name for field in fields(SteeringVector) if field.name != "directions")

@@ -124,16 +124,39 @@ class SweepRecipe(StudyRecipe):
         return self
 
 
+_OF_POLE = ("interventions", "pole")
+
+
 class CompareRecipe(SweepRecipe):
     """A sweep, then the strengths at which the interventions have the same effect or cost.
 
     The effect is the shift of the first likelihood measure towards ``pole``; ``match`` lists other
-    numbers in which the interventions are made equal. ``points`` are the targets of each.
+    numbers in which the interventions are made equal. ``points`` are the targets of each. In an
+    intervention, ``{trait}`` and ``{level}`` are those of ``pole``.
     """
 
     pole: PoleField
     points: Whole = Field(default=4, ge=1)
     match: Axes = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_pole(cls, data: Any) -> Any:
+        """Let ``{trait}`` and ``{level}`` be those of the pole."""
+        rows, pole = (data.get(key) if isinstance(data, Mapping) else None for key in _OF_POLE)
+        if not isinstance(rows, list | tuple) or pole is None:
+            return data
+        return {
+            **data,
+            "interventions": [
+                {"poles": [str(pole)], **row}
+                if isinstance(row, Mapping)
+                and "composed" not in row
+                and re.search(r"\{(trait|level)\}", str(row))
+                else row
+                for row in rows
+            ],
+        }
 
     @model_validator(mode="after")
     def _measured(self) -> "CompareRecipe":

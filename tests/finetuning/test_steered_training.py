@@ -31,7 +31,8 @@ from personality_vector.finetuning.rows import rows_of
 from personality_vector.finetuning.sft import train
 from personality_vector.manifest import MANIFEST
 from personality_vector.steering import SteeringVector
-from personality_vector.steering.training import TrainingSteering, orthonormal
+from personality_vector.steering.fit import orthonormal
+from personality_vector.steering.training import TrainingSteering
 from personality_vector.subject.models import load_model, load_tokenizer
 
 # PEFT reads what transformers deprecates.

@@ -84,6 +84,19 @@ def test_a_unit_vector_points_where_it_pointed_and_has_length_1():
     assert (a.unit().label, a.unit().pole) == ("unit(a)", HIGH)
 
 
+def test_what_is_left_without_others_is_orthogonal_to_them_and_the_rest_is_theirs():
+    a, b, c = map(vector, "abc")
+    left = a.without(b, c)
+    for layer in a.layers:
+        assert max(abs(left.cosine(other, layer)) for other in (b, c)) < 1e-6
+        span = torch.stack([b[layer], c[layer], a[layer] - left[layer]])
+        assert torch.linalg.matrix_rank(span, tol=1e-5) == 2
+    assert same(a.without(), a)
+    assert (left.label, left.pole) == (a.label, a.pole)
+    with pytest.raises(DataError, match=r"a.*layer 0: the direction is zero"):
+        a.without(b, a + b)
+
+
 def test_increments_add_up_to_the_vector():
     a = vector("a", layers=(1, 2, 3, 6))
     steps = a.incremental()
