@@ -19,10 +19,15 @@ def by_turn(answers: pd.DataFrame) -> pd.DataFrame:
 
     Answers outside of conversations are left out.
     """
+    found = numbered(answers)
+    has_turns = found.groupby("measure")["turn"].transform("max") > 1
+    return shifts_of_scores(found[has_turns], "turn")
+
+
+def numbered(answers: pd.DataFrame) -> pd.DataFrame:
+    """Return answers with the column ``turn``, from 1."""
     turn = answers["item"].str.extract(rf"{AT_TURN}(\d+)$", expand=False)
-    numbered = answers.assign(turn=pd.to_numeric(turn).fillna(1).astype(int))
-    has_turns = numbered.groupby("measure")["turn"].transform("max") > 1
-    return shifts_of_scores(numbered[has_turns], "turn")
+    return answers.assign(turn=pd.to_numeric(turn).fillna(1).astype(int))
 
 
 def shifts_of_scores(answers: pd.DataFrame, *by: str) -> pd.DataFrame:
