@@ -202,7 +202,8 @@ def estimated(study: "Study", workers: int = 1) -> dict[str, Any]:
     """
     points = study.design.points(study) if isinstance(study.design, Shard) else grid_of(study)
     base, rest = points
-    plan: dict[str, Any] = {"cells": (len(base) + len(rest)) * len(study.measures)}
+    cells = len(base) * len(study.measures) + len(rest) * len(study.swept)
+    plan: dict[str, Any] = {"cells": cells}
     if isinstance(study.design, Matched):
         targets = sum(len(axis.targets or range(study.design.points)) for axis in study.design.axes)
         cells = len(study.seeds) * len(study.measures)

@@ -131,13 +131,15 @@ class CompareRecipe(SweepRecipe):
     """A sweep, then the strengths at which the interventions have the same effect or cost.
 
     The effect is the shift of the first likelihood measure towards ``pole``; ``match`` lists other
-    numbers in which the interventions are made equal. ``points`` are the targets of each. In an
+    numbers in which the interventions are made equal. ``points`` are the targets of each. The
+    measures named in ``where_matched`` are taken there and of the base, and not on the grid. In an
     intervention, ``{trait}`` and ``{level}`` are those of ``pole``.
     """
 
     pole: PoleField
     points: Whole = Field(default=4, ge=1)
     match: Axes = ()
+    where_matched: tuple[Words, ...] = Field(default=(), exclude_if=lambda value: not value)
 
     @model_validator(mode="before")
     @classmethod
@@ -248,7 +250,8 @@ def _design(recipe: StudyRecipe, measures: Sequence[Measure]) -> Design:
     if not isinstance(recipe, CompareRecipe):
         return Grid()
     probe = _likelihoods(recipe)[0].of_trait(recipe.pole.trait).open()
-    return Matched(recipe.pole, recipe.match, recipe.points, measures, probe)
+    later = recipe.where_matched
+    return Matched(recipe.pole, recipe.match, recipe.points, measures, probe, later)
 
 
 def _arms(recipe: SweepRecipe, base: Checkpoint) -> tuple[Arm, ...]:

@@ -108,6 +108,12 @@ class Study:
             self._recipe, self.base_identity, self.identities, self._measured, self._judged
         )
 
+    @property
+    def swept(self) -> Sequence[Measure]:
+        """The measures that are taken on the grid; others only where interventions are matched."""
+        later = getattr(self.design, "later", ())
+        return [measure for measure in self.measures if measure.name not in later]
+
     @cached_property
     def _measured(self) -> dict[str, str]:
         return {measure.name: measure.identity() for measure in self.measures}

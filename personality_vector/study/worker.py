@@ -64,6 +64,7 @@ class Worker:
     store: Store
     workers: int = 1
     _prepared: dict[str, Any] = field(default_factory=dict)
+    _taken: list[tuple[Sequence[Point], Sequence[Measure]]] = field(default_factory=list)
 
     @cached_property
     def base(self) -> Subject:
@@ -90,26 +91,30 @@ class Worker:
 
     def work(self) -> None:
         """Measure everything that the design asks for and the store does not hold."""
-        seen: list[Point] = []
         with self.background:
             for points in self.study.design.batches(self):
-                self.plan(points)
-                self.measure(points)
-                seen += points
-            self.rate(seen, self.study.measures)
-        self.plan(())  # refused if another recipe was started meanwhile
+                self.take(points, self.study.measures)
+            for points, measures in self._taken:
+                self.rate(points, measures)
+        self.plan((), ())  # refused if another recipe was started meanwhile
         if self.store["shard"] is not None:
             return  # people may have rated the answers of other shards
         for judge in {one.name: one for m in self.study.measures for one in judges_of(m)}.values():
             rubrics = {m.name: rubrics_of(m) for m in self.study.measures if judge in judges_of(m)}
             require_known(self.store, judge, rubrics)
 
-    def plan(self, points: Sequence[Point]) -> None:
+    def take(self, points: Sequence[Point], measures: Sequence[Measure]) -> None:
+        """Plan and measure points; servers may still be rating then."""
+        self.plan(points, measures)
+        self.measure(points, measures)
+        self._taken.append((points, measures))
+
+    def plan(self, points: Sequence[Point], measures: Sequence[Measure]) -> None:
         """Add the cells of points to the plan of the store, in order."""
         planned = (
             Planned(point.label, point.strength, measure.name, self.study.cell(point, measure))
             for point in points
-            for measure in self.study.measures
+            for measure in measures
         )
         self.store.plan(self.study.digest, planned)
 

@@ -288,3 +288,37 @@ def test_an_unknown_number_is_refused_and_the_known_ones_are_named(
 def test_targets_rise_from_above_zero(comparison, targets):
     with pytest.raises(RecipeError, match="targets"):
         comparison(match=[{"number": "likelihood", "targets": targets}])
+
+
+def test_what_is_dear_is_measured_where_interventions_are_matched(run, comparison, tmp_path):
+    """The matches are those of the whole; on the grid there is nothing of it."""
+    dear = comparison(where_matched=["divergence"])
+    short = open_study(dear).run(tmp_path / "short")
+    matches = [Comparison(one).matches for one in (run, short)]
+    assert matches[0].equals(matches[1])
+    kept = {
+        name: set(frame[["intervention", "strength"]].itertuples(index=False, name=None))
+        for name, frame in short.readings().groupby("measure")
+    }
+    matched = matches[1].dropna()[["intervention", "strength"]]
+    expected = {("base", 0.0), *matched.itertuples(index=False, name=None)}
+    assert kept["divergence.mean"] == expected < kept["likelihood"]
+    assert short.cells()["finished"].all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"where_matched": ["divergences"]},
+            "where_matched: divergences is not among the measures",
+        ),
+        (
+            {"where_matched": ["divergence"], "match": ["divergence.p95"]},
+            "match: divergence.p95 is matched, so it is needed on the grid",
+        ),
+    ],
+)
+def test_a_measure_that_cannot_wait_is_refused(comparison, changes, says):
+    with pytest.raises(RecipeError, match=says):
+        open_study(comparison(**changes))
