@@ -112,7 +112,7 @@ class Comparison:
 
     @cached_property
     def _observations(self) -> pd.DataFrame:
-        return self.run.observations().assign(sample=0)
+        return in_pairs(self.run.observations()).assign(sample=0)
 
     @cached_property
     def effects(self) -> dict[str, Number]:
@@ -246,6 +246,24 @@ class Comparison:
         found = self.matched_on(name).dropna()
         sizes = found.groupby("target").size()
         return found[found["target"] == sizes[sizes == sizes.max()].index.max()]
+
+
+def in_pairs(observations: pd.DataFrame) -> pd.DataFrame:
+    """Return observations in which a statement of the high pole and one of the low are one item.
+
+    Its value is the mean of both, so that a mean over items stays what it was. They are then drawn
+    together: what an edit does to every statement alike, which their difference does not see, does
+    not widen an interval. Where the poles have different numbers of statements, nothing changes.
+    """
+    found = observations["item"].str.extract(r"^(?P<pole>[\w-]+:(?:high|low)) (?P<number>\d+)$")
+    counts = found.assign(trait=observations["trait"]).dropna().groupby(["trait", "pole"])
+    sizes = (
+        counts["number"].nunique().unstack("pole").apply(lambda own: own.dropna().nunique(), axis=1)
+    )
+    is_even = observations["trait"].map(sizes).eq(1) & found["number"].notna()
+    items = observations["item"].mask(is_even, found["number"])
+    keys = [name for name in observations.columns if name != "value"]
+    return observations.assign(item=items).groupby(keys, sort=False)["value"].mean().reset_index()
 
 
 def _of(frame: pd.DataFrame, number: Number, trait: str | None = None) -> pd.DataFrame:

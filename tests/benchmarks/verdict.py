@@ -1,8 +1,8 @@
 """What the comparisons of eval/compare/README.md say of claims about weights and activations.
 
-    python -m tests.benchmarks.verdict --robustness RUN --vectors DIR
+    python -m tests.benchmarks.verdict --apart RUN --robustness RUN --vectors DIR
 
-``RUN`` is one of ``eval/sweeps/robustness.yaml``, whose answers are held against each other here;
+The runs are those of ``eval/sweeps/apart.yaml`` and ``robustness.yaml``;
 ``DIR`` holds, for each seed, ``steering`` and ``deltas`` with one folder for each trait. The other
 claims are read from the tables of the comparisons themselves (``pvec report RUN``).
 """
@@ -22,6 +22,7 @@ from personality_vector.delta.opening import open_delta
 from personality_vector.delta.similarity import similarity
 from personality_vector.numeric.statistics import mean_difference
 from personality_vector.steering import SteeringVector
+from personality_vector.study.comparison import in_pairs
 from personality_vector.study.run import Run
 from personality_vector.study.scores import numbered
 
@@ -60,6 +61,32 @@ def print_robustness(run: Run) -> None:
             print(f"| {label} | {shown(first, after, label)} |")
 
 
+def print_apart(run: Run) -> None:
+    """Print how far each vector moves both traits, and what it loses without the other one."""
+    seen = in_pairs(run.observations())
+    traits = list(seen["trait"].unique())
+    print("\n| vector | coefficient | " + " | ".join(f"{t}, nats" for t in traits) + " |")
+    print("|---|---:|" + "---|" * len(traits))
+    table = seen.pivot_table(
+        index=["trait", "item", "seed"], columns=["intervention", "strength"], values="value"
+    )
+    base = table["base", 0.0]
+    for place in [place for place in table if place[0] != "base"]:
+        found = [
+            mean_difference(*(each[trait].unstack("seed").to_numpy()[..., None] for each in pair))
+            for trait in traits
+            for pair in [(table[place], base)]
+        ]
+        shifts_of = " | ".join(f"{x.value:.3f} ({x.low:.3f} to {x.high:.3f})" for x in found)
+        print(f"| {place[0]} | {place[1]:g} | {shifts_of} |")
+    for whole, rest in ((one, other) for one in table for other in table):
+        if rest[0].startswith(f"{whole[0]} without") and rest[1] == whole[1]:
+            pair = (table[place][whole[0]].unstack("seed") for place in (rest, whole))
+            lost = mean_difference(*(each.to_numpy()[..., None] for each in pair))
+            interval = f"{lost.value:.3f} ({lost.low:.3f} to {lost.high:.3f})"
+            print(f"{rest[0]} at {rest[1]:g}: own trait {interval}")
+
+
 def print_cosines(folder: Path, base: Checkpoint) -> None:
     """Print the cosines between traits, of activation vectors and of half differences."""
     print("\n| cosine | " + " | ".join(seeds := sorted(p.name for p in folder.glob("[0-9]*"))))
@@ -89,11 +116,14 @@ def print_cosines(folder: Path, base: Checkpoint) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables that are asked for."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--apart", type=Path)
     parser.add_argument("--robustness", type=Path)
     parser.add_argument("--vectors", type=Path)
     parser.add_argument("--base", default="builtin:smollm2")
     given = parser.parse_args(arguments)
     np.set_printoptions(precision=2)
+    if given.apart:
+        print_apart(Run(given.apart))
     if given.robustness:
         print_robustness(Run(given.robustness))
     if given.vectors:

@@ -8,7 +8,12 @@ import pandas as pd
 import pytest
 
 from personality_vector.numeric.statistics import bootstrapped, mean_difference
-from personality_vector.study.comparison import Column, Comparison, fixed_and_broken
+from personality_vector.study.comparison import (
+    Column,
+    Comparison,
+    fixed_and_broken,
+    in_pairs,
+)
 from personality_vector.study.fronts import area, is_dominated
 from personality_vector.study.numbers import Number
 from personality_vector.study.tables import _disagreements
@@ -59,6 +64,45 @@ def test_a_number_without_items_has_an_interval_over_seeds():
     same = mean_difference(np.array([[[1.0], [1.0]]]))
     assert same.value == 1.0
     assert math.isnan(same.low)
+
+
+def likelihoods(offset, lows=ITEMS):
+    """Return observations of a base and of an edit that adds 0.1 to both poles, and an offset."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for (level, sign, n), seed in product((("high", 1, ITEMS), ("low", -1, lows)), range(SEEDS)):
+        usual = rng.normal(-2, 0.1, n)
+        for label, moved in (("base", 0.0), ("edit", offset + 0.1 * sign)):
+            rows += [
+                (label, seed, "likelihood", "calm", f"calm:{level} {i}", sign * (value + moved))
+                for i, value in enumerate(usual)
+            ]
+    names = ["intervention", "seed", "measure", "trait", "item", "value"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def interval_of(observations):
+    table = observations.pivot_table(index=["item", "seed"], columns="intervention", values="value")
+    one, base = (table[name].unstack("seed").to_numpy()[..., None] for name in ("edit", "base"))
+    return mean_difference(one, base)
+
+
+def test_what_moves_both_poles_alike_widens_no_interval():
+    raw = likelihoods(offset=3.0)
+    paired = in_pairs(raw)
+    keys = ["intervention", "seed"]
+    before, after = (each.groupby(keys)["value"].mean() for each in (raw, paired))
+    assert after.tolist() == pytest.approx(before.tolist())
+    wide, narrow = interval_of(raw), interval_of(paired)
+    assert narrow.value == pytest.approx(wide.value) == pytest.approx(0.1)
+    assert narrow.high - narrow.low < 0.01 < 0.5 < wide.high - wide.low
+
+
+def test_statements_without_a_partner_stay_alone():
+    raw = likelihoods(offset=0.0, lows=ITEMS - 1)
+    assert in_pairs(raw)["item"].tolist() == raw["item"].tolist()
+    tasks = raw.assign(item="q" + raw["item"].str[-1:], measure="tasks")
+    assert set(in_pairs(tasks)["item"]) == set(tasks["item"])
 
 
 def made(**frames):
