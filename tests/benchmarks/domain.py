@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.domain RUN [--measure domain]
 
-``RUN`` is one of ``pvec sweep transfer`` with a likelihood of this name, whose high pole is texts of
-the domain: the sweep keeps the likelihood of each, from which this is computed.
+``RUN`` is one of ``pvec sweep transfer`` with a likelihood of this name, whose high pole is texts
+of the domain: the sweep keeps the likelihood of each, from which this is computed.
 """
 
 import argparse
