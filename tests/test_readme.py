@@ -10,31 +10,51 @@ import pytest
 
 import personality_vector as pv
 from personality_vector import lab
-from personality_vector.cli.main import run
+from personality_vector.cli import main
 
 ROOT = Path(__file__).parents[1]
 MARK = "<!-- run by tests/test_readme.py -->\n```sh\n"
-_SHORT = ["measures.0.likelihood.limit=4", "measures.1.interview.generation.max_new_tokens=4"]
+STATEMENTS = "training/data/big5_statements.jsonl"
+_JUDGE = "{classifier: {statements: few.jsonl, neutral: null}}"
+_ASKED = [
+    *("measures.0.likelihood.statements=few.jsonl", "measures.0.likelihood.limit=2"),
+    f"measures.1.interview.judges=[{_JUDGE}]",
+    "measures.1.interview.generation={max_new_tokens: 4, samples: 1}",
+    "measures.3.guards.statements=few.jsonl",
+]
 SMALLER = {
-    "training/smoke.yaml": ["sft.epochs=1"],
-    "elicit": ["rollouts.pairs=2", "rollouts.questions=4", "rollouts.samples=1"],
-    "eval/sweeps/smoke.yaml": [*_SHORT, "strengths=[-1.0, 1.0]"],
-    "eval/smoke.yaml": _SHORT,
-    "eval/choose/smoke.yaml": [
-        "limit=12",
-        "verify=1",
-        "shares=[0.1, 0.4]",
-        "generation={max_new_tokens: 6, samples: 1}",
+    "training/smoke": ["data.limit=16", "sft.epochs=1"],
+    "training/steering/smoke": ["positive.limit=20", "negative.limit=20"],
+    "eval/sweeps/smoke": [
+        *(*_ASKED, "measures.1.interview.instrument=null"),
+        "measures.1.interview.generation.batch_size=3",
+        "interventions.1.strengths=[1.0]",
     ],
-    "training/steering/smoke-persona.yaml": ["rollouts.questions=4", "rollouts.max_new_tokens=8"],
-    "eval/compare/smoke.yaml": [
-        *_SHORT,
-        "points=2",
+    "eval/compare/smoke": [
+        *(*_ASKED, "points=1", "measures.0.likelihood.traits=[extraversion, neuroticism]"),
+        "measures.1.interview.traits=[extraversion]",
         "interventions.0.strengths=[1.0, 2.0]",
         "interventions.1.strengths=[4.0, 8.0]",
+        "interventions.2.strengths=[1.0, 2.0]",
+    ],
+    "eval/smoke": _ASKED,
+    "elicit": [
+        *("rollouts.pairs=2", "rollouts.questions=4", "rollouts.samples=1"),
+        f"judge={_JUDGE}",
+    ],
+    "training/steering/smoke-persona": [
+        *("rollouts.questions=4", "rollouts.max_new_tokens=8"),
+        f"judge={_JUDGE}",
+    ],
+    "eval/choose/smoke": [
+        *("limit=12", "verify=1", "shares=[0.1, 0.4]"),
+        "generation={max_new_tokens: 6, samples: 1}",
     ],
 }
-"""What is made smaller in a recipe: here it only has to run, from the first step to the last."""
+"""What is made smaller in a recipe: here it only has to run, from the first step to the last.
+
+One arm of the sweep keeps all strengths, and a batch has room for some of them, but not for all.
+"""
 
 
 PAGES = [
@@ -94,19 +114,54 @@ def test_python_of_a_page_parses_and_names_what_there_is(page):
         assert [name for name in used if not hasattr(pv, name)] == []
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_the_commands_for_the_embedded_model_run_in_order(tmp_path, monkeypatch, capsys):
-    """In one process: to import torch again for each of them would take most of the time."""
-    for folder in lab.FOLDERS:
-        shutil.copytree(ROOT / folder, tmp_path / folder)
+def lines_of(target: str) -> list[str]:
+    """Return the commands of a target of the Makefile."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (found,) = re.findall(rf"^{target}:.*\n((?:\t.+\n)+)", text, flags=re.MULTILINE)
+    return [line.strip().removeprefix("$(BIN)/") for line in found.splitlines()]
+
+
+@pytest.fixture
+def smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a new folder, where every recipe that is called by its name is made smaller."""
     monkeypatch.chdir(tmp_path)
+    statements = (ROOT / STATEMENTS).read_text(encoding="utf-8").splitlines(keepends=True)
+    Path("few.jsonl").write_text("".join(statements[::25]), encoding="utf-8")
+    whole = main.app
+
+    def app(words: list[str], **how: bool) -> object:
+        settings = [one for word in words for one in SMALLER.get(word.removesuffix(".yaml"), ())]
+        return whole([*words, *(f"--set={one}" for one in settings)], **how)
+
+    monkeypatch.setattr(main, "app", app)
+
+
+def require_done(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Carry out a command in this process: to import torch again would take most of the time."""
+    program, *words = shlex.split(command)
+    assert program == "pvec"
+    assert main.run(words) == 0, f"{command}\n{capsys.readouterr()}"
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("smaller")
+@pytest.mark.filterwarnings("ignore")
+def test_the_commands_for_the_embedded_model_run_in_order(capsys):
+    for folder in lab.FOLDERS:
+        shutil.copytree(ROOT / folder, folder)
     for command in commands():
-        words = shlex.split(command)
-        assert words[0] == "pvec"
-        for setting in [one for word in words for one in SMALLER.get(word, ())]:
-            words += ["--set", setting]
-        assert run(words[1:]) == 0, f"{command}\n{capsys.readouterr()}"
-        assert capsys.readouterr().out.strip()
+        require_done(command, capsys)
     assert Path("runs/smoke/compare/report.html").is_file()
     assert Path("runs/smoke/merged/MANIFEST.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("smaller")
+@pytest.mark.filterwarnings("ignore")
+def test_make_demo_does_the_whole_job(capsys, monkeypatch):
+    monkeypatch.setattr("personality_vector.report.page._pictures", lambda _: {})  # slow
+    (command,) = lines_of("demo")
+    require_done(command, capsys)
+    assert Path("runs/demo/sweep/report.html").is_file()
+    assert Path("runs/demo/compare/report.html").is_file()

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from personality_vector.checkpoint import revision_of
@@ -221,9 +222,14 @@ def _mean(scores: Sequence[tuple[str, int, float | None]]) -> tuple[Any, ...]:
     values = [score for _, _, score in scores if score is not None]
     missing = len(scores) - len(values)
     mean = statistics.fmean(values) if values else None
-    table = pd.DataFrame(scores, columns=["item", "sample", "score"]).astype({"score": "float64"})
-    wide = table.pivot(index="item", columns="sample", values="score")
-    low, high = bootstrapped(wide.to_numpy()) or (None, None)
+    items, samples = (
+        {key: place for place, key in enumerate(sorted({row[column] for row in scores}))}
+        for column in (0, 1)
+    )
+    wide = np.full((len(items), len(samples)), np.nan)
+    for item, sample, score in scores:
+        wide[items[item], samples[sample]] = np.nan if score is None else score
+    low, high = bootstrapped(wide) or (None, None)
     return mean, low, high, len(values), missing
 
 

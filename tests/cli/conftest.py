@@ -61,7 +61,8 @@ def make_lab(folder: Path, model: Path, fine_tunes: Sequence[Path]) -> SimpleNam
         for part in ("train", "held_out")
     ]
     (folder / "statements.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    interview = {"traits": TRAITS, "judges": ["classifier"], "generation": {"max_new_tokens": 4}}
+    judge = {"classifier": {"statements": "statements.jsonl", "neutral": None}}
+    interview = {"traits": TRAITS, "judges": [judge], "generation": {"max_new_tokens": 4}}
     measures = [{"likelihood": ASKED}, {"interview": interview}, "divergence", {"guards": ASKED}]
     common = {"device": "cpu", "measures": measures}
     data = {"source": "statements.jsonl"}
@@ -72,6 +73,7 @@ def make_lab(folder: Path, model: Path, fine_tunes: Sequence[Path]) -> SimpleNam
         "merge": {"base": base, "terms": [{"tuned": tuned, "alpha": 0.5}]},
         "extract": {"model": base, "pole": pole, "positive": data, "negative": data},
         "eval": {"model": base, **common},
+        "judge": judge,
         "sweep": {"base": base, "interventions": [weights], "strengths": [0.5, 1.0], **common},
     }
     recipes["compare"] = {**recipes["sweep"], "pole": pole, "points": 1}

@@ -53,7 +53,7 @@ def test_a_judge_by_name_rates_what_was_said(run, pvec):
 
 @pytest.mark.usefixtures("asleep")
 def test_a_judge_of_a_file_has_its_options_and_paths_count_from_it(run, pvec, lab):
-    file = lab.folder / "judge.yaml"
+    file = lab.folder / "ours.yaml"
     file.write_text("classifier: {statements: statements.jsonl, name: ours}\n")
     ended = pvec("judge", run, "--judge", file, "--json")
     assert (ended.code, ended.json["judge"]) == (0, "ours")

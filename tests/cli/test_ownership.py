@@ -104,7 +104,7 @@ ALTERED = [
         *(("eval", change) for change in ALTERED[:9:8]),  # which measures again what is gone
     ],
 )
-def test_altered_results_are_one_sentence_or_still_good(pvec, made, tmp_path, verb, change):
+def test_altered_results_are_one_sentence_or_still_good(pvec, made, lab, tmp_path, verb, change):
     import shutil
 
     folder, commands = made
@@ -114,7 +114,7 @@ def test_altered_results_are_one_sentence_or_still_good(pvec, made, tmp_path, ve
     store.close()
     words = {
         "report": ["report", run],
-        "judge": ["judge", run, "--judge", "classifier"],
+        "judge": ["judge", run, "--judge", lab.judge],
         "eval": [*commands["eval"], "--out", run],
     }
     done = pvec(*words[verb])
@@ -130,7 +130,7 @@ def test_altered_results_are_one_sentence_or_still_good(pvec, made, tmp_path, ve
         "DELETE FROM answers WHERE id = 1",
     ],
 )
-def test_a_result_that_was_changed_is_seen_by_every_reader(pvec, made, tmp_path, change):
+def test_a_result_that_was_changed_is_seen_by_every_reader(pvec, made, lab, tmp_path, change):
     import shutil
 
     folder, commands = made
@@ -141,7 +141,7 @@ def test_a_result_that_was_changed_is_seen_by_every_reader(pvec, made, tmp_path,
     for words in (
         ["report", run],
         ["verify", run],
-        ["judge", run, "--judge", "classifier"],
+        ["judge", run, "--judge", lab.judge],
         [*commands["eval"], "--out", run],
     ):
         done = pvec(*words)

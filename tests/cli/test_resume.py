@@ -15,6 +15,7 @@ from personality_vector.traits import Pole
 
 LIKELIHOOD = "{likelihood: {traits: [extraversion, openness], statements: statements.jsonl}}"
 INTERVIEW = "{interview: {traits: [%s], generation: {max_new_tokens: 4}, judges: [%s]}}"
+JUDGE = "{classifier: {name: %s, statements: statements.jsonl, neutral: null}}"
 
 
 @pytest.fixture
@@ -75,10 +76,11 @@ def test_what_is_added_is_all_that_is_measured_and_the_tables_are_of_the_latest(
     assert short(arms).code == 0
     assert measured == [("p", 1.0, 0, "likelihood")]
     assert set(Run(run).readings()["intervention"]) == {"base", "p"}
-    asked = INTERVIEW % ("openness", "classifier")
+    asked = INTERVIEW % ("openness", JUDGE % "first")
     assert short(measures=(LIKELIHOOD, asked)).code == 0
     assert measured == [("base", 0.0, 0, "interview"), ("weights", 1.0, 0, "interview")]
-    both = INTERVIEW % ("openness, extraversion", "classifier, {classifier: {name: second}}")
+    judges = ", ".join(JUDGE % name for name in ("first", "second"))
+    both = INTERVIEW % ("openness, extraversion", judges)
     assert short(measures=(LIKELIHOOD, both)).code == 0
     assert measured == [], "answers are rated without being asked for again"
     frame = Run(run).readings().query("measure == 'interview'")

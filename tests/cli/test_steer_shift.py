@@ -12,6 +12,7 @@ import torch
 import personality_vector as pv
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta import Delta
+from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
 from personality_vector.steering.shift import Baseline
@@ -44,6 +45,15 @@ def made(tmp_path_factory, pico, pico_tuned):
         tuned.append(delta.save(folder / f"d{seed}"))
     (folder / "prompts.txt").write_text("Who are you?\nWhat do you like?\n")
     return folder, base, tuned
+
+
+@pytest.fixture(autouse=True)
+def few(tmp_path, monkeypatch):
+    """Let the likelihood read a few of the shipped statements."""
+    lines = builtin(BIG_FIVE_STATEMENTS).read_text().splitlines(keepends=True)
+    (tmp_path / "few.jsonl").write_text("".join(lines[::20]))
+    read = "personality_vector.measures.likelihood.BIG_FIVE_STATEMENTS"
+    monkeypatch.setattr(read, str(tmp_path / "few.jsonl"))
 
 
 @pytest.fixture

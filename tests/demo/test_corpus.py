@@ -94,9 +94,11 @@ def test_an_unknown_pole_is_refused():
         corpus.statements(Pole("creativity", "high"), "train", 1)
 
 
-def test_more_than_there_is_is_refused():
-    with pytest.raises(DataError, match="ask for fewer"):
-        corpus.neutral(5_000)
+def test_more_than_there_is_is_refused(monkeypatch):
+    monkeypatch.setattr(corpus, "_neutral_pair", lambda rng: ("Well?", str(rng.randrange(3))))
+    assert len(corpus.neutral(3)) == 3
+    with pytest.raises(DataError, match="only 3 neutral pairs: ask for fewer"):
+        corpus.neutral(4)
 
 
 def test_neutral_talk_is_distinct_and_in_no_first_person():

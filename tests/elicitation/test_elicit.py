@@ -169,7 +169,7 @@ def statements(tmp_path):
         for part, place in (("train", "parties"), ("train", "crowds"), ("held_out", "fairs"))
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {"classifier": {"statements": str(file)}}
+    return {"classifier": {"statements": str(file), "neutral": None}}
 
 
 def test_statements_judge_poles_that_they_know(steer, persona, statements):

@@ -143,7 +143,7 @@ DOORS = [
     Door("instrument.yaml", T, "eval interview.yaml --dry-run"),
     Door("rollouts.jsonl", L, "steer extract reuse.yaml --out out"),
     Door("run/results.sqlite", B, "report run"),
-    Door("run/results.sqlite", B, "judge run --judge classifier"),
+    Door("run/results.sqlite", B, "judge run --judge judge.yaml"),
     Door("run/MANIFEST.json", J, "show run"),
     Door("kit.yml", T, "merge kit.yml --out out --quiet"),
 ]
@@ -238,7 +238,7 @@ def _fill(folder: Path) -> None:
         "steer extract extract.yaml --out vector",
         "steer export-gguf vector --out vector.gguf",
         "steer neurons neurons.yaml --out neurons",
-        "eval interview.yaml --out run --quiet",
+        "eval judged.yaml --out run --quiet",
         "steer extract asked.yaml --out asked",
     ):
         with contextlib.redirect_stdout(io.StringIO()):
@@ -264,6 +264,8 @@ def _texts() -> dict[str, str]:
     interview = {"traits": ["extraversion"], "judges": ["classifier"]}
     interview["instrument"] = "instrument.yaml"
     interview["generation"] = {"max_new_tokens": 4}
+    judge = {"classifier": {"statements": "statements.jsonl", "neutral": None}}
+    judged = [{"likelihood": asked}, {"interview": {**interview, "judges": [judge]}}]
     common = {"device": "cpu", "measures": [{"likelihood": asked}]}
     both = [{"likelihood": asked}, {"interview": interview}]
     data = {"source": "statements.jsonl", "limit": 2}
@@ -297,6 +299,7 @@ def _texts() -> dict[str, str]:
         },
         "eval": {"model": "base", **common},
         "interview": {"model": "base", "device": "cpu", "measures": both},
+        "judged": {"model": "base", "device": "cpu", "measures": judged},
         "sweep": sweep,
         "compare": {**sweep, "interventions": sweep["interventions"][:1], "pole": pole},
         "extract": {"model": "base", "pole": pole, **sides},
@@ -310,6 +313,7 @@ def _texts() -> dict[str, str]:
     texts = {f"{name}.yaml": json.dumps(content) for name, content in recipes.items()}
     items = [{"id": "a", "text": "What now?"}]
     texts["instrument.yaml"] = yaml.safe_dump({"name": "one", "version": "1", "items": items})
+    texts["judge.yaml"] = json.dumps(judge)
     texts["persona.yaml"] = yaml.safe_dump(persona)
     texts["statements.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows)
     texts["chats.jsonl"] = "".join(json.dumps(row) + "\n" for row in chats)

@@ -26,7 +26,7 @@ _SAID = {
     "low": ["I am quiet", "alone again", "I say little at every party", "people are loud"],
 }
 _ASKED = {"traits": [_TRAIT], "statements": "said.jsonl"}
-_JUDGE = {"classifier": {"statements": "said.jsonl"}}
+_JUDGE = {"classifier": {"statements": "said.jsonl", "neutral": None}}
 _SHORT = {"max_new_tokens": 2, "samples": 1}
 _MEASURES = [
     {"likelihood": _ASKED},

@@ -106,14 +106,14 @@ def tensors_of(path):
 
 
 @pytest.fixture(scope="module")
-def plain(recipe, tmp_path_factory):
-    """Return ``plain(sft)``: the report of a training without steering, made once."""
+def once(recipe, tmp_path_factory):
+    """Return ``once(sft, steer)``: the report of a training, which several tests look at."""
     known = {}
 
-    def make(sft):
-        key = json.dumps(sft)
+    def make(sft, steer=None):
+        key = json.dumps([sft, steer])
         if key not in known:
-            known[key] = train(recipe(sft), tmp_path_factory.mktemp("plain") / "run")
+            known[key] = trained(recipe(sft, steer), tmp_path_factory.mktemp("once") / "run")
         return known[key]
 
     return make
@@ -167,20 +167,20 @@ def unit(folder):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_coefficient_0_is_plain_training_bit_for_bit(recipe, plain, tmp_path, kind):
+def test_coefficient_0_is_plain_training_bit_for_bit(recipe, once, tmp_path, kind):
     sft, steer = KINDS[kind]
     run = trained(recipe(sft, {**steer, "coefficient": 0.0}), tmp_path / "run")
-    other = trained(recipe(sft, steer), tmp_path / "other")
-    files = [next(one.path.glob("*model.safetensors")) for one in (run, plain(sft), other)]
+    plain, other = once(sft), once(sft, steer)
+    files = [next(one.path.glob("*model.safetensors")) for one in (run, plain, other)]
     assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
-    assert run.manifest["losses"] == plain(sft).manifest["losses"]
+    assert run.manifest["losses"] == plain.manifest["losses"]
 
 
-def test_adding_trains_the_model_that_is_steered(recipe, folder, pico, rows, tmp_path):
+def test_adding_trains_the_model_that_is_steered(once, folder, pico, rows):
     direction, model = vector_in(folder)[LAYER], load_model(pico("llama"))
     with hooked(model, lambda hidden: hidden + 3.0 * direction):
         wanted = loss_of(model, rows)
-    found = trained(recipe(*KINDS["add"]), tmp_path / "run").manifest["losses"]
+    found = once(*KINDS["add"]).manifest["losses"]
     assert found[0] == pytest.approx(wanted, rel=1e-5)
     assert abs(wanted - loss_of(model, rows)) > 1e-3
 
@@ -285,10 +285,9 @@ def shift_of(path, base, rows, vector):
     return restated(tuned, load_model(base), rows, vector, [LAYER]) ** 0.5
 
 
-def test_regularising_shrinks_the_shift(recipe, plain, folder, pico, rows, tmp_path):
-    run = trained(recipe(*KINDS["regularise"]), tmp_path / "run")
-    vector = vector_in(folder)
-    found, free = (shift_of(one.path, pico("llama"), rows, vector) for one in (run, plain(LORA)))
+def test_regularising_shrinks_the_shift(once, folder, pico, rows):
+    vector, both = vector_in(folder), (once(*KINDS["regularise"]), once(LORA))
+    found, free = (shift_of(one.path, pico("llama"), rows, vector) for one in both)
     assert found < 0.6 * free
 
 
@@ -315,12 +314,10 @@ def test_the_penalty_is_part_of_the_loss_that_is_recorded(recipe, folder, pico, 
     ],
     ids=["checkpointing", "accumulation", "packing"],
 )
-def test_the_same_steps_in_another_way_are_the_same_training(recipe, tmp_path, kind, how):
+def test_the_same_steps_in_another_way_are_the_same_training(recipe, once, tmp_path, kind, how):
     sft, steer = KINDS[kind]
-    one, other = (
-        trained(recipe({**sft, "max_steps": 3, **more}, steer), tmp_path / name)
-        for name, more in (("one", {}), ("other", how))
-    )
+    one = once({**sft, "max_steps": 3}, steer)
+    other = trained(recipe({**sft, "max_steps": 3, **how}, steer), tmp_path / "other")
     assert other.manifest["losses"] == pytest.approx(one.manifest["losses"], rel=1e-4)
 
 
@@ -337,7 +334,7 @@ def test_mixed_precision_starts_where_the_base_is(recipe, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_held_out_losses_are_those_of_the_unsteered_model(recipe, pico, tmp_path, kind):
+def test_held_out_losses_are_those_of_the_unsteered_model(recipe, once, pico, tmp_path, kind):
     sft, steer = KINDS[kind]
     asked = recipe({**sft, "evaluate_every": 2}, steer)
     run = trained(asked, tmp_path / "run")
@@ -349,8 +346,7 @@ def test_held_out_losses_are_those_of_the_unsteered_model(recipe, pico, tmp_path
     rows = rows_of(apart, load_tokenizer(pico("llama"))).rows
     assert list(run.manifest["held_out_losses"]) == ["2", "4"]
     assert run.manifest["held_out_losses"]["4"] == pytest.approx(loss_of(model, rows), rel=1e-4)
-    without = trained(recipe(sft, steer), tmp_path / "without")
-    found, wanted = tensors_of(run.path), tensors_of(without.path)
+    found, wanted = tensors_of(run.path), tensors_of(once(sft, steer).path)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted), "evaluating is no step"
 
 
@@ -423,12 +419,12 @@ def interrupted(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_training_that_was_interrupted_resumes_to_the_same_weights(interrupted, tmp_path, kind):
+def test_a_training_that_was_interrupted_resumes_to_the_same_weights(interrupted, once, kind):
     asked, out = interrupted(kind)
     rest = Interrupted(weights._guidance(asked), 2)
     resumed = train(asked, out, guidance=rest)
     assert rest.steps >= 0, "it starts again from a checkpoint"
-    whole = trained(asked, tmp_path / "whole")
+    whole = once(*KINDS[kind])
     found, wanted = tensors_of(resumed.path), tensors_of(whole.path)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert (out / MANIFEST).read_bytes() == (whole.path / MANIFEST).read_bytes()
@@ -454,9 +450,9 @@ def test_poles_are_steered_and_one_of_another_vector_is_refused(recipe, folder, 
         list(train_poles(both, tmp_path, guidance=other))
 
 
-def test_the_manifest_names_the_vector_and_says_which_it_was(recipe, folder, tmp_path, plain):
+def test_the_manifest_names_the_vector_and_says_which_it_was(recipe, folder, once):
     asked = recipe(*KINDS["ablate"])
-    manifest = trained(asked, tmp_path / "run").manifest
+    manifest = once(*KINDS["ablate"]).manifest
     assert manifest["recipe"]["steer"] == {
         "vector": [str(folder / "v")],
         "layers": [LAYER],
@@ -464,7 +460,7 @@ def test_the_manifest_names_the_vector_and_says_which_it_was(recipe, folder, tmp
         "coefficient": 1.0,
     }
     assert manifest["guidance"] == weights._guidance(asked).identity()
-    assert {"guidance", "steer"}.isdisjoint(plain({}).manifest | plain({}).manifest["recipe"])
+    assert {"guidance", "steer"}.isdisjoint(once({}).manifest | once({}).manifest["recipe"])
 
 
 @pytest.mark.parametrize(
@@ -525,12 +521,12 @@ def test_a_recipe_that_steers_is_not_trained_plainly(recipe, tmp_path):
         train(recipe({}, {"how": "add"}), tmp_path / "run")
 
 
-def test_the_verb_steers(recipe, tmp_path, capsys):
+def test_the_verb_steers(recipe, once, tmp_path, capsys):
     asked = recipe(*KINDS["add"])
     plan = weights.check(asked)
     assert plan["seconds"] > 0
     weights._train(asked, tmp_path / "run", force=False, as_json=True)
     found = json.loads(capsys.readouterr().out)
-    again = trained(asked, tmp_path / "again")
+    again = once(*KINDS["add"])
     assert found["loss"] == again.loss
     assert plan["steps"] == len(again.manifest["losses"])

@@ -22,15 +22,15 @@ def test_the_probe_follows_alpha_crosses_the_base_and_extrapolates(shared, tmp_p
     recipe = {
         "base": base,
         "pole": pole,
-        "data": {"source": statements},
-        "sft": {"learning_rate": 3e-4, "epochs": 3, "batch_size": 16, "scheduler": "constant"},
+        "data": {"source": statements, "limit": 160},
+        "sft": {"learning_rate": 3e-4, "epochs": 2, "batch_size": 16, "scheduler": "constant"},
     }
     train(TrainRecipe.parse(recipe, origin="test", folder=Path.cwd()), tmp_path / "tuned")
     measured = {
         "base": base,
         "interventions": [{"label": pole, "tuned": str(tmp_path / "tuned")}],
         "strengths": [-1.0, *ALPHAS],
-        "measures": [{"likelihood": {"traits": [trait], "statements": statements, "limit": 50}}],
+        "measures": [{"likelihood": {"traits": [trait], "statements": statements, "limit": 25}}],
     }
     kind = SweepRecipe.parse(measured, origin="test", folder=Path.cwd())
     run = open_study(kind).run(tmp_path / "sweep")

@@ -184,17 +184,18 @@ def test_what_is_added_to_a_recipe_is_all_that_is_measured(recipe, measures, tmp
     asked = {"traits": ["openness"], "question": "Who?", "name": "again"}
     more = [*measures(*TRAITS), {"interview": asked}]
     assert {row[3:] for row in fresh(measures=more)} == {("again",)}
-    judges = [{"classifier": {"statements": "statements.jsonl"}}, "classifier"]
+    own = {"statements": "statements.jsonl", "neutral": None}
+    judges = [{"classifier": {"statements": "statements.jsonl"}}, {"classifier": own}]
     with pytest.raises(RecipeError, match="two judges of interview are called classifier"):
         fresh(measures=[{"interview": {"traits": ["openness"], "judges": judges}}])
     judges[0]["classifier"]["name"] = "ours"
     with pytest.raises(RecipeError, match="two judges that differ are called classifier"):
         fresh(measures=[*measures(*TRAITS), {"interview": {**asked, "judges": judges}}])
-    judges[1] = {"classifier": {"name": "shipped"}}
+    judges[1] = {"classifier": {**own, "name": "bold"}}
     both = [*measures(*TRAITS), {"interview": {**asked, "judges": judges}}]
     assert fresh(measures=both, strengths=[1.0, 2.0], seeds=[0, 1])[0][3:] == ("again",)
     named = set(Run(tmp_path / "run").readings()["judge"])
-    assert named == {"", "classifier", "ours", "shipped"}
+    assert named == {"", "classifier", "ours", "bold"}
     longer = [{"divergence": {"max_tokens": 7, "question": "Who?"}}]
     assert {row[3:] for row in fresh(measures=longer)} == {("divergence",)}
     assert fresh() == []
