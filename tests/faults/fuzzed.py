@@ -247,6 +247,9 @@ def _fill(folder: Path) -> None:
     shutil.copy("asked.rollouts.jsonl", "rollouts.jsonl")
 
 
+TERM = {"tuned": "tuned", "alpha": 0.5}
+
+
 def _texts() -> dict[str, str]:
     rows = [
         {"trait": trait, "level": level, "statement": f"{text} {part} {n}", "part": part}
@@ -262,8 +265,7 @@ def _texts() -> dict[str, str]:
     ]
     asked = {"traits": ["extraversion"], "statements": "statements.jsonl"}
     interview = {"traits": ["extraversion"], "judges": ["classifier"]}
-    interview["instrument"] = "instrument.yaml"
-    interview["generation"] = {"max_new_tokens": 4}
+    interview |= {"instrument": "instrument.yaml", "generation": {"max_new_tokens": 4}}
     judge = {"classifier": {"statements": "statements.jsonl", "neutral": None}}
     judged = [{"likelihood": asked}, {"interview": {**interview, "judges": [judge]}}]
     common = {"device": "cpu", "measures": [{"likelihood": asked}]}
@@ -287,9 +289,8 @@ def _texts() -> dict[str, str]:
         {"label": "vector", "vector": "vector", "layers": [1], "strengths": [1.0]},
         {"label": "words", "prompt": pole, "strengths": [1]},
     ]
-    term = {"tuned": "tuned", "alpha": 0.5}
     recipes: dict[str, Any] = {
-        "merge": {"base": "base", "method": "ties", "terms": [term], "options": {"density": 0.5}},
+        "merge": {"base": "base", "method": "ties", "terms": [TERM], "options": {"density": 0.5}},
         "delta": {"base": "base", "terms": [{"delta": "delta", "alpha": [0.5, 1.0, 0.5]}]},
         "adapter": {"base": "base", "terms": [{"tuned": "adapter", "alpha": 0.5}]},
         "train": {
@@ -308,11 +309,11 @@ def _texts() -> dict[str, str]:
         "reuse": {**asks, "rollouts": {**rollouts, "reuse": "rollouts.jsonl"}},
         "choose": {"model": "base", "vector": "vector", "statements": "statements.jsonl"},
     }
-    csv = {**asked, "statements": "statements.csv"}
-    recipes["csv"] = {"model": "base", "device": "cpu", "measures": [{"likelihood": csv}]}
+    likelihood = {"likelihood": {**asked, "statements": "statements.csv"}}
+    recipes["csv"] = {"model": "base", "device": "cpu", "measures": [likelihood]}
     texts = {f"{name}.yaml": json.dumps(content) for name, content in recipes.items()}
-    items = [{"id": "a", "text": "What now?"}]
-    texts["instrument.yaml"] = yaml.safe_dump({"name": "one", "version": "1", "items": items})
+    instrument = {"name": "one", "version": "1", "items": [{"id": "a", "text": "What now?"}]}
+    texts["instrument.yaml"] = yaml.safe_dump(instrument)
     texts["judge.yaml"] = json.dumps(judge)
     texts["persona.yaml"] = yaml.safe_dump(persona)
     texts["statements.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows)
