@@ -222,10 +222,8 @@ def _mean(scores: Sequence[tuple[str, int, float | None]]) -> tuple[Any, ...]:
     values = [score for _, _, score in scores if score is not None]
     missing = len(scores) - len(values)
     mean = statistics.fmean(values) if values else None
-    items, samples = (
-        {key: place for place, key in enumerate(sorted({row[column] for row in scores}))}
-        for column in (0, 1)
-    )
+    items = {item: row for row, item in enumerate(sorted({item for item, _, _ in scores}))}
+    samples = {sample: n for n, sample in enumerate(sorted({sample for _, sample, _ in scores}))}
     wide = np.full((len(items), len(samples)), np.nan)
     for item, sample, score in scores:
         wide[items[item], samples[sample]] = np.nan if score is None else score
