@@ -175,8 +175,8 @@ class VectorSpec(InterventionSpec):
         """Return the steering."""
         from personality_vector.steering import SteeringVector
 
-        vector = SteeringVector.load(self.vector)
-        vector = vector.without(*map(SteeringVector.load, self.without)) if self.without else vector
+        others = map(SteeringVector.load, self.without)
+        vector = SteeringVector.load(self.vector).without(*others)
         if self.incremental:
             vector = vector.at(*self.layers).incremental()
         return ActivationSteering(

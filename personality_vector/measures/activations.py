@@ -14,6 +14,7 @@ from personality_vector.measures.spec import (
     BaseMeasure,
     first_tokens,
     require_replies,
+    spoken,
 )
 from personality_vector.recipes.schema import LocalPath, Whole
 from personality_vector.subject import (
@@ -199,10 +200,11 @@ class Activations(BaseMeasure):
             return
         place, units = self._units(subject)
         model, tokenizer, size = subject.model, subject.tokenizer, self.batch_size
-        asked = [one for one in self.asking(subject, seed) if one.sample == 0]
-        prompts = [subject.edit(one.chat) for one in asked]
+        asked = list(self.asking(subject, seed))
+        first = [one for one in asked if one.sample == 0]
+        prompts = [subject.edit(one.chat) for one in first]
         before = Reader(model, tokenizer, [place], "prompt_last", size).pooled(prompts)[place]
-        chats, unscored = self.asking.chats(subject, seed)
+        chats, unscored = spoken(asked)
         read = [subject.edited(chat) for chat in chats]
         after = (
             Reader(model, tokenizer, [place], batch_size=size).pooled(read)[place] if read else None
@@ -214,7 +216,7 @@ class Activations(BaseMeasure):
                 Reading(f"{self.name}.projection", value, name, n=len(read), unscored=unscored),
                 [
                     Observation(f"{self.name}.prompt_projection", name, one.id, each)
-                    for one, each in zip(asked, along, strict=True)
+                    for one, each in zip(first, along, strict=True)
                 ],
             )
 

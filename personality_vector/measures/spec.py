@@ -1,7 +1,7 @@
 """What measures have in common: their keys in a recipe, and how items are asked."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -224,33 +224,40 @@ class Asking:
         items = self.instrument.items
         for sample in progress(range(self.samples), "ask"):
             drawn = sample_seed(seed, sample)
-            chats = [question(item.text, system=self.instrument.system) for item in items]
-            for turn in range(1, self.turns + 1):
+            before: list[Chat] = [[] for _ in items]
+            for turn in range(self.turns):
+                at = turn % len(items)
+                now = [*items[at:], *items[:at]]
+                system = None if turn else self.instrument.system
+                chats = [
+                    [*chat, *question(item.text, system=system)]
+                    for chat, item in zip(before, now, strict=True)
+                ]
                 replies = asked.replies(chats, drawn)
                 found = [
-                    Asked(items[(start + turn - 1) % len(items)], turn, sample, chat, reply)
-                    for start, (chat, reply) in enumerate(zip(chats, replies, strict=True))
+                    Asked(item, turn + 1, sample, chat, reply)
+                    for item, chat, reply in zip(now, chats, replies, strict=True)
                 ]
                 yield from found
-                drawn = sample_seed(drawn, turn)
-                following = (items[(start + turn) % len(items)] for start in range(len(items)))
-                chats = [
-                    [*one.answered, *question(item.text)]
-                    for one, item in zip(found, following, strict=True)
-                ]
+                before, drawn = [one.answered for one in found], sample_seed(drawn, turn + 1)
 
     def chats(self, subject: Subject, seed: int) -> tuple[list[Chat], int]:
-        """Return the questions with their replies, and how many replies were left out.
+        """Return the questions with their replies, as :func:`spoken` does."""
+        return spoken(self(subject, seed))
 
-        A reply is left out if it is empty or ends inside a thought. The order is random and the
-        same for every subject, so that a bound on tokens does not leave out whole items.
-        """
-        from personality_vector.numeric.random import key_for
 
-        rows = [(key_for(0, f"{one.id} {one.sample}"), one.answered) for one in self(subject, seed)]
-        chats: list[Chat] = [chat for _, chat in sorted(rows, key=lambda row: row[0])]
-        spoken = [chat for chat in chats if chat[-1]["content"].strip()]
-        return spoken, len(chats) - len(spoken)
+def spoken(asked: Iterable[Asked]) -> tuple[list[Chat], int]:
+    """Return questions with their replies, and how many replies were left out.
+
+    A reply is left out if it is empty or ends inside a thought. The order is random and the same
+    for every subject, so that a bound on tokens does not leave out whole items.
+    """
+    from personality_vector.numeric.random import key_for
+
+    rows = [(key_for(0, f"{one.id} {one.sample}"), one.answered) for one in asked]
+    chats: list[Chat] = [chat for _, chat in sorted(rows, key=lambda row: row[0])]
+    found = [chat for chat in chats if chat[-1]["content"].strip()]
+    return found, len(chats) - len(found)
 
 
 def require_replies(name: str, chats: Sequence[Chat]) -> None:

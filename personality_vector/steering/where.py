@@ -321,10 +321,9 @@ class Where:
             return
         # Padding may be NaN, so it is left out rather than multiplied by 0.
         part = torch.where(inside[..., None].to(hidden.device), hidden.float(), 0.0).sum(1)
-        before = self._prompt_sum
-        if prompts.continues is not None and len(before) != len(part):
-            before = before[prompts.continues.to(before.device)]
-        self._prompt_sum = before + part if self._start else part
+        if self._start and prompts.continues is not None:
+            self._prompt_sum = self._prompt_sum[prompts.continues.to(part.device)]
+        self._prompt_sum = self._prompt_sum + part if self._start else part
 
 
 def _require_prompts(positions: Positions) -> Prompts:

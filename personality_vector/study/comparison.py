@@ -255,15 +255,14 @@ def in_pairs(observations: pd.DataFrame) -> pd.DataFrame:
     together: what an edit does to every statement alike, which their difference does not see, does
     not widen an interval. Where the poles have different numbers of statements, nothing changes.
     """
-    found = observations["item"].str.extract(r"^(?P<pole>[\w-]+:(?:high|low)) (?P<number>\d+)$")
-    counts = found.assign(trait=observations["trait"]).dropna().groupby(["trait", "pole"])
-    sizes = (
-        counts["number"].nunique().unstack("pole").apply(lambda own: own.dropna().nunique(), axis=1)
-    )
-    is_even = observations["trait"].map(sizes).eq(1) & found["number"].notna()
-    items = observations["item"].mask(is_even, found["number"])
-    keys = [name for name in observations.columns if name != "value"]
-    return observations.assign(item=items).groupby(keys, sort=False)["value"].mean().reset_index()
+    number = observations["item"].str.extract(r":(?:high|low) (\d+)$", expand=False)
+    keys = [name for name in observations.columns if name not in ("item", "value")]
+    named = [observations[key] for key in keys]
+    has_partner = observations.groupby([*named, number])["value"].transform("size") == 2
+    is_even = has_partner.groupby([observations["measure"], observations["trait"]]).transform("all")
+    items = observations["item"].mask(is_even, number)
+    means = observations.assign(item=items).groupby([*keys, "item"], sort=False)["value"].mean()
+    return means.reset_index()
 
 
 def _of(frame: pd.DataFrame, number: Number, trait: str | None = None) -> pd.DataFrame:

@@ -50,6 +50,12 @@ def expanded(interventions: Any, info: Any) -> Any:
     ]
 
 
+def names_pole(given: Any) -> bool:
+    """Return whether an intervention is repeated for each of its poles."""
+    is_one = isinstance(given, Mapping) and "composed" not in given
+    return is_one and any(word in str(given) for word in (TRAIT, LEVEL))
+
+
 def _has(given: Any, key: str) -> bool:
     return isinstance(given, Mapping) and key in given
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from personality_vector.errors import RecipeError, some
+from personality_vector.errors import RecipeError
 from personality_vector.recipes.schema import Real, Recipe, Words
 from personality_vector.study.curves import (
     DosePoint,
@@ -141,11 +141,9 @@ class Matched:
         points: Number of targets of an axis that names none.
         measures: Those of the study; the one called as ``probe`` is gives the effect.
         probe: The same measure of this trait alone, for strengths in between.
-        later: Names of the measures that are taken of the base and of matched points alone.
 
     Raises:
-        RecipeError: An axis is a number that none of the measures gives, or one that is not taken
-            on the grid.
+        RecipeError: An axis is a number that none of the measures gives.
     """
 
     pole: Pole
@@ -153,7 +151,6 @@ class Matched:
     points: int
     measures: Sequence[Measure]
     probe: Measure
-    later: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         from personality_vector.study.judging import judges_of, rubrics_of
@@ -161,18 +158,11 @@ class Matched:
         object.__setattr__(self, "axes", self.axes or (Axis(number=self.probe.name),))
         judged = {f"{m.name} by {j.name}": m for m in self.measures for j in judges_of(m)}
         read = [measure.name for measure in self.measures if not rubrics_of(measure)]
-        if unknown := set(self.later) - {measure.name for measure in self.measures}:
-            raise RecipeError(f"where_matched: {some(unknown)} is not among the measures")
         for axis in self.axes:
             if axis.number not in judged and axis.number.partition(".")[0] not in {
                 name.partition(".")[0] for name in read
             }:
                 raise _unknown(axis.number, [*read, *judged])
-            if any(f"{axis.number} ".startswith((f"{name}.", f"{name} ")) for name in self.later):
-                raise RecipeError(
-                    f"match: {axis.number} is matched, so it is needed on the grid; take its "
-                    "measure out of where_matched"
-                )
 
     @property
     def effect(self) -> Measure:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from personality_vector.errors import CheckpointError, DataError, blame
+from personality_vector.errors import CheckpointError, DataError, blame, some
 from personality_vector.interventions.spec import AnyIntervention, InterventionSpec, enumerated
 from personality_vector.interventions.stacked import opened
 from personality_vector.manifest import MANIFEST
@@ -28,7 +28,7 @@ from personality_vector.recipes.schema import (
     schema_of,
 )
 from personality_vector.study.design import Arm, Design, Grid
-from personality_vector.study.expansion import expanded
+from personality_vector.study.expansion import expanded, names_pole
 from personality_vector.study.matched import Axes, Matched
 from personality_vector.subject import (
     Checkpoint,
@@ -124,9 +124,6 @@ class SweepRecipe(StudyRecipe):
         return self
 
 
-_OF_POLE = ("interventions", "pole")
-
-
 class CompareRecipe(SweepRecipe):
     """A sweep, then the strengths at which the interventions have the same effect or cost.
 
@@ -145,20 +142,11 @@ class CompareRecipe(SweepRecipe):
     @classmethod
     def _of_its_pole(cls, data: Any) -> Any:
         """Let ``{trait}`` and ``{level}`` be those of the pole."""
-        rows, pole = (data.get(key) if isinstance(data, Mapping) else None for key in _OF_POLE)
-        if not isinstance(rows, list | tuple) or pole is None:
+        rows = data.get("interventions") if isinstance(data, Mapping) else None
+        if not isinstance(rows, list | tuple) or data.get("pole") is None:
             return data
-        return {
-            **data,
-            "interventions": [
-                {"poles": [str(pole)], **row}
-                if isinstance(row, Mapping)
-                and "composed" not in row
-                and re.search(r"\{(trait|level)\}", str(row))
-                else row
-                for row in rows
-            ],
-        }
+        own = {"poles": [str(data["pole"])]}
+        return {**data, "interventions": [own | row if names_pole(row) else row for row in rows]}
 
     @model_validator(mode="after")
     def _measured(self) -> "CompareRecipe":
@@ -169,6 +157,14 @@ class CompareRecipe(SweepRecipe):
             raise ValueError(
                 f"the likelihood's traits do not list {self.pole.trait}, the trait of pole"
             )
+        if unknown := set(self.where_matched) - {spec.called for spec in self.measures}:
+            raise ValueError(f"where_matched: {some(unknown)} is not among the measures")
+        for axis in (axis.number for axis in self.match):
+            if any(f"{axis} ".startswith((f"{name}.", f"{name} ")) for name in self.where_matched):
+                raise ValueError(
+                    f"match: {axis} is matched, so it is needed on the grid; take its measure out "
+                    "of where_matched"
+                )
         return self
 
 
@@ -243,6 +239,7 @@ def open_study(recipe: EvalRecipe | SweepRecipe) -> "Study":
         recipe.model_dump(mode="json"),
         recipe.template,
         recipe.batch_strengths,
+        recipe.where_matched if isinstance(recipe, CompareRecipe) else (),
     )
 
 
@@ -250,8 +247,7 @@ def _design(recipe: StudyRecipe, measures: Sequence[Measure]) -> Design:
     if not isinstance(recipe, CompareRecipe):
         return Grid()
     probe = _likelihoods(recipe)[0].of_trait(recipe.pole.trait).open()
-    later = recipe.where_matched
-    return Matched(recipe.pole, recipe.match, recipe.points, measures, probe, later)
+    return Matched(recipe.pole, recipe.match, recipe.points, measures, probe)
 
 
 def _arms(recipe: SweepRecipe, base: Checkpoint) -> tuple[Arm, ...]:

@@ -45,12 +45,10 @@ class Shard:
     Attributes:
         index: Number of the shard, from 1.
         count: Number of shards.
-        later: Names of the measures that are not taken on the grid.
     """
 
     index: int
     count: int
-    later: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
@@ -82,11 +80,12 @@ class Shard:
     def batches(self, worker: "Worker") -> Iterator[Sequence[Point]]:
         """Plan the whole grid, and yield this shard's part of it."""
         base, rest = grid_of(worker.study)
-        own, swept = self.points(worker.study), worker.study.swept
+        swept = worker.study.swept
         worker.plan(base, worker.study.measures)
         worker.plan(rest, swept)
-        yield own[0]
-        worker.take(own[1], swept)
+        base, rest = self.points(worker.study)
+        yield base
+        worker.take(rest, swept)
 
 
 def sharded(study: "Study", shard: Shard) -> "Study":
@@ -101,7 +100,7 @@ def sharded(study: "Study", shard: Shard) -> "Study":
             f"--shard {shard}: the recipe has {points} points to divide, so use at most "
             f"{points} shards"
         )
-    return replace(study, design=replace(shard, later=getattr(study.design, "later", ())))
+    return replace(study, design=shard)
 
 
 def require_own_folder(store: Store, plan: str, shard: Shard) -> None:

@@ -45,6 +45,8 @@ class Study:
         template: A chat template and its options, in place of the base's own.
         batch_strengths: Whether strengths share batches: ``never``, ``auto`` where the numbers are
             then the same up to rounding, or also of weights in 16 bits, ``unrounded`` to these.
+        where_matched: Names of the measures that are taken of the base and where interventions are
+            matched, and not on the grid.
 
     Raises:
         RecipeError: Two arms, two measures or two seeds are the same, or there is no measure.
@@ -61,6 +63,7 @@ class Study:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     template: Template = field(default_factory=Template)
     batch_strengths: Literal["auto", "never", "unrounded"] = "auto"
+    where_matched: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         labels = [arm.label for arm in self.arms]
@@ -111,8 +114,7 @@ class Study:
     @property
     def swept(self) -> Sequence[Measure]:
         """The measures that are taken on the grid; others only where interventions are matched."""
-        later = getattr(self.design, "later", ())
-        return [measure for measure in self.measures if measure.name not in later]
+        return [one for one in self.measures if one.name not in self.where_matched]
 
     @cached_property
     def _measured(self) -> dict[str, str]:

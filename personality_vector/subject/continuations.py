@@ -13,6 +13,7 @@ from personality_vector.subject.chat import Chat, answered, batched
 from personality_vector.subject.encoding import (
     MOST_LOGITS,
     encode_chats,
+    remembered,
     right_padded,
     vocabulary_of,
 )
@@ -48,7 +49,8 @@ def continuation_likelihoods(
     begin = min(sum(1 for _ in agree), *(end - 1 for end in ends))
     # The last token that is shared predicts the first that is not, so it is read with it.
     shared = begin - 1
-    cache = _cache(model, rows[0][:shared]) if shared else None
+    read = torch.tensor([rows[0][:shared]], device=device_of(model))
+    cache = remembered(model, read) if shared else None
     shared = shared if cache is not None else 0
     most = max(1, MOST_LOGITS // (len(max(rows, key=len)) * (vocabulary_of(model) or 1)))
     order = sorted(range(len(rows)), key=lambda place: ends[place])
@@ -68,10 +70,3 @@ def continuation_likelihoods(
             said = tokens[begin - shared : end - shared, None]
             found[place] = log_probs.gather(1, said).mean()
     return torch.stack([found[place] for place in range(len(rows))])
-
-
-def _cache(model: Any, tokens: Sequence[int]) -> Any:
-    """Return what a model remembers of the first tokens, or ``None`` if it cannot be repeated."""
-    ids = torch.tensor([tokens], device=device_of(model))
-    cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
-    return cache if hasattr(cache, "batch_repeat_interleave") else None

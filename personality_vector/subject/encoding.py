@@ -343,25 +343,48 @@ def _of_one_length(encoded: EncodedChats, asked: Sequence[Any]) -> Iterator[Enco
 
 def _remembers(model: nn.Module) -> bool:
     """Return whether a model continues from what it has read, without a gradient."""
-    takes = inspect.signature(model.forward).parameters
-    return not torch.is_grad_enabled() and {"past_key_values", "use_cache"} <= takes.keys()
+    from transformers.cache_utils import DynamicCache
+
+    takes, config = inspect.signature(model.forward).parameters, getattr(model, "config", None)
+    if torch.is_grad_enabled() or not {"past_key_values", "use_cache"} <= takes.keys():
+        return False
+    return config is not None and _is_plain(DynamicCache(config=config))
+
+
+def _is_plain(cache: Any) -> bool:
+    """Return whether a cache is of attention alone, whose rows can be taken and repeated."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    plain = {DynamicLayer, DynamicSlidingWindowLayer}
+    return type(cache) is DynamicCache and {type(layer) for layer in cache.layers} <= plain
+
+
+def remembered(
+    model: Any, ids: Int[Tensor, "rows seq"], mask: Int[Tensor, "rows seq"] | None = None
+) -> Any:
+    """Return what a model remembers of tokens, or ``None`` if rows of it cannot be taken."""
+    given = {"attention_mask": mask, "use_cache": True, **last_logits(model, 1)}
+    cache = getattr(model(input_ids=ids, **given), "past_key_values", None)
+    return cache if _is_plain(cache) else None
 
 
 def _logits(
     model: Any, encoded: EncodedChats, shared: int, kept: int
 ) -> Float[Tensor, "batch columns vocab"]:
     """Return at least the last ``kept`` logits; of ``shared`` columns each prompt is read once."""
-    cache, prompts = None, encoded.prompts
-    if shared:
-        asked = encoded.asked
-        firsts = {one: row for row, one in reversed([*enumerate(asked)])}
-        places = {one: place for place, one in enumerate(firsts)}
-        rows = torch.tensor([places[one] for one in asked], device=encoded.input_ids.device)
-        cache = _cache(model, encoded.at([*firsts.values()]), shared)
+    prompts, given, asked = encoded.prompts, {}, encoded.asked
+    firsts: dict[Any, int] = {}
+    for row, one in enumerate(asked):
+        firsts.setdefault(one, row)
+    if shared and len(firsts) < len(asked):
+        once, places = encoded.at([*firsts.values()]), {one: n for n, one in enumerate(firsts)}
+        with reading(once.prompts):
+            ids, mask = once.input_ids[:, :shared], once.attention_mask[:, :shared]
+            cache = remembered(model, ids, mask)
         if cache is not None:
+            rows = torch.tensor([places[one] for one in asked], device=ids.device)
             cache.batch_select_indices(rows)
-            prompts = replace(prompts, continues=rows)
-    given = {} if cache is None else {"past_key_values": cache}
+            prompts, given = replace(prompts, continues=rows), {"past_key_values": cache}
     with reading(prompts):
         found: Tensor = model(
             input_ids=encoded.input_ids[:, shared if given else 0 :],
@@ -370,19 +393,3 @@ def _logits(
             **given,
         ).logits
     return found
-
-
-def _cache(model: Any, encoded: EncodedChats, shared: int) -> Any:
-    """Return what a model remembers of the first columns, or ``None`` if rows cannot share it."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-
-    with reading(encoded.prompts):
-        cache = model(
-            input_ids=encoded.input_ids[:, :shared],
-            attention_mask=encoded.attention_mask[:, :shared],
-            use_cache=True,
-            **last_logits(model, 1),
-        ).past_key_values
-    layers = {type(layer) for layer in getattr(cache, "layers", [None])}
-    is_plain = type(cache) is DynamicCache and layers <= {DynamicLayer, DynamicSlidingWindowLayer}
-    return cache if is_plain else None

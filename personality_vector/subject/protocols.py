@@ -91,6 +91,7 @@ class Place(NamedTuple):
 
 
 AT_TURN = " at turn "
+"""Between the identifier of a question and the number of its turn in a conversation."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ from personality_vector.subject.spec import Sampling
 from personality_vector.subject.subject import Subject
 
 MODEL, TOKENS = "builtin:smollm2", 48
-POINTS_PER_BATCH = 20
+BATCH = 80
 STRENGTHS = [round(-2 + 4 * step / 19, 4) for step in range(20)]
 FASTER, APART = 5.0, 1e-4
 
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = Subject.load(checkpoint)
     arm = WeightEdit(Delta.from_lora(given.adapter, checkpoint, stated=True), "lora")
     asked = instrument(given.questions)
-    sampling = Sampling(TOKENS, batch_size=max(80, POINTS_PER_BATCH))
+    sampling = Sampling(TOKENS, batch_size=BATCH)
     likely = LikelihoodSpec(traits=("extraversion",), limit=20, batch_size=80).open()
     rows: dict[str, tuple[Any, int]] = {
         f"{len(asked.items)} replies of up to {TOKENS} tokens": (

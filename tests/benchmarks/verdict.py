@@ -8,14 +8,11 @@ claims are read from the tables of the comparisons themselves (``pvec report RUN
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Float
-from numpy import ndarray
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta.opening import open_delta
@@ -25,31 +22,27 @@ from personality_vector.steering import SteeringVector
 from personality_vector.study.comparison import in_pairs
 from personality_vector.study.run import Run
 from personality_vector.study.scores import numbered
+from personality_vector.subject import AT_TURN
 
 LAYER, FIRST, LAST = 14, 1, 10
 
-Shifts = Mapping[str, Float[ndarray, "items seeds 1"]]
-"""How far each intervention moved the score of an item from the base's, seed by seed."""
+
+def shown(moved: "pd.Series[float]", digits: int) -> str:
+    """Return the mean of what is known of items and seeds, with its 95 % interval."""
+    found = mean_difference(moved.unstack("seed").to_numpy()[..., None])
+    return f"{found.value:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
 
 
-def shifts(answers: pd.DataFrame) -> Shifts:
-    """Return the shifts of one measure at one turn."""
+def shifts(answers: pd.DataFrame) -> pd.DataFrame:
+    """Return how far each intervention moved the score of an item from the base's, by seed."""
     table = answers.pivot_table(index=["item", "seed"], columns="intervention", values="score")
-    moved = table.drop(columns="base").sub(table["base"], axis=0)
-    return {label: moved[label].unstack("seed").to_numpy()[..., None] for label in moved}
-
-
-def shown(one: Shifts, other: Shifts, label: str) -> str:
-    """Return the shift before, the shift after, and their difference, each with its interval."""
-    found = [mean_difference(each[label]) for each in (one, other)]
-    found.append(mean_difference(other[label], one[label]))
-    return " | ".join(f"{each.value:.2f} ({each.low:.2f} to {each.high:.2f})" for each in found)
+    return table.drop(columns="base").sub(table["base"], axis=0)
 
 
 def print_robustness(run: Run) -> None:
     """Print what is left of a shift out of character, and at the last turn."""
     answers = numbered(run.answers())
-    answers["item"] = answers["item"].str.partition(" at turn ")[0]
+    answers["item"] = answers["item"].str.partition(AT_TURN)[0]
     plain, out = (answers[answers["measure"] == name] for name in ("interview", "out"))
     first = shifts(plain[plain["turn"] == FIRST])
     later = {"out of character": out, f"turn {LAST}": plain[plain["turn"] == LAST]}
@@ -58,38 +51,34 @@ def print_robustness(run: Run) -> None:
         print("|---|---|---|---|")
         after = shifts(rows)
         for label in first:
-            print(f"| {label} | {shown(first, after, label)} |")
+            found = (first[label], after[label], after[label] - first[label])
+            print(f"| {label} | " + " | ".join(shown(moved, 2) for moved in found) + " |")
 
 
 def print_apart(run: Run) -> None:
     """Print how far each vector moves both traits, and what it loses without the other one."""
     seen = in_pairs(run.observations())
-    traits = list(seen["trait"].unique())
-    print("\n| vector | coefficient | " + " | ".join(f"{t}, nats" for t in traits) + " |")
-    print("|---|---:|" + "---|" * len(traits))
     table = seen.pivot_table(
         index=["trait", "item", "seed"], columns=["intervention", "strength"], values="value"
     )
-    base = table["base", 0.0]
-    for place in [place for place in table if place[0] != "base"]:
-        found = [
-            mean_difference(*(each[trait].unstack("seed").to_numpy()[..., None] for each in pair))
-            for trait in traits
-            for pair in [(table[place], base)]
-        ]
-        shifts_of = " | ".join(f"{x.value:.3f} ({x.low:.3f} to {x.high:.3f})" for x in found)
-        print(f"| {place[0]} | {place[1]:g} | {shifts_of} |")
-    for whole, rest in ((one, other) for one in table for other in table):
-        if rest[0].startswith(f"{whole[0]} without") and rest[1] == whole[1]:
-            pair = (table[place][whole[0]].unstack("seed") for place in (rest, whole))
-            lost = mean_difference(*(each.to_numpy()[..., None] for each in pair))
-            interval = f"{lost.value:.3f} ({lost.low:.3f} to {lost.high:.3f})"
-            print(f"{rest[0]} at {rest[1]:g}: own trait {interval}")
+    moved = table.drop(columns="base", level=0).sub(table["base", 0.0], axis=0)
+    traits = list(seen["trait"].unique())
+    print("\n| vector | coefficient | " + " | ".join(f"{t}, nats" for t in traits) + " |")
+    print("|---|---:|" + "---|" * len(traits))
+    for label, strength in moved:
+        found = " | ".join(shown(moved[label, strength][trait], 3) for trait in traits)
+        print(f"| {label} | {strength:g} | {found} |")
+    for label, strength in moved:
+        own = label.partition(" without ")[0]
+        if own != label:
+            lost = (moved[label, strength] - moved[own, strength])[own]
+            print(f"{label} at {strength:g}: own trait {shown(lost, 3)}")
 
 
 def print_cosines(folder: Path, base: Checkpoint) -> None:
     """Print the cosines between traits, of activation vectors and of half differences."""
-    print("\n| cosine | " + " | ".join(seeds := sorted(p.name for p in folder.glob("[0-9]*"))))
+    seeds = sorted(path.name for path in folder.glob("[0-9]*"))
+    print("\n| cosine | " + " | ".join(seeds) + " |")
     print("|---|" + "---:|" * len(seeds))
     traits = sorted(path.name for path in (folder / seeds[0] / "steering").iterdir())
     for one, other in combinations(traits, 2):
@@ -121,7 +110,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--vectors", type=Path)
     parser.add_argument("--base", default="builtin:smollm2")
     given = parser.parse_args(arguments)
-    np.set_printoptions(precision=2)
     if given.apart:
         print_apart(Run(given.apart))
     if given.robustness:

@@ -17,6 +17,8 @@ TEXTS = ["I am quiet", "I love to talk to all of them", "Yes", "I would rather s
 ASKED = ["Who are you?", "Who is she?", "What do you do at a party with many people?"]
 TOLERANCE = 2e-5  # float32
 CHATS = [answered(question(asked), text) for asked in ASKED for text in TEXTS]
+ALONE = [answered(question(asked), "Yes") for asked in ("Who is it?", "Who was I?")]
+"""Two prompts of one length, each with a single answer."""
 
 
 @pytest.fixture
@@ -65,28 +67,29 @@ def test_where_prompts_differ_nothing_is_split(subject, monkeypatch):
     ("positions", "is_gated"),
     [("all", False), ("last 1", False), ("last 1 + response", False), ("response", True)],
 )
-def test_steering_acts_on_the_same_tokens(subject, positions, is_gated, monkeypatch):
-    """A gate opens for some prompts and not for others."""
+@pytest.mark.parametrize("chats", [CHATS, CHATS[4:8] + ALONE], ids=["several", "also single"])
+def test_steering_acts_on_the_same_tokens(subject, positions, is_gated, chats, monkeypatch):
+    """A gate opens for some prompts and not for others, also where a prompt has one answer."""
     vectors = (torch.randn(48, generator=generator_for(seed, "v")) for seed in (1, 2))
     direction, other = vectors
     vector = SteeringVector({1: direction}, "", None, "v", "response_mean", (1, 1))
-    gate = Gate(0, other, threshold=_between(subject(), other)) if is_gated else None
+    gate = Gate(0, other, threshold=_between(subject(), other, chats)) if is_gated else None
     steering = ActivationSteering(vector, [1], positions=positions, gate=gate)
     loaded = subject()
     with steering.applied(loaded, 2.0) as steered:
-        once, each, fewer, more = both(steered, CHATS, monkeypatch)
+        once, each, fewer, more = both(steered, chats, monkeypatch)
     torch.testing.assert_close(once, each, atol=TOLERANCE, rtol=0)
     assert fewer < more
-    moved = (once[0] - loaded.log_likelihood(CHATS)).abs().reshape(len(ASKED), -1).amax(1) > 1e-3
-    assert (0 < moved.sum() < len(ASKED)) if is_gated else moved.all()
+    moved = (once[0] - loaded.log_likelihood(chats)).abs() > 1e-3
+    assert (0 < moved.sum() < len(chats)) if is_gated else moved.all()
 
 
-def _between(subject, direction):
-    """Return a threshold between the cosines of the prompts with a direction."""
+def _between(subject, direction, chats):
+    """Return a threshold between the cosines of the last two prompts with a direction."""
     from personality_vector.subject.prompts import Prompts, reading
 
     cosines = []
-    for asked in ASKED:
+    for asked in dict.fromkeys(chat[0]["content"] for chat in chats):
         encoded = encoding.encode_chats(subject.tokenizer, [answered(question(asked), "Yes")])
         states = []
         hook = subject.model.model.layers[0].register_forward_hook(
@@ -97,5 +100,4 @@ def _between(subject, direction):
         hook.remove()
         mean = states[0].reshape(-1, direction.numel())[: encoded.prompts.ends[0]].float().mean(0)
         cosines.append(float(torch.cosine_similarity(mean, direction, dim=0)))
-    low, high = sorted(cosines)[:2]
-    return (low + high) / 2
+    return sum(cosines[-2:]) / 2
