@@ -4,11 +4,14 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from personality_vector.study.study import Study
 from personality_vector.subject.identity import digest_of
 from personality_vector.subject.protocols import Answer, Findings, Reading, Rubric, Score
 from personality_vector.subject.subject import Subject
@@ -130,3 +133,12 @@ class Rates:
         if self.mute:
             return [Score(None, "it cannot say") for _ in answers]
         return [Score(float(answer.reply)) for answer in answers]
+
+
+def forked(study: Study, out: Path, workers: int = 1) -> ForkProcess:
+    """Run a study in another process, which need not import anything again."""
+    process = get_context("fork").Process(
+        target=study.run, args=(out,), kwargs={"workers": workers}
+    )
+    process.start()
+    return process

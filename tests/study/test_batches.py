@@ -1,9 +1,5 @@
 """Points that share a batch: their numbers are those of points one by one."""
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,9 +35,8 @@ from personality_vector.study.tables import remarks
 from personality_vector.subject import subject
 from personality_vector.subject.protocols import Findings, Reading, Rubric
 from personality_vector.subject.spec import Sampling
-from tests.study.fakes import note, noted
+from tests.study.fakes import forked, note, noted
 
-ROOT = Path(__file__).parents[2]
 STRENGTHS = [-1.0, 0.0, 0.5, 1.5]
 ASKING = Asking(
     Instrument(
@@ -267,24 +262,6 @@ class Slow:
         return Findings(readings=[Reading(self.name, collected, n=1)])
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-import personality_vector as pv
-from tests.study.test_batches import Slow, vector
-base, log, out = map(Path, sys.argv[1:])
-arms, strengths = [vector("one"), vector("two", 2.0)], [float(n) for n in range(1, 7)]
-pv.study(base, arms, strengths, [Slow(log)]).run(out)
-"""
-
-
-def start(base, log, out):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, base, log, out], cwd=ROOT, env=environment
-    )
-
-
 @pytest.mark.slow
 def test_a_killed_worker_loses_at_most_its_batch(base, tmp_path):
     """Two processes, one killed with -9 within a batch: the rows are those of a serial run."""
@@ -292,11 +269,14 @@ def test_a_killed_worker_loses_at_most_its_batch(base, tmp_path):
     serial = pv.study(base, arms, strengths, [Slow(tmp_path / "s.txt")], batch_strengths="never")
     expected = serial.run(tmp_path / "serial").readings()
     log, out = tmp_path / "log.txt", tmp_path / "run"
-    both = [start(base, log, out) for _ in range(2)]
+    study = pv.study(base, arms, strengths, [Slow(log)])
+    both = [forked(study, out) for _ in range(2)]
     while len(noted(log)) < 4:  # after the base
-        assert [worker.poll() for worker in both] == [None, None]
+        assert [worker.exitcode for worker in both] == [None, None]
         time.sleep(0.02)
-    both[0].send_signal(signal.SIGKILL)
-    assert [worker.wait() for worker in both] == [-9, 0]
+    both[0].kill()
+    for worker in both:
+        worker.join()
+    assert [worker.exitcode for worker in both] == [-9, 0]
     assert len(noted(log)) <= 13 + 3, "one batch at most was begun twice"
     close(Run(out).readings(), expected)

@@ -4,8 +4,6 @@ import multiprocessing
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from contextlib import closing, suppress
@@ -29,9 +27,8 @@ from personality_vector.study.run import Run
 from personality_vector.study.shards import Shard, absent, sharded, unite
 from personality_vector.study.store import FILE, Store
 from personality_vector.subject.protocols import Findings, Observation, Reading
-from tests.study.fakes import Asked, Counted, Rates, Shifted, noted
+from tests.study.fakes import Asked, Counted, Rates, Shifted, forked, noted
 
-ROOT = Path(__file__).parents[2]
 STRENGTHS = [1.0, 2.0, 3.0]
 
 
@@ -331,16 +328,6 @@ def gated(base, log, gate=None):
     return pv.study(base, arms, [1.0, 2.0], [Gated(log, gate=gate)], [0, 1])
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from tests.study.test_shards import gated
-if __name__ == "__main__":
-    base, log, gate, out = map(Path, sys.argv[1:])
-    gated(base, log, gate).run(out, workers=2)
-"""
-
-
 def partner(out, pid):
     """Return the process that works beside ``pid``, once both have claimed something."""
     found, until = set(), time.monotonic() + 120
@@ -379,14 +366,13 @@ def test_helpers_end_with_a_killed_parent_and_a_rerun_ends_with_the_serial_rows(
     base, log, tmp_path
 ):
     serial = gated(base, tmp_path / "other.txt").run(tmp_path / "serial")
-    script, out, gate = (tmp_path / name for name in ("script.py", "run", "gate"))
-    script.write_text(SCRIPT)
+    out, gate = tmp_path / "run", tmp_path / "gate"
     out.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    parent = subprocess.Popen([sys.executable, script, base, log, gate, out], env=environment)
+    parent = forked(gated(base, log, gate), out, workers=2)
     helper = partner(out, parent.pid)
-    parent.send_signal(signal.SIGKILL)
-    assert parent.wait() == -9
+    parent.kill()
+    parent.join()
+    assert parent.exitcode == -9
     with suppress(ProcessLookupError):
         while True:
             os.kill(helper, 0)

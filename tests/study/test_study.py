@@ -1,12 +1,9 @@
 """The study: any objects of the protocols; nothing finished is measured twice."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -26,9 +23,7 @@ from personality_vector.study.judging import judge_run
 from personality_vector.study.run import READINGS, Run
 from personality_vector.study.store import FILE, Store
 from personality_vector.subject.protocols import Findings, Reading, Rubric, Score
-from tests.study.fakes import Asked, Counted, Rates, Shifted, noted
-
-ROOT = Path(__file__).parents[2]
+from tests.study.fakes import Asked, Counted, Rates, Shifted, forked, noted
 
 
 @pytest.fixture
@@ -169,24 +164,6 @@ def test_what_cannot_be_pickled_is_refused_by_name(base, log, tmp_path):
     assert len(study.run(tmp_path / "run").readings()) == 2
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-import personality_vector as pv
-from tests.study.fakes import Counted, Shifted
-base, log, out = map(Path, sys.argv[1:])
-arms = [Shifted("small", 0.5), Shifted("large", 2.0)]
-strengths = [float(n) for n in range(1, 6)]
-pv.study(base, arms, strengths, [Counted(log, seconds=0.15)]).run(out)
-"""
-
-
-def start(base, log, out):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", SCRIPT, base, log, out]
-    return subprocess.Popen(command, cwd=ROOT, env=environment)
-
-
 @pytest.mark.slow
 def test_a_killed_worker_loses_at_most_its_cell(base, tmp_path):
     """Two processes, one of them killed with -9; the other ends with the rows of a serial run."""
@@ -194,11 +171,14 @@ def test_a_killed_worker_loses_at_most_its_cell(base, tmp_path):
     strengths = [float(n) for n in range(1, 6)]
     pv.study(base, arms, strengths, [Counted(tmp_path / "serial.txt")]).run(tmp_path / "serial")
     log, out = tmp_path / "log.txt", tmp_path / "run"
-    both = [start(base, log, out) for _ in range(2)]
+    study = pv.study(base, arms, strengths, [Counted(log, seconds=0.15)])
+    both = [forked(study, out) for _ in range(2)]
     while len(noted(log)) < 3:
         time.sleep(0.02)
-    both[0].send_signal(signal.SIGKILL)
-    assert [worker.wait() for worker in both] == [-9, 0]
+    both[0].kill()
+    for worker in both:
+        worker.join()
+    assert [worker.exitcode for worker in both] == [-9, 0]
     assert len(noted(log)) in (11, 12), "one cell at most was begun twice"
     expected, found = (rows(Run(tmp_path / name).readings()) for name in ("serial", "run"))
     pd.testing.assert_frame_equal(found, expected)
