@@ -250,6 +250,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return stopped
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures of a report, which take longer than the rest of its page."""
+    monkeypatch.setattr("personality_vector.report.page._pictures", lambda _: {})
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Return the folder beside the repository with public data and a small real model."""

@@ -157,10 +157,9 @@ def test_the_commands_for_the_embedded_model_run_in_order(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("smaller")
+@pytest.mark.usefixtures("smaller", "no_pictures")
 @pytest.mark.filterwarnings("ignore")
-def test_make_demo_does_the_whole_job(capsys, monkeypatch):
-    monkeypatch.setattr("personality_vector.report.page._pictures", lambda _: {})  # slow
+def test_make_demo_does_the_whole_job(capsys):
     (command,) = lines_of("demo")
     require_done(command, capsys)
     assert Path("runs/demo/sweep/report.html").is_file()

@@ -170,6 +170,7 @@ def test_an_interrupt_is_130_and_leaves_nothing(pvec, lab, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_numbers_that_json_does_not_have_are_null(pvec, lab, tmp_path):
     ended = pvec("sweep", lab.sweep, "--set", "strengths=[1.0]", "--out", tmp_path, "--json")
     text = ended.out

@@ -11,6 +11,8 @@ from personality_vector.manifest import MANIFEST
 from personality_vector.study.run import Run
 from personality_vector.study.store import FILE
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 LIKELIHOOD = "measures=[{likelihood: {traits: [extraversion], statements: statements.jsonl}}]"
 
 

@@ -89,12 +89,6 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("report")
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Leave out the figures, which take longer than the rest of a page."""
-    monkeypatch.setattr("personality_vector.report.page._pictures", lambda _: {})
-
-
 @pytest.fixture(scope="module")
 def page(folder):
     """Return the page of a comparison of two interventions."""
