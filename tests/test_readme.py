@@ -35,7 +35,7 @@ SMALLER = {
         "measures.1.interview.traits=[extraversion]",
         "interventions.0.strengths=[1.0, 2.0]",
         "interventions.1.strengths=[4.0, 8.0]",
-        "interventions.2.strengths=[1.0, 2.0]",
+        "interventions.2.strengths=[1.0]",
     ],
     "eval/smoke": _ASKED,
     "elicit": [
