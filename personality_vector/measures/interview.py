@@ -16,7 +16,10 @@ from personality_vector.subject import Answer, Findings, Judge, Rubric, Subject,
 
 
 class InterviewSpec(AskingSpec):
-    """Answers to open questions, rated by ``judges`` for ``traits`` or for a ``persona``."""
+    """Answers to open questions, rated by ``judges`` for ``traits`` or for a ``persona``.
+
+    Of an instrument whose items name traits, those about other traits are not asked.
+    """
 
     traits: Traits | None = None
     judges: tuple[AnyJudge, ...] = ()
@@ -46,7 +49,7 @@ class InterviewSpec(AskingSpec):
                 raise DataError(
                     f"{self.called}: {self.instrument}: no item is about {rubric.trait}"
                 )
-        return Interview(asking, rubrics, judges, self.called)
+        return Interview(asking.about(rubrics), rubrics, judges, self.called)
 
 
 @dataclass(frozen=True, slots=True)

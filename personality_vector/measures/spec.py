@@ -35,6 +35,7 @@ from personality_vector.subject import (
     GenerationSpec,
     Measure,
     Reply,
+    Rubric,
     Sampling,
     Subject,
     answered,
@@ -240,6 +241,12 @@ class Asking:
                 ]
                 yield from found
                 before, drawn = [one.answered for one in found], sample_seed(drawn, turn + 1)
+
+    def about(self, rubrics: Iterable[Rubric]) -> "Asking":
+        """Return it without the items of traits that no rubric rates."""
+        asked = {None, *(rubric.trait for rubric in rubrics)}
+        items = tuple(item for item in self.instrument.items if item.trait in asked)
+        return replace(self, instrument=self.instrument.model_copy(update={"items": items}))
 
     def chats(self, subject: Subject, seed: int) -> tuple[list[Chat], int]:
         """Return the questions with their replies, as :func:`spoken` does."""

@@ -44,7 +44,7 @@ def expanded(interventions: Any, info: Any) -> Any:
         raise ValueError(f"vectors is given, but no intervention contains {VECTORS}")
     return [
         row
-        for given in _filled(list(interventions), {VECTORS: str(vectors)} if is_named else {})
+        for given in filled(list(interventions), {VECTORS: str(vectors)} if is_named else {})
         for one in _for_each_value(given)
         for row in (_for_each_combination(one) if _has(one, "composed") else _for_each_pole(one))
     ]
@@ -60,7 +60,7 @@ def _has(given: Any, key: str) -> bool:
     return isinstance(given, Mapping) and key in given
 
 
-def _filled(data: Any, words: Mapping[str, Any]) -> Any:
+def filled(data: Any, words: Mapping[str, Any]) -> Any:
     """Return data with words filled into its texts; a text that is only a word becomes its value.
 
     The type of a text is kept: it knows where a relative path starts.
@@ -73,8 +73,8 @@ def _filled(data: Any, words: Mapping[str, Any]) -> Any:
             found = found.replace(word, f"{value:g}" if isinstance(value, float) else str(value))
         return type(data)(found)
     if isinstance(data, Mapping):
-        return {key: _filled(value, words) for key, value in data.items()}
-    return [_filled(each, words) for each in data] if isinstance(data, list) else data
+        return {key: filled(value, words) for key, value in data.items()}
+    return [filled(each, words) for each in data] if isinstance(data, list | tuple) else data
 
 
 def _for_each_value(given: Any) -> list[Any]:
@@ -90,7 +90,7 @@ def _for_each_value(given: Any) -> list[Any]:
     for name, values in each.items():
         _require_values(str(name), values, row)
     words = [f"{{{name}}}" for name in each]
-    return [_filled(row, dict(zip(words, own, strict=True))) for own in product(*each.values())]
+    return [filled(row, dict(zip(words, own, strict=True))) for own in product(*each.values())]
 
 
 def _require_values(name: str, values: Any, row: Row) -> None:
@@ -149,9 +149,9 @@ def _poles_of(given: Row) -> Sequence[Pole]:
 
 def _aimed(row: Row, words: Mapping[str, Any], poles: Sequence[Pole]) -> dict[str, Any]:
     """Return a filled row that says which poles it is meant to move, and whom it belongs with."""
-    group = _filled(row["group"], words) if "group" in row else _group_of(str(row["label"]))
+    group = filled(row["group"], words) if "group" in row else _group_of(str(row["label"]))
     aim = {"poles": [str(pole) for pole in poles], "group": group}
-    return {**_filled(dict(row), words), **aim}
+    return {**filled(dict(row), words), **aim}
 
 
 def _group_of(label: str) -> str:
@@ -178,7 +178,7 @@ def _for_each_combination(given: Row) -> Iterator[Any]:
         poles = [Pole.parse(f"{t}:{level}") for t, level in zip(traits, levels, strict=True)]
         terms = [
             {
-                "tuned": _filled(path, {TRAIT: pole.trait, LEVEL: pole.level}),
+                "tuned": filled(path, {TRAIT: pole.trait, LEVEL: pole.level}),
                 "alpha": float(pole.sign) if signed else 1.0,
             }
             for pole in poles

@@ -28,7 +28,7 @@ from personality_vector.recipes.schema import (
     schema_of,
 )
 from personality_vector.study.design import Arm, Design, Grid
-from personality_vector.study.expansion import expanded, names_pole
+from personality_vector.study.expansion import LEVEL, TRAIT, expanded, filled, names_pole
 from personality_vector.study.matched import Axes, Matched
 from personality_vector.subject import (
     Checkpoint,
@@ -129,8 +129,8 @@ class CompareRecipe(SweepRecipe):
 
     The effect is the shift of the first likelihood measure towards ``pole``; ``match`` lists other
     numbers in which the interventions are made equal. ``points`` are the targets of each. The
-    measures named in ``where_matched`` are taken there and of the base, and not on the grid. In an
-    intervention, ``{trait}`` and ``{level}`` are those of ``pole``.
+    measures named in ``where_matched`` are taken there and of the base, and not on the grid. In
+    interventions and measures, ``{trait}`` and ``{level}`` are those of ``pole``.
     """
 
     pole: PoleField
@@ -145,8 +145,13 @@ class CompareRecipe(SweepRecipe):
         rows = data.get("interventions") if isinstance(data, Mapping) else None
         if not isinstance(rows, list | tuple) or data.get("pole") is None:
             return data
+        trait, _, level = str(data["pole"]).partition(":")
         own = {"poles": [str(data["pole"])]}
-        return {**data, "interventions": [own | row if names_pole(row) else row for row in rows]}
+        return {
+            **data,
+            "interventions": [own | row if names_pole(row) else row for row in rows],
+            "measures": filled(data.get("measures"), {TRAIT: trait, LEVEL: level}),
+        }
 
     @model_validator(mode="after")
     def _measured(self) -> "CompareRecipe":
