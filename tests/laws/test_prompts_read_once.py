@@ -17,7 +17,8 @@ TEXTS = ["I am quiet", "I love to talk to all of them", "Yes", "I would rather s
 ASKED = ["Who are you?", "Who is she?", "What do you do at a party with many people?"]
 TOLERANCE = 2e-5  # float32
 CHATS = [answered(question(asked), text) for asked in ASKED for text in TEXTS]
-ALONE = [answered(question(asked), "Yes") for asked in ("Do dogs like you and me?", "Do you like me and dogs?")]
+OTHER_ORDER = ("Do dogs like you and me?", "Do you like me and dogs?")
+ALONE = [answered(question(asked), "Yes") for asked in OTHER_ORDER]
 """Two prompts of one length, which no other has, each with a single answer."""
 
 

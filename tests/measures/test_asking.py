@@ -8,12 +8,15 @@ import torch
 
 from personality_vector.data.personas import Instrument, Item
 from personality_vector.errors import DataError, NonFiniteError
-from personality_vector.measures.interview import Interview
+from personality_vector.lab import builtin
+from personality_vector.measures.interview import Interview, InterviewSpec
 from personality_vector.measures.spec import Asking
+from personality_vector.recipes.reading import read_recipe
 from personality_vector.subject.identity import digest_of, identity_of
 from personality_vector.subject.protocols import Rubric
 from personality_vector.subject.spec import Sampling
 from personality_vector.subject.subject import sample_seed
+from personality_vector.traits import BIG_FIVE
 
 WARM = Sampling(max_new_tokens=8, temperature=1.0)
 INSTRUMENT = Instrument(
@@ -134,3 +137,15 @@ def test_an_interview_keeps_what_was_said_and_what_it_cost(tiny):
     assert (who.traits, why.traits) == ((), ("openness",)), "an item of no trait is of any"
     other = replace(interview, rubrics=(Rubric("calm"),))
     assert other.identity() == interview.identity()
+
+
+def test_items_about_a_trait_that_is_not_rated_are_not_asked():
+    instrument = builtin("eval/instruments/interview.yaml")
+    whole = read_recipe(instrument, Instrument)
+    one, all_of_them = (
+        InterviewSpec(instrument=instrument, traits=traits).open().asking.instrument
+        for traits in (("openness",), BIG_FIVE)
+    )
+    assert one.items == tuple(item for item in whole.items if item.trait == "openness")
+    assert one.system == whole.system
+    assert all_of_them == whole

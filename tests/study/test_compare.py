@@ -322,3 +322,13 @@ def test_what_is_dear_is_measured_where_interventions_are_matched(run, compariso
 def test_a_measure_that_cannot_wait_is_refused(comparison, changes, says):
     with pytest.raises(RecipeError, match=says):
         open_study(comparison(**changes))
+
+
+@pytest.mark.parametrize("pole", ["extraversion:high", "openness:low"])
+def test_interventions_and_measures_may_name_the_trait_of_the_pole(comparison, pole):
+    trait, level = pole.split(":")
+    arm = {"label": "{level} {trait}", "tuned": "v/{trait}-{level}"}
+    measures = [{"likelihood": {"name": "{level}", "traits": ["{trait}"]}}]
+    found = comparison(pole=pole, interventions=[arm], measures=measures, match=["likelihood"])
+    assert found.interventions[0].label == f"{level} {trait}"
+    assert (found.measures[0].called, found.measures[0].traits) == (level, (trait,))
