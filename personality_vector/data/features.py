@@ -240,6 +240,6 @@ def _places(text: str) -> Iterator[tuple[int, int]]:
 def identity_of_model(model: str) -> str:
     """Return the digest of a checkpoint as it is read here."""
     from personality_vector.checkpoint import Checkpoint
-    from personality_vector.subject.subject import base_identity
+    from personality_vector.subject.identity import base_identity
 
     return base_identity(Checkpoint.open(model), "float32", "auto")

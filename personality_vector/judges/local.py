@@ -91,7 +91,7 @@ class LocalJudge(TemplatedRecipe, NumberJudge):
     def identity(self) -> str:
         """Return the digest of the checkpoint, of how it is loaded, and of the prompts."""
         from personality_vector.checkpoint import Checkpoint
-        from personality_vector.subject.subject import base_identity
+        from personality_vector.subject.identity import base_identity
 
         return digest_of(
             super().identity(),

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import (
@@ -105,7 +106,8 @@ class AskingMeasure(BaseMeasure):
     @property
     def points_per_batch(self) -> int:
         """How many points fill a batch of replies."""
-        return self.asking.sampling.batch_size // len(self.asking.instrument.items)
+        rows = self.asking.samples * len(self.asking.instrument.items)
+        return self.asking.sampling.batch_size // rows
 
 
 AnyMeasure = Annotated[
@@ -222,25 +224,33 @@ class Asking:
         from personality_vector.subject.subject import sample_seed
 
         asked = replace(subject, sampling=self.sampling)
-        items = self.instrument.items
-        for sample in progress(range(self.samples), "ask"):
-            drawn = sample_seed(seed, sample)
-            before: list[Chat] = [[] for _ in items]
-            for turn in range(self.turns):
-                at = turn % len(items)
-                now = [*items[at:], *items[:at]]
-                system = None if turn else self.instrument.system
-                chats = [
-                    [*chat, *question(item.text, system=system)]
-                    for chat, item in zip(before, now, strict=True)
-                ]
-                replies = asked.replies(chats, drawn)
-                found = [
+        seeds = [sample_seed(seed, sample) for sample in range(self.samples)]
+        found: list[list[Asked]] = [[] for _ in seeds]
+        for turn in progress(range(self.turns), "ask"):
+            now = self._at(turn)
+            chats = [self._following(before[-len(now) :], now) for before in found]
+            replies = asked.samples([*zip(chats, seeds, strict=True)])
+            for sample, own in enumerate(zip(chats, replies, strict=True)):
+                found[sample] += [
                     Asked(item, turn + 1, sample, chat, reply)
-                    for item, chat, reply in zip(now, chats, replies, strict=True)
+                    for item, chat, reply in zip(now, *own, strict=True)
                 ]
-                yield from found
-                before, drawn = [one.answered for one in found], sample_seed(drawn, turn + 1)
+            seeds = [sample_seed(drawn, turn + 1) for drawn in seeds]
+        yield from chain.from_iterable(found)
+
+    def _at(self, turn: int) -> Sequence[Item]:
+        """Return the items in the order of the conversations that they are asked in."""
+        items = self.instrument.items
+        first = turn % len(items)
+        return [*items[first:], *items[:first]]
+
+    def _following(self, before: Sequence[Asked], items: Sequence[Item]) -> list[Chat]:
+        """Return each conversation with its next question."""
+        if not before:
+            return [question(item.text, system=self.instrument.system) for item in items]
+        return [
+            [*one.answered, *question(item.text)] for one, item in zip(before, items, strict=True)
+        ]
 
     def about(self, rubrics: Iterable[Rubric]) -> "Asking":
         """Return it without the items of traits that no rubric rates."""

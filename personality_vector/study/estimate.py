@@ -23,7 +23,7 @@ from personality_vector.subject import Chat, Reply, Sampling, batched, digest_of
 from personality_vector.subject.config import read_config
 from personality_vector.subject.encoding import MOST_LOGITS, encode_chats, encode_prompts
 from personality_vector.subject.models import load_tokenizer, resolve_device
-from personality_vector.subject.subject import Subject, generate_replies
+from personality_vector.subject.subject import Draw, Subject, generate_replies
 
 if TYPE_CHECKING:
     from personality_vector.study.study import Study
@@ -127,18 +127,19 @@ class _Counter(Subject):
     lengths: dict[str, list[int]] = field(default_factory=dict)
     points: int = 1
 
-    def replies(self, chats: Sequence[Chat], seed: int) -> list[Reply]:
+    def samples(self, asked: Sequence[Draw]) -> list[list[Reply]]:
         """Count replies, unless they are remembered."""
         how = replace(self.sampling, **self.decoding)
         memory = {} if self.memory is None else self.memory
-        key = digest_of(chats, how, seed)
-        if key not in memory:
+        keys = [digest_of(chats, how, seed) for chats, seed in asked]
+        new = {key: chats for key, (chats, _) in zip(keys, asked, strict=True) if key not in memory}
+        text, most = self._longest_reply(how.max_new_tokens), how.max_new_tokens
+        for key, chats in new.items():
             tokens = self._lengths(chats)
-            self.counts.add_replies(chats, tokens, how, self.points)
-            text, most = self._longest_reply(how.max_new_tokens), how.max_new_tokens
+            self.counts.add_replies(chats, tokens, how, self.points * len(new))
             is_shared = self.points > 1
             memory[key] = [Reply(text, n, most, 0.0, is_shared=is_shared) for n in tokens]
-        return memory[key]
+        return [memory[key] for key in keys]
 
     def _lengths(self, chats: Sequence[Chat]) -> list[int]:
         """Return the tokens of each prompt; many samples are asked the same."""

@@ -26,7 +26,7 @@ from personality_vector.study.shards import Shard, require_own_folder
 from personality_vector.study.store import FILE, Store
 from personality_vector.study.worker import Helpers, Worker, packed, require_measures
 from personality_vector.subject import Cell, Intervention, Judge, Measure, Template, digest_of
-from personality_vector.subject.subject import base_identity
+from personality_vector.subject.identity import base_identity
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from personality_vector.subject.chat import Chat, batched, unchanged
 from personality_vector.subject.models import device_of
 from personality_vector.subject.protocols import Reply
 from personality_vector.subject.spec import Sampling
-from personality_vector.subject.subject import Subject, batch_seed, generate_batch
+from personality_vector.subject.subject import Draw, Subject, batch_seed, generate_batch
 
 log = logging.getLogger(__name__)
 
@@ -73,15 +73,15 @@ class _Request(NamedTuple):
 
     answer: Callable[..., list[Any]]
     options: tuple[Any, ...]
-    chats: Sequence[Chat]
-    seed: int = 0
+    asked: Sequence[Draw]
 
 
 class _Part(NamedTuple):
-    """The rows of one point in a batch."""
+    """Rows of one point in a batch, with the seed of their random numbers."""
 
     chats: Sequence[Chat]
     seed: int
+    point: int
     strength: float | None
 
 
@@ -120,10 +120,10 @@ class _Seat(threading.Thread):
             self._error = error
         self._requests.put(None)
 
-    def request(self, request: _Request) -> list[Any]:
-        """Return, in this thread, the answer to a request."""
+    def request(self, request: _Request) -> list[list[Any]]:
+        """Return, in this thread, what is found of each list of chats of a request."""
         self._requests.put(request)
-        found: list[Any] = self._received()
+        found: list[list[Any]] = self._received()
         return found
 
     def _received(self) -> Any:
@@ -170,8 +170,8 @@ class _Seated(Subject):
 
     seat: _Seat | None = None
 
-    def _drawn(self, edited: Sequence[Chat], sampling: Sampling, seed: int) -> list[Reply]:
-        return self._asked(_replies, edited, sampling, seed=seed)
+    def _drawn(self, asked: Sequence[Draw], sampling: Sampling) -> list[list[Reply]]:
+        return self._requested(_Request(_replies, (sampling,), asked))
 
     def log_likelihood(
         self, chats: Sequence[Chat], batch_size: int = 32
@@ -196,14 +196,14 @@ class _Seated(Subject):
         return torch.stack(self._asked(_next_tokens, edited, batch_size, tuple(among)))
 
     def _asked(
-        self,
-        answer: Callable[..., list[Any]],
-        chats: Sequence[Chat],
-        *options: Any,
-        seed: int = 0,
+        self, answer: Callable[..., list[Any]], chats: Sequence[Chat], *options: Any
     ) -> list[Any]:
+        [found] = self._requested(_Request(answer, options, [(chats, 0)]))
+        return found
+
+    def _requested(self, request: _Request) -> list[list[Any]]:
         assert self.seat is not None
-        return self.seat.request(_Request(answer, options, chats, seed))
+        return self.seat.request(request)
 
 
 def _answers(subject: Subject, requests: Mapping[_Seat, _Request]) -> dict[_Seat, Any]:
@@ -219,14 +219,19 @@ def _answers(subject: Subject, requests: Mapping[_Seat, _Request]) -> dict[_Seat
 
 def _answered(subject: Subject, requests: Mapping[_Seat, _Request]) -> dict[_Seat, Any]:
     """Answer requests of one kind; what fails together is tried alone, to know which one fails."""
-    parts = [_Part(one.chats, one.seed, seat.strength) for seat, one in requests.items()]
+    parts = [
+        _Part(*draw, point, seat.strength)
+        for point, (seat, request) in enumerate(requests.items())
+        for draw in request.asked
+    ]
     answer, options = next(iter(requests.values()))[:2]
     try:
-        return dict(zip(requests, answer(subject, parts, *options), strict=True))
+        found = iter(answer(subject, parts, *options))
+        return {seat: [next(found) for _ in one.asked] for seat, one in requests.items()}
     except Exception as error:  # noqa: BLE001  (it is raised in the thread that asked)
-        if len(parts) == 1:
+        if len(requests) == 1:
             return dict.fromkeys(requests, error)
-        log.info("%d points are asked one by one, since together: %s", len(parts), error)
+        log.info("%d points are asked one by one, since together: %s", len(requests), error)
     alone = (_answered(subject, {seat: one}) for seat, one in requests.items())
     return {seat: found for each in alone for seat, found in each.items()}
 
@@ -253,9 +258,9 @@ def _by_row(
     size: int,
     ask: Callable[[Subject, Sequence[Chat]], Iterable[Any]],
 ) -> list[list[Any]]:
-    """Return what is found of each chat of each point, in batches of ``size``.
+    """Return what is found of each chat of each part, in batches of ``size``.
 
-    The first chats of all points come first, since chats of one place are nearly of one length.
+    The first chats of all parts come first, since chats of one place are nearly of one length.
     """
     columns = zip_longest(*(part.chats for part in parts))
     rows = [(n, chat) for column in columns for n, chat in enumerate(column) if chat is not None]
@@ -274,9 +279,16 @@ def _with_strengths(subject: Subject, strengths: Sequence[float | None]) -> Subj
     return replace(subject, strengths=torch.tensor(strengths, dtype=torch.float64))
 
 
+def drawn_together(
+    subject: Subject, asked: Sequence[Draw], sampling: Sampling
+) -> list[list[Reply]]:
+    """Return the replies to each list of chats, already edited, drawn from its own seed."""
+    return _replies(subject, [_Part(*draw, 0, None) for draw in asked], sampling)
+
+
 @torch.no_grad()
 def _replies(subject: Subject, parts: Sequence[_Part], sampling: Sampling) -> list[list[Reply]]:
-    """Return the replies of each point, drawn as :func:`generate_replies` draws them."""
+    """Return the replies of each part, drawn as :func:`generate_replies` draws them."""
     asked = replace(subject, sampling=sampling)
     firsts = [part.chats[0] for part in parts]
     _with_strengths(asked, [part.strength for part in parts]).require_numbers(firsts)
@@ -292,8 +304,9 @@ def _replies(subject: Subject, parts: Sequence[_Part], sampling: Sampling) -> li
             draws = partial(_Draws, sampling, seeds, device_of(asked.model))
             each = _with_strengths(asked, [parts[n].strength for n in rows])
             replies = generate_batch(each, [chat for _, chats in batch for chat in chats], draws)
+            is_shared = len({parts[n].point for n, _ in batch}) > 1
             for n, reply in zip(rows, replies, strict=True):
-                found[n].append(replace(reply, is_shared=len(batch) > 1))
+                found[n].append(replace(reply, is_shared=is_shared))
     return found
 
 

@@ -12,12 +12,21 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from personality_vector.files import content_of
+from personality_vector.files.reading import read_bytes
+
+if TYPE_CHECKING:
+    from personality_vector.checkpoint import Checkpoint
+    from personality_vector.subject.spec import Template
 
 ADDED = {"added": True}
 """Metadata of a field that earlier versions did not have, and whose default is what they did."""
+
+_CONFIGURED = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+_NOT_READ = ("MANIFEST.json", "model.safetensors.index.json")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 
 
 def digest_of(*things: Any) -> str:
@@ -90,3 +99,26 @@ def _fields(thing: Any) -> list[Any]:
     ]
     content = {field.name: _plain(getattr(thing, field.name)) for field in kept}
     return [type(thing).__name__, getattr(thing, "version", 1), content]
+
+
+def base_identity(
+    base: "Checkpoint", dtype: str, device: str, template: "Template | None" = None
+) -> str:
+    """Return the digest of a model as it is asked.
+
+    It covers every byte of the weights, the configuration, tokenizer and chat template, the dtype
+    that the weights are loaded in, and the kind of device; also what a recipe puts in place of the
+    template, and the date that a template is told.
+    """
+    from personality_vector.subject.models import resolve_device
+    from personality_vector.subject.spec import Template
+    from personality_vector.subject.templates import fixed_date
+
+    found = {file.name: file for pattern in _CONFIGURED for file in base.path.glob(pattern)}
+    read = {name: file for name, file in found.items() if name not in _NOT_READ}
+    given = template or Template()
+    own = [read_bytes(read[name]).decode(errors="replace") for name in _TEMPLATES if name in read]
+    dates = {fixed_date(text, given.options) for text in ([given.text] if given.text else own)}
+    asked = [given] if given != Template() else []
+    kind = resolve_device(device).partition(":")[0]
+    return digest_of(base.fingerprint.digest, read, dtype, kind, *asked, *filter(None, dates))

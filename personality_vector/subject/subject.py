@@ -14,7 +14,6 @@ from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import CheckpointError, LengthError, NonFiniteError
-from personality_vector.files.reading import read_bytes
 from personality_vector.numeric.random import key_for
 from personality_vector.subject.chat import Chat, ChatEdit, batched, render, unchanged
 from personality_vector.subject.encoding import (
@@ -38,14 +37,13 @@ from personality_vector.subject.models import (
 from personality_vector.subject.prompts import Prompts, reading
 from personality_vector.subject.protocols import Reply
 from personality_vector.subject.spec import Sampling, Template
-from personality_vector.subject.templates import fixed_date
 from personality_vector.subject.thoughts import left_open, marks_of, said, visible
+
+Draw = tuple[Sequence[Chat], int]
+"""Chats to reply to, and the seed of the random numbers."""
 
 _MOST_TOKENS = 1 << 31
 _PAST_THE_END = re.compile(r"index|out of (range|bounds)|device-side assert", re.IGNORECASE)
-_CONFIGURED = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
-_NOT_READ = ("MANIFEST.json", "model.safetensors.index.json")
-_TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +100,6 @@ class Subject:
         tokenizer = load_tokenizer(path, template)
         return cls(load_model(path, dtype=dtype, device=resolve_device(device)), tokenizer)
 
-    @torch.no_grad()
     def replies(self, chats: Sequence[Chat], seed: int) -> list[Reply]:
         """Return one reply to each chat; the same seed draws the same random numbers.
 
@@ -112,17 +109,33 @@ class Subject:
             NonFiniteError: The model predicts NaN or infinity after the first chat, of which greedy
                 decoding would still make words.
         """
-        edited = [self.edit(chat) for chat in chats]
+        [found] = self.samples([(chats, seed)])
+        return found
+
+    @torch.no_grad()
+    def samples(self, asked: Sequence[Draw]) -> list[list[Reply]]:
+        """Return the replies to several lists of chats, each drawn from a seed of its own.
+
+        They share batches. Each has the replies that :meth:`replies` draws alone, up to the
+        rounding of logits, and raises the same errors.
+        """
         sampling = replace(self.sampling, **self.decoding)
         memory = {} if self.memory is None else self.memory
-        key = digest_of(edited, sampling, seed)
-        if key not in memory:
-            memory[key] = self._drawn(edited, sampling, seed)
-        return memory[key]
+        edited = [([self.edit(chat) for chat in chats], seed) for chats, seed in asked]
+        keys = [digest_of(chats, sampling, seed) for chats, seed in edited]
+        new = {key: one for key, one in zip(keys, edited, strict=True) if key not in memory}
+        if new:
+            memory.update(zip(new, self._drawn([*new.values()], sampling), strict=True))
+        return [memory[key] for key in keys]
 
-    def _drawn(self, edited: Sequence[Chat], sampling: Sampling, seed: int) -> list[Reply]:
-        self.require_numbers(edited[:1])
-        return generate_replies(self.model, self.tokenizer, edited, sampling, seed=seed)
+    def _drawn(self, asked: Sequence[Draw], sampling: Sampling) -> list[list[Reply]]:
+        if len(asked) > 1:
+            from personality_vector.subject.batch import drawn_together
+
+            return drawn_together(self, asked, sampling)
+        [(chats, seed)] = asked
+        self.require_numbers(chats[:1])
+        return [generate_replies(self.model, self.tokenizer, chats, sampling, seed=seed)]
 
     @torch.no_grad()
     def log_likelihood(
@@ -211,25 +224,6 @@ class Subject:
                 raise NonFiniteError(
                     f"the model predicts NaN or infinity after {chat[-1]['content']!r}"
                 )
-
-
-def base_identity(
-    base: Checkpoint, dtype: str, device: str, template: Template | None = None
-) -> str:
-    """Return the digest of a model as it is asked.
-
-    It covers every byte of the weights, the configuration, tokenizer and chat template, the dtype
-    that the weights are loaded in, and the kind of device; also what a recipe puts in place of the
-    template, and the date that a template is told.
-    """
-    found = {file.name: file for pattern in _CONFIGURED for file in base.path.glob(pattern)}
-    read = {name: file for name, file in found.items() if name not in _NOT_READ}
-    given = template or Template()
-    own = [read_bytes(read[name]).decode(errors="replace") for name in _TEMPLATES if name in read]
-    dates = {fixed_date(text, given.options) for text in ([given.text] if given.text else own)}
-    asked = [given] if given != Template() else []
-    kind = resolve_device(device).partition(":")[0]
-    return digest_of(base.fingerprint.digest, read, dtype, kind, *asked, *filter(None, dates))
 
 
 def sample_seed(seed: int, sample: int) -> int:

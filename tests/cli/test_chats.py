@@ -8,7 +8,7 @@ import pytest
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.manifest import MANIFEST
 from personality_vector.subject import Template
-from personality_vector.subject.subject import base_identity
+from personality_vector.subject.identity import base_identity
 from tests.subject import families
 
 SMALL = [

@@ -18,7 +18,7 @@ from personality_vector.interventions.prompts import FewShot
 from personality_vector.interventions.weights import WeightEdit
 from personality_vector.merging.merged import merged
 from personality_vector.subject.chat import answered, question
-from personality_vector.subject.subject import base_identity
+from personality_vector.subject.identity import base_identity
 from personality_vector.traits import Pole
 
 FLIPS = 40

@@ -94,7 +94,10 @@ class Parrot(Subject):
 
     said: tuple[str, ...] = ()
 
-    def replies(self, chats, seed):  # noqa: ARG002
+    def samples(self, asked):
+        return [self._told(chats) for chats, _ in asked]
+
+    def _told(self, chats):
         told = [(text, said(text)) for _, text in zip(chats, cycle(self.said))]
         return [
             Reply(one.answer, 3, len(text), 0.0, one.thought, one.is_finished) for text, one in told

@@ -11,7 +11,7 @@ from personality_vector.measures import cost
 from personality_vector.measures.cost import Cost, CostSpec
 from personality_vector.measures.interview import Interview
 from personality_vector.measures.spec import Asking
-from personality_vector.subject import subject as generation
+from personality_vector.subject import batch
 from personality_vector.subject.spec import Sampling
 
 ITEMS = tuple(Item(id=f"q{i}", text=f"Question {i}{'!' * i}") for i in range(3))
@@ -27,17 +27,17 @@ def found(measure, subject):
 
 def test_the_replies_of_the_interview_are_what_is_paid_for(tiny, monkeypatch):
     drawn = []
-    real = generation.generate_replies
+    real = batch.generate_batch
 
-    def counted(*given, **options):
-        drawn.append(options["seed"])
-        return real(*given, **options)
+    def counted(subject, chats, *given):
+        drawn.extend(chats)
+        return real(subject, chats, *given)
 
-    monkeypatch.setattr(generation, "generate_replies", counted)
+    monkeypatch.setattr(batch, "generate_batch", counted)
     subject = tiny.subject(memory={})
     answers = Interview(ASKING, ()).collect(subject, 0)
     readings = found(Cost(ASKING, 2.0, 10.0), subject)
-    assert len(drawn) == ASKING.samples, "nothing is generated again"
+    assert len(drawn) == ASKING.samples * len(ITEMS), "nothing is generated again"
     for number in ("tokens_in", "tokens_out", "seconds"):
         values = [getattr(answer, number) for answer in answers]
         assert readings[number].value == pytest.approx(sum(values) / len(values))
