@@ -109,6 +109,15 @@ def test_each_seed_draws_what_it_draws_alone(subject):
     assert together(subject, shares) == alone
     assert len({tuple(texts) for texts in alone}) == 4
 
+    def sample(seeds, point):
+        own = replace(point, sampling=asked.sampling)
+        found = own.samples([(CHATS, seed) for seed in seeds])
+        return [[reply.text for reply in replies] for replies in found]
+
+    assert sample(range(4), subject) == alone
+    halves = [Share(partial(sample, seeds), None, {}) for seeds in ((0, 1), (2, 3))]
+    assert together(subject, halves) == [alone[:2], alone[2:]]
+
 
 @pytest.mark.parametrize("strengths", [(0.5,), (0.5, 2.0)])
 def test_what_is_no_linear_layer_is_refused(pico, pico_tuned, strengths):

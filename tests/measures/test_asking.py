@@ -12,6 +12,7 @@ from personality_vector.lab import builtin
 from personality_vector.measures.interview import Interview, InterviewSpec
 from personality_vector.measures.spec import Asking
 from personality_vector.recipes.reading import read_recipe
+from personality_vector.subject import batch
 from personality_vector.subject.identity import digest_of, identity_of
 from personality_vector.subject.protocols import Rubric
 from personality_vector.subject.spec import Sampling
@@ -49,6 +50,22 @@ def test_every_item_is_asked_in_order_in_every_sample_after_the_system_message(t
 
 def test_a_sample_depends_on_its_number_and_not_on_how_many_are_drawn(tiny):
     assert texts(tiny, replace(ASKING, samples=3))[:4] == texts(tiny)
+
+
+@pytest.mark.parametrize(("batch_size", "batches"), [(8, 1), (2, 3)])
+def test_samples_share_batches_and_count_as_one_point(tiny, monkeypatch, batch_size, batches):
+    asking = replace(ASKING, samples=3, sampling=replace(WARM, batch_size=batch_size))
+    sizes, real = [], batch.generate_batch
+
+    def counted(subject, chats, *given):
+        sizes.append(len(chats))
+        return real(subject, chats, *given)
+
+    monkeypatch.setattr(batch, "generate_batch", counted)
+    replies = [one.reply for one in asking(tiny.subject(), 3)]
+    assert sizes == [6 // batches] * batches
+    assert not any(reply.is_shared for reply in replies)
+    assert Interview(asking, ()).points_per_batch == batch_size // 6
 
 
 def test_in_a_conversation_every_item_is_asked_at_every_turn_after_what_was_said(tiny):
