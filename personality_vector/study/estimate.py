@@ -210,8 +210,7 @@ def estimated(study: "Study", workers: int = 1) -> dict[str, Any]:
         cells = len(study.seeds) * len(study.measures)
         plan["matched_cells_at_most"] = targets * len(study.arms) * cells
         plan["searches_at_most"] = targets * sum(arm.steps is None for arm in study.arms)
-    batches = Batches(study, workers)
-    groups = [one for part in points for one in batches.of(part, study.measures)]
+    groups = Batches(study, workers).of(rest, study.swept)
     try:
         counts, references, skipped = _counted(study, base, groups)
         memory = _memory(study, counts, references)
@@ -226,7 +225,8 @@ def estimated(study: "Study", workers: int = 1) -> dict[str, Any]:
     }
     if skipped:
         counted["not_counted"] = skipped
-    time_ = _time(study, counts, memory["peak"], workers, min(workers, len(groups)))
+    sharing = min(workers, len(base) + len(groups))
+    time_ = _time(study, counts, memory["peak"], workers, sharing)
     processes = {"processes": workers} if workers > 1 else {}
     return {**plan, "counted": counted, "estimated": {"memory": memory, **processes, **time_}}
 
@@ -234,7 +234,7 @@ def estimated(study: "Study", workers: int = 1) -> dict[str, Any]:
 def _counted(
     study: "Study", base: Sequence[Point], groups: Sequence[Sequence[Point]]
 ) -> tuple[_Counts, int, dict[str, str]]:
-    """Count what is asked at all points, which ``groups`` hold as they share batches.
+    """Count what is asked of the base, and at the other points, in groups that share batches.
 
     Returns:
         The counts, the tokens whose predictions measures keep, and those measures that could not be
@@ -253,12 +253,13 @@ def _counted(
             skipped[measure.name] = _reason(error)
     # What measures ask the base with seed 0 for reference, they ask only once.
     skipped |= _collected(ready, counter, min((point.seed for point in base), key=abs))
-    sizes = Counter(map(len, groups))
-    sizes[1] -= 1
-    for size in (size for size, number in sizes.items() if number):
+    swept = [measure for measure in ready if measure.name not in study.where_matched]
+    shared = [(swept, *each) for each in Counter(map(len, groups)).items()]
+    alone = [(ready, 1, len(base) - 1)] if len(base) > 1 else []
+    for measures, size, number in [*alone, *shared]:
         one = replace(counter, memory={}, counts=_Counts(), points=size)
-        skipped |= _collected(ready, one, 0)
-        total.add(one.counts, size * sizes[size])
+        skipped |= _collected(measures, one, 0)
+        total.add(one.counts, size * number)
     return total, references, skipped
 
 

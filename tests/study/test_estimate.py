@@ -102,6 +102,18 @@ def test_shards_divide_the_work_and_matched_points_are_named(recipe):
 
 
 @pytest.mark.usefixtures("quick")
+def test_what_is_taken_where_interventions_are_matched_counts_for_the_base_alone(recipe, measures):
+    given = {"strengths": [1.0, 2.0, 3.0], "pole": "extraversion:high"}
+    given["measures"] = measures(*TRAITS)
+    whole, dear = (
+        estimated(open_study(recipe(CompareRecipe, **given, where_matched=later)))["counted"]
+        for later in ([], ["interview", "divergence", "guards"])
+    )
+    assert whole["points"] == dear["points"] == 7
+    assert whole["replies"] == 7 * dear["replies"] > 0
+
+
+@pytest.mark.usefixtures("quick")
 def test_memory_follows_from_the_model_and_the_largest_batch(recipe, pico):
     study = open_study(recipe())
     memory = estimated(study)["estimated"]["memory"]
