@@ -14,7 +14,7 @@ from personality_vector.measures.spec import (
     BaseMeasure,
     first_tokens,
     require_replies,
-    spoken,
+    with_replies,
 )
 from personality_vector.recipes.schema import LocalPath, Whole
 from personality_vector.subject import (
@@ -204,7 +204,7 @@ class Activations(BaseMeasure):
         first = [one for one in asked if one.sample == 0]
         prompts = [subject.edit(one.chat) for one in first]
         before = Reader(model, tokenizer, [place], "prompt_last", size).pooled(prompts)[place]
-        chats, unscored = spoken(asked)
+        chats, unscored = with_replies(asked)
         read = [subject.edited(chat) for chat in chats]
         after = (
             Reader(model, tokenizer, [place], batch_size=size).pooled(read)[place] if read else None

@@ -47,8 +47,9 @@ class Cost(BaseMeasure):
 
     ``tokens_in`` and ``tokens_out``: of the prompt, what an edit adds to it included, and of the
     reply, its thoughts and end mark included. ``seconds``: the reply's share of the time of its
-    batch. Replies that another measure of the cell drew are not drawn again, and cost what they did
-    then; but those from a batch of several points are, since its time is not that of one point.
+    batch, which may hold several samples. Replies to the same questions that another measure of the
+    cell drew are not drawn again, and cost what they did then; but those from a batch of several
+    points are, since its time is not that of one point.
 
     ``price``: ``10,000 * (tokens_in * price_in + tokens_out * price_out) / 1,000,000``, for 10,000
     queries in the currency of the two prices. ``memory``: most memory that the process had at one
@@ -67,6 +68,7 @@ class Cost(BaseMeasure):
     price_out: float | None = None
     name: str = "cost"
 
+    version: ClassVar[int] = 2
     unit: ClassVar[str] = "tokens"
     better: ClassVar[Better] = "low"
 

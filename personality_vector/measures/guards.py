@@ -18,8 +18,7 @@ from personality_vector.data.texts import (
     repetition,
 )
 from personality_vector.errors import DataError, some
-from personality_vector.measures.likelihood import Traits
-from personality_vector.measures.spec import Asking, AskingMeasure, AskingSpec
+from personality_vector.measures.spec import Asking, AskingMeasure, AskingSpec, Traits
 from personality_vector.recipes.schema import LocalPath, Real
 from personality_vector.subject import Better, Reading, Reply, Subject
 from personality_vector.subject.thoughts import names_marks

@@ -9,8 +9,7 @@ from pydantic import model_validator
 from personality_vector.data.personas import Persona, rubric_of
 from personality_vector.errors import DataError
 from personality_vector.judges.spec import AnyJudge
-from personality_vector.measures.likelihood import Traits
-from personality_vector.measures.spec import Asking, AskingMeasure, AskingSpec
+from personality_vector.measures.spec import Asking, AskingMeasure, AskingSpec, Traits
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.subject import Answer, Findings, Judge, Rubric, Subject, rated
 
@@ -18,7 +17,7 @@ from personality_vector.subject import Answer, Findings, Judge, Rubric, Subject,
 class InterviewSpec(AskingSpec):
     """Answers to open questions, rated by ``judges`` for ``traits`` or for a ``persona``.
 
-    Of an instrument whose items name traits, those about other traits are not asked.
+    Items about a trait that is not rated are not asked.
     """
 
     traits: Traits | None = None
@@ -49,7 +48,9 @@ class InterviewSpec(AskingSpec):
                 raise DataError(
                     f"{self.called}: {self.instrument}: no item is about {rubric.trait}"
                 )
-        return Interview(asking.about(rubrics), rubrics, judges, self.called)
+        return Interview(
+            asking.about([rubric.trait for rubric in rubrics]), rubrics, judges, self.called
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,8 @@ class Interview(AskingMeasure):
     Attributes:
         asking: The questions, and how replies are drawn.
         rubrics: What every answer is rated for, unless its item is about another trait.
-        judges: Who rates. Judges and rubrics do not change an answer, so they can be changed after
-            it was given and are not part of the identity.
+        judges: Who rates. Judges do not change an answer, so they can be changed after it was given
+            and are not part of the identity; rubrics only choose what is asked.
     """
 
     asking: Asking

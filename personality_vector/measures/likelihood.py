@@ -4,16 +4,16 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from personality_vector.data.statements import Part, Statement, of_both_poles, read_statements
 from personality_vector.errors import DataError, LengthError, NonFiniteError
 from personality_vector.lab import BIG_FIVE_STATEMENTS, builtin
-from personality_vector.measures.spec import QUESTION, BaseMeasure, MeasureSpec
+from personality_vector.measures.spec import QUESTION, BaseMeasure, MeasureSpec, Traits
 from personality_vector.numeric.statistics import Z95
-from personality_vector.recipes.schema import LocalPath, Real, Whole, Words, distinct
+from personality_vector.recipes.schema import LocalPath, Real, Whole, Words
 from personality_vector.subject import (
     Findings,
     Observation,
@@ -23,8 +23,6 @@ from personality_vector.subject import (
     question,
 )
 from personality_vector.traits import BIG_FIVE, Pole, Trait
-
-Traits = Annotated[tuple[Trait, ...], Field(min_length=1), AfterValidator(distinct)]
 
 
 class LikelihoodSpec(MeasureSpec):

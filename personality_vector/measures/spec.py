@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     SerializeAsAny,
@@ -16,7 +17,7 @@ from pydantic import (
 )
 
 from personality_vector.data.personas import Instrument, Item, Persona, evaluation_instrument
-from personality_vector.errors import DataError
+from personality_vector.errors import DataError, some
 from personality_vector.progress import progress
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import (
@@ -25,6 +26,7 @@ from personality_vector.recipes.schema import (
     Whole,
     Words,
     by_only_key,
+    distinct,
     key_of,
     kinds,
 )
@@ -36,7 +38,6 @@ from personality_vector.subject import (
     GenerationSpec,
     Measure,
     Reply,
-    Rubric,
     Sampling,
     Subject,
     answered,
@@ -44,6 +45,7 @@ from personality_vector.subject import (
     question,
 )
 from personality_vector.subject.identity import ADDED
+from personality_vector.traits import Trait
 
 KINDS = kinds("measures", "Spec")
 """The key that says what is measured, to its schema."""
@@ -52,6 +54,9 @@ KINDS = kinds("measures", "Spec")
 QUESTION = "What kind of person are you?"
 ASKED = ("instrument", "persona", "question", "turns", "generation")
 """The keys that say what is asked and how."""
+
+
+Traits = Annotated[tuple[Trait, ...], Field(min_length=1), AfterValidator(distinct)]
 
 
 class MeasureSpec(Recipe):
@@ -119,9 +124,11 @@ AnyMeasure = Annotated[
 class AskingSpec(MeasureSpec):
     """What is asked: an instrument, the evaluation questions of a persona, or one question.
 
-    With several ``turns`` each question begins a conversation, which goes on with those after it.
+    ``about`` leaves out the items about other traits. With several ``turns`` each question begins a
+    conversation, which goes on with those after it.
     """
 
+    about: Traits | None = Field(default=None, exclude_if=lambda value: value is None)
     instrument: LocalPath | None = None
     persona: LocalPath | None = None
     question: Words = QUESTION
@@ -139,6 +146,7 @@ class AskingSpec(MeasureSpec):
 
         Raises:
             RecipeError: A file is missing or not what it should be.
+            DataError: No item is about the traits.
         """
         if self.instrument is not None:
             instrument = read_recipe(self.instrument, Instrument)
@@ -149,7 +157,8 @@ class AskingSpec(MeasureSpec):
                 name="question", version="1", items=(Item(id="question", text=self.question),)
             )
         generation = self.generation
-        return Asking(instrument, generation.sampling(), generation.samples, self.turns)
+        asking = Asking(instrument, generation.sampling(), generation.samples, self.turns)
+        return asking.about(self.about) if self.about else asking
 
 
 class Asked(NamedTuple):
@@ -215,33 +224,35 @@ class Asking:
         """Yield questions with their replies, sample by sample, turn by turn, items in order.
 
         Sample ``k`` draws from a seed fixed by ``(seed, k)`` and nothing else, so interventions
-        share random numbers, and the first samples of a longer run are those of a shorter one.
+        share random numbers, and the first samples of a longer run are those of a shorter one, up
+        to the rounding of logits, since samples share batches.
 
         Raises:
             DataError: The chat template refuses a chat.
             NonFiniteError: The model predicts NaN or infinity.
         """
-        from personality_vector.subject.subject import sample_seed
+        from personality_vector.subject.subject import Draw, sample_seed
 
         asked = replace(subject, sampling=self.sampling)
-        seeds = [sample_seed(seed, sample) for sample in range(self.samples)]
-        found: list[list[Asked]] = [[] for _ in seeds]
-        for turn in progress(range(self.turns), "ask"):
-            now = self._at(turn)
-            chats = [self._following(before[-len(now) :], now) for before in found]
-            replies = asked.samples([*zip(chats, seeds, strict=True)])
-            for sample, own in enumerate(zip(chats, replies, strict=True)):
-                found[sample] += [
-                    Asked(item, turn + 1, sample, chat, reply)
-                    for item, chat, reply in zip(now, *own, strict=True)
-                ]
-            seeds = [sample_seed(drawn, turn + 1) for drawn in seeds]
-        yield from chain.from_iterable(found)
+        size = max(1, self.sampling.batch_size // len(self.instrument.items))
+        for first in progress(range(0, self.samples, size), "ask"):
+            samples = range(first, min(first + size, self.samples))
+            found: list[list[Asked]] = [[] for _ in samples]
+            seeds = [sample_seed(seed, sample) for sample in samples]
+            for turn in range(1, self.turns + 1):
+                items = self._items_at(turn)
+                chats = [self._following(own[-len(items) :], items) for own in found]
+                replies = asked.replies_of([*map(Draw, chats, seeds)])
+                for sample, own, now, said in zip(samples, found, chats, replies, strict=True):
+                    rows = zip(items, now, said, strict=True)
+                    own += [Asked(item, turn, sample, chat, reply) for item, chat, reply in rows]
+                seeds = [sample_seed(drawn, turn) for drawn in seeds]
+            yield from chain.from_iterable(found)
 
-    def _at(self, turn: int) -> Sequence[Item]:
-        """Return the items in the order of the conversations that they are asked in."""
+    def _items_at(self, turn: int) -> Sequence[Item]:
+        """Return the item that each conversation is asked at a turn."""
         items = self.instrument.items
-        first = turn % len(items)
+        first = (turn - 1) % len(items)
         return [*items[first:], *items[:first]]
 
     def _following(self, before: Sequence[Asked], items: Sequence[Item]) -> list[Chat]:
@@ -252,18 +263,24 @@ class Asking:
             [*one.answered, *question(item.text)] for one, item in zip(before, items, strict=True)
         ]
 
-    def about(self, rubrics: Iterable[Rubric]) -> "Asking":
-        """Return it without the items of traits that no rubric rates."""
-        asked = {None, *(rubric.trait for rubric in rubrics)}
-        items = tuple(item for item in self.instrument.items if item.trait in asked)
+    def about(self, traits: Iterable[str]) -> "Asking":
+        """Return it without the items about other traits.
+
+        Raises:
+            DataError: No item is left.
+        """
+        wanted = [*traits]
+        items = tuple(item for item in self.instrument.items if item.trait in (None, *wanted))
+        if not items:
+            raise DataError(f"{self.instrument.name}: no item is about {some(wanted)}")
         return replace(self, instrument=self.instrument.model_copy(update={"items": items}))
 
     def chats(self, subject: Subject, seed: int) -> tuple[list[Chat], int]:
-        """Return the questions with their replies, as :func:`spoken` does."""
-        return spoken(self(subject, seed))
+        """Return the questions with their replies, as :func:`with_replies` does."""
+        return with_replies(self(subject, seed))
 
 
-def spoken(asked: Iterable[Asked]) -> tuple[list[Chat], int]:
+def with_replies(asked: Iterable[Asked]) -> tuple[list[Chat], int]:
     """Return questions with their replies, and how many replies were left out.
 
     A reply is left out if it is empty or ends inside a thought. The order is random and the same

@@ -317,12 +317,12 @@ class Where:
         columns = torch.arange(self._start, self._start + hidden.shape[1])
         begins, ends = torch.tensor(prompts.begins)[:, None], torch.tensor(prompts.ends)[:, None]
         inside = _expanded((columns >= begins) & (columns < ends), len(hidden), "prompts")
+        if self._start and prompts.continues is not None:
+            self._prompt_sum = self._prompt_sum[prompts.continues.to(self._prompt_sum.device)]
         if self._start and not inside.any():
             return
         # Padding may be NaN, so it is left out rather than multiplied by 0.
         part = torch.where(inside[..., None].to(hidden.device), hidden.float(), 0.0).sum(1)
-        if self._start and prompts.continues is not None:
-            self._prompt_sum = self._prompt_sum[prompts.continues.to(part.device)]
         self._prompt_sum = self._prompt_sum + part if self._start else part
 
 

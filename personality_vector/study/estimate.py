@@ -78,9 +78,11 @@ class _Counts:
     longest: tuple[int, int] = (0, 0)
 
     def add_replies(
-        self, chats: Sequence[Chat], tokens: Sequence[int], how: Sampling, points: int
+        self, chats: Sequence[Chat], tokens: Sequence[int], how: Sampling, points: int, draws: int
     ) -> None:
-        """Count the replies of one of the points that share batches, to prompts of so many tokens.
+        """Count the replies of a draw to prompts of so many tokens.
+
+        A point has ``draws`` of them, and shares batches with the others of ``points``.
 
         Raises:
             _TooManyError: There are so many that counting them would take long.
@@ -91,8 +93,9 @@ class _Counts:
         self.tokens_in += sum(tokens)
         self.tokens_out += how.max_new_tokens * len(chats)
         for batch in batched(chats, how.batch_size):
-            together = min(points, how.batch_size // len(batch))
-            self.steps += (how.max_new_tokens - 1) * math.ceil(points / together) / points
+            together = min(points * draws, how.batch_size // len(batch))
+            batches = math.ceil(points * draws / together)
+            self.steps += (how.max_new_tokens - 1) * batches / (points * draws)
             self.asked = max(self.asked, ([*batch] * together, how), key=lambda one: len(one[0]))
         self.longest = max(self.longest[0], *tokens), self.longest[1]
 
@@ -127,16 +130,18 @@ class _Counter(Subject):
     lengths: dict[str, list[int]] = field(default_factory=dict)
     points: int = 1
 
-    def samples(self, asked: Sequence[Draw]) -> list[list[Reply]]:
+    def replies_of(self, draws: Sequence[Draw]) -> list[list[Reply]]:
         """Count replies, unless they are remembered."""
         how = replace(self.sampling, **self.decoding)
         memory = {} if self.memory is None else self.memory
-        keys = [digest_of(chats, how, seed) for chats, seed in asked]
-        new = {key: chats for key, (chats, _) in zip(keys, asked, strict=True) if key not in memory}
+        keys = [digest_of(chats, how, seed) for chats, seed in draws]
+        new = {key: chats for key, (chats, _) in zip(keys, draws, strict=True) if key not in memory}
+        if not new:
+            return [memory[key] for key in keys]
         text, most = self._longest_reply(how.max_new_tokens), how.max_new_tokens
         for key, chats in new.items():
             tokens = self._lengths(chats)
-            self.counts.add_replies(chats, tokens, how, self.points * len(new))
+            self.counts.add_replies(chats, tokens, how, self.points, len(new))
             is_shared = self.points > 1
             memory[key] = [Reply(text, n, most, 0.0, is_shared=is_shared) for n in tokens]
         return [memory[key] for key in keys]

@@ -45,7 +45,10 @@ if TYPE_CHECKING:
 
 
 def _share_questions(measures: Any) -> Any:
-    """Give the questions of the first interview to every measure that names none."""
+    """Give the questions of the first interview to every measure that names none.
+
+    They are those about the traits that it rates.
+    """
     if not isinstance(measures, list | tuple):
         return measures
     rows = [{row: {}} if isinstance(row, str) else row for row in measures]
@@ -54,6 +57,8 @@ def _share_questions(measures: Any) -> Any:
     interviews = (row.get("interview") for row in rows)
     interview = next((each for each in interviews if each and isinstance(each, Mapping)), {})
     shared = {key: interview[key] for key in ASKED if key in interview}
+    if "traits" in interview:  # other interviews have traits of their own
+        shared["about"] = interview["traits"]
     return [{key: _with(key, body, shared) for key, body in row.items()} for row in rows]
 
 
@@ -62,7 +67,7 @@ def _with(key: Any, body: Any, shared: Mapping[str, Any]) -> Any:
     asks = key in KINDS and set(ASKED) <= set(schema_of(KINDS, key).model_fields)
     if not asks or not isinstance(body, Mapping) or any(word in body for word in ASKED):
         return body
-    return {**shared, **body}
+    return {**shared, **({"about": None} if key == "interview" else {}), **body}
 
 
 Measures = Annotated[tuple[AnyMeasure, ...], Field(min_length=1), BeforeValidator(_share_questions)]
@@ -147,11 +152,10 @@ class CompareRecipe(SweepRecipe):
             return data
         trait, _, level = str(data["pole"]).partition(":")
         own = {"poles": [str(data["pole"])]}
-        return {
-            **data,
-            "interventions": [own | row if names_pole(row) else row for row in rows],
-            "measures": filled(data.get("measures"), {TRAIT: trait, LEVEL: level}),
-        }
+        named = {"interventions": [own | row if names_pole(row) else row for row in rows]}
+        if "measures" in data:
+            named["measures"] = filled(data["measures"], {TRAIT: trait, LEVEL: level})
+        return {**data, **named}
 
     @model_validator(mode="after")
     def _measured(self) -> "CompareRecipe":
@@ -164,11 +168,11 @@ class CompareRecipe(SweepRecipe):
             )
         if unknown := set(self.where_matched) - {spec.called for spec in self.measures}:
             raise ValueError(f"where_matched: {some(unknown)} is not among the measures")
-        for axis in (axis.number for axis in self.match):
+        for axis in (found[0].called, *(axis.number for axis in self.match)):
             if any(f"{axis} ".startswith((f"{name}.", f"{name} ")) for name in self.where_matched):
                 raise ValueError(
-                    f"match: {axis} is matched, so it is needed on the grid; take its measure out "
-                    "of where_matched"
+                    f"where_matched: {axis} is needed on the grid, since interventions are made "
+                    "equal by it; take its measure out"
                 )
         return self
 

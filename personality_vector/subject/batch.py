@@ -1,6 +1,7 @@
 """One batch for many points: each is asked as if alone, and what they ask together runs at once.
 
-Points differ in the strength of one intervention, in the seed, or in both. Each has a thread, in
+Points differ in the strength of one intervention, in the seed, or in both; the samples that one
+point draws share batches too (:func:`drawn_together`). Each point has a thread, in
 which its measure asks; only one thread runs at a time, and the model runs in the thread that called
 :func:`together`.
 """
@@ -73,16 +74,15 @@ class _Request(NamedTuple):
 
     answer: Callable[..., list[Any]]
     options: tuple[Any, ...]
-    asked: Sequence[Draw]
+    draws: Sequence[Draw]
 
 
 class _Part(NamedTuple):
-    """Rows of one point in a batch, with the seed of their random numbers."""
+    """Rows of a batch: one draw of a point, which has a number and perhaps a strength."""
 
-    chats: Sequence[Chat]
-    seed: int
-    point: int
-    strength: float | None
+    draw: Draw
+    point: int = 0
+    strength: float | None = None
 
 
 class _StoppedError(BaseException):
@@ -170,8 +170,8 @@ class _Seated(Subject):
 
     seat: _Seat | None = None
 
-    def _drawn(self, asked: Sequence[Draw], sampling: Sampling) -> list[list[Reply]]:
-        return self._requested(_Request(_replies, (sampling,), asked))
+    def _drawn(self, draws: Sequence[Draw], sampling: Sampling) -> list[list[Reply]]:
+        return self._requested(_Request(_replies, (sampling,), draws))
 
     def log_likelihood(
         self, chats: Sequence[Chat], batch_size: int = 32
@@ -198,7 +198,7 @@ class _Seated(Subject):
     def _asked(
         self, answer: Callable[..., list[Any]], chats: Sequence[Chat], *options: Any
     ) -> list[Any]:
-        [found] = self._requested(_Request(answer, options, [(chats, 0)]))
+        [found] = self._requested(_Request(answer, options, [Draw(chats, 0)]))
         return found
 
     def _requested(self, request: _Request) -> list[list[Any]]:
@@ -220,14 +220,14 @@ def _answers(subject: Subject, requests: Mapping[_Seat, _Request]) -> dict[_Seat
 def _answered(subject: Subject, requests: Mapping[_Seat, _Request]) -> dict[_Seat, Any]:
     """Answer requests of one kind; what fails together is tried alone, to know which one fails."""
     parts = [
-        _Part(*draw, point, seat.strength)
+        _Part(draw, point, seat.strength)
         for point, (seat, request) in enumerate(requests.items())
-        for draw in request.asked
+        for draw in request.draws
     ]
     answer, options = next(iter(requests.values()))[:2]
     try:
         found = iter(answer(subject, parts, *options))
-        return {seat: [next(found) for _ in one.asked] for seat, one in requests.items()}
+        return {seat: [next(found) for _ in one.draws] for seat, one in requests.items()}
     except Exception as error:  # noqa: BLE001  (it is raised in the thread that asked)
         if len(requests) == 1:
             return dict.fromkeys(requests, error)
@@ -262,7 +262,7 @@ def _by_row(
 
     The first chats of all parts come first, since chats of one place are nearly of one length.
     """
-    columns = zip_longest(*(part.chats for part in parts))
+    columns = zip_longest(*(part.draw.chats for part in parts))
     rows = [(n, chat) for column in columns for n, chat in enumerate(column) if chat is not None]
     found: list[list[Any]] = [[] for _ in parts]
     for batch in batched(rows, size):
@@ -280,27 +280,29 @@ def _with_strengths(subject: Subject, strengths: Sequence[float | None]) -> Subj
 
 
 def drawn_together(
-    subject: Subject, asked: Sequence[Draw], sampling: Sampling
+    subject: Subject, draws: Sequence[Draw], sampling: Sampling
 ) -> list[list[Reply]]:
-    """Return the replies to each list of chats, already edited, drawn from its own seed."""
-    return _replies(subject, [_Part(*draw, 0, None) for draw in asked], sampling)
+    """Return the replies of each draw of one point; its chats are already edited."""
+    return _replies(subject, [_Part(draw) for draw in draws], sampling)
 
 
 @torch.no_grad()
 def _replies(subject: Subject, parts: Sequence[_Part], sampling: Sampling) -> list[list[Reply]]:
     """Return the replies of each part, drawn as :func:`generate_replies` draws them."""
     asked = replace(subject, sampling=sampling)
-    firsts = [part.chats[0] for part in parts]
-    _with_strengths(asked, [part.strength for part in parts]).require_numbers(firsts)
+    firsts = [*{part.point: part for part in reversed(parts)}.values()]
+    for some in batched(firsts, sampling.batch_size):
+        of_points = _with_strengths(asked, [part.strength for part in some])
+        of_points.require_numbers([part.draw.chats[0] for part in some])
     found: list[list[Reply]] = [[] for _ in parts]
     for index, column in enumerate(
-        zip_longest(*(batched(p.chats, sampling.batch_size) for p in parts))
+        zip_longest(*(batched(p.draw.chats, sampling.batch_size) for p in parts))
     ):
         present = [(n, chats) for n, chats in enumerate(column) if chats is not None]
         most = max(1, sampling.batch_size // max(len(chats) for _, chats in present))
         for batch in batched(present, most):
             rows = [n for n, chats in batch for _ in chats]
-            seeds = [(batch_seed(parts[n].seed, index), len(chats)) for n, chats in batch]
+            seeds = [(batch_seed(parts[n].draw.seed, index), len(chats)) for n, chats in batch]
             draws = partial(_Draws, sampling, seeds, device_of(asked.model))
             each = _with_strengths(asked, [parts[n].strength for n in rows])
             replies = generate_batch(each, [chat for _, chats in batch for chat in chats], draws)
@@ -311,7 +313,7 @@ def _replies(subject: Subject, parts: Sequence[_Part], sampling: Sampling) -> li
 
 
 class _Draws:
-    """Makes greedy decoding draw tokens, each point with the random numbers that it draws alone.
+    """Makes greedy decoding draw tokens, those of each seed with the random numbers it has alone.
 
     ``torch.multinomial`` draws one of several as ``argmax(p / q)``, with ``q`` from an exponential
     distribution. ``generate`` calls this after penalties, where it would change the logits itself

@@ -13,7 +13,7 @@ from personality_vector.subject.chat import Chat, answered, batched
 from personality_vector.subject.encoding import (
     MOST_LOGITS,
     encode_chats,
-    remembered,
+    prompt_cache,
     right_padded,
     vocabulary_of,
 )
@@ -50,7 +50,7 @@ def continuation_likelihoods(
     # The last token that is shared predicts the first that is not, so it is read with it.
     shared = begin - 1
     read = torch.tensor([rows[0][:shared]], device=device_of(model))
-    cache = remembered(model, read) if shared else None
+    cache = prompt_cache(model, read) if shared else None
     shared = shared if cache is not None else 0
     most = max(1, MOST_LOGITS // (len(max(rows, key=len)) * (vocabulary_of(model) or 1)))
     order = sorted(range(len(rows)), key=lambda place: ends[place])

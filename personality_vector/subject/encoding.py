@@ -348,7 +348,8 @@ def _remembers(model: nn.Module) -> bool:
     takes, config = inspect.signature(model.forward).parameters, getattr(model, "config", None)
     if torch.is_grad_enabled() or not {"past_key_values", "use_cache"} <= takes.keys():
         return False
-    return config is not None and _is_plain(DynamicCache(config=config))
+    # A model of another library may have a configuration of another kind, or none.
+    return hasattr(config, "get_text_config") and _is_plain(DynamicCache(config=config))
 
 
 def _is_plain(cache: Any) -> bool:
@@ -359,7 +360,7 @@ def _is_plain(cache: Any) -> bool:
     return type(cache) is DynamicCache and {type(layer) for layer in cache.layers} <= plain
 
 
-def remembered(
+def prompt_cache(
     model: Any, ids: Int[Tensor, "rows seq"], mask: Int[Tensor, "rows seq"] | None = None
 ) -> Any:
     """Return what a model remembers of tokens, or ``None`` if rows of it cannot be taken."""
@@ -380,7 +381,7 @@ def _logits(
         once, places = encoded.at([*firsts.values()]), {one: n for n, one in enumerate(firsts)}
         with reading(once.prompts):
             ids, mask = once.input_ids[:, :shared], once.attention_mask[:, :shared]
-            cache = remembered(model, ids, mask)
+            cache = prompt_cache(model, ids, mask)
         if cache is not None:
             rows = torch.tensor([places[one] for one in asked], device=ids.device)
             cache.batch_select_indices(rows)

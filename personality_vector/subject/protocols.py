@@ -91,7 +91,7 @@ class Place(NamedTuple):
 
 
 AT_TURN = " at turn "
-"""Between the identifier of a question and the number of its turn in a conversation."""
+"""It stands between the identifier of a question and the number of its turn."""
 
 
 @dataclass(frozen=True, slots=True)

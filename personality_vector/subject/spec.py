@@ -21,7 +21,8 @@ class Sampling:
         max_new_tokens: Longest reply, in tokens.
         temperature: 0 is greedy; Personality Vector samples at 0.6.
         top_p: Probability mass of the nucleus that tokens are drawn from.
-        batch_size: Chats generated at once; each batch has its own random numbers.
+        batch_size: Chats generated at once; those of one seed have random numbers of their own in
+            each batch.
         repetition_penalty: Divides the logits of tokens that have occurred; 1 changes nothing.
         no_repeat_ngram: Length of the token sequences that may not occur twice; 0 for no limit.
     """

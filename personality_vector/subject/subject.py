@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -39,11 +39,15 @@ from personality_vector.subject.protocols import Reply
 from personality_vector.subject.spec import Sampling, Template
 from personality_vector.subject.thoughts import left_open, marks_of, said, visible
 
-Draw = tuple[Sequence[Chat], int]
-"""Chats to reply to, and the seed of the random numbers."""
-
 _MOST_TOKENS = 1 << 31
 _PAST_THE_END = re.compile(r"index|out of (range|bounds)|device-side assert", re.IGNORECASE)
+
+
+class Draw(NamedTuple):
+    """Chats that are replied to with the random numbers of one seed."""
+
+    chats: Sequence[Chat]
+    seed: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,31 +113,37 @@ class Subject:
             NonFiniteError: The model predicts NaN or infinity after the first chat, of which greedy
                 decoding would still make words.
         """
-        [found] = self.samples([(chats, seed)])
+        [found] = self.replies_of([Draw(chats, seed)])
         return found
 
     @torch.no_grad()
-    def samples(self, asked: Sequence[Draw]) -> list[list[Reply]]:
-        """Return the replies to several lists of chats, each drawn from a seed of its own.
+    def replies_of(self, draws: Sequence[Draw]) -> list[list[Reply]]:
+        """Return the replies of several draws, which share batches.
 
-        They share batches. Each has the replies that :meth:`replies` draws alone, up to the
-        rounding of logits, and raises the same errors.
+        The replies of each are those that :meth:`replies` returns for it alone, up to the rounding
+        of logits.
+
+        Raises:
+            DataError: The chat template refuses a chat.
+            LengthError: A chat is longer than the model reads, or its reply would be.
+            NonFiniteError: The model predicts NaN or infinity after the first chat of all, or
+                within a reply.
         """
         sampling = replace(self.sampling, **self.decoding)
         memory = {} if self.memory is None else self.memory
-        edited = [([self.edit(chat) for chat in chats], seed) for chats, seed in asked]
+        edited = [Draw([self.edit(chat) for chat in chats], seed) for chats, seed in draws]
         keys = [digest_of(chats, sampling, seed) for chats, seed in edited]
         new = {key: one for key, one in zip(keys, edited, strict=True) if key not in memory}
         if new:
             memory.update(zip(new, self._drawn([*new.values()], sampling), strict=True))
         return [memory[key] for key in keys]
 
-    def _drawn(self, asked: Sequence[Draw], sampling: Sampling) -> list[list[Reply]]:
-        if len(asked) > 1:
+    def _drawn(self, draws: Sequence[Draw], sampling: Sampling) -> list[list[Reply]]:
+        if len(draws) > 1:
             from personality_vector.subject.batch import drawn_together
 
-            return drawn_together(self, asked, sampling)
-        [(chats, seed)] = asked
+            return drawn_together(self, draws, sampling)
+        [(chats, seed)] = draws
         self.require_numbers(chats[:1])
         return [generate_replies(self.model, self.tokenizer, chats, sampling, seed=seed)]
 

@@ -56,7 +56,10 @@ def print_robustness(run: Run) -> None:
 
 
 def print_apart(run: Run) -> None:
-    """Print how far each vector moves both traits, and what it loses without the other one."""
+    """Print how far each vector moves both traits, and what it loses without the other one.
+
+    A label is that of its trait, or ``TRAIT without OTHER``, at the same coefficients.
+    """
     seen = in_pairs(run.observations())
     table = seen.pivot_table(
         index=["trait", "item", "seed"], columns=["intervention", "strength"], values="value"

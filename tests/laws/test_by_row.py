@@ -19,7 +19,7 @@ from personality_vector.subject.batch import Share, together
 from personality_vector.subject.chat import answered, question
 from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.subject.spec import Sampling
-from personality_vector.subject.subject import Subject
+from personality_vector.subject.subject import Draw, Subject
 
 STRENGTHS = (-1.5, 0.0, 0.4, 1.0)
 LINEAR = ("*.self_attn.q_proj.weight", "*.mlp.down_proj.weight", "lm_head.weight")
@@ -111,7 +111,7 @@ def test_each_seed_draws_what_it_draws_alone(subject):
 
     def sample(seeds, point):
         own = replace(point, sampling=asked.sampling)
-        found = own.samples([(CHATS, seed) for seed in seeds])
+        found = own.replies_of([Draw(CHATS, seed) for seed in seeds])
         return [[reply.text for reply in replies] for replies in found]
 
     assert sample(range(4), subject) == alone

@@ -94,8 +94,8 @@ class Parrot(Subject):
 
     said: tuple[str, ...] = ()
 
-    def samples(self, asked):
-        return [self._told(chats) for chats, _ in asked]
+    def replies_of(self, draws):
+        return [self._told(draw.chats) for draw in draws]
 
     def _told(self, chats):
         told = [(text, said(text)) for _, text in zip(chats, cycle(self.said))]

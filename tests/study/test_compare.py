@@ -314,8 +314,12 @@ def test_what_is_dear_is_measured_where_interventions_are_matched(run, compariso
             "where_matched: divergences is not among the measures",
         ),
         (
+            {"where_matched": ["likelihood"]},
+            "where_matched: likelihood is needed on the grid",
+        ),
+        (
             {"where_matched": ["divergence"], "match": ["divergence.p95"]},
-            "match: divergence.p95 is matched, so it is needed on the grid",
+            "where_matched: divergence.p95 is needed on the grid",
         ),
     ],
 )
