@@ -52,9 +52,9 @@ def test_a_sample_depends_on_its_number_and_not_on_how_many_are_drawn(tiny):
     assert texts(tiny, replace(ASKING, samples=3))[:4] == texts(tiny)
 
 
-@pytest.mark.parametrize(("batch_size", "batches"), [(8, 1), (2, 3)])
+@pytest.mark.parametrize(("batch_size", "batches"), [(8, 1), (4, 2)])
 def test_samples_share_batches_and_count_as_one_point(tiny, monkeypatch, batch_size, batches):
-    asking = replace(ASKING, samples=3, sampling=replace(WARM, batch_size=batch_size))
+    asking = replace(ASKING, samples=4, sampling=replace(WARM, batch_size=batch_size))
     sizes, real = [], batch.generate_batch
 
     def counted(subject, chats, *given):
@@ -63,9 +63,9 @@ def test_samples_share_batches_and_count_as_one_point(tiny, monkeypatch, batch_s
 
     monkeypatch.setattr(batch, "generate_batch", counted)
     replies = [one.reply for one in asking(tiny.subject(), 3)]
-    assert sizes == [6 // batches] * batches
+    assert sizes == [batch_size] * batches
     assert not any(reply.is_shared for reply in replies)
-    assert Interview(asking, ()).points_per_batch == batch_size // 6
+    assert Interview(asking, ()).points_per_batch == batch_size // 8
 
 
 def test_in_a_conversation_every_item_is_asked_at_every_turn_after_what_was_said(tiny):
