@@ -71,6 +71,8 @@ class Study:
             raise RecipeError(f"the label {BASE!r} is reserved for the base itself; choose another")
         require_distinct("interventions", labels, "give each its own label")
         require_measures(self.measures)
+        if unknown := set(self.where_matched) - {measure.name for measure in self.measures}:
+            raise RecipeError(f"where_matched: {some(unknown)} is not among the measures")
         if not self.measures or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise RecipeError(
                 "a study needs at least one measure and one seed, and each seed only once"
