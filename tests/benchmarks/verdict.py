@@ -1,10 +1,10 @@
 """What the comparisons of eval/compare/README.md say of claims about weights and activations.
 
-    python -m tests.benchmarks.verdict --apart RUN --robustness RUN --vectors DIR
+    python -m tests.benchmarks.verdict --compare RUN --apart RUN --robustness RUN --vectors DIR
 
-The runs are those of ``eval/sweeps/apart.yaml`` and ``robustness.yaml``;
-``DIR`` holds, for each seed, ``steering`` and ``deltas`` with one folder for each trait. The other
-claims are read from the tables of the comparisons themselves (``pvec report RUN``).
+The runs are those of ``eval/compare/verdict.yaml``, ``eval/sweeps/apart.yaml`` and
+``robustness.yaml``; ``DIR`` holds, for each seed, ``steering`` and ``deltas`` with one folder for
+each trait. Other figures are in the tables of the comparisons themselves (``pvec report RUN``).
 """
 
 import argparse
@@ -19,12 +19,13 @@ from personality_vector.delta.opening import open_delta
 from personality_vector.delta.similarity import similarity
 from personality_vector.numeric.statistics import mean_difference
 from personality_vector.steering import SteeringVector
-from personality_vector.study.comparison import in_pairs
+from personality_vector.study.comparison import Comparison, in_pairs
 from personality_vector.study.run import Run
 from personality_vector.study.scores import numbered
 from personality_vector.subject import AT_TURN
 
 LAYER, FIRST, LAST = 14, 1, 10
+SHOWN = ("likelihood shift", "states shift", "off_target", "divergence p95", "kept")
 
 
 def shown(moved: "pd.Series[float]", digits: int) -> str:
@@ -78,6 +79,21 @@ def print_apart(run: Run) -> None:
             print(f"{label} at {strength:g}: own trait {shown(lost, 3)}")
 
 
+def print_pairs(run: Run) -> None:
+    """Print the differences between each two interventions, where they are equal in a number."""
+    comparison = Comparison(run)
+    for axis in comparison.axes:
+        columns = [one for one in comparison.columns(axis) if one.name in SHOWN]
+        print(f"\n| at equal {axis} | " + " | ".join(one.name for one in columns) + " |")
+        print("|---|" + "---|" * len(columns))
+        for target, rows in comparison.matched_on(axis).dropna().groupby("target"):
+            places = list(zip(rows["intervention"], rows["strength"], strict=True))
+            for other, one in combinations(places, 2):
+                found = [column.between(one, other) for column in columns]
+                cells = [f"{x.value:.3f} ({x.low:.3f} to {x.high:.3f})" for x in found]
+                print(f"| {target:g}: {one[0]} minus {other[0]} | " + " | ".join(cells) + " |")
+
+
 def print_cosines(folder: Path, base: Checkpoint) -> None:
     """Print the cosines between traits, of activation vectors and of half differences."""
     seeds = sorted(path.name for path in folder.glob("[0-9]*"))
@@ -108,11 +124,14 @@ def print_cosines(folder: Path, base: Checkpoint) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables that are asked for."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--compare", type=Path)
     parser.add_argument("--apart", type=Path)
     parser.add_argument("--robustness", type=Path)
     parser.add_argument("--vectors", type=Path)
     parser.add_argument("--base", default="builtin:smollm2")
     given = parser.parse_args(arguments)
+    if given.compare:
+        print_pairs(Run(given.compare))
     if given.apart:
         print_apart(Run(given.apart))
     if given.robustness:
