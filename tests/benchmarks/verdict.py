@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta.opening import open_delta
 from personality_vector.delta.similarity import similarity
-from personality_vector.numeric.statistics import mean_difference
+from personality_vector.numeric.statistics import Interval, mean_difference
 from personality_vector.steering import SteeringVector
 from personality_vector.study.comparison import Comparison, in_pairs
 from personality_vector.study.run import Run
@@ -30,8 +31,13 @@ SHOWN = ("likelihood shift", "states shift", "off_target", "divergence p95", "ke
 
 def shown(moved: "pd.Series[float]", digits: int) -> str:
     """Return the mean of what is known of items and seeds, with its 95 % interval."""
-    found = mean_difference(moved.unstack("seed").to_numpy()[..., None])
-    return f"{found.value:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
+    return with_interval(mean_difference(moved.unstack("seed").to_numpy()[..., None]), digits)
+
+
+def with_interval(found: Interval, digits: int) -> str:
+    """Return a number with its interval, where it has one."""
+    bounds = f" ({found.low:.{digits}f} to {found.high:.{digits}f})"
+    return f"{found.value:.{digits}f}{'' if np.isnan(found.low) else bounds}"
 
 
 def shifts(answers: pd.DataFrame) -> pd.DataFrame:
@@ -90,7 +96,7 @@ def print_pairs(run: Run) -> None:
             places = list(zip(rows["intervention"], rows["strength"], strict=True))
             for other, one in combinations(places, 2):
                 found = [column.between(one, other) for column in columns]
-                cells = [f"{x.value:.3f} ({x.low:.3f} to {x.high:.3f})" for x in found]
+                cells = [with_interval(x, 3) for x in found]
                 print(f"| {target:g}: {one[0]} minus {other[0]} | " + " | ".join(cells) + " |")
 
 
