@@ -25,7 +25,7 @@ from personality_vector.study.run import Run
 from personality_vector.study.scores import numbered
 from personality_vector.subject import AT_TURN
 
-LAYER, FIRST, LAST = 14, 1, 10
+LAYER, FIRST, LATER = 14, 1, (5, 10)
 SHOWN = ("likelihood shift", "states shift", "off_target", "divergence p95", "kept")
 
 
@@ -47,18 +47,19 @@ def shifts(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def print_robustness(run: Run) -> None:
-    """Print what is left of a shift out of character, and at the last turn."""
+    """Print what is left of a shift out of character, and at later turns."""
     answers = numbered(run.answers())
     answers["item"] = answers["item"].str.partition(AT_TURN)[0]
-    plain, out = (answers[answers["measure"] == name] for name in ("interview", "out"))
-    first = shifts(plain[plain["turn"] == FIRST])
-    later = {"out of character": out, f"turn {LAST}": plain[plain["turn"] == LAST]}
-    for what, rows in later.items():
-        print(f"\n| shift of the judged trait | turn {FIRST} | {what} | difference |")
+    of = dict(list(answers.groupby("measure")))
+    turns = dict(list(of["conversation"].groupby("turn")))
+    pairs = {("in character", "out of character"): (of["interview"], of["out"])}
+    pairs |= {(f"turn {FIRST}", f"turn {turn}"): (turns[FIRST], turns[turn]) for turn in LATER}
+    for names, rows in pairs.items():
+        print(f"\n| shift of the judged trait | {' | '.join(names)} | difference |")
         print("|---|---|---|---|")
-        after = shifts(rows)
-        for label in first:
-            found = (first[label], after[label], after[label] - first[label])
+        before, after = map(shifts, rows)
+        for label in before:
+            found = (before[label], after[label], after[label] - before[label])
             print(f"| {label} | " + " | ".join(shown(moved, 2) for moved in found) + " |")
 
 
