@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
+from numpy import ndarray
 
 from personality_vector.checkpoint import Checkpoint
 from personality_vector.delta.opening import open_delta
@@ -25,7 +27,7 @@ from personality_vector.study.run import Run
 from personality_vector.study.scores import numbered
 from personality_vector.subject import AT_TURN
 
-LAYER, FIRST, LATER = 14, 1, (5, 10)
+LAYER, HALF = 14, 5
 SHOWN = ("likelihood shift", "states shift", "off_target", "divergence p95", "kept")
 
 
@@ -40,27 +42,31 @@ def with_interval(found: Interval, digits: int) -> str:
     return f"{found.value:.{digits}f}{'' if np.isnan(found.low) else bounds}"
 
 
-def shifts(answers: pd.DataFrame) -> pd.DataFrame:
-    """Return how far each intervention moved the score of an item from the base's, by seed."""
-    table = answers.pivot_table(index=["item", "seed"], columns="intervention", values="score")
-    return table.drop(columns="base").sub(table["base"], axis=0)
+def scores(answers: pd.DataFrame) -> Float[ndarray, "items seeds answers"]:
+    """Return the scores of one intervention; NaN where the judge gave none."""
+    number = answers.groupby(["item", "seed"]).cumcount()
+    table = answers.assign(n=number).pivot(index="item", columns=["seed", "n"], values="score")
+    return table.sort_index(axis=1).to_numpy().reshape(len(table), table.columns.levshape[0], -1)
 
 
 def print_robustness(run: Run) -> None:
-    """Print what is left of a shift out of character, and at later turns."""
+    """Print the judged answers in and out of character, and at later turns of a conversation."""
     answers = numbered(run.answers())
     answers["item"] = answers["item"].str.partition(AT_TURN)[0]
     of = dict(list(answers.groupby("measure")))
-    turns = dict(list(of["conversation"].groupby("turn")))
-    pairs = {("in character", "out of character"): (of["interview"], of["out"])}
-    pairs |= {(f"turn {FIRST}", f"turn {turn}"): (turns[FIRST], turns[turn]) for turn in LATER}
-    for names, rows in pairs.items():
-        print(f"\n| shift of the judged trait | {' | '.join(names)} | difference |")
-        print("|---|---|---|---|")
-        before, after = map(shifts, rows)
-        for label in before:
-            found = (before[label], after[label], after[label] - before[label])
-            print(f"| {label} | " + " | ".join(shown(moved, 2) for moved in found) + " |")
+    turns = of["conversation"].groupby("turn")
+    again = of["conversation"]["turn"] > HALF
+    for columns in (
+        {"in character": of["interview"], "out of character": of["out"]},
+        {f"turn {turn}": turns.get_group(turn) for turn in (1, HALF, 2 * HALF)},
+        {f"turns 1 to {HALF}": of["conversation"][~again], "later": of["conversation"][again]},
+    ):
+        print(f"\n| judged answers | {' | '.join(columns)} | last minus first |")
+        print("|---|" + "---|" * (len(columns) + 1))
+        for label in answers["intervention"].unique():
+            found = [scores(rows[rows["intervention"] == label]) for rows in columns.values()]
+            shown = [*map(mean_difference, found), mean_difference(found[-1], found[0])]
+            print(f"| {label} | " + " | ".join(with_interval(one, 2) for one in shown) + " |")
 
 
 def print_apart(run: Run) -> None:
