@@ -336,3 +336,14 @@ def test_interventions_and_measures_may_name_the_trait_of_the_pole(comparison, p
     found = comparison(pole=pole, interventions=[arm], measures=measures, match=["likelihood"])
     assert found.interventions[0].label == f"{level} {trait}"
     assert (found.measures[0].called, found.measures[0].traits) == (level, (trait,))
+
+
+def test_what_the_interview_leaves_out_no_measure_asks_in_its_place(comparison):
+    interview = {"traits": ["openness"], "instrument": "builtin:eval/instruments/interview.yaml"}
+    other = {"name": "other", "traits": ["extraversion"]}
+    rows = [{"likelihood": {"traits": ["extraversion"]}}, {"interview": interview}]
+    rows += ["guards", {"interview": other}, {"guards": {"name": "own", "question": "Why?"}}]
+    found = [spec.open().asking.instrument.items for spec in comparison(measures=rows).measures[1:]]
+    traits = [{item.trait for item in items} for items in found]
+    assert traits == [{"openness"}, {"openness"}, {"extraversion"}, {None}]
+    assert found[0] == found[1]

@@ -116,16 +116,16 @@ def test_the_base_has_no_divergence_from_itself(run):
 
 def test_side_measures_ask_nothing_again(recipe, measures, tmp_path, monkeypatch):
     """All measures of a cell that ask what the interview asks share its replies."""
-    from personality_vector.subject import subject
+    from personality_vector.subject import batch
 
     drawn = []
-    real = subject.generate_replies
+    real = batch.generate_batch
 
-    def noted(model, tokenizer, chats, sampling, *, seed):
-        drawn.append(seed)
-        return real(model, tokenizer, chats, sampling, seed=seed)
+    def noted(subject, chats, *given):
+        drawn.extend(chats)
+        return real(subject, chats, *given)
 
-    monkeypatch.setattr(subject, "generate_replies", noted)
+    monkeypatch.setattr(batch, "generate_batch", noted)
     asking = [*measures(*TRAITS), "cost", "activations"]
     run = open_study(recipe(strengths=[1.0], measures=asking)).run(tmp_path / "run")
     assert len(drawn) == 3 * 2, "two samples of the base, of the weights and of the prompt"
