@@ -55,7 +55,6 @@ QUESTION = "What kind of person are you?"
 ASKED = ("instrument", "persona", "question", "turns", "generation")
 """The keys that say what is asked and how."""
 
-
 Traits = Annotated[tuple[Trait, ...], Field(min_length=1), AfterValidator(distinct)]
 
 
