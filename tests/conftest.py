@@ -253,7 +253,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures of a report, which take longer than the rest of its page."""
-    monkeypatch.setattr("personality_vector.report.page._pictures", lambda _: {})
+    monkeypatch.setattr("personality_vector.report.page._pictures", lambda *_: {})
 
 
 @pytest.fixture(scope="session")

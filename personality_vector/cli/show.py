@@ -140,7 +140,8 @@ def similarity(
     labels = [f"{number} {label}" for number, label in enumerate(found.labels, start=1)]
     whole = pd.DataFrame(cosine.numpy(), index=labels, columns=labels)
     if figure is not None:
-        from personality_vector.report.figures import cosine_figure, save_figure
+        from personality_vector.report.figures import save_figure
+        from personality_vector.report.matrices import cosine_figure
 
         drawn = cosine_figure(
             _pairs(by_layer, found.labels) if per_layer else whole, centred=centred

@@ -178,43 +178,6 @@ def _costs(comparison: Comparison, effect: str) -> dict[str, Any]:
     return found
 
 
-def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> Figure:
-    """Draw cosines as a heat map with its numbers: blue below 0, red above, white at 0.
-
-    Args:
-        frame: Cosines in [-1, 1], with the names of rows and columns; NaN is left grey.
-        centred: Whether the mean direction was removed, for the title.
-    """
-    rows, columns = frame.shape
-    figure = canvas(1, 1)
-    figure.set_size_inches(0.5 * columns + 2.6, 0.34 * rows + 1.6)
-    axes = figure.subplots()
-    # Blue and red of one lightness are told apart with every kind of colour vision.
-    image = axes.pcolormesh(
-        frame.to_numpy(), cmap="RdBu_r", vmin=-1.0, vmax=1.0, edgecolors="white", linewidth=1
-    )
-    axes.set(
-        facecolor="#D9D9D9",
-        title="cosine, mean direction removed" if centred else "cosine",
-        xticks=[x + 0.5 for x in range(columns)],
-        xticklabels=frame.columns,
-        yticks=[y + 0.5 for y in range(rows)],
-        yticklabels=frame.index,
-    )
-    axes.tick_params("x", rotation=40, rotation_mode="xtick")
-    axes.tick_params(length=0)
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    axes.invert_yaxis()
-    for (y, x), value in np.ndenumerate(frame.to_numpy()):
-        text = "-" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
-        # Dark cells need light figures.
-        colour = "white" if abs(value) > 0.6 else "black"
-        axes.text(x + 0.5, y + 0.5, text, color=colour, fontsize=7, ha="center", va="center")
-    figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02).outline.set_visible(False)
-    return figure
-
-
 def save_figure(figure: Figure, folder: Path, name: str, *suffixes: str) -> None:
     """Write ``name.png`` and ``name.svg``, or only that of the two which is asked for."""
     for suffix in suffixes or (".png", ".svg"):

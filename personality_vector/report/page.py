@@ -19,6 +19,8 @@ from personality_vector.report.figures import (
     pareto_figure,
     save_figure,
 )
+from personality_vector.report.matrices import agreement_figure
+from personality_vector.report.radar import radar_figure
 from personality_vector.report.tables import table_of, text_of, with_brackets
 from personality_vector.study.comparison import Column, Comparison, cross_talk
 from personality_vector.study.curves import reach
@@ -35,6 +37,7 @@ from personality_vector.study.tables import (
     FIXED,
     FRONTS,
     MATCHED,
+    MEASURES_AGREE,
     MOVED,
     tables_of,
 )
@@ -59,6 +62,7 @@ _TITLES = {
     KEPT: "Instructions that are followed, against the sum of alphas",
     MOVED: "How far answers moved from those of the base",
     "side effects": "Side effects",
+    MEASURES_AGREE: "Do the measures agree?",
     AGREEMENT: "Do the judges agree?",
     "unscored": "Unscored",
 }
@@ -162,7 +166,7 @@ def _page(
         missing=_missing(run),
         summary=summary_of(run, tables),
         no_match=NO_MATCH,
-        pictures=_pictures(run),
+        pictures=_pictures(run, tables),
         tables={
             title: table_of(with_brackets(frame)) for title, frame in shown.items() if len(frame)
         },
@@ -190,7 +194,7 @@ def _missing(run: Run) -> dict[str, Any]:
     return {"total": int(counts.sum()), "most": most.head(1).to_dict("records")}
 
 
-def _pictures(run: Run) -> dict[str, str]:
+def _pictures(run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     """Draw the figures of a run, save them beside its page, and return what goes into it."""
     figures = {}
     if run["pole"] is not None:
@@ -201,6 +205,9 @@ def _pictures(run: Run) -> dict[str, str]:
             figures[name] = pareto_figure(comparison, effect)
     if run["arms"]:
         figures["dose_response"] = dose_response_figure(run)
+    figures["radar"] = radar_figure(run)
+    if MEASURES_AGREE in tables:
+        figures["agreement"] = agreement_figure(tables[MEASURES_AGREE])
     drawn = {name: figure for name, figure in figures.items() if figure.axes}
     for name, figure in drawn.items():
         save_figure(figure, run.folder, name)

@@ -20,6 +20,7 @@ from personality_vector.study.fronts import fronts
 from personality_vector.study.monitoring import cosines_by_layer, monitoring
 from personality_vector.study.numbers import costs, numbers_of, on_grid, short_names
 from personality_vector.study.poles import pole_tables
+from personality_vector.study.profiles import agreement_of_measures
 from personality_vector.study.run import Run
 from personality_vector.study.scores import agreement, by_turn, shifts_of_scores
 
@@ -27,6 +28,7 @@ _KEYS = ["intervention", "trait", "measure", "judge"]
 MATCHED, DIFFERENCES, DOSES = "at matched", "differences at matched", "dose and response"
 CROSS_TALK, FIXED, FRONTS = "cross-talk", "fixed and broken", "fronts"
 MOVED, AGREEMENT = "answers against the base's", "agreement of judges"
+MEASURES_AGREE = "agreement of measures"
 
 
 def dose_response(run: Run) -> pd.DataFrame:
@@ -106,6 +108,7 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
     if run["pole"] is not None:
         found |= matched_tables(Comparison(run))
     scales = {name: judge["scale"] for name, judge in run["judges"].items()}
+    found[MEASURES_AGREE] = agreement_of_measures(run)
     found[AGREEMENT], found["unscored"] = agreement(answers, scales), unscored(run)
     is_kept = {name: name.startswith(MATCHED) for name in found}
     return {name: table for name, table in found.items() if is_kept[name] or not table.empty}

@@ -1,0 +1,74 @@
+"""Figures of matrices: cosines of vectors, and how far measures agree."""
+
+import textwrap
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from personality_vector.report.figures import canvas
+
+_LONGEST, _IN_A_LETTER = 48, 0.075
+"""Letters of a line of a name, and the inches of each."""
+
+
+def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> Figure:
+    """Draw cosines as a heat map with its numbers: blue below 0, red above, white at 0.
+
+    Args:
+        frame: Cosines in [-1, 1], with the names of rows and columns; NaN is left grey.
+        centred: Whether the mean direction was removed, for the title.
+    """
+    figure, image = _heat_map(frame, "cosine, mean direction removed" if centred else "cosine")
+    figure.colorbar(image, ax=figure.axes, shrink=0.8, pad=0.02).outline.set_visible(False)
+    return figure
+
+
+def agreement_figure(table: pd.DataFrame) -> Figure:
+    """Draw Spearman's correlation of every two measures for each trait, as a heat map.
+
+    Args:
+        table: As :func:`study.profiles.agreement_of_measures` returns it, with at least one row.
+    """
+    pairs = table.assign(pair=table["measure"] + " and " + table["other"])
+    frame = pairs.pivot_table(
+        index="pair", columns="trait", values="spearman", sort=False, dropna=False
+    )
+    return _heat_map(frame, "Spearman's correlation")[0]
+
+
+def _heat_map(frame: pd.DataFrame, title: str) -> tuple[Figure, Any]:
+    """Return numbers in [-1, 1] as a figure, and what a colour bar is made from."""
+    rows, columns = frame.shape
+    figure = canvas(1, 1)
+    names, headings = ([textwrap.fill(str(n), _LONGEST) for n in of] for of in frame.axes)
+    room = [_IN_A_LETTER * max(map(len, "\n".join(of).split("\n"))) for of in (names, headings)]
+    lines = sum(name.count("\n") for name in names)
+    figure.set_size_inches(
+        0.5 * columns + room[0] + 1.0, 0.34 * rows + 0.14 * lines + 0.8 * room[1] + 0.7
+    )
+    axes = figure.subplots()
+    # Blue and red of one lightness are told apart with every kind of colour vision.
+    image = axes.pcolormesh(
+        frame.to_numpy(), cmap="RdBu_r", vmin=-1.0, vmax=1.0, edgecolors="white", linewidth=1
+    )
+    axes.set(
+        facecolor="#D9D9D9",
+        title=title,
+        xticks=[x + 0.5 for x in range(columns)],
+        xticklabels=headings,
+        yticks=[y + 0.5 for y in range(rows)],
+        yticklabels=names,
+    )
+    axes.tick_params("x", rotation=40, rotation_mode="xtick")
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.invert_yaxis()
+    for (y, x), value in np.ndenumerate(frame.to_numpy()):
+        text = "-" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
+        # Dark cells need light figures.
+        colour = "white" if abs(value) > 0.6 else "black"
+        axes.text(x + 0.5, y + 0.5, text, color=colour, fontsize=7, ha="center", va="center")
+    return figure, image

@@ -1,0 +1,71 @@
+"""Profiles: what the measures of a run say of every trait, and whether they agree."""
+
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+
+from personality_vector.numeric.statistics import correlation
+from personality_vector.study.design import BASE
+from personality_vector.study.numbers import Number, numbers_of, on_grid
+from personality_vector.study.run import Run
+
+_POINT = ["intervention", "strength"]
+
+
+def agreement_of_measures(run: Run) -> pd.DataFrame:
+    """Return one row per trait and pair of measures: whether they order the points alike.
+
+    A point is the base or a strength of the grid, at the mean over seeds. Columns: ``trait,
+    measure, other, n`` (points that both have), ``spearman, pearson, ci_low, ci_high`` (95 %, of
+    Pearson), ``same_way`` (share of the points that both move to the same side of the base), and
+    ``finding``: they ``agree`` or ``oppose`` each other if the interval leaves out 0, and otherwise
+    agreement is ``not shown``. Judges of one measure are compared by
+    :func:`study.scores.agreement`, answer by answer. Nothing is ever averaged over measures.
+    """
+    rows: list[dict[str, Any]] = []
+    for trait, table in profiles(run).groupby("trait", sort=False):
+        wide = table.pivot_table(index=_POINT, columns="number", values="value")
+        owners = dict(zip(table["number"], table["measure"], strict=True))
+        ordered = [name for name in dict.fromkeys(table["number"]) if name in wide]
+        for one, other in combinations(ordered, 2):
+            if owners[one] != owners[other]:
+                both = wide[[one, other]].dropna()
+                rows.append({"trait": trait, "measure": one, "other": other} | _agreement(both))
+    return pd.DataFrame(rows)
+
+
+def _agreement(both: pd.DataFrame) -> dict[str, Any]:
+    one, other = (both[name] for name in both)
+    found = correlation(one.tolist(), other.tolist())
+    low, high = found["ci_low"], found["ci_high"]
+    finding = "agree" if low > 0 else "oppose" if high < 0 else "not shown"
+    row = {"n": len(both), **{key: found[key] for key in ("spearman", "pearson")}}
+    moved = both - both.loc[(BASE, 0.0)] if (BASE, 0.0) in both.index else both.iloc[:0]
+    moved = moved.drop(index=(BASE, 0.0), errors="ignore")
+    same_way = float((moved.iloc[:, 0] * moved.iloc[:, 1] > 0).mean())
+    return row | {"ci_low": low, "ci_high": high, "same_way": same_way, "finding": finding}
+
+
+def profiles(run: Run) -> pd.DataFrame:
+    """Return the numbers that follow a pole, by point of the grid and trait, means over seeds.
+
+    Columns: ``number, measure, trait, intervention, strength, value``. The parts of a number, such
+    as its facets, are left out.
+    """
+    shown = on_grid(run, run.readings()).query("trait != ''")
+    numbers = {(one.measure, one.judge): one for one in profiled(run)}
+    keys = zip(shown["measure"], shown["judge"], strict=True)
+    named = shown.assign(number=[numbers[key].name if key in numbers else "" for key in keys])
+    groups = ["number", "measure", "trait", *_POINT]
+    return named[named["number"] != ""].groupby(groups, sort=False)["value"].mean().reset_index()
+
+
+def profiled(run: Run) -> list[Number]:
+    """Return the numbers that a profile of traits is made of."""
+    measures = run["measures"]
+    return [
+        one
+        for one in numbers_of(run, of_traits=True)
+        if one.measure in measures and one.better == "towards_pole"
+    ]
