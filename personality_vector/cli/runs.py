@@ -161,11 +161,12 @@ def _measure(
     from personality_vector.report.page import NO_MATCH, write_report
     from personality_vector.report.tables import print_frame
     from personality_vector.study.judging import judges_of
+    from personality_vector.study.run import Snapshot
     from personality_vector.study.tables import remarks, tables_of
 
     judges = [judge for one in study.measures for judge in judges_of(one)]
     with options.resumable(out), billed(judges, out) as bills:
-        run = study.run(out, workers=workers, force=force)
+        run = Snapshot(study.run(out, workers=workers, force=force).folder)
     page = write_report(run)
     run.write_manifest(kind)
     tables, notes = tables_of(run), remarks(run)

@@ -27,7 +27,7 @@ from personality_vector.study.curves import reach
 from personality_vector.study.design import BASE
 from personality_vector.study.numbers import Number, numbers_of
 from personality_vector.study.poles import COMPOSED, GRID, KEPT, OWN
-from personality_vector.study.run import Run
+from personality_vector.study.run import Run, Snapshot
 from personality_vector.study.store import FILE
 from personality_vector.study.tables import (
     AGREEMENT,
@@ -98,7 +98,7 @@ def write_report(run: Run | str | Path, *others: Run | str | Path) -> Path:
     """
     from jinja2 import Environment, PackageLoader
 
-    run = run if isinstance(run, Run) else Run(Path(run))
+    run = _read_once(run)
     loader = PackageLoader("personality_vector.report")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["text"] = text_of
@@ -113,13 +113,20 @@ def write_report(run: Run | str | Path, *others: Run | str | Path) -> Path:
     return path
 
 
+def _read_once(run: Run | str | Path) -> Snapshot:
+    """Return a run whose results are read once."""
+    if isinstance(run, Snapshot):
+        return run
+    return Snapshot(run.folder if isinstance(run, Run) else Path(run))
+
+
 def _cross_talks(folders: Sequence[Run | str | Path]) -> list[pd.DataFrame]:
     """Return the cross-talk of comparisons.
 
     Raises:
         RecipeError: One of them is not a comparison.
     """
-    runs = [one if isinstance(one, Run) else Run(Path(one)) for one in folders]
+    runs = list(map(_read_once, folders))
     for one in runs:
         if one["pole"] is None:
             raise RecipeError(

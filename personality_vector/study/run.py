@@ -1,9 +1,9 @@
 """What the folder of a run holds: its readings, its answers, and what it was made from."""
 
 import statistics
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -209,6 +209,41 @@ class Run:
             content |= chosen_for(base["path"], Template(**base.get("template", {})))
         write_manifest(self.folder, kind, content)
         sync_tree(self.folder)
+
+
+@dataclass(frozen=True)
+class Snapshot(Run):
+    """A run that reads its results once, for pages and tables that ask for them often.
+
+    What is measured after the first question is not in it.
+    """
+
+    _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def _once(self, key: str, read: Callable[[], Any]) -> Any:
+        if key not in self._kept:
+            self._kept[key] = read()
+        return self._kept[key]
+
+    def __getitem__(self, key: str) -> Any:
+        """Return what was noted of the latest recipe; it is not to be changed."""
+        return self._once(f"note {key}", lambda: Run.__getitem__(self, key))
+
+    def readings(self) -> pd.DataFrame:
+        """Return every number, as :meth:`Run.readings`."""
+        return self._once("readings", lambda: Run.readings(self)).copy()
+
+    def units(self) -> dict[str, str]:
+        """Return the units of numbers, as :meth:`Run.units`."""
+        return dict(self._once("units", lambda: Run.units(self)))
+
+    def answers(self) -> pd.DataFrame:
+        """Return every answer, as :meth:`Run.answers`."""
+        return self._once("answers", lambda: Run.answers(self)).copy()
+
+    def observations(self) -> pd.DataFrame:
+        """Return the items of readings, as :meth:`Run.observations`."""
+        return self._once("observations", lambda: Run.observations(self)).copy()
 
 
 def _sorted(rows: list[tuple[Any, ...]], keys: int, columns: Mapping[str, str]) -> pd.DataFrame:
