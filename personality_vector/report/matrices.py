@@ -1,4 +1,4 @@
-"""Figures of matrices: cosines of vectors, and how far measures agree."""
+"""Heat maps: cosines of vectors, how far measures agree, and how the words of replies change."""
 
 import textwrap
 from typing import Any
@@ -11,6 +11,7 @@ from personality_vector.report.figures import canvas
 
 _LONGEST, _IN_A_LETTER = 48, 0.075
 """Letters of a line of a name, and the inches of each."""
+_MOST_ROWS = 25
 
 
 def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> Figure:
@@ -38,8 +39,20 @@ def agreement_figure(table: pd.DataFrame) -> Figure:
     return _heat_map(frame, "Spearman's correlation")[0]
 
 
-def _heat_map(frame: pd.DataFrame, title: str) -> tuple[Figure, Any]:
-    """Return numbers in [-1, 1] as a figure, and what a colour bar is made from."""
+def language_figure(frame: pd.DataFrame) -> Figure:
+    """Draw how much more often words of each category are used than by the base, as a heat map.
+
+    Args:
+        frame: As :func:`study.profiles.language` returns it; its first rows are drawn.
+    """
+    shown = frame.head(_MOST_ROWS)
+    shown = shown.set_axis([f"{label} {strength:g}" for label, strength in shown], axis=1)
+    most = max(1.0, float(np.nanmax(shown.abs().to_numpy())))
+    return _heat_map(shown, "words per hundred, minus the base's", most)[0]
+
+
+def _heat_map(frame: pd.DataFrame, title: str, most: float = 1.0) -> tuple[Figure, Any]:
+    """Return numbers in ``[-most, most]`` as a figure, and what a colour bar is made from."""
     rows, columns = frame.shape
     figure = canvas(1, 1)
     names, headings = ([textwrap.fill(str(n), _LONGEST) for n in of] for of in frame.axes)
@@ -51,7 +64,7 @@ def _heat_map(frame: pd.DataFrame, title: str) -> tuple[Figure, Any]:
     axes = figure.subplots()
     # Blue and red of one lightness are told apart with every kind of colour vision.
     image = axes.pcolormesh(
-        frame.to_numpy(), cmap="RdBu_r", vmin=-1.0, vmax=1.0, edgecolors="white", linewidth=1
+        frame.to_numpy(), cmap="RdBu_r", vmin=-most, vmax=most, edgecolors="white", linewidth=1
     )
     axes.set(
         facecolor="#D9D9D9",
@@ -69,6 +82,6 @@ def _heat_map(frame: pd.DataFrame, title: str) -> tuple[Figure, Any]:
     for (y, x), value in np.ndenumerate(frame.to_numpy()):
         text = "-" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
         # Dark cells need light figures.
-        colour = "white" if abs(value) > 0.6 else "black"
+        colour = "white" if abs(value) > 0.6 * most else "black"
         axes.text(x + 0.5, y + 0.5, text, color=colour, fontsize=7, ha="center", va="center")
     return figure, image

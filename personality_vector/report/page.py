@@ -19,7 +19,7 @@ from personality_vector.report.figures import (
     pareto_figure,
     save_figure,
 )
-from personality_vector.report.matrices import agreement_figure
+from personality_vector.report.matrices import agreement_figure, language_figure
 from personality_vector.report.radar import radar_figure
 from personality_vector.report.tables import table_of, text_of, with_brackets
 from personality_vector.study.comparison import Column, Comparison, cross_talk
@@ -27,6 +27,7 @@ from personality_vector.study.curves import reach
 from personality_vector.study.design import BASE
 from personality_vector.study.numbers import Number, numbers_of
 from personality_vector.study.poles import COMPOSED, GRID, KEPT, OWN
+from personality_vector.study.profiles import language
 from personality_vector.study.run import Run, Snapshot
 from personality_vector.study.store import FILE
 from personality_vector.study.tables import (
@@ -215,6 +216,8 @@ def _pictures(run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     figures["radar"] = radar_figure(run)
     if MEASURES_AGREE in tables:
         figures["agreement"] = agreement_figure(tables[MEASURES_AGREE])
+    if not (words := language(run)).empty:
+        figures["language"] = language_figure(words)
     drawn = {name: figure for name, figure in figures.items() if figure.axes}
     for name, figure in drawn.items():
         save_figure(figure, run.folder, name)

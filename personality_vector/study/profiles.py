@@ -11,6 +11,8 @@ from personality_vector.study.numbers import Number, numbers_of, on_grid
 from personality_vector.study.run import Run
 
 _POINT = ["intervention", "strength"]
+PER_HUNDRED = "per hundred words"
+"""The unit of a measure that counts words by category."""
 
 
 def agreement_of_measures(run: Run) -> pd.DataFrame:
@@ -48,7 +50,7 @@ def _agreement(both: pd.DataFrame) -> dict[str, Any]:
 
 
 def profiles(run: Run) -> pd.DataFrame:
-    """Return the numbers that follow a pole, by point of the grid and trait, means over seeds.
+    """Return the numbers of traits, by point of the grid and trait, means over seeds.
 
     Columns: ``number, measure, trait, intervention, strength, value``. The parts of a number, such
     as its facets, are left out.
@@ -64,8 +66,22 @@ def profiles(run: Run) -> pd.DataFrame:
 def profiled(run: Run) -> list[Number]:
     """Return the numbers that a profile of traits is made of."""
     measures = run["measures"]
-    return [
-        one
-        for one in numbers_of(run, of_traits=True)
-        if one.measure in measures and one.better == "towards_pole"
-    ]
+    return [one for one in numbers_of(run, of_traits=True) if one.measure in measures]
+
+
+def language(run: Run) -> pd.DataFrame:
+    """Return one row per category of words and one column per point, as differences from the base.
+
+    They are of the measures whose unit is "per hundred words", at the strengths of the grid, means
+    over seeds. The categories that move most come first.
+    """
+    measures, units = run["measures"], run.units()
+    names = [name for name, one in measures.items() if one["unit"] == PER_HUNDRED]
+    found = on_grid(run, run.readings()).query("trait == ''")
+    is_own = [m.rpartition(".")[0] in names and m not in units for m in found["measure"]]
+    wide = found[is_own].pivot_table(index="measure", columns=_POINT, values="value", sort=False)
+    if (BASE, 0.0) not in wide:
+        return pd.DataFrame()
+    moved = wide.sub(wide[BASE, 0.0], axis=0).drop(columns=(BASE, 0.0)).dropna(how="all")
+    order = moved.abs().max(axis=1).sort_values(ascending=False, kind="stable").index
+    return moved.loc[order].rename(index=lambda name: name.rpartition(".")[2])

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from personality_vector.report.matrices import agreement_figure
+from personality_vector.report.matrices import agreement_figure, language_figure
 from personality_vector.report.radar import radar_figure
-from personality_vector.study.profiles import agreement_of_measures
+from personality_vector.study.profiles import agreement_of_measures, language
 from personality_vector.study.tables import MEASURES_AGREE, tables_of
 from personality_vector.subject.protocols import Findings, Reading
 from tests.report.stores import STRENGTHS, Made
@@ -27,9 +27,19 @@ class WithSelfReport(Made):
     @property
     def measures(self):
         drawn = {"unit": "score", "scale": [1.0, 5.0], "better": "towards_pole", "norms": NORMS}
-        return {**super().measures, "self_report": drawn}
+        words = {"unit": "per hundred words", "scale": None, "better": "none"}
+        return {**super().measures, "self_report": drawn, "linguistic": words}
 
     def _findings(self, name, label, strength):
+        if name == "linguistic":
+            shares = {"we": 1.0, "negations": 2.0 * strength, "length": 9.0}
+            units = {"length": "words"}
+            return Findings(
+                readings=[
+                    Reading(f"linguistic.{one}", value, unit=units.get(one, ""))
+                    for one, value in shares.items()
+                ]
+            )
         if name != "self_report":
             return super()._findings(name, label, strength)
         values = dict.fromkeys(self.traits, 3 + self.slope * strength)
@@ -89,6 +99,16 @@ def test_a_radar_shows_base_ends_and_the_norm_of_each_measure_apart(tmp_path):
     [band] = panels[0].collections
     low, high = band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()
     assert (low, high) == (pytest.approx(2.5), pytest.approx(3.9))
+
+
+def test_the_language_is_drawn_by_point_as_a_difference_from_the_base(tmp_path):
+    frame = language(WithSelfReport(tmp_path / "a").write())
+    assert list(frame.index) == ["negations", "we"]  # what moves most is first
+    assert frame["weights", 2.0].to_dict() == {"negations": 4.0, "we": 0.0}
+    axes = language_figure(frame).axes[0]
+    assert axes.get_xticklabels()[0].get_text() == f"weights {STRENGTHS[0]:g}"
+    assert "4.00" in [text.get_text() for text in axes.texts]
+    assert language(Made(tmp_path / "b").write()).empty
 
 
 def test_a_run_of_two_traits_has_no_radar(tmp_path):
