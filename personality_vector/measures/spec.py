@@ -99,8 +99,12 @@ class BaseMeasure:
     """What most measures share: they need no reference from the base, and collect readings."""
 
     version: ClassVar[int] = 1
-    scale: ClassVar[tuple[float, float] | None] = None
     better: ClassVar[Better] = "towards_pole"
+
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """The ends of the scale, where there is one."""
+        return None
 
     def identity(self) -> str:
         """Return a digest of all fields except those that only change speed and memory."""

@@ -16,6 +16,7 @@ from personality_vector.study.design import BASE, Arm, Design, Grid, Point, requ
 from personality_vector.study.judging import (
     judge_key,
     judges_of,
+    norms_of,
     quality_of,
     rubrics_of,
     scale_of,
@@ -236,7 +237,7 @@ class Study:
             poles={arm.label: arm.aim for arm in self.arms},
             seeds=list(self.seeds),
             measures={
-                m.name: {"unit": m.unit, "scale": scale_of(m), "better": m.better}
+                m.name: {"unit": m.unit, "scale": scale_of(m), "better": m.better, **norms_of(m)}
                 for m in self.measures
             },
             rubrics={

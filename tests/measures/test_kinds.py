@@ -14,7 +14,7 @@ import torch
 
 from personality_vector.errors import RecipeError
 from personality_vector.lab import builtin
-from personality_vector.measures.spec import KINDS, AnyMeasure
+from personality_vector.measures.spec import KINDS, QUESTION, AnyMeasure
 from personality_vector.recipes.schema import Recipe, schema_of
 from personality_vector.steering import SteeringVector
 from personality_vector.subject.models import load_model, load_tokenizer
@@ -27,7 +27,7 @@ HIDDEN = 160
 GIVEN = {
     "likelihood": {"statements": "s.jsonl", "traits": ["openness", "humour"]},
     "guards": {"statements": "s.jsonl"},
-    "interview": {"traits": ["openness"]},
+    "interview": {"traits": ["openness"], "question": QUESTION},
     "cost": {"price_in": 1.0, "price_out": 2.0},
     "activations": {"vectors": ["v"], "layer": 1},
     "tasks": {"files": ["q.jsonl"]},
