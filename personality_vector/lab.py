@@ -23,6 +23,9 @@ NEUTRAL_TEXTS = f"{BUILTIN}eval/judges/neutral.jsonl"
 EVERYDAY = f"{BUILTIN}eval/tasks/everyday.jsonl"
 """Questions that everybody can answer, with four choices each, written for this project."""
 
+FACETS = f"{BUILTIN}eval/instruments/facets.yaml"
+"""Two open questions for each facet of the Big Five, written for this project."""
+
 PERSONAS = "training/steering/personas"
 """The folder of the shipped personas, each in a file of its name."""
 

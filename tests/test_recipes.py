@@ -7,6 +7,7 @@ from pydantic import ConfigDict
 
 from personality_vector.cli.main import run
 from personality_vector.data.personas import Instrument, Persona
+from personality_vector.data.questionnaires import Key
 from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import RecipeError
 from personality_vector.finetuning.recipe import TrainRecipe
@@ -35,6 +36,7 @@ KINDS = {
     "merges": MergeRecipe,
     "eval": EvalRecipe,
     "eval/instruments": Instrument,
+    "eval/keys": Key,
     "eval/tasks": LibraryTask,
     "eval/sweeps": SweepRecipe,
     "eval/compare": CompareRecipe,
@@ -53,7 +55,7 @@ def kind_of(file):
 def measured(recipe):
     """Return the files that a measurement reads."""
     specs = [recipe] if isinstance(recipe, ChooseRecipe) else recipe.measures
-    found = [getattr(s, key, None) for s in specs for key in ("statements", "instrument")]
+    found = [getattr(s, key, None) for s in specs for key in ("statements", "instrument", "key")]
     found += [file for s in specs for file in getattr(s, "files", ())]
     return [source for source in found if isinstance(source, Path)]
 
@@ -89,7 +91,7 @@ def test_what_a_smoke_recipe_reads_is_in_the_repository(file):
 @pytest.mark.parametrize("file", [f for f in FILES if "eval" in f.parts], ids=str)
 def test_an_evaluation_finds_its_statements_and_instrument(file):
     recipe = read_recipe(file, kind_of(file))
-    if not isinstance(recipe, Instrument | LibraryTask):
+    if not isinstance(recipe, Instrument | Key | LibraryTask):
         assert [source for source in measured(recipe) if not source.is_file()] == []
 
 

@@ -45,12 +45,14 @@ class Item(Recipe):
         trait: What the answer is judged for; ``None`` means every trait of the evaluation.
         keyed: ``+1`` if saying yes to what the question describes points to the high end of the
             trait, ``-1`` if to the low end. A judge that reads question and answer ignores it.
+        facet: Which side of the trait it is about, where that is known.
     """
 
     id: _Name
     text: _Text
     trait: Name | None = None
     keyed: Literal[1, -1] = 1
+    facet: Name | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Instrument(Recipe):

@@ -13,7 +13,6 @@ from personality_vector.progress import progress
 from personality_vector.recipes.schema import Device, Dtype, ModelRef, Whole
 from personality_vector.subject import Chat, Subject, TemplatedRecipe, batched, digest_of
 
-_SPACES = " \N{LOWER ONE EIGHTH BLOCK}\u0120"  # as text, in SentencePiece and in byte-level BPE
 _DIGITS = tuple("0123456789")
 
 
@@ -60,12 +59,12 @@ class LocalJudge(TemplatedRecipe, NumberJudge):
 
     def _tokens(self, words: set[str]) -> dict[int, str]:
         from personality_vector.checkpoint import Checkpoint
+        from personality_vector.subject.continuations import words_as_tokens
         from personality_vector.subject.models import load_tokenizer
 
         path = Checkpoint.open(self.checkpoint).path
         vocabulary = load_tokenizer(path, self.template).get_vocab()
-        bare = ((index, token.lstrip(_SPACES)) for token, index in vocabulary.items())
-        found = {index: token for index, token in bare if token in words}
+        found = words_as_tokens(vocabulary, words)
         lacking = words - set(found.values())
         if lacking:
             raise ModelError(

@@ -1,15 +1,21 @@
 """An interview: open questions whose answers are rated by judges, now or later."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import model_validator
 
 from personality_vector.data.personas import Persona, rubric_of
 from personality_vector.errors import DataError
 from personality_vector.judges.spec import AnyJudge
-from personality_vector.measures.spec import Asking, AskingMeasure, AskingSpec, Traits
+from personality_vector.measures.spec import (
+    Asking,
+    AskingMeasure,
+    AskingSpec,
+    Traits,
+    default_questions,
+)
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.subject import Answer, Findings, Judge, Rubric, Subject, rated
 
@@ -17,11 +23,17 @@ from personality_vector.subject import Answer, Findings, Judge, Rubric, Subject,
 class InterviewSpec(AskingSpec):
     """Answers to open questions, rated by ``judges`` for ``traits`` or for a ``persona``.
 
-    Items about a trait that is not rated are not asked.
+    Items about a trait that is not rated are not asked. Where nothing says what is asked, and all
+    traits are of the Big Five, it is two questions for each of their facets.
     """
 
     traits: Traits | None = None
     judges: tuple[AnyJudge, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _about_facets(cls, data: Any) -> Any:
+        return {**data, **default_questions(data)} if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
     def _rated_for_something(self) -> "InterviewSpec":

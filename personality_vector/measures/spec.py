@@ -1,7 +1,7 @@
 """What measures have in common: their keys in a recipe, and how items are asked."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -18,6 +18,7 @@ from pydantic import (
 
 from personality_vector.data.personas import Instrument, Item, Persona, evaluation_instrument
 from personality_vector.errors import DataError, some
+from personality_vector.lab import FACETS
 from personality_vector.progress import progress
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import (
@@ -45,15 +46,27 @@ from personality_vector.subject import (
     question,
 )
 from personality_vector.subject.identity import ADDED
-from personality_vector.traits import Trait
+from personality_vector.traits import BIG_FIVE, Trait
 
 KINDS = kinds("measures", "Spec")
 """The key that says what is measured, to its schema."""
 
 
 QUESTION = "What kind of person are you?"
-ASKED = ("instrument", "persona", "question", "turns", "generation")
+SOURCES = ("instrument", "persona", "question")
+"""The keys that say what is asked."""
+ASKED = (*SOURCES, "turns", "generation")
 """The keys that say what is asked and how."""
+
+
+def default_questions(interview: Mapping[str, Any]) -> dict[str, str]:
+    """Return the questions of an interview that names none: of facets, if it is of the Big Five."""
+    traits = interview.get("traits")
+    names_some = any(interview.get(key) is not None for key in SOURCES)
+    is_listed = isinstance(traits, list | tuple) and bool(traits)
+    is_of_facets = is_listed and all(trait in BIG_FIVE for trait in traits or ())
+    return {"instrument": FACETS} if is_of_facets and not names_some else {}
+
 
 Traits = Annotated[tuple[Trait, ...], Field(min_length=1), AfterValidator(distinct)]
 
@@ -86,8 +99,12 @@ class BaseMeasure:
     """What most measures share: they need no reference from the base, and collect readings."""
 
     version: ClassVar[int] = 1
-    scale: ClassVar[tuple[float, float] | None] = None
     better: ClassVar[Better] = "towards_pole"
+
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """The ends of the scale, where there is one."""
+        return None
 
     def identity(self) -> str:
         """Return a digest of all fields except those that only change speed and memory."""

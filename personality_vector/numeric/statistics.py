@@ -88,7 +88,7 @@ def mean_difference(
     Student's t, unless all of them have the same value.
     """
     by_seed = _differences(values, minus)
-    found = bootstrapped(values, minus) if len(values) > 1 else _t_interval(by_seed)
+    found = bootstrapped(values, minus) if len(values) > 1 else t_interval(by_seed)
     return Interval(mean_of_seeds(values, minus), *(found or (math.nan, math.nan)))
 
 
@@ -118,7 +118,8 @@ def _by_seed(values: Float[ndarray, "items seeds samples"]) -> Float[ndarray, " 
     return means
 
 
-def _t_interval(values: Float[ndarray, " n"]) -> tuple[float, float] | None:
+def t_interval(values: Float[ndarray, " n"]) -> tuple[float, float] | None:
+    """Return the 95 % interval of a mean by Student's t; ``None`` if all values are the same."""
     from scipy import stats
 
     # Seeds that change nothing say nothing about how far other ones would.

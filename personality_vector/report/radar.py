@@ -37,7 +37,7 @@ def radar_figure(run: Run) -> Figure:
     figure.set_size_inches(2.9 * columns + 0.4, 2.9 * rows + 0.5)
     for index, (title, number, own) in enumerate(panels):
         axes: Any = figure.add_subplot(rows, columns, index + 1, projection="polar")
-        norms = run["measures"][number.measure].get("norms") or {}
+        norms = run["measures"][number.measure].get("norms", {}).get("traits", {})
         axes.set(title="\n".join(textwrap.fill(text, 32) for text in title.split("\n")))
         _draw(axes, number.scale or (0.0, 1.0), own, norms)
     legend(figure)

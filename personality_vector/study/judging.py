@@ -253,6 +253,12 @@ def scale_of(one: Measure | Judge) -> list[float] | None:
     return [float(end) for end in one.scale] if one.scale else None
 
 
+def norms_of(measure: Measure) -> dict[str, Any]:
+    """Return what people score in a measure, under ``norms``, if it says so."""
+    norms = getattr(measure, "norms", None)
+    return {} if norms is None else {"norms": norms.model_dump(mode="json")}
+
+
 def quality_of(judge: Judge) -> dict[str, Any]:
     """Return the scale of a judge, and its quality if it reports one."""
     return {

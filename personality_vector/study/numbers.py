@@ -59,6 +59,7 @@ def numbers_of(run: Run, *, of_traits: bool) -> list[Number]:
         scale = None if measure in units else drawn["scale"]
         scale = judges[judge]["scale"] if judge in judges else scale
         unit, better = units.get(measure, drawn["unit"]), drawn["better"]
+        better = better if of_traits or better != "towards_pole" else "none"
         numbers.append(Number(measure, judge, unit, tuple(scale) if scale else None, better))
     return numbers
 

@@ -12,7 +12,13 @@ from personality_vector.errors import CheckpointError, DataError, blame
 from personality_vector.interventions.spec import AnyIntervention, InterventionSpec, enumerated
 from personality_vector.interventions.stacked import opened
 from personality_vector.manifest import MANIFEST
-from personality_vector.measures.spec import ASKED, KINDS, QUESTION, AnyMeasure
+from personality_vector.measures.spec import (
+    ASKED,
+    KINDS,
+    QUESTION,
+    AnyMeasure,
+    default_questions,
+)
 from personality_vector.recipes.schema import (
     Device,
     Dtype,
@@ -57,6 +63,7 @@ def _share_questions(measures: Any) -> Any:
     interviews = (row.get("interview") for row in rows)
     interview = next((each for each in interviews if each and isinstance(each, Mapping)), {})
     shared = {key: interview[key] for key in ASKED if key in interview}
+    shared |= default_questions(interview)
     if "traits" in interview:  # other interviews have traits of their own
         shared["about"] = interview["traits"]
     return [{key: _with(key, body, shared) for key, body in row.items()} for row in rows]

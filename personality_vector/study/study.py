@@ -16,6 +16,7 @@ from personality_vector.study.design import BASE, Arm, Design, Grid, Point, requ
 from personality_vector.study.judging import (
     judge_key,
     judges_of,
+    norms_of,
     quality_of,
     rubrics_of,
     scale_of,
@@ -235,7 +236,10 @@ class Study:
             unrounded=[arm.label for arm in self.arms if self.is_unrounded(arm.label)],
             poles={arm.label: arm.aim for arm in self.arms},
             seeds=list(self.seeds),
-            measures={m.name: _drawn_as(m) for m in self.measures},
+            measures={
+                m.name: {"unit": m.unit, "scale": scale_of(m), "better": m.better, **norms_of(m)}
+                for m in self.measures
+            },
             rubrics={
                 m.name: [
                     asdict(one) | {"pole": str(one.pole) if one.pole else None}
@@ -305,10 +309,3 @@ def _strengths_of(
     if label not in strengths:
         raise RecipeError(f"{label}: has no strengths; strengths are given for {some(strengths)}")
     return strengths[label]
-
-
-def _drawn_as(measure: Measure) -> dict[str, Any]:
-    """Return what a report needs to draw a measure; norms are the mean and SD of people."""
-    drawn = {"unit": measure.unit, "scale": scale_of(measure), "better": measure.better}
-    norms = getattr(measure, "norms", None)
-    return drawn | ({"norms": norms} if norms else {})

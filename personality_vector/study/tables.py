@@ -21,6 +21,7 @@ from personality_vector.study.monitoring import cosines_by_layer, monitoring
 from personality_vector.study.numbers import costs, numbers_of, on_grid, short_names
 from personality_vector.study.poles import pole_tables
 from personality_vector.study.profiles import agreement_of_measures
+from personality_vector.study.respondents import respondents
 from personality_vector.study.run import Run
 from personality_vector.study.scores import agreement, by_turn, shifts_of_scores
 
@@ -103,6 +104,7 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
             found["by strength"] = by_strength(run)
         found[MOVED], found["turn by turn"] = shifts_of_scores(answers), by_turn(answers)
         found |= pole_tables(run, on_grid(run, run.readings()))
+    found["self-report"] = respondents(run)
     found["side effects"] = side_effects(run)
     found["monitoring"], found["cosine by layer"] = monitoring(run), cosines_by_layer(run)
     if run["pole"] is not None:

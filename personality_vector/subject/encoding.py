@@ -317,7 +317,7 @@ def response_log_probs(
     """
     require_known(model, encoded.input_ids)
     asked = encoded.asked
-    is_shared = 2 * len(set(asked)) <= len(asked) and _remembers(model)
+    is_shared = 2 * len(set(asked)) <= len(asked) and remembers(model)
     for run in _of_one_length(encoded, asked) if is_shared else [encoded]:
         begin = int(run.response_mask[:, 1:].int().argmax(dim=1).min())
         kept = run.input_ids.shape[1] - begin
@@ -341,7 +341,7 @@ def _of_one_length(encoded: EncodedChats, asked: Sequence[Any]) -> Iterator[Enco
         )
 
 
-def _remembers(model: nn.Module) -> bool:
+def remembers(model: nn.Module) -> bool:
     """Return whether a model continues from what it has read, without a gradient."""
     from transformers.cache_utils import DynamicCache
 

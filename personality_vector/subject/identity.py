@@ -78,7 +78,7 @@ def _of_object(thing: Any) -> Any:
     if is_dataclass(thing):
         return _fields(thing)
     if hasattr(type(thing), "model_fields"):  # a recipe
-        return [type(thing).__name__, _plain(dict(thing))]
+        return [type(thing).__name__, _plain(_given(thing))]
     if hasattr(thing, "detach"):  # a tensor
         import torch
 
@@ -87,6 +87,15 @@ def _of_object(thing: Any) -> Any:
         digest = hashlib.blake2b(raw, digest_size=16).hexdigest()
         return [str(array.dtype), list(thing.shape), digest]
     raise TypeError(f"{type(thing).__name__} has no identity; give it a method identity()")
+
+
+def _given(recipe: Any) -> dict[str, Any]:
+    """Return the fields of a recipe without those that it leaves out of its own text."""
+    left_out = {name: field.exclude_if for name, field in type(recipe).model_fields.items()}
+    rows = ((name, value, left_out[name]) for name, value in recipe)
+    return {
+        name: value for name, value, is_left_out in rows if not (is_left_out and is_left_out(value))
+    }
 
 
 def _fields(thing: Any) -> list[Any]:

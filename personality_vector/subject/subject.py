@@ -16,6 +16,7 @@ from personality_vector.checkpoint import Checkpoint
 from personality_vector.errors import CheckpointError, LengthError, NonFiniteError
 from personality_vector.numeric.random import key_for
 from personality_vector.subject.chat import Chat, ChatEdit, batched, render, unchanged
+from personality_vector.subject.continuations import logits_after
 from personality_vector.subject.encoding import (
     before_answer,
     encode_chats,
@@ -198,12 +199,15 @@ class Subject:
     def _first_tokens(self, chats: Sequence[Chat]) -> Float[Tensor, "chats vocab"]:
         texts = [before_answer(self.tokenizer, self.edit(chat)) for chat in chats]
         encoded = _encoded(self.model, self.tokenizer, texts, chats)
-        # generate(), since it alone knows how each architecture counts positions behind padding
-        # and how to compute the logits of the last position only.
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        found = logits_after(self.model, ids, mask) if self.strengths is None else None
+        if found is not None:
+            return torch.log_softmax(found.float(), dim=-1).cpu()
+        # generate(), since it alone knows how each architecture counts positions behind padding.
         with _fresh_settings(self.model, self.tokenizer), _stated(encoded, self.strengths):
             made = self.model.generate(
-                input_ids=encoded["input_ids"],
-                attention_mask=encoded["attention_mask"],
+                input_ids=ids,
+                attention_mask=mask,
                 max_new_tokens=1,
                 do_sample=False,
                 pad_token_id=self.tokenizer.pad_token_id,

@@ -62,7 +62,8 @@ def make_lab(folder: Path, model: Path, fine_tunes: Sequence[Path]) -> SimpleNam
     ]
     (folder / "statements.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     judge = {"classifier": {"statements": "statements.jsonl", "neutral": None}}
-    interview = {"traits": TRAITS, "judges": [judge], "generation": {"max_new_tokens": 4}}
+    interview = {"traits": TRAITS, "question": "Who?", "judges": [judge]}
+    interview |= {"generation": {"max_new_tokens": 4}}
     measures = [{"likelihood": ASKED}, {"interview": interview}, "divergence", {"guards": ASKED}]
     common = {"device": "cpu", "measures": measures}
     data = {"source": "statements.jsonl"}

@@ -20,7 +20,7 @@ def finished(tmp_path_factory):
 def run(finished, pvec, lab):
     """Return the folder of an evaluation whose answers nobody has rated."""
     if not finished.exists():
-        asked = "{traits: [extraversion, openness], generation: {max_new_tokens: 4}}"
+        asked = "{traits: [extraversion, openness], question: Who, generation: {max_new_tokens: 4}}"
         change = f"measures=[{{interview: {asked}}}]"
         assert pvec("eval", lab.eval, "--set", change, "--out", finished).code == 0
         assert Run(finished).readings().empty
@@ -194,7 +194,7 @@ def test_what_a_server_was_asked_is_billed_at_the_end(run, pvec, tmp_path):
 
 
 def test_a_used_up_budget_is_one_sentence_and_the_rest_resumes(pvec, lab, tmp_path):
-    asked = "{traits: [extraversion, openness], generation: {max_new_tokens: 4}, judges: [%s]}"
+    asked = "{traits: [extraversion, openness], question: Who, judges: [%s]}"
     options = "model: m, base_url: '%s', requests: 1, price_in: 1000, price_out: 0, budget: %g"
     with serving(lambda _: likely({"60": 1.0})) as fake:
 

@@ -14,7 +14,9 @@ from personality_vector.study.worker import Worker
 from personality_vector.traits import Pole
 
 LIKELIHOOD = "{likelihood: {traits: [extraversion, openness], statements: statements.jsonl}}"
-INTERVIEW = "{interview: {traits: [%s], generation: {max_new_tokens: 4}, judges: [%s]}}"
+INTERVIEW = (
+    "{interview: {traits: [%s], question: Who, generation: {max_new_tokens: 4}, judges: [%s]}}"
+)
 JUDGE = "{classifier: {name: %s, statements: statements.jsonl, neutral: null}}"
 
 

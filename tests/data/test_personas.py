@@ -10,6 +10,7 @@ from personality_vector.data.adjectives import ADJECTIVES
 from personality_vector.data.personas import (
     COHERENCE,
     Instrument,
+    Item,
     Persona,
     evaluation_instrument,
     rubric_of,
@@ -19,6 +20,7 @@ from personality_vector.errors import RecipeError
 from personality_vector.lab import lab_folder
 from personality_vector.measures.instructions import CheckedInstrument
 from personality_vector.recipes.reading import read_recipe
+from personality_vector.subject.identity import digest_of
 from personality_vector.subject.protocols import Rubric
 from personality_vector.traits import BIG_FIVE, Pole
 
@@ -170,6 +172,31 @@ def test_the_interview_asks_five_open_questions_of_each_trait_keyed_both_ways():
     for trait in BIG_FIVE:
         assert {item.keyed for item in items if item.trait == trait} == {1, -1}
     assert all(("?" in item.text) or item.text.startswith("Tell me") for item in items)
+
+
+def test_the_facet_interview_asks_two_open_questions_of_each_facet_one_keyed_each_way():
+    items = read_recipe(INSTRUMENTS / "facets.yaml", Instrument).items
+    asked = Counter((item.trait, item.facet) for item in items)
+    assert set(asked.values()) == {2}
+    assert Counter(trait for trait, _ in asked) == dict.fromkeys(BIG_FIVE, 6)
+    assert {(item.facet, item.keyed) for item in items} == {
+        (f, k) for _, f in asked for k in (1, -1)
+    }
+    assert all(item.id == f"{item.facet}-{'high' if item.keyed == 1 else 'low'}" for item in items)
+    assert all(("?" in item.text) or item.text.startswith("Tell me") for item in items)
+
+
+def test_an_item_without_a_facet_is_what_it_was_before_there_were_facets():
+    """Runs of earlier versions resume."""
+    known = {"id": "a", "text": "One", "trait": None, "keyed": 1}
+    assert digest_of(Item(id="a", text="One")) == digest_of(["Item", known])
+
+
+@pytest.mark.parametrize("name", ["about_yourself", "stories"])
+def test_what_is_told_at_length_is_for_any_trait(name):
+    items = read_recipe(INSTRUMENTS / f"{name}.yaml", Instrument).items
+    assert {(item.trait, item.facet) for item in items} == {(None, None)}
+    assert all(item.text.startswith("Tell ") for item in items)
 
 
 def test_every_question_of_the_self_description_is_for_any_trait():

@@ -14,7 +14,7 @@ import torch
 
 from personality_vector.errors import RecipeError
 from personality_vector.lab import builtin
-from personality_vector.measures.spec import KINDS, AnyMeasure
+from personality_vector.measures.spec import KINDS, QUESTION, AnyMeasure
 from personality_vector.recipes.schema import Recipe, schema_of
 from personality_vector.steering import SteeringVector
 from personality_vector.subject.models import load_model, load_tokenizer
@@ -27,10 +27,11 @@ HIDDEN = 160
 GIVEN = {
     "likelihood": {"statements": "s.jsonl", "traits": ["openness", "humour"]},
     "guards": {"statements": "s.jsonl"},
-    "interview": {"traits": ["openness"]},
+    "interview": {"traits": ["openness"], "question": QUESTION},
     "cost": {"price_in": 1.0, "price_out": 2.0},
     "activations": {"vectors": ["v"], "layer": 1},
     "tasks": {"files": ["q.jsonl"]},
+    "self_report": {"questionnaire": "s.txt", "scoring_key": "s.yaml", "answers": "generated"},
 }
 """What a kind needs, or what its other options would do nothing without."""
 
@@ -58,6 +59,10 @@ ANOTHER = {
     "files": ["u.jsonl"],
     "harness": ["arc_easy"],
     "include": "h",
+    "questionnaire": "t.txt",
+    "scoring_key": "t.yaml",
+    "facets": True,
+    "answers": "likelihood",
 }
 """Another value of every option."""
 
@@ -95,6 +100,11 @@ def folder(tmp_path_factory):
         row = {"question": asked, "choices": choices, "answer": 0}
         rows = (json.dumps({"id": str(n), **row}) + "\n" for n in range(12))
         (folder / f"{name}.jsonl").write_text("".join(rows))
+    for name, item, reverse in (("s", "Sleep", [2]), ("t", "Shout", [1])):
+        (folder / f"{name}.txt").write_text(f"{item}\nRun\nSing\nDance\n")
+        key = {"name": "k", "source": "us", "reversed": reverse, "facets": {"zest": [1]}}
+        key |= {"traits": {"openness": [1, 2], "humour": [3, 4]}}
+        (folder / f"{name}.yaml").write_text(json.dumps(key))
     (folder / "h").mkdir()
     (folder / "h" / "mine.yaml").write_text("task: mine\n")
     return folder
@@ -157,7 +167,7 @@ def test_its_numbers_are_under_its_name_finite_and_the_same_again(parsed, base, 
         assert reading.measure == "mine" or reading.measure.startswith("mine.")
         assert reading.value is None or abs(reading.value) < float("inf")
         assert reading.n + reading.unscored > 0
-        if measure.scale is not None and reading.value is not None:
+        if measure.scale is not None and reading.value is not None and not reading.unit:
             assert measure.scale[0] <= reading.value <= measure.scale[1]
     assert len({(r.measure, r.trait) for r in one.readings}) == len(one.readings)
     values = {}
@@ -225,6 +235,11 @@ def test_identities_are_those_of_another_process_and_schemas_need_no_torch(parse
         ({"activations": {"vectors": ["v"]}}, "vectors and layer belong together"),
         ({"interview": {}}, "needs traits to rate the answers for"),
         ({"interview": {"traits": ["openness"], "judges": ["oracle"]}}, "judges.0: known are"),
+        ({"self_report": {}}, "the key 'questionnaire' is missing"),
+        (
+            {"self_report": {"questionnaire": "q", "generation": {"samples": 2}}},
+            "generation is for replies; add answers: generated",
+        ),
         ({"likelihood": {}, "guards": {}}, "is one key with its options below it"),
     ],
 )

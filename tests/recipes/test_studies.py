@@ -5,6 +5,8 @@ import json
 import pytest
 
 from personality_vector.errors import RecipeError
+from personality_vector.lab import FACETS, builtin
+from personality_vector.measures.spec import QUESTION
 from personality_vector.study.recipe import CompareRecipe, EvalRecipe, SweepRecipe
 from personality_vector.traits import BIG_FIVE, BIG_FIVE_POLES
 
@@ -127,6 +129,15 @@ def test_a_measure_asks_what_the_interview_does_unless_it_says_otherwise(parsed)
     recipe = parsed(WEIGHTS, measures=["divergence", *guards, {"interview": interview}])
     asked = [(spec.question, spec.generation.samples) for spec in recipe.measures]
     assert asked == [("Who?", 3), ("Who?", 3), ("Why?", 1), ("Who?", 3)]
+
+
+def test_an_interview_without_questions_asks_about_facets_and_so_do_the_other_measures(parsed):
+    """Where a trait is not of the Big Five, there is nothing but the general question."""
+    for traits, asked in ((["openness"], builtin(FACETS)), (["openness", "humour"], None)):
+        recipe = parsed(WEIGHTS, measures=["divergence", {"interview": {"traits": traits}}])
+        assert [spec.instrument for spec in recipe.measures] == [asked] * 2
+    items = recipe.measures[1].asking().instrument.items
+    assert [item.text for item in items] == [QUESTION]
 
 
 def test_a_pole_in_a_text_is_one_intervention_for_each(parsed, tmp_path):

@@ -14,7 +14,7 @@ from personality_vector.subject.protocols import Findings, Reading
 from tests.report.stores import STRENGTHS, Made
 
 FIVE = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
-NORMS = {trait: [3.0 + index / 10, 0.5] for index, trait in enumerate(FIVE)}
+NORMS = {"who": "all", "traits": {t: [3.0 + n / 10, 0.5] for n, t in enumerate(FIVE)}}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from personality_vector.measures.spec import QUESTION
 from personality_vector.steering import SteeringVector
 from personality_vector.study.recipe import SweepRecipe
 from personality_vector.subject.models import load_model, load_tokenizer
@@ -74,6 +75,7 @@ def measures():
             {
                 "interview": {
                     "traits": traits,
+                    "question": QUESTION,
                     "generation": {"max_new_tokens": 6, "samples": 2},
                     "judges": [{"classifier": statements}],
                 }

@@ -266,7 +266,7 @@ def test_a_measure_whose_items_are_all_unscored_shows(recipe, tmp_path):
     run = open_study(recipe(measures=[{"interview": interview}], strengths=[1.0])).run(tmp_path)
     frame = run.readings()
     assert frame["value"].isna().all()
-    assert frame["unscored"].tolist() == [1, 1, 1]
+    assert frame["unscored"].tolist() == [12] * 3, "two questions for each of six facets"
     assert unscored(run)["unscored"].tolist() == [3]
     run.export()
     assert ",1\n" in (tmp_path / "readings.csv").read_text()
