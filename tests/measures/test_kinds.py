@@ -218,7 +218,7 @@ def test_identities_are_those_of_another_process_and_schemas_need_no_torch(parse
         ({"guards": {"generation": {"samples": 0}}}, "generation.samples: Input should"),
         ({"guards": {"generation": {"samples": 2, "temperature": 0}}}, "the same reply"),
         ({"guards": {"trait": ["openness"]}}, "unknown key 'trait'; did you mean 'traits'?"),
-        ({"coherence": {"persona": "p", "instrument": "i"}}, "an instrument or a persona, not bo"),
+        ({"coherence": {"persona": "p", "instrument": "i"}}, "not both instrument and persona"),
         ({"cost": {"price_in": -1.0}}, "price_in: Input should be greater"),
         ({"cost": {"price_in": 1.0}}, "give price_in and price_out together"),
         ({"activations": {"layer": 1}}, "vectors and layer belong together"),
