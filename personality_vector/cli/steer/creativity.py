@@ -109,7 +109,7 @@ def creativity_layer(
     pairs: Pairs = _SHIPPED,
     layer: options.Layers = [],
     max_new_tokens: options.LongestReply = 64,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the replies.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of random numbers.")] = 0,
     settings: options.ChatSettings = [],
     batch_size: options.BatchSize = 16,
     dtype: options.Dtype = "float32",

@@ -98,7 +98,7 @@ def fuse(
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Print the shares of each layer as well.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of random masks.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of random numbers.")] = 0,
     out: options.OutDir,
     dry_run: options.DryRun = False,
     force: options.Force = False,
