@@ -104,7 +104,8 @@ def test_the_layer_of_creativity_is_chosen_by_replies_and_printed(pvec, pico, tm
     ended = pvec(*words, "--json")
     assert (ended.code, ended.err) == (0, "")
     assert [row["layer"] for row in ended.json["layers"]] == [0, 1]
-    best = max(ended.json["layers"], key=lambda row: row["d_prime"])
+    able = [row for row in ended.json["layers"] if row["slope"] > 0]
+    best = max(able, key=lambda row: row["d_prime"])
     assert ended.json["layer"] == best["layer"]
     assert 0 <= ended.json["test"]["auc_low"] <= ended.json["test"]["auc_high"] <= 1
     assert f"layers: [{best['layer']}], strengths: [3.0]}}" in pvec(*words).out

@@ -8,10 +8,10 @@ from sklearn.metrics import roc_auc_score
 
 from personality_vector.data.creativity import CreativityPair
 from personality_vector.errors import DataError
-from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
 from personality_vector.steering.monitor import creativity_scores
 from personality_vector.study.choose.creativity import choose_layer
+from personality_vector.study.choose.layers import examine
 from personality_vector.subject.chat import answered, question
 from personality_vector.subject.subject import Reply, Subject
 
@@ -31,6 +31,7 @@ def pairs(*texts):
     ]
 
 
+SIDES = ("creative", "uncreative")
 PAIRS = {
     "validation": pairs(("I love parties", "I am quiet"), ("a dream of tea", "tea"), ("ha!", "no")),
     "test": pairs(("a moon made of rain", "it rains"), ("I sing to it", "I go home")),
@@ -43,24 +44,27 @@ def told(pico):
     return Told(loaded.model, loaded.tokenizer)
 
 
-def vector_of(layers):
-    drawn = {n: torch.randn(48, generator=generator_for(3, f"layer {n}")) for n in layers}
-    return SteeringVector(drawn, "", None, "creativity", "prompt_last", (1, 1))
+def replied(subject, side, part):
+    chats = [question(getattr(pair, side)) for pair in PAIRS[part]]
+    return [answered(c, r.text) for c, r in zip(chats, subject.replies(chats, 0), strict=True)]
+
+
+def towards_creative(subject):
+    """Return the direction of the replies themselves, so that it separates and steers."""
+    sides = [replied(subject, side, "validation") for side in SIDES]
+    return SteeringVector.extract(subject.model, subject.tokenizer, *sides, label="creativity")
 
 
 def scores(subject, vector, layer, part):
-    """Return the scores of both sides by the function for one layer and chat."""
-    sides = []
-    for side in ("creative", "uncreative"):
-        chats = [question(getattr(pair, side)) for pair in PAIRS[part]]
-        said = [answered(c, r.text) for c, r in zip(chats, subject.replies(chats, 0), strict=True)]
-        found = creativity_scores(subject.model, subject.tokenizer, said, vector[layer], layer)
-        sides.append([float(one.mean()) for one in found])
-    return sides
+    """Return the scores of both sides by the function for one layer."""
+    model, tokenizer, direction = subject.model, subject.tokenizer, vector[layer]
+    sides = [replied(subject, side, part) for side in SIDES]
+    found = [creativity_scores(model, tokenizer, side, direction, layer) for side in sides]
+    return [[float(one.mean()) for one in own] for own in found]
 
 
 def test_the_layer_with_the_largest_d_prime_is_chosen_and_the_test_part_only_reported(told):
-    vector = vector_of((0, 1))
+    vector = towards_creative(told)
     chosen = choose_layer(told, vector, PAIRS, (0, 1), batch_size=2)
     d_primes = {}
     for one in chosen.layers:
@@ -70,11 +74,24 @@ def test_the_layer_with_the_largest_d_prime_is_chosen_and_the_test_part_only_rep
         assert one.separation.d_prime == pytest.approx(d_primes[one.layer], rel=1e-3)
         auc = roc_auc_score([1] * 3 + [0] * 3, [*more.tolist(), *less.tolist()])
         assert one.separation.auc == pytest.approx(auc)
-    assert chosen.layer == max(d_primes, key=d_primes.__getitem__)
+    assert d_primes[0] != d_primes[1]
+    assert chosen.layer == max(d_primes, key=d_primes.get)
     more, less = scores(told, vector, chosen.layer, "test")
     assert chosen.test.auc == pytest.approx(roc_auc_score([1] * 2 + [0] * 2, [*more, *less]))
-    turned = replace(vector, directions={n: -vector[n] for n in vector.layers})
-    assert choose_layer(told, turned, PAIRS, (0, 1)).layer == min(d_primes, key=d_primes.get)
+
+
+def test_a_layer_that_separates_but_steers_the_other_way_is_not_chosen(told, monkeypatch):
+    vector = towards_creative(told)
+    best = choose_layer(told, vector, PAIRS, (0, 1)).layer
+    turned = lambda *given: [  # noqa: E731
+        replace(one, slope=-1.0 if one.layer == best else 1.0) for one in examine(*given)
+    ]
+    monkeypatch.setattr("personality_vector.study.choose.creativity.examine", turned)
+    assert choose_layer(told, vector, PAIRS, (0, 1)).layer == 1 - best
+    with pytest.raises(
+        DataError, match=rf"creativity: at none of the layers \[{best}\] does it both"
+    ):
+        choose_layer(told, vector, PAIRS, (best,))
 
 
 def test_a_side_that_says_nothing_is_refused(told):
@@ -84,4 +101,4 @@ def test_a_side_that_says_nothing_is_refused(told):
         + [CreativityPair(creative="Dream", uncreative="Count: one")],
     }
     with pytest.raises(DataError, match="at least two of each, got 1 and 2"):
-        choose_layer(told, vector_of((0, 1)), silent, (0, 1))
+        choose_layer(told, towards_creative(told), silent, (0, 1))

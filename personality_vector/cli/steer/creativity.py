@@ -122,7 +122,7 @@ def creativity_layer(
 
     The model replies to both prompts of the pairs of the validation part, which choose, and of the
     test part, which is reported at the chosen layer. By default every layer of VECTOR but the last
-    block is tried.
+    is tried; a layer where the vector does not make the creative replies likelier is not chosen.
     """
     from personality_vector.data.creativity import SPLITS, read_creativity_pairs
     from personality_vector.study.choose.creativity import choose_layer

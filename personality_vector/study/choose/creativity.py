@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from personality_vector.data.creativity import CreativityPair, Split
+from personality_vector.errors import DataError
 from personality_vector.steering import Positions, SteeringVector
 from personality_vector.steering.monitor import creativity_by_layer
 from personality_vector.study.choose.layers import Evidence, Separation, examine, separation
@@ -18,7 +19,7 @@ class LayerChoice:
     Attributes:
         layers: Evidence of replies to the validation part. Its separation is that of their scores,
             and its slope leads from the replies to uncreative prompts to those to creative ones.
-        layer: The layer with the largest d'.
+        layer: The layer with the largest d' among those whose slope is above 0.
         test: The separation there of replies to the test part, which decided nothing.
     """
 
@@ -37,7 +38,10 @@ def choose_layer(
 ) -> LayerChoice:
     """Return the layer whose score best tells replies to creative prompts from the others.
 
-    The model replies to both prompts of each pair, without steering. Empty replies are left out.
+    A layer may separate well where adding the vector does nothing or the opposite, so it is chosen
+    among layers where the vector makes the replies to creative prompts likelier than the others, to
+    first order. The model replies to both prompts of each pair, without steering. Empty replies are
+    left out.
 
     Args:
         subject: The model, and how it replies.
@@ -48,7 +52,7 @@ def choose_layer(
         batch_size: Chats per pass.
 
     Raises:
-        DataError: A side has fewer than two replies.
+        DataError: A side has fewer than two replies, or there is no layer to choose.
         TensorMismatchError: The vector has no direction for a layer.
         NonFiniteError: The model predicts NaN or infinity.
     """
@@ -56,7 +60,13 @@ def choose_layer(
     found = examine(subject, vector, layers, *sides, Positions.parse("all"), batch_size)
     apart = _separations(subject, vector, sides, layers, batch_size)
     evidence = [replace(one, separation=apart[one.layer]) for one in found]
-    best = max(evidence, key=lambda one: one.separation.d_prime).layer
+    able = [one for one in evidence if one.slope > 0 and one.separation.d_prime > 0]
+    if not able:
+        raise DataError(
+            f"{vector.label}: at none of the layers {[one.layer for one in evidence]} does it both "
+            "score replies to creative prompts higher and make them likelier"
+        )
+    best = max(able, key=lambda one: one.separation.d_prime).layer
     held = _replied(subject, pairs["test"], seed)
     return LayerChoice(
         evidence, best, _separations(subject, vector, held, [best], batch_size)[best]
