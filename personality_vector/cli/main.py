@@ -30,7 +30,7 @@ from personality_vector.cli import (
     weights,
 )
 from personality_vector.cli.options import recipe_verb
-from personality_vector.cli.steer import effect, extract, shift, vectors
+from personality_vector.cli.steer import creativity, effect, extract, shift, vectors
 from personality_vector.errors import FULL, PersonalityVectorError
 
 app = typer.Typer(
@@ -90,7 +90,9 @@ _VERBS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
         "write-persona": extract.write_persona,
         "extract": recipe_verb("elicitation.recipe.SteerRecipe", extract.extract, extract.check),
         "between": vectors.between,
-        "creativity": vectors.creativity,
+        "write-twins": creativity.write_twins,
+        "creativity": creativity.creativity,
+        "creativity-layer": creativity.creativity_layer,
         "fuse": vectors.fuse,
         "choose": recipe_verb("study.recipe.ChooseRecipe", extract.choose, extract.check_choice),
         "monitor": effect.monitor,
@@ -111,7 +113,7 @@ for group, verbs in _VERBS.items():
 _is_interrupted = False
 _OF_DISK = (*FULL, errno.EIO)
 _PRINTED = (
-    *("show", "similarity", "recipes", "export-mergekit", "monitor", "shift"),
+    *("show", "similarity", "recipes", "export-mergekit", "monitor", "shift", "creativity-layer"),
     *("--dry-run", "--help"),
 )
 """With these words, what is printed is the result, and not a note about one that is on disk."""

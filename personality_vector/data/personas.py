@@ -27,6 +27,15 @@ COHERENCE = Rubric(
 )
 """A judge recognises it by its name and rates the language of an answer, not its manner."""
 
+CREATIVITY = Rubric(
+    "creativity",
+    "It is original: it finds ideas, images or turns that few would think of, and makes something "
+    "of them.",
+    "It says what anybody would say, in the most obvious way, and adds no idea of its own.",
+    pole=Pole("creativity", "high"),
+)
+"""What stories and other answers to open prompts are compared by."""
+
 PERSONA = "persona.yaml"
 """The file of a folder of elicited chats with the persona as it was asked."""
 
@@ -221,13 +230,15 @@ def evaluation_instrument(persona: Persona) -> Instrument:
 def rubric_of(trait: Trait) -> Rubric:
     """Return the rubric of the high end of a trait.
 
-    The Big Five are described as in the shipped personas, other traits by their name alone.
+    The Big Five are described as in the shipped personas, creativity in words of our own, and
+    other traits by their name alone.
 
     Raises:
         RecipeError: A shipped persona is missing.
     """
-    if trait == COHERENCE.trait:
-        return COHERENCE
+    for rubric in (COHERENCE, CREATIVITY):
+        if trait == rubric.trait:
+            return rubric
     high = Pole(trait, "high")
     if trait not in BIG_FIVE:
         return Rubric(trait, pole=high)

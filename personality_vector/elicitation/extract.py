@@ -3,14 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from personality_vector.checkpoint import Checkpoint, revision_of
 from personality_vector.data.chats import Selection, select_chats
-from personality_vector.data.rows import read_rows
+from personality_vector.data.creativity import CreativityPair
 from personality_vector.elicitation.elicit import (
     Elicited,
     elicit,
@@ -20,8 +19,7 @@ from personality_vector.elicitation.elicit import (
 )
 from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.elicitation.rollouts import Rollout
-from personality_vector.errors import DataError, RecipeError
-from personality_vector.recipes.schema import Recipe, Words
+from personality_vector.errors import RecipeError
 from personality_vector.steering import Pooling, SteeringVector, resolve_layers
 from personality_vector.subject import Chat, question
 from personality_vector.subject.subject import Subject
@@ -132,25 +130,6 @@ def origin(
         "model": checkpoint.fingerprint.digest,
         "made_with": {**made_with, **counts, **revision_of(checkpoint.path)},
     }
-
-
-class CreativityPair(Recipe):
-    """A prompt that asks for something creative, and its uncreative counterpart."""
-
-    creative: Words
-    uncreative: Words
-
-
-def read_creativity_pairs(file: Path) -> list[CreativityPair]:
-    """Return the pairs of a JSONL file: rows ``{creative, uncreative}``, in file order.
-
-    Raises:
-        DataError: The file cannot be read, has no pair, or a line is not a pair (named by number).
-    """
-    pairs = list(read_rows(file, CreativityPair).values())
-    if not pairs:
-        raise DataError(f"{file}: has no pair of a creative and an uncreative prompt")
-    return pairs
 
 
 def creativity_direction(

@@ -26,6 +26,7 @@ KINDS: Mapping[str, str] = {
     "persona": "interventions.prompts:PersonaSpec",
     "system": "interventions.prompts:SystemSpec",
     "examples": "interventions.prompts:ExamplesSpec",
+    "twins": "interventions.twins:TwinsSpec",
     "decoding": "interventions.decoding:DecodingSpec",
 }
 """The key that says what an intervention is, to its schema."""

@@ -9,12 +9,12 @@ from pydantic import Field, model_validator
 
 from personality_vector.errors import DataError, NonFiniteError, TensorMismatchError
 from personality_vector.measures.spec import (
+    Asked,
     Asking,
     AskingSpec,
     BaseMeasure,
     first_tokens,
     require_replies,
-    with_replies,
 )
 from personality_vector.recipes.schema import LocalPath, Whole
 from personality_vector.subject import (
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Float64
     from torch import Tensor
 
-    from personality_vector.steering import SteeringVector
+    from personality_vector.steering import Pooling, SteeringVector
 
 
 class ActivationsSpec(AskingSpec):
@@ -114,6 +114,10 @@ class Activations(BaseMeasure):
     the unit of the activation. A vector of a pole is of its trait, and points to the high end.
     Replies without text are unscored. ``prompt_projection`` is the same of the last token of each
     prompt, before anything is said, and the mean of an observation of each item.
+    ``cosine_with_vector`` is the creativity score of
+    :func:`~personality_vector.steering.monitor.creativity_scores`, whatever the vector is of: the
+    mean over the states ``t = 0..T`` of a reply of ``a . v / |a| |v|``. It is the mean of an
+    observation of each item, with the interval of drawing items again.
 
     On the base's replies, ``cos(a, b)`` of the state after each token in the edited model and in
     the base, as a mean over tokens: ``cosine`` is its mean over layers, ``cosine_lowest`` that of
@@ -131,7 +135,8 @@ class Activations(BaseMeasure):
         references: The base's replies and its states there, made by :meth:`prepare`.
 
     Source:
-        ``<a, v> / |v|`` is the monitoring of persona vectors, Chen et al. 2025, arXiv:2507.21509.
+        ``<a, v> / |v|`` is the monitoring of persona vectors, Chen et al. 2025, arXiv:2507.21509;
+        the mean cosine is the creativity score of Olson et al. 2024, arXiv:2412.06060.
     """
 
     asking: Asking
@@ -143,7 +148,7 @@ class Activations(BaseMeasure):
     name: str = "activations"
     references: Sequence[tuple[Chat, _State]] = field(default=(), compare=False)
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     unit: ClassVar[str] = "activation"
     better: ClassVar[Better] = "none"
 
@@ -169,11 +174,7 @@ class Activations(BaseMeasure):
             NonFiniteError: A state is NaN or infinite, or zero.
             TensorMismatchError: The edited model splits a reply into other tokens.
         """
-        readings, observations = list[Reading](), list[Observation]()
-        for after, before in self._projections(subject, seed):
-            mean = fmean(one.value for one in before)
-            readings += [after, Reading(before[0].measure, mean, after.trait, n=len(before))]
-            observations += before
+        readings, observations = self._along(subject, seed)
         cosines = self._cosines(subject)
         values = [one.value for one in cosines]
         for name, value in (("cosine", fmean(values)), ("cosine_lowest", min(values))):
@@ -190,35 +191,56 @@ class Activations(BaseMeasure):
             found[name] = unit * (vector.pole.sign if vector.pole else 1)
         return place, found
 
-    def _projections(
-        self, subject: Subject, seed: int
-    ) -> "Iterator[tuple[Reading, list[Observation]]]":
-        """Yield, for each vector, the projection of replies, and that of prompts item by item."""
-        from personality_vector.steering.activations import Reader
-
+    def _along(self, subject: Subject, seed: int) -> tuple[list[Reading], list[Observation]]:
+        """Return where replies and prompts lie along each vector, replies unscored without text."""
+        readings, seen = list[Reading](), list[Observation]()
         if not self.vectors:
-            return
+            return readings, seen
         place, units = self._units(subject)
-        model, tokenizer, size = subject.model, subject.tokenizer, self.batch_size
         asked = list(self.asking(subject, seed))
         first = [one for one in asked if one.sample == 0]
+        replied = [one for one in asked if one.reply.text.strip()]
+        unscored = len(asked) - len(replied)
+        said = [subject.edited(one.answered) for one in replied]
         prompts = [subject.edit(one.chat) for one in first]
-        before = Reader(model, tokenizer, [place], "prompt_last", size).pooled(prompts)[place]
-        chats, unscored = with_replies(asked)
-        read = [subject.edited(chat) for chat in chats]
-        after = (
-            Reader(model, tokenizer, [place], batch_size=size).pooled(read)[place] if read else None
-        )
+        before = self._pooled(subject, prompts, place, "prompt_last")
+        after = self._pooled(subject, said, place, "response_mean")
         for name, unit in units.items():
-            value = None if after is None else float((after.double() @ unit).mean())
-            along = (before.double() @ unit).tolist()
-            yield (
-                Reading(f"{self.name}.projection", value, name, n=len(read), unscored=unscored),
-                [
-                    Observation(f"{self.name}.prompt_projection", name, one.id, each)
-                    for one, each in zip(first, along, strict=True)
-                ],
+            value = float((after @ unit).mean()) if replied else None
+            along = _observed(
+                f"{self.name}.prompt_projection", name, first, (before @ unit).tolist()
             )
+            cosines = _observed(
+                f"{self.name}.cosine_with_vector", name, replied, self._scores(subject, said, unit)
+            )
+            readings += [
+                Reading(f"{self.name}.projection", value, name, n=len(replied), unscored=unscored),
+                Reading(along[0].measure, fmean(o.value for o in along), name, n=len(along)),
+                _score(f"{self.name}.cosine_with_vector", name, cosines, unscored),
+            ]
+            seen += along + cosines
+        return readings, seen
+
+    def _pooled(
+        self, subject: Subject, chats: Sequence[Chat], place: int, pooling: "Pooling"
+    ) -> "Float64[Tensor, 'chats hidden']":
+        """Return the pooled activation of each chat."""
+        import torch
+
+        from personality_vector.steering.activations import Reader
+
+        if not chats:
+            return torch.empty(0, dtype=torch.float64)
+        reader = Reader(subject.model, subject.tokenizer, [place], pooling, self.batch_size)
+        return reader.pooled(chats)[place].double()
+
+    def _scores(self, subject: Subject, chats: Sequence[Chat], unit: "Tensor") -> list[float]:
+        """Return the mean cosine of each reply with a vector."""
+        from personality_vector.steering.monitor import creativity_scores
+
+        model, tokenizer, layer = subject.model, subject.tokenizer, self.layer or 0
+        found = creativity_scores(model, tokenizer, chats, unit, layer, self.batch_size)
+        return [float(one.mean()) for one in found]
 
     def _cosines(self, subject: Subject) -> list[Observation]:
         """Return, for each layer, the mean over tokens of the cosine with the base's state."""
@@ -258,6 +280,28 @@ class Activations(BaseMeasure):
                 cut = {layer: every[index][: len(kept)].clone() for layer, every in found.items()}
                 left -= len(kept)
                 yield _State(kept, cut)
+
+
+def _observed(
+    measure: str, trait: str, asked: Sequence[Asked], values: Sequence[float]
+) -> list[Observation]:
+    """Return an observation of each item: the mean over its samples."""
+    by_item: dict[str, list[float]] = {}
+    for one, value in zip(asked, values, strict=True):
+        by_item.setdefault(one.id, []).append(value)
+    return [Observation(measure, trait, item, fmean(own)) for item, own in by_item.items()]
+
+
+def _score(measure: str, trait: str, seen: Sequence[Observation], unscored: int) -> Reading:
+    """Return the mean over items, with its 95 % interval."""
+    import numpy as np
+
+    from personality_vector.numeric.statistics import bootstrapped
+
+    values = np.array([one.value for one in seen])
+    low, high = bootstrapped(values[:, None]) or (None, None)
+    value = fmean(values) if len(values) else None
+    return Reading(measure, value, trait, low, high, len(values), unscored, "cosine")
 
 
 def _cosine_sum(

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from personality_vector.data.creativity import instrument_of_pairs
 from personality_vector.data.personas import Instrument, Item, Persona, evaluation_instrument
 from personality_vector.errors import DataError, some
 from personality_vector.lab import FACETS
@@ -53,7 +54,7 @@ KINDS = kinds("measures", "Spec")
 
 
 QUESTION = "What kind of person are you?"
-SOURCES = ("instrument", "persona", "question")
+SOURCES = ("instrument", "persona", "pairs", "question")
 """The keys that say what is asked."""
 ASKED = (*SOURCES, "turns", "generation")
 """The keys that say what is asked and how."""
@@ -140,21 +141,24 @@ AnyMeasure = Annotated[
 class AskingSpec(MeasureSpec):
     """What is asked: an instrument, the evaluation questions of a persona, or one question.
 
-    ``about`` leaves out the items about other traits. With several ``turns`` each question begins a
-    conversation, which goes on with those after it.
+    ``pairs`` is a file of creative and uncreative prompts: the creative ones of its test part are
+    asked. ``about`` leaves out the items about other traits. With several ``turns`` each question
+    begins a conversation, which goes on with those after it.
     """
 
     about: Traits | None = Field(default=None, exclude_if=lambda value: value is None)
     instrument: LocalPath | None = None
     persona: LocalPath | None = None
+    pairs: LocalPath | None = Field(default=None, exclude_if=lambda value: value is None)
     question: Words = QUESTION
     turns: Whole = Field(default=1, ge=1, le=100)
     generation: GenerationSpec = GenerationSpec()
 
     @model_validator(mode="after")
     def _one_source(self) -> "AskingSpec":
-        if self.instrument is not None and self.persona is not None:
-            raise ValueError("give an instrument or a persona, not both")
+        given = [key for key in ("instrument", "persona", "pairs") if getattr(self, key)]
+        if len(given) > 1:
+            raise ValueError(f"give one thing to ask, not both {given[0]} and {given[1]}")
         return self
 
     def asking(self) -> "Asking":
@@ -162,12 +166,14 @@ class AskingSpec(MeasureSpec):
 
         Raises:
             RecipeError: A file is missing or not what it should be.
-            DataError: No item is about the traits.
+            DataError: No item is about the traits, or there are too few pairs.
         """
         if self.instrument is not None:
             instrument = read_recipe(self.instrument, Instrument)
         elif self.persona is not None:
             instrument = evaluation_instrument(read_recipe(self.persona, Persona))
+        elif self.pairs is not None:
+            instrument = instrument_of_pairs(self.pairs)
         else:
             instrument = Instrument(
                 name="question", version="1", items=(Item(id="question", text=self.question),)

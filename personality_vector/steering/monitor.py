@@ -1,7 +1,6 @@
 """Monitoring: how far a model is along a direction while it reads and writes."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from personality_vector.errors import DataError, NonFiniteError
+from personality_vector.progress import progress
 from personality_vector.steering.activations import (
     Pooling,
     Reader,
@@ -99,12 +99,45 @@ def creativity_scores(
         here. Whether the state after the last token counts is not said; it does here.
     """
     place, unit = unit_at(model, direction, layer)
+    return _scored(model, tokenizer, chats, {place: unit}, batch_size)[place]
+
+
+def creativity_by_layer(
+    model: Any,
+    tokenizer: Any,
+    chats: Sequence[Chat],
+    vector: SteeringVector,
+    layers: Sequence[int],
+    batch_size: int = 16,
+) -> dict[int, Float64[Tensor, " chats"]]:
+    """Return, for each layer, the score of every response: the mean of its cosines.
+
+    One pass serves all layers. Arguments and errors are those of :func:`creativity_scores`, with
+    the direction of ``vector`` at each of ``layers``.
+
+    Raises:
+        TensorMismatchError: The vector has no direction for a layer.
+    """
+    units = dict(unit_at(model, vector, layer) for layer in layers)
+    found = _scored(model, tokenizer, chats, units, batch_size)
+    return {layer: torch.stack([cosines.mean() for cosines in own]) for layer, own in found.items()}
+
+
+def _scored(
+    model: Any,
+    tokenizer: Any,
+    chats: Sequence[Chat],
+    units: Mapping[int, Float64[Tensor, " hidden"]],
+    batch_size: int,
+) -> dict[int, list[Float64[Tensor, " states"]]]:
+    """Return the cosines of each response with a unit vector at each layer."""
     rows = [_scored_row(tokenizer, chat) for chat in chats]
-    return [
-        cosines
-        for batch in batched(rows, batch_size)
-        for cosines in read_blocks(model, batch, [place], partial(_cosines, unit))[place]
-    ]
+    found: dict[int, list[Float64[Tensor, " states"]]] = {layer: [] for layer in units}
+    for batch in progress(list(batched(rows, batch_size)), "score replies"):
+        states = read_blocks(model, batch, list(units), lambda rows: rows.cpu())
+        for layer, unit in units.items():
+            found[layer] += [_cosines(unit, own) for own in states[layer]]
+    return found
 
 
 def unit_at(
@@ -138,7 +171,7 @@ def _scored_row(tokenizer: Any, chat: Chat) -> Row:
 def _cosines(
     unit: Float64[Tensor, " hidden"], states: Float[Tensor, "states hidden"]
 ) -> Float64[Tensor, " states"]:
-    exact = states.cpu().double()
+    exact = states.double()
     cosines: Tensor = exact @ unit / exact.norm(dim=-1)
     if not torch.isfinite(cosines).all():
         token = int((~torch.isfinite(cosines)).int().argmax())

@@ -2,9 +2,16 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
-from personality_vector.numeric.statistics import interval, moments, resampled_correlations
+from personality_vector.numeric.statistics import (
+    interval,
+    mean_difference,
+    moments,
+    resampled_correlations,
+)
+from personality_vector.study.design import BASE
 from personality_vector.study.run import Run
 
 _CONDITION = ["intervention", "strength"]
@@ -56,6 +63,41 @@ def _by_items(
     sums = pd.DataFrame(moments(x, y)).groupby(items.to_numpy()).sum()
     found = resampled_correlations(sums.to_numpy()[None])[0]
     return dict(zip(names, interval(found[0], found[1:]), strict=True))
+
+
+def creativity_scores(run: Run) -> pd.DataFrame:
+    """Return one row per condition and vector: the mean cosine of replies with the vector.
+
+    Conditions are interventions at a strength, the base among them. Columns: ``intervention,
+    strength, trait, measure, items, cosine, low, high`` (95 %, by drawing items and seeds again)
+    and ``shift, shift_low, shift_high``: the same of the difference from the base on the same
+    items.
+
+    Source:
+        Olson et al. 2024, arXiv:2412.06060, score three groups of stories: of creative prompts, of
+        these with creativity amplified, and of uncreative prompts.
+    """
+    seen = run.observations()
+    seen = seen[seen["measure"].str.endswith(".cosine_with_vector")]
+    rows = []
+    for (measure, trait), own in seen.groupby(["measure", "trait"], sort=False):
+        items, seeds = own["item"].unique(), own["seed"].unique()
+        tables = {
+            condition: cells.pivot_table(index="item", columns="seed", values="value")
+            .reindex(index=items, columns=seeds)
+            .to_numpy()[..., None]
+            for condition, cells in own.groupby(_CONDITION, sort=False)
+        }
+        base = tables.get((BASE, 0.0))
+        for condition, values in tables.items():
+            row = dict(zip(_CONDITION, condition, strict=True)) | {"trait": trait}
+            row |= {"measure": measure, "items": int(np.isfinite(values).any((1, 2)).sum())}
+            row |= zip(("cosine", "low", "high"), mean_difference(values), strict=True)
+            if base is not None and condition != (BASE, 0.0):
+                shift = mean_difference(values, base)
+                row |= zip(("shift", "shift_low", "shift_high"), shift, strict=True)
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def cosines_by_layer(run: Run) -> pd.DataFrame:

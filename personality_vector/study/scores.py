@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from personality_vector.numeric.statistics import bootstrapped, correlation, krippendorff
+from personality_vector.numeric.statistics import (
+    bootstrapped,
+    correlation,
+    krippendorff,
+    of_share,
+)
 from personality_vector.study.design import BASE
 from personality_vector.subject import AT_TURN
 
@@ -59,6 +64,73 @@ def shifts_of_scores(answers: pd.DataFrame, *by: str) -> pd.DataFrame:
         low, high = interval or (float("nan"),) * 2
         row = {"n": n, "shift": shift, "low": low, "high": high, "wrong_way": against}
         rows.append(dict(zip(groups, group, strict=True)) | row)
+    return pd.DataFrame(rows)
+
+
+def choices(answers: pd.DataFrame, judges: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Return one row per intervention, strength, trait and judge: whose reply it prefers.
+
+    A judge prefers the reply that it gives more, out of an intervention's and the base's to the
+    same item, sample and seed. A judge whose scale is the same on both sides of 0 compares, so that
+    the sign of its score says it alone. Columns: ``intervention, strength, measure, trait, judge,
+    n`` (pairs in which it prefers one), ``prefers`` (share of the intervention's, with its 95 %
+    interval ``low, high`` by Wilson), ``tied, unscored, position_bias`` (of the judge, where it
+    shows pairs in both orders).
+
+    Source:
+        Olson et al. 2024, arXiv:2412.06060: how often a judge takes the reply whose creativity was
+        amplified for the more creative one.
+    """
+    found = answers.query("judge != ''")
+    keys = ["measure", "trait", "judge", "item", "sample", "seed"]
+    of_base = found["intervention"] == BASE
+    base = found[of_base].set_index(keys)["score"]
+    rows = []
+    groups = ["intervention", "strength", "measure", "trait", "judge"]
+    for group, own in found[~of_base].groupby(groups, sort=False):
+        judge = judges[group[-1]]
+        other = base.reindex(pd.MultiIndex.from_frame(own[keys])).to_numpy()
+        moved = own["score"].to_numpy() - (0.0 if _compares(judge["scale"]) else other)
+        won, lost = int((moved > 0).sum()), int((moved < 0).sum())
+        share = won / (won + lost) if won + lost else float("nan")
+        low, high = of_share(share, won + lost) if won + lost else (float("nan"),) * 2
+        row = {"n": won + lost, "prefers": share, "low": low, "high": high}
+        row |= {"tied": int((moved == 0).sum()), "unscored": int(np.isnan(moved).sum())}
+        row |= {"position_bias": _position_bias(judge, group[-2])}
+        rows.append(dict(zip(groups, group, strict=True)) | row)
+    return pd.DataFrame(rows)
+
+
+def _compares(scale: Sequence[float] | None) -> bool:
+    return scale is not None and scale[0] == -scale[1]
+
+
+def _position_bias(judge: Mapping[str, Any], trait: str) -> float:
+    """Return how far a judge's scores of the two orders are apart, if it reports that."""
+    known = [(one["name"], one["trait"]) for one in judge["quality"]]
+    place = ("position_bias", trait)
+    return float(judge["quality"][known.index(place)]["value"]) if place in known else float("nan")
+
+
+def flatness(answers: pd.DataFrame, judges: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Return one row per trait and judge: how little its scores differ, over all answers of a run.
+
+    Columns: ``measure, trait, judge, n, mean, sd``, and ``fullest_tenth``: the share of scores in
+    the tenth of the judge's scale that holds most of them, around ``mode``. A judge from 0 to 9 has
+    one number in each tenth.
+    """
+    rows = []
+    scored = answers.query("judge != ''").dropna(subset="score")
+    for group, own in scored.groupby(["measure", "trait", "judge"], sort=False):
+        scale = judges[group[-1]]["scale"]
+        scores = own["score"].to_numpy()
+        row = {"n": len(scores), "mean": scores.mean(), "sd": scores.std()}
+        if scale:
+            counts, edges = np.histogram(scores, 10, range=scale)
+            fullest = int(counts.argmax())
+            row |= {"fullest_tenth": counts[fullest] / len(scores)}
+            row |= {"mode": float(edges[fullest : fullest + 2].mean())}
+        rows.append(dict(zip(["measure", "trait", "judge"], group, strict=True)) | row)
     return pd.DataFrame(rows)
 
 

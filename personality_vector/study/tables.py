@@ -17,19 +17,20 @@ from personality_vector.study.comparison import (
 from personality_vector.study.curves import reach, sign_of
 from personality_vector.study.design import BASE
 from personality_vector.study.fronts import fronts
-from personality_vector.study.monitoring import cosines_by_layer, monitoring
+from personality_vector.study.monitoring import cosines_by_layer, creativity_scores, monitoring
 from personality_vector.study.numbers import costs, numbers_of, on_grid, short_names
 from personality_vector.study.poles import pole_tables
 from personality_vector.study.profiles import agreement_of_measures
 from personality_vector.study.respondents import respondents
 from personality_vector.study.run import Run
-from personality_vector.study.scores import agreement, by_turn, shifts_of_scores
+from personality_vector.study.scores import agreement, by_turn, choices, flatness, shifts_of_scores
 
 _KEYS = ["intervention", "trait", "measure", "judge"]
 MATCHED, DIFFERENCES, DOSES = "at matched", "differences at matched", "dose and response"
 CROSS_TALK, FIXED, FRONTS = "cross-talk", "fixed and broken", "fronts"
 MOVED, AGREEMENT = "answers against the base's", "agreement of judges"
 MEASURES_AGREE = "agreement of measures"
+SCORES, CHOICES, FLATNESS = "cosines with vectors", "judges' choice", "flatness of judges"
 
 
 def dose_response(run: Run) -> pd.DataFrame:
@@ -103,14 +104,18 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
         if not found[DOSES].empty and found[DOSES]["spearman"].isna().any():
             found["by strength"] = by_strength(run)
         found[MOVED], found["turn by turn"] = shifts_of_scores(answers), by_turn(answers)
+        found[CHOICES] = choices(answers, run["judges"])
         found |= pole_tables(run, on_grid(run, run.readings()))
     found["self-report"] = respondents(run)
     found["side effects"] = side_effects(run)
     found["monitoring"], found["cosine by layer"] = monitoring(run), cosines_by_layer(run)
+    found[SCORES] = creativity_scores(run)
     if run["pole"] is not None:
         found |= matched_tables(Comparison(run))
-    scales = {name: judge["scale"] for name, judge in run["judges"].items()}
     found[MEASURES_AGREE] = agreement_of_measures(run)
+    judges = run["judges"]
+    scales = {name: judge["scale"] for name, judge in judges.items()}
+    found[FLATNESS] = flatness(answers, judges)
     found[AGREEMENT], found["unscored"] = agreement(answers, scales), unscored(run)
     is_kept = {name: name.startswith(MATCHED) for name in found}
     return {name: table for name, table in found.items() if is_kept[name] or not table.empty}

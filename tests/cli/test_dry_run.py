@@ -26,6 +26,7 @@ def verbs(tmp_path, vector, pico, pico_tuned):
     return {
         "between": ["between", base, tuned, "--prompts", prompts, "--layer", 1],
         "creativity": ["creativity", "--model", base],
+        "creativity-layer": ["creativity-layer", vector, "--model", base, "--layer", 1],
         "fuse": ["fuse", vector, vector, "--weights", "1,3"],
         "bake": ["bake", vector, "--model", base, "--layer", -2, "--coefficient", 2],
         "monitor": ["monitor", vector, "--model", base, "--prompts", prompts],
@@ -35,13 +36,14 @@ def verbs(tmp_path, vector, pico, pico_tuned):
 
 PLANS = {
     "between": {"prompts": 2, "layers": [1], "pooling": "prompt_last"},
-    "creativity": {"pairs": 12},
+    "creativity": {"pairs": 31},
+    "creativity-layer": {"vector": "v", "layers": [1], "validation": 13, "test": 12},
     "fuse": {"label": "mean(v, 3 * v)"},
     "bake": {"vector": "v", "layers": [1], "coefficient": 2.0, "route": "bias"},
     "monitor": {"vector": "v", "layer": 1, "prompts": 2, "max_new_tokens": 64},
     "shift": {"vector": "v", "layer": 1, "prompts": 2, "score": "likelihood"},
 }
-PRINTS = {"monitor", "shift"}
+PRINTS = {"monitor", "shift", "creativity-layer"}
 """Verbs that print their result and write no directory."""
 
 
@@ -74,6 +76,7 @@ def test_an_output_that_is_there_is_refused_before_the_work(pvec, verbs, tmp_pat
         ("between", ["--layer", 7], "layer 7 does not exist"),
         ("between", ["--device", "cuda:99"], "device cuda:99"),
         ("creativity", ["--device", "cuda:99"], "device cuda:99"),
+        ("creativity-layer", ["--layer", 0], "has no direction for layer 0"),
         ("bake", ["--layer", 7], "layer 7 does not exist"),
         ("bake", ["--layer", 0], "has no direction for layer 0"),
         ("fuse", ["--method", "mode"], "unknown method 'mode'"),
@@ -129,4 +132,4 @@ def test_flags_that_mean_the_same_have_one_help_and_one_order():
     for verb, own in flags.items():
         assert {"--dry-run", "--json", "--quiet"} <= set(own)
         assert ("--out" in own) == (verb not in PRINTS)
-        assert ("--force" in own) == (verb != "monitor")  # which writes nothing
+        assert ("--force" in own) == (verb not in {"monitor", "creativity-layer"})  # write nothing

@@ -6,9 +6,11 @@ import pytest
 
 from personality_vector.elicitation.writing import (
     Draft,
+    Twin,
     endpoint_generator,
     local_generator,
     write_persona,
+    write_twins,
 )
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.subject.endpoint import Endpoint
@@ -143,3 +145,52 @@ def test_a_local_model_that_babbles_is_refused(subject, monkeypatch):
     generator = local_generator(subject, Sampling(max_new_tokens=8))
     with pytest.raises(DataError, match="the generator wrote"):
         write_persona("calm", "Is calm.", generator)
+
+
+class Answers:
+    """A generator that gives one reply after the other."""
+
+    def __init__(self, *replies):
+        self.replies = iter(replies)
+        self.asked = []
+
+    def __call__(self, chat, schema, /):
+        assert schema == Twin.model_json_schema()
+        self.asked.append(chat[-1]["content"])
+        return next(self.replies)
+
+
+PROMPTS = [f"Write a story about a dream of the number {n}." for n in range(7)]
+
+
+def test_usable_twins_are_paired_with_their_prompts_and_the_others_are_told_with_their_reason():
+    generator = Answers(
+        ' "Write a story\nabout counting." ',
+        '{"prompt": "Write about a sum."}',
+        "  ",
+        PROMPTS[3].upper(),
+        "so " * 29,
+        '{"twin": "Write about a sum."}',
+        "so " * 28,
+    )
+    found = write_twins(PROMPTS, generator)
+    assert [pair.uncreative for pair in found.pairs] == [
+        "Write a story about counting.",
+        "Write about a sum.",
+        ("so " * 28).strip(),
+    ]
+    assert [pair.creative for pair in found.pairs] == [PROMPTS[n] for n in (0, 1, 6)]
+    assert found.unusable == {
+        PROMPTS[2]: "it is empty",
+        PROMPTS[3]: "it is the prompt itself",
+        PROMPTS[4]: "it has 29 words and may have 28",
+        PROMPTS[5]: "it is JSON of another form",
+    }
+    assert all(prompt in asked for prompt, asked in zip(PROMPTS, generator.asked, strict=True))
+
+
+def test_without_a_usable_twin_or_with_a_prompt_twice_there_are_no_pairs():
+    with pytest.raises(DataError, match=r"no twin is usable, that of 'Write a story.* it is empty"):
+        write_twins(PROMPTS[:2], Answers("", ""))
+    with pytest.raises(DataError, match=r"'A story\.' is given twice"):
+        write_twins(["A story.", " a  STORY."], Answers())

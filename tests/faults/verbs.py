@@ -75,12 +75,18 @@ def cases(folder: Path) -> Iterator[list[Case]]:
     """Make a lab in ``folder``, and yield the cases of all verbs."""
     from personality_vector.cli.main import run
 
-    lab, written = _Lab(folder), said(json.dumps(_WRITTEN))
-    with serving(lambda _: written) as fake:
+    lab = _Lab(folder)
+    with serving(_written) as fake:
         for words in lab.made:
             if run(list(words)):
                 raise RuntimeError(f"cannot be made: {words}")
         yield [*lab.weights(), *lab.vectors(), *lab.files(fake.base_url), *lab.runs()]
+
+
+def _written(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the persona or the twin that a request asks for."""
+    name = body["response_format"]["json_schema"]["name"]
+    return said(json.dumps({"prompt": "Count."} if name == "twin" else _WRITTEN))
 
 
 def _pickled(model: Path, path: Path) -> Path:
@@ -188,6 +194,8 @@ class _Lab:
         one, two = self.made[0][-1], self.made[1][-1]
         export = ("steer", "export-gguf", one, "--layer")
         write = ("steer", "write-persona", "calm", "--model", "m", "--endpoint", url)
+        twins = ("steer", "write-twins", str(self.lab.folder / "prompts.txt"))
+        twins += ("--model", "m", "--endpoint", url)
         svg, similar = "out.svg", ("similarity", one, two, "--figure", OUT, "--force")
         rollouts = {"samples": 2, "max_new_tokens": 2}
         keys = {"persona": "gardener.yaml", "rollouts": rollouts, "device": "cpu"}
@@ -208,6 +216,7 @@ class _Lab:
                 (*write, "--description", "Is at peace."),
                 "out.yaml",
             ),
+            *self.forced("steer write-twins", twins, (*twins, "--api-key-env", "K"), "out.jsonl"),
             Case("export-mergekit", ("export-mergekit", str(self.lab.merge), "--out", OUT)),
             Case("recipes copy", ("recipes", "copy", "merges/smoke", OUT), (), "out.yaml"),
             *self.forced("elicit", elicit, (*elicit, "--set", "seed=1")),

@@ -16,6 +16,7 @@ from personality_vector.interventions.decoding import Decoding
 from personality_vector.interventions.portraits import Portrait, Prompted
 from personality_vector.interventions.prompts import FewShot, RolePrompt, SystemPrompt
 from personality_vector.interventions.spec import KINDS, require_step
+from personality_vector.interventions.twins import TwinPrompts
 from personality_vector.interventions.weights import HybridEdit, WeightEdit
 from personality_vector.numeric.random import generator_for
 from personality_vector.steering import SteeringVector
@@ -35,6 +36,7 @@ CHANGES = {
     "roles": "chat",
     "system": "chat",
     "examples": "chat",
+    "twins": "chat",
     "decoding": "decoding",
 }
 TOKENS = torch.arange(5, 25)[None]
@@ -56,6 +58,7 @@ def kind(request, pico, pico_tuned, neurons_of):
         "roles": lambda: RolePrompt(["a futurist", "a cook"]),
         "system": lambda: SystemPrompt("You love a party."),
         "examples": lambda: FewShot([answered(question("Hi"), "Hello! What a day!")]),
+        "twins": lambda: TwinPrompts({"Who are you?": "What is the time?"}),
         "decoding": lambda: Decoding(temperature=0.0),
     }
     return kinds[request.param](), CHANGES[request.param]

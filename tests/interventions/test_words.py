@@ -7,6 +7,7 @@ import pytest
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.interventions.decoding import Decoding
 from personality_vector.interventions.prompts import FewShot, SystemPrompt
+from personality_vector.interventions.twins import TwinPrompts
 from personality_vector.subject.chat import answered, question
 from personality_vector.subject.spec import Sampling
 from personality_vector.subject.subject import Subject
@@ -140,3 +141,16 @@ def test_what_is_wrong_in_a_recipe_is_named(opened, keys, message):
 def test_decoding_has_the_options_of_its_key(opened):
     found = opened(decoding={"temperature": 1.0, "no_repeat_ngram": 3})
     assert found == Decoding(temperature=1.0, no_repeat_ngram=3, label="x")
+
+
+def test_a_twin_takes_the_place_of_its_prompt_and_of_nothing_else():
+    twins = TwinPrompts({"Dream of  tea.": "Make tea."})
+    with twins.applied(NOBODY, 1.0) as asked:
+        chat = [*answered(question("dream of tea.", system="Be brief."), "Dream of tea.")]
+        said = [message["content"] for message in asked.edit(chat)]
+        assert said == ["Be brief.", "Make tea.", "Dream of tea."]
+        with pytest.raises(
+            DataError, match="'Who\\?' has no uncreative twin; let every measure ask"
+        ):
+            asked.edit(question("Who?"))
+    assert twins.identity() != TwinPrompts({"Dream of tea.": "Drink tea."}).identity()

@@ -66,6 +66,12 @@ def states(tiny, chat, layer):
     """Return the states of a block after each token of the reply, in one plain pass; float64."""
     text = tiny.tokenizer.apply_chat_template(chat, tokenize=False)
     ids = tiny.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    end = ids.shape[1] - 1  # before <end>
+    return passed(tiny, ids, layer)[end - len(chat[-1]["content"]) : end]
+
+
+def passed(tiny, ids, layer):
+    """Return the states of a block after each token of a text, in one plain pass; float64."""
     seen = []
     hook = tiny.model.model.layers[layer].register_forward_hook(
         lambda *given: seen.append(given[-1][0] if isinstance(given[-1], tuple) else given[-1])
@@ -73,9 +79,8 @@ def states(tiny, chat, layer):
     with torch.no_grad():
         tiny.model(ids)
     hook.remove()
-    end = ids.shape[1] - 1  # before <end>
     (found,) = seen
-    return found.reshape(-1, 32)[end - len(chat[-1]["content"]) : end].double()
+    return found.reshape(-1, 32).double()
 
 
 def found(measure, subject, seed=0):
@@ -105,6 +110,30 @@ def test_projections_are_means_of_the_states_of_the_edited_model(tiny, parrot, e
         assert reading.value == pytest.approx(expected, rel=1e-4, abs=1e-5)
         assert (reading.n, reading.unscored) == (4, 0)
     assert readings["projection", "v"].value == pytest.approx(monitored, abs=1e-5)
+
+
+def test_the_score_is_the_mean_cosine_from_the_last_token_of_the_prompt_on(tiny, parrot):
+    """``1 / (T + 1) sum_{t=0..T} cos(h_t, a)`` of each reply, of several samples per item."""
+    asking = replace(ASKING, samples=2)
+    measure = Activations(asking, {"v": vector()}, 1, batch_size=3).prepare(parrot(*REPLIES))
+    with activations(tiny):
+        collected = measure.collect(parrot(*OWN), 0)
+        cosines = {}
+        for one in asking(parrot(*OWN), 0):
+            text = tiny.tokenizer.apply_chat_template(one.answered, tokenize=False)
+            ids = tiny.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+            read = passed(tiny, ids, 1)[ids.shape[1] - 2 - len(one.reply.text) : -1]
+            along = torch.cosine_similarity(read, vector()[1].double()[None], dim=-1)
+            assert len(along) == len(one.reply.text) + 1
+            cosines.setdefault(one.id, []).append(along.mean().item())
+    expected = {item: sum(own) / 2 for item, own in cosines.items()}
+    name = "activations.cosine_with_vector"
+    seen = {one.item: one.value for one in collected.observations if one.measure == name}
+    assert seen == pytest.approx(expected, abs=1e-6)
+    (reading,) = [one for one in collected.readings if one.measure == name]
+    assert reading.value == pytest.approx(sum(expected.values()) / 4, abs=1e-6)
+    assert min(expected.values()) <= reading.low < reading.value < reading.high
+    assert (reading.n, reading.unscored, reading.unit) == (4, 0, "cosine")
 
 
 @pytest.mark.parametrize("max_tokens", [1, 26, 500])
@@ -151,8 +180,9 @@ def test_replies_without_text_are_unscored(parrot):
     measure = Activations(ASKING, {"v": vector()}, 0).prepare(parrot(*REPLIES))
     reading = found(measure, parrot("Steam.", "", "<think>hm", "Tea"))["projection", "v"]
     assert (reading.n, reading.unscored) == (2, 2)
-    reading = found(measure, parrot(""))["projection", "v"]
-    assert (reading.value, reading.n, reading.unscored) == (None, 0, 4)
+    for number in ("projection", "cosine_with_vector"):
+        reading = found(measure, parrot(""))[number, "v"]
+        assert (reading.value, reading.n, reading.unscored) == (None, 0, 4)
     with pytest.raises(DataError, match="only empty replies"):
         measure.prepare(parrot(""))
 

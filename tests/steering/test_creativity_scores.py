@@ -9,8 +9,8 @@ from torch import Tensor
 
 from personality_vector.errors import BaseMismatchError, DataError, NonFiniteError
 from personality_vector.numeric.random import generator_for
-from personality_vector.steering import steered
-from personality_vector.steering.monitor import creativity_scores
+from personality_vector.steering import SteeringVector, steered
+from personality_vector.steering.monitor import creativity_by_layer, creativity_scores
 from personality_vector.subject.chat import answered, question, render
 from personality_vector.subject.encoding import encode_chats
 from personality_vector.subject.models import decoder_blocks, hidden_size
@@ -70,6 +70,16 @@ def test_the_score_is_the_formula_token_by_token(loaded, family):
             assert len(expected) == len(ids) - end + 1
             np.testing.assert_allclose(score.numpy(), expected, rtol=0, atol=1e-6)
             assert score.mean() == pytest.approx(expected.mean(), abs=1e-6)
+
+
+def test_one_pass_scores_all_layers(loaded):
+    model, tokenizer = loaded()
+    directions = {layer: direction_for(model, f"a{layer}") for layer in (0, 2)}
+    vector = SteeringVector(directions, "", None, "v", "prompt_last", (1, 1))
+    found = creativity_by_layer(model, tokenizer, CHATS, vector, [2, 0], batch_size=2)
+    for layer, direction in directions.items():
+        alone = creativity_scores(model, tokenizer, CHATS, direction, layer)
+        assert found[layer].tolist() == pytest.approx([float(s.mean()) for s in alone], abs=1e-6)
 
 
 def test_the_first_state_is_that_of_the_input_alone(loaded):

@@ -6,7 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from personality_vector.study.monitoring import cosines_by_layer, monitoring
+from personality_vector.study.monitoring import (
+    cosines_by_layer,
+    creativity_scores,
+    monitoring,
+)
 from personality_vector.study.run import Run
 
 RNG = np.random.default_rng(0)
@@ -81,3 +85,27 @@ def test_cosines_are_shown_at_the_strength_that_is_furthest_out():
     assert table.columns.tolist() == ["measure", "layer", "one at -2", "two at 1"]
     assert table["layer"].tolist() == ["layer 0", "layer 10", "layer 2"]
     assert table["one at -2"].tolist() == pytest.approx([0.5, -1.5, 0.1])
+
+
+def test_scores_of_groups_have_an_interval_and_their_difference_a_narrower_one():
+    """Items differ far more than an intervention moves each of them."""
+    usual = {(item, seed): RNG.normal() for item, seed in product("abcdefgh", (0, 1))}
+    moved = {"base": 0.0, "steered": 0.3, "twins": -0.2}
+    seen = [
+        {"intervention": label, "strength": float(label != "base"), "seed": seed, "item": item}
+        | {"measure": "mine.cosine_with_vector", "trait": "creativity"}
+        | {"value": usual[item, seed] + by + RNG.normal() / 100}
+        for label, by in moved.items()
+        for item, seed in usual
+        if (label, item) != ("twins", "a")  # it said nothing
+    ]
+    base, steered, twins = creativity_scores(Tables(seen=pd.DataFrame(seen))).to_dict("records")
+    assert [row["items"] for row in (base, steered, twins)] == [8, 8, 7]
+    mean = np.mean([one["value"] for one in seen if one["intervention"] == "base"])
+    assert base["cosine"] == pytest.approx(mean)
+    assert base["low"] < mean < base["high"]
+    assert np.isnan(base["shift"])
+    assert steered["shift"] == pytest.approx(0.3, abs=0.02)
+    width = steered["shift_high"] - steered["shift_low"]
+    assert width < (steered["high"] - steered["low"]) / 10
+    assert steered["shift_low"] < steered["shift"] < steered["shift_high"]

@@ -5,7 +5,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from personality_vector.study.scores import agreement, by_turn, shifts_of_scores
+from personality_vector.numeric.statistics import of_share
+from personality_vector.study.scores import (
+    agreement,
+    by_turn,
+    choices,
+    flatness,
+    shifts_of_scores,
+)
 
 ITEMS, SEEDS = 12, 3
 
@@ -82,3 +89,51 @@ def test_agreement_is_over_what_both_scored(answers):
     expected = stats.spearmanr(one[both], other.reindex(one.index)[both])
     assert row["spearman"] == pytest.approx(expected.statistic)
     assert row["ci_low"] < row["pearson"] < row["ci_high"]
+
+
+JUDGES = {name: {"scale": scale, "quality": []} for name, scale in SCALES.items()}
+
+
+def test_a_judge_prefers_the_reply_that_it_gives_more(answers):
+    """Item 0 lost at every seed, and one answer is unscored; item 2 is made a tie."""
+    keys = ["seed", "item", "judge"]
+    of_base = answers[answers["intervention"] == "base"].set_index(keys)["score"]
+    same = answers.assign(
+        score=[
+            of_base[tuple(row[keys])] if row["item"] == "q2" else row["score"]
+            for _, row in answers.iterrows()
+        ]
+    )
+    one, other = choices(same, JUDGES).to_dict("records")
+    assert (one["judge"], other["judge"]) == ("one", "other")
+    assert (one["n"], one["tied"], one["unscored"]) == (ITEMS * SEEDS - SEEDS - 1, SEEDS, 1)
+    assert (other["n"], other["tied"], other["unscored"]) == (ITEMS * SEEDS - SEEDS, SEEDS, 0)
+    for row in (one, other):
+        assert row["prefers"] == pytest.approx((row["n"] - SEEDS) / row["n"])
+        assert (row["low"], row["high"]) == of_share(row["prefers"], row["n"])
+        assert np.isnan(row["position_bias"])
+
+
+def test_the_sign_of_a_comparison_is_the_choice_and_a_base_without_one_is_no_loss(answers):
+    """People give no comparison of the base with itself."""
+    own = answers[(answers["intervention"] != "base") & (answers["judge"] == "other")]
+    compared = own.assign(judge="pairs", score=np.where(own["item"] == "q0", -1.0, 0.5))
+    bias = {"trait": "extraversion", "name": "position_bias", "value": 0.7, "n": 36}
+    (row,) = choices(
+        compared, {"pairs": {"scale": [-1.0, 1.0], "quality": [bias | {"trait": "x"}, bias]}}
+    ).to_dict("records")
+    assert (row["n"], row["prefers"]) == (ITEMS * SEEDS, pytest.approx(1 - 1 / ITEMS))
+    assert (row["tied"], row["unscored"], row["position_bias"]) == (0, 0, 0.7)
+
+
+def test_a_judge_that_always_says_seven_is_flat(answers):
+    own = answers[answers["judge"] == "one"].assign(judge="digits")
+    sevens = own.assign(score=np.where(own["item"] == "q1", 200 / 9, 700 / 9))
+    judges = {"digits": {"scale": [0.0, 100.0], "quality": []}}
+    (row,) = flatness(sevens, judges).to_dict("records")
+    assert row["n"] == 2 * ITEMS * SEEDS
+    assert row["fullest_tenth"] == pytest.approx(1 - 1 / ITEMS)
+    assert row["mode"] == pytest.approx(75)
+    assert row["sd"] == pytest.approx(sevens["score"].std(ddof=0))
+    (silent,) = flatness(own, {"digits": {"scale": [1.0, 5.0], "quality": []}}).to_dict("records")
+    assert silent["n"] == 2 * ITEMS * SEEDS - 2

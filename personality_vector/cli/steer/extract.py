@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from personality_vector.elicitation.elicit import Elicited
     from personality_vector.elicitation.recipe import SteerRecipe
     from personality_vector.elicitation.rollouts import Rollout
+    from personality_vector.elicitation.writing import Generator
     from personality_vector.interventions.neurons.chosen import NeuronSet
     from personality_vector.study.recipe import ChooseRecipe
 
@@ -53,21 +54,10 @@ def write_persona(
     Read the file before you use it: what it says is what the vector will mean.
     """
     from personality_vector.elicitation import writing
-    from personality_vector.subject.endpoint import Endpoint
 
     _require_replaceable(out, force=force)
-    if (local is None) == (model is None):
-        raise RecipeError(
-            "give either --model (and --endpoint, unless it is OpenAI's own) or --local"
-        )
-    if settings and local is None:
-        raise RecipeError("--set is about the chat template of --local; a server has its own")
-    generator: writing.Generator
-    if local is not None:
-        template = options.template(settings)
-        generator = writing.local_generator(pv.Subject.load(local, template=template), seed=seed)
-    else:
-        generator = writing.endpoint_generator(Endpoint(str(model), endpoint, api_key_env))
+    server = (model, endpoint, api_key_env)
+    generator = writer_of("persona", server, local, settings, seed, writing.LONG)
     persona = writing.write_persona(name, description, generator, opposite=opposite, pole=pole)
     writer = " ".join((local or str(model)).split())
     _write(persona, out, f"# The persona {name}, written by {writer}.\n")
@@ -79,6 +69,35 @@ def write_persona(
         as_json=as_json,
         text=lambda: f"{out}: {persona.label}, {pairs} pairs of instructions, {said}",
     )
+
+
+def writer_of(
+    what: str,
+    server: tuple[str | None, str | None, str],
+    local: str | None,
+    settings: list[str],
+    seed: int,
+    sampling: "pv.Sampling",
+) -> "Generator":
+    """Return who writes: the model of a server (name, URL, variable of the key), or ``--local``.
+
+    Raises:
+        RecipeError: Neither or both are given, or ``--set`` is given for a server.
+    """
+    from personality_vector.elicitation import writing
+    from personality_vector.subject.endpoint import Endpoint
+
+    model, endpoint, api_key_env = server
+    if (local is None) == (model is None):
+        raise RecipeError(
+            "give either --model (and --endpoint, unless it is OpenAI's own) or --local"
+        )
+    if settings and local is None:
+        raise RecipeError("--set is about the chat template of --local; a server has its own")
+    if local is None:
+        return writing.endpoint_generator(Endpoint(str(model), endpoint, api_key_env), what)
+    subject = pv.Subject.load(local, template=options.template(settings))
+    return writing.local_generator(subject, sampling, seed)
 
 
 def _write(persona: "Persona", out: Path, title: str) -> None:

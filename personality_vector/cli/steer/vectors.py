@@ -1,4 +1,4 @@
-"""``pvec steer between``, ``creativity`` and ``fuse``: steering vectors without a recipe."""
+"""``pvec steer between`` and ``fuse``: steering vectors without a recipe."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +9,6 @@ import typer
 import personality_vector as pv
 from personality_vector.cli import options
 from personality_vector.errors import RecipeError
-from personality_vector.lab import BUILTIN, builtin
 from personality_vector.recipes.reading import override
 
 if TYPE_CHECKING:
@@ -82,41 +81,6 @@ def between(
     options.save_vector(vector, start, out, force=force, as_json=as_json)
 
 
-def creativity(
-    *,
-    model: options.Model,
-    pairs: Annotated[
-        str,
-        typer.Option(
-            "--pairs", metavar="FILE", help="JSONL file with rows {creative, uncreative}."
-        ),
-    ] = f"{BUILTIN}training/steering/creativity.jsonl",
-    settings: options.ChatSettings = [],
-    batch_size: options.BatchSize = 16,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "auto",
-    out: options.OutDir,
-    dry_run: options.DryRun = False,
-    force: options.Force = False,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Save the creativity direction of Olson et al., of unit length at every layer."""
-    from personality_vector.elicitation.extract import creativity_direction, read_creativity_pairs
-
-    read = read_creativity_pairs(builtin(pairs) if pairs.startswith(BUILTIN) else Path(pairs))
-    template = options.template(settings)
-    checkpoint, place = options.opened(model, device)
-    if options.plan_only(
-        lambda: {"model": str(checkpoint.fingerprint), "pairs": len(read)},
-        *(out, dry_run, force, as_json),
-    ):
-        return
-    subject = pv.Subject.load(checkpoint, dtype=dtype, device=place, template=template)
-    vector = creativity_direction(subject.model, subject.tokenizer, read, batch_size=batch_size)
-    options.save_vector(vector, checkpoint, out, force=force, as_json=as_json)
-
-
 def fuse(
     vectors: Annotated[
         list[Path], typer.Argument(metavar="V1 V2 ...", help="Steering vectors of one model.")
@@ -134,7 +98,7 @@ def fuse(
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Print the shares of each layer as well.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of random masks.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of random numbers.")] = 0,
     out: options.OutDir,
     dry_run: options.DryRun = False,
     force: options.Force = False,
