@@ -1,4 +1,4 @@
-"""A target profile: exact where traits are linear in alphas, and honest where it is out of reach."""
+"""A target profile: exact where traits are linear, and honest where it is out of reach."""
 
 import json
 from collections.abc import Sequence
@@ -143,7 +143,7 @@ def test_traits_that_are_kept_decide_only_between_alphas_that_reach_the_target(f
     multiplier = np.block([[rest.T @ rest, wit.T], [wit, np.zeros((1, 1))]])
     expected = np.linalg.solve(multiplier, [0.0, 0.0, 0.1])[:2]
     assert one.best.alphas == pytest.approx(expected, abs=1e-3)
-    assert not free.best.alphas == pytest.approx(expected, rel=0.05)
+    assert free.best.alphas != pytest.approx(expected, rel=0.05)
     assert one.is_reached
     assert free.is_reached
 
@@ -334,7 +334,8 @@ def test_the_verb_prints_what_it_reached(pico, pico_tuned, inputs, tmp_path, cap
         f"  - {{tuned: {pico_tuned('llama')}, label: one}}\n"
         f"  - {{tuned: {pico_tuned('llama', seed=1)}, label: two}}\n"
         "target: {extraversion: 0.01}\ndevice: cpu\nmeasure:\n"
-        f"  likelihood: {{statements: {inputs}/statements.jsonl, traits: [extraversion, openness]}}\n"
+        "  likelihood:\n    traits: [extraversion, openness]\n"
+        f"    statements: {inputs}/statements.jsonl\n"
     )
     (tmp_path / "recipe.yaml").write_text(text)
     words = ["profile", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out"), "--quiet"]
