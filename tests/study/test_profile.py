@@ -152,8 +152,11 @@ def test_a_bent_measure_is_reached_after_a_correction(found):
     one = found({"boldness": 0.6, "calm": -0.3}, Weighed(most=0.8), others="free")
     assert one.is_reached
     assert 1 < len(one.tries) <= 4
-    distances = [each.distance(one.target) for each in one.tries]
-    assert distances == sorted(distances, reverse=True)
+    missed = [
+        sum(abs(each.shifts[trait].value - wanted) for trait, wanted in one.target.items())
+        for each in one.tries
+    ]
+    assert missed == sorted(missed, reverse=True)
 
 
 @pytest.mark.parametrize("curvature", [0.0, 0.3, 0.8])
@@ -199,15 +202,34 @@ def test_an_unreachable_target_is_said_to_be_with_the_nearest_and_the_curve(foun
     }
 
 
-def test_contrary_wishes_of_one_vector_leave_the_base(found, terms):
-    """What one trait gains the other loses, so the nearest is not to move at all."""
-    one = found(
-        {"boldness": 0.5, "calm": 0.5},
-        replace(Weighed(), traits=("boldness", "wit", "calm")),
-        terms=[{**terms[0], "label": "a"}],
-        others="free",
+def test_little_is_not_bought_dearly_where_the_target_is_out_of_reach(found):
+    """Both vectors hardly move wit; at their bounds they would move the others much further."""
+    kept, free = (found({"wit": 2.0}, most=3.0, others=word) for word in ("keep", "free"))
+    assert not kept.is_reached
+    assert free.best.alphas == (3.0, 3.0)
+    slopes = np.array(list(CROSS_TALK.values()))
+    weighted = np.array([0.3, 0.3, 1.0])[:, None] * slopes
+    expected = np.linalg.lstsq(weighted, [0.0, 0.0, 2.0], rcond=None)[0]
+    assert kept.best.alphas == pytest.approx(expected, abs=2e-4)
+    assert any(
+        one.startswith("calm, which has no target, moves by +3.3 ") for one in free.remarks()
     )
-    assert one.best.alphas[0] > 0
+
+
+def test_contrary_wishes_of_one_vector_leave_the_base(found, terms, tmp_path):
+    """What the vector gives to one wish it takes from the other, so the nearest is the base."""
+    one = found({"boldness": 0.3, "calm": -1.0}, terms=terms[:1], others="free")
+    assert one.best.alphas == (0.0,)
+    assert [shift.value for shift in one.best.shifts.values()] == [0.0, 0.0, 0.0]
+    assert one.verdict().endswith("a linear model of these vectors knows no better alphas")
+    assert not one.curve
+    save_profile(one, tmp_path / "out", force=False)
+    assert not (tmp_path / "out" / "curve.svg").exists()
+
+
+def test_tries_that_are_used_up_are_said_to_be(found):
+    one = found({"boldness": 0.75}, Weighed(most=0.8), tries=1)
+    assert one.verdict().endswith("1 try was made, which is what tries allows")
 
 
 def test_the_merge_recipe_makes_the_model_that_was_measured(found, tmp_path):

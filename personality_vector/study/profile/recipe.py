@@ -58,7 +58,8 @@ class ProfileRecipe(TemplatedRecipe):
     The keys from ``base`` to ``embeddings`` are those of a merge recipe, and ``seed`` is that of
     its random masks. A shift is against the base, in the unit of ``measure``: nats per token for
     the likelihood. Of several alphas that reach the target, those are taken which move the traits
-    without a target least (``others: keep``), or the smallest (``free``). Each term is measured
+    without a target least (``others: keep``), or the smallest (``free``); where none reach it, to
+    keep the others counts 0.3 times as much as to come nearer, or nothing. Each term is measured
     alone at ``step`` and ``-step``, no alpha exceeds ``most``,
     and at most ``tries`` merges are measured.
     """

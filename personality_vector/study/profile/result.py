@@ -15,12 +15,6 @@ from personality_vector.traits import Trait
 Shifts = Mapping[Trait, Interval]
 """How far each trait lies from the base, with its 95 % interval."""
 
-OTHERS_WEIGH = 1e-3
-"""Weight of a trait that is to stay where it is; one that has a target weighs 1.
-
-So little that it decides between alphas that reach the target, and keeps none from it.
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Try:
@@ -37,10 +31,6 @@ class Try:
             if not self.shifts[trait].low <= wanted <= self.shifts[trait].high
         ]
 
-    def distance(self, target: Mapping[Trait, float]) -> float:
-        """Return how far the shifts are from the target, over all traits that have one."""
-        return float(np.hypot.reduce([self.shifts[t].value - w for t, w in target.items()]))
-
 
 @dataclass(frozen=True, slots=True)
 class Profile:
@@ -52,8 +42,10 @@ class Profile:
         target: Wanted shift of each trait.
         unit: Of every shift.
         most: The largest alpha that was allowed.
+        allowed: The number of tries that were allowed.
         slopes: Shift of each trait per unit of the alpha of each term, measured alone.
         tries: In the order in which they were measured.
+        best: The one that reaches the target; where none does, the nearest one.
         curve: Shifts at multiples of the alphas of the best try; empty where it was reached.
         recipe: Makes the checkpoint of the best try.
         made_from: The recipe of the profile, and the content of its inputs.
@@ -64,16 +56,13 @@ class Profile:
     target: Mapping[Trait, float]
     unit: str
     most: float
+    allowed: int
     slopes: Mapping[Trait, Sequence[Interval]]
     tries: Sequence[Try]
+    best: Try
     curve: Sequence[tuple[float, Shifts]]
     recipe: MergeRecipe
     made_from: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def best(self) -> Try:
-        """The try that lacks no target; where none is, the nearest one."""
-        return best_of(self.tries, self.target)
 
     @property
     def is_reached(self) -> bool:
@@ -94,13 +83,14 @@ class Profile:
         return f"out of reach: {far}; {self._reason()}"
 
     def remarks(self) -> list[str]:
-        """Say which targets are so small that the shift cannot be told from none."""
+        """Say which shifts cannot be told from none, and which other traits move further."""
+        shifts, furthest = self.best.shifts, max(map(abs, self.target.values()))
+        unclear = [t for t, w in self._targets if w and shifts[t].low <= 0.0 <= shifts[t].high]
+        moved = [t for t in shifts.keys() - self.target if abs(shifts[t].value) > furthest]
         return [
-            f"{trait}: the interval of the shift also holds 0; a measure with more items would "
-            "say more"
-            for trait, wanted in self._targets
-            if wanted and self.best.shifts[trait].low <= 0.0 <= self.best.shifts[trait].high
-        ]
+            f"{trait}: the interval of the shift also holds 0; a measure with more items says more"
+            for trait in unclear
+        ] + [f"{trait}, which has no target, moves by {said(shifts[trait])}" for trait in moved]
 
     def matrix(self) -> pd.DataFrame:
         """Return the cross-talk: one row for each trait, one slope for each term."""
@@ -166,13 +156,10 @@ class Profile:
         bound = [label for label, alpha in alphas if abs(alpha) >= self.most]
         if bound:
             return f"the alpha of {' and '.join(bound)} is at its bound of {self.most:g}"
-        tried = "1 try was" if len(self.tries) == 1 else f"{len(self.tries)} tries were"
-        return f"{tried} made, and these vectors allow no better by a linear model of them"
-
-
-def best_of(tries: Sequence[Try], target: Mapping[Trait, float]) -> Try:
-    """Return the try that lacks the fewest targets, and of these the nearest."""
-    return min(tries, key=lambda one: (bool(one.lacking(target)), one.distance(target)))
+        if len(self.tries) < self.allowed:
+            return "a linear model of these vectors knows no better alphas"
+        made = "1 try was" if self.allowed == 1 else f"{self.allowed} tries were"
+        return f"{made} made, which is what tries allows"
 
 
 def said(shift: Interval) -> str:

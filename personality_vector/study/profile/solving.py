@@ -23,12 +23,16 @@ class Linear(NamedTuple):
     shifts: Float[ndarray, " traits"]
     slopes: Float[ndarray, "traits terms"]
 
+    def at(self, alphas: Float[ndarray, " terms"]) -> Float[ndarray, " traits"]:
+        """Return the shifts that it expects."""
+        return np.asarray(self.shifts + self.slopes @ (alphas - self.alphas))
+
     def solved(
         self, wanted: Float[ndarray, " traits"], weights: Float[ndarray, " traits"], most: float
     ) -> Float[ndarray, " terms"]:
         """Return the alphas, none beyond ``most``, that come nearest to the wanted shifts.
 
-        ``argmin |w * (shifts + slopes @ (alpha - alphas) - wanted)|^2``; of several, the shortest.
+        ``argmin |w * (at(alpha) - wanted)|^2``; of several, the shortest.
         """
         from scipy.optimize import lsq_linear
 
@@ -50,5 +54,5 @@ class Linear(NamedTuple):
             Broyden 1965, Mathematics of Computation 19:577, his first method.
         """
         step = alphas - self.alphas
-        surprise = shifts - self.shifts - self.slopes @ step
+        surprise = shifts - self.at(alphas)
         return Linear(alphas, shifts, self.slopes + np.outer(surprise, step) / (step @ step))
