@@ -42,7 +42,7 @@ def save_profile(profile: Profile, out: Path, *, force: bool) -> None:
 def _merge_recipe(profile: Profile) -> str:
     content = profile.recipe.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    return f"# {profile.verdict()}.\n{text}"
+    return f"# {' '.join(profile.verdict().split())}.\n{text}"
 
 
 def _curve_figure(profile: Profile) -> Figure:

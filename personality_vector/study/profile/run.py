@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpy import ndarray
 
 from personality_vector.checkpoint import Checkpoint
@@ -22,16 +22,12 @@ from personality_vector.study.judging import judges_of, rubrics_of
 from personality_vector.study.numbers import Number, numbers_of
 from personality_vector.study.profile.recipe import ProfileRecipe
 from personality_vector.study.profile.result import Profile, Shifts, Try
-from personality_vector.study.profile.solving import Linear
+from personality_vector.study.profile.solving import Aim, Linear
 from personality_vector.study.recipe import require_trained_on_the_rest
 from personality_vector.study.run import Run
 from personality_vector.study.study import Study
 from personality_vector.subject import Measure
 from personality_vector.traits import Trait
-
-_OTHERS, _BARELY, _NEAR = 0.3, 1e-3, 0.05
-"""Weight of traits without a target, by how much less it is where the target can be reached, and
-the share of the target that may be missed there, by the model."""
 
 _RAY = (0.25, 0.5, 0.75, 1.0, 1.25)
 """Multiples of the best alphas that are measured where the target is out of reach."""
@@ -102,56 +98,6 @@ class Search:
         }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Aim:
-    """What shifts are wanted, and how much each trait counts.
-
-    Attributes:
-        target: Trait to the shift.
-        wanted: The same of every trait that is measured, 0 where there is no target.
-        is_target: Which of them have one.
-        others: How much a trait without a target counts where the target is out of reach.
-        most: The largest alpha.
-    """
-
-    target: Mapping[Trait, float]
-    wanted: Float[ndarray, " traits"]
-    is_target: Bool[ndarray, " traits"]
-    others: float
-    most: float
-
-    @classmethod
-    def of(cls, recipe: ProfileRecipe, traits: Sequence[Trait]) -> "Aim":
-        """Return that of a recipe."""
-        return cls(
-            recipe.target,
-            np.array([recipe.target.get(trait, 0.0) for trait in traits]),
-            np.array([trait in recipe.target for trait in traits]),
-            _OTHERS if recipe.others == "keep" else 0.0,
-            recipe.most,
-        )
-
-    def solved(self, model: Linear) -> Float[ndarray, " terms"]:
-        """Return the best alphas by a model.
-
-        Other traits first decide only between alphas that reach the target. Where none do, the
-        others count in earnest, so that little is not bought dearly.
-        """
-        alphas = model.solved(self.wanted, self._weights(_BARELY * self.others), self.most)
-        missed = np.where(self.is_target, model.at(alphas) - self.wanted, 0.0)
-        if np.hypot.reduce(missed) <= _NEAR * np.hypot.reduce(self.wanted):
-            return alphas
-        return model.solved(self.wanted, self._weights(self.others), self.most)
-
-    def distance(self, one: Try) -> float:
-        """Return how far the shifts of a try are from what is wanted."""
-        missed = self._weights(self.others) * (_values(one.shifts) - self.wanted)
-        return float(np.hypot.reduce(missed))
-
-    def _weights(self, others: float) -> Float[ndarray, " traits"]:
-        return np.where(self.is_target, 1.0, others)
-
-
 def _alone(recipe: ProfileRecipe, number: int, base: Checkpoint) -> Delta:
     """Return one term as the method takes it with an alpha of 1, under its own name."""
     found = merged_by(recipe.merge([1.0], [number]), base)
@@ -186,7 +132,9 @@ def profile(search: Search, folder: Path) -> Profile:
         if not tries[-1].lacking(aim.target) or not alphas.any():
             break
         model = model.after(alphas, _values(tries[-1].shifts))
-    best = min(tries, key=lambda one: (bool(one.lacking(aim.target)), aim.distance(one)))
+    best = min(
+        tries, key=lambda one: (bool(one.lacking(aim.target)), aim.distance(_values(one.shifts)))
+    )
     return Profile(
         [one.label for one in search.deltas],
         [str(one.pole or "") for one in search.deltas],

@@ -1,10 +1,19 @@
 """Alphas for wanted shifts: a linear model of what was measured, solved within bounds."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
+
+from personality_vector.study.profile.recipe import ProfileRecipe
+from personality_vector.traits import Trait
+
+_OTHERS, _BARELY, _NEAR = 0.3, 1e-3, 0.05
+"""Weight of traits without a target, by how much less it is where the target can be reached, and
+the share of the target that may be missed there, by the model."""
 
 _DIGITS = 4
 """Of an alpha, so that a recipe that a person reads is exactly what was measured."""
@@ -56,3 +65,52 @@ class Linear(NamedTuple):
         step = alphas - self.alphas
         surprise = shifts - self.at(alphas)
         return Linear(alphas, shifts, self.slopes + np.outer(surprise, step) / (step @ step))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Aim:
+    """What shifts are wanted, and how much each trait counts.
+
+    Attributes:
+        target: Trait to the shift.
+        wanted: The same of every trait that is measured, 0 where there is no target.
+        is_target: Which of them have one.
+        others: How much a trait without a target counts where the target is out of reach.
+        most: The largest alpha.
+    """
+
+    target: Mapping[Trait, float]
+    wanted: Float[ndarray, " traits"]
+    is_target: Bool[ndarray, " traits"]
+    others: float
+    most: float
+
+    @classmethod
+    def of(cls, recipe: ProfileRecipe, traits: Sequence[Trait]) -> "Aim":
+        """Return that of a recipe."""
+        return cls(
+            recipe.target,
+            np.array([recipe.target.get(trait, 0.0) for trait in traits]),
+            np.array([trait in recipe.target for trait in traits]),
+            _OTHERS if recipe.others == "keep" else 0.0,
+            recipe.most,
+        )
+
+    def solved(self, model: Linear) -> Float[ndarray, " terms"]:
+        """Return the best alphas by a model.
+
+        Other traits first decide only between alphas that reach the target. Where none do, the
+        others count in earnest, so that little is not bought dearly.
+        """
+        alphas = model.solved(self.wanted, self._weights(_BARELY * self.others), self.most)
+        missed = np.where(self.is_target, model.at(alphas) - self.wanted, 0.0)
+        if np.hypot.reduce(missed) <= _NEAR * np.hypot.reduce(self.wanted):
+            return alphas
+        return model.solved(self.wanted, self._weights(self.others), self.most)
+
+    def distance(self, shifts: Float[ndarray, " traits"]) -> float:
+        """Return how far shifts are from what is wanted."""
+        return float(np.hypot.reduce(self._weights(self.others) * (shifts - self.wanted)))
+
+    def _weights(self, others: float) -> Float[ndarray, " traits"]:
+        return np.where(self.is_target, 1.0, others)
