@@ -126,8 +126,8 @@ def profile(search: Search, folder: Path) -> Profile:
     model, aim = _start(slopes), Aim.of(search.recipe, list(slopes))
     while len(tries) < search.recipe.tries:
         alphas = aim.solved(model)
-        if tuple(alphas) in {one.alphas for one in tries}:
-            break  # the nearest that the model knows
+        if not aim.promises(model.at(alphas), [_values(one.shifts) for one in tries]):
+            break
         tries.append(bench.tried(alphas))
         if not tries[-1].lacking(aim.target) or not alphas.any():
             break

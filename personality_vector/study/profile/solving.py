@@ -15,6 +15,9 @@ _OTHERS, _BARELY, _NEAR = 0.3, 1e-3, 0.05
 """Weight of traits without a target, by how much less it is where the target can be reached, and
 the share of the target that may be missed there, by the model."""
 
+_LEAST = 0.01
+"""The share of what is missed that a further try has to promise to make up for."""
+
 _DIGITS = 4
 """Of an alpha, so that a recipe that a person reads is exactly what was measured."""
 
@@ -103,14 +106,26 @@ class Aim:
         others count in earnest, so that little is not bought dearly.
         """
         alphas = model.solved(self.wanted, self._weights(_BARELY * self.others), self.most)
-        missed = np.where(self.is_target, model.at(alphas) - self.wanted, 0.0)
-        if np.hypot.reduce(missed) <= _NEAR * np.hypot.reduce(self.wanted):
+        if self.missed(model.at(alphas)) <= _NEAR * np.hypot.reduce(self.wanted):
             return alphas
         return model.solved(self.wanted, self._weights(self.others), self.most)
 
+    def missed(self, shifts: Float[ndarray, " traits"]) -> float:
+        """Return by how much shifts miss the target."""
+        return float(np.hypot.reduce(self._weights(0.0) * (shifts - self.wanted)))
+
     def distance(self, shifts: Float[ndarray, " traits"]) -> float:
-        """Return how far shifts are from what is wanted."""
+        """Return how far shifts are from what is wanted of all traits."""
         return float(np.hypot.reduce(self._weights(self.others) * (shifts - self.wanted)))
+
+    def promises(
+        self, expected: Float[ndarray, " traits"], tried: Sequence[Float[ndarray, " traits"]]
+    ) -> bool:
+        """Return whether shifts that are expected would be better than all that were measured."""
+        return any(
+            of(expected) < (1.0 - _LEAST) * min(map(of, tried), default=np.inf)
+            for of in (self.missed, self.distance)
+        )
 
     def _weights(self, others: float) -> Float[ndarray, " traits"]:
         return np.where(self.is_target, 1.0, others)
