@@ -16,11 +16,12 @@ from personality_vector.delta import Delta
 from personality_vector.errors import DataError, RecipeError
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.numeric.random import generator_for
+from personality_vector.numeric.statistics import Interval
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.report.profile import save_profile
 from personality_vector.study.profile.recipe import ProfileRecipe
 from personality_vector.study.profile.run import Search, profile
-from personality_vector.study.profile.solving import Linear
+from personality_vector.study.profile.solving import Aim, Linear
 from personality_vector.study.run import Run
 from personality_vector.study.worker import Worker
 from personality_vector.subject.identity import digest_of
@@ -214,6 +215,21 @@ def test_little_is_not_bought_dearly_where_the_target_is_out_of_reach(found):
     assert any(
         one.startswith("calm, which has no target, moves by +3.3 ") for one in free.remarks()
     )
+
+
+def test_noise_drives_no_alpha_to_its_bound():
+    """A slope that cannot be told from 0 is no way to come nearer to a target out of reach."""
+    slopes = {
+        "boldness": [Interval(0.1, 0.05, 0.15), Interval(0.02, -0.03, 0.07)],
+        "calm": [Interval(0.0, -0.01, 0.01), Interval(0.03, 0.02, 0.04)],
+    }
+    aim = Aim(
+        *({"boldness": 5.0}, np.array([5.0, 0.0]), np.array([True, False])),
+        np.array([[not one.low <= 0.0 <= one.high for one in row] for row in slopes.values()]),
+        *(0.3, 4.0),
+    )
+    values = np.array([[one.value for one in row] for row in slopes.values()])
+    assert aim.solved(Linear(np.zeros(2), np.zeros(2), values)).tolist() == [4.0, 0.0]
 
 
 def test_contrary_wishes_of_one_vector_leave_the_base(found, terms, tmp_path):

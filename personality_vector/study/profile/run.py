@@ -123,7 +123,7 @@ def profile(search: Search, folder: Path) -> Profile:
     bench = _Bench(search, folder)
     slopes, tries = bench.slopes(), list[Try]()
     _require_moving(search.recipe.target, slopes)
-    model, aim = _start(slopes), Aim.of(search.recipe, list(slopes))
+    model, aim = _start(slopes), Aim.of(search.recipe, slopes)
     while len(tries) < search.recipe.tries:
         alphas = aim.solved(model)
         if not aim.promises(model.at(alphas), [_values(one.shifts) for one in tries]):

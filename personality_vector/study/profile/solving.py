@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
+from personality_vector.numeric.statistics import Interval
 from personality_vector.study.profile.recipe import ProfileRecipe
 from personality_vector.traits import Trait
 
@@ -78,6 +79,7 @@ class Aim:
         target: Trait to the shift.
         wanted: The same of every trait that is measured, 0 where there is no target.
         is_target: Which of them have one.
+        is_told: Which slopes, by trait and term, can be told from 0.
         others: How much a trait without a target counts where the target is out of reach.
         most: The largest alpha.
     """
@@ -85,16 +87,18 @@ class Aim:
     target: Mapping[Trait, float]
     wanted: Float[ndarray, " traits"]
     is_target: Bool[ndarray, " traits"]
+    is_told: Bool[ndarray, "traits terms"]
     others: float
     most: float
 
     @classmethod
-    def of(cls, recipe: ProfileRecipe, traits: Sequence[Trait]) -> "Aim":
-        """Return that of a recipe."""
+    def of(cls, recipe: ProfileRecipe, slopes: Mapping[Trait, Sequence[Interval]]) -> "Aim":
+        """Return that of a recipe, once the slopes are measured."""
         return cls(
             recipe.target,
-            np.array([recipe.target.get(trait, 0.0) for trait in traits]),
-            np.array([trait in recipe.target for trait in traits]),
+            np.array([recipe.target.get(trait, 0.0) for trait in slopes]),
+            np.array([trait in recipe.target for trait in slopes]),
+            np.array([[not one.low <= 0.0 <= one.high for one in row] for row in slopes.values()]),
             _OTHERS if recipe.others == "keep" else 0.0,
             recipe.most,
         )
@@ -103,12 +107,14 @@ class Aim:
         """Return the best alphas by a model.
 
         Other traits first decide only between alphas that reach the target. Where none do, the
-        others count in earnest, so that little is not bought dearly.
+        others count in earnest, so that little is not bought dearly, and a slope that cannot be
+        told from 0 counts as 0, so that noise drives no alpha to its bound.
         """
         alphas = model.solved(self.wanted, self._weights(_BARELY * self.others), self.most)
         if self.missed(model.at(alphas)) <= _NEAR * np.hypot.reduce(self.wanted):
             return alphas
-        return model.solved(self.wanted, self._weights(self.others), self.most)
+        known = model._replace(slopes=np.where(self.is_told, model.slopes, 0.0))
+        return known.solved(self.wanted, self._weights(self.others), self.most)
 
     def missed(self, shifts: Float[ndarray, " traits"]) -> float:
         """Return by how much shifts miss the target."""
