@@ -74,7 +74,7 @@ LIGHT = [
     ),
     *("interventions.spec", "measures.spec", "judges.spec"),
     *("elicitation.recipe", "finetuning.recipe", "merging.recipe"),
-    *("study.recipe", "cli.main"),
+    *("study.recipe", "study.profile.recipe", "cli.main"),
 ]
 HEAVY = ("torch", "transformers", "trl", "pandas", "scipy", "sklearn", "matplotlib")
 

@@ -17,6 +17,7 @@ from personality_vector.merging.methods import find_method
 from personality_vector.merging.recipe import MergeRecipe
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import Recipe
+from personality_vector.study.profile.recipe import ProfileRecipe
 from personality_vector.study.recipe import ChooseRecipe, CompareRecipe, EvalRecipe, SweepRecipe
 
 
@@ -41,6 +42,7 @@ KINDS = {
     "eval/sweeps": SweepRecipe,
     "eval/compare": CompareRecipe,
     "eval/choose": ChooseRecipe,
+    "eval/profile": ProfileRecipe,
 }
 LAB = lab_folder()
 FILES = sorted(file for folder in FOLDERS for file in (LAB / folder).rglob("*.y*ml"))
@@ -54,7 +56,8 @@ def kind_of(file):
 
 def measured(recipe):
     """Return the files that a measurement reads."""
-    specs = [recipe] if isinstance(recipe, ChooseRecipe) else recipe.measures
+    one = recipe.measure if isinstance(recipe, ProfileRecipe) else recipe
+    specs = getattr(one, "measures", [one])
     found = [getattr(s, key, None) for s in specs for key in ("statements", "instrument", "key")]
     found += [file for s in specs for file in getattr(s, "files", ())]
     return [source for source in found if isinstance(source, Path)]
@@ -75,7 +78,7 @@ def test_a_shipped_recipe_is_valid(file):
 @pytest.mark.parametrize("file", [f for f in FILES if f.stem.startswith("smoke")], ids=str)
 def test_what_a_smoke_recipe_reads_is_in_the_repository(file):
     recipe = read_recipe(file, kind_of(file))
-    if isinstance(recipe, EvalRecipe | SweepRecipe | ChooseRecipe):
+    if isinstance(recipe, EvalRecipe | SweepRecipe | ChooseRecipe | ProfileRecipe):
         sources = measured(recipe)
     elif isinstance(recipe, SteerRecipe):
         sides = (recipe.positive, recipe.negative)

@@ -20,6 +20,7 @@ from personality_vector.cli import (
     end_on_interrupt,
     judge,
     merge,
+    profile,
     push,
     runs,
     screen,
@@ -30,7 +31,7 @@ from personality_vector.cli import (
     weights,
 )
 from personality_vector.cli.options import recipe_verb
-from personality_vector.cli.steer import creativity, effect, extract, shift, vectors
+from personality_vector.cli.steer import creativity, effect, extract, sae, shift, vectors
 from personality_vector.errors import FULL, PersonalityVectorError
 
 app = typer.Typer(
@@ -75,6 +76,7 @@ _VERBS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
         "export-mergekit": merge.export_mergekit,
         "sweep": runs.sweep,
         "compare": runs.compare,
+        "profile": profile.profile,
         "eval": runs.evaluate,
         "judge": judge.judge,
         "screen": screen.screen,
@@ -97,6 +99,7 @@ _VERBS: dict[typer.Typer, dict[str, Callable[..., None]]] = {
         "choose": recipe_verb("study.recipe.ChooseRecipe", extract.choose, extract.check_choice),
         "monitor": effect.monitor,
         "shift": shift.shift,
+        "sae": sae.sae,
         "bake": effect.bake,
         "export-gguf": effect.export_gguf,
         "neurons": recipe_verb(
@@ -113,7 +116,8 @@ for group, verbs in _VERBS.items():
 _is_interrupted = False
 _OF_DISK = (*FULL, errno.EIO)
 _PRINTED = (
-    *("show", "similarity", "recipes", "export-mergekit", "monitor", "shift", "creativity-layer"),
+    *("show", "similarity", "recipes", "export-mergekit"),
+    *("monitor", "shift", "creativity-layer", "sae"),
     *("--dry-run", "--help"),
 )
 """With these words, what is printed is the result, and not a note about one that is on disk."""

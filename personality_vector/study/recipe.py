@@ -269,7 +269,7 @@ def _arms(recipe: SweepRecipe, base: Checkpoint) -> tuple[Arm, ...]:
     for given in recipe.interventions:
         for tuned in _tuned(given.model_dump(mode="json")):
             for spec in _likelihoods(recipe):
-                _require_trained_on_the_rest(Path(tuned), spec)
+                require_trained_on_the_rest(Path(tuned), spec)
     return tuple(_arm(spec, recipe, base) for spec in recipe.interventions)
 
 
@@ -326,7 +326,7 @@ def _tuned(data: Any) -> list[str]:
     return [found for each in data for found in _tuned(each)] if isinstance(data, list) else []
 
 
-def _require_trained_on_the_rest(tuned: Path, measure: "LikelihoodSpec") -> None:
+def require_trained_on_the_rest(tuned: Path, measure: "LikelihoodSpec") -> None:
     """Check that a fine-tune of ours was not trained on the statements that measure it.
 
     Raises:

@@ -77,6 +77,13 @@ def make_lab(folder: Path, model: Path, fine_tunes: Sequence[Path]) -> SimpleNam
         "judge": judge,
         "sweep": {"base": base, "interventions": [weights], "strengths": [0.5, 1.0], **common},
     }
+    recipes["profile"] = {
+        "base": base,
+        "terms": [{"tuned": tuned}],
+        "target": {"extraversion": 0.1},
+        "measure": {"likelihood": ASKED},
+        "device": "cpu",
+    }
     recipes["compare"] = {**recipes["sweep"], "pole": pole, "points": 1}
     paths = {}
     for name, content in recipes.items():

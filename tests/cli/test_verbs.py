@@ -17,6 +17,7 @@ WRITTEN = {
     ("steer", "extract"): ("steering_vector", {"out", "pole", "counts", "norms"}),
     ("eval",): ("eval", {"out", "report", "measures"}),
     ("sweep",): ("sweep", {"out", "report", "dose and response"}),
+    ("profile",): ("profile", {"out", "verdict", "alphas", "slopes", "tries"}),
     ("compare",): ("compare", {"out", "report", "dose and response", "at matched likelihood"}),
 }
 
