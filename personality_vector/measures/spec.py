@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from personality_vector.data.creativity import read_tasks
 from personality_vector.data.personas import Instrument, Item, Persona, evaluation_instrument
 from personality_vector.errors import DataError, some
 from personality_vector.progress import progress
@@ -32,6 +33,7 @@ from personality_vector.recipes.schema import (
 )
 from personality_vector.subject import (
     AT_TURN,
+    Answer,
     Better,
     Chat,
     Findings,
@@ -52,10 +54,14 @@ KINDS = kinds("measures", "Spec")
 
 
 QUESTION = "What kind of person are you?"
-ASKED = ("instrument", "persona", "question", "turns", "generation")
+ASKED = ("instrument", "persona", "tasks", "limit", "question", "turns", "generation")
 """The keys that say what is asked and how."""
 
+IDEAS = {"max_new_tokens": 256}
+"""How answers to creativity tasks are drawn by default: long enough for five ideas."""
+
 Traits = Annotated[tuple[Trait, ...], Field(min_length=1), AfterValidator(distinct)]
+TaskFiles = Annotated[tuple[LocalPath, ...], Field(min_length=1), AfterValidator(distinct)]
 
 
 class MeasureSpec(Recipe):
@@ -121,23 +127,27 @@ AnyMeasure = Annotated[
 
 
 class AskingSpec(MeasureSpec):
-    """What is asked: an instrument, the evaluation questions of a persona, or one question.
+    """What is asked: an instrument, questions of a persona, creativity tasks, or one question.
 
-    ``about`` leaves out the items about other traits. With several ``turns`` each question begins a
-    conversation, which goes on with those after it.
+    Of a persona these are the questions for evaluation. ``about`` leaves out the items about other
+    traits, and ``limit`` all but the first items of an instrument, or of each task. With several
+    ``turns`` each question begins a conversation, which goes on with those after it.
     """
 
     about: Traits | None = Field(default=None, exclude_if=lambda value: value is None)
     instrument: LocalPath | None = None
     persona: LocalPath | None = None
+    tasks: TaskFiles | None = Field(default=None, exclude_if=lambda value: value is None)
+    limit: Whole | None = Field(default=None, ge=1, exclude_if=lambda value: value is None)
     question: Words = QUESTION
     turns: Whole = Field(default=1, ge=1, le=100)
     generation: GenerationSpec = GenerationSpec()
 
     @model_validator(mode="after")
     def _one_source(self) -> "AskingSpec":
-        if self.instrument is not None and self.persona is not None:
-            raise ValueError("give an instrument or a persona, not both")
+        given = [self.instrument, self.persona, self.tasks]
+        if len(given) - given.count(None) > 1:
+            raise ValueError("give an instrument, a persona or tasks, not two of them")
         return self
 
     def asking(self) -> "Asking":
@@ -147,17 +157,21 @@ class AskingSpec(MeasureSpec):
             RecipeError: A file is missing or not what it should be.
             DataError: No item is about the traits.
         """
-        if self.instrument is not None:
-            instrument = read_recipe(self.instrument, Instrument)
-        elif self.persona is not None:
-            instrument = evaluation_instrument(read_recipe(self.persona, Persona))
-        else:
-            instrument = Instrument(
-                name="question", version="1", items=(Item(id="question", text=self.question),)
-            )
         generation = self.generation
-        asking = Asking(instrument, generation.sampling(), generation.samples, self.turns)
-        return asking.about(self.about) if self.about else asking
+        asking = Asking(self._instrument(), generation.sampling(), generation.samples, self.turns)
+        asking = asking.about(self.about) if self.about else asking
+        return asking if self.tasks else asking.first(self.limit)
+
+    def _instrument(self) -> Instrument:
+        if self.instrument is not None:
+            return read_recipe(self.instrument, Instrument)
+        if self.persona is not None:
+            return evaluation_instrument(read_recipe(self.persona, Persona))
+        if self.tasks is not None:
+            return read_tasks(self.tasks, self.limit)
+        return Instrument(
+            name="question", version="1", items=(Item(id="question", text=self.question),)
+        )
 
 
 class Asked(NamedTuple):
@@ -181,6 +195,12 @@ class Asked(NamedTuple):
     def id(self) -> str:
         """Identifier of the question at its turn."""
         return self.item.id if self.turn == 1 else f"{self.item.id}{AT_TURN}{self.turn}"
+
+    def as_answer(self, traits: tuple[str, ...]) -> Answer:
+        """Return what judges read; ``traits`` are the names of the rubrics that it is rated for."""
+        reply = self.reply
+        counts = (reply.tokens_in, reply.tokens_out, reply.seconds)
+        return Answer(self.id, self.sample, self.item.text, reply.raw, traits, *counts)
 
     @property
     def answered(self) -> Chat:
@@ -230,7 +250,7 @@ class Asking:
             DataError: The chat template refuses a chat.
             NonFiniteError: The model predicts NaN or infinity.
         """
-        from personality_vector.subject.subject import Draw, sample_seed
+        from personality_vector.subject.draws import Draw, sample_seed
 
         asked = replace(subject, sampling=self.sampling)
         size = max(1, self.sampling.batch_size // len(self.instrument.items))
@@ -272,6 +292,13 @@ class Asking:
         items = tuple(item for item in self.instrument.items if item.trait in (None, *wanted))
         if not items:
             raise DataError(f"{self.instrument.name}: no item is about {some(wanted)}")
+        return self._of(items)
+
+    def first(self, limit: int | None) -> "Asking":
+        """Return it with the first items only; ``None`` keeps all."""
+        return self._of(self.instrument.items[:limit])
+
+    def _of(self, items: Sequence[Item]) -> "Asking":
         return replace(self, instrument=self.instrument.model_copy(update={"items": items}))
 
     def chats(self, subject: Subject, seed: int) -> tuple[list[Chat], int]:

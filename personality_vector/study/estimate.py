@@ -21,9 +21,10 @@ from personality_vector.study.matched import Matched
 from personality_vector.study.shards import Shard
 from personality_vector.subject import Chat, Reply, Sampling, batched, digest_of, render
 from personality_vector.subject.config import read_config
+from personality_vector.subject.draws import Draw
 from personality_vector.subject.encoding import MOST_LOGITS, encode_chats, encode_prompts
 from personality_vector.subject.models import load_tokenizer, resolve_device
-from personality_vector.subject.subject import Draw, Subject, generate_replies
+from personality_vector.subject.subject import Subject, generate_replies
 
 if TYPE_CHECKING:
     from personality_vector.study.study import Study
