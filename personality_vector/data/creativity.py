@@ -174,12 +174,12 @@ def ideas(text: str) -> list[str]:
 def content_words(idea: str) -> frozenset[str]:
     """Return the words that say what an idea is, in lower case and without the ``s`` of a plural.
 
-    Words of grammar do not count, unless there are no others.
+    Numbers do not count, nor do words of grammar unless there are no others.
 
     >>> sorted(content_words("Use the BRICKS as a door stop")) == ["brick", "door", "stop"]
     True
     """
-    found = words(idea)
+    found = [word for word in words(idea) if not word.isdigit()]
     kept = [word for word in found if word not in _GRAMMAR] or found
     return frozenset(_singular(word) for word in kept)
 

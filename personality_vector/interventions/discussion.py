@@ -1,4 +1,4 @@
-"""A discussion: several roles answer, read each other and revise, and one call joins the answers."""
+"""A discussion: several roles answer, read each other and revise; one more call joins them."""
 
 import math
 from collections.abc import Generator, Sequence
@@ -166,10 +166,16 @@ def _summed(before: "Sequence[Reply]", last: "Reply") -> "Reply":
     )
 
 
+def _several(roles: tuple[str, ...]) -> tuple[str, ...]:
+    if len(roles) < 2:
+        raise ValueError("a discussion has at least two roles, such as [a futurist, a cook]")
+    return roles
+
+
 class DiscussionOptions(Recipe):
     """Who discusses, and how often; see :class:`Discussion`."""
 
-    roles: Annotated[tuple[Words, ...], Field(min_length=2), AfterValidator(distinct)]
+    roles: Annotated[tuple[Words, ...], AfterValidator(_several), AfterValidator(distinct)]
     rounds: Whole = Field(default=3, ge=1)
 
 

@@ -227,8 +227,8 @@ class Subject:
         """
         if self.exchange is not one_call:
             raise ModelError(
-                "a reply that is made of several calls, as in a discussion, has neither likelihoods "
-                "nor activations; leave out the measures that need them, and measure replies"
+                "a reply of several calls, as in a discussion, has neither likelihoods nor "
+                "activations; leave out the measures that need them, and measure replies"
             )
 
     def require_numbers(self, chats: Sequence[Chat]) -> None:
