@@ -1,7 +1,8 @@
 """Creativity: requests for ideas, whose answers judges rate, and how many ideas they hold."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from statistics import fmean
 from typing import ClassVar
 
@@ -79,7 +80,7 @@ class Creativity(AskingMeasure):
     The scores of a judge are means over answers, for each criterion; several measures, each with
     a task and a name of its own, keep tasks apart. ``fluency``: distinct ideas of an answer, the
     entries of its list or else its sentences; two with the same content words are one. ``words``:
-    those of an answer. Both are means over answers, and a reply that ends inside a thought is
+    those of an answer. Both are means over items, and a reply that ends inside a thought is
     unscored. An answer without text has no idea.
 
     Attributes:
@@ -103,21 +104,26 @@ class Creativity(AskingMeasure):
     def finish(self, base: Subject, collected: list[Answer]) -> Findings:  # noqa: ARG002
         """Return the answers, and the numbers that need no judge."""
         texts = [(one.item, said(one.reply)) for one in collected]
-        read = [(item, one.answer) for item, one in texts if one.is_finished]
-        seen = [
-            Observation(f"{self.name}.{number}", "", item, float(count(text)))
-            for number, (count, _) in _NUMBERS.items()
-            for item, text in read
-        ]
-        unscored = len(texts) - len(read)
-        return Findings(collected, [*self._means(seen, unscored)], seen)
+        by_item: dict[str, list[str]] = {}
+        for item, one in texts:
+            by_item.setdefault(item, []).extend([one.answer] * one.is_finished)
+        found = [self._mean(number, by_item, len(texts)) for number in _NUMBERS]
+        readings, seen = zip(*found, strict=True)
+        return Findings(collected, readings, [*chain.from_iterable(seen)])
 
-    def _means(self, seen: Sequence[Observation], unscored: int) -> Iterator[Reading]:
-        for number, (_, unit) in _NUMBERS.items():
-            name = f"{self.name}.{number}"
-            values = [one.value for one in seen if one.measure == name]
-            mean = fmean(values) if values else None
-            yield Reading(name, mean, n=len(values), unscored=unscored, unit=unit)
+    def _mean(
+        self, number: str, by_item: Mapping[str, Sequence[str]], asked: int
+    ) -> tuple[Reading, list[Observation]]:
+        """Return a number as a mean over items, and the mean of each over its answers."""
+        name, (count, unit) = f"{self.name}.{number}", _NUMBERS[number]
+        seen = [
+            Observation(name, "", item, fmean(map(count, texts)))
+            for item, texts in by_item.items()
+            if texts
+        ]
+        mean = fmean(one.value for one in seen) if seen else None
+        n = sum(map(len, by_item.values()))
+        return Reading(name, mean, n=n, unscored=asked - n, unit=unit), seen
 
 
 _NUMBERS: Mapping[str, tuple[Callable[[str], int], str]] = {

@@ -139,7 +139,7 @@ def test_what_needs_one_call_is_refused_and_says_what_to_measure(discussing):
         lambda: discussing.next_token(CHATS, [3]),
         lambda: together(discussing, [seat, seat]),
     ):
-        with pytest.raises(ModelError, match="as in a discussion, has neither .*measure replies"):
+        with pytest.raises(ModelError, match=r"as in a discussion, has neither .*measure replies"):
             refused()
 
 

@@ -31,6 +31,7 @@ GIVEN = {
     "cost": {"price_in": 1.0, "price_out": 2.0},
     "activations": {"vectors": ["v"], "layer": 1},
     "tasks": {"files": ["q.jsonl"]},
+    "creativity": {"tasks": ["v.yaml"]},
 }
 """What a kind needs, or what its other options would do nothing without."""
 
@@ -58,14 +59,18 @@ ANOTHER = {
     "files": ["u.jsonl"],
     "harness": ["arc_easy"],
     "include": "h",
+    "tasks": ["w.yaml"],
 }
 """Another value of every option."""
 
-OF_KIND = {"instructions": {"instrument": "i.yaml"}}
+OF_KIND = {
+    "instructions": {"instrument": "i.yaml"},
+    "creativity": {"judges": ["infrequency"]},
+}
 """Another value where that of the other kinds does not fit."""
 
 DRAWN = {"max_new_tokens": 9, "temperature": 0.5, "top_p": 0.9, "batch_size": 2, "samples": 2}
-NEUTRAL = {("interview", "traits"), ("interview", "judges")}
+NEUTRAL = {("interview", "traits"), ("interview", "judges"), ("creativity", "judges")}
 """What is done to stored answers, at any time. ``batch_size`` is the speed of a measure."""
 
 
@@ -95,6 +100,9 @@ def folder(tmp_path_factory):
         row = {"question": asked, "choices": choices, "answer": 0}
         rows = (json.dumps({"id": str(n), **row}) + "\n" for n in range(12))
         (folder / f"{name}.jsonl").write_text("".join(rows))
+    for name in ("v", "w"):
+        task = {"name": name, "version": "1", "request": "Uses of {item}?", "items": ["a", "b"]}
+        (folder / f"{name}.yaml").write_text(json.dumps(task))
     (folder / "h").mkdir()
     (folder / "h" / "mine.yaml").write_text("task: mine\n")
     return folder
@@ -134,7 +142,8 @@ def test_its_identity_is_every_option_that_changes_numbers_and_no_other(parsed, 
     assert plain == parsed(kind).open().identity()
     seen = {name: one.identity() for name, one in others.items() if one.identity() != plain}
     neutral = {option for found, option in NEUTRAL if found == kind} | {"batch_size"}
-    neutral |= {"about"} & options  # the items here are about no trait, and are always asked
+    if "about" in options:  # they ask one question, which is about no trait
+        neutral |= {"about", "limit"}
     assert set(seen) == set(others) - neutral
     assert len(set(seen.values())) == len(seen)
 
@@ -218,7 +227,10 @@ def test_identities_are_those_of_another_process_and_schemas_need_no_torch(parse
         ({"guards": {"generation": {"samples": 0}}}, "generation.samples: Input should"),
         ({"guards": {"generation": {"samples": 2, "temperature": 0}}}, "the same reply"),
         ({"guards": {"trait": ["openness"]}}, "unknown key 'trait'; did you mean 'traits'?"),
-        ({"coherence": {"persona": "p", "instrument": "i"}}, "an instrument or a persona, not bo"),
+        (
+            {"coherence": {"persona": "p", "instrument": "i"}},
+            "give an instrument, a persona or tasks",
+        ),
         ({"cost": {"price_in": -1.0}}, "price_in: Input should be greater"),
         ({"cost": {"price_in": 1.0}}, "give price_in and price_out together"),
         ({"activations": {"layer": 1}}, "vectors and layer belong together"),

@@ -1,0 +1,119 @@
+"""Creativity in a study: replies that measures share, and a judge that compares all answers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from personality_vector.errors import RecipeError
+from personality_vector.judges.infrequency import InfrequencyJudge
+from personality_vector.study.judging import judge_run
+from personality_vector.study.recipe import EvalRecipe, SweepRecipe, open_study
+from personality_vector.study.tables import tables_of
+
+ROLES = ["a futurist", "a cook"]
+ARMS = [
+    {"label": "roles", "roles": ROLES},
+    {"label": "discussion", "discussion": {"roles": ROLES, "rounds": 2}},
+]
+SHORT = {"max_new_tokens": 16, "temperature": 1.0, "samples": 2}
+PRICES = {"price_in": 1.0, "price_out": 2.0}
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Return ``opened(*arms, **options)``: a study of creativity on the embedded model."""
+    task = {"name": "mine", "version": "1", "request": "Uses of {item}?", "items": ["tea", "art"]}
+    (tmp_path / "mine.yaml").write_text(json.dumps(task))
+
+    def make(*arms, judges=("infrequency",), **more):
+        asked = {"tasks": ["mine.yaml"], "generation": SHORT, "judges": list(judges)}
+        data = {"base": "builtin:demo", "interventions": list(arms), "strengths": [1.0]}
+        data |= {"measures": [{"creativity": asked}, {"cost": PRICES}], **more}
+        return open_study(SweepRecipe.parse(data, origin="r.yaml", folder=tmp_path))
+
+    return make
+
+
+def scores_of(run):
+    found = run.answers().query("judge == 'infrequency'")
+    keys = ["intervention", "seed", "item", "sample"]
+    return found.set_index(keys)["score"].sort_index().round(9).to_dict()
+
+
+def test_all_arms_stand_side_by_side_and_cost_what_their_answers_did(opened, tmp_path):
+    run = opened(*ARMS).run(tmp_path / "run")
+    tables = tables_of(run)
+    originality = tables["by strength"].set_index("intervention")
+    assert list(originality.index) == ["base", "roles", "discussion"]
+    assert list(originality.columns)[1:] == ["originality creativity by infrequency"]
+    costs = tables["side effects"].set_index("intervention")
+    assert set(costs.columns) >= {"fluency", "tokens_in", "tokens_out", "seconds", "price"}
+    with run.opened() as store:
+        spent = store.rows(
+            "SELECT p.label, AVG(a.tokens_in), AVG(a.tokens_out), AVG(a.seconds) FROM planned p "
+            "JOIN cells c ON c.intervention = p.intervention AND c.measure = p.measure "
+            "AND c.strength = p.strength JOIN answers a ON a.cell = c.id GROUP BY p.label"
+        )
+    for label, tokens_in, tokens_out, seconds in spent:
+        row = costs.loc[label]
+        assert row["tokens_in"] == pytest.approx(tokens_in)
+        assert row["tokens_out"] == pytest.approx(tokens_out)
+        assert row["seconds"] == pytest.approx(seconds), "the same replies, not drawn again"
+        assert row["price"] == pytest.approx((tokens_in + 2 * tokens_out) / 100)
+    assert costs.loc["discussion", "tokens_in"] > 5 * costs.loc["base", "tokens_in"]
+
+
+def test_who_compares_all_answers_rates_again_when_there_are_more(opened, tmp_path):
+    folder = tmp_path / "grown"
+    few = scores_of(opened(*ARMS[:1]).run(folder))
+    grown = scores_of(opened(*ARMS, seeds=[0, 1]).run(folder))
+    whole = scores_of(opened(*ARMS, seeds=[0, 1]).run(tmp_path / "whole"))
+    assert grown == whole
+    assert len(few) == 2 * 2 * 2
+    assert len(grown) == 3 * 2 * 2 * 2
+    assert all(value is not None and 0 <= value <= 1 for value in grown.values())
+    again = scores_of(opened(*ARMS[:1]).run(folder))
+    assert again == few
+
+
+def test_who_compares_all_answers_can_come_later(opened, tmp_path):
+    run = opened(*ARMS[:1], judges=()).run(tmp_path / "run")
+    assert judge_run(run.folder, InfrequencyJudge().open()) == 2
+    assert scores_of(run) == scores_of(opened(*ARMS[:1]).run(tmp_path / "other"))
+
+
+def test_a_run_without_ideas_is_not_judged_by_who_rates_ideas(opened, tmp_path):
+    interview = {"traits": ["openness"], "generation": SHORT}
+    measures = [{"interview": interview}]
+    run = opened(*ARMS[:1], measures=measures).run(tmp_path / "run")
+    with pytest.raises(RecipeError, match="no answers that infrequency rates; it rates for orig"):
+        judge_run(run.folder, InfrequencyJudge().open())
+
+
+def measured(*measures):
+    data = {"model": "builtin:demo", "measures": list(measures)}
+    return EvalRecipe.parse(data, origin="r.yaml", folder=Path()).measures
+
+
+def test_measures_without_questions_ask_for_the_ideas():
+    creativity, cost, guards = measured({"creativity": {"limit": 2}}, {"cost": PRICES}, "guards")
+    for other in (cost, guards):
+        assert other.tasks == creativity.tasks
+        assert other.limit == 2
+        assert other.generation == creativity.generation
+        assert other.open().asking == creativity.open().asking
+    _, asked = measured("creativity", {"cost": {"question": "Who?", "limit": 1}})
+    assert asked.tasks is None
+    own, _, first = measured({"interview": {"traits": ["openness"]}}, "creativity", "guards")
+    assert (first.tasks, first.about) == (None, own.traits)
+
+
+def test_the_first_items_are_those_of_an_instrument_or_of_each_task():
+    tasks, instrument = measured(
+        {"cost": {"tasks": ["builtin:eval/tasks/creativity/uses.yaml"], "limit": 3}},
+        {"guards": {"instrument": "builtin:eval/instruments/everyday.yaml", "limit": 3}},
+    )
+    assert [len(one.open().asking.instrument.items) for one in (tasks, instrument)] == [3, 3]
+    with pytest.raises(RecipeError, match="give an instrument, a persona or tasks, not two"):
+        measured({"cost": {"tasks": ["a"], "instrument": "b"}})
