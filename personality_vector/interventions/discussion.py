@@ -44,8 +44,7 @@ class Discussion(BaseIntervention):
 
     In the first round each role answers. In each later one it sees its own last answer and those of
     the others, and answers again; the last round asks them to agree. One more call joins the last
-    answers. A reply thus takes ``len(roles) * rounds + 1`` calls, and its tokens and seconds are
-    the sums over them. Strength 0 is one call without any of this.
+    answers. Tokens and seconds of a reply are the sums over all its ``calls``. Strength 0 is one call without any of this.
 
     Attributes:
         roles: Each a person, with an article: ``a futurist``.
@@ -75,6 +74,11 @@ class Discussion(BaseIntervention):
                 f"{self.label}: needs two different roles or more and at least one round, got "
                 f"{len(self.roles)} roles and {self.rounds} rounds"
             )
+
+    @property
+    def calls(self) -> int:
+        """Calls of the model for one reply."""
+        return len(self.roles) * self.rounds + 1
 
     @contextmanager
     def applied(self, subject: Subject, strength: float) -> Generator[Subject]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from personality_vector.data.creativity import TASKS, CreativityItem, distinct_ideas, read_tasks
+from personality_vector.data.ideas import TASKS, CreativityItem, distinct_ideas, read_tasks
 from personality_vector.errors import ModelError, foreign
 from personality_vector.judges.spec import BaseJudge, JudgeSpec
 from personality_vector.lab import builtin

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from personality_vector.data.creativity import distinct_ideas
+from personality_vector.data.ideas import distinct_ideas
 from personality_vector.data.rows import keys_of, raw_rows
 from personality_vector.errors import DataError
 from personality_vector.judges.spec import BaseJudge, JudgeSpec

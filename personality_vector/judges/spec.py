@@ -15,7 +15,7 @@ from pydantic import (
     model_serializer,
 )
 
-from personality_vector.data.creativity import QUALITY
+from personality_vector.data.ideas import QUALITY
 from personality_vector.data.personas import COHERENCE
 from personality_vector.recipes.schema import Recipe, by_only_key, key_of, kinds
 from personality_vector.subject import (

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from personality_vector.data.creativity import (
+from personality_vector.data.ideas import (
     CRITERIA,
     TASKS,
     CreativityItem,

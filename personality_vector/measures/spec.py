@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from personality_vector.data.creativity import read_tasks
+from personality_vector.data.ideas import read_tasks
 from personality_vector.data.personas import Instrument, Item, Persona, evaluation_instrument
 from personality_vector.errors import DataError, some
 from personality_vector.progress import progress

@@ -260,7 +260,10 @@ def _counted(
     # What measures ask the base with seed 0 for reference, they ask only once.
     skipped |= _collected(ready, counter, min((point.seed for point in base), key=abs))
     swept = [measure for measure in ready if measure.name not in study.where_matched]
-    shared = [(swept, *each) for each in Counter(map(len, groups)).items()]
+    # Each call counts as one of the base; those of a discussion have longer prompts.
+    calls = [getattr(study.arm(one[0].label).at(one[0].seed), "calls", 1) for one in groups]
+    sizes = Counter(zip(map(len, groups), calls, strict=True))
+    shared = [(swept, size, number * each) for (size, each), number in sizes.items()]
     alone = [(ready, 1, len(base) - 1)] if len(base) > 1 else []
     for measures, size, number in [*alone, *shared]:
         one = replace(counter, memory={}, counts=_Counts(), points=size)

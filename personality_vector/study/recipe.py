@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from personality_vector.data.creativity import TASKS
+from personality_vector.data.ideas import TASKS
 from personality_vector.errors import CheckpointError, DataError, blame
 from personality_vector.interventions.spec import AnyIntervention, InterventionSpec, enumerated
 from personality_vector.interventions.stacked import opened

@@ -41,7 +41,8 @@ def test_a_reply_is_a_call_for_each_role_and_round_and_one_more(roles, rounds):
     discussion = Discussion(ROLES[:roles], rounds)
     [found] = discussion.replies(script, [Draw(CHATS, 7)])
     assert len(script.asked) == rounds + 1, "the calls of a round are asked together"
-    calls = roles * rounds + 1
+    calls = discussion.calls
+    assert calls == roles * rounds + 1
     assert script.number == calls * len(CHATS)
     for reply in found:
         assert (reply.tokens_in, reply.tokens_out) == (10 * calls, 2 * calls)

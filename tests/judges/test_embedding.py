@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from personality_vector.data.creativity import CRITERIA
+from personality_vector.data.ideas import CRITERIA
 from personality_vector.errors import DataError, ModelError
 from personality_vector.judges.embedding import EmbeddingJudge
 from personality_vector.lab import builtin

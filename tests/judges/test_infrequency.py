@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from personality_vector.data.creativity import CRITERIA
+from personality_vector.data.ideas import CRITERIA
 from personality_vector.errors import DataError
 from personality_vector.judges.infrequency import Infrequency, InfrequencyJudge
 from personality_vector.subject.protocols import Answer, Place, rated

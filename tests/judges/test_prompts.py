@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personality_vector.data.creativity import QUALITY
+from personality_vector.data.ideas import QUALITY
 from personality_vector.data.personas import COHERENCE, rubric_of
 from personality_vector.judges.pairwise import _prompt as pairwise_prompt
 from personality_vector.judges.spec import expected_number, prompt_for, prompt_from_1_to_5

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from personality_vector.data.creativity import (
+from personality_vector.data.ideas import (
     CRITERIA,
     TASKS,
     content_words,
