@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from personality_vector.errors import DataError
+from personality_vector.errors import DataError, LengthError
 from personality_vector.interventions.prompts import instructed
 from personality_vector.interventions.spec import BaseIntervention, InterventionSpec, require_step
 from personality_vector.recipes.schema import Recipe, Whole, Words, distinct
@@ -97,7 +97,13 @@ class Discussion(BaseIntervention):
 
     def _over(self, below: "Exchange", ask: "Ask", draws: "Sequence[Draw]") -> "list[list[Reply]]":
         """Discuss with replies that may themselves be discussions."""
-        return self.replies(partial(below, ask), draws)
+        try:
+            return self.replies(partial(below, ask), draws)
+        except LengthError as error:
+            raise error.remedied(
+                "in a discussion each role reads the answers of the others, so take fewer roles or "
+                "a smaller max_new_tokens"
+            ) from error
 
     def replies(self, ask: "Ask", draws: "Sequence[Draw]") -> "list[list[Reply]]":
         """Return the reply to each chat of each draw; the calls of a round are asked together."""

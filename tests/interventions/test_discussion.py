@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from personality_vector.errors import DataError, ModelError, RecipeError
+from personality_vector.errors import DataError, LengthError, ModelError, RecipeError
 from personality_vector.interventions.decoding import Decoding
 from personality_vector.interventions.discussion import Discussion
 from personality_vector.interventions.prompts import SystemPrompt
@@ -14,6 +14,7 @@ from personality_vector.subject.chat import answered, question
 from personality_vector.subject.draws import Draw
 from personality_vector.subject.protocols import Reply
 from personality_vector.subject.spec import Sampling
+from personality_vector.subject.subject import Subject
 
 ROLES = ("a futurist", "a cook", "a judge")
 CHATS = [question("Uses of a cork?"), question("Uses of a net?", system="Be brief.")]
@@ -142,6 +143,16 @@ def test_what_needs_one_call_is_refused_and_says_what_to_measure(discussing):
     ):
         with pytest.raises(ModelError, match=r"as in a discussion, has neither .*measure replies"):
             refused()
+
+
+def test_answers_that_are_too_long_to_read_each_other_say_what_helps(pico):
+    short = Subject.load(str(pico("gpt2")), device="cpu")  # it reads 256 tokens
+    asked = replace(short, sampling=replace(SHORT, max_new_tokens=80))
+    with (
+        Discussion(ROLES, 2).applied(asked, 1.0) as subject,
+        pytest.raises(LengthError, match="fewer roles or a smaller max_new_tokens"),
+    ):
+        subject.replies(CHATS[:1], 0)
 
 
 @pytest.mark.parametrize("given", [(ROLES[:1], 3), (("a cook", "a cook"), 3), (ROLES, 0)])
