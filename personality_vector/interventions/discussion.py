@@ -44,7 +44,8 @@ class Discussion(BaseIntervention):
 
     In the first round each role answers. In each later one it sees its own last answer and those of
     the others, and answers again; the last round asks them to agree. One more call joins the last
-    answers. Tokens and seconds of a reply are the sums over all its ``calls``. Strength 0 is one call without any of this.
+    answers. Tokens and seconds of a reply are the sums over all its ``calls``. Strength 0 is one
+    call without any of this.
 
     Attributes:
         roles: Each a person, with an article: ``a futurist``.

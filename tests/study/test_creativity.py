@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from personality_vector.data.ideas import CRITERIA
 from personality_vector.errors import RecipeError
 from personality_vector.judges.infrequency import InfrequencyJudge
 from personality_vector.study.judging import judge_run
 from personality_vector.study.recipe import EvalRecipe, SweepRecipe, open_study
 from personality_vector.study.tables import tables_of
+from tests.billy import ARMS as BILLYS
+from tests.billy import shrunk
+from tests.fake_endpoint import likely, serving
 
 ROLES = ["a futurist", "a cook"]
 ARMS = [
@@ -117,3 +121,28 @@ def test_the_first_items_are_those_of_an_instrument_or_of_each_task():
     assert [len(one.open().asking.instrument.items) for one in (tasks, instrument)] == [3, 3]
     with pytest.raises(RecipeError, match="give an instrument, a persona or tasks, not two"):
         measured({"cost": {"tasks": ["a"], "instrument": "b"}})
+
+
+def test_billys_design_runs_as_it_ships_and_a_discussion_costs_what_it_says(
+    pico, pico_tuned, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with serving(lambda _: likely({"4": 0.5, "3": 0.5})) as fake:
+        endpoint = {"endpoint": {"model": "m", "base_url": fake.base_url, "scale": "1-5"}}
+        judges = ["infrequency", "embedding", endpoint]
+        recipe = shrunk(tmp_path, pico, pico_tuned, judges)
+        run = open_study(recipe).run(tmp_path / "run")
+    tables = tables_of(run)
+    rated = tables["by strength"].set_index("intervention")
+    assert list(rated.index) == BILLYS
+    assert {*rated.columns[1:]} == {
+        *(f"originality creativity by {judge}" for judge in ("infrequency", "embedding")),
+        *(f"{name} creativity by endpoint m" for name in CRITERIA),
+    }
+    assert (rated.filter(like="endpoint") == 3.5).all(axis=None)
+    costs = tables["side effects"].set_index("intervention")
+    assert list(costs.index) == BILLYS
+    spent = costs["tokens_in"] + costs["tokens_out"]
+    assert spent["discussion"] > 10 * spent["base"]
+    assert spent["roles"] < 10 * spent["base"]
+    assert costs.loc[["one vector", "fused vectors", "merge"], "tokens_in"].nunique() == 1
