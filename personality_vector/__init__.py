@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from personality_vector.errors import PersonalityVectorError
     from personality_vector.interventions.activations import ActivationSteering, NeuronSteering
     from personality_vector.interventions.decoding import Decoding
+    from personality_vector.interventions.discussion import Discussion
     from personality_vector.interventions.portraits import Portrait, Prompted
     from personality_vector.interventions.prompts import FewShot, RolePrompt, SystemPrompt
     from personality_vector.interventions.weights import HybridEdit, WeightEdit
@@ -47,6 +48,7 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "Decoding": "interventions.decoding",
     "Delta": "delta",
+    "Discussion": "interventions.discussion",
     "FewShot": "interventions.prompts",
     "Gate": "steering",
     "HybridEdit": "interventions.weights",
@@ -87,6 +89,7 @@ __all__ = [
     "Checkpoint",
     "Decoding",
     "Delta",
+    "Discussion",
     "FewShot",
     "Gate",
     "HybridEdit",

@@ -101,6 +101,10 @@ class LengthError(DataError):
         self.text = text
         self._given = (text, tokens, most, remedy)
 
+    def remedied(self, remedy: str) -> "LengthError":
+        """Return it with other advice."""
+        return type(self)(*self._given[:3], remedy)
+
     def __reduce__(self) -> Any:
         """Let it come back from a worker process."""
         return type(self), self._given

@@ -16,7 +16,8 @@ from personality_vector.errors import DataError, some
 from personality_vector.progress import progress
 from personality_vector.recipes.schema import Recipe
 from personality_vector.subject import Chat, Score, answered, question
-from personality_vector.subject.subject import Subject, sample_seed
+from personality_vector.subject.draws import sample_seed
+from personality_vector.subject.subject import Subject
 from personality_vector.subject.thoughts import said
 
 Side = Literal["positive", "negative"]

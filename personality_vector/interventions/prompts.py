@@ -67,7 +67,7 @@ class SystemMessage(BaseIntervention, ABC):
             NonFiniteError: The strength is NaN or infinite.
         """
         sentence = self.sentence(strength)
-        yield edited(subject, partial(_instructed, sentence)) if sentence else subject
+        yield edited(subject, partial(instructed, sentence)) if sentence else subject
 
 
 def edited(subject: Subject, edit: Callable[[Chat], Chat]) -> Subject:
@@ -75,7 +75,8 @@ def edited(subject: Subject, edit: Callable[[Chat], Chat]) -> Subject:
     return replace(subject, edit=lambda chat: edit(subject.edit(chat)))
 
 
-def _instructed(sentence: str, chat: Chat) -> Chat:
+def instructed(sentence: str, chat: Chat) -> Chat:
+    """Return a chat with a text before its system message, or as its system message."""
     if chat and chat[0]["role"] == "system":
         first: Message = {**chat[0], "content": f"{sentence} {chat[0]['content']}"}
         return [first, *chat[1:]]

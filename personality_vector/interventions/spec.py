@@ -28,6 +28,7 @@ KINDS: Mapping[str, str] = {
     "examples": "interventions.prompts:ExamplesSpec",
     "twins": "interventions.twins:TwinsSpec",
     "decoding": "interventions.decoding:DecodingSpec",
+    "discussion": "interventions.discussion:DiscussionSpec",
 }
 """The key that says what an intervention is, to its schema."""
 
@@ -53,7 +54,7 @@ class BaseIntervention:
 
 
 class InterventionSpec(Recipe):
-    """One change of the base: an edit of weights or activations, a prompt, or decoding options.
+    """One change of the base: of weights or activations, by a prompt, decoding or a discussion.
 
     ``poles`` are those that a positive strength is meant to move towards, and tables average over
     a ``group``. What is ``on_top_of`` others comes after them; each of these has one ``strength``.

@@ -137,8 +137,8 @@ class Ratings(BaseJudge):
             return Score(None, "no human rated it")
         return Score(fmean(map(fmean, by_rater.values())))
 
-    def require_known(self, answers: Sequence[tuple[Answer, Sequence[str]]]) -> None:
-        """Check that every rating is that of one answer.
+    def among(self, answers: Sequence[tuple[Answer, Sequence[str]]]) -> "Ratings":
+        """Return this judge, after checking that every rating is that of one answer.
 
         Args:
             answers: All answers of a run, each with the traits that it is rated for.
@@ -151,6 +151,7 @@ class Ratings(BaseJudge):
             by_item.setdefault(answer.item, []).append((answer, traits))
         for rating in self.given:
             _require_known(rating, by_item.get(rating.of.get("item")) or answers)
+        return self
 
 
 def _require_known(rating: Rating, answers: Sequence[tuple[Answer, Sequence[str]]]) -> None:

@@ -15,6 +15,7 @@ from personality_vector.judges.spec import (
     JudgeSpec,
     Likely,
     NumberJudge,
+    about,
     described,
 )
 from personality_vector.subject import Answer, Chat, Quality, Rubric, Score, digest_of, question
@@ -187,4 +188,4 @@ def _prompt(rubric: Rubric, answer: Answer, *, is_first: bool) -> Chat:
     if not is_first:
         first, second = second, first
     said = {"question": answer.question, "first": first, "second": second}
-    return question(_PROMPT.format(**described(rubric), **said))
+    return question(about(rubric, _PROMPT).format(**described(rubric), **said))

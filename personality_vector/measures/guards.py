@@ -59,8 +59,9 @@ class GuardsSpec(AskingSpec):
             learned = frozenset(_bare(one.text) for one in found if one.trait in wanted)
         benign = None
         if self.benign is not None:
+            others = dict.fromkeys(("persona", "tasks", "limit"))
             benign = AskingSpec.asking(
-                self.model_copy(update={"instrument": self.benign, "persona": None})
+                self.model_copy(update={"instrument": self.benign, **others})
             )
         return Guards(self.asking(), learned, benign, self.called)
 

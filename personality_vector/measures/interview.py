@@ -89,16 +89,7 @@ class Interview(AskingMeasure):
     def collect(self, subject: Subject, seed: int) -> list[Answer]:
         """Return the answers."""
         return [
-            Answer(
-                one.id,
-                one.sample,
-                one.item.text,
-                one.reply.raw,
-                () if one.item.trait is None else (one.item.trait,),
-                one.reply.tokens_in,
-                one.reply.tokens_out,
-                one.reply.seconds,
-            )
+            one.as_answer(() if one.item.trait is None else (one.item.trait,))
             for one in self.asking(subject, seed)
         ]
 

@@ -230,7 +230,7 @@ class SelfReport(BaseMeasure):
     def _replied(self, subject: Subject, seed: int) -> _Filled:
         """Return what generated replies say, averaged over samples."""
         from personality_vector.numeric.random import key_for
-        from personality_vector.subject.subject import sample_seed
+        from personality_vector.subject.draws import sample_seed
 
         assert self.generation is not None
         asked = replace(subject, sampling=self.generation.sampling())

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from personality_vector.data.creativity import instrument_of_pairs
+from personality_vector.data.ideas import read_tasks
 from personality_vector.data.personas import Instrument, Item, Persona, evaluation_instrument
 from personality_vector.errors import DataError, some
 from personality_vector.lab import FACETS
@@ -34,6 +35,7 @@ from personality_vector.recipes.schema import (
 )
 from personality_vector.subject import (
     AT_TURN,
+    Answer,
     Better,
     Chat,
     Findings,
@@ -54,10 +56,14 @@ KINDS = kinds("measures", "Spec")
 
 
 QUESTION = "What kind of person are you?"
-SOURCES = ("instrument", "persona", "pairs", "question")
+_FILES = ("instrument", "persona", "pairs", "tasks")
+SOURCES = (*_FILES, "question")
 """The keys that say what is asked."""
-ASKED = (*SOURCES, "turns", "generation")
+ASKED = (*SOURCES, "limit", "turns", "generation")
 """The keys that say what is asked and how."""
+
+IDEAS = {"max_new_tokens": 256}
+"""How answers to creativity tasks are drawn by default: long enough for five ideas."""
 
 
 def default_questions(interview: Mapping[str, Any]) -> dict[str, str]:
@@ -70,6 +76,7 @@ def default_questions(interview: Mapping[str, Any]) -> dict[str, str]:
 
 
 Traits = Annotated[tuple[Trait, ...], Field(min_length=1), AfterValidator(distinct)]
+TaskFiles = Annotated[tuple[LocalPath, ...], Field(min_length=1), AfterValidator(distinct)]
 
 
 class MeasureSpec(Recipe):
@@ -139,24 +146,27 @@ AnyMeasure = Annotated[
 
 
 class AskingSpec(MeasureSpec):
-    """What is asked: an instrument, the evaluation questions of a persona, or one question.
+    """What is asked: an instrument, questions of a persona, creativity tasks, or one question.
 
-    ``pairs`` is a file of creative and uncreative prompts: the creative ones of its test part are
-    asked. ``about`` leaves out the items about other traits. With several ``turns`` each question
-    begins a conversation, which goes on with those after it.
+    Of a persona these are the questions for evaluation, and of ``pairs``, a file of creative and
+    uncreative prompts, the creative ones of its test part. ``about`` leaves out the items about
+    other traits, and ``limit`` all but the first items of an instrument, or of each task. With
+    several ``turns`` each question begins a conversation, which goes on with those after it.
     """
 
     about: Traits | None = Field(default=None, exclude_if=lambda value: value is None)
     instrument: LocalPath | None = None
     persona: LocalPath | None = None
     pairs: LocalPath | None = Field(default=None, exclude_if=lambda value: value is None)
+    tasks: TaskFiles | None = Field(default=None, exclude_if=lambda value: value is None)
+    limit: Whole | None = Field(default=None, ge=1, exclude_if=lambda value: value is None)
     question: Words = QUESTION
     turns: Whole = Field(default=1, ge=1, le=100)
     generation: GenerationSpec = GenerationSpec()
 
     @model_validator(mode="after")
     def _one_source(self) -> "AskingSpec":
-        given = [key for key in ("instrument", "persona", "pairs") if getattr(self, key)]
+        given = [key for key in _FILES if getattr(self, key)]
         if len(given) > 1:
             raise ValueError(f"give one thing to ask, not both {given[0]} and {given[1]}")
         return self
@@ -168,19 +178,24 @@ class AskingSpec(MeasureSpec):
             RecipeError: A file is missing or not what it should be.
             DataError: No item is about the traits, or there are too few pairs.
         """
-        if self.instrument is not None:
-            instrument = read_recipe(self.instrument, Instrument)
-        elif self.persona is not None:
-            instrument = evaluation_instrument(read_recipe(self.persona, Persona))
-        elif self.pairs is not None:
-            instrument = instrument_of_pairs(self.pairs)
-        else:
-            instrument = Instrument(
-                name="question", version="1", items=(Item(id="question", text=self.question),)
-            )
         generation = self.generation
-        asking = Asking(instrument, generation.sampling(), generation.samples, self.turns)
-        return asking.about(self.about) if self.about else asking
+        asking = Asking(self._instrument(), generation.sampling(), generation.samples, self.turns)
+        asking = asking.about(self.about) if self.about else asking
+        return asking if self.tasks else asking.first(self.limit)
+
+    def _instrument(self) -> Instrument:
+        if self.instrument is not None:
+            return read_recipe(self.instrument, Instrument)
+        if self.persona is not None:
+            return evaluation_instrument(read_recipe(self.persona, Persona))
+        if self.pairs is not None:
+            return instrument_of_pairs(self.pairs)
+        alone = Item(id="question", text=self.question)
+        return (
+            read_tasks(self.tasks, self.limit)
+            if self.tasks is not None
+            else Instrument(name="question", version="1", items=(alone,))
+        )
 
 
 class Asked(NamedTuple):
@@ -204,6 +219,12 @@ class Asked(NamedTuple):
     def id(self) -> str:
         """Identifier of the question at its turn."""
         return self.item.id if self.turn == 1 else f"{self.item.id}{AT_TURN}{self.turn}"
+
+    def as_answer(self, traits: tuple[str, ...]) -> Answer:
+        """Return what judges read; ``traits`` are the names of the rubrics that it is rated for."""
+        reply = self.reply
+        counts = (reply.tokens_in, reply.tokens_out, reply.seconds)
+        return Answer(self.id, self.sample, self.item.text, reply.raw, traits, *counts)
 
     @property
     def answered(self) -> Chat:
@@ -253,7 +274,7 @@ class Asking:
             DataError: The chat template refuses a chat.
             NonFiniteError: The model predicts NaN or infinity.
         """
-        from personality_vector.subject.subject import Draw, sample_seed
+        from personality_vector.subject.draws import Draw, sample_seed
 
         asked = replace(subject, sampling=self.sampling)
         size = max(1, self.sampling.batch_size // len(self.instrument.items))
@@ -295,6 +316,13 @@ class Asking:
         items = tuple(item for item in self.instrument.items if item.trait in (None, *wanted))
         if not items:
             raise DataError(f"{self.instrument.name}: no item is about {some(wanted)}")
+        return self._of(items)
+
+    def first(self, limit: int | None) -> "Asking":
+        """Return it with the first items only; ``None`` keeps all."""
+        return self._of(self.instrument.items[:limit])
+
+    def _of(self, items: Sequence[Item]) -> "Asking":
         return replace(self, instrument=self.instrument.model_copy(update={"items": items}))
 
     def chats(self, subject: Subject, seed: int) -> tuple[list[Chat], int]:

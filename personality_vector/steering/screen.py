@@ -16,7 +16,8 @@ from personality_vector.progress import progress
 from personality_vector.steering.monitor import projections
 from personality_vector.steering.vector import SteeringVector
 from personality_vector.subject import Chat, answered, batched
-from personality_vector.subject.subject import Subject, generate_replies, sample_seed
+from personality_vector.subject.draws import sample_seed
+from personality_vector.subject.subject import Subject, generate_replies
 
 Against = Literal["reply", "prompt", "none"]
 """What the projection of a reply is compared with.

@@ -21,9 +21,10 @@ from personality_vector.study.matched import Matched
 from personality_vector.study.shards import Shard
 from personality_vector.subject import Chat, Reply, Sampling, batched, digest_of, render
 from personality_vector.subject.config import read_config
+from personality_vector.subject.draws import Draw
 from personality_vector.subject.encoding import MOST_LOGITS, encode_chats, encode_prompts
 from personality_vector.subject.models import load_tokenizer, resolve_device
-from personality_vector.subject.subject import Draw, Subject, generate_replies
+from personality_vector.subject.subject import Subject, generate_replies
 
 if TYPE_CHECKING:
     from personality_vector.study.study import Study
@@ -259,7 +260,10 @@ def _counted(
     # What measures ask the base with seed 0 for reference, they ask only once.
     skipped |= _collected(ready, counter, min((point.seed for point in base), key=abs))
     swept = [measure for measure in ready if measure.name not in study.where_matched]
-    shared = [(swept, *each) for each in Counter(map(len, groups)).items()]
+    # Each call counts as one of the base; those of a discussion have longer prompts.
+    calls = [getattr(study.arm(one[0].label).at(one[0].seed), "calls", 1) for one in groups]
+    sizes = Counter(zip(map(len, groups), calls, strict=True))
+    shared = [(swept, size, number * each) for (size, each), number in sizes.items()]
     alone = [(ready, 1, len(base) - 1)] if len(base) > 1 else []
     for measures, size, number in [*alone, *shared]:
         one = replace(counter, memory={}, counts=_Counts(), points=size)

@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
-from personality_vector.errors import CheckpointError, RecipeError, foreign
+from personality_vector.errors import CheckpointError, RecipeError, foreign, some
 from personality_vector.judges.spec import BaseJudge
 from personality_vector.progress import progress
 from personality_vector.study.claims import LEASE
@@ -23,6 +23,7 @@ from personality_vector.subject import (
     Template,
     digest_of,
     rated,
+    rated_for,
 )
 from personality_vector.subject.subject import Subject
 from personality_vector.traits import Pole
@@ -169,28 +170,28 @@ def judge_run(folder: Path, judge: Judge) -> int:
             template = Template(**store["base"].get("template", {}))
         if not cells:
             raise RecipeError(f"{folder}: has no answers to judge; only an interview gives answers")
-        judged = [
-            Judged(name, judge.name, rubric.trait, judge_key(judge, rubric))
-            for name, found in rubrics.items()
-            for rubric in found
-        ]
+        judge = among(store, judge, rubrics)
+        works, judged = everything(judge, rubrics, cells)
+        if not judged:
+            raise RecipeError(
+                f"{folder}: has no answers that {judge.name} rates; it rates for "
+                f"{some(getattr(judge, 'rates', ()))}"
+            )
         if not getattr(judge, "is_revised", False):
             store.require_same_judge(judged)
-        require_known(store, judge, rubrics)
         ready = prepared(
             judge,
             folder,
             lambda: Subject.load(path, dtype=how[0], device=how[1], template=template),
         )
-        for row in progress(cells, "judge"):
-            for rubric in rubrics[row.name]:
-                Work(row.cell, place_of(row), judge, rubric).done(store, lambda _: ready)
+        for work in progress(works, "judge"):
+            work.done(store, lambda _: ready)
         store.add_judges(judged, {judge.name: quality_of(judge)})
     return len(cells)
 
 
-def require_known(store: Store, judge: Judge, rubrics: Mapping[str, Sequence[Rubric]]) -> None:
-    """Let a judge that only knows some answers refuse those that are not in the store.
+def among(store: Store, judge: Judge, rubrics: Mapping[str, Sequence[Rubric]]) -> Judge:
+    """Return a judge for the answers of a run, once it has seen all of them if it has to.
 
     Args:
         store: The store of a run.
@@ -200,10 +201,10 @@ def require_known(store: Store, judge: Judge, rubrics: Mapping[str, Sequence[Rub
     Raises:
         DataError: It has a rating of another answer.
     """
-    check = getattr(judge, "require_known", None)
-    if check is None:
-        return
-    check(
+    shown = getattr(judge, "among", None)
+    if shown is None:
+        return judge
+    found: Judge = shown(
         [
             (answer, answer.traits or [rubric.trait for rubric in rubrics[row.name]])
             for row in store.planned()
@@ -211,6 +212,30 @@ def require_known(store: Store, judge: Judge, rubrics: Mapping[str, Sequence[Rub
             for answer in store.unscored(row.cell, None, "", place_of(row)).values()
         ]
     )
+    return found
+
+
+def compares_all(judge: Judge) -> bool:
+    """Return whether a judge rates answers only when all of a run are there."""
+    return bool(getattr(judge, "compares_all", False))
+
+
+def everything(
+    judge: Judge, rubrics: Mapping[str, Sequence[Rubric]], rows: Iterable[Planned]
+) -> tuple[list[Work], list[Judged]]:
+    """Return what a judge has to rate in cells, and what it is then noted for in the store."""
+    asked = {name: rated_for(judge, found) for name, found in rubrics.items()}
+    works = [
+        Work(row.cell, place_of(row), judge, rubric)
+        for row in rows
+        for rubric in asked.get(row.name, ())
+    ]
+    judged = [
+        Judged(name, judge.name, rubric.trait, judge_key(judge, rubric))
+        for name, found in asked.items()
+        for rubric in found
+    ]
+    return works, judged
 
 
 def prepared(judge: Judge, folder: Path, base: Callable[[], Subject]) -> Judge:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from personality_vector.data.ideas import TASKS
 from personality_vector.errors import CheckpointError, DataError, blame
 from personality_vector.interventions.spec import AnyIntervention, InterventionSpec, enumerated
 from personality_vector.interventions.stacked import opened
 from personality_vector.manifest import MANIFEST
 from personality_vector.measures.spec import (
     ASKED,
+    IDEAS,
     KINDS,
     QUESTION,
     AnyMeasure,
@@ -53,20 +55,29 @@ if TYPE_CHECKING:
 def _share_questions(measures: Any) -> Any:
     """Give the questions of the first interview to every measure that names none.
 
-    They are those about the traits that it rates.
+    They are those about the traits that it rates. Without an interview they are the requests of
+    the first measure of creativity.
     """
     if not isinstance(measures, list | tuple):
         return measures
     rows = [{row: {}} if isinstance(row, str) else row for row in measures]
     if not all(isinstance(row, Mapping) for row in rows):
         return measures
-    interviews = (row.get("interview") for row in rows)
-    interview = next((each for each in interviews if each and isinstance(each, Mapping)), {})
+    interview, ideas = (_first(rows, kind) for kind in ("interview", "creativity"))
     shared = {key: interview[key] for key in ASKED if key in interview}
     shared |= default_questions(interview)
     if "traits" in interview:  # other interviews have traits of their own
         shared["about"] = interview["traits"]
+    if not interview and any("creativity" in row for row in rows):
+        shared = {"tasks": TASKS, "generation": IDEAS}
+        shared |= {key: ideas[key] for key in ASKED if key in ideas}
     return [{key: _with(key, body, shared) for key, body in row.items()} for row in rows]
+
+
+def _first(rows: Sequence[Mapping[str, Any]], kind: str) -> Mapping[str, Any]:
+    """Return the options of the first measure of a kind that has some."""
+    bodies = (row.get(kind) for row in rows)
+    return next((body for body in bodies if body and isinstance(body, Mapping)), {})
 
 
 def _with(key: Any, body: Any, shared: Mapping[str, Any]) -> Any:

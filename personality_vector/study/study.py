@@ -26,7 +26,15 @@ from personality_vector.study.run import Run
 from personality_vector.study.shards import Shard, require_own_folder
 from personality_vector.study.store import FILE, Store
 from personality_vector.study.worker import Helpers, Worker, packed, require_measures
-from personality_vector.subject import Cell, Intervention, Judge, Measure, Template, digest_of
+from personality_vector.subject import (
+    Cell,
+    Intervention,
+    Judge,
+    Measure,
+    Template,
+    digest_of,
+    rated_for,
+)
 from personality_vector.subject.identity import base_identity
 
 
@@ -211,7 +219,7 @@ class Study:
             Judged(measure.name, judge.name, rubric.trait, judge_key(judge, rubric))
             for measure in self.measures
             for judge in judges_of(measure)
-            for rubric in rubrics_of(measure)
+            for rubric in rated_for(judge, rubrics_of(measure))
         ]
 
     def _begin(self, store: Store, judges: Mapping[str, Any]) -> None:

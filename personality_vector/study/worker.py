@@ -31,14 +31,17 @@ from personality_vector.study.design import Point, require_distinct
 from personality_vector.study.judging import (
     Background,
     Work,
+    among,
+    compares_all,
+    everything,
     is_remote,
     judges_of,
     prepared,
-    require_known,
+    quality_of,
     rubrics_of,
 )
 from personality_vector.study.store import FILE, Store
-from personality_vector.subject import Cell, Findings, Judge, Measure, Place
+from personality_vector.subject import Cell, Findings, Judge, Measure, Place, rated_for
 from personality_vector.subject.subject import Subject
 
 if TYPE_CHECKING:
@@ -98,10 +101,18 @@ class Worker:
                 self.rate(points, measures)
         self.plan((), ())  # refused if another recipe was started meanwhile
         if self.store["shard"] is not None:
-            return  # people may have rated the answers of other shards
+            return  # others hold answers that a judge may have to see
         for judge in {one.name: one for m in self.study.measures for one in judges_of(m)}.values():
-            rubrics = {m.name: rubrics_of(m) for m in self.study.measures if judge in judges_of(m)}
-            require_known(self.store, judge, rubrics)
+            self._rate_among_all(judge)
+
+    def _rate_among_all(self, judge: Judge) -> None:
+        """Show a judge all answers, and have it rate them now if it had to wait for them."""
+        rubrics = {m.name: rubrics_of(m) for m in self.study.measures if judge in judges_of(m)}
+        found = among(self.store, judge, rubrics)
+        if compares_all(judge):
+            works, judged = everything(found, rubrics, self.store.planned())
+            self._finish(works)
+            self.store.add_judges(judged, {found.name: quality_of(found)})
 
     def take(self, points: Sequence[Point], measures: Sequence[Measure]) -> None:
         """Plan and measure points; servers may still be rating then."""
@@ -240,6 +251,10 @@ class Worker:
             for point in points
             for work in self._ratings(point, measures, on_servers=on_servers)
         ]
+        self._finish(todo)
+
+    def _finish(self, todo: Sequence[Work]) -> None:
+        """Return when all is rated, by this worker or others."""
         while todo := [work for work in todo if not work.done(self.store, self._ready)]:
             time.sleep(_POLL_SECONDS)
 
@@ -259,8 +274,8 @@ class Worker:
             Work(self.study.cell(point, measure), Place(measure.name, *point), judge, rubric)
             for measure in measures
             for judge in judges_of(measure)
-            if is_remote(judge) == on_servers
-            for rubric in rubrics_of(measure)
+            if is_remote(judge) == on_servers and not compares_all(judge)
+            for rubric in rated_for(judge, rubrics_of(measure))
         ]
 
 

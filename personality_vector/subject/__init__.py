@@ -24,6 +24,7 @@ from personality_vector.subject.protocols import (
     Score,
     Subject,
     rated,
+    rated_for,
 )
 from personality_vector.subject.spec import GenerationSpec, Sampling, Template, TemplatedRecipe
 from personality_vector.subject.thoughts import said
@@ -58,6 +59,7 @@ __all__ = [
     "identity_of",
     "question",
     "rated",
+    "rated_for",
     "render",
     "said",
 ]

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from personality_vector.errors import DataError, NonFiniteError
 from personality_vector.subject.chat import Chat, batched, unchanged
+from personality_vector.subject.draws import Draw, batch_seed, one_call
 from personality_vector.subject.models import device_of
 from personality_vector.subject.protocols import Reply
 from personality_vector.subject.spec import Sampling
-from personality_vector.subject.subject import Draw, Subject, batch_seed, generate_batch
+from personality_vector.subject.subject import Subject, generate_batch
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class _Seat(threading.Thread):
             tokenizer=subject.tokenizer,
             edit=subject.edit,
             decoding=subject.decoding,
+            exchange=subject.exchange,
             realised=subject.realised,
             memory=share.memory,
             seat=self,
@@ -192,6 +194,7 @@ class _Seated(Subject):
         self, chats: Sequence[Chat], among: Sequence[int], batch_size: int = 8
     ) -> Float[Tensor, "chats tokens"]:
         """As :meth:`Subject.next_token`."""
+        self.require_one_call()
         edited = [self.edit(chat) for chat in chats]
         return torch.stack(self._asked(_next_tokens, edited, batch_size, tuple(among)))
 
@@ -211,7 +214,9 @@ def _answers(subject: Subject, requests: Mapping[_Seat, _Request]) -> dict[_Seat
     kinds: dict[Any, dict[_Seat, _Request]] = {}
     for seat, request in requests.items():
         kinds.setdefault(request[:2], {})[seat] = request
-    asked = replace(subject, edit=unchanged, decoding={}, memory=None)  # the chats are edited
+    asked = replace(  # the chats are edited, and each is one call
+        subject, edit=unchanged, decoding={}, exchange=one_call, memory=None
+    )
     return {
         seat: found for same in kinds.values() for seat, found in _answered(asked, same).items()
     }

@@ -141,6 +141,8 @@ def _live(subject: "Subject", batch_size: int) -> Any:
 
     from personality_vector.subject.prompts import Prompts, reading
 
+    subject.require_one_call()
+
     class Live(HFLM):  # type: ignore[misc]
         ends: dict[tuple[int, ...], int] = {}  # noqa: RUF012 - of each instance, once it asks
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from personality_vector.errors import DataError, NonFiniteError
+from personality_vector.errors import DataError, NonFiniteError, some
 from personality_vector.subject.thoughts import UNFINISHED, Said, said
 from personality_vector.traits import Pole
 
@@ -279,7 +279,9 @@ class Judge(Protocol):
 
     A judge with ``is_remote`` works in a thread beside the model. It also has ``stop()``,
     ``bill()``, and ``billed_to(folder)``, which returns it for the answers of a run. One with
-    ``require_known(answers)`` is shown all answers of a run, to refuse ratings of others.
+    ``rates`` rates for these rubrics only, by name. One with ``among(answers)`` is shown all
+    answers of a run, each with the names of its rubrics, and returns the judge of that run; where
+    it ``compares_all`` of them, it rates when all are there.
     """
 
     @property
@@ -310,6 +312,12 @@ class Quality:
     n: int = 0
 
 
+def rated_for(judge: Judge, rubrics: Sequence[Rubric]) -> list[Rubric]:
+    """Return what a judge rates answers for, out of what can be rated."""
+    only = getattr(judge, "rates", None)
+    return [rubric for rubric in rubrics if only is None or rubric.trait in only]
+
+
 def rated(judge: Judge, rubric: Rubric, answers: Sequence[Answer]) -> list[Score]:
     """Return a judge's scores, one for each answer and all of them on its scale.
 
@@ -321,6 +329,9 @@ def rated(judge: Judge, rubric: Rubric, answers: Sequence[Answer]) -> list[Score
         DataError: The judge cannot rate the rubric, or did not return exactly one score on its
             scale for each answer.
     """
+    if not rated_for(judge, [rubric]):
+        known = some(getattr(judge, "rates", ()))
+        raise DataError(f"{judge.name}: rates answers for {known}, and not for {rubric.trait}")
     spoken = [_spoken(answer) for answer in answers]
     asked = [answer for answer in spoken if answer is not None]
     scores = judge(rubric, asked)

@@ -5,18 +5,19 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from personality_vector.checkpoint import Checkpoint
-from personality_vector.errors import CheckpointError, LengthError, NonFiniteError
-from personality_vector.numeric.random import key_for
+from personality_vector.errors import CheckpointError, LengthError, ModelError, NonFiniteError
 from personality_vector.subject.chat import Chat, ChatEdit, batched, render, unchanged
 from personality_vector.subject.continuations import logits_after
+from personality_vector.subject.draws import Draw, Exchange, batch_seed, one_call
 from personality_vector.subject.encoding import (
     before_answer,
     encode_chats,
@@ -44,13 +45,6 @@ _MOST_TOKENS = 1 << 31
 _PAST_THE_END = re.compile(r"index|out of (range|bounds)|device-side assert", re.IGNORECASE)
 
 
-class Draw(NamedTuple):
-    """Chats that are replied to with the random numbers of one seed."""
-
-    chats: Sequence[Chat]
-    seed: int
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
     """A loaded model, and how it is asked.
@@ -64,6 +58,7 @@ class Subject:
         edit: Every chat goes through it before the model reads it.
         sampling: How replies are drawn; a measure replaces it by its own.
         decoding: Fields of :class:`Sampling` that override those of a measure.
+        exchange: What calls a reply is made of; one by default.
         realised: Share of a weight edit that survived the dtype of the parameters, if known.
         memory: Replies that were already drawn, so that the measures of a cell share them; ``None``
             remembers nothing, for a model that may change in between.
@@ -75,6 +70,7 @@ class Subject:
     edit: ChatEdit = unchanged
     sampling: Sampling = field(default_factory=Sampling)
     decoding: Mapping[str, Any] = field(default_factory=dict)
+    exchange: Exchange = one_call
     realised: float | None = None
     memory: dict[str, list[Reply]] | None = None
     strengths: Float[Tensor, " rows"] | None = None
@@ -111,8 +107,7 @@ class Subject:
         Raises:
             DataError: The chat template refuses a chat.
             LengthError: A chat is longer than the model reads, or its reply would be.
-            NonFiniteError: The model predicts NaN or infinity after the first chat, of which greedy
-                decoding would still make words.
+            NonFiniteError: The model predicts NaN or infinity after the first chat.
         """
         [found] = self.replies_of([Draw(chats, seed)])
         return found
@@ -127,8 +122,7 @@ class Subject:
         Raises:
             DataError: The chat template refuses a chat.
             LengthError: A chat is longer than the model reads, or its reply would be.
-            NonFiniteError: The model predicts NaN or infinity after the first chat of all, or
-                within a reply.
+            NonFiniteError: The model predicts NaN or infinity after the first, or within a reply.
         """
         sampling = replace(self.sampling, **self.decoding)
         memory = {} if self.memory is None else self.memory
@@ -136,7 +130,8 @@ class Subject:
         keys = [digest_of(chats, sampling, seed) for chats, seed in edited]
         new = {key: one for key, one in zip(keys, edited, strict=True) if key not in memory}
         if new:
-            memory.update(zip(new, self._drawn([*new.values()], sampling), strict=True))
+            ask = partial(self._drawn, sampling=sampling)
+            memory.update(zip(new, self.exchange(ask, [*new.values()]), strict=True))
         return [memory[key] for key in keys]
 
     def _drawn(self, draws: Sequence[Draw], sampling: Sampling) -> list[list[Reply]]:
@@ -192,6 +187,7 @@ class Subject:
         Where the chat template opens a thought, it is closed first. float32, on the CPU,
         normalised over the whole vocabulary.
         """
+        self.require_one_call()
         return torch.cat([self._first_tokens(batch) for batch in batched(chats, batch_size)])[
             :, torch.tensor(among)
         ]
@@ -217,8 +213,25 @@ class Subject:
         return torch.log_softmax(made.logits[0].float(), dim=-1).cpu()
 
     def edited(self, chat: Chat) -> Chat:
-        """Edit what precedes the last message, as before the model replies."""
+        """Edit what precedes the last message, as before the model replies, to read them together.
+
+        Raises:
+            ModelError: A reply is made of several calls.
+        """
+        self.require_one_call()
         return [*self.edit(chat[:-1]), chat[-1]]
+
+    def require_one_call(self) -> None:
+        """Check that a reply is what the model itself says.
+
+        Raises:
+            ModelError: A reply is made of several calls.
+        """
+        if self.exchange is not one_call:
+            raise ModelError(
+                "a reply of several calls, as in a discussion, has neither likelihoods nor "
+                "activations; leave out the measures that need them, and measure replies"
+            )
 
     def require_numbers(self, chats: Sequence[Chat]) -> None:
         """Check that what the model predicts after each of a few chats is a number.
@@ -240,14 +253,6 @@ class Subject:
                 )
 
 
-def sample_seed(seed: int, sample: int) -> int:
-    """Return the 46-bit seed of repetition ``sample``.
-
-    46 bits, because :func:`generate_replies` multiplies it by 100,003 and torch takes 63.
-    """
-    return key_for(seed, f"sample {sample}") >> 17
-
-
 @torch.no_grad()
 def generate_replies(
     model: Any, tokenizer: Any, chats: Sequence[Chat], sampling: Sampling, *, seed: int
@@ -265,11 +270,6 @@ def generate_replies(
             torch.random.manual_seed(batch_seed(seed, index))
             replies += generate_batch(Subject(model, tokenizer, sampling=sampling), batch)
     return replies
-
-
-def batch_seed(seed: int, index: int) -> int:
-    """Return the seed of the random numbers of batch ``index``."""
-    return seed * 100_003 + index
 
 
 def generate_batch(

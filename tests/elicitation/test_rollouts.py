@@ -18,9 +18,10 @@ from personality_vector.elicitation.rollouts import (
 )
 from personality_vector.errors import DataError
 from personality_vector.subject.chat import question
+from personality_vector.subject.draws import sample_seed
 from personality_vector.subject.protocols import Score
 from personality_vector.subject.spec import Sampling
-from personality_vector.subject.subject import Subject, generate_replies, sample_seed
+from personality_vector.subject.subject import Subject, generate_replies
 
 SPEC = RolloutSpec(samples=2, max_new_tokens=5, batch_size=4)
 

@@ -13,6 +13,7 @@ from personality_vector.delta import Delta
 from personality_vector.errors import NonFiniteError, RecipeError
 from personality_vector.interventions.activations import ActivationSteering, NeuronSteering
 from personality_vector.interventions.decoding import Decoding
+from personality_vector.interventions.discussion import Discussion
 from personality_vector.interventions.portraits import Portrait, Prompted
 from personality_vector.interventions.prompts import FewShot, RolePrompt, SystemPrompt
 from personality_vector.interventions.spec import KINDS, require_step
@@ -38,6 +39,7 @@ CHANGES = {
     "examples": "chat",
     "twins": "chat",
     "decoding": "decoding",
+    "discussion": "exchange",
 }
 TOKENS = torch.arange(5, 25)[None]
 
@@ -60,6 +62,7 @@ def kind(request, pico, pico_tuned, neurons_of):
         "examples": lambda: FewShot([answered(question("Hi"), "Hello! What a day!")]),
         "twins": lambda: TwinPrompts({"Who are you?": "What is the time?"}),
         "decoding": lambda: Decoding(temperature=0.0),
+        "discussion": lambda: Discussion(["a futurist", "a cook"]),
     }
     return kinds[request.param](), CHANGES[request.param]
 
@@ -89,17 +92,19 @@ def test_strength_zero_is_the_subject_as_it_was(kind, llama):
     with kind[0].applied(llama, 0.0) as asked:
         assert replace(asked, realised=None) is asked or asked.model is llama.model
         assert (asked.edit, asked.decoding) == (llama.edit, llama.decoding)
+        assert asked.exchange is llama.exchange
         assert torch.equal(logits_of(asked), plain)
         assert not any(module._forward_hooks for module in llama.model.modules())
 
 
-def test_strength_one_changes_the_model_or_the_chat_or_the_decoding(kind, llama):
+def test_strength_one_changes_one_thing(kind, llama):
     chat, plain = question("Who are you?"), logits_of(llama)
     with kind[0].applied(llama, 1.0) as asked:
         changed = {
             "model": not torch.allclose(logits_of(asked), plain, atol=1e-3),
             "chat": asked.edit(chat) != chat,
             "decoding": asked.decoding != llama.decoding,
+            "exchange": asked.exchange != llama.exchange,
         }
         assert (asked.realised is not None) == isinstance(kind[0], WeightEdit | HybridEdit)
     assert [what for what, is_changed in changed.items() if is_changed] == [kind[1]]

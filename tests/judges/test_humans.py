@@ -41,7 +41,7 @@ def test_ratings_are_matched_and_averaged_over_raters(ratings, high):
     )
     assert isinstance(judge, Judge)
     assert (judge.name, judge.scale) == ("humans", (1, 5))
-    judge.require_known(KNOWN)
+    judge.among(KNOWN)
     scores = judge(high, ANSWERS)
     assert [score.value for score in scores] == [3.5, None, 4.5, None]
     assert scores[1].reason == "no human rated it"
@@ -50,13 +50,13 @@ def test_ratings_are_matched_and_averaged_over_raters(ratings, high):
 def test_a_reply_says_which_answer_it_is(ratings, high):
     replies = [ANSWERS[0].reply, hashlib.sha256(ANSWERS[3].reply.encode()).hexdigest()]
     judge = ratings(f'reply,trait,score\n"{replies[0]} \r\n",extraversion,1\n{replies[1]},,5\n')
-    judge.require_known(KNOWN)
+    judge.among(KNOWN)
     assert [score.value for score in judge(high, ANSWERS)] == [1, None, None, 5]
 
 
 def test_the_base_is_the_base_under_any_label(ratings, high):
     judge = ratings("item,sample,trait,score,intervention,strength\nq1,0,extraversion,2,up,0\n")
-    judge.require_known(KNOWN)
+    judge.among(KNOWN)
     assert judge(high, ANSWERS)[0].value == 2
 
 
@@ -64,7 +64,7 @@ def test_a_formula_of_a_spreadsheet_and_thoughts_are_the_same_reply(ratings, hig
     spoken = Answer("q1", 0, "q1?", "=1+1 is 2", place=AT["base"])
     raw = Answer("q1", 0, "q1?", "<think>\nhm\n</think>\n\n=1+1 is 2", place=AT["base"])
     judge = ratings("item,reply,trait,score\nq1,'=1+1 is 2,extraversion,4\n")
-    judge.require_known([(raw, TRAITS)])
+    judge.among([(raw, TRAITS)])
     assert judge(high, [spoken])[0].value == 4
 
 
@@ -84,15 +84,15 @@ def test_a_rating_of_an_unknown_answer_is_refused_by_row(ratings, row, says):
     head = "item,sample,trait,score,intervention,strength,reply\n"
     judge = ratings(f"{head}q1,0,extraversion,2,base,0,\n{row}\n")
     with pytest.raises(DataError, match=says) as caught:
-        judge.require_known(KNOWN)
+        judge.among(KNOWN)
     assert "ratings.csv line 3: " in str(caught.value)
 
 
 def test_a_trait_may_be_left_out_where_there_is_one(ratings):
     judge = ratings("item,sample,score,strength\nq1,0,2,0\n")
-    judge.require_known(KNOWN)
+    judge.among(KNOWN)
     with pytest.raises(DataError, match="trait is missing; write one of extraversion, openness"):
-        judge.require_known([(answer, (*TRAITS, "openness")) for answer in ANSWERS])
+        judge.among([(answer, (*TRAITS, "openness")) for answer in ANSWERS])
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_column_of_ones_own_stands_beside_the_scores_of_judges(ratings, high):
         "q1,0,0.0,classifier,extraversion,3.2,4\n"
         "q1,0,1.5,classifier,extraversion,3.2,\n"
     )
-    judge.require_known(KNOWN)
+    judge.among(KNOWN)
     assert [score.value for score in judge(high, ANSWERS)] == [4, None, None, None]
 
 

@@ -1,11 +1,15 @@
 """What a language model is told, and the number that is read from what it would say."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from personality_vector.data.ideas import QUALITY
 from personality_vector.data.personas import COHERENCE, rubric_of
-from personality_vector.judges.spec import expected_number, prompt_for
+from personality_vector.judges.pairwise import _prompt as pairwise_prompt
+from personality_vector.judges.spec import expected_number, prompt_for, prompt_from_1_to_5
 from personality_vector.subject.protocols import Answer
 
 
@@ -62,6 +66,15 @@ def test_coherence_is_asked_for_in_words_of_its_own(answers):
     assert "I love parties." in text
     assert "9 means that it is understandable" in text
     assert "manner" not in text
+
+
+def test_quality_is_about_what_is_right_and_no_prompt_says_otherwise(answers):
+    (answer,) = answers("I love parties.")
+    answer = replace(answer, base_reply="No.")
+    kinds = (prompt_for(QUALITY, answer, 9), prompt_from_1_to_5(QUALITY, answer))
+    for (message,) in (*kinds, pairwise_prompt(QUALITY, answer, is_first=True)):
+        assert "not how correct" not in message["content"]
+        assert "is right and would work" in message["content"]
 
 
 def test_braces_in_a_reply_are_left_alone(high):

@@ -16,8 +16,11 @@ from personality_vector.data.personas import rubric_of
 from personality_vector.errors import ModelError, PersonalityVectorError
 from personality_vector.judges.endpoint import EndpointJudge
 from personality_vector.lab import SMOLLM2, builtin
+from personality_vector.study.recipe import open_study
+from personality_vector.study.tables import tables_of
 from personality_vector.subject.protocols import Answer
 from personality_vector.subject.responses import Responses
+from tests.billy import ARMS, shrunk
 from tests.gguf_models import write_gguf
 
 pytestmark = pytest.mark.slow
@@ -156,3 +159,23 @@ def test_after_a_kill_only_what_was_on_its_way_is_asked_again(server, judge, tmp
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert len(json.loads(done.stdout.replace("None", "null"))) == 24
     assert 24 <= asked() <= 24 + 2
+
+
+def test_it_rates_every_arm_of_billys_design(server, pico, pico_tuned, tmp_path, monkeypatch):
+    """All arms, with the server as judge of originality, elaboration and quality, and their cost.
+
+    The arms are those of a pico model, whose replies are noise: it is the path that is tested.
+    """
+    monkeypatch.setenv("PVEC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    own = {"model": "smollm2", "base_url": server, "scale": "1-5", "requests": 2}
+    recipe = shrunk(tmp_path, pico, pico_tuned, ["infrequency", {"endpoint": own}])
+    run = open_study(recipe).run(tmp_path / "run")
+    answers = run.answers().query("judge == 'endpoint smollm2'")
+    assert set(answers["trait"]) == {"originality", "elaboration", "quality"}
+    assert set(answers["intervention"]) == set(ARMS)
+    assert (answers["score"].between(1, 5) | (answers["reason"] != "")).all()
+    assert answers["score"].notna().any()
+    costs = tables_of(run)["side effects"].set_index("intervention")
+    spent = costs["tokens_in"] + costs["tokens_out"]
+    assert spent["discussion"] > 10 * spent["base"]

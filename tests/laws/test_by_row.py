@@ -17,9 +17,10 @@ from personality_vector.steering import SteeringVector
 from personality_vector.subject import encoding
 from personality_vector.subject.batch import Share, together
 from personality_vector.subject.chat import answered, question
+from personality_vector.subject.draws import Draw
 from personality_vector.subject.models import load_model, load_tokenizer
 from personality_vector.subject.spec import Sampling
-from personality_vector.subject.subject import Draw, Subject
+from personality_vector.subject.subject import Subject
 
 STRENGTHS = (-1.5, 0.0, 0.4, 1.0)
 LINEAR = ("*.self_attn.q_proj.weight", "*.mlp.down_proj.weight", "lm_head.weight")

@@ -13,10 +13,10 @@ from personality_vector.measures.interview import Interview, InterviewSpec
 from personality_vector.measures.spec import Asking
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.subject import batch
+from personality_vector.subject.draws import sample_seed
 from personality_vector.subject.identity import digest_of, identity_of
 from personality_vector.subject.protocols import Rubric
 from personality_vector.subject.spec import Sampling
-from personality_vector.subject.subject import sample_seed
 from personality_vector.traits import BIG_FIVE
 
 WARM = Sampling(max_new_tokens=8, temperature=1.0)

@@ -32,6 +32,7 @@ GIVEN = {
     "activations": {"vectors": ["v"], "layer": 1},
     "tasks": {"files": ["q.jsonl"]},
     "self_report": {"questionnaire": "s.txt", "scoring_key": "s.yaml", "answers": "generated"},
+    "creativity": {"tasks": ["v.yaml"]},
 }
 """What a kind needs, or what its other options would do nothing without."""
 
@@ -64,14 +65,18 @@ ANOTHER = {
     "scoring_key": "t.yaml",
     "facets": True,
     "answers": "likelihood",
+    "tasks": ["w.yaml"],
 }
 """Another value of every option."""
 
-OF_KIND = {"instructions": {"instrument": "i.yaml"}}
+OF_KIND = {
+    "instructions": {"instrument": "i.yaml"},
+    "creativity": {"judges": ["infrequency"]},
+}
 """Another value where that of the other kinds does not fit."""
 
 DRAWN = {"max_new_tokens": 9, "temperature": 0.5, "top_p": 0.9, "batch_size": 2, "samples": 2}
-NEUTRAL = {("interview", "traits"), ("interview", "judges")}
+NEUTRAL = {("interview", "traits"), ("interview", "judges"), ("creativity", "judges")}
 """What is done to stored answers, at any time. ``batch_size`` is the speed of a measure."""
 
 
@@ -106,6 +111,9 @@ def folder(tmp_path_factory):
         key = {"name": "k", "source": "us", "reversed": reverse, "facets": {"zest": [1]}}
         key |= {"traits": {"openness": [1, 2], "humour": [3, 4]}}
         (folder / f"{name}.yaml").write_text(json.dumps(key))
+    for name in ("v", "w"):
+        task = {"name": name, "version": "1", "request": "Uses of {item}?", "items": ["a", "b"]}
+        (folder / f"{name}.yaml").write_text(json.dumps(task))
     (folder / "h").mkdir()
     (folder / "h" / "mine.yaml").write_text("task: mine\n")
     return folder
@@ -145,7 +153,8 @@ def test_its_identity_is_every_option_that_changes_numbers_and_no_other(parsed, 
     assert plain == parsed(kind).open().identity()
     seen = {name: one.identity() for name, one in others.items() if one.identity() != plain}
     neutral = {option for found, option in NEUTRAL if found == kind} | {"batch_size"}
-    neutral |= {"about"} & options  # the items here are about no trait, and are always asked
+    if "about" in options:  # they ask one question, which is about no trait
+        neutral |= {"about", "limit"}
     assert set(seen) == set(others) - neutral
     assert len(set(seen.values())) == len(seen)
 
@@ -231,6 +240,7 @@ def test_identities_are_those_of_another_process_and_schemas_need_no_torch(parse
         ({"guards": {"trait": ["openness"]}}, "unknown key 'trait'; did you mean 'traits'?"),
         ({"coherence": {"persona": "p", "instrument": "i"}}, "not both instrument and persona"),
         ({"guards": {"pairs": "p", "instrument": "i"}}, "not both instrument and pairs"),
+        ({"guards": {"pairs": "p", "tasks": ["i"]}}, "not both pairs and tasks"),
         ({"cost": {"price_in": -1.0}}, "price_in: Input should be greater"),
         ({"cost": {"price_in": 1.0}}, "give price_in and price_out together"),
         ({"activations": {"layer": 1}}, "vectors and layer belong together"),
