@@ -6,6 +6,7 @@ import pytest
 from pydantic import ConfigDict
 
 from personality_vector.cli.main import run
+from personality_vector.data.lexicon import LexiconFile
 from personality_vector.data.personas import Instrument, Persona
 from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import RecipeError
@@ -35,6 +36,7 @@ KINDS = {
     "merges": MergeRecipe,
     "eval": EvalRecipe,
     "eval/instruments": Instrument,
+    "eval/lexicon": LexiconFile,
     "eval/tasks": LibraryTask,
     "eval/sweeps": SweepRecipe,
     "eval/compare": CompareRecipe,
@@ -89,7 +91,7 @@ def test_what_a_smoke_recipe_reads_is_in_the_repository(file):
 @pytest.mark.parametrize("file", [f for f in FILES if "eval" in f.parts], ids=str)
 def test_an_evaluation_finds_its_statements_and_instrument(file):
     recipe = read_recipe(file, kind_of(file))
-    if not isinstance(recipe, Instrument | LibraryTask):
+    if not isinstance(recipe, Instrument | LexiconFile | LibraryTask):
         assert [source for source in measured(recipe) if not source.is_file()] == []
 
 

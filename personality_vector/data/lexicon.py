@@ -1,6 +1,5 @@
-"""Words by category: the shipped list, a user's own, or a dictionary of LIWC in its ``.dic`` form."""
+"""Words by category, how often a text has them, and what the literature ties to traits."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +11,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, model_validator
 
+from personality_vector.data.liwc import entry_of, read_dic
 from personality_vector.data.rows import raw_rows
 from personality_vector.data.texts import is_other_language, words
-from personality_vector.errors import DataError, some
-from personality_vector.files.reading import read_text
+from personality_vector.errors import some
 from personality_vector.lab import BUILTIN, NEUTRAL_TEXTS, PERSONALITY_TEXTS, builtin
 from personality_vector.recipes.reading import read_recipe
 from personality_vector.recipes.schema import Name, Real, Recipe, Words
@@ -27,9 +26,7 @@ ENGLISH = f"{BUILTIN}eval/lexicon/english.yaml"
 LONG = "long_words"
 """Words of more than six letters; every lexicon has this category."""
 
-_LONGEST_SHORT, _BLOCK, _FARTHEST, _MOST_BYTES = 6, 100, 3.0, 20_000_000
-_NAME = re.compile(r"[a-z][a-z0-9_-]*")
-_CONDITIONAL = re.compile(r"(?:\([\d ]+\)|<\w+>)\s*\d+(?:/(\d+))?")
+_LONGEST_SHORT, _BLOCK, _FARTHEST = 6, 100, 3.0
 
 
 class Category(Recipe):
@@ -79,8 +76,8 @@ class LexiconFile(Recipe):
     version: Words
     language: Annotated[str, StringConstraints(to_lower=True)] = "english"
     categories: Annotated[dict[Name, Category], Field(min_length=1)]
-    indices: dict[Name, Index] = {}
-    reference: dict[Name, Reference] = {}
+    indices: dict[Name, Index] = Field(default_factory=dict)
+    reference: dict[Name, Reference] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _knows_its_categories(self) -> "LexiconFile":
@@ -133,13 +130,12 @@ class Lexicon:
         """Return the signed index of a trait, in standard deviations of the reference texts.
 
         The mean of the signed z-scores of its categories. A z-score ends at three, so that one rare
-        word does not decide. A category that no reference text has is left out.
+        word does not decide.
         """
         return fmean(
             sign * max(-_FARTHEST, min(_FARTHEST, (shares[name] - mean) / sd))
             for name, sign in self.signs[trait].items()
             for mean, sd in [self.reference[name]]
-            if sd
         )
 
     def _at(self, found: Sequence[str], at: int) -> set[str]:
@@ -187,27 +183,38 @@ def read_lexicon(file: Path | None = None) -> Lexicon:
     """Read a list of words: the shipped one, YAML of the same form, or a ``.dic`` of LIWC.
 
     Without numbers of its own, its categories are counted in the shipped texts. A ``.dic`` has the
-    indices of the shipped list, over those of their categories that it has too.
+    indices of the shipped list, over those of their categories that it has too. A category that the
+    reference texts do not have is in no index, and an index of no category is left out.
 
     Raises:
         RecipeError: A YAML file is missing or is not a list of words.
         DataError: A dictionary is missing, unreadable or damaged.
     """
-    shipped = read_recipe(builtin(ENGLISH), LexiconFile)
+    own = read_recipe(builtin(ENGLISH), LexiconFile)
     if file is not None and file.suffix.lower() == ".dic":
-        entries = _of_dic(file)
-        signs = {trait: _known_in(entries, shipped, one) for trait, one in shipped.indices.items()}
-        found = Lexicon(entries, {trait: own for trait, own in signs.items() if own}, {})
-        return replace(found, reference=reference_of(found))
-    own = shipped if file is None else read_recipe(file, LexiconFile)
+        entries = read_dic(file)
+        signs = {trait: _known_in(entries, own, index) for trait, index in own.indices.items()}
+        return _with_reference(Lexicon(entries, signs, {}))
+    if file is not None:
+        own = read_recipe(file, LexiconFile)
     entries = {
-        name: [_entry(f"{file or ENGLISH}: {name}", text) for text in category.words.split()]
+        name: [entry_of(f"{file or ENGLISH}: {name}", text) for text in category.words.split()]
         for name, category in own.categories.items()
     }
     signs = {trait: index.signs for trait, index in own.indices.items()}
     reference = {name: (one.mean, one.sd) for name, one in own.reference.items()}
-    found = Lexicon(entries, signs, reference, is_english=own.language == "english")
-    return found if reference else replace(found, reference=reference_of(found))
+    return _with_reference(Lexicon(entries, signs, reference, own.language == "english"))
+
+
+def _with_reference(lexicon: Lexicon) -> Lexicon:
+    """Return it with its numbers, and with the indices that they allow."""
+    reference = lexicon.reference or reference_of(lexicon)
+    signs = {
+        trait: {name: sign for name, sign in own.items() if reference[name][1] > 0}
+        for trait, own in lexicon.signs.items()
+    }
+    kept = {trait: own for trait, own in signs.items() if own}
+    return replace(lexicon, reference=reference, signs=kept)
 
 
 def reference_of(lexicon: Lexicon) -> dict[str, tuple[float, float]]:
@@ -217,10 +224,15 @@ def reference_of(lexicon: Lexicon) -> dict[str, tuple[float, float]]:
     personality. Those of a kind are joined, in their order, to blocks of a hundred words or a few
     more, since the spread of a share depends on how much was said.
     """
-    rows = [*raw_rows(builtin(PERSONALITY_TEXTS)).values(), *raw_rows(builtin(NEUTRAL_TEXTS)).values()]
+    rows = [
+        *raw_rows(builtin(PERSONALITY_TEXTS)).values(),
+        *raw_rows(builtin(NEUTRAL_TEXTS)).values(),
+    ]
     blocks = [
         lexicon.shares(block)
-        for _, kind in groupby(rows, lambda row: (row.get("trait"), row.get("level"), row.get("kind")))
+        for _, kind in groupby(
+            rows, lambda row: (row.get("trait"), row.get("level"), row.get("kind"))
+        )
         for block in _blocks([row.get("statement") or row["text"] for row in kind])
     ]
     by_name = {name: [block[name] for block in blocks] for name in lexicon.names}
@@ -244,81 +256,3 @@ def _known_in(entries: Mapping[str, Any], shipped: LexiconFile, index: Index) ->
         aliases = (name, *shipped.categories[name].liwc) if name != LONG else ()
         found |= {alias: sign for alias in aliases if alias in entries}
     return found if found.keys() - {LONG} else {}
-
-
-def _entry(place: str, text: str) -> str:
-    """Return a word or phrase as :func:`words` gives it, with the star at its end."""
-    bare, star = text.removesuffix("*"), "*" if text.endswith("*") else ""
-    found = " ".join(words(bare))
-    if not found or "*" in bare:
-        raise DataError(f"{place}: {text!r} is not a word, nor the beginning of one followed by *")
-    return found + star
-
-
-def _of_dic(file: Path) -> dict[str, list[str]]:
-    """Read a dictionary of LIWC: categories with their numbers between two lines of ``%``, words.
-
-    Of a category that LIWC gives under a condition, such as the word before, the one that holds
-    without it counts.
-    """
-    lines = [line.strip() for line in _lines(file)]
-    marks = [number for number, line in enumerate(lines) if line == "%"]
-    if len(marks) < 2 or any(lines[: marks[0]]):
-        raise DataError(
-            f"{file}: is not a dictionary of LIWC, which begins with a line of % alone, categories "
-            "such as `1 posemo`, and another such line"
-        )
-    names: dict[str, str] = {}
-    for number, line in enumerate(lines[marks[0] + 1 : marks[1]], marks[0] + 2):
-        if line:
-            key, name = _category(f"{file} line {number}", line)
-            if key in names or name in names.values():
-                raise DataError(f"{file} line {number}: the category {line!r} is given twice")
-            names[key] = name
-    entries: dict[str, list[str]] = {name: [] for name in names.values()}
-    for number, line in enumerate(lines[marks[1] + 1 :], marks[1] + 2):
-        place = f"{file} line {number}"
-        text, *keys = _cells(line) or [""]
-        for key in _unconditional(place, keys) if text else ():
-            if key not in names:
-                raise DataError(f"{place}: there is no category {key!r}; known are {some(names)}")
-            entries[names[key]].append(_entry(place, text))
-    if not all(entries.values()):
-        empty = some(name for name, found in entries.items() if not found)
-        raise DataError(f"{file}: no word is of the category {empty}; remove it, or give it words")
-    return entries
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return read_text(file, _MOST_BYTES).split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: cannot be read: {error}; save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
-
-
-def _cells(line: str) -> list[str]:
-    """Return what tabs separate, or white space where there is no tab."""
-    cells = [cell.strip() for cell in line.split("\t") if cell.strip()]
-    return cells if len(cells) > 1 else line.split()
-
-
-def _category(place: str, line: str) -> tuple[str, str]:
-    key, *rest = line.split(maxsplit=1)
-    name = _NAME.match(rest[0].lower()) if rest else None
-    if not key.isdecimal() or name is None:
-        raise DataError(f"{place}: a category is a number and a name, such as `1 posemo`: {line!r:.60}")
-    return key, name[0]
-
-
-def _unconditional(place: str, cells: Sequence[str]) -> Iterator[str]:
-    """Yield the numbers of categories; ``(1 2)3/4`` and ``<of>3/4`` are 4."""
-    if not cells:
-        raise DataError(f"{place}: a word needs the number of a category behind it")
-    for cell in cells:
-        conditional = _CONDITIONAL.fullmatch(cell)
-        if conditional is None:
-            yield from cell.split()
-        elif conditional[1]:
-            yield conditional[1]

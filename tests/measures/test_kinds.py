@@ -61,7 +61,10 @@ ANOTHER = {
 }
 """Another value of every option."""
 
-OF_KIND = {"instructions": {"instrument": "i.yaml"}}
+OF_KIND = {
+    "instructions": {"instrument": "i.yaml"},
+    "linguistic": {"traits": ["openness"], "dictionary": "d.dic"},
+}
 """Another value where that of the other kinds does not fit."""
 
 DRAWN = {"max_new_tokens": 9, "temperature": 0.5, "top_p": 0.9, "batch_size": 2, "samples": 2}
@@ -95,6 +98,7 @@ def folder(tmp_path_factory):
         row = {"question": asked, "choices": choices, "answer": 0}
         rows = (json.dumps({"id": str(n), **row}) + "\n" for n in range(12))
         (folder / f"{name}.jsonl").write_text("".join(rows))
+    (folder / "d.dic").write_text("%\n1 posemo\n2 i\n%\nhappy 1\ni 2\n")
     (folder / "h").mkdir()
     (folder / "h" / "mine.yaml").write_text("task: mine\n")
     return folder
