@@ -117,6 +117,14 @@ def categories(lexicon: Lexicon, found: Sequence[Story], trait: str) -> str:
     )
 
 
+def crossed(lexicon: Lexicon, found: Sequence[Story], trait: str) -> list[str]:
+    """Return the AUC of the index of a trait for the poles of every trait."""
+    scores = [lexicon.index(trait, story.shares) for story in found]
+    others = found[0].poles
+    areas = [roc_auc_score([story.poles[other] for story in found], scores) for other in others]
+    return [trait, *(f"{area:.2f}" for area in areas)]
+
+
 def correlations(lexicon: Lexicon) -> list[list[str]]:
     """Return the rows of the table of our own texts."""
     rows, texts = [], read_statements(builtin(PERSONALITY_TEXTS))
@@ -150,6 +158,8 @@ def main() -> None:
         print(markdown(heads, [row(lexicon, found, trait) for trait in lexicon.signs]), "\n")
         parts = [[trait, categories(lexicon, found, trait)] for trait in lexicon.signs]
         print(markdown(["trait", "AUC of its categories"], parts), "\n")
+        rows = [crossed(lexicon, found, trait) for trait in lexicon.signs]
+        print(markdown(["index of", *(f"poles of {t}" for t in found[0].poles)], rows), "\n")
     print(markdown(["trait", "texts", "r of the index", "of words alone"], correlations(lexicon)))
 
 
