@@ -97,11 +97,8 @@ def _categories_of(place: str, cells: Sequence[str], names: Mapping[str, str]) -
     """Yield the categories of a word."""
     if not cells:
         raise DataError(f"{place}: a word needs the number of a category behind it")
-    for cell in cells:
-        conditional = _CONDITIONAL.fullmatch(cell)
-        numbers = cell.split() if conditional is None else filter(None, conditional.groups())
-        for number in numbers:
-            if number not in names:
-                known = some(f"{key} {name}" for key, name in names.items())
-                raise DataError(f"{place}: {number!r:.40} is not one of the categories {known}")
-            yield names[number]
+    for number in _CONDITIONAL.sub(lambda one: f" {one[1] or ''} ", " ".join(cells)).split():
+        if number not in names:
+            known = some(f"{key} {name}" for key, name in names.items())
+            raise DataError(f"{place}: {number!r:.40} is not one of the categories {known}")
+        yield names[number]

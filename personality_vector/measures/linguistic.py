@@ -72,7 +72,7 @@ class Linguistic(AskingMeasure):
     words. Compare it between models; its zero is that of these texts and means nothing. An index is
     weak where the correlation with known poles is: 0.14 to 0.26 over the shipped texts, lowest for
     agreeableness. Those of extraversion and agreeableness tell anxious from calm tellers of stories
-    as well as the poles of their own trait. ``eval/results/linguistic.md`` has the numbers.
+    nearly as well as the poles of their own trait. ``eval/results/linguistic.md`` has the numbers.
 
     Numbers are means over questions of the mean over their replies; intervals draw the questions
     again, or the replies to a single one. A reply without words, or in another language than the
