@@ -22,7 +22,7 @@ DIC = """%
 2\tTentat (Tentative)
 3\ti
 %
-happy*\t1
+happ*\t1
 kind of\t2
 self-doubt*\t2
 I\t3
