@@ -141,7 +141,7 @@ def test_a_wrong_dictionary_is_refused_in_one_sentence(tmp_path, text, says):
 def test_a_dictionary_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"none\.dic: cannot be read: No such file"):
         read_lexicon(tmp_path / "none.dic")
-    (tmp_path / "old.dic").write_bytes(DIC.replace("happy", "fr\xf6hlich").encode("latin-1"))
+    (tmp_path / "old.dic").write_bytes(DIC.replace("happ", "fr\xf6hlich").encode("latin-1"))
     with pytest.raises(DataError, match="save it as UTF-8"):
         read_lexicon(tmp_path / "old.dic")
 
