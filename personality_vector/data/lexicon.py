@@ -86,7 +86,7 @@ class LexiconFile(Recipe):
         if named - known:
             raise ValueError(f"indices: there is no category {some(named - known)}")
         if self.reference and set(self.reference) != known:
-            raise ValueError(f"reference: has not exactly the categories, {some(known, 99)}")
+            raise ValueError(f"reference: needs every category and no other: {some(known, 99)}")
         return self
 
 

@@ -150,7 +150,7 @@ def test_a_dictionary_that_cannot_be_read_is_refused(tmp_path):
     ("change", "says"),
     [
         ({"indices": {"humour": {"high": ["jokes"], "source": "me"}}}, "no category jokes"),
-        ({"reference": {"us": {"mean": 1.0, "sd": 1.0}}}, "reference: has not exactly"),
+        ({"reference": {"us": {"mean": 1.0, "sd": 1.0}}}, "reference: needs every category"),
         ({"categories": {}}, "categories: needs at least one"),
         ({"categories": {"us": {"words": "we *"}}}, "us: '*' is not a word"),
     ],
