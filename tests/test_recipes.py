@@ -6,6 +6,8 @@ import pytest
 from pydantic import ConfigDict
 
 from personality_vector.cli.main import run
+from personality_vector.data.ideas import CreativityTask
+from personality_vector.data.lexicon import LexiconFile
 from personality_vector.data.personas import Instrument, Persona
 from personality_vector.data.questionnaires import Key
 from personality_vector.elicitation.recipe import SteerRecipe
@@ -38,7 +40,9 @@ KINDS = {
     "eval": EvalRecipe,
     "eval/instruments": Instrument,
     "eval/keys": Key,
+    "eval/lexicon": LexiconFile,
     "eval/tasks": LibraryTask,
+    "eval/tasks/creativity": CreativityTask,
     "eval/sweeps": SweepRecipe,
     "eval/compare": CompareRecipe,
     "eval/choose": ChooseRecipe,
@@ -94,7 +98,7 @@ def test_what_a_smoke_recipe_reads_is_in_the_repository(file):
 @pytest.mark.parametrize("file", [f for f in FILES if "eval" in f.parts], ids=str)
 def test_an_evaluation_finds_its_statements_and_instrument(file):
     recipe = read_recipe(file, kind_of(file))
-    if not isinstance(recipe, Instrument | Key | LibraryTask):
+    if hasattr(recipe, "measures") or isinstance(recipe, ChooseRecipe | ProfileRecipe):
         assert [source for source in measured(recipe) if not source.is_file()] == []
 
 

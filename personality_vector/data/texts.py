@@ -117,6 +117,22 @@ def repetition(texts: Sequence[str]) -> float | None:
     return None if distinct is None else 1 - distinct
 
 
+def moving_type_token(found: Sequence[str], window: int = 50) -> float | None:
+    """Return the mean share of different words over all windows of this many words.
+
+    ``None`` for fewer words than a window.
+
+    Source:
+        The moving-average type-token ratio of Covington and McFall 2010, J Quant Linguist 17.
+
+    >>> moving_type_token(["a", "b", "a", "a"], window=2)
+    0.8333333333333334
+    """
+    starts = range(len(found) - window + 1)
+    shares = [len(set(found[start : start + window])) / window for start in starts]
+    return sum(shares) / len(shares) if shares else None
+
+
 def compression(texts: Sequence[str]) -> float | None:
     """Return how many times smaller zlib makes the texts, joined by line breaks; UTF-8.
 

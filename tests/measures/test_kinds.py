@@ -72,6 +72,7 @@ ANOTHER = {
 OF_KIND = {
     "instructions": {"instrument": "i.yaml"},
     "creativity": {"judges": ["infrequency"]},
+    "linguistic": {"traits": ["openness"], "dictionary": "d.dic"},
 }
 """Another value where that of the other kinds does not fit."""
 
@@ -114,6 +115,7 @@ def folder(tmp_path_factory):
     for name in ("v", "w"):
         task = {"name": name, "version": "1", "request": "Uses of {item}?", "items": ["a", "b"]}
         (folder / f"{name}.yaml").write_text(json.dumps(task))
+    (folder / "d.dic").write_text("%\n1 posemo\n2 i\n%\nhappy 1\ni 2\n")
     (folder / "h").mkdir()
     (folder / "h" / "mine.yaml").write_text("task: mine\n")
     return folder
