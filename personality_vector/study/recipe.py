@@ -82,7 +82,9 @@ def _first(rows: Sequence[Mapping[str, Any]], kind: str) -> Mapping[str, Any]:
 
 def _with(key: Any, body: Any, shared: Mapping[str, Any]) -> Any:
     body = {} if body is None else body
-    asks = key in KINDS and set(ASKED) <= set(schema_of(KINDS, key).model_fields)
+    fields = schema_of(KINDS, key).model_fields if key in KINDS else {}
+    # A measure with a question of its own, such as that of linguistic, keeps it.
+    asks = set(ASKED) <= set(fields) and fields["question"].default == QUESTION
     if not asks or not isinstance(body, Mapping) or any(word in body for word in ASKED):
         return body
     return {**shared, **({"about": None} if key == "interview" else {}), **body}

@@ -28,7 +28,7 @@ INSTRUMENTS = lab_folder() / "eval" / "instruments"
 HEAD = 'name: two\nversion: "1"\nitems:\n'
 FILES = sorted((lab_folder() / "training/steering/personas").glob("*.yaml"))
 SHIPPED = {file.stem: read_recipe(file, Persona) for file in FILES}
-ROLES = {name: persona for name, persona in SHIPPED.items() if persona.pole is None}
+ROLES = {name: persona for name, persona in SHIPPED.items() if persona.opposite is None}
 TOPICS = {  # of each role: the stems of words that a question must not begin a word with
     "creative-professional": ["artist", "creativ", "design", "idea", "invent", "imagin", "poem"],
     "environmentalist": ["environ", "climat", "natur", "recycl", "wast", "forest", "animal"],

@@ -7,6 +7,7 @@ import pytest
 
 from personality_vector.errors import DataError
 from personality_vector.measures.linguistic import LinguisticSpec
+from personality_vector.study.recipe import EvalRecipe
 from personality_vector.subject import Reading
 from personality_vector.traits import BIG_FIVE
 
@@ -107,3 +108,11 @@ def test_a_dictionary_without_an_index_still_counts(tmp_path, parrot):
     readings = by_name(found(parrot, GERMAN + " love", **options))
     assert readings["linguistic.mine", ""].value == pytest.approx(100 / 14)
     assert not [trait for _, trait in readings if trait]
+
+
+def test_it_keeps_its_own_question_beside_an_interview():
+    interview = {"interview": {"traits": ["openness"], "question": "Who?"}}
+    data = {"model": "builtin:demo", "measures": [interview, "linguistic", "guards"]}
+    _, linguistic, guards = EvalRecipe.parse(data, origin="r.yaml", folder=Path()).measures
+    assert guards.question == "Who?"
+    assert linguistic.question == LinguisticSpec().question
