@@ -3,26 +3,24 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import cycle, islice
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from personality_vector.checkpoint import FLOATS
-from personality_vector.errors import DataError, LengthError, PersonalityVectorError
+from personality_vector.errors import LengthError, PersonalityVectorError
 from personality_vector.finetuning.memory import require_room
 from personality_vector.interventions.stacked import Stacked
 from personality_vector.study.batches import Batches, shares
+from personality_vector.study.counting import CountingSubject, Counts, TooManyError
 from personality_vector.study.design import Point, grid_of
 from personality_vector.study.matched import Matched
 from personality_vector.study.shards import Shard
-from personality_vector.subject import Chat, Reply, Sampling, batched, digest_of, render
+from personality_vector.subject import Reply
 from personality_vector.subject.config import read_config
-from personality_vector.subject.draws import Draw
-from personality_vector.subject.encoding import MOST_LOGITS, encode_chats, encode_prompts
+from personality_vector.subject.encoding import MOST_LOGITS, encode_chats
 from personality_vector.subject.models import load_tokenizer, resolve_device
 from personality_vector.subject.subject import Subject, generate_replies
 
@@ -32,160 +30,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _FLOAT32 = 4
-_SENTENCE = "I like to think about a question for a while before I say what I mean. "
 _STEPS = 8
 """Steps of decoding that are timed."""
 _CHATS_ON_CPU = 16
 """Most chats in a batch that is timed on a CPU, which takes longer for more of them."""
 _MOST_SAID = 300
-_MOST_REPLIES, _MOST_TOKENS = 20_000, 4_096
-"""Replies to count at one point, and tokens of one that other measures read."""
 _WARM_SECONDS = 0.5
 """What takes less is timed again, since the first call of anything takes longer."""
 _WITH_MODEL = "can be counted only with the model"
-
-
-class _TooManyError(DataError):
-    """So many replies are asked for that counting them would take long."""
-
-
-@dataclass(slots=True)
-class _Counts:
-    """What a model is asked, added up.
-
-    Attributes:
-        replies: Number of replies.
-        tokens_in: Tokens of their prompts.
-        tokens_out: Their tokens, if each is as long as it may be.
-        steps: Passes of decoding after the first of each batch; a point's share of those of a
-            batch that several points share.
-        tokens_read: Tokens of finished chats, whose likelihood or predictions are wanted.
-        predicted: Tokens whose predictions are wanted.
-        held: The most tokens whose predictions points that share a batch hold at once.
-        asked: The largest batch that was asked, and how.
-        read: The chats of the largest batch that was read.
-        longest: Tokens of the longest prompt, and of the longest chat that is read.
-    """
-
-    replies: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    steps: float = 0.0
-    tokens_read: int = 0
-    predicted: int = 0
-    held: int = 0
-    asked: tuple[Sequence[Chat], Sampling] = ((), Sampling())
-    read: Sequence[Chat] = ()
-    longest: tuple[int, int] = (0, 0)
-
-    def add_replies(
-        self, chats: Sequence[Chat], tokens: Sequence[int], how: Sampling, points: int, draws: int
-    ) -> None:
-        """Count the replies of a draw to prompts of so many tokens.
-
-        A point has ``draws`` of them, and shares batches with the others of ``points``.
-
-        Raises:
-            _TooManyError: There are so many that counting them would take long.
-        """
-        if self.replies > _MOST_REPLIES:
-            raise _TooManyError(f"asks for more than {_MOST_REPLIES:,} replies at one point")
-        self.replies += len(chats)
-        self.tokens_in += sum(tokens)
-        self.tokens_out += how.max_new_tokens * len(chats)
-        for batch in batched(chats, how.batch_size):
-            together = min(points * draws, how.batch_size // len(batch))
-            batches = math.ceil(points * draws / together)
-            self.steps += (how.max_new_tokens - 1) * batches / (points * draws)
-            self.asked = max(self.asked, ([*batch] * together, how), key=lambda one: len(one[0]))
-        self.longest = max(self.longest[0], *tokens), self.longest[1]
-
-    def add_read(self, chats: Sequence[Chat], tokens: Sequence[int]) -> None:
-        """Count finished chats of so many tokens, which are in one batch with others."""
-        self.tokens_read += sum(tokens)
-        self.read = max(self.read, chats, key=len)
-        self.longest = self.longest[0], max(self.longest[1], *tokens)
-
-    def add(self, other: "_Counts", times: int) -> None:
-        """Add what was counted elsewhere, so many times."""
-        for name in ("replies", "tokens_in", "tokens_out", "steps", "tokens_read"):
-            setattr(self, name, getattr(self, name) + times * getattr(other, name))
-        self.held = max(self.held, other.held)
-        self.asked = max(self.asked, other.asked, key=lambda one: len(one[0]))
-        self.read = max(self.read, other.read, key=len)
-        asked, read = zip(self.longest, other.longest, strict=True)
-        self.longest = max(asked), max(read)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Counter(Subject):
-    """A model that counts what it is asked, and replies at the greatest length.
-
-    Attributes:
-        counts: What was asked of one point.
-        lengths: Tokens of prompts, by the digest of the chats.
-        points: How many share batches.
-    """
-
-    counts: _Counts = field(default_factory=_Counts)
-    lengths: dict[str, list[int]] = field(default_factory=dict)
-    points: int = 1
-
-    def replies_of(self, draws: Sequence[Draw]) -> list[list[Reply]]:
-        """Count replies, unless they are remembered."""
-        how = replace(self.sampling, **self.decoding)
-        memory = {} if self.memory is None else self.memory
-        keys = [digest_of(chats, how, seed) for chats, seed in draws]
-        new = {key: chats for key, (chats, _) in zip(keys, draws, strict=True) if key not in memory}
-        if not new:
-            return [memory[key] for key in keys]
-        text, most = self._longest_reply(how.max_new_tokens), how.max_new_tokens
-        for key, chats in new.items():
-            tokens = self._lengths(chats)
-            self.counts.add_replies(chats, tokens, how, self.points, len(new))
-            is_shared = self.points > 1
-            memory[key] = [Reply(text, n, most, 0.0, is_shared=is_shared) for n in tokens]
-        return [memory[key] for key in keys]
-
-    def _lengths(self, chats: Sequence[Chat]) -> list[int]:
-        """Return the tokens of each prompt; many samples are asked the same."""
-        key = digest_of(chats)
-        if key not in self.lengths:
-            texts = [render(self.tokenizer, chat, reply_follows=True) for chat in chats]
-            encoded = encode_prompts(self.tokenizer, texts, chats)
-            self.lengths[key] = encoded["attention_mask"].sum(1).tolist()
-        return self.lengths[key]
-
-    def log_likelihood(self, chats: Sequence[Chat], batch_size: int = 32) -> Tensor:
-        """Count the tokens of finished chats; return zeros."""
-        for batch in batched(chats, batch_size):
-            self._read(batch, batch_size)
-        return torch.zeros(len(chats))
-
-    def predictions(
-        self, chats: Sequence[Chat], batch_size: int = 8
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Count the tokens of finished chats; yield predictions over two words."""
-        for batch in batched(chats, max(1, batch_size // self.points)):
-            counts = self._read(batch, batch_size)
-            if self.points > 1:
-                self.counts.held = max(self.counts.held, self.points * sum(counts))
-            for count in counts:
-                self.counts.predicted += count
-                yield torch.zeros(count, dtype=torch.int64), torch.full((count, 2), math.log(0.5))
-
-    def _read(self, chats: Sequence[Chat], batch_size: int) -> list[int]:
-        """Count chats that each point has in a batch, and return the tokens of each response."""
-        encoded = encode_chats(self.tokenizer, [self.edited(chat) for chat in chats])
-        together = ([*chats] * self.points)[:batch_size]
-        self.counts.add_read(together, encoded.attention_mask.sum(1).tolist())
-        found: list[int] = encoded.response_mask.sum(1).tolist()
-        return found
-
-    def _longest_reply(self, tokens: int) -> str:
-        ids = self.tokenizer(_SENTENCE, add_special_tokens=False)["input_ids"]
-        repeated = islice(cycle(ids), min(tokens, _MOST_TOKENS))
-        return str(self.tokenizer.decode(list(repeated))).strip()
 
 
 def estimated(study: "Study", workers: int = 1) -> dict[str, Any]:
@@ -239,7 +91,7 @@ def estimated(study: "Study", workers: int = 1) -> dict[str, Any]:
 
 def _counted(
     study: "Study", base: Sequence[Point], groups: Sequence[Sequence[Point]]
-) -> tuple[_Counts, int, dict[str, str]]:
+) -> tuple[Counts, int, dict[str, str]]:
     """Count what is asked of the base, and at the other points, in groups that share batches.
 
     Returns:
@@ -247,7 +99,7 @@ def _counted(
         counted, each with the reason.
     """
     tokenizer = load_tokenizer(study.base.path, study.template)
-    counter = _Counter(torch.nn.Linear(1, 1), tokenizer, memory={})
+    counter = CountingSubject(torch.nn.Linear(1, 1), tokenizer, memory={})
     total, references, ready, skipped = counter.counts, 0, [], {}
     for measure in study.measures:
         before = total.predicted
@@ -266,13 +118,13 @@ def _counted(
     shared = [(swept, size, number * each) for (size, each), number in sizes.items()]
     alone = [(ready, 1, len(base) - 1)] if len(base) > 1 else []
     for measures, size, number in [*alone, *shared]:
-        one = replace(counter, memory={}, counts=_Counts(), points=size)
+        one = replace(counter, memory={}, counts=Counts(), points=size)
         skipped |= _collected(measures, one, 0)
         total.add(one.counts, size * number)
     return total, references, skipped
 
 
-def _collected(ready: Sequence[Any], counter: _Counter, seed: int) -> dict[str, str]:
+def _collected(ready: Sequence[Any], counter: CountingSubject, seed: int) -> dict[str, str]:
     """Have measures ask at one point; return those that could not be counted."""
     alone, skipped = replace(counter, points=1), {}
     for measure in sorted(ready, key=shares, reverse=True):
@@ -286,14 +138,14 @@ def _collected(ready: Sequence[Any], counter: _Counter, seed: int) -> dict[str, 
 
 def _reason(error: PersonalityVectorError) -> str:
     """Return why a measure is not counted; what it says of answers that nobody gave is no fact."""
-    is_fact = isinstance(error, _TooManyError) or LengthError in (
+    is_fact = isinstance(error, TooManyError) or LengthError in (
         type(error),
         type(error.__cause__),
     )
     return str(error) if is_fact else _WITH_MODEL
 
 
-def _memory(study: "Study", counts: _Counts, references: int) -> dict[str, int]:
+def _memory(study: "Study", counts: Counts, references: int) -> dict[str, int]:
     """Return the bytes that one process takes, without Python, its libraries and judges.
 
     With ``s`` bytes for a value in the dtype of the study and a vocabulary of ``v`` words:
@@ -336,7 +188,7 @@ def _edits_of(intervention: Any) -> int:
     return int(getattr(intervention, "is_of_weights", False))
 
 
-def _time(study: "Study", counts: _Counts, peak: int, workers: int, sharing: int) -> dict[str, Any]:
+def _time(study: "Study", counts: Counts, peak: int, workers: int, sharing: int) -> dict[str, Any]:
     """Return the seconds of everything that was counted, from a measured batch."""
     before = torch.get_num_threads()
     try:
@@ -361,7 +213,7 @@ def _time(study: "Study", counts: _Counts, peak: int, workers: int, sharing: int
     }
 
 
-def _time_of_replies(subject: Subject, counts: _Counts, *, on_cpu: bool) -> tuple[float, float]:
+def _time_of_replies(subject: Subject, counts: Counts, *, on_cpu: bool) -> tuple[float, float]:
     """Return the seconds of a token of a prompt, and of a step of the largest batch."""
     chats, how = counts.asked
     if not chats:
@@ -379,7 +231,7 @@ def _time_of_replies(subject: Subject, counts: _Counts, *, on_cpu: bool) -> tupl
     return first / sum(reply.tokens_in for reply in found), per_step
 
 
-def _time_of_reading(subject: Subject, counts: _Counts) -> float:
+def _time_of_reading(subject: Subject, counts: Counts) -> float:
     """Return the seconds of a token of a finished chat."""
     few = counts.read[:_CHATS_ON_CPU]
     if not few:

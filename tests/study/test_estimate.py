@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from personality_vector.finetuning import memory
-from personality_vector.study import estimate
+from personality_vector.study import counting, estimate
 from personality_vector.study.estimate import estimated
 from personality_vector.study.recipe import CompareRecipe, EvalRecipe, open_study
 from personality_vector.study.shards import Shard, sharded
@@ -221,7 +221,7 @@ def test_a_measure_that_needs_the_model_is_named(recipe, measures, inputs):
 
 @pytest.mark.usefixtures("quick")
 def test_more_than_anybody_counts_is_said(recipe, monkeypatch):
-    monkeypatch.setattr(estimate, "_MOST_REPLIES", 30)
+    monkeypatch.setattr(counting, "_MOST_REPLIES", 30)
     many = {"traits": TRAITS, "generation": {"samples": 10**9, "max_new_tokens": 10**9}}
     plan = estimated(open_study(recipe(measures=[{"interview": many}])))
     assert plan["counted"]["not_counted"] == {
