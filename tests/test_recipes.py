@@ -6,6 +6,7 @@ import pytest
 from pydantic import ConfigDict
 
 from personality_vector.cli.main import run
+from personality_vector.data.ideas import CreativityTask
 from personality_vector.data.personas import Instrument, Persona
 from personality_vector.elicitation.recipe import SteerRecipe
 from personality_vector.errors import RecipeError
@@ -36,6 +37,7 @@ KINDS = {
     "eval": EvalRecipe,
     "eval/instruments": Instrument,
     "eval/tasks": LibraryTask,
+    "eval/tasks/creativity": CreativityTask,
     "eval/sweeps": SweepRecipe,
     "eval/compare": CompareRecipe,
     "eval/choose": ChooseRecipe,
@@ -55,6 +57,7 @@ def measured(recipe):
     specs = [recipe] if isinstance(recipe, ChooseRecipe) else recipe.measures
     found = [getattr(s, key, None) for s in specs for key in ("statements", "instrument")]
     found += [file for s in specs for file in getattr(s, "files", ())]
+    found += [file for s in specs for file in getattr(s, "tasks", None) or ()]
     return [source for source in found if isinstance(source, Path)]
 
 
@@ -89,7 +92,7 @@ def test_what_a_smoke_recipe_reads_is_in_the_repository(file):
 @pytest.mark.parametrize("file", [f for f in FILES if "eval" in f.parts], ids=str)
 def test_an_evaluation_finds_its_statements_and_instrument(file):
     recipe = read_recipe(file, kind_of(file))
-    if not isinstance(recipe, Instrument | LibraryTask):
+    if not isinstance(recipe, Instrument | LibraryTask | CreativityTask):
         assert [source for source in measured(recipe) if not source.is_file()] == []
 
 
