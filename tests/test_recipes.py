@@ -64,6 +64,7 @@ def measured(recipe):
     specs = getattr(one, "measures", [one])
     found = [getattr(s, key, None) for s in specs for key in ("statements", "instrument", "key")]
     found += [file for s in specs for file in getattr(s, "files", ())]
+    found += [file for s in specs for file in getattr(s, "tasks", None) or ()]
     return [source for source in found if isinstance(source, Path)]
 
 
