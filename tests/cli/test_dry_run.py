@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.main import get_command
 
 from personality_vector.checkpoint import Checkpoint
@@ -23,6 +24,8 @@ def verbs(tmp_path, vector, pico, pico_tuned):
     """Return the words of every verb without a recipe that has a plan, but for --out."""
     base, tuned, prompts = pico("llama"), pico_tuned("llama"), tmp_path / "prompts.txt"
     prompts.write_text("What are you like?\nWho are you?\n")
+    dictionary = tmp_path / "sae_weights.safetensors"
+    save_file({"W_dec": torch.eye(4, 48)}, dictionary)
     return {
         "between": ["between", base, tuned, "--prompts", prompts, "--layer", 1],
         "creativity": ["creativity", "--model", base],
@@ -31,6 +34,7 @@ def verbs(tmp_path, vector, pico, pico_tuned):
         "bake": ["bake", vector, "--model", base, "--layer", -2, "--coefficient", 2],
         "monitor": ["monitor", vector, "--model", base, "--prompts", prompts],
         "shift": ["shift", vector, base, tuned, "--prompts", prompts],
+        "sae": ["sae", vector, "--weights", dictionary, "--model", base],
     }
 
 
@@ -42,6 +46,7 @@ PLANS = {
     "bake": {"vector": "v", "layers": [1], "coefficient": 2.0, "route": "bias"},
     "monitor": {"vector": "v", "layer": 1, "prompts": 2, "max_new_tokens": 64},
     "shift": {"vector": "v", "layer": 1, "prompts": 2, "score": "likelihood"},
+    "sae": {"vector": "v", "layer": 1, "features": 4},
 }
 PRINTS = {"monitor", "shift", "creativity-layer"}
 """Verbs that print their result and write no directory."""

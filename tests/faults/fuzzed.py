@@ -157,6 +157,7 @@ RECIPES = {
     "extract": "steer extract extract.yaml --dry-run",
     "reuse": "steer extract reuse.yaml --dry-run",
     "choose": "steer choose choose.yaml --dry-run",
+    "profile": "profile profile.yaml --dry-run",
 }
 """A recipe, and the command that reads it."""
 
@@ -308,6 +309,12 @@ def _texts() -> dict[str, str]:
         "asked": asks,
         "reuse": {**asks, "rollouts": {**rollouts, "reuse": "rollouts.jsonl"}},
         "choose": {"model": "base", "vector": "vector", "statements": "statements.jsonl"},
+        "profile": {
+            "base": "base",
+            "terms": [{"delta": "delta"}],
+            "target": {"extraversion": 0.5},
+            "measure": {"likelihood": asked},
+        },
     }
     likelihood = {"likelihood": {**asked, "statements": "statements.csv"}}
     recipes["csv"] = {"model": "base", "device": "cpu", "measures": [likelihood]}

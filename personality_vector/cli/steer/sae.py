@@ -33,12 +33,12 @@ Layer = Annotated[
     ),
 ]
 Top = Annotated[int, typer.Option("--top", min=1, help="Number of features.")]
-OutOption = Annotated[
-    Path | None,
-    typer.Option("--out", help="Directory for the features as steering vectors and a sweep."),
-]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Directory to write.")]
 Model = Annotated[
-    str | None, typer.Option("--model", help="The model that the sweep of --out steers.")
+    str | None,
+    typer.Option(
+        "--model", help="The model: a directory, Hub id, builtin:demo or builtin:smollm2."
+    ),
 ]
 
 
@@ -46,10 +46,10 @@ def sae(
     vector: along.Vector,
     *,
     weights: Weights,
+    model: Model = None,
     layer: Layer = None,
     top: Top = 10,
     out: OutOption = None,
-    model: Model = None,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -57,8 +57,9 @@ def sae(
 ) -> None:
     """Print the cosines of VECTOR with what the features of a sparse autoencoder decode to.
 
-    Those with the largest magnitude, largest first. With --out each is written as a steering vector
-    as long as VECTOR, and with them sweep.yaml, which steers with VECTOR and each feature.
+    Those with the largest magnitude, largest first. With --out and --model each is written as a
+    steering vector as long as VECTOR, and with them OUT/sweep.yaml, which steers that model with
+    VECTOR and each feature.
     """
     from personality_vector.steering.sae import Dictionary
 
