@@ -20,17 +20,20 @@ class LocalJudge(TemplatedRecipe, NumberJudge):
     """An instruction-tuned checkpoint that is asked for a digit: its expectation, times 100 / 9.
 
     Digits, because longer numbers are several tokens of most tokenizers, and the first would not
-    tell 7 from 70. ``batch_size`` answers are rated at once.
+    tell 7 from 70. ``batch_size`` answers are rated at once. A small model that would rather begin
+    with other words can be given an ``opening`` of its reply, such as "Rating: ", after which the
+    digit is read.
     """
 
     checkpoint: ModelRef
     batch_size: Whole = Field(default=8, ge=1)
+    opening: str = Field(default="", exclude_if=lambda value: not value)
     dtype: Dtype = "float32"
     device: Device = "auto"
 
     highest: ClassVar[int] = 9
     neutral: ClassVar[frozenset[str]] = frozenset(
-        {"checkpoint", "device", "chat_template", "template_options"}
+        {"checkpoint", "device", "chat_template", "template_options", "opening"}
     )
 
     def open(self) -> "LocalJudge":
@@ -88,24 +91,31 @@ class LocalJudge(TemplatedRecipe, NumberJudge):
         )
 
     def identity(self) -> str:
-        """Return the digest of the checkpoint, of how it is loaded, and of the prompts."""
+        """Return the digest of the checkpoint, of how it is loaded and opens, and of the prompts.
+
+        Without an opening it is what it was before there were openings.
+        """
         from personality_vector.checkpoint import Checkpoint
         from personality_vector.subject.identity import base_identity
 
         return digest_of(
             super().identity(),
             base_identity(Checkpoint.open(self.checkpoint), self.dtype, self.device, self.template),
+            *([self.opening] if self.opening else []),
         )
 
     def first_tokens(self, prompts: Sequence[Chat], among: Sequence[str]) -> list[Likely | str]:
         """Return the probabilities of the tokens ``among`` as the first of each reply."""
         batches, tokens = list(batched(prompts, self.batch_size)), self.tokens(among)
         rows = [
-            row
-            for batch in progress(batches, "judge")
-            for row in self.subject.next_token(batch, list(tokens), len(batch)).exp().tolist()
+            row for batch in progress(batches, "judge") for row in self._likely(batch, list(tokens))
         ]
         return [_added(tokens.values(), row) for row in rows]
+
+    def _likely(self, prompts: Sequence[Chat], tokens: Sequence[int]) -> list[list[float]]:
+        found = self.subject.next_token(prompts, tokens, len(prompts), self.opening)
+        likely: list[list[float]] = found.exp().tolist()
+        return likely
 
 
 def _added(texts: Iterable[str], probabilities: Iterable[float]) -> dict[str, float]:

@@ -157,10 +157,10 @@ class CountingSubject(Subject):
                 yield torch.zeros(count, dtype=torch.int64), torch.full((count, 2), math.log(0.5))
 
     def next_token(
-        self, chats: Sequence[Chat], among: Sequence[int], batch_size: int = 8
+        self, chats: Sequence[Chat], among: Sequence[int], batch_size: int = 8, opening: str = ""
     ) -> Tensor:
         """Count the tokens of prompts, as if none began alike; return equal likelihoods."""
-        self.log_likelihood([answered(chat, "A") for chat in chats], batch_size)
+        self.log_likelihood([answered(chat, f"{opening}A") for chat in chats], batch_size)
         return torch.full((len(chats), len(among)), -math.log(len(among)))
 
     def _read(self, chats: Sequence[Chat], batch_size: int) -> list[int]:

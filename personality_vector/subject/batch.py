@@ -191,12 +191,12 @@ class _Seated(Subject):
             yield from self._asked(_predictions, [self.edited(chat) for chat in batch], batch_size)
 
     def next_token(
-        self, chats: Sequence[Chat], among: Sequence[int], batch_size: int = 8
+        self, chats: Sequence[Chat], among: Sequence[int], batch_size: int = 8, opening: str = ""
     ) -> Float[Tensor, "chats tokens"]:
         """As :meth:`Subject.next_token`."""
         self.require_one_call()
         edited = [self.edit(chat) for chat in chats]
-        return torch.stack(self._asked(_next_tokens, edited, batch_size, tuple(among)))
+        return torch.stack(self._asked(_next_tokens, edited, batch_size, tuple(among), opening))
 
     def _asked(
         self, answer: Callable[..., list[Any]], chats: Sequence[Chat], *options: Any
@@ -250,10 +250,10 @@ def _predictions(subject: Subject, parts: Sequence[_Part], size: int) -> list[li
 
 
 def _next_tokens(
-    subject: Subject, parts: Sequence[_Part], size: int, among: Sequence[int]
+    subject: Subject, parts: Sequence[_Part], size: int, among: Sequence[int], opening: str
 ) -> list[list[Any]]:
     return _by_row(
-        subject, parts, size, lambda each, chats: each.next_token(chats, among, len(chats))
+        subject, parts, size, lambda each, chats: each.next_token(chats, among, len(chats), opening)
     )
 
 

@@ -180,20 +180,19 @@ class Subject:
 
     @torch.no_grad()
     def next_token(
-        self, chats: Sequence[Chat], among: Sequence[int], batch_size: int = 8
+        self, chats: Sequence[Chat], among: Sequence[int], batch_size: int = 8, opening: str = ""
     ) -> Float[Tensor, "chats tokens"]:
-        """Return the log-probabilities of given first tokens of an answer to each chat.
+        """Return the log-probabilities of given tokens as the first of an answer to each chat.
 
-        Where the chat template opens a thought, it is closed first. float32, on the CPU,
-        normalised over the whole vocabulary.
+        They are the first after ``opening``, which the answer begins with. Where the chat template
+        opens a thought, it is closed first. float32, on the CPU, normalised over the vocabulary.
         """
         self.require_one_call()
-        return torch.cat([self._first_tokens(batch) for batch in batched(chats, batch_size)])[
-            :, torch.tensor(among)
-        ]
+        found = [self._first_tokens(batch, opening) for batch in batched(chats, batch_size)]
+        return torch.cat(found)[:, torch.tensor(among)]
 
-    def _first_tokens(self, chats: Sequence[Chat]) -> Float[Tensor, "chats vocab"]:
-        texts = [before_answer(self.tokenizer, self.edit(chat)) for chat in chats]
+    def _first_tokens(self, chats: Sequence[Chat], opening: str) -> Float[Tensor, "chats vocab"]:
+        texts = [before_answer(self.tokenizer, self.edit(chat)) + opening for chat in chats]
         encoded = _encoded(self.model, self.tokenizer, texts, chats)
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
         found = logits_after(self.model, ids, mask) if self.strengths is None else None

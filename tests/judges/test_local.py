@@ -158,3 +158,23 @@ def test_a_local_judge_compares_by_letters(pico, judging, high):
     (score,) = judge(high, [answer])
     assert min(mass for _, mass in leads) >= 0.25
     assert score.value == pytest.approx((leads[0][0] - leads[1][0]) / 2, abs=1e-4)
+
+
+def test_after_an_opening_the_digit_is_read_that_follows_it(pico, judging):
+    """The first token of a reply that began with it: another number, of another identity."""
+    model, tokenizer = load_model(pico("llama")), load_tokenizer(pico("llama"))
+    plain, opened = judging(model), judging(model, opening="I rate it ")
+    chat = question("Rate this, 0 to 9.")
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(f"{text}I rate it ", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        p = torch.softmax(model(ids).logits[0, -1].double(), dim=-1)
+    expected = dict.fromkeys(DIGITS, 0.0)
+    for token in range(len(p)):
+        if (digit := tokenizer.decode([token]).strip()) in DIGITS:
+            expected[digit] += float(p[token])
+    (found,), (other,) = (judge.first_tokens([chat], DIGITS) for judge in (opened, plain))
+    assert found == {digit: pytest.approx(value, rel=1e-3) for digit, value in expected.items()}
+    assert found != other
+    assert opened.identity() != plain.identity() == judging(model, opening="").identity()
+    assert "opening" not in plain.model_dump()["local"]
