@@ -8,6 +8,7 @@ import pytest
 from personality_vector.data.ideas import CRITERIA
 from personality_vector.errors import RecipeError
 from personality_vector.judges.infrequency import InfrequencyJudge
+from personality_vector.study.estimate import estimated
 from personality_vector.study.judging import judge_run
 from personality_vector.study.recipe import EvalRecipe, SweepRecipe, open_study
 from personality_vector.study.tables import tables_of
@@ -146,3 +147,8 @@ def test_billys_design_runs_as_it_ships_and_a_discussion_costs_what_it_says(
     assert spent["discussion"] > 10 * spent["base"]
     assert spent["roles"] < 10 * spent["base"]
     assert costs.loc[["one vector", "fused vectors", "merge"], "tokens_in"].nunique() == 1
+
+
+def test_a_plan_counts_every_call_of_a_discussion(opened):
+    counted = [estimated(opened(arm))["counted"]["replies"] for arm in ARMS]
+    assert counted == [4 + 4, 4 + 5 * 4]
