@@ -66,6 +66,7 @@ PAGES = [
     "eval/README.md",
     "eval/sweeps/README.md",
     "eval/compare/README.md",
+    "eval/instruments/README.md",
 ]
 
 
