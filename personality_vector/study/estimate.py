@@ -19,7 +19,8 @@ from personality_vector.study.batches import Batches, shares
 from personality_vector.study.design import Point, grid_of
 from personality_vector.study.matched import Matched
 from personality_vector.study.shards import Shard
-from personality_vector.subject import Chat, Reply, Sampling, batched, digest_of, render
+from personality_vector.subject import Chat, Reply, Sampling, digest_of
+from personality_vector.subject.chat import answered, batched, render
 from personality_vector.subject.config import read_config
 from personality_vector.subject.encoding import MOST_LOGITS, encode_chats, encode_prompts
 from personality_vector.subject.models import load_tokenizer, resolve_device
@@ -136,14 +137,11 @@ class _Counter(Subject):
         memory = {} if self.memory is None else self.memory
         keys = [digest_of(chats, how, seed) for chats, seed in draws]
         new = {key: chats for key, (chats, _) in zip(keys, draws, strict=True) if key not in memory}
-        if not new:
-            return [memory[key] for key in keys]
         text, most = self._longest_reply(how.max_new_tokens), how.max_new_tokens
         for key, chats in new.items():
             tokens = self._lengths(chats)
             self.counts.add_replies(chats, tokens, how, self.points, len(new))
-            is_shared = self.points > 1
-            memory[key] = [Reply(text, n, most, 0.0, is_shared=is_shared) for n in tokens]
+            memory[key] = [Reply(text, n, most, 0.0, is_shared=self.points > 1) for n in tokens]
         return [memory[key] for key in keys]
 
     def _lengths(self, chats: Sequence[Chat]) -> list[int]:
@@ -160,6 +158,13 @@ class _Counter(Subject):
         for batch in batched(chats, batch_size):
             self._read(batch, batch_size)
         return torch.zeros(len(chats))
+
+    def next_token(
+        self, chats: Sequence[Chat], among: Sequence[int], batch_size: int = 8
+    ) -> Tensor:
+        """Count prompts like finished chats; what they begin with may be read only once."""
+        self.log_likelihood([answered(chat, ".") for chat in chats], batch_size)
+        return torch.zeros(len(chats), len(among))
 
     def predictions(
         self, chats: Sequence[Chat], batch_size: int = 8
@@ -381,8 +386,7 @@ def _time_of_reading(subject: Subject, counts: _Counts) -> float:
     if not few:
         return 0.0
     _, seconds = _timed(lambda: subject.log_likelihood(few, len(few)))
-    tokens = int(encode_chats(subject.tokenizer, few).attention_mask.sum())
-    return seconds / tokens
+    return seconds / int(encode_chats(subject.tokenizer, few).attention_mask.sum())
 
 
 def _timed(call: Callable[[], T]) -> tuple[T, float]:
