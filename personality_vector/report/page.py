@@ -32,14 +32,18 @@ from personality_vector.study.run import Run, Snapshot
 from personality_vector.study.store import FILE
 from personality_vector.study.tables import (
     AGREEMENT,
+    CHOICES,
     CROSS_TALK,
     DIFFERENCES,
     DOSES,
     FIXED,
+    FLATNESS,
     FRONTS,
     MATCHED,
     MEASURES_AGREE,
     MOVED,
+    RESPONDENTS,
+    SCORES,
     tables_of,
 )
 
@@ -64,6 +68,10 @@ _TITLES = {
     MOVED: "How far answers moved from those of the base",
     "side effects": "Side effects",
     MEASURES_AGREE: "Do the measures agree?",
+    RESPONDENTS: "What kind of respondent fills in the questionnaire?",
+    SCORES: "Cosines with vectors",
+    CHOICES: "Whom the judges prefer to the base",
+    FLATNESS: "How flat the judges are",
     AGREEMENT: "Do the judges agree?",
     "unscored": "Unscored",
 }

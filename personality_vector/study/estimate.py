@@ -237,8 +237,7 @@ def _time_of_reading(subject: Subject, counts: Counts) -> float:
     if not few:
         return 0.0
     _, seconds = _timed(lambda: subject.log_likelihood(few, len(few)))
-    tokens = int(encode_chats(subject.tokenizer, few).attention_mask.sum())
-    return seconds / tokens
+    return seconds / int(encode_chats(subject.tokenizer, few).attention_mask.sum())
 
 
 def _timed(call: Callable[[], T]) -> tuple[T, float]:

@@ -29,7 +29,7 @@ _KEYS = ["intervention", "trait", "measure", "judge"]
 MATCHED, DIFFERENCES, DOSES = "at matched", "differences at matched", "dose and response"
 CROSS_TALK, FIXED, FRONTS = "cross-talk", "fixed and broken", "fronts"
 MOVED, AGREEMENT = "answers against the base's", "agreement of judges"
-MEASURES_AGREE = "agreement of measures"
+MEASURES_AGREE, RESPONDENTS = "agreement of measures", "self-report"
 SCORES, CHOICES, FLATNESS = "cosines with vectors", "judges' choice", "flatness of judges"
 
 
@@ -106,7 +106,7 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
         found[MOVED], found["turn by turn"] = shifts_of_scores(answers), by_turn(answers)
         found[CHOICES] = choices(answers, run["judges"])
         found |= pole_tables(run, on_grid(run, run.readings()))
-    found["self-report"] = respondents(run)
+    found[RESPONDENTS] = respondents(run)
     found["side effects"] = side_effects(run)
     found["monitoring"], found["cosine by layer"] = monitoring(run), cosines_by_layer(run)
     found[SCORES] = creativity_scores(run)

@@ -30,7 +30,14 @@ _JUDGE = {"classifier": {"statements": "said.jsonl", "neutral": None}}
 _SHORT = {"max_new_tokens": 2, "samples": 1}
 _MEASURES = [
     {"likelihood": _ASKED},
-    {"interview": {"traits": [_TRAIT], "judges": [_JUDGE], "generation": _SHORT}},
+    {
+        "interview": {
+            "traits": [_TRAIT],
+            "question": "Who?",
+            "judges": [_JUDGE],
+            "generation": _SHORT,
+        }
+    },
 ]
 _WRITTEN = {
     "instructions": [{"positive": f"Be calm, {i}.", "negative": f"Be wild: {i}"} for i in range(5)],
@@ -233,7 +240,7 @@ class _Lab:
         )
         compare = ("compare", self.recipe("compare", **given, strengths=[1.0]), "--out", OUT)
         asked = ("eval", self.recipe("eval", measures=_MEASURES), "--out", OUT)
-        unrated = [{"interview": {"traits": [_TRAIT], "generation": _SHORT}}]
+        unrated = [{"interview": {"traits": [_TRAIT], "question": "Who?", "generation": _SHORT}}]
         answered = ("eval", self.recipe("eval", measures=unrated), "--out", OUT)
         choice = {"model": "builtin:demo", "vector": self.made[-1][-1], "limit": 8}
         choice |= {"statements": "big5.jsonl", "generation": {"max_new_tokens": 8, "samples": 1}}

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from personality_vector.study.estimate import estimated
 from personality_vector.study.recipe import EvalRecipe, open_study
 from personality_vector.study.respondents import FLAT, respondents
 from personality_vector.study.tables import tables_of
@@ -53,7 +54,11 @@ def test_a_run_keeps_norms_and_says_that_nothing_could_be_read(base, tmp_path):
     measure = {"self_report": {"questionnaire": "items.txt", "key": "key.yaml"}}
     data = {"model": str(base), "device": "cpu", "measures": [measure]}
     recipe = EvalRecipe.parse(data, origin="r.yaml", folder=tmp_path)
-    run = open_study(recipe).run(tmp_path / "run")
+    study = open_study(recipe)
+    counted = estimated(study)["counted"]
+    assert counted["tokens_read"] > 0
+    assert "not_counted" not in counted
+    run = study.run(tmp_path / "run")
     assert run["measures"]["self_report"]["norms"] == norms
     assert run["measures"]["self_report"]["scale"] == [1.0, 5.0]
     (row,) = tables_of(run)["self-report"].to_dict("records")
