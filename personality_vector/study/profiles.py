@@ -3,6 +3,7 @@
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from personality_vector.numeric.statistics import correlation
@@ -79,7 +80,8 @@ def language(run: Run) -> pd.DataFrame:
     names = [name for name, one in measures.items() if one["unit"] == PER_HUNDRED]
     found = on_grid(run, run.readings()).query("trait == ''")
     is_own = [m.rpartition(".")[0] in names and m not in units for m in found["measure"]]
-    wide = found[is_own].pivot_table(index="measure", columns=_POINT, values="value", sort=False)
+    own = found[np.array(is_own, dtype=bool)]  # a list without elements picks columns
+    wide = own.pivot_table(index="measure", columns=_POINT, values="value", sort=False)
     if (BASE, 0.0) not in wide:
         return pd.DataFrame()
     moved = wide.sub(wide[BASE, 0.0], axis=0).drop(columns=(BASE, 0.0)).dropna(how="all")

@@ -4,11 +4,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from personality_vector.report.matrices import agreement_figure, language_figure
 from personality_vector.report.radar import radar_figure
 from personality_vector.study.profiles import agreement_of_measures, language
+from personality_vector.study.run import READINGS, Run
 from personality_vector.study.tables import MEASURES_AGREE, tables_of
 from personality_vector.subject.protocols import Findings, Reading
 from tests.report.stores import STRENGTHS, Made
@@ -101,7 +103,7 @@ def test_a_radar_shows_base_ends_and_the_norm_of_each_measure_apart(tmp_path):
     assert (low, high) == (pytest.approx(2.5), pytest.approx(3.9))
 
 
-def test_the_language_is_drawn_by_point_as_a_difference_from_the_base(tmp_path):
+def test_the_language_is_drawn_by_point_as_a_difference_from_the_base(tmp_path, monkeypatch):
     frame = language(WithSelfReport(tmp_path / "a").write())
     assert list(frame.index) == ["negations", "we"]  # what moves most is first
     assert frame["weights", 2.0].to_dict() == {"negations": 4.0, "we": 0.0}
@@ -109,6 +111,9 @@ def test_the_language_is_drawn_by_point_as_a_difference_from_the_base(tmp_path):
     assert axes.get_xticklabels()[0].get_text() == f"weights {STRENGTHS[0]:g}"
     assert "4.00" in [text.get_text() for text in axes.texts]
     assert language(Made(tmp_path / "b").write()).empty
+    with monkeypatch.context() as patch:  # a run without any number of no trait
+        patch.setattr(Run, "readings", lambda self: pd.DataFrame(columns=list(READINGS)))
+        assert language(Run(tmp_path / "b")).empty
 
 
 def test_a_run_of_two_traits_has_no_radar(tmp_path):
