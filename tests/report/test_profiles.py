@@ -112,7 +112,7 @@ def test_the_language_is_drawn_by_point_as_a_difference_from_the_base(tmp_path, 
     assert "4.00" in [text.get_text() for text in axes.texts]
     assert language(Made(tmp_path / "b").write()).empty
     with monkeypatch.context() as patch:  # a run without any number of no trait
-        patch.setattr(Run, "readings", lambda self: pd.DataFrame(columns=list(READINGS)))
+        patch.setattr(Run, "readings", lambda _: pd.DataFrame(columns=list(READINGS)))
         assert language(Run(tmp_path / "b")).empty
 
 
