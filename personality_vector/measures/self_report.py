@@ -30,6 +30,8 @@ from personality_vector.subject import (
     Observation,
     Reading,
     Subject,
+    digest_of,
+    identity_of,
     question,
 )
 from personality_vector.traits import Trait
@@ -156,6 +158,10 @@ class SelfReport(BaseMeasure):
     name: str = "self_report"
 
     unit: ClassVar[str] = "score"
+
+    def identity(self) -> str:
+        """Return a digest of all that the numbers depend on, and of how items are put."""
+        return digest_of(identity_of(self), _PROMPT)
 
     @property
     def scale(self) -> tuple[float, float]:

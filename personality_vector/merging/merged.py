@@ -101,6 +101,10 @@ class Merged(TensorSource):
     _last: threading.local = field(default_factory=threading.local, repr=False)
     """The run that each thread computed last: a part may be asked for piece by piece."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave out what threads computed last, which no other process needs."""
+        return type(self), (self.terms, self.combine, self.seed)
+
     @classmethod
     def of(cls, delta: Delta, alpha: float = 1.0) -> "Merged":
         """Return ``alpha * delta`` as a merge; a delta that is a merge gets its lambda scaled.

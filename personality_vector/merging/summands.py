@@ -4,6 +4,7 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -217,22 +218,26 @@ def alpha_by_tensor(
         table: dict[str, float] = {}
         for pattern, value in alpha.items():
             table = dict.fromkeys(chosen(names, pattern), float(value)) | table
-        return lambda name: table.get(name, 0.0)
+        return partial(_of_table, table)
     if isinstance(alpha, tuple):
         return _over_depth(alpha, all_names or names)
-    return lambda name: float(alpha)  # noqa: ARG005
+    return partial(_of_table, {}, otherwise=float(alpha))
+
+
+def _of_table(table: Mapping[str, float], name: str, *, otherwise: float = 0.0) -> float:
+    return table.get(name, otherwise)
 
 
 def _over_depth(alpha: tuple[float, ...], names: Sequence[str]) -> Callable[[str], float]:
     depths = depths_of(names)
     if not depths:
         raise RecipeError("alpha is given over depth, but no tensor lies in a numbered layer")
+    return partial(_at_depth, alpha, depths)
 
-    def at(name: str) -> float:
-        block = block_of(name)
-        if block is None:
-            return alpha[0 if kind(name) == "embeddings" else -1]
-        position = block[1] / max(1, depths[block[0]] - 1) * (len(alpha) - 1)
-        return float(np.interp(position, range(len(alpha)), alpha))
 
-    return at
+def _at_depth(alpha: tuple[float, ...], depths: Mapping[str, int], name: str) -> float:
+    block = block_of(name)
+    if block is None:
+        return alpha[0 if kind(name) == "embeddings" else -1]
+    position = block[1] / max(1, depths[block[0]] - 1) * (len(alpha) - 1)
+    return float(np.interp(position, range(len(alpha)), alpha))

@@ -1,12 +1,14 @@
 """What judges' scores say: how far answers moved from the base's, and whether judges agree."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from personality_vector.judges.pairwise import gap_between_orders
 from personality_vector.numeric.statistics import (
     bootstrapped,
     correlation,
@@ -74,8 +76,8 @@ def choices(answers: pd.DataFrame, judges: Mapping[str, Mapping[str, Any]]) -> p
     same item, sample and seed. A judge whose scale is the same on both sides of 0 compares, so that
     the sign of its score says it alone. Columns: ``intervention, strength, measure, trait, judge,
     n`` (pairs in which it prefers one), ``prefers`` (share of the intervention's, with its 95 %
-    interval ``low, high`` by Wilson), ``tied, unscored, position_bias`` (of the judge, where it
-    shows pairs in both orders).
+    interval ``low, high`` by Wilson), ``tied, unscored, position_bias`` (mean distance, from 0
+    to 2, between its scores of the two orders, where it shows both).
 
     Source:
         Olson et al. 2024, arXiv:2412.06060: how often a judge takes the reply whose creativity was
@@ -88,15 +90,15 @@ def choices(answers: pd.DataFrame, judges: Mapping[str, Mapping[str, Any]]) -> p
     rows = []
     groups = ["intervention", "strength", "measure", "trait", "judge"]
     for group, own in found[~of_base].groupby(groups, sort=False):
-        judge = judges[group[-1]]
+        scale = judges[group[-1]]["scale"]
         other = base.reindex(pd.MultiIndex.from_frame(own[keys])).to_numpy()
-        moved = own["score"].to_numpy() - (0.0 if _compares(judge["scale"]) else other)
+        moved = own["score"].to_numpy() - (0.0 if _compares(scale) else other)
         won, lost = int((moved > 0).sum()), int((moved < 0).sum())
         share = won / (won + lost) if won + lost else float("nan")
         low, high = of_share(share, won + lost) if won + lost else (float("nan"),) * 2
         row = {"n": won + lost, "prefers": share, "low": low, "high": high}
         row |= {"tied": int((moved == 0).sum()), "unscored": int(np.isnan(moved).sum())}
-        row |= {"position_bias": _position_bias(judge, group[-2])}
+        row |= {"position_bias": _position_bias(own["reason"])}
         rows.append(dict(zip(groups, group, strict=True)) | row)
     return pd.DataFrame(rows)
 
@@ -105,11 +107,10 @@ def _compares(scale: Sequence[float] | None) -> bool:
     return scale is not None and scale[0] == -scale[1]
 
 
-def _position_bias(judge: Mapping[str, Any], trait: str) -> float:
-    """Return how far a judge's scores of the two orders are apart, if it reports that."""
-    known = [(one["name"], one["trait"]) for one in judge["quality"]]
-    place = ("position_bias", trait)
-    return float(judge["quality"][known.index(place)]["value"]) if place in known else float("nan")
+def _position_bias(reasons: Iterable[str]) -> float:
+    """Return the mean distance between a judge's scores of the two orders, if it shows both."""
+    gaps = [gap for reason in reasons if (gap := gap_between_orders(reason)) is not None]
+    return fmean(gaps) if gaps else float("nan")
 
 
 def flatness(answers: pd.DataFrame, judges: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:

@@ -162,7 +162,6 @@ class Store(Database):
             if self["plan"] == plan:  # a judge that was added stays
                 values["judges"] = {**values["judges"], **self["judges"]}
             else:
-                values["judges"] = self._with_quality(values["judges"])
                 for old in ("planned", "judged", f"run WHERE key NOT IN ('format', '{DIGEST}')"):
                     self.connection.execute(f"DELETE FROM {old}")
             self._note({**values, "plan": plan})
@@ -339,15 +338,7 @@ class Store(Database):
         """Add judges to the plan, and note their scale and quality."""
         with self.transaction():
             self._judge(judged)
-            self._note({"judges": {**self["judges"], **self._with_quality(judges)}})
-
-    def _with_quality(self, judges: Mapping[str, Any]) -> dict[str, Any]:
-        """Return judges, each with the quality that is noted unless it has a new one."""
-        noted = self["judges"] or {}
-        return {
-            name: one | {"quality": one["quality"] or noted.get(name, {}).get("quality", [])}
-            for name, one in judges.items()
-        }
+            self._note({"judges": {**self["judges"], **judges}})
 
     def _judge(self, judged: Iterable[Judged]) -> None:
         self.connection.executemany("INSERT OR REPLACE INTO judged VALUES (?, ?, ?, ?)", judged)

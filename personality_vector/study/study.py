@@ -187,11 +187,6 @@ class Study:
                 self._begin(store, judges)
                 with helpers:
                     Worker(self, store, workers).work()
-                # The quality of some is only known once they have rated.
-                unknown = [name for name, one in judges.items() if not one["quality"]]
-                rated = {name: quality_of(self._judges[name]) for name in unknown}
-                if any(one["quality"] for one in rated.values()):
-                    store.add_judges((), rated)
             except BaseException:
                 remove_if_empty(store, out, is_new=is_new)
                 raise

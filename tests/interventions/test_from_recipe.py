@@ -1,6 +1,7 @@
 """From a recipe to an intervention: every kind, every key, and what does not go together."""
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -54,6 +55,13 @@ def test_weights_are_an_edit_of_a_delta_or_of_what_was_tuned(opened, pico, pico_
     assert isinstance(saved, WeightEdit)
     assert saved.delta.identity == tuned.delta.identity == delta.identity
     assert saved.label == tuned.label == "x"
+
+
+@pytest.mark.parametrize("alpha", [0.5, [0.2, 0.8], {"*self_attn*": 0.3}])
+def test_a_merge_goes_to_another_process(opened, pico_tuned, alpha):
+    tuned = str(pico_tuned("llama"))
+    edit = opened(terms=[{"tuned": tuned, "alpha": alpha}], method="ties", options={"density": 0.5})
+    assert pickle.loads(pickle.dumps(edit)).identity() == edit.identity()  # noqa: S301
 
 
 def test_a_merge_is_an_edit_whose_strength_is_lambda(opened, pico_tuned, llama, merged):

@@ -8,7 +8,7 @@ import pytest
 from personality_vector.errors import RecipeError
 from personality_vector.judges.endpoint import EndpointJudge
 from personality_vector.judges.local import LocalJudge
-from personality_vector.judges.pairwise import PairwiseJudge
+from personality_vector.judges.pairwise import PairwiseJudge, gap_between_orders
 from personality_vector.judges.spec import JudgeRecipe
 from personality_vector.subject.protocols import Answer, Judge, rated
 from personality_vector.subject.subject import Subject
@@ -50,9 +50,9 @@ def test_each_pair_is_shown_in_both_orders(high):
     assert less.value == pytest.approx(-(0.8 + 0.1) / 2)
     pairs = [["A party!", BASE], ["I sleep.", "party party"]]
     assert asked == sorted([*pairs, *(pair[::-1] for pair in pairs)])
-    (bias,) = judge.quality()
-    assert (bias.trait, bias.name, bias.n) == ("extraversion", "position_bias", 2)
-    assert bias.value == pytest.approx(0.7)
+    # Both answers gain or lose by their place: 0.8 as the first and 0.1 as the second, or less.
+    assert gap_between_orders(more.reason) == pytest.approx(0.7)
+    assert gap_between_orders(less.reason) == pytest.approx(0.7)
 
 
 def test_a_judge_who_only_looks_at_the_place_scores_nothing(high):
@@ -60,7 +60,7 @@ def test_a_judge_who_only_looks_at_the_place_scores_nothing(high):
         judge = pairwise(fake)
         (score,) = judge(high, [pair("A party!")])
     assert score.value == 0
-    assert judge.quality()[0].value == 2
+    assert gap_between_orders(score.reason) == 2
 
 
 def test_what_cannot_be_compared_is_unscored_and_not_asked_about(high):
@@ -72,6 +72,7 @@ def test_what_cannot_be_compared_is_unscored_and_not_asked_about(high):
         "one of the two replies is empty",
     ]
     assert scores[3].value == 0
+    assert [gap_between_orders(score.reason) for score in scores] == [None] * 4
     assert fake.requests == []
 
 

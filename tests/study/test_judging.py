@@ -17,6 +17,7 @@ from personality_vector.judges.pairwise import PairwiseJudge
 from personality_vector.study.design import BASE
 from personality_vector.study.judging import judge_run
 from personality_vector.study.run import Run
+from personality_vector.study.scores import choices
 from personality_vector.study.store import FILE, Store
 from personality_vector.subject.subject import Subject
 from tests.fake_endpoint import failed, likely, serving
@@ -158,7 +159,7 @@ def test_a_local_judge_rates_in_the_thread_of_the_worker(base, log, tmp_path):
 
 
 def test_a_pair_is_an_answer_and_that_of_the_base(base, log, tmp_path):
-    """Also of stored answers, and how much the place matters is noted with the judge."""
+    """Also of stored answers, and how much the place matters is kept with each score."""
     with serving(lambda _: likely({"A": 0.75, "B": 0.25})) as fake:
         judge = PairwiseJudge(judge=EndpointJudge(model="j", base_url=fake.base_url))
         run = pv.study(base, [ARM], [1.0, 0.0], [Asked(log, [judge])]).run(tmp_path / "run")
@@ -171,9 +172,9 @@ def test_a_pair_is_an_answer_and_that_of_the_base(base, log, tmp_path):
     assert frame["n"].tolist() == [2, 2, 2]
     assert len(fake.requests) == 2 * 2
     pd.testing.assert_frame_equal(stored.readings(), frame)
-    bias = {"trait": "boldness", "name": "position_bias", "value": 1.0, "n": 2}
     for one in (run, stored):
-        assert one["judges"]["pairwise endpoint j"] == {"scale": [-1, 1], "quality": [bias]}
+        (chosen,) = choices(one.answers(), one["judges"]).query("strength == 1").to_dict("records")
+        assert chosen["position_bias"] == pytest.approx(1.0)
 
 
 def test_a_used_up_budget_leaves_what_is_done_and_the_rest_resumes(base, log, tmp_path):
