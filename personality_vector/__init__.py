@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from personality_vector.checkpoint import Checkpoint
+    from personality_vector.data.questionnaires import read_questionnaire
     from personality_vector.delta import Delta
     from personality_vector.errors import PersonalityVectorError
     from personality_vector.interventions.activations import ActivationSteering, NeuronSteering
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from personality_vector.interventions.portraits import Portrait, Prompted
     from personality_vector.interventions.prompts import FewShot, RolePrompt, SystemPrompt
     from personality_vector.interventions.weights import HybridEdit, WeightEdit
+    from personality_vector.measures.creativity import CreativitySpec
     from personality_vector.measures.interview import Interview
     from personality_vector.measures.likelihood import Likelihood, LikelihoodSpec
+    from personality_vector.measures.linguistic import LinguisticSpec
+    from personality_vector.measures.self_report import SelfReportSpec
     from personality_vector.merging.engine import MergeReport, merge
     from personality_vector.merging.fusion import fuse
     from personality_vector.merging.merged import merged
@@ -46,6 +50,7 @@ _HOMES = {
     "ActivationSteering": "interventions.activations",
     "Arm": "study.design",
     "Checkpoint": "checkpoint",
+    "CreativitySpec": "measures.creativity",
     "Decoding": "interventions.decoding",
     "Delta": "delta",
     "Discussion": "interventions.discussion",
@@ -56,6 +61,7 @@ _HOMES = {
     "Interview": "measures.interview",
     "Likelihood": "measures.likelihood",
     "LikelihoodSpec": "measures.likelihood",
+    "LinguisticSpec": "measures.linguistic",
     "MergeReport": "merging.engine",
     "NeuronSteering": "interventions.activations",
     "Output": "merging.plan",
@@ -67,11 +73,12 @@ _HOMES = {
     "RolePrompt": "interventions.prompts",
     "Run": "study.run",
     "Sampling": "subject.spec",
+    "SelfReportSpec": "measures.self_report",
     "SteeringVector": "steering",
     "Study": "study.study",
     "Subject": "subject.subject",
-    "Template": "subject.spec",
     "SystemPrompt": "interventions.prompts",
+    "Template": "subject.spec",
     "WeightEdit": "interventions.weights",
     "bake": "steering.bake",
     "fuse": "merging.fusion",
@@ -79,6 +86,7 @@ _HOMES = {
     "load_tokenizer": "subject.models",
     "merge": "merging.engine",
     "merged": "merging.merged",
+    "read_questionnaire": "data.questionnaires",
     "steered": "steering",
 }
 
@@ -87,6 +95,7 @@ __all__ = [
     "ActivationSteering",
     "Arm",
     "Checkpoint",
+    "CreativitySpec",
     "Decoding",
     "Delta",
     "Discussion",
@@ -97,6 +106,7 @@ __all__ = [
     "Interview",
     "Likelihood",
     "LikelihoodSpec",
+    "LinguisticSpec",
     "MergeReport",
     "NeuronSteering",
     "Output",
@@ -108,6 +118,7 @@ __all__ = [
     "RolePrompt",
     "Run",
     "Sampling",
+    "SelfReportSpec",
     "SteeringVector",
     "Study",
     "Subject",
@@ -120,6 +131,7 @@ __all__ = [
     "load_tokenizer",
     "merge",
     "merged",
+    "read_questionnaire",
     "report",
     "steered",
     "study",

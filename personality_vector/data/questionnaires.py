@@ -207,7 +207,7 @@ KeyRef = Annotated[Path, BeforeValidator(_located)]
 """The name of a shipped key, such as ``bfi-44``, or the file of one's own."""
 
 
-def read_questionnaire(path: Path, key: str | Path | None = None) -> Questionnaire:
+def read_questionnaire(path: str | Path, key: str | Path | None = None) -> Questionnaire:
     """Return the questionnaire in a file, whose shape is recognised.
 
     Args:
@@ -222,6 +222,7 @@ def read_questionnaire(path: Path, key: str | Path | None = None) -> Questionnai
         RecipeError: The key is missing, or not one.
         DataError: The file cannot be read, has none of these shapes, or does not fit the key.
     """
+    path = Path(path)
     text = _text(path)
     known = None if key is None else read_recipe(shipped_key(key), Key)
     begin, _, _ = text.lstrip().partition("\n")
