@@ -110,6 +110,7 @@ S, C = hostile.safetensors_file, hostile.template_file
 _MERGE = "merge merge.yaml --out out --quiet"
 _EVAL = "eval eval.yaml --out out --quiet"
 _ASK = "steer extract asked.yaml --out out"
+_ITEMS = "eval instruments.yaml --dry-run"
 DOORS = [
     Door("base/config.json", J, "show base"),
     Door("base/config.json", J, _EVAL),
@@ -141,6 +142,13 @@ DOORS = [
     Door("chats.jsonl", L, "train train.yaml --dry-run"),
     Door("persona.yaml", T, "steer extract asked.yaml --dry-run"),
     Door("instrument.yaml", T, "eval interview.yaml --dry-run"),
+    Door("mpi.csv", T, _ITEMS),
+    Door("items.json", J, _ITEMS),
+    Door("items.txt", T, _ITEMS),
+    Door("key.yaml", T, _ITEMS),
+    Door("words.dic", T, _ITEMS),
+    Door("task.yaml", T, _ITEMS),
+    Door("pool.jsonl", L, _ITEMS),
     Door("rollouts.jsonl", L, "steer extract reuse.yaml --out out"),
     Door("run/results.sqlite", B, "report run"),
     Door("run/results.sqlite", B, "judge run --judge judge.yaml"),
@@ -290,7 +298,20 @@ def _texts() -> dict[str, str]:
         {"label": "vector", "vector": "vector", "layers": [1], "strengths": [1.0]},
         {"label": "words", "prompt": pole, "strengths": [1]},
     ]
+    instruments = [
+        {"self_report": {"questionnaire": "mpi.csv"}},
+        {"self_report": {"name": "json", "questionnaire": "items.json", "key": "key.yaml"}},
+        {"self_report": {"name": "text", "questionnaire": "items.txt", "key": "key.yaml"}},
+        {"linguistic": {"dictionary": "words.dic"}},
+        {
+            "creativity": {
+                "tasks": ["task.yaml"],
+                "judges": [{"infrequency": {"pool": "pool.jsonl"}}],
+            }
+        },
+    ]
     recipes: dict[str, Any] = {
+        "instruments": {"model": "base", "device": "cpu", "measures": instruments},
         "merge": {"base": "base", "method": "ties", "terms": [TERM], "options": {"density": 0.5}},
         "delta": {"base": "base", "terms": [{"delta": "delta", "alpha": [0.5, 1.0, 0.5]}]},
         "adapter": {"base": "base", "terms": [{"tuned": "adapter", "alpha": 0.5}]},
@@ -331,6 +352,30 @@ def _texts() -> dict[str, str]:
     texts["kit.yml"] = (
         "merge_method: task_arithmetic\nbase_model: base\nmodels:\n"
         "  - model: tuned\n    parameters: {weight: 0.5}\ndtype: float32\n"
+    )
+    return texts | _items()
+
+
+def _items() -> dict[str, str]:
+    """Return questionnaires with their key, a dictionary, and a task of creativity with its pool."""
+    texts = dict[str, str]()
+    items = ["Love crowds", "Keep to the wall", "Read old books", "Avoid museums"]
+    letters = zip(items, ("E", "E", "O", "O"), (1, -1, 1, -1), strict=True)
+    texts["mpi.csv"] = "label_raw,text,label_ocean,key\n" + "".join(
+        f"Some Facet,{item},{letter},{sign}\n" for item, letter, sign in letters
+    )
+    numbered = [{"id": number, "text": item} for number, item in enumerate(items, 1)]
+    options = [{"id": number, "text": f"Fits {number} of 5"} for number in range(1, 6)]
+    texts["items.json"] = json.dumps({"questions": numbered, "select": options})
+    texts["items.txt"] = "".join(f"{number}. {item}\n" for number, item in enumerate(items, 1))
+    key = {"name": "own", "source": "us", "reversed": [2, 4], "facets": {"zest": [1, 2]}}
+    key |= {"traits": {"extraversion": [1, 2], "openness": [3, 4]}}
+    texts["key.yaml"] = yaml.safe_dump(key)
+    texts["words.dic"] = "%\n1\tposemo\n2\tanx\n%\nhapp*\t1\nafraid\t2\n"
+    task = {"name": "cups", "version": "1", "request": "Uses of {item}?", "items": ["a cup"]}
+    texts["task.yaml"] = yaml.safe_dump({**task, "criteria": ["originality"]})
+    texts["pool.jsonl"] = "".join(
+        json.dumps({"item": "cups-01", "text": f"a hat for {n} cats"}) + "\n" for n in range(3)
     )
     return texts
 
