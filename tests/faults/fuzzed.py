@@ -340,8 +340,9 @@ def _texts() -> dict[str, str]:
     likelihood = {"likelihood": {**asked, "statements": "statements.csv"}}
     recipes["csv"] = {"model": "base", "device": "cpu", "measures": [likelihood]}
     texts = {f"{name}.yaml": json.dumps(content) for name, content in recipes.items()}
-    instrument = {"name": "one", "version": "1", "items": [{"id": "a", "text": "What now?"}]}
-    texts["instrument.yaml"] = yaml.safe_dump(instrument)
+    texts["instrument.yaml"] = yaml.safe_dump(
+        {"name": "one", "version": "1", "items": [{"id": "a", "text": "What now?"}]}
+    )
     texts["judge.yaml"] = json.dumps(judge)
     texts["persona.yaml"] = yaml.safe_dump(persona)
     texts["statements.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows)
@@ -357,7 +358,7 @@ def _texts() -> dict[str, str]:
 
 
 def _items() -> dict[str, str]:
-    """Return questionnaires with their key, a dictionary, and a task of creativity with its pool."""
+    """Return questionnaires with their key, a dictionary, and a task with its pool of answers."""
     texts = dict[str, str]()
     items = ["Love crowds", "Keep to the wall", "Read old books", "Avoid museums"]
     letters = zip(items, ("E", "E", "O", "O"), (1, -1, 1, -1), strict=True)
