@@ -34,7 +34,7 @@ from personality_vector.subject import (
     identity_of,
     question,
 )
-from personality_vector.traits import Trait
+from personality_vector.traits import BIG_FIVE, Trait
 
 # What all items share comes first, since tokens with which prompts begin alike are read once.
 _PROMPT = """\
@@ -195,9 +195,11 @@ class SelfReport(BaseMeasure):
 
     def _groups(self) -> dict[tuple[str, Trait], list[int]]:
         """Return the places of the items of each trait, and of each facet, under their names."""
-        found: dict[tuple[str, Trait], list[int]] = {}
+        traits = {item.trait for item in self.questionnaire.items}
+        ordered = [*(t for t in BIG_FIVE if t in traits), *sorted(traits - {*BIG_FIVE})]
+        found: dict[tuple[str, Trait], list[int]] = {(self.name, trait): [] for trait in ordered}
         for place, item in enumerate(self.questionnaire.items):
-            found.setdefault((self.name, item.trait), []).append(place)
+            found[self.name, item.trait].append(place)
         for place, item in enumerate(self.questionnaire.items):
             if self.facets and item.facet:
                 found.setdefault((f"{self.name}.{item.facet}", item.trait), []).append(place)

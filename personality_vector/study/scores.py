@@ -92,7 +92,7 @@ def choices(answers: pd.DataFrame, judges: Mapping[str, Mapping[str, Any]]) -> p
     for group, own in found[~of_base].groupby(groups, sort=False):
         scale = judges[group[-1]]["scale"]
         other = base.reindex(pd.MultiIndex.from_frame(own[keys])).to_numpy()
-        moved = own["score"].to_numpy() - (0.0 if _compares(scale) else other)
+        moved = own["score"].to_numpy() - (0.0 if compares(scale) else other)
         won, lost = int((moved > 0).sum()), int((moved < 0).sum())
         share = won / (won + lost) if won + lost else float("nan")
         low, high = of_share(share, won + lost) if won + lost else (float("nan"),) * 2
@@ -103,7 +103,8 @@ def choices(answers: pd.DataFrame, judges: Mapping[str, Mapping[str, Any]]) -> p
     return pd.DataFrame(rows)
 
 
-def _compares(scale: Sequence[float] | None) -> bool:
+def compares(scale: Sequence[float] | None) -> bool:
+    """Return whether a judge of this scale compares, so that 0 prefers neither of two replies."""
     return scale is not None and scale[0] == -scale[1]
 
 

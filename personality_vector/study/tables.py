@@ -23,7 +23,15 @@ from personality_vector.study.poles import pole_tables
 from personality_vector.study.profiles import agreement_of_measures
 from personality_vector.study.respondents import respondents
 from personality_vector.study.run import Run
-from personality_vector.study.scores import agreement, by_turn, choices, flatness, shifts_of_scores
+from personality_vector.study.scores import (
+    agreement,
+    by_turn,
+    choices,
+    compares,
+    flatness,
+    shifts_of_scores,
+)
+from personality_vector.traits import BIG_FIVE
 
 _KEYS = ["intervention", "trait", "measure", "judge"]
 MATCHED, DIFFERENCES, DOSES = "at matched", "differences at matched", "dose and response"
@@ -97,14 +105,17 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
 
     A table without rows is left out, except those at matched numbers, whose absence says something.
     """
-    answers = run.answers()
+    answers, judges = run.answers(), run["judges"]
+    scales = {name: judge["scale"] for name, judge in judges.items()}
     found = {"measures": run.readings().drop(columns=["intervention", "strength"])}
     if run["arms"]:
         found = {DOSES: dose_response(run)}
         if not found[DOSES].empty and found[DOSES]["spearman"].isna().any():
             found["by strength"] = by_strength(run)
         found[MOVED], found["turn by turn"] = shifts_of_scores(answers), by_turn(answers)
-        found[CHOICES] = choices(answers, run["judges"])
+        # Of a personality that nobody compares, how far scores moved says more.
+        if any(map(compares, scales.values())) or {*answers["trait"]} - {"", *BIG_FIVE}:
+            found[CHOICES] = choices(answers, judges)
         found |= pole_tables(run, on_grid(run, run.readings()))
     found[RESPONDENTS] = respondents(run)
     found["side effects"] = side_effects(run)
@@ -113,8 +124,6 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
     if run["pole"] is not None:
         found |= matched_tables(Comparison(run))
     found[MEASURES_AGREE] = agreement_of_measures(run)
-    judges = run["judges"]
-    scales = {name: judge["scale"] for name, judge in judges.items()}
     found[FLATNESS] = flatness(answers, judges)
     found[AGREEMENT], found["unscored"] = agreement(answers, scales), unscored(run)
     is_kept = {name: name.startswith(MATCHED) for name in found}

@@ -72,7 +72,10 @@ def test_another_judge_of_a_name_that_is_taken_is_refused(run, pvec, lab):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("oracle", "known are classifier, endpoint, humans, local, pairwise or reader"),
+        (
+            "oracle",
+            "known are classifier, embedding, endpoint, humans, infrequency, local, pairwise or reader",
+        ),
         ("clasifier", "unknown key 'clasifier'; did you mean 'classifier'?"),
         ("local", "the key 'checkpoint' is missing"),
         ("nowhere.yaml", "nowhere.yaml: no such file"),
@@ -204,11 +207,11 @@ def test_a_used_up_budget_is_one_sentence_and_the_rest_resumes(pvec, lab, tmp_pa
             return pvec("eval", lab.eval, "--set", change, "--out", tmp_path / "run")
 
         for _ in range(2):
-            ended = run(1.14)
+            ended = run(1.2)
             assert ended.code == 1
             bill, error = ended.err.splitlines()[-2:]
             assert bill.startswith("endpoint m, for this run so far: requests 1, tokens in 100")
-            assert "the budget of 1.14 is used up: 0.1 is spent (requests: 1)" in error
+            assert "the budget of 1.2 is used up: 0.1 is spent (requests: 1)" in error
             assert len(fake.requests) == 1
         assert run(10.0).code == 0
         assert len(fake.requests) == 2

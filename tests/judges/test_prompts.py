@@ -55,8 +55,8 @@ def test_a_prompt_holds_the_exchange_and_both_ends(high, role, answers):
 
 def test_a_trait_that_nobody_described_goes_by_its_name(answers):
     (answer,) = answers("Hello.")
-    assert "100 means that the reply clearly shows this: creativity." in said(
-        rubric_of("creativity"), answer
+    assert "100 means that the reply clearly shows this: humour." in said(
+        rubric_of("humour"), answer
     )
 
 

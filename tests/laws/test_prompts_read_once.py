@@ -41,7 +41,7 @@ def both(subject, chats, monkeypatch, batch_size=12):
     for is_shared in (True, False):
         read.append(0)
         if not is_shared:
-            monkeypatch.setattr(encoding, "_remembers", lambda _: False)
+            monkeypatch.setattr(encoding, "remembers", lambda _: False)
         predicted = [log_probs for _, log_probs in subject.predictions(chats, batch_size)]
         found.append((subject.log_likelihood(chats, batch_size), predicted))
     hook.remove()

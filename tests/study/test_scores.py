@@ -35,7 +35,7 @@ def answers():
     frame = pd.DataFrame(rows, columns=[*columns, "judge", "score"])
     is_silent = (frame["judge"] == "one") & (frame["item"] == "q1") & (frame["seed"] == 0)
     frame.loc[is_silent, "score"] = np.nan
-    return frame
+    return frame.assign(reason="")
 
 
 SCALES = {"one": [1.0, 5.0], "other": [10.0, 90.0]}
@@ -91,7 +91,7 @@ def test_agreement_is_over_what_both_scored(answers):
     assert row["ci_low"] < row["pearson"] < row["ci_high"]
 
 
-JUDGES = {name: {"scale": scale, "quality": []} for name, scale in SCALES.items()}
+JUDGES = {name: {"scale": scale} for name, scale in SCALES.items()}
 
 
 def test_a_judge_prefers_the_reply_that_it_gives_more(answers):
@@ -117,13 +117,12 @@ def test_a_judge_prefers_the_reply_that_it_gives_more(answers):
 def test_the_sign_of_a_comparison_is_the_choice_and_a_base_without_one_is_no_loss(answers):
     """People give no comparison of the base with itself."""
     own = answers[(answers["intervention"] != "base") & (answers["judge"] == "other")]
-    compared = own.assign(judge="pairs", score=np.where(own["item"] == "q0", -1.0, 0.5))
-    bias = {"trait": "extraversion", "name": "position_bias", "value": 0.7, "n": 36}
-    (row,) = choices(
-        compared, {"pairs": {"scale": [-1.0, 1.0], "quality": [bias | {"trait": "x"}, bias]}}
-    ).to_dict("records")
+    said = "+0.8500 as the first, +0.1500 as the second"
+    scores = np.where(own["item"] == "q0", -1.0, 0.5)
+    compared = own.assign(judge="pairs", score=scores, reason=said)
+    (row,) = choices(compared, {"pairs": {"scale": [-1.0, 1.0]}}).to_dict("records")
     assert (row["n"], row["prefers"]) == (ITEMS * SEEDS, pytest.approx(1 - 1 / ITEMS))
-    assert (row["tied"], row["unscored"], row["position_bias"]) == (0, 0, 0.7)
+    assert (row["tied"], row["unscored"], row["position_bias"]) == (0, 0, pytest.approx(0.7))
 
 
 def test_a_judge_that_always_says_seven_is_flat(answers):

@@ -267,9 +267,9 @@ def test_a_measure_whose_items_are_all_unscored_shows(recipe, tmp_path):
     frame = run.readings()
     assert frame["value"].isna().all()
     assert frame["unscored"].tolist() == [12] * 3, "two questions for each of six facets"
-    assert unscored(run)["unscored"].tolist() == [3]
+    assert unscored(run)["unscored"].tolist() == [36]
     run.export()
-    assert ",1\n" in (tmp_path / "readings.csv").read_text()
+    assert ",12\n" in (tmp_path / "readings.csv").read_text()
 
 
 def test_an_evaluation_is_the_base_alone(recipe, run, tmp_path, inputs):
