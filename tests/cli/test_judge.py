@@ -74,7 +74,7 @@ def test_another_judge_of_a_name_that_is_taken_is_refused(run, pvec, lab):
     [
         (
             "oracle",
-            "known are classifier, embedding, endpoint, humans, infrequency, local, pairwise or reader",
+            "known are classifier, embedding, endpoint, humans, infrequency, local, pairwise or",
         ),
         ("clasifier", "unknown key 'clasifier'; did you mean 'classifier'?"),
         ("local", "the key 'checkpoint' is missing"),
