@@ -58,9 +58,9 @@ def _heat_map(frame: pd.DataFrame, title: str, most: float = 1.0) -> tuple[Figur
     names, headings = ([textwrap.fill(str(n), _LONGEST) for n in of] for of in frame.axes)
     room = [_IN_A_LETTER * max(map(len, "\n".join(of).split("\n"))) for of in (names, headings)]
     lines = sum(name.count("\n") for name in names)
-    figure.set_size_inches(
-        0.5 * columns + room[0] + 1.0, 0.34 * rows + 0.14 * lines + 0.8 * room[1] + 0.7
-    )
+    width = max(room[0] + 1.0, 2.6)
+    height = max(0.14 * lines + 0.8 * room[1] + 0.7, 1.6)
+    figure.set_size_inches(0.5 * columns + width, 0.34 * rows + height)
     axes = figure.subplots()
     # Blue and red of one lightness are told apart with every kind of colour vision.
     image = axes.pcolormesh(

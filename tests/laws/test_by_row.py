@@ -144,7 +144,7 @@ def test_a_point_that_fails_ends_all(subject):
 
     with pytest.raises(ValueError, match="one of them"):
         together(subject, [Share(partial(ask, number), None, {}) for number in range(3)])
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 def test_what_only_one_point_asks_wrongly_fails_in_that_point(subject, caplog):
