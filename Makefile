@@ -17,11 +17,11 @@ test: $(VENV)/installed
 	$(BIN)/pytest -n auto --dist worksteal
 
 # The tests that need an extra: the report in a browser, if there is a Chromium on this machine,
-# files of llama.cpp in llama.cpp itself, its server as a judge, and tasks of lm-evaluation-harness.
-# Then whether all extras resolve together, in a minute.
+# files of llama.cpp in llama.cpp itself, its server as a judge, embeddings of sentence-transformers,
+# and tasks of lm-evaluation-harness. Then whether all extras resolve together, in a minute.
 extras: $(VENV)/installed smollm2
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev,browser,eval,llama-cpp]"
-	PVEC_EXTRAS=1 $(BIN)/pytest tests/report/test_browser.py tests/steering/test_llama_cpp.py tests/judges/test_real_server.py tests/subject/test_harness.py tests/test_extras.py -rs
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev,browser,creativity,eval,llama-cpp]"
+	PVEC_EXTRAS=1 $(BIN)/pytest tests/report/test_browser.py tests/steering/test_llama_cpp.py tests/judges/test_real_server.py tests/judges/test_embedding.py tests/subject/test_harness.py tests/test_extras.py -rs
 
 # Commands on broken inputs, and commands that are killed: half an hour and more on two cores.
 faults: $(VENV)/installed

@@ -121,8 +121,15 @@ class SemanticDistance(BaseJudge):
             return self._read_by_base
         with foreign(ModelError, f"{self.name}: {self.model} cannot be loaded"):
             model = import_module(_LIBRARY).SentenceTransformer(self.model)
-        options = {"normalize_embeddings": True, "convert_to_tensor": True}
-        return lambda texts: model.encode([*texts], show_progress_bar=False, **options).cpu()
+
+        def embed(texts: Sequence[str]) -> "Float[Tensor, 'texts width']":
+            import torch
+
+            found = model.encode([*texts], show_progress_bar=False, convert_to_tensor=True)
+            # Not by the library, which rounds unit vectors to the dtype of the model.
+            return torch.nn.functional.normalize(found.float().cpu(), dim=-1)
+
+        return embed
 
     def _read_by_base(self, texts: Sequence[str]) -> "Float[Tensor, 'texts width']":
         import torch

@@ -39,10 +39,8 @@ def library(monkeypatch):
             if name != "org/known":
                 raise OSError(f"{name} is nowhere")
 
-        def encode(self, texts, *, normalize_embeddings, **_):
-            assert normalize_embeddings
-            found = torch.tensor([DIRECTIONS[text] for text in texts], dtype=torch.float32)
-            return torch.nn.functional.normalize(found, dim=-1)
+        def encode(self, texts, **_):
+            return torch.tensor([DIRECTIONS[text] for text in texts], dtype=torch.bfloat16)
 
     module = ModuleType("sentence_transformers")
     module.__spec__ = ModuleSpec("sentence_transformers", None)
@@ -101,3 +99,19 @@ def test_its_identity_knows_the_items_and_the_model(tasks):
     given = [{}, {"tasks": tasks}, {"tasks": tasks, "name": "x"}]
     plain, mine, named = (EmbeddingJudge(**one).open().identity() for one in given)
     assert plain != mine == named
+
+
+def test_the_library_itself_embeds(demo, tasks):
+    """Of a plain model it takes the mean of the last states."""
+    pytest.importorskip("sentence_transformers", reason="needs the extra creativity")
+    judge = EmbeddingJudge(model=str(builtin("builtin:demo")), tasks=tasks).open()
+    [same, other] = rated(judge, ORIGINALITY, asked("a cup", "I like to talk to people."))
+    assert same.value == pytest.approx(0.0, abs=1e-5)
+    states = []
+    for text in ("a cup", "I like to talk to people."):
+        ids = torch.tensor([demo.tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            found = demo.model(ids, output_hidden_states=True).hidden_states[-1][0]
+        states.append(found.double().mean(0))
+    expected = 1 - torch.cosine_similarity(*states, dim=0).item()
+    assert other.value == pytest.approx(expected, abs=0.01)  # the library loads it in 16 bits
