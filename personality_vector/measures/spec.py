@@ -150,7 +150,7 @@ class AskingSpec(MeasureSpec):
 
     Of a persona these are the questions for evaluation, and of ``pairs``, a file of creative and
     uncreative prompts, the creative ones of its test part. ``about`` leaves out the items about
-    other traits, and ``limit`` all but the first items of an instrument, or of each task. With
+    other traits, and ``limit`` all but the first items about each trait, or of each task. With
     several ``turns`` each question begins a conversation, which goes on with those after it.
     """
 
@@ -319,8 +319,14 @@ class Asking:
         return self._of(items)
 
     def first(self, limit: int | None) -> "Asking":
-        """Return it with the first items only; ``None`` keeps all."""
-        return self._of(self.instrument.items[:limit])
+        """Return it with the first items about each trait, and about none; ``None`` keeps all."""
+        if limit is None:
+            return self
+        groups: dict[str | None, list[Item]] = {}
+        for item in self.instrument.items:
+            groups.setdefault(item.trait, []).append(item)
+        kept = {item.id for own in groups.values() for item in own[:limit]}
+        return self._of(tuple(item for item in self.instrument.items if item.id in kept))
 
     def _of(self, items: Sequence[Item]) -> "Asking":
         return replace(self, instrument=self.instrument.model_copy(update={"items": items}))

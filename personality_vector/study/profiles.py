@@ -12,6 +12,7 @@ from personality_vector.study.numbers import Number, numbers_of, on_grid
 from personality_vector.study.run import Run
 
 _POINT = ["intervention", "strength"]
+_LEAST_POINTS = 3
 PER_HUNDRED = "per hundred words"
 """The unit of a measure that counts words by category."""
 
@@ -32,8 +33,8 @@ def agreement_of_measures(run: Run) -> pd.DataFrame:
         owners = dict(zip(table["number"], table["measure"], strict=True))
         ordered = [name for name in dict.fromkeys(table["number"]) if name in wide]
         for one, other in combinations(ordered, 2):
-            if owners[one] != owners[other]:
-                both = wide[[one, other]].dropna()
+            both = wide[[one, other]].dropna()
+            if owners[one] != owners[other] and len(both) >= _LEAST_POINTS:
                 rows.append({"trait": trait, "measure": one, "other": other} | _agreement(both))
     return pd.DataFrame(rows)
 

@@ -90,6 +90,10 @@ def test_the_figure_of_agreement_writes_every_correlation(tmp_path):
     assert drawn == sorted(f"{value:.2f}" for value in table["spearman"])
 
 
+def test_an_evaluation_has_too_few_points_to_agree(tmp_path):
+    assert agreement_of_measures(WithSelfReport(tmp_path / "a", labels=()).write()).empty
+
+
 def test_a_radar_shows_base_ends_and_the_norm_of_each_measure_apart(tmp_path):
     run = WithSelfReport(tmp_path / "a").write()
     panels = [axes for axes in radar_figure(run).axes if "self_report" in axes.get_title()]

@@ -1,6 +1,7 @@
 """Creativity in a study: replies that measures share, and a judge that compares all answers."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from personality_vector.study.estimate import estimated
 from personality_vector.study.judging import judge_run
 from personality_vector.study.recipe import EvalRecipe, SweepRecipe, open_study
 from personality_vector.study.tables import tables_of
+from personality_vector.traits import BIG_FIVE
 from tests.billy import ARMS as BILLYS
 from tests.billy import shrunk
 from tests.fake_endpoint import likely, serving
@@ -114,12 +116,15 @@ def test_measures_without_questions_ask_for_the_ideas():
     assert (first.tasks, first.about) == (None, own.traits)
 
 
-def test_the_first_items_are_those_of_an_instrument_or_of_each_task():
-    tasks, instrument = measured(
+def test_the_first_items_are_those_about_each_trait_or_of_each_task():
+    tasks, plain, facets = measured(
         {"cost": {"tasks": ["builtin:eval/tasks/creativity/uses.yaml"], "limit": 3}},
         {"guards": {"instrument": "builtin:eval/instruments/everyday.yaml", "limit": 3}},
+        {"coherence": {"instrument": "builtin:eval/instruments/facets.yaml", "limit": 2}},
     )
-    assert [len(one.open().asking.instrument.items) for one in (tasks, instrument)] == [3, 3]
+    asked = [one.open().asking.instrument.items for one in (tasks, plain, facets)]
+    assert [len(items) for items in asked] == [3, 3, 2 * len(BIG_FIVE)]
+    assert Counter(item.trait for item in asked[2]) == dict.fromkeys(BIG_FIVE, 2)
     with pytest.raises(RecipeError, match="not both instrument and tasks"):
         measured({"cost": {"tasks": ["a"], "instrument": "b"}})
 
