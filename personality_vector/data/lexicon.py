@@ -56,6 +56,14 @@ class Index(Recipe):
     low: tuple[Name, ...] = ()
     source: Words
 
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> "Index":
+        if both := set(self.high) & set(self.low):
+            raise ValueError(f"{some(both)} cannot be a sign of both ends")
+        if not self.high and not self.low:
+            raise ValueError("names no category; give high, low or both")
+        return self
+
     @property
     def signs(self) -> dict[str, int]:
         """Category to ``+1`` for the high end, ``-1`` for the low end."""
@@ -254,5 +262,7 @@ def _known_in(entries: Mapping[str, Any], shipped: LexiconFile, index: Index) ->
     found = {LONG: index.signs[LONG]} if LONG in index.signs else {}
     for name, sign in index.signs.items():
         aliases = (name, *shipped.categories[name].liwc) if name != LONG else ()
-        found |= {alias: sign for alias in aliases if alias in entries}
+        # One category counts once, whatever names a dictionary has for it.
+        known = next((alias for alias in aliases if alias in entries), None)
+        found |= {} if known is None else {known: sign}
     return found if found.keys() - {LONG} else {}

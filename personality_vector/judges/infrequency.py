@@ -70,8 +70,12 @@ class Infrequency(BaseJudge):
 
     scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
     rates: ClassVar[tuple[str, ...]] = ("originality",)
-    is_revised: ClassVar[bool] = True
     version: ClassVar[int] = 1
+
+    @property
+    def is_revised(self) -> bool:
+        """Whether its scores change with the run, whose answers are its pool."""
+        return self.compares_all
 
     def identity(self) -> str:
         """Return the digest of its options and of the pool."""

@@ -15,8 +15,8 @@ from personality_vector.judges.spec import (
     JudgeSpec,
     Likely,
     NumberJudge,
-    about,
     described,
+    worded_for,
 )
 from personality_vector.subject import Answer, Chat, Rubric, Score, digest_of, question
 
@@ -181,4 +181,4 @@ def _prompt(rubric: Rubric, answer: Answer, *, is_first: bool) -> Chat:
     if not is_first:
         first, second = second, first
     said = {"question": answer.question, "first": first, "second": second}
-    return question(about(rubric, _PROMPT).format(**described(rubric), **said))
+    return question(worded_for(rubric, _PROMPT).format(**described(rubric), **said))

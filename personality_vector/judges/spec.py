@@ -229,7 +229,7 @@ def prompt_for(rubric: Rubric, answer: Answer, highest: int) -> Chat:
                 description=COHERENCE.description, opposite=COHERENCE.opposite, **said
             )
         )
-    return question(about(rubric, _TRAIT).format(**described(rubric), **said))
+    return question(worded_for(rubric, _TRAIT).format(**described(rubric), **said))
 
 
 def prompt_from_1_to_5(rubric: Rubric, answer: Answer) -> Chat:
@@ -240,10 +240,10 @@ def prompt_from_1_to_5(rubric: Rubric, answer: Answer) -> Chat:
     else:
         between = {"middle": "It shows some of it.", "lower": "It shows little of it."}
     said = {"question": answer.question, "reply": answer.reply}
-    return question(about(rubric, _FIVE).format(**described(rubric), **between, **said))
+    return question(worded_for(rubric, _FIVE).format(**described(rubric), **between, **said))
 
 
-def about(rubric: Rubric, prompt: str) -> str:
+def worded_for(rubric: Rubric, prompt: str) -> str:
     """Return a prompt for ratings as it asks about a rubric: quality is what is right."""
     for manner, right in _OF_QUALITY.items() if rubric.trait == QUALITY.trait else ():
         prompt = prompt.replace(manner, right)

@@ -80,8 +80,8 @@ class Creativity(AskingMeasure):
     The scores of a judge are means over answers, for each criterion; several measures, each with
     a task and a name of its own, keep tasks apart. ``fluency``: distinct ideas of an answer, the
     entries of its list or else its sentences; two with the same content words are one. ``words``:
-    those of an answer. Both are means over items, and a reply that ends inside a thought is
-    unscored. An answer without text has no idea.
+    those of an answer. Both are means over items, with an interval over items, and a reply that
+    ends inside a thought is unscored. An answer without text has no idea.
 
     Attributes:
         asking: The requests, and how replies are drawn.
@@ -95,7 +95,7 @@ class Creativity(AskingMeasure):
     name: str = "creativity"
 
     unit: ClassVar[str] = "score"
-    better: ClassVar[Better] = "high"
+    better: ClassVar[Better] = "none"  # words and noise are not better
 
     def collect(self, subject: Subject, seed: int) -> list[Answer]:
         """Return the answers."""
@@ -115,15 +115,21 @@ class Creativity(AskingMeasure):
         self, number: str, by_item: Mapping[str, Sequence[str]], asked: int
     ) -> tuple[Reading, list[Observation]]:
         """Return a number as a mean over items, and the mean of each over its answers."""
+        import numpy as np
+
+        from personality_vector.numeric.statistics import bootstrapped
+
         name, (count, unit) = f"{self.name}.{number}", _NUMBERS[number]
         seen = [
             Observation(name, "", item, fmean(map(count, texts)))
             for item, texts in by_item.items()
             if texts
         ]
-        mean = fmean(one.value for one in seen) if seen else None
+        values = [one.value for one in seen]
+        low, high = bootstrapped(np.array(values, dtype=float)[:, None]) or (None, None)
         n = sum(map(len, by_item.values()))
-        return Reading(name, mean, n=n, unscored=asked - n, unit=unit), seen
+        mean = fmean(values) if values else None
+        return Reading(name, mean, "", low, high, n, asked - n, unit), seen
 
 
 _NUMBERS: Mapping[str, tuple[Callable[[str], int], str]] = {

@@ -101,10 +101,12 @@ class _Filled(NamedTuple):
     Attributes:
         raw: The answer to each item on the scale, before items are reversed; NaN is unscored.
         positions: How much was chosen at each position, over all that could be read.
+        replies: How many were generated.
     """
 
     raw: Float[ndarray, " items"]
     positions: Float[ndarray, " options"]
+    replies: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +122,9 @@ class SelfReport(BaseMeasure):
     of the probability, as a mean over orders, leave it unscored.
 
     With ``generation``, a reply is drawn for each sample, in an order that changes from sample to
-    sample, and read: one letter, or the words of one option. An item is the mean of its samples,
-    and unscored if none of them can be read.
+    sample, and read: one letter, or the words of one option. As many samples as there are orders,
+    ten for five options, put every option at every place. An item is the mean of the samples that
+    can be read, and unscored if none can; ``unreadable`` is the share of replies that cannot.
 
     Of each trait, and as ``.FACET`` of each facet: the mean over items, with Student's 95 %
     interval over items. Of no trait:
@@ -257,7 +260,7 @@ class SelfReport(BaseMeasure):
                     positions[position] += 1
         counts = np.isfinite(answers).sum(axis=1)
         means = np.nansum(answers, axis=1) / np.maximum(counts, 1)
-        return _Filled(np.where(counts > 0, means, np.nan), positions)
+        return _Filled(np.where(counts > 0, means, np.nan), positions, answers.size)
 
     def _asked(self, item: QuestionnaireItem, order: Order) -> Chat:
         lettered = zip(_LETTERS, self._in_order(order), strict=False)
@@ -298,6 +301,11 @@ class SelfReport(BaseMeasure):
             "consistency": ("share", 1 - np.mean(variances) / distance if distance else None),
             "spread": ("points", raw.std() if len(raw) else None),
         }
+        if filled.replies:
+            silent = filled.replies - int(filled.positions.sum())
+            yield Reading(
+                f"{self.name}.unreadable", silent / filled.replies, n=filled.replies, unit="share"
+            )
         for name, (unit, value) in found.items():
             if value is not None or not len(raw):  # what such items cannot say is left out
                 known = None if value is None else float(value)

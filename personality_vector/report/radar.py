@@ -39,7 +39,8 @@ def radar_figure(run: Run) -> Figure:
         axes: Any = figure.add_subplot(rows, columns, index + 1, projection="polar")
         norms = run["measures"][number.measure].get("norms", {}).get("traits", {})
         axes.set(title="\n".join(textwrap.fill(text, 32) for text in title.split("\n")))
-        _draw(axes, number.scale or (0.0, 1.0), own, norms)
+        assert number.scale is not None
+        _draw(axes, number.scale, own, norms)
     legend(figure)
     return figure
 

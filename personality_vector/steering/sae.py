@@ -96,17 +96,26 @@ class Dictionary:
         Raises:
             CheckpointError: ``cfg.json`` is damaged.
         """
+        hook = _RESIDUAL.fullmatch(self.hook)
+        layer = int(hook[1]) - (hook[2] == "pre") if hook else -1
+        return layer if layer >= 0 else None
+
+    @cached_property
+    def hook(self) -> str:
+        """What it was trained on, such as ``blocks.3.hook_resid_post``; "" where nothing says so.
+
+        Raises:
+            CheckpointError: ``cfg.json`` is damaged.
+        """
         config = self.file.with_name(_CONFIG)
         if not config.is_file():
-            return None
+            return ""
         found = read_json(config)
         within = found.get("metadata")
         named = found.get("hook_name") or (within if isinstance(within, dict) else {}).get(
             "hook_name"
         )
-        hook = _RESIDUAL.fullmatch(str(named))
-        layer = int(hook[1]) - (hook[2] == "pre") if hook else -1
-        return layer if layer >= 0 else None
+        return "" if named is None else str(named)
 
     def require_width(self, direction: Float[Tensor, " hidden"]) -> None:
         """Check that it decodes to vectors of the width of one.

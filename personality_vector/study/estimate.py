@@ -113,7 +113,7 @@ def _counted(
     skipped |= _collected(ready, counter, min((point.seed for point in base), key=abs))
     swept = [measure for measure in ready if measure.name not in study.where_matched]
     # Each call counts as one of the base; those of a discussion have longer prompts.
-    calls = [getattr(study.arm(one[0].label).at(one[0].seed), "calls", 1) for one in groups]
+    calls = [_calls_of(study.arm(one[0].label).at(one[0].seed)) for one in groups]
     sizes = Counter(zip(map(len, groups), calls, strict=True))
     shared = [(swept, size, number * each) for (size, each), number in sizes.items()]
     alone = [(ready, 1, len(base) - 1)] if len(base) > 1 else []
@@ -186,6 +186,14 @@ def _edits_of(intervention: Any) -> int:
     if isinstance(intervention, Stacked):
         return _edits_of(intervention.top) + sum(_edits_of(one) for one, _ in intervention.below)
     return int(getattr(intervention, "is_of_weights", False))
+
+
+def _calls_of(intervention: Any) -> int:
+    """Return how many calls of the model make one reply."""
+    if isinstance(intervention, Stacked):
+        every = [intervention.top, *(one for one, _ in intervention.below)]
+        return math.prod(map(_calls_of, every))
+    return int(getattr(intervention, "calls", 1))
 
 
 def _time(study: "Study", counts: Counts, peak: int, workers: int, sharing: int) -> dict[str, Any]:

@@ -23,9 +23,10 @@ def agreement_of_measures(run: Run) -> pd.DataFrame:
     A point is the base or a strength of the grid, at the mean over seeds. Columns: ``trait,
     measure, other, n`` (points that both have), ``spearman, pearson, ci_low, ci_high`` (95 %, of
     Pearson), ``same_way`` (share of the points that both move to the same side of the base), and
-    ``finding``: they ``agree`` or ``oppose`` each other if the interval leaves out 0, and otherwise
-    agreement is ``not shown``. Judges of one measure are compared by
-    :func:`study.scores.agreement`, answer by answer. Nothing is ever averaged over measures.
+    ``finding``: they move ``together`` or ``opposite`` if the interval leaves out 0, and otherwise
+    that is ``not shown``; it does not say how far either moves. Judges of one
+    measure are compared by :func:`study.scores.agreement`, answer by answer. Nothing is ever
+    averaged over measures.
     """
     rows: list[dict[str, Any]] = []
     for trait, table in profiles(run).groupby("trait", sort=False):
@@ -43,7 +44,7 @@ def _agreement(both: pd.DataFrame) -> dict[str, Any]:
     one, other = (both[name] for name in both)
     found = correlation(one.tolist(), other.tolist())
     low, high = found["ci_low"], found["ci_high"]
-    finding = "agree" if low > 0 else "oppose" if high < 0 else "not shown"
+    finding = "together" if low > 0 else "opposite" if high < 0 else "not shown"
     row = {"n": len(both), **{key: found[key] for key in ("spearman", "pearson")}}
     moved = both - both.loc[(BASE, 0.0)] if (BASE, 0.0) in both.index else both.iloc[:0]
     moved = moved.drop(index=(BASE, 0.0), errors="ignore")

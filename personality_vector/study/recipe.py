@@ -85,10 +85,13 @@ def _with(key: Any, body: Any, shared: Mapping[str, Any]) -> Any:
     fields = schema_of(KINDS, key).model_fields if key in KINDS else {}
     # A measure with a question of its own, such as that of linguistic, keeps it.
     asks = set(ASKED) <= set(fields) and fields["question"].default == QUESTION
-    if not asks or not isinstance(body, Mapping) or any(word in body for word in ASKED):
+    if not asks or not isinstance(body, Mapping) or any(word in body for word in _OWN):
         return body
     return {**shared, **({"about": None} if key == "interview" else {}), **body}
 
+
+_OWN = tuple(word for word in ASKED if word != "limit")
+"""Keys with which a measure asks something of its own; a limit alone keeps what is shared."""
 
 Measures = Annotated[tuple[AnyMeasure, ...], Field(min_length=1), BeforeValidator(_share_questions)]
 Seeds = Annotated[tuple[Whole, ...], Field(min_length=1), AfterValidator(distinct)]

@@ -125,6 +125,10 @@ def flatness(answers: pd.DataFrame, judges: Mapping[str, Mapping[str, Any]]) -> 
     scored = answers.query("judge != ''").dropna(subset="score")
     for group, own in scored.groupby(["measure", "trait", "judge"], sort=False):
         scale = judges[group[-1]]["scale"]
+        if compares(scale):  # nobody compares the base with itself
+            own = own[own["intervention"] != BASE]
+        if own.empty:
+            continue
         scores = own["score"].to_numpy()
         row = {"n": len(scores), "mean": scores.mean(), "sd": scores.std()}
         if scale:

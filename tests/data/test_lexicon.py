@@ -113,6 +113,21 @@ def test_a_word_that_the_reference_texts_never_have_is_in_no_index(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        ({"high": ["us"], "low": ["us"]}, "us cannot be a sign of both ends"),
+        ({}, "names no category; give high, low or both"),
+    ],
+)
+def test_an_index_says_one_thing(tmp_path, index, says):
+    body = {"name": "mine", "version": "1", "categories": {"us": {"words": "we"}}}
+    body["indices"] = {"warmth": {**index, "source": "me"}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(body))
+    with pytest.raises(RecipeError, match=says):
+        read_lexicon(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("happy 1\n", "is not a dictionary of LIWC: a line of % alone"),

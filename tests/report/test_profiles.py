@@ -68,7 +68,7 @@ def test_measures_that_order_the_points_alike_agree_and_others_oppose(tmp_path):
     for trait in FIVE:
         alike = found[trait, "likelihood", "interview by classifier"]
         against = found[trait, "interview by classifier", "self_report"]
-        assert (alike.finding, against.finding) == ("agree", "oppose")
+        assert (alike.finding, against.finding) == ("together", "opposite")
         assert (alike.same_way, against.same_way) == (1.0, 0.0)
         assert against.pearson == pytest.approx(-1.0)
         assert against.n == 1 + 2 * len(STRENGTHS)

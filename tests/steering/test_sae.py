@@ -179,7 +179,7 @@ def test_a_broken_feature_is_refused_by_its_number(saved, vector, decoder, bad):
     [
         (["--layer", "0"], "blocks.1.hook_resid_post", "v: has no direction for layer 0, only for"),
         ([], "blocks.1.hook_resid_pre", "v: has no direction for layer 0, only for [1, 2]"),
-        ([], "blocks.1.hook_mlp_out", "choose one with --layer"),
+        ([], "blocks.1.hook_mlp_out", "which is not the output of a block"),
         (["--out", "out"], "blocks.1.hook_resid_post", "give both or none"),
     ],
 )

@@ -110,6 +110,8 @@ def test_measures_without_questions_ask_for_the_ideas():
         assert other.limit == 2
         assert other.generation == creativity.generation
         assert other.open().asking == creativity.open().asking
+    _, few = measured("creativity", {"guards": {"limit": 1}})
+    assert (few.tasks, few.limit) == (creativity.tasks, 1), "a limit keeps what is shared"
     _, asked = measured("creativity", {"cost": {"question": "Who?", "limit": 1}})
     assert asked.tasks is None
     own, _, first = measured({"interview": {"traits": ["openness"]}}, "creativity", "guards")

@@ -347,8 +347,30 @@ def test_a_trait_that_no_vector_moves_is_refused(found, monkeypatch):
         found({"wit": 0.5}, Noisy())
 
 
+@dataclass(frozen=True)
+class Silent(Weighed):
+    """Has nothing to say about the last trait."""
+
+    def finish(self, base: Subject, collected: list[float]) -> Findings:
+        found = super().finish(base, collected)
+        *others, last = self.traits
+        readings = [one for one in found.readings if one.trait in others]
+        seen = [one for one in found.observations if one.trait in others]
+        return Findings(readings=[*readings, Reading(self.name, None, last)], observations=seen)
+
+
+def test_a_trait_that_nobody_can_score_is_left_out_unless_it_is_wanted(found):
+    got = found({"boldness": 0.5}, Silent())
+    assert got.is_reached
+    assert list(got.slopes) == ["boldness", "calm"]
+    with pytest.raises(DataError, match="gives no interval of a shift of wit"):
+        found({"wit": 0.5}, Silent())
+
+
 def test_a_measure_without_items_needs_seeds(found):
-    with pytest.raises(DataError, match="weighed: gives no interval of a shift; take a measure"):
+    with pytest.raises(
+        DataError, match="weighed: gives no interval of a shift of boldness; take a"
+    ):
         found({"boldness": 0.5}, Weighed(items=1))
 
 

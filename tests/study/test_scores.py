@@ -136,3 +136,10 @@ def test_a_judge_that_always_says_seven_is_flat(answers):
     assert row["sd"] == pytest.approx(sevens["score"].std(ddof=0))
     (silent,) = flatness(own, {"digits": {"scale": [1.0, 5.0], "quality": []}}).to_dict("records")
     assert silent["n"] == 2 * ITEMS * SEEDS - 2
+
+
+def test_a_base_that_nobody_compares_makes_no_judge_flat(answers):
+    own = answers[answers["judge"] == "one"].assign(judge="pairs")
+    own["score"] = np.where(own["intervention"] == "base", 0.0, own["score"] / 10)
+    (row,) = flatness(own, {"pairs": {"scale": [-1.0, 1.0]}}).to_dict("records")
+    assert row["n"] == ITEMS * SEEDS - 1

@@ -84,6 +84,11 @@ def _layer(vector: "pv.SteeringVector", dictionary: "Dictionary", layer: int | N
     """Return ``--layer``, that of the dictionary, or the only one of the vector."""
     if layer is None and dictionary.layer is not None:
         return dictionary.layer
+    if layer is None and dictionary.hook:
+        raise RecipeError(
+            f"{dictionary.file}: was trained on {dictionary.hook}, which is not the output of a "
+            "block; name the block to compare at with --layer"
+        )
     return along.chosen(vector, layer)
 
 

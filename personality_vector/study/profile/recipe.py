@@ -14,7 +14,9 @@ from personality_vector.study.recipe import Seeds
 from personality_vector.subject import TemplatedRecipe
 from personality_vector.traits import Trait
 
-_PAIR = re.compile(r"\s*([a-z][a-z0-9_-]*)\s*=\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*")
+_PAIR = re.compile(
+    r"\s*([a-z][a-z0-9_-]*)\s*=\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*"
+)
 _EXAMPLE = "extraversion=+0.6,neuroticism=-0.4"
 
 
@@ -25,7 +27,7 @@ def _target(value: Any) -> Any:
     found: dict[str, float] = {}
     for text in value.split(","):
         pair = _PAIR.fullmatch(text)
-        if pair is None or pair[2].count(".") > 1:
+        if pair is None:
             raise ValueError(f"{text.strip()!r} is not trait=shift; write it like {_EXAMPLE}")
         if pair[1] in found:
             raise ValueError(f"{pair[1]} is given twice; give the shift of a trait once")
@@ -58,10 +60,10 @@ class ProfileRecipe(TemplatedRecipe):
     The keys from ``base`` to ``embeddings`` are those of a merge recipe, and ``seed`` is that of
     its random masks. A shift is against the base, in the unit of ``measure``: nats per token for
     the likelihood. Of several alphas that reach the target, those are taken which move the traits
-    without a target least (``others: keep``), or the smallest (``free``); where none reach it, to
-    keep the others counts 0.3 times as much as to come nearer, or nothing. Each term is measured
-    alone at ``step`` and ``-step``, no alpha exceeds ``most``,
-    and at most ``tries`` merges are measured.
+    without a target least (``others: keep``), or the smallest (``free``). Where none reach it,
+    keeping the others counts 0.3 times as much as coming nearer, or not at all. Each term is
+    measured alone at ``step`` and ``-step``, no alpha exceeds ``most``, and at most ``tries``
+    merges are measured.
     """
 
     base: ModelRef

@@ -86,7 +86,8 @@ class Profile:
         """Say which shifts cannot be told from none, and which other traits move further."""
         shifts, furthest = self.best.shifts, max(map(abs, self.target.values()))
         unclear = [t for t, w in self._targets if w and shifts[t].low <= 0.0 <= shifts[t].high]
-        moved = [t for t in shifts.keys() - self.target if abs(shifts[t].value) > furthest]
+        others = (trait for trait in shifts if trait not in self.target)
+        moved = [trait for trait in others if abs(shifts[trait].value) > furthest]
         return [
             f"{trait}: the interval of the shift also holds 0; a measure with more items says more"
             for trait in unclear

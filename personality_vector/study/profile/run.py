@@ -159,9 +159,12 @@ class _Bench:
         step = search.recipe.step
         self.arms = [Arm(WeightEdit(delta), (-step, step)) for delta in search.deltas]
         self.merges: dict[tuple[float, ...], str] = {}
+        self.known: list[Trait] = []  # traits whose slopes are known
 
     def slopes(self) -> dict[Trait, list[Interval]]:
         """Measure the base and each term alone; return the slope of each trait for each term.
+
+        A trait without a target that cannot be scored everywhere is left out.
 
         Raises:
             DataError: The measure gives no interval of a shift.
@@ -176,12 +179,14 @@ class _Bench:
             ]
             for trait, column in columns.items()
         }
-        if not np.isfinite([slopes[trait] for trait in self.search.recipe.target]).all():
+        found = {trait: row for trait, row in slopes.items() if np.isfinite(row).all()}
+        if lacking := self.search.recipe.target.keys() - found.keys():
             raise DataError(
-                f"{self.search.measure.name}: gives no interval of a shift; take a measure with "
-                "several items, or give several seeds"
+                f"{self.search.measure.name}: gives no interval of a shift of {some(lacking)}; "
+                "take a measure with several items, or give several seeds"
             )
-        return slopes
+        self.known = list(found)
+        return found
 
     def tried(self, alphas: Float[ndarray, " terms"]) -> Try:
         """Measure the merge of all terms; where every alpha is 0, that is the base."""
@@ -204,7 +209,14 @@ class _Bench:
         return label
 
     def _shifts(self, place: tuple[str, float]) -> Shifts:
-        return {trait: column.at(place) for trait, column in self._columns().items()}
+        columns = self._columns()
+        shifts = {trait: columns[trait].at(place) for trait in self.known}
+        if unknown := [trait for trait, shift in shifts.items() if not np.isfinite(shift).all()]:
+            raise DataError(
+                f"{self.search.measure.name}: nothing about {some(unknown)} can be scored at "
+                f"{place[0]}; take another measure or judge, or a smaller most"
+            )
+        return shifts
 
     def _columns(self) -> Mapping[Trait, Column]:
         """Measure what is missing, and return the numbers of each trait, item by item."""
