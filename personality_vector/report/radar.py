@@ -56,7 +56,8 @@ def _panels(number: Number, table: pd.DataFrame) -> Iterator[tuple[str, Number, 
         rows = own[is_base | (own["intervention"] == label)]
         strengths = own[own["intervention"] == label]["strength"]
         ends = dict.fromkeys(f"{end:g}" for end in (strengths.min(), strengths.max()))
-        yield f"{number.name}\n{label} {' to '.join(ends) if labels else ''}", number, rows
+        at = f" at {' to '.join(ends)}" if labels else ""
+        yield f"{number.name}\n{label}{at}", number, rows
 
 
 def _draw(
