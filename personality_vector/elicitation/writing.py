@@ -275,9 +275,13 @@ def write_twins(prompts: Sequence[str], generator: Generator) -> Twins:
         raise DataError(f"the prompt {repeated[0][:60]!r} is given twice; give each once")
     pairs, unusable = list[CreativityPair](), dict[str, str]()
     for prompt in progress(prompts, "write twins"):
-        chat = question(_TWIN.format(prompt=prompt))
-        twin = _twin(generator(chat, Twin.model_json_schema()))
-        if why := _why_unusable(prompt, twin):
+        chat, twin = question(_TWIN.format(prompt=prompt)), ""
+        try:
+            twin = _twin(generator(chat, Twin.model_json_schema()))
+            why = _why_unusable(prompt, twin)
+        except DataError as error:  # one reply that cannot be had takes no other with it
+            why = str(error)
+        if why:
             unusable[prompt] = why
         else:
             pairs.append(CreativityPair(creative=prompt, uncreative=twin))

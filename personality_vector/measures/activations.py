@@ -216,7 +216,7 @@ class Activations(BaseMeasure):
             readings += [
                 Reading(f"{self.name}.projection", value, name, n=len(replied), unscored=unscored),
                 Reading(along[0].measure, fmean(o.value for o in along), name, n=len(along)),
-                _score(f"{self.name}.cosine_with_vector", name, cosines, unscored),
+                _score(f"{self.name}.cosine_with_vector", name, cosines, (len(replied), unscored)),
             ]
             seen += along + cosines
         return readings, seen
@@ -292,8 +292,10 @@ def _observed(
     return [Observation(measure, trait, item, fmean(own)) for item, own in by_item.items()]
 
 
-def _score(measure: str, trait: str, seen: Sequence[Observation], unscored: int) -> Reading:
-    """Return the mean over items, with its 95 % interval."""
+def _score(
+    measure: str, trait: str, seen: Sequence[Observation], counts: tuple[int, int]
+) -> Reading:
+    """Return the mean over items, with its 95 % interval; counts of replies, and unscored ones."""
     import numpy as np
 
     from personality_vector.numeric.statistics import bootstrapped
@@ -301,7 +303,7 @@ def _score(measure: str, trait: str, seen: Sequence[Observation], unscored: int)
     values = np.array([one.value for one in seen])
     low, high = bootstrapped(values[:, None]) or (None, None)
     value = fmean(values) if len(values) else None
-    return Reading(measure, value, trait, low, high, len(values), unscored, "cosine")
+    return Reading(measure, value, trait, low, high, *counts, "cosine")
 
 
 def _cosine_sum(

@@ -157,7 +157,10 @@ class Answers:
     def __call__(self, chat, schema, /):
         assert schema == Twin.model_json_schema()
         self.asked.append(chat[-1]["content"])
-        return next(self.replies)
+        reply = next(self.replies)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
 
 PROMPTS = [f"Write a story about a dream of the number {n}." for n in range(7)]
@@ -187,6 +190,13 @@ def test_usable_twins_are_paired_with_their_prompts_and_the_others_are_told_with
         PROMPTS[5]: "it is JSON of another form",
     }
     assert all(prompt in asked for prompt, asked in zip(PROMPTS, generator.asked, strict=True))
+
+
+def test_a_reply_that_cannot_be_had_takes_no_other_with_it():
+    answers = Answers("Write about a sum.", DataError("the server refused"), "Write a list.")
+    found = write_twins(PROMPTS[:3], answers)
+    assert len(found.pairs) == 2
+    assert found.unusable == {PROMPTS[1]: "the server refused"}
 
 
 def test_without_a_usable_twin_or_with_a_prompt_twice_there_are_no_pairs():

@@ -133,7 +133,7 @@ def test_the_score_is_the_mean_cosine_from_the_last_token_of_the_prompt_on(tiny,
     (reading,) = [one for one in collected.readings if one.measure == name]
     assert reading.value == pytest.approx(sum(expected.values()) / 4, abs=1e-6)
     assert min(expected.values()) <= reading.low < reading.value < reading.high
-    assert (reading.n, reading.unscored, reading.unit) == (4, 0, "cosine")
+    assert (reading.n, reading.unscored, reading.unit) == (8, 0, "cosine")
 
 
 @pytest.mark.parametrize("max_tokens", [1, 26, 500])
