@@ -3,6 +3,7 @@
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from personality_vector.data.creativity import read_creativity_pairs
@@ -42,10 +43,10 @@ class TwinPrompts(BaseIntervention):
             DataError: A message has no twin; raised once a chat is asked.
         """
         require_step(self, strength)
-        yield edited(subject, self._exchanged) if strength else subject
-
-    def _exchanged(self, chat: Chat) -> Chat:
         known = {normalised(text): twin for text, twin in self.twins.items()}
+        yield edited(subject, partial(self._exchanged, known)) if strength else subject
+
+    def _exchanged(self, known: Mapping[str, str], chat: Chat) -> Chat:
         return [
             {**message, "content": self._twin(known, message["content"])}
             if message["role"] == "user"

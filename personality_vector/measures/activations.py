@@ -296,14 +296,10 @@ def _score(
     measure: str, trait: str, seen: Sequence[Observation], counts: tuple[int, int]
 ) -> Reading:
     """Return the mean over items, with its 95 % interval; counts of replies, and unscored ones."""
-    import numpy as np
+    from personality_vector.numeric.statistics import mean_and_interval
 
-    from personality_vector.numeric.statistics import bootstrapped
-
-    values = np.array([one.value for one in seen])
-    low, high = bootstrapped(values[:, None]) or (None, None)
-    value = fmean(values) if len(values) else None
-    return Reading(measure, value, trait, low, high, *counts, "cosine")
+    mean, low, high = mean_and_interval([one.value for one in seen])
+    return Reading(measure, mean, trait, low, high, *counts, "cosine")
 
 
 def _cosine_sum(

@@ -115,9 +115,7 @@ class Creativity(AskingMeasure):
         self, number: str, by_item: Mapping[str, Sequence[str]], asked: int
     ) -> tuple[Reading, list[Observation]]:
         """Return a number as a mean over items, and the mean of each over its answers."""
-        import numpy as np
-
-        from personality_vector.numeric.statistics import bootstrapped
+        from personality_vector.numeric.statistics import mean_and_interval
 
         name, (count, unit) = f"{self.name}.{number}", _NUMBERS[number]
         seen = [
@@ -125,10 +123,8 @@ class Creativity(AskingMeasure):
             for item, texts in by_item.items()
             if texts
         ]
-        values = [one.value for one in seen]
-        low, high = bootstrapped(np.array(values, dtype=float)[:, None]) or (None, None)
+        mean, low, high = mean_and_interval([one.value for one in seen])
         n = sum(map(len, by_item.values()))
-        mean = fmean(values) if values else None
         return Reading(name, mean, "", low, high, n, asked - n, unit), seen
 
 

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from personality_vector.data.lexicon import LONG, Lexicon, read_lexicon
 from personality_vector.data.texts import moving_type_token, sentences, words
 from personality_vector.errors import DataError, some
 from personality_vector.measures.spec import Asking, AskingMeasure, AskingSpec, Traits
-from personality_vector.numeric.statistics import bootstrapped
+from personality_vector.numeric.statistics import mean_and_interval
 from personality_vector.recipes.schema import LocalPath, Words
 from personality_vector.subject import (
     Better,
@@ -138,10 +137,10 @@ class Linguistic(AskingMeasure):
         values = [value for own in by_item.values() for value in own]
         # The replies to a single question are drawn again in place of the questions.
         drawn = values if len(by_item) == 1 else [fmean(own) for own in by_item.values() if own]
-        low, high = bootstrapped(np.array(drawn, dtype=float)[:, None]) or (None, None)
+        mean, low, high = mean_and_interval(drawn)
         return Reading(
             self._called(number),
-            fmean(drawn) if drawn else None,
+            mean,
             trait,
             low,
             high,

@@ -63,6 +63,20 @@ def bootstrapped(
     return float(low), float(high)
 
 
+def mean_and_interval(
+    values: Sequence[float],
+) -> tuple[float | None, float | None, float | None]:
+    """Return the mean of values with the ends of its 95 % bootstrap interval, where there is one.
+
+    >>> mean_and_interval([])
+    (None, None, None)
+    """
+    if not values:
+        return None, None, None
+    low, high = bootstrapped(np.array(values, dtype=float)[:, None]) or (None, None)
+    return math.fsum(values) / len(values), low, high
+
+
 def _means(
     values: Float[ndarray, "items seeds *samples"],
     rows: Float[ndarray, "resamples items"],

@@ -9,8 +9,7 @@ import typer
 
 import personality_vector as pv
 from personality_vector.cli import options
-from personality_vector.cli.steer import along
-from personality_vector.cli.steer.extract import writer_of
+from personality_vector.cli.steer import along, extract
 from personality_vector.errors import DataError, OutputExistsError, require_new
 from personality_vector.lab import BUILTIN, builtin
 
@@ -26,17 +25,11 @@ def write_twins(
         Path, typer.Argument(metavar="PROMPTS", help="A text file, a creative prompt on each line.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE.jsonl", help="The file to write.")],
-    endpoint: Annotated[
-        str | None, typer.Option("--endpoint", metavar="URL", help="An OpenAI-compatible server.")
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="A model of the server.")] = None,
-    api_key_env: Annotated[
-        str, typer.Option("--api-key-env", help="Environment variable with the key.")
-    ] = "OPENAI_API_KEY",
-    local: Annotated[
-        str | None, typer.Option("--local", metavar="PATH", help="A checkpoint, without a server.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the local model's sampling.")] = 0,
+    endpoint: extract.Server = None,
+    model: extract.ServerModel = None,
+    api_key_env: extract.KeyVariable = "OPENAI_API_KEY",
+    local: extract.LocalWriter = None,
+    seed: extract.WriterSeed = 0,
     settings: options.ChatSettings = [],
     force: Annotated[bool, typer.Option("--force", help="Replace a file of pairs.")] = False,
     as_json: options.Json = False,
@@ -53,7 +46,7 @@ def write_twins(
     _require_replaceable(out, force=force)
     asked = read_prompts(prompts)
     server = (model, endpoint, api_key_env)
-    found = write_twins(asked, writer_of("twin", server, local, settings, seed, SHORT))
+    found = write_twins(asked, extract.writer_of("twin", server, local, settings, seed, SHORT))
     rows = [json.dumps(pair.model_dump(), ensure_ascii=False) for pair in found.pairs]
     write_file(out, "".join(f"{row}\n" for row in rows).encode())
     left = [f"left out {prompt[:60]!r}: {why}" for prompt, why in found.unusable.items()]

@@ -25,6 +25,18 @@ if TYPE_CHECKING:
 _UNEDITED = "# Without edits, the digest of the lines above is "
 _OF_VECTORS = ("persona", "layers", "pooling", "estimator")
 
+Server = Annotated[
+    str | None, typer.Option("--endpoint", metavar="URL", help="An OpenAI-compatible server.")
+]
+ServerModel = Annotated[str | None, typer.Option("--model", help="A model of the server.")]
+KeyVariable = Annotated[
+    str, typer.Option("--api-key-env", help="Environment variable with the key.")
+]
+LocalWriter = Annotated[
+    str | None, typer.Option("--local", metavar="PATH", help="A checkpoint, without a server.")
+]
+WriterSeed = Annotated[int, typer.Option("--seed", help="Seed of the local model's sampling.")]
+
 
 def write_persona(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Lower case, such as stoicism.")],
@@ -34,17 +46,11 @@ def write_persona(
         str | None, typer.Option("--opposite", help="What negative answers show. Default: neutral.")
     ] = None,
     pole: options.PoleOption = None,
-    endpoint: Annotated[
-        str | None, typer.Option("--endpoint", metavar="URL", help="An OpenAI-compatible server.")
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="A model of the server.")] = None,
-    api_key_env: Annotated[
-        str, typer.Option("--api-key-env", help="Environment variable with the key.")
-    ] = "OPENAI_API_KEY",
-    local: Annotated[
-        str | None, typer.Option("--local", metavar="PATH", help="A checkpoint, without a server.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the local model's sampling.")] = 0,
+    endpoint: Server = None,
+    model: ServerModel = None,
+    api_key_env: KeyVariable = "OPENAI_API_KEY",
+    local: LocalWriter = None,
+    seed: WriterSeed = 0,
     settings: options.ChatSettings = [],
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.yaml.")] = False,
     as_json: options.Json = False,
