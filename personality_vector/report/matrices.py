@@ -12,6 +12,8 @@ from personality_vector.report.figures import canvas
 _LONGEST, _IN_A_LETTER = 48, 0.075
 """Letters of a line of a name, and the inches of each."""
 _MOST_ROWS = 25
+_LIGHT, _DARK = "#fefefe", "#111111"
+"""Colours of figures on a cell, which a page leaves as they are."""
 
 
 def cosine_figure(frame: pd.DataFrame, *, centred: bool = False) -> Figure:
@@ -81,7 +83,7 @@ def _heat_map(frame: pd.DataFrame, title: str, most: float = 1.0) -> tuple[Figur
     axes.invert_yaxis()
     for (y, x), value in np.ndenumerate(frame.to_numpy()):
         text = "-" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
-        # Dark cells need light figures.
-        colour = "white" if abs(value) > 0.6 * most else "black"
+        # Dark cells need light figures, also in a dark page, where ink and paper change places.
+        colour = _LIGHT if abs(value) > 0.6 * most else _DARK
         axes.text(x + 0.5, y + 0.5, text, color=colour, fontsize=7, ha="center", va="center")
     return figure, image

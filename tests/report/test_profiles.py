@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from personality_vector.report.figures import inlined, save_figure
 from personality_vector.report.matrices import agreement_figure, language_figure
 from personality_vector.report.radar import radar_figure
 from personality_vector.study.profiles import agreement_of_measures, language
@@ -88,6 +89,16 @@ def test_the_figure_of_agreement_writes_every_correlation(tmp_path):
     assert [text.get_text() for text in axes.get_xticklabels()] == list(FIVE)
     drawn = sorted(text.get_text() for text in axes.texts)
     assert drawn == sorted(f"{value:.2f}" for value in table["spearman"])
+
+
+def test_figures_on_cells_keep_their_colour_in_a_dark_page(tmp_path):
+    table = tables_of(WithSelfReport(tmp_path / "a").write())[MEASURES_AGREE]
+    figure = agreement_figure(table)
+    colours = {text.get_color() for text in figure.axes[0].texts}
+    save_figure(figure, tmp_path, "agreement", ".svg")
+    page = inlined(tmp_path / "agreement.svg")
+    assert colours
+    assert all(f'"{colour}"' in page for colour in colours)
 
 
 def test_an_evaluation_has_too_few_points_to_agree(tmp_path):
